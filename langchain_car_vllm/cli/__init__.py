@@ -1,0 +1,1 @@
+"""`car-vllm`: see and end what runs. The only place that prints."""

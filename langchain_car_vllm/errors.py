@@ -1,0 +1,218 @@
+"""Every exception a user can meet.
+
+Tree:
+
+    CarVllmError
+    ├── ConfigurationError (also ValueError)     a setting, argument or variable that cannot work
+    │   └── UnknownModelError                    the model id names nothing we can serve
+    ├── StateDirectoryError                      the run state cannot be kept where it should be
+    ├── RuntimeProvisioningError
+    │   ├── UnsupportedPlatformError             vllm-mlx does not run on this machine
+    │   ├── UvMissingError                       no `uv` to install with
+    │   ├── ProvisionError                       one step of the install failed
+    │   └── NotFoundAfterInstallError            installed, yet the binary is not there
+    ├── ModelDownloadError                       the weights could not be fetched
+    ├── ServerError
+    │   ├── ServerStartError                     the server died or stalled while it was starting
+    │   ├── ServerStartingError                  `startup_timeout` ran out; the start goes on
+    │   ├── ServerStoppedError                   somebody stopped the server under a request
+    │   ├── ServerCrashedError                   the server died under a request
+    │   └── InsufficientMemoryError              the model does not fit into the memory budget
+    └── RequestError                             an answer that cannot be given
+        └── ForcedToolCallError                  the model would not call the tool it had to
+
+Errors that the *server* answers to a request carry LangChain's own exception classes as a second
+base; they live in `langchain_car_vllm.wire.errors`, since this module must not import LangChain.
+
+All of them survive pickling and carry `hint`, the one thing to do about it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+
+def _restore(cls: "type[CarVllmError]", state: dict[str, Any]) -> "CarVllmError":
+    error = cls.__new__(cls)
+    error.__dict__.update(state)
+    return error
+
+
+class CarVllmError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: One sentence that says what happened.
+        hint: What the user can do about it, one sentence.
+
+    Attributes:
+        is_retryable: Whether the same call can succeed later without a change; read by LangChain's
+            `ModelRetryMiddleware`.
+    """
+
+    is_retryable: bool = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.__dict__)
+
+
+class ConfigurationError(CarVllmError, ValueError):
+    """A setting, argument or environment variable that cannot work."""
+
+
+class UnknownModelError(ConfigurationError):
+    """The model id names nothing that can be served.
+
+    Args:
+        model: The id as the user wrote it.
+        detail: Why it is no model id.
+        nearest: Ids that the user may have meant, best first.
+    """
+
+    def __init__(self, model: str, detail: str, *, nearest: tuple[str, ...] = ()) -> None:
+        hint = f"did you mean {' or '.join(f'`{n}`' for n in nearest)}?" if nearest else None
+        super().__init__(f"`{model}` is no model id: {detail}", hint=hint)
+        self.model = model
+        self.nearest = nearest
+
+
+class StateDirectoryError(CarVllmError):
+    """The run state cannot be kept in its directory."""
+
+    def __init__(self, path: Path, detail: str, *, hint: str | None = None) -> None:
+        super().__init__(f"cannot keep run state in `{path}`: {detail}", hint=hint)
+        self.path = path
+
+
+class RuntimeProvisioningError(CarVllmError):
+    """The `vllm-mlx` runtime cannot be found or installed."""
+
+
+class UnsupportedPlatformError(RuntimeProvisioningError):
+    """`vllm-mlx` does not run on this machine."""
+
+
+class UvMissingError(RuntimeProvisioningError):
+    """No `uv` was found to install the runtime with.
+
+    Args:
+        searched: The places that were searched.
+    """
+
+    def __init__(self, searched: tuple[str, ...] = ()) -> None:
+        places = f" (searched {', '.join(searched)})" if searched else ""
+        super().__init__(
+            f"`uv` is required to install the vllm-mlx runtime but was not found{places}",
+            hint="run `pip install uv`, or install `vllm-mlx` yourself with `pip install vllm-mlx`",
+        )
+        self.searched = searched
+
+
+class ProvisionError(RuntimeProvisioningError):
+    """One step of the installation failed.
+
+    Args:
+        step: The step, such as `venv`, `pip-install` or `smoke-test`.
+        detail: What the step said last.
+    """
+
+    def __init__(self, step: str, detail: str, *, hint: str | None = None) -> None:
+        super().__init__(f"provisioning step `{step}` failed: {detail}", hint=hint)
+        self.step = step
+        self.detail = detail
+
+
+class NotFoundAfterInstallError(RuntimeProvisioningError):
+    """The installation went through, yet `vllm-mlx` is not there.
+
+    Args:
+        path: The environment it was installed into.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"vllm-mlx still not found after provisioning into `{path}`",
+            hint=f"remove `{path}` and try again",
+        )
+        self.path = path
+
+
+class ModelDownloadError(CarVllmError):
+    """The model's weights could not be fetched."""
+
+
+class ServerError(CarVllmError):
+    """Something about the supervised server.
+
+    Args:
+        message: One sentence that says what happened.
+        hint: What to do about it.
+        exit_code: The server's exit code, negative for a signal, None if unknown.
+        log_tail: The last lines of this start's log.
+        log_path: Where the whole log is.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        exit_code: int | None = None,
+        log_tail: tuple[str, ...] = (),
+        log_path: Path | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+        self.log_tail = log_tail
+        self.log_path = log_path
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.log_tail:
+            parts.append("\n".join(f"    {line}" for line in self.log_tail))
+        if self.log_path is not None:
+            parts.append(f"log: {self.log_path}")
+        if self.hint is not None:
+            parts.append(f"hint: {self.hint}")
+        return "\n\n".join(parts)
+
+
+class ServerStartError(ServerError):
+    """The server died, stalled or could not be spawned while it was starting."""
+
+
+class ServerStartingError(ServerError):
+    """`startup_timeout` ran out; the start goes on and a later call finds it."""
+
+    is_retryable = True
+
+
+class ServerStoppedError(ServerError):
+    """Somebody stopped the server while it was answering; the next call starts it again."""
+
+    is_retryable = True
+
+
+class ServerCrashedError(ServerError):
+    """The server died while it was answering."""
+
+    is_retryable = True
+
+
+class InsufficientMemoryError(ServerError):
+    """The model does not fit into the memory budget, with the numbers in the message."""
+
+
+class RequestError(CarVllmError):
+    """An answer that cannot be given although the server is well."""
+
+
+class ForcedToolCallError(RequestError):
+    """The model was to call a tool and did not, not even when constrained to."""

@@ -1,0 +1,69 @@
+"""Folders and environment variables: the one place that knows their names.
+
+Nothing here touches the disk at import. `CAR_HOME` moves the run state only; the managed runtime
+stays in `~/.car/visual-runtime`, which CAR shares.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
+
+
+def variable(name: str) -> str | None:
+    """Return an environment variable, treating an empty one as unset."""
+    return os.environ.get(name) or None
+
+
+def home() -> Path | None:
+    """Return `$HOME`, or None where it is unset, empty or not absolute.
+
+    The password database is not asked: a process that hides HOME wants its home left alone.
+    """
+    value = variable("HOME")
+    return Path(value) if value and Path(value).is_absolute() else None
+
+
+def car_home() -> Path:
+    """Return the folder of the run state: `CAR_HOME`, else `~/.car`, else a private temporary one.
+
+    Raises:
+        ConfigurationError: `CAR_HOME` is not an absolute path.
+        StateDirectoryError: There is no home, and the temporary folder is not safely ours.
+    """
+    if value := variable("CAR_HOME"):
+        path = Path(value)
+        if not path.is_absolute():
+            raise ConfigurationError(
+                f"CAR_HOME must be an absolute path, not `{value}`",
+                hint="set CAR_HOME to a local directory such as `/Users/you/.car`",
+            )
+        return path
+    if base := home():
+        return base / ".car"
+    return _private_temporary_home()
+
+
+def _private_temporary_home() -> Path:
+    path = Path(tempfile.gettempdir()) / f"car-vllm-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StateDirectoryError(
+            path,
+            "it is not a directory of yours alone",
+            hint="set HOME, or CAR_HOME to a directory of your own",
+        )
+    return path
+
+
+def run_root() -> Path:
+    """Return the folder that holds one directory per server key."""
+    return car_home() / "run" / "vllm-py"
+
+
+def managed_root() -> Path | None:
+    """Return the managed runtime's virtual environment, or None without a home."""
+    base = home()
+    return base / ".car" / "visual-runtime" if base else None

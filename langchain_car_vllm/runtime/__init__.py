@@ -1,0 +1,1 @@
+"""The installed software: host check, locating and provisioning `vllm-mlx`."""

@@ -1,0 +1,61 @@
+"""What makes two users share one server."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+Engine = Literal["auto", "simple", "batched"]
+PROTOCOL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """A server as the user asked for it, before anything was located or downloaded.
+
+    Attributes:
+        source: What `vllm-mlx serve` is given: a Hub repository or an absolute directory.
+        name: The served model name: the user's id without `vllm-mlx/`.
+        revision: Hub revision, None for the default branch.
+        engine: Which engine; `auto` decides once the model is known.
+        server_args: Appended last to the command line.
+        server_env: Added last to the server's environment; the values are secrets.
+        embeddings: Whether it serves embeddings instead of chat.
+        keep_alive: Seconds without a request after which it stops; 0 at once, -1 never. No part
+            of the identity.
+        auto_install: Whether the runtime may be installed. No part of the identity.
+        auto_pull: Whether the model may be downloaded. No part of the identity.
+    """
+
+    source: str
+    name: str
+    revision: str | None = None
+    engine: Engine = "auto"
+    server_args: tuple[str, ...] = ()
+    server_env: tuple[tuple[str, str], ...] = ()
+    embeddings: bool = False
+    keep_alive: float = 600.0
+    auto_install: bool = True
+    auto_pull: bool = True
+
+    def __repr__(self) -> str:
+        return f"ServerSpec({self.source!r}, name={self.name!r}, engine={self.engine!r})"
+
+    def key(self, binary: str | None = None) -> str:
+        """Return the identity as 16 hexadecimal digits.
+
+        Args:
+            binary: The real path that `CAR_VLLM_MLX_BIN` names, None where it is not set.
+        """
+        identity = [
+            PROTOCOL,
+            self.source,
+            self.name,
+            self.revision,
+            self.engine,
+            self.server_args,
+            sorted(self.server_env),
+            self.embeddings,
+            binary,
+        ]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The dialect: what vllm-mlx and LangChain say to each other."""

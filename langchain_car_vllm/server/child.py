@@ -1,4 +1,4 @@
-"""The supervisor's child: spawned so that it cannot outlive its parent, ended so that it is gone."""
+"""The supervisor's child: it cannot outlive its parent, and once ended it is gone."""
 
 import os
 import secrets
@@ -58,6 +58,7 @@ class Child:
         binary: Path,
         arguments: Sequence[str],
         environment: Mapping[str, str],
+        *,
         log: Path,
         api_key: str | None = None,
     ) -> None:
@@ -78,7 +79,7 @@ class Child:
         mode = "run" if interpreter else "exec"
         _rotate(log)
         try:
-            with log.open("ab", opener=_private) as output:
+            with log.open("ab") as output:
                 self._process = subprocess.Popen(
                     [
                         str(interpreter or sys.executable),
@@ -176,10 +177,6 @@ class Child:
         with self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 8192))
             return _SAVING in file.read()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _rotate(log: Path) -> None:

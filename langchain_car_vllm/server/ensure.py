@@ -84,7 +84,7 @@ async def alease(
     """Do what `lease` does without blocking the event loop; cancelling it cancels no start."""
     waiting = await asyncio.to_thread(_wait, spec, policy, startup_timeout, on_progress)
     try:
-        while (endpoint := await asyncio.to_thread(waiting.step)) is None:
+        while (endpoint := await asyncio.to_thread(waiting.step)) is None:  # noqa: ASYNC110
             await asyncio.sleep(waiting.policy.client_tick)
         yield Lease(endpoint, waiting)
     finally:

@@ -82,7 +82,7 @@ def _end_requests_on_shutdown() -> None:
 class _GrammarOnCpu(importlib.abc.MetaPathFinder):
     """Gives llguidance a NumPy kernel where MLX has no Metal, or every grammar is a 500."""
 
-    def find_spec(self, fullname, path, target=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002, D102
+    def find_spec(self, fullname, path, target=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG002
         if fullname != "llguidance.mlx":
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)

@@ -60,7 +60,7 @@ from langchain_car_vllm.server.state import (
 _PORT_ATTEMPTS = 3
 
 
-class _Ending(Exception):
+class _Ending(Exception):  # noqa: N818
     """The life is over, for a reason that is nobody's fault."""
 
     def __init__(self, reason: Reason) -> None:
@@ -264,8 +264,8 @@ class Life:
                 runtime.server,
                 serve_arguments(self._spec, launch, port.number),
                 server_environment(self._spec, os.environ, offline=launch.offline),
-                self._directory.log,
-                api_key,
+                log=self._directory.log,
+                api_key=api_key,
             )
         except OSError as error:
             raise ServerStartError(

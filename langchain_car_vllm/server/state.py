@@ -130,10 +130,12 @@ def decode_error(encoded: dict[str, Any]) -> errors.CarVllmError:
     cls = getattr(errors, encoded["type"], None)
     if not (isinstance(cls, type) and issubclass(cls, errors.CarVllmError)):
         cls = errors.ServerStartError
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in encoded["fields"].items()}
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in encoded["fields"].items()
+    }
     for name in ("path", "log_path"):
-        if isinstance(fields.get(name), str):
-            fields[name] = Path(fields[name])
+        if isinstance(value := fields.get(name), str):
+            fields[name] = Path(value)
     error: errors.CarVllmError = cls.__new__(cls)
     error.__dict__.update(fields)
     return error

@@ -17,39 +17,61 @@ from langchain_car_vllm.server.locks import release, try_exclusive
 def serve(context: Context, child: Child, clients: ClientRecords) -> NoReturn:
     """Watch over a ready server.
 
-    The lease is tried only when the deadline has come, and a use that was recorded in the meantime
-    wins over the lock. Whoever ends the life for idleness keeps the lease until it is over.
-
     Raises:
         Ending: It was idle, or its memory is needed and nobody is served.
         ServerCrashedError: It died.
     """
-    policy, inbox = context.policy, context.inbox
-    floor = time.monotonic()
-    was_used = was_busy = False
+    idleness = _Idleness(context, clients)
     while True:
-        now = time.monotonic()
         if (code := child.exit_code()) is not None:
-            _report_crash(context, child, code, was_used=was_used)
-        child.trim_log(policy.log_limit)
-        if clients.poll(now):
-            was_used, was_busy = True, False
-        deadline = idle_deadline(clients.uses, floor, context.spec.keep_alive)
-        if inbox.eviction_requested:
-            inbox.eviction_requested = False
-            if try_exclusive(context.lease):
+            _report_crash(context, child, code, was_used=idleness.was_used)
+        child.trim_log(context.policy.log_limit)
+        context.pause(idleness.seconds_to_next_look())
+
+
+class _Idleness:
+    """Finds the moment when nobody uses the server.
+
+    The lease is tried only when the deadline has come, and a use that was recorded in the meantime
+    wins over the lock. Whoever ends the life for idleness keeps the lease until it is over.
+    """
+
+    def __init__(self, context: Context, clients: ClientRecords) -> None:
+        self._context = context
+        self._clients = clients
+        self._floor = time.monotonic()
+        self._was_busy = False
+        self.was_used = False
+
+    def seconds_to_next_look(self) -> float:
+        """Return how long there is nothing to see.
+
+        Raises:
+            Ending: It is over.
+        """
+        now = time.monotonic()
+        if self._clients.poll(now):
+            self.was_used, self._was_busy = True, False
+        if self._context.inbox.eviction_requested:
+            self._context.inbox.eviction_requested = False
+            if try_exclusive(self._context.lease):
                 raise Ending("evicted")
-        elif now >= deadline:
-            if not try_exclusive(context.lease):
-                was_busy = True
-            elif was_busy or clients.poll(time.monotonic()):
-                # A release nobody recorded: a client died in the middle of a request.
-                floor, was_busy = now if was_busy else floor, False
-                release(context.lease)
-                continue
-            else:
-                raise Ending("idle")
-        context.pause(min(policy.idle_tick, max(deadline - now, policy.start_tick)))
+        deadline = idle_deadline(self._clients.uses, self._floor, self._context.spec.keep_alive)
+        if now >= deadline:
+            self._end_if_unused(now)
+        policy = self._context.policy
+        return min(policy.idle_tick, max(deadline - now, policy.start_tick))
+
+    def _end_if_unused(self, now: float) -> None:
+        if not try_exclusive(self._context.lease):
+            self._was_busy = True
+            return
+        if not self._was_busy and not self._clients.poll(time.monotonic()):
+            raise Ending("idle")
+        if self._was_busy:
+            # Nobody recorded this release: a client died in the middle of a request.
+            self._floor, self._was_busy = now, False
+        release(self._context.lease)
 
 
 def _report_crash(context: Context, child: Child, code: int, *, was_used: bool) -> NoReturn:

@@ -39,7 +39,7 @@ def test_first_come_first_served(directory: ServerDirectory):
     turns[1].give_back()
     assert turns[2].try_take()
     turns[2].give_back()
-    assert os.listdir(directory.turns) == []
+    assert not any(directory.turns.iterdir())
 
 
 def test_who_leaves_the_queue_lets_the_next_through(directory: ServerDirectory):
@@ -54,12 +54,16 @@ def test_forked_child_keeps_no_turn(directory: ServerDirectory):
     """A child that outlives its parent's turn does not hold it."""
     turn = Turn(directory)
     assert turn.try_take()
+    told, tell = os.pipe()
     reading, writing = os.pipe()
     if not (child := os.fork()):
         os.close(writing)
+        os.write(tell, b".")
         os.read(reading, 1)
         os._exit(0)
-    os.close(reading)
+    os.read(told, 1)
+    for descriptor in (told, tell, reading):
+        os.close(descriptor)
     for descriptor in (turn._mine, turn._turn):
         os.close(descriptor)
     from langchain_car_vllm.server import turns
@@ -120,8 +124,9 @@ async def test_cancelled_waiter_leaves_the_queue(multimodal: Fake):
     async with alease(spec, policy=FAST):
         task = asyncio.create_task(take())
         turns = multimodal.directory(engine="batched").turns
-        while not await asyncio.to_thread(os.listdir, turns):
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(
+            lambda: eventually(lambda: any(turns.iterdir()), "the ticket to be drawn")
+        )
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -77,7 +77,12 @@ class UnknownModelError(ConfigurationError):
     """
 
     def __init__(self, model: str, detail: str, *, nearest: tuple[str, ...] = ()) -> None:
-        hint = f"did you mean {' or '.join(f'`{n}`' for n in nearest)}?" if nearest else None
+        hint = (
+            f"did you mean {' or '.join(f'`{n}`' for n in nearest)}?"
+            if nearest
+            else "write `vllm-mlx/<catalog name>`, `<org>/<repo>` on the Hub, or a directory that "
+            "starts with `/`, `./`, `../` or `~`"
+        )
         super().__init__(f"`{model}` is no model id: {detail}", hint=hint)
         self.model = model
         self.nearest = nearest

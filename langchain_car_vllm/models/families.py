@@ -1,0 +1,256 @@
+"""Model families as data: what a name, a `model_type` and a chat template tell.
+
+The server detects neither parser by itself (vllm-mlx 0.6.0), and a wrong one is worse than none: a
+reasoning parser on a model that does not think swallows a streamed answer. So a family gives its
+parsers, and the model's own chat template has the last word where `template_decides`.
+
+To add a family, add a row to `FAMILIES`, the more specific one first, and a sample of its output to
+the family tests, which drive the server's real parsers with it.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+    """What is known of a family.
+
+    Attributes:
+        name: What it is called here, None for a model of no known family.
+        pattern: Matches the last part of a model's name in lower case.
+        model_types: Values of `model_type` in `config.json`, for a name that says nothing.
+        tool_call_parser: Value for `--tool-call-parser`.
+        reasoning_parser: Value for `--reasoning-parser`.
+        thinks: Whether it thinks, judged by name.
+        template_decides: Whether the chat template overrules `thinks`.
+        streams_tool_calls: False where the server's parser loses tool calls in a stream.
+        media: What it takes beside text, of `image`, `audio` and `video`.
+    """
+
+    name: str | None
+    pattern: str = r"(?!)"
+    model_types: tuple[str, ...] = ()
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    thinks: bool = False
+    template_decides: bool = False
+    streams_tool_calls: bool = True
+    media: tuple[str, ...] = ()
+
+
+UNKNOWN = Family(name=None, reasoning_parser="qwen3", template_decides=True)
+
+FAMILIES = (
+    Family(
+        "gpt-oss",
+        r"gpt[-_]?oss",
+        ("gpt_oss",),
+        tool_call_parser="gpt-oss",
+        reasoning_parser="gpt_oss",
+        thinks=True,
+        streams_tool_calls=False,
+    ),
+    Family(
+        "deepseek-v4",
+        r"deepseek[-_]?v4",
+        ("deepseek_v4",),
+        tool_call_parser="deepseek_v4",
+        reasoning_parser="deepseek_v4",
+        thinks=True,
+    ),
+    Family(
+        "deepseek-r1",
+        r"deepseek[-_]?r1",
+        tool_call_parser="deepseek",
+        reasoning_parser="deepseek_r1",
+        thinks=True,
+        streams_tool_calls=False,
+    ),
+    Family(
+        "deepseek-v3",
+        r"deepseek",
+        ("deepseek_v3", "deepseek_v32"),
+        tool_call_parser="deepseek",
+        reasoning_parser="deepseek_r1",
+        template_decides=True,
+        streams_tool_calls=False,
+    ),
+    Family("qwen3-coder", r"qwen-?3-?coder", tool_call_parser="hermes"),
+    Family(
+        "qwen3-vl-thinking",
+        r"qwen-?3-?vl.*thinking",
+        tool_call_parser="qwen",
+        reasoning_parser="qwen3",
+        thinks=True,
+        media=("image", "video"),
+    ),
+    Family(
+        "qwen3-vl",
+        r"qwen-?3-?vl",
+        ("qwen3_vl", "qwen3_vl_moe"),
+        tool_call_parser="qwen",
+        reasoning_parser="qwen3",
+        template_decides=True,
+        media=("image", "video"),
+    ),
+    Family(
+        "qwen3.5",
+        r"qwen-?3[._][5-9]",
+        ("qwen3_5", "qwen3_5_moe"),
+        tool_call_parser="qwen",
+        reasoning_parser="qwen3",
+        thinks=True,
+        template_decides=True,
+        media=("image", "video"),
+    ),
+    Family("qwen3-instruct", r"qwen-?3.*instruct", tool_call_parser="qwen"),
+    Family(
+        "qwen3-thinking",
+        r"qwen-?3.*thinking|qwq",
+        tool_call_parser="qwen",
+        reasoning_parser="qwen3",
+        thinks=True,
+    ),
+    Family(
+        "qwen3",
+        r"qwen-?3",
+        ("qwen3", "qwen3_moe", "qwen3_next"),
+        tool_call_parser="qwen",
+        reasoning_parser="qwen3",
+        thinks=True,
+        template_decides=True,
+    ),
+    Family(
+        "qwen2.5-vl",
+        r"qwen-?2(\.5)?-?vl",
+        ("qwen2_vl", "qwen2_5_vl"),
+        tool_call_parser="qwen",
+        media=("image", "video"),
+    ),
+    Family("qwen2.5", r"qwen-?(1|2)", ("qwen2", "qwen2_moe"), tool_call_parser="qwen"),
+    Family(
+        "gemma-4",
+        r"gemma-?4.*(e2b|e4b|12b)",
+        tool_call_parser="gemma4",
+        reasoning_parser="gemma4",
+        thinks=True,
+        media=("image", "audio", "video"),
+    ),
+    Family(
+        "gemma-4",
+        r"gemma-?4",
+        ("gemma4",),
+        tool_call_parser="gemma4",
+        reasoning_parser="gemma4",
+        thinks=True,
+        media=("image", "video"),
+    ),
+    Family("gemma-3", r"gemma-?3", ("gemma3", "gemma3n"), media=("image",)),
+    Family("hermes", r"hermes", tool_call_parser="hermes"),
+    Family("llama-4", r"llama-?4", ("llama4",), tool_call_parser="llama", media=("image",)),
+    Family("llama-3", r"llama-?3(?!.*(nemotron|vision))", tool_call_parser="llama"),
+    Family(
+        "mistral-thinking",
+        r"magistral|mi[ns]i?stral.*reasoning",
+        tool_call_parser="mistral",
+        reasoning_parser="mistral",
+        thinks=True,
+    ),
+    Family(
+        "mistral",
+        r"mistral|devstral|ministral|mixtral|codestral",
+        ("mistral", "mistral3", "ministral3", "mixtral"),
+        tool_call_parser="mistral",
+        reasoning_parser="mistral",
+        template_decides=True,
+    ),
+    Family(
+        "glm",
+        r"glm-?[45]",
+        ("glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+        tool_call_parser="glm47",
+        reasoning_parser="glm4",
+        thinks=True,
+        template_decides=True,
+    ),
+    Family(
+        "kimi-k2",
+        r"kimi-?k2",
+        ("kimi_k2",),
+        tool_call_parser="kimi",
+        streams_tool_calls=False,
+    ),
+    Family("granite-4", r"granite-?4", ("granitemoehybrid",), tool_call_parser="hermes"),
+    Family(
+        "granite-3",
+        r"granite",
+        ("granite", "granitemoe"),
+        tool_call_parser="granite",
+        streams_tool_calls=False,
+    ),
+    Family(
+        "nemotron-3",
+        r"nemotron-?3|nemotron.*nano.*30b",
+        ("nemotron_h",),
+        tool_call_parser="nemotron",
+    ),
+    Family("minimax-m2", r"minimax-?m2", ("minimax_m2",), tool_call_parser="minimax"),
+    Family(
+        "step-3.5",
+        r"step-?3[.p]?[57]",
+        ("step3p5",),
+        tool_call_parser="step3p5",
+        reasoning_parser="step3p5",
+        thinks=True,
+    ),
+    Family("xlam", r"xlam", tool_call_parser="xlam", streams_tool_calls=False),
+    Family("functionary", r"functionary", tool_call_parser="functionary"),
+)
+
+# For models of no known family: what a chat template writes around a call tells its format.
+TEMPLATE_FORMATS = (
+    ("<|tool_call>call:", "gemma4"),
+    ("\uff5cDSML\uff5c", "deepseek_v4"),
+    ("<\uff5ctool\u2581calls\u2581begin\uff5c>", "deepseek"),
+    ("<|tool_calls_section_begin|>", "kimi"),
+    ("<minimax:tool_call>", "minimax"),
+    ("<|channel|>", "gpt-oss"),
+    ("<arg_key>", "glm47"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|python_tag|>", "llama"),
+    ("<tool_call>", "hermes"),
+)
+
+# The server's parsers for these formats find nothing while streaming.
+UNSTREAMED_PARSERS = frozenset({"deepseek", "gpt-oss", "granite", "kimi", "xlam"})
+
+
+def family_facts(name: str) -> Family:
+    """Return what a model's name alone tells; `UNKNOWN` where it tells nothing.
+
+    Args:
+        name: A catalog name, a Hub repository or a path; the last part counts.
+    """
+    short = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return next((family for family in FAMILIES if re.search(family.pattern, short)), UNKNOWN)
+
+
+def family_of_type(model_type: str) -> Family:
+    """Return the family of a `model_type` from `config.json`, else `UNKNOWN`."""
+    return next((family for family in FAMILIES if model_type in family.model_types), UNKNOWN)
+
+
+def template_tool_format(template: str) -> str | None:
+    """Return the tool call parser that a chat template points to, None where it takes no tools."""
+    if "tools" not in template:
+        return None
+    return next((parser for mark, parser in TEMPLATE_FORMATS if mark in template), None)
+
+
+def template_thinks(template: str) -> bool:
+    """Return whether a chat template can make the model think.
+
+    A template names the switch (`enable_thinking`), or opens the thought at its very end; `<think>`
+    elsewhere only strips old thoughts from the history.
+    """
+    return "enable_thinking" in template or "<think>" in template[-300:] or "[THINK]" in template

@@ -119,9 +119,14 @@ class IncompleteAnswerError(ServerFailedError):
 
 
 class ConnectionFailedError(AnswerError, ModelConnectionError):
-    """Nobody answers at the endpoint, or the connection broke."""
+    """Nobody answers at the endpoint, or the connection broke.
+
+    Attributes:
+        refused: Nobody listened, so the request never arrived.
+    """
 
     is_retryable = True
+    refused = False
 
 
 class RequestTimeoutError(AnswerError, ModelTimeoutError):

@@ -33,10 +33,12 @@ def mapped_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[None]:
         raise timed_out(endpoint, timeout) from error
     except (openai.APIConnectionError, httpx2.TransportError) as error:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-        raise ConnectionFailedError(
+        failed = ConnectionFailedError(
             f"the connection to {endpoint.base_url} failed: {cause or error}",
             log_path=endpoint.log_path,
-        ) from error
+        )
+        failed.refused = isinstance(cause, httpx2.ConnectError)
+        raise failed from error
 
 
 @contextmanager

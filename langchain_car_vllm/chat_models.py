@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.chat_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -18,12 +18,11 @@ from langchain_core.runnables import Runnable
 from pydantic import Field, model_validator
 
 from langchain_car_vllm import __version__
-from langchain_car_vllm.connection import Connection, ServedModel
-from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
+from langchain_car_vllm.connection import Connection, Replay, ServedModel
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import family_facts, model_profile
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.wire import parameters
-from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
 from langchain_car_vllm.wire.reasoning import PROVIDER, Reasoning
 from langchain_car_vllm.wire.structured import (
     Method,
@@ -39,6 +38,9 @@ from langchain_car_vllm.wire.tools import (
     openai_tools,
     tool_name,
 )
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.wire.chat import WireChat
 
 
 class ChatVllmMlx(ServedModel, BaseChatModel):
@@ -157,7 +159,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         given = {**self._parameters, **kwargs}
         found = LangSmithParams(
             ls_provider=PROVIDER,
-            ls_model_name=self._model_id(given.get("model")).name,
+            ls_model_name=self._name(given.get("model")),
             ls_model_type="chat",
         )
         if (temperature := given.get("temperature")) is not None:
@@ -176,7 +178,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         for output in llm_outputs:
             for name, count in ((output or {}).get("token_usage") or {}).items():
                 total[name] = total.get(name, 0) + count
-        return {"token_usage": total, "model_name": self._model_id().name}
+        return {"token_usage": total, "model_name": self._name()}
 
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> "_Call":
         given = {**self._parameters, **kwargs}
@@ -199,14 +201,14 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call, replay = self._call(stop, kwargs), _Replay()
+        call, replay = self._call(stop, kwargs), Replay()
         while True:
             with self._connection(call.spec, call.model) as connection:
                 try:
                     return self._wrapped(connection)._generate(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
-                except _BROKEN as error:
+                except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
 
     async def _agenerate(
@@ -216,7 +218,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call, replay = self._call(stop, kwargs), _Replay()
+        call, replay = self._call(stop, kwargs), Replay()
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:
@@ -224,7 +226,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
                     return await chat._agenerate(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
-                except _BROKEN as error:
+                except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)
 
     def _stream(
@@ -234,7 +236,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call, replay = self._call(stop, kwargs), _Replay()
+        call, replay = self._call(stop, kwargs), Replay()
         while True:
             with self._connection(call.spec, call.model) as connection:
                 try:
@@ -245,9 +247,10 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
                         for chunk in chunks:
                             replay.seen = True
                             yield chunk
-                    return
-                except _BROKEN as error:
+                except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
+                else:
+                    return
 
     async def _astream(
         self,
@@ -256,7 +259,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call, replay = self._call(stop, kwargs), _Replay()
+        call, replay = self._call(stop, kwargs), Replay()
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:
@@ -268,16 +271,17 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
                         async for chunk in chunks:
                             replay.seen = True
                             yield chunk
-                    return
-                except _BROKEN as error:
+                except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)
+                else:
+                    return
 
-    def _wrapped(self, connection: Connection) -> Any:
+    def _wrapped(self, connection: Connection) -> "WireChat":
         from langchain_car_vllm.wire.chat import wrapped  # noqa: PLC0415 - imports openai
 
         return wrapped(connection.endpoint, self._header_items(), self.max_retries)
 
-    async def _awrapped(self, connection: Connection) -> Any:
+    async def _awrapped(self, connection: Connection) -> "WireChat":
         # Imports and builds at the first call, which would block the loop.
         return await asyncio.to_thread(self._wrapped, connection)
 
@@ -357,32 +361,6 @@ class _Call(NamedTuple):
     given: dict[str, Any]
 
 
-class _Replay:
-    """Decides whether a call whose connection broke is sent once more.
-
-    Attributes:
-        seen: Whether the user has seen a part of the answer.
-    """
-
-    def __init__(self) -> None:
-        self.seen = False
-        self._replayed = False
-
-    def decide(
-        self, error: CarVllmError, reason: CarVllmError | None, connection: Connection
-    ) -> None:
-        """Return where the call is to be sent again; else raise what happened."""
-        refused = isinstance(error, ConnectionFailedError) and error.refused
-        crashed = isinstance(reason, ServerCrashedError) or (
-            reason is None and refused and connection.endpoint.managed
-        )
-        if crashed and not self.seen and not self._replayed:
-            self._replayed = True
-            return
-        raise (reason or error) from error
-
-
-_BROKEN = (ConnectionFailedError, IncompleteAnswerError)
 _CALL_NAMES = frozenset({*parameters.SAMPLING, *parameters.OURS, *parameters.SERVERS, "model"})
 
 

@@ -1,21 +1,19 @@
 """What the chat model and the embeddings have in common: which server, and how to reach it."""
 
-import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import CarVllmError, ConfigurationError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.paths import variable
-from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
 from langchain_car_vllm.wire.parameters import check_names
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -91,7 +89,7 @@ class ServedModel(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise _configuration_error(error) from error
+            raise _configuration_error(error) from None
 
     @model_validator(mode="after")
     def _check_connection(self) -> Self:
@@ -105,7 +103,7 @@ class ServedModel(BaseModel):
             parse_model_id(self.model)
         seconds(self.keep_alive, "keep_alive", lowest=-1)
         if self.startup_timeout is not None:
-            _check_positive("startup_timeout", self.startup_timeout)
+            check_positive("startup_timeout", self.startup_timeout)
         for argument in self.server_args:
             if argument.split("=", 1)[0] in _REFUSED_ARGUMENTS:
                 raise ConfigurationError(
@@ -120,6 +118,13 @@ class ServedModel(BaseModel):
             name = name.removeprefix("vllm-mlx/")
             return ModelId(name=name, source=name, is_local=False)
         return parse_model_id(name)
+
+    def _name(self, model: str | None = None) -> str:
+        """Return the model's name for traces, also of one that does not exist."""
+        try:
+            return self._model_id(model).name
+        except ConfigurationError:
+            return model or self.model
 
     def _spec(
         self,
@@ -161,28 +166,56 @@ class ServedModel(BaseModel):
             return
         from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
-        with server.lease(
+        with server.lease(  # type: ignore[attr-defined]
             spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
         ) as lease:
             yield lease
 
     @asynccontextmanager
-    async def _aconnection(
-        self, spec: ServerSpec, model: str | None
-    ) -> AsyncIterator[Connection]:
+    async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Connection]:
         """Hold a server for the time of one request without blocking the event loop."""
         if endpoint := self._external(model):
             yield Attached(endpoint)
             return
         from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
-        async with server.alease(
+        async with server.alease(  # type: ignore[attr-defined]
             spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
         ) as lease:
             yield lease
 
     def _header_items(self) -> tuple[tuple[str, str], ...]:
         return tuple(sorted(self.default_headers.items()))
+
+
+class Replay:
+    """Decides whether a call whose connection broke is sent once more.
+
+    Only a crash, or a connection refused before the lease was re-checked, is repeated, once, and
+    only if nothing of the answer was seen.
+
+    Attributes:
+        seen: Whether the user has seen a part of the answer.
+    """
+
+    BROKEN = (ConnectionFailedError, IncompleteAnswerError)
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._replayed = False
+
+    def decide(
+        self, error: CarVllmError, reason: CarVllmError | None, connection: Connection
+    ) -> None:
+        """Return where the call is to be sent again; else raise what happened."""
+        refused = isinstance(error, ConnectionFailedError) and error.refused
+        crashed = isinstance(reason, ServerCrashedError) or (
+            reason is None and refused and connection.endpoint.managed
+        )
+        if crashed and not self.seen and not self._replayed:
+            self._replayed = True
+            return
+        raise (reason or error) from error
 
 
 def seconds(value: str | float, name: str, *, lowest: float = 0) -> float:
@@ -212,7 +245,8 @@ def seconds(value: str | float, name: str, *, lowest: float = 0) -> float:
     return found
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Refuse a setting of 0 or less."""
     if not value > 0:
         raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
 
@@ -222,7 +256,7 @@ def _checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigurationError(
             f"`base_url` must begin with http:// or https://, not `{url}`",
-            hint=f"did you mean `http://{url.split('://')[-1].lstrip('/')}`?",
+            hint=f"did you mean `http://{url.rsplit('://', maxsplit=1)[-1].lstrip('/')}`?",
         )
     return url.rstrip("/")
 

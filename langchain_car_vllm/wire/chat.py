@@ -5,7 +5,7 @@ Importing this module imports openai, so only calls do it, never construction.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -103,29 +103,30 @@ class WireChat(ChatOpenAI):
         ]
         return result_of(deltas, exchange.closing())
 
-    def _stream(  # type: ignore[override]
+    def _stream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
+    ) -> Generator[ChatGenerationChunk, None, None]:
         exchange = self._exchange(messages, stop, kwargs, streamed=True)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
-        for delta in self._deltas(exchange, clock, kwargs.get("extra_headers")):
-            chunk = chunk_of(delta)
-            if run_manager:
-                run_manager.on_llm_new_token(delta.text, chunk=chunk)
-            yield chunk
+        with closing(self._deltas(exchange, clock, kwargs.get("extra_headers"))) as deltas:
+            for delta in deltas:
+                chunk = chunk_of(delta)
+                if run_manager:
+                    run_manager.on_llm_new_token(delta.text, chunk=chunk)
+                yield chunk
         yield closing_chunk(exchange.closing())
 
-    async def _astream(  # type: ignore[override]
+    async def _astream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
         exchange = self._exchange(messages, stop, kwargs, streamed=True)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
         deltas = self._adeltas(exchange, clock, kwargs.get("extra_headers"))
@@ -139,7 +140,7 @@ class WireChat(ChatOpenAI):
 
     def _deltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         with mapped_errors(self.endpoint, clock.timeout):
             for attempt in exchange.attempts():
                 with self._sent(attempt, clock, headers) as response:
@@ -153,7 +154,7 @@ class WireChat(ChatOpenAI):
 
     async def _adeltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         with mapped_errors(self.endpoint, clock.timeout):
             for attempt in exchange.attempts():
                 async with self._asent(attempt, clock, headers) as response:
@@ -208,7 +209,6 @@ def _arguments(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, An
         "extra_headers": headers,
         "timeout": clock.transport,
     }
-
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 import openai
@@ -107,13 +107,14 @@ async def _until_shutdown(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[Non
             await client.close()
 
 
-def _headers(address: Address) -> dict[str, str | openai.Omit]:
+def _headers(address: Address) -> dict[str, str]:
     # An empty organisation keeps the environment's out; then nothing need be said of it.
-    return {
+    headers: dict[str, Any] = {
         "OpenAI-Organization": openai.Omit(),
         "OpenAI-Project": openai.Omit(),
         **dict(address.headers),
     }
+    return headers
 
 
 def _verify(address: Address) -> bool:

@@ -28,8 +28,6 @@ class Attempt:
 
     Attributes:
         answer: What came back so far.
-        text: The answer as the user gets it.
-        thought: The reasoning as the user gets it.
         called: Whether a tool call went to the user.
     """
 
@@ -42,10 +40,12 @@ class Attempt:
 
     @property
     def text(self) -> str:
+        """The answer as the user gets it."""
         return "".join(self._texts)
 
     @property
     def thought(self) -> str:
+        """The reasoning as the user gets it."""
         return "".join(self._thoughts)
 
     @property

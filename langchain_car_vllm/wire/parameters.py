@@ -134,9 +134,7 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
         if name in IGNORED:
             _warn_once(name)
             continue
-        raise ConfigurationError(
-            f"`{name}` is no parameter of this model", hint=_hint(name, known)
-        )
+        raise ConfigurationError(f"`{name}` is no parameter of this model", hint=_hint(name, known))
 
 
 def kept(given: Mapping[str, Any]) -> dict[str, Any]:

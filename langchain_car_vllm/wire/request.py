@@ -42,9 +42,7 @@ def exchange_for(
     return Exchange(body, filters)
 
 
-def body_for(
-    endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[str, Any]
-) -> Body:
+def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[str, Any]) -> Body:
     """Return the JSON body of a plain request."""
     body: Body = {"model": endpoint.served_model, "messages": messages}
     body.update({name: given[name] for name in SAMPLING if given.get(name) is not None})

@@ -20,18 +20,15 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
 
     Raises:
         ConfigurationError: A name is not one the server takes (vllm-mlx 0.6.0: letters, digits,
-            `_` and `-`, at most 64), or occurs twice.
+            `_` and `-`, at most 64).
     """
     converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-    names = [tool_name(tool) for tool in converted]
-    for name in names:
+    for name in map(tool_name, converted):
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
                 f"`{name}` is no tool name the server takes",
                 hint="use letters, digits, `_` and `-`, at most 64 of them",
             )
-        if names.count(name) > 1:
-            raise ConfigurationError(f"two tools are named `{name}`")
     return converted
 
 

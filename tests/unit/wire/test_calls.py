@@ -175,8 +175,7 @@ async def test_cancelling_a_task_ends_the_generation(serve):
     """A cancelled `ainvoke` or `astream` closes its connection."""
     model, dialect = serve(Reply(text="w " * 400, pause=0.005), engine="simple")
     task = asyncio.create_task(_astreamed(model, "hi"))
-    while not dialect.requests:
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(_wait_until, lambda: bool(dialect.requests))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

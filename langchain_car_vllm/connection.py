@@ -166,7 +166,7 @@ class ServedModel(BaseModel):
             return
         from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
-        with server.lease(  # type: ignore[attr-defined]
+        with server.lease(
             spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
         ) as lease:
             yield lease
@@ -179,7 +179,7 @@ class ServedModel(BaseModel):
             return
         from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
-        async with server.alease(  # type: ignore[attr-defined]
+        async with server.alease(
             spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
         ) as lease:
             yield lease

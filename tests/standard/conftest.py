@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Iterator
 
 import pytest
-from dialect import Dialect, Server
+from fakes.dialect import Dialect, Server
 
 _KEYS = {
     ("langchain_car_vllm", "chat_models", "ChatVllmMlx"),

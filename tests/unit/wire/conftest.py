@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from dialect import Dialect, Reply, Script, Server, helpful
+from fakes.dialect import Dialect, Reply, Script, Server, helpful
 
 from langchain_car_vllm import ChatVllmMlx
 

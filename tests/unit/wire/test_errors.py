@@ -5,7 +5,7 @@ import pickle
 import socket
 
 import pytest
-from dialect import Reply
+from fakes.dialect import Reply
 from langchain_core import exceptions as core
 
 from langchain_car_vllm import ChatVllmMlx

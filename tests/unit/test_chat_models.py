@@ -83,7 +83,7 @@ def test_values_that_cannot_work_are_refused_by_name(name, value):
         ("request_timeout", "timeout"),
         ("stop_sequences", "stop"),
         ("openai_api_base", "base_url"),
-        ("temprature", "temperature"),
+        ("top_kk", "top_k"),
         ("nonsense", "extra_body"),
     ],
 )

@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 TESTS ?= tests
+MODELS := $(CURDIR)/.models
+SMOLLM2 := $(MODELS)/smollm2-135m
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-runtime lint format type test cov clean
@@ -27,6 +29,10 @@ lock: ## Compile the development lock anew
 lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
 	$(BIN)/python scripts/lock_runtime.py
 
+demo: install ## The main job with the real server and a small real model; needs no Hub
+	$(BIN)/python examples/build_smollm2.py $(SMOLLM2)
+	$(BIN)/python examples/quickstart.py $(SMOLLM2)
+
 lint: install ## Ruff, import contracts, spelling, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,6 +46,7 @@ format: install ## Format and fix what can be fixed
 
 test: lint ## Everything fast
 	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest integration_tests
 
 clean: ## Remove what the build made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

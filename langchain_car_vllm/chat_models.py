@@ -276,6 +276,19 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
                 else:
                     return
 
+    def unload(self, *, force: bool = False) -> None:
+        """Stop the server and free its memory; the next call starts it again.
+
+        Args:
+            force: Whether to stop it although it is answering somebody, here or in another
+                process; their requests raise `ServerStoppedError`.
+
+        Raises:
+            ServerBusyError: It is answering somebody, and `force` is off.
+            ConfigurationError: The endpoint is run by somebody else.
+        """
+        self._unload(self._spec(engine=self.engine), force=force)
+
     def _wrapped(self, connection: Connection) -> "WireChat":
         from langchain_car_vllm.wire.chat import wrapped  # noqa: PLC0415 - imports openai
 

@@ -66,7 +66,7 @@ def _end_requests_on_shutdown() -> None:
     uvicorn waits for them for ever by default, and only a shutdown that runs to its end saves the
     prefix cache.
     """
-    with suppress(ImportError):
+    with suppress(ImportError, AttributeError):
         import uvicorn  # noqa: PLC0415
 
         initialise = uvicorn.Config.__init__

@@ -18,6 +18,7 @@ Tree:
     │   ├── ServerStartingError                  `startup_timeout` ran out; the start goes on
     │   ├── ServerStoppedError                   somebody stopped the server under a request
     │   ├── ServerCrashedError                   the server died under a request
+    │   ├── ServerBusyError                      `unload()` would have cut somebody off
     │   └── InsufficientMemoryError              the model does not fit into the memory budget
     └── RequestError                             an answer that cannot be given
         └── ForcedToolCallError                  the model would not call the tool it had to
@@ -222,7 +223,25 @@ class ServerStoppedError(ServerError):
 
 
 class ServerCrashedError(ServerError):
-    """The server died while it was answering."""
+    """The server died while it was answering.
+
+    Args:
+        message: One sentence that says what happened.
+        ending: How it ended and its last error, such as `killed by SIGABRT: [METAL] ...`.
+        **fields: As `ServerError` takes them.
+    """
+
+    is_retryable = True
+
+    def __init__(
+        self, message: str, *, ending: str = "for an unknown reason", **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.ending = ending
+
+
+class ServerBusyError(ServerError):
+    """The server is answering somebody and was not to be stopped under them."""
 
     is_retryable = True
 

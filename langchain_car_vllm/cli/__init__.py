@@ -1,1 +1,5 @@
 """`car-vllm`: see and end what runs. The only place that prints."""
+
+from langchain_car_vllm.cli.app import main
+
+__all__ = ["main"]

@@ -1,9 +1,10 @@
 """What makes two users share one server."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Engine = Literal["auto", "simple", "batched"]
 PROTOCOL = 1
@@ -59,3 +60,14 @@ class ServerSpec:
             binary,
         ]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ServerSpec":
+        """Rebuild what `to_dict` gave."""
+        arguments = tuple(values["server_args"])
+        environment = tuple((name, value) for name, value in values["server_env"])
+        return cls(**{**values, "server_args": arguments, "server_env": environment})

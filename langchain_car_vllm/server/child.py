@@ -1,0 +1,188 @@
+"""The supervisor's child: it cannot outlive its parent, and once ended it is gone."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from langchain_car_vllm.runtime import interpreter_of
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.process import (
+    Identity,
+    cpu_seconds,
+    identify,
+    kill_group,
+    wait_until_group_gone,
+)
+
+_LAUNCHER = Path(__file__).with_name("launch.py").read_text(encoding="utf-8")
+_LOCK_PATIENCE = 5.0
+_KEPT_LOGS = 3
+_SAVING = b"Saving prefix cache"
+
+
+def install_launcher(directory: ServerDirectory) -> None:
+    """Put `launch.py` where it outlives the virtual environment it came from."""
+    directory.launcher.write_text(_LAUNCHER, encoding="utf-8")
+
+
+class Child:
+    """A process group led by `vllm-mlx`, writing to a log of its own.
+
+    The process holds `server.lock` while it lives, so that clients can ask the kernel. It must be
+    spawned from the main thread: Linux kills it when the thread that spawned it ends.
+
+    Args:
+        directory: Of the server key.
+        binary: The `vllm-mlx` to run.
+        arguments: Its arguments, without the key.
+        environment: Its environment, complete.
+        log: Where its output goes; logs of earlier starts are kept beside it.
+        api_key: Handed over in the environment, never on the command line of a Python script.
+
+    Attributes:
+        identity: Who it is.
+        log: See above.
+    """
+
+    def __init__(
+        self,
+        directory: ServerDirectory,
+        binary: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        log: Path,
+        api_key: str | None = None,
+    ) -> None:
+        self.log = log
+        interpreter = interpreter_of(binary)
+        nonce = secrets.token_hex(8)
+        marker = nonce if interpreter or api_key is None else api_key
+        lock = open_lock(directory.server_lock)
+        acquire_exclusive(lock, _LOCK_PATIENCE)
+        reading, self._pipe = os.pipe()
+        variables = {
+            **environment,
+            "CAR_VLLM_LAUNCH_PIPE": str(reading),
+            "CAR_VLLM_LAUNCH_PARENT": str(os.getpid()),
+        }
+        if api_key is not None:
+            variables["CAR_VLLM_LAUNCH_KEY"] = api_key
+        mode = "run" if interpreter else "exec"
+        _rotate(log)
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [
+                        str(interpreter or sys.executable),
+                        str(directory.launcher),
+                        nonce,
+                        mode,
+                        str(binary),
+                        *arguments,
+                    ],
+                    env=variables,
+                    cwd=directory.path,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(reading, lock),
+                    start_new_session=True,
+                    umask=0o077,
+                )
+        except OSError:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(reading)
+            os.close(lock)
+        self.identity: Identity = identify(self._process.pid, marker)
+
+    @property
+    def pid(self) -> int:
+        """Process id and process group."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while it runs."""
+        return self._process.poll()
+
+    def activity(self) -> tuple[int, float]:
+        """Return what grows while it does something: its log's size and its CPU seconds."""
+        try:
+            size = self.log.stat().st_size
+        except FileNotFoundError:
+            size = 0
+        return size, round(cpu_seconds(self.pid), 2)
+
+    def trim_log(self, limit: int) -> None:
+        """Keep the log below `limit` bytes: its last half stays, the server writes on behind it."""
+        if self.log.stat().st_size <= limit:
+            return
+        with self.log.open("r+b") as file:
+            file.seek(-limit // 2, os.SEEK_END)
+            kept = file.read()
+            file.seek(0)
+            file.write(kept)
+            file.truncate()
+
+    def interrupt(self, policy: Policy) -> bool:
+        """End it as Ctrl-C does, so that it saves its prefix cache, then less gently.
+
+        Returns:
+            Whether nobody of its group is left.
+        """
+        for _ in range(2):
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGINT)
+            if self._wait_while_saving(policy):
+                break
+        return self.kill(policy)
+
+    def kill(self, policy: Policy) -> bool:
+        """End its whole group at once.
+
+        Returns:
+            Whether nobody of it is left.
+        """
+        gone = kill_group(self.pid, policy.kill_grace)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(policy.kill_grace)
+        gone = gone and wait_until_group_gone(self.pid, policy.kill_grace)
+        os.close(self._pipe)
+        return gone
+
+    def _wait_while_saving(self, policy: Policy) -> bool:
+        """Wait until it ends; a server that is saving may take as long as it makes headway."""
+        seen = self.activity()
+        deadline = time.monotonic() + policy.stop_grace
+        while time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(policy.start_tick)
+                return True
+            if (now := self.activity()) != seen and self._is_saving():
+                seen = now
+                deadline = time.monotonic() + policy.save_stall
+        return False
+
+    def _is_saving(self) -> bool:
+        with self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 8192))
+            return _SAVING in file.read()
+
+
+def _rotate(log: Path) -> None:
+    for number in range(_KEPT_LOGS - 1, 0, -1):
+        older = log.with_name(f"{log.name}.{number}")
+        if older.exists():
+            older.replace(log.with_name(f"{log.name}.{number + 1}"))
+    if log.exists():
+        log.replace(log.with_name(f"{log.name}.1"))

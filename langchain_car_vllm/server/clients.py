@@ -1,0 +1,81 @@
+"""Records of the client processes: their keep_alive, touched when a request ends."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from langchain_car_vllm.server.idle import Use
+
+
+def record_name() -> str:
+    """Return the name of this process's record."""
+    return f"{os.getpid()}-{psutil.Process().create_time():.2f}"
+
+
+def write_record(path: Path, keep_alive: float) -> None:
+    """Replace this process's record."""
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(f"{keep_alive!r}\n", encoding="ascii")
+    scratch.replace(path)
+
+
+def touch_record(path: Path, keep_alive: float) -> None:
+    """Tell that a request ended."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            write_record(path, keep_alive)
+
+
+class ClientRecords:
+    """The supervisor's view of the records: every change is an event on its own clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[str, tuple[int, Use]] = {}
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def uses(self) -> list[Use]:
+        """The clients as last polled."""
+        return [use for _, use in self._seen.values()]
+
+    def poll(self, now: float) -> bool:
+        """Look at all records.
+
+        Args:
+            now: Monotonic seconds, the time of whatever is new.
+
+        Returns:
+            Whether there was an event.
+        """
+        found: dict[str, tuple[int, Use]] = {}
+        happened = False
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                with suppress(FileNotFoundError, ValueError):
+                    stamp = entry.stat().st_mtime_ns
+                    before = self._seen.get(entry.name)
+                    if before is not None and before[0] == stamp:
+                        found[entry.name] = before
+                        continue
+                    keep_alive = float(Path(entry.path).read_text(encoding="ascii"))
+                    found[entry.name] = stamp, Use(keep_alive, now)
+                    happened = True
+        self._seen = found
+        return happened
+
+    def forget_dead(self) -> None:
+        """Remove the records of processes that are gone; called while nobody is served."""
+        for name in list(self._seen):
+            pid, _, created = name.partition("-")
+            with suppress(psutil.Error, ValueError):
+                if abs(psutil.Process(int(pid)).create_time() - float(created)) < 1:
+                    continue
+            self._seen.pop(name)
+            (self._folder / name).unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""From what is known to a command line and an environment. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from langchain_car_vllm.server.spec import ServerSpec
+
+_STRIPPED_PREFIXES = ("PYTHON", "OPENAI_", "LANGCHAIN_", "LANGSMITH_", "CAR_VLLM_LAUNCH_")
+_STRIPPED = ("VIRTUAL_ENV", "VLLM_MLX_MCP_CONFIG", "__PYVENV_LAUNCHER__")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_SERVER_TIMEOUT = 86_400
+"""Seconds. The server's own limit counts queueing, so the client's is the one that holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What is known of the model once it lies on the disk.
+
+    Attributes:
+        model: What `vllm-mlx serve` is given.
+        offline: Whether the Hub need not be asked.
+        engine: `simple` or `batched`.
+        multimodal: Whether the model takes media.
+        tool_call_parser: None for a model without a tool format of its own.
+        reasoning_parser: None for a model that does not think.
+        sampling: The model's own sampling defaults, by the server's flag names.
+        context_window: Tokens that prompt and answer share.
+    """
+
+    model: str
+    offline: bool
+    engine: str
+    multimodal: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    context_window: int | None = None
+
+
+def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
+    """Return the engine: the user's, else batching for text and queueing for media."""
+    if spec.engine != "auto":
+        return spec.engine
+    return "simple" if multimodal else "batched"
+
+
+def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
+    """Return the arguments of `vllm-mlx`, without the key."""
+    arguments = ["serve", launch.model, "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--served-model-name", spec.name, "--timeout", str(_SERVER_TIMEOUT)]
+    if spec.embeddings:
+        arguments += ["--lazy-load-model", "--embedding-model", launch.model]
+        arguments += ["--embedding-overflow-policy", "error"]
+        return [*arguments, *spec.server_args]
+    if launch.engine == "batched":
+        arguments.append("--continuous-batching")
+        if launch.multimodal:
+            arguments += ["--chunked-prefill-tokens", "512"]
+    if launch.tool_call_parser:
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", launch.tool_call_parser]
+    if launch.reasoning_parser:
+        arguments += ["--reasoning-parser", launch.reasoning_parser]
+    for name, value in launch.sampling.items():
+        arguments += [f"--default-{name.replace('_', '-')}", f"{value:g}"]
+    return [*arguments, *spec.server_args]
+
+
+def server_environment(
+    spec: ServerSpec, inherited: Mapping[str, str], *, offline: bool
+) -> dict[str, str]:
+    """Return the environment of a server: the user's, less what would mislead or betray it."""
+    environment = {k: v for k, v in inherited.items() if not _is_stripped(k, offline=offline)}
+    environment |= {
+        "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_POSITION": "-1",
+    }
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment | dict(spec.server_env)
+
+
+def _is_stripped(name: str, *, offline: bool) -> bool:
+    """Proxies are for downloads; a server that has its model needs none."""
+    if offline and name.lower() in _PROXIES:
+        return True
+    return name in _STRIPPED or name.startswith(_STRIPPED_PREFIXES)

@@ -1,0 +1,131 @@
+"""What a dead server's last words mean. Pure but for reading the log."""
+
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+_TAIL_BYTES = 64 * 1024
+_TAIL_LINES = 12
+_NOISE = re.compile(r"^\s*$|^\s+File \"|^Traceback |^\s+\^+\s*$|^\s+(?:return|raise|await) ")
+_VERDICT = re.compile(r"^(?:[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*|Error: .*|.*error: .*)$")
+_PORT_TAKEN = re.compile(r"\[Errno (?:48|98)\].*(?:bind|in use)", re.IGNORECASE)
+_MEMORY = (
+    "[metal::malloc]",
+    "Insufficient Memory",
+    "kIOGPUCommandBufferCallbackErrorOutOfMemory",
+    "MemoryError",
+    "Cannot allocate memory",
+    "Unable to allocate",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a server died.
+
+    Attributes:
+        ending: How it ended, such as `exit code 1` or `SIGKILL`.
+        verdict: The last error line of its log, empty where it left none.
+        hint: What to do about it, None where the log is all there is.
+        tail: The last lines of this start's log.
+        port_taken: Whether somebody else listened on its port.
+        out_of_memory: Whether memory ran out.
+        unsupported: Whether this version cannot serve this model.
+    """
+
+    ending: str
+    verdict: str
+    hint: str | None
+    tail: tuple[str, ...]
+    port_taken: bool = False
+    out_of_memory: bool = False
+    unsupported: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """One line: how it ended and its last error."""
+        return f"{self.ending}: {self.verdict}" if self.verdict else self.ending
+
+
+def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
+    """Read the log of a server that ended.
+
+    Args:
+        exit_code: As `Popen.returncode` gives it, None where it is not known.
+        log: The log of this start alone.
+    """
+    lines = tail(log)
+    text = "\n".join(lines)
+    verdicts = [line.strip() for line in lines if _VERDICT.match(line.strip())]
+    verdict = verdicts[-1] if verdicts else ""
+    out_of_memory = any(mark in text for mark in _MEMORY)
+    unsupported = "not supported" in verdict and "odel" in verdict
+    return Diagnosis(
+        ending=_ending(exit_code),
+        verdict=verdict,
+        hint=_hint(text, exit_code, out_of_memory=out_of_memory, unsupported=unsupported),
+        tail=tuple(line for line in lines if not _NOISE.match(line))[-_TAIL_LINES:],
+        port_taken=_PORT_TAKEN.search(text) is not None,
+        out_of_memory=out_of_memory,
+        unsupported=unsupported,
+    )
+
+
+def tail(log: Path) -> list[str]:
+    """Return the last lines of a log; bytes that are no UTF-8 are replaced."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            raw = file.read()
+    except FileNotFoundError:
+        return []
+    return re.split(r"[\r\n]+", raw.decode("utf-8", errors="replace").strip("\r\n"))
+
+
+def _ending(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "it ended"
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"
+
+
+_HINTS = (
+    (
+        ("unrecognized arguments", "invalid choice"),
+        "take the flag out of `server_args`, or upgrade with `car-vllm install --upgrade`",
+    ),
+    (
+        ("gated repo", "GatedRepoError", "401 Client Error", "403 Client Error"),
+        "accept the model's licence on the Hub and set HF_TOKEN",
+    ),
+    (("No space left on device",), "free some disk space"),
+    (
+        ("not found in local cache", "LocalEntryNotFoundError", "Name or service not known"),
+        "the model is not on this machine and the Hub cannot be reached; go online once",
+    ),
+    (
+        ("ModuleNotFoundError", "ImportError"),
+        "the install is damaged; repair it with `car-vllm install --upgrade`",
+    ),
+)
+
+
+def _hint(
+    text: str, exit_code: int | None, *, out_of_memory: bool, unsupported: bool
+) -> str | None:
+    if unsupported:
+        return "upgrade with `car-vllm install --upgrade`, or choose another model"
+    if out_of_memory:
+        return "memory ran out: choose a smaller model or quantisation, or close other programs"
+    for marks, hint in _HINTS:
+        if any(mark in text for mark in marks):
+            return hint
+    if exit_code == -signal.SIGKILL:
+        return "unless somebody killed it, the system did for want of memory: try a smaller model"
+    return None

@@ -1,0 +1,118 @@
+"""What the rest of the package calls: a ready server, held by a lease."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.paths import variable
+from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.server.directory import ServerDirectory, server_directory
+from langchain_car_vllm.server.policy import Policy, policy_from_environment
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.tenant import tenant_of
+from langchain_car_vllm.server.waiting import Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A ready server that does not stop for idleness while this is held.
+
+    Attributes:
+        endpoint: How to talk to it.
+    """
+
+    endpoint: Endpoint
+    _waiting: Waiting
+
+    def explain(self) -> CarVllmError | None:
+        """Tell what became of the server after its connection broke.
+
+        Returns:
+            `ServerStoppedError`, `ServerCrashedError`, or None where the server is well. It may
+            take some hundred milliseconds.
+        """
+        return self._waiting.explain(self.endpoint)
+
+    async def aexplain(self) -> CarVllmError | None:
+        """Do the same without blocking the event loop."""
+        return await asyncio.to_thread(self.explain)
+
+
+@contextmanager
+def lease(
+    spec: ServerSpec,
+    *,
+    startup_timeout: float | None = None,
+    on_progress: OnProgress | None = None,
+    policy: Policy | None = None,
+) -> Iterator[Lease]:
+    """Hold a ready server, starting it if nobody has.
+
+    Args:
+        spec: What to serve.
+        startup_timeout: Seconds to wait at most, None for ever.
+        on_progress: Called in this thread with every change while waiting.
+        policy: The timings, by default those of the environment.
+
+    Raises:
+        CarVllmError: The server cannot be had; the type tells why.
+        ServerStartingError: `startup_timeout` ran out; the start goes on.
+    """
+    waiting = _wait(spec, policy, startup_timeout, on_progress)
+    try:
+        while (endpoint := waiting.step()) is None:
+            time.sleep(waiting.policy.client_tick)
+        yield Lease(endpoint, waiting)
+    finally:
+        waiting.give_up()
+
+
+@asynccontextmanager
+async def alease(
+    spec: ServerSpec,
+    *,
+    startup_timeout: float | None = None,
+    on_progress: OnProgress | None = None,
+    policy: Policy | None = None,
+) -> AsyncIterator[Lease]:
+    """Do what `lease` does without blocking the event loop; cancelling it cancels no start."""
+    waiting = await asyncio.to_thread(_wait, spec, policy, startup_timeout, on_progress)
+    try:
+        while (endpoint := await asyncio.to_thread(waiting.step)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(waiting.policy.client_tick)
+        yield Lease(endpoint, waiting)
+    finally:
+        waiting.give_up()
+
+
+def ensure_server(spec: ServerSpec) -> Endpoint:
+    """Make sure that the server is ready and return how to talk to it.
+
+    Raises:
+        CarVllmError: The server cannot be had; the type tells why.
+    """
+    with lease(spec) as held:
+        return held.endpoint
+
+
+def directory_of(spec: ServerSpec) -> ServerDirectory:
+    """Return where the run state of a spec lies."""
+    override = variable("CAR_VLLM_MLX_BIN")
+    used = os.path.realpath(override) if override and Path(override).is_file() else None
+    return server_directory(spec.key(used))
+
+
+def _wait(
+    spec: ServerSpec,
+    policy: Policy | None,
+    startup_timeout: float | None,
+    on_progress: OnProgress | None,
+) -> Waiting:
+    tenant = tenant_of(directory_of(spec))
+    return Waiting(tenant, spec, policy or policy_from_environment(), startup_timeout, on_progress)

@@ -1,0 +1,85 @@
+"""All timings of the machine side, so that tests can run it fast without sleeping."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_car_vllm.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long the supervisor and its clients wait for what. All in seconds.
+
+    Attributes:
+        idle_tick: Between two looks at a ready server.
+        start_tick: Between two looks at a server that is starting.
+        client_tick: Between two looks of a waiting client.
+        handshake: For a supervisor to take its lock and write its first state.
+        probe_timeout: For one answer of a server that is starting.
+        download_stall: Without a byte, a log line or CPU time while downloading; 0 waits for ever.
+        load_stall: The same while loading.
+        stop_grace: For a server that has nothing left to save to end after SIGINT.
+        save_stall: Without CPU time or a log line while the server saves its prefix cache.
+        kill_grace: For the kernel to end a killed group.
+        stop_patience: For a supervisor to begin the stop it was asked for.
+        settle: For the state to tell what became of a server whose connection broke.
+        backoff: Before the first, second, ... restart after a crash.
+        crash_budget: Restarts allowed within `crash_window`.
+        crash_window: See `crash_budget`.
+        stable_after: Ready this long, with an answer given, a server's crashes are forgotten.
+        memory_tick: Between two looks at a memory budget that is taken.
+        log_limit: Bytes that the server's log may grow to before it is cut.
+    """
+
+    idle_tick: float = 1.0
+    start_tick: float = 0.05
+    client_tick: float = 0.02
+    handshake: float = 30.0
+    probe_timeout: float = 3.0
+    download_stall: float = 180.0
+    load_stall: float = 300.0
+    stop_grace: float = 5.0
+    save_stall: float = 10.0
+    kill_grace: float = 10.0
+    stop_patience: float = 10.0
+    settle: float = 5.0
+    backoff: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 30.0)
+    crash_budget: int = 5
+    crash_window: float = 180.0
+    stable_after: float = 60.0
+    memory_tick: float = 0.25
+    log_limit: int = 50_000_000
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Policy":
+        """Rebuild what `to_dict` gave."""
+        return cls(**{**values, "backoff": tuple(values["backoff"])})
+
+
+def policy_from_environment() -> Policy:
+    """Return the default policy with the stall limits of the environment.
+
+    `CAR_VLLM_MLX_DOWNLOAD_STALL` and `CAR_VLLM_MLX_LOAD_STALL` are seconds, 0 waits for ever.
+
+    Raises:
+        ConfigurationError: One of them is not a number of seconds.
+    """
+    limits = {}
+    for field in ("download_stall", "load_stall"):
+        name = f"CAR_VLLM_MLX_{field.upper()}"
+        value = os.environ.get(name)
+        if not value:
+            continue
+        try:
+            limits[field] = float(value)
+        except ValueError:
+            limits[field] = -1.0
+        if not 0 <= limits[field] < float("inf"):
+            raise ConfigurationError(f"{name} must be seconds, 0 for no limit, not `{value}`")
+    return Policy(**limits)  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""Processes: who they are, whether they live, and how they are ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+_SAME_START = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process that can be told from a later one with the same number.
+
+    Attributes:
+        pid: Process id, also its group where it leads one.
+        created: Wall-clock seconds of its creation.
+        marker: A text that stands in its command line and in no other's.
+    """
+
+    pid: int
+    created: float
+    marker: str
+
+    def find(self) -> psutil.Process | None:
+        """Return the live process, or None when it is gone, a zombie or somebody else."""
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            started = abs(process.create_time() - self.created) < _SAME_START
+            named = any(self.marker in part for part in process.cmdline())
+        except psutil.Error:
+            return None
+        return process if started and named else None
+
+
+def identify(pid: int, marker: str) -> Identity:
+    """Return the identity of a process that was just started."""
+    try:
+        created = psutil.Process(pid).create_time()
+    except psutil.Error:
+        created = time.time()
+    return Identity(pid, created, marker)
+
+
+@cache
+def host_name() -> str:
+    """Return the machine's name."""
+    return socket.gethostname()
+
+
+@cache
+def boot_id(platform: str = sys.platform) -> str:
+    """Return what tells this boot of the machine from every other."""
+    if platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def group_members(group: int) -> Iterator[psutil.Process]:
+    """Yield the live processes of a group; zombies count as gone."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def kill_group(group: int, grace: float) -> bool:
+    """Kill a group that is known to be ours and wait until nobody of it lives."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    return wait_until_group_gone(group, grace)
+
+
+def wait_until_group_gone(group: int, grace: float) -> bool:
+    """Wait up to `grace` seconds for the last member of a group."""
+    deadline = time.monotonic() + grace
+    while any(True for _ in group_members(group)):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and its children, 0 when it is gone."""
+    try:
+        root = psutil.Process(pid)
+        times = [p.cpu_times() for p in (root, *root.children(recursive=True))]
+    except psutil.Error:
+        return 0.0
+    return float(sum(t.user + t.system for t in times))

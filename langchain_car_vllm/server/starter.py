@@ -1,0 +1,125 @@
+"""Spawns a supervisor, unless somebody else just did."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerStartError
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.locks import is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.state import decode_error
+
+_PACKAGE_PARENT = Path(__file__).parents[2]
+
+
+class Start(threading.Thread):
+    """One attempt to have a supervisor, in a thread that no caller's cancellation can end.
+
+    Args:
+        directory: Of the server key; made if missing.
+        spec: What to serve.
+        policy: Handed to the supervisor.
+
+    Attributes:
+        error: Why there is no supervisor, None while unknown or where there is one.
+    """
+
+    def __init__(self, directory: ServerDirectory, spec: ServerSpec, policy: Policy) -> None:
+        super().__init__(name=f"car-vllm-start-{directory.key}", daemon=True)
+        self._directory = directory
+        self._spec = spec
+        self._policy = policy
+        self.error: CarVllmError | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Hold `start.lock` over check, spawn and handshake."""
+        try:
+            with explain_os_errors(self._directory.path):
+                self._start_under_lock()
+        except CarVllmError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001
+            self.error = ServerStartError(f"the supervisor could not be started: {error!r}")
+
+    def _start_under_lock(self) -> None:
+        self._directory.create()
+        lock = open_lock(self._directory.start_lock)
+        supervisor = open_lock(self._directory.supervisor_lock)
+        try:
+            while not try_exclusive(lock):
+                if is_held(supervisor):
+                    return
+                time.sleep(self._policy.client_tick)
+            if not is_held(supervisor):
+                self._spawn()
+        finally:
+            os.close(lock)
+            os.close(supervisor)
+
+    def _spawn(self) -> None:
+        order = json.dumps({"spec": self._spec.to_dict(), "policy": self._policy.to_dict()})
+        module = "langchain_car_vllm.server.supervisor"
+        process = subprocess.Popen(
+            [_interpreter(), "-P", "-m", module, str(self._directory.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": _import_path()},
+            start_new_session=True,
+            text=True,
+        )
+        try:
+            out, err = process.communicate(order, self._policy.handshake)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise ServerStartError(
+                f"the supervisor did not report within {self._policy.handshake:.0f} s",
+                hint=f"read `{self._directory.supervisor_log}`",
+            ) from None
+        self._check(process.returncode, out, err)
+
+    def _check(self, code: int, out: str, err: str) -> None:
+        try:
+            verdict: dict[str, Any] = json.loads(out)
+        except ValueError:
+            raise ServerStartError(
+                f"the supervisor ended with exit code {code} before it could report",
+                exit_code=code,
+                log_tail=tuple(err.strip().splitlines()[-5:]),
+            ) from None
+        if "error" in verdict:
+            raise decode_error(verdict["error"])
+
+
+def _interpreter() -> str:
+    """Return the Python that runs the supervisor.
+
+    Raises:
+        ConfigurationError: The program is frozen or embedded, and CAR_VLLM_PYTHON names none.
+    """
+    if python := os.environ.get("CAR_VLLM_PYTHON"):
+        return python
+    if sys.executable and not getattr(sys, "frozen", False):
+        return sys.executable
+    raise ConfigurationError(
+        "this program has no Python of its own to run the supervisor with",
+        hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
+    )
+
+
+def _import_path() -> str:
+    """Return where the package and what it needs lie, and nothing of the user's own path."""
+    return os.pathsep.join(
+        dict.fromkeys([str(_PACKAGE_PARENT), str(Path(psutil.__file__).parents[1])])
+    )

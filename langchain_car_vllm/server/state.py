@@ -1,0 +1,141 @@
+"""What a supervisor tells the world, in `state.json`."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from langchain_car_vllm import errors
+from langchain_car_vllm.endpoint import Endpoint, Parsers
+from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.server.spec import PROTOCOL
+
+Phase = Literal["queued", "install", "download", "load", "ready", "draining", "stopped"]
+Reason = Literal["user", "idle", "evicted", "crash", "failed", "lost"]
+STARTING: tuple[Phase, ...] = ("queued", "install", "download", "load")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One server key as its supervisor last saw it.
+
+    Attributes:
+        generation: Counts the starts under this key.
+        phase: Where the server is in its life.
+        host: Name of the machine.
+        boot_id: Which boot of that machine; times and processes of another boot mean nothing.
+        name: The served model name.
+        source: What is served.
+        supervisor: The process that wrote this.
+        server: The server process, None before it was spawned and after it is gone.
+        port: The port that is held for the server, None before.
+        api_key: The server's bearer key.
+        binary: The `vllm-mlx` that runs.
+        version: Its version.
+        engine: `simple` or `batched`.
+        tool_call_parser: As on its command line.
+        reasoning_parser: As on its command line.
+        multimodal: Whether the model takes media.
+        context_window: Tokens.
+        ready_at: Monotonic seconds, None before.
+        detail: One line about the phase.
+        done: Bytes so far, in `download`.
+        total: Bytes in all, in `download`.
+        reservation: Bytes of memory set aside.
+        blocked_by: Keys whose reservations are waited for, with their bytes, in `queued`.
+        crashes: Monotonic seconds of the crashes that still count.
+        reason: Why it stopped.
+        error: What went wrong, as `encode_error` gives it.
+    """
+
+    generation: int
+    phase: Phase
+    host: str
+    boot_id: str
+    name: str
+    source: str
+    supervisor: Identity
+    server: Identity | None = None
+    port: int | None = None
+    api_key: str | None = field(default=None, repr=False)
+    binary: str | None = None
+    version: str | None = None
+    engine: str | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    multimodal: bool | None = None
+    context_window: int | None = None
+    ready_at: float | None = None
+    detail: str = ""
+    done: int | None = None
+    total: int | None = None
+    reservation: int = 0
+    blocked_by: dict[str, int] = field(default_factory=dict)
+    crashes: tuple[float, ...] = ()
+    reason: Reason | None = None
+    error: dict[str, Any] | None = None
+    protocol: int = PROTOCOL
+
+    def endpoint(self, log: Path) -> Endpoint:
+        """Return the endpoint of a ready server."""
+        return Endpoint(
+            base_url=f"http://127.0.0.1:{self.port}/v1",
+            api_key=self.api_key,
+            served_model=self.name,
+            version=self.version,
+            engine=self.engine,
+            parsers=Parsers(self.tool_call_parser, self.reasoning_parser),
+            multimodal=self.multimodal,
+            generation=self.generation,
+            context_window=self.context_window,
+            log_path=log,
+            managed=True,
+        )
+
+
+def read_state(path: Path) -> State | None:
+    """Return the state, or None where there is none that this version understands."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if not isinstance(values, dict) or values.get("protocol") != PROTOCOL:
+        return None
+    for name in ("supervisor", "server"):
+        if values[name] is not None:
+            values[name] = Identity(**values[name])
+    values["crashes"] = tuple(values["crashes"])
+    return State(**values)
+
+
+def write_state(path: Path, state: State) -> None:
+    """Replace the state in one step; readers see the old one or the new one."""
+    scratch = path.with_suffix(".new")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(dataclasses.asdict(state), file)
+    scratch.replace(path)
+
+
+def encode_error(error: errors.CarVllmError) -> dict[str, Any]:
+    """Return an error as JSON values."""
+    fields = {k: str(v) if isinstance(v, Path) else v for k, v in error.__dict__.items()}
+    return {"type": type(error).__name__, "fields": fields}
+
+
+def decode_error(encoded: dict[str, Any]) -> errors.CarVllmError:
+    """Rebuild what `encode_error` gave; an unknown type becomes a `ServerStartError`."""
+    cls = getattr(errors, encoded["type"], None)
+    if not (isinstance(cls, type) and issubclass(cls, errors.CarVllmError)):
+        cls = errors.ServerStartError
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in encoded["fields"].items()
+    }
+    for name in ("path", "log_path"):
+        if isinstance(value := fields.get(name), str):
+            fields[name] = Path(value)
+    error: errors.CarVllmError = cls.__new__(cls)
+    error.__dict__.update(fields)
+    return error

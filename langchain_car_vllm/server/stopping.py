@@ -1,0 +1,122 @@
+"""Ending servers from outside: stop means that nobody is left."""
+
+import dataclasses
+import os
+import signal
+import time
+from contextlib import suppress
+
+import psutil
+
+from langchain_car_vllm.errors import ServerBusyError, ServerError
+from langchain_car_vllm.server.directory import ServerDirectory, server_directories
+from langchain_car_vllm.server.locks import is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.policy import Policy, policy_from_environment
+from langchain_car_vllm.server.process import boot_id, kill_group
+from langchain_car_vllm.server.state import State, read_state, write_state
+
+
+def running_servers() -> list[tuple[ServerDirectory, State]]:
+    """Return every server key of this CAR_HOME that has a living supervisor, with its state."""
+    found = []
+    for directory in server_directories():
+        state = read_state(directory.state)
+        if state is not None and state.phase != "stopped" and _is_supervised(directory):
+            found.append((directory, state))
+    return found
+
+
+def stop_server(
+    directory: ServerDirectory, *, force: bool = True, policy: Policy | None = None
+) -> bool:
+    """Stop the server of a key and return when it is gone.
+
+    Args:
+        directory: Of the server key.
+        force: Whether to stop it although it is answering; its requests raise
+            `ServerStoppedError`.
+        policy: The timings, by default those of the environment.
+
+    Returns:
+        Whether there was one to stop.
+
+    Raises:
+        ServerBusyError: It is answering, and `force` is off.
+        ServerError: It could not be ended.
+    """
+    policy = policy or policy_from_environment()
+    if not directory.path.is_dir():
+        return False
+    lease = open_lock(directory.lease_lock)
+    try:
+        if not force and not try_exclusive(lease) and _is_supervised(directory):
+            raise ServerBusyError(
+                "the server is answering somebody",
+                hint="wait, or use `unload(force=True)` or `car-vllm stop`",
+            )
+        stopped = _stop_supervisor(directory, policy)
+        return _clean_up(directory, policy) or stopped
+    finally:
+        os.close(lease)
+
+
+def _is_supervised(directory: ServerDirectory) -> bool:
+    descriptor = open_lock(directory.supervisor_lock)
+    try:
+        return is_held(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
+    """Ask the supervisor to stop; one that does not even begin to is killed."""
+    asked: psutil.Process | None = None
+    asked_at = time.monotonic()
+    stopped = False
+    while _is_supervised(directory):
+        stopped = True
+        state = read_state(directory.state)
+        process = state.supervisor.find() if state else None
+        if process is not None and process != asked:
+            asked, asked_at = process, time.monotonic()
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        begun = state is not None and state.phase in ("draining", "stopped")
+        if not begun and time.monotonic() - asked_at > policy.stop_patience:
+            if process is None:
+                raise ServerError(
+                    f"the supervisor of `{directory.path}` cannot be identified",
+                    hint="end it by hand",
+                )
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(policy.client_tick)
+    return stopped
+
+
+def _clean_up(directory: ServerDirectory, policy: Policy) -> bool:
+    """End what a lost supervisor left, and say in its place that the server is stopped."""
+    lock = open_lock(directory.supervisor_lock)
+    try:
+        if not try_exclusive(lock):
+            return False
+        state = read_state(directory.state)
+        if state is None or state.phase == "stopped":
+            return False
+        if state.server is not None and state.boot_id == boot_id() and state.server.find():
+            kill_group(state.server.pid, policy.kill_grace)
+        write_state(
+            directory.state,
+            dataclasses.replace(
+                state,
+                phase="stopped",
+                reason="lost",
+                server=None,
+                port=None,
+                api_key=None,
+                reservation=0,
+            ),
+        )
+        return True
+    finally:
+        os.close(lock)

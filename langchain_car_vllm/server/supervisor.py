@@ -1,0 +1,97 @@
+"""The supervisor process: `python -P -m langchain_car_vllm.server.supervisor DIRECTORY`.
+
+Standard input carries the start order as JSON, so that secrets reach no disk and no process list.
+The process forks; the parent ends once the child holds `supervisor.lock` and has written its first
+state, with 0, or with 1 and the reason on standard output. Everything is imported before that: the
+virtual environment it was started from may vanish later.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from langchain_car_vllm.errors import CarVllmError, ServerStartError
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.life import Life
+from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.state import encode_error
+
+_LOCK_PATIENCE = 1.0
+
+
+def main() -> None:
+    """Fork, and leave the child behind as the supervisor."""
+    directory = ServerDirectory(Path(sys.argv[1]))
+    order = json.load(sys.stdin)
+    spec = ServerSpec.from_dict(order["spec"])
+    policy = Policy.from_dict(order["policy"])
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            report = pipe.read()
+        sys.stdout.write(report)
+        sys.stdout.flush()
+        os._exit(0 if report and json.loads(report)["ok"] else 1)
+    os.close(reading)
+    _detach(directory)
+    try:
+        life = _begin(directory, spec, policy, writing)
+        if life is not None:
+            life.run()
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def _begin(
+    directory: ServerDirectory, spec: ServerSpec, policy: Policy, report: int
+) -> Life | None:
+    """Take the lock, write the first state and tell the parent how it went."""
+    try:
+        with explain_os_errors(directory.path):
+            lock = open_lock(directory.supervisor_lock)
+            if not acquire_exclusive(lock, _LOCK_PATIENCE):
+                _tell(report, {"ok": False, "taken": True})
+                return None
+            life = Life(directory, spec, policy)
+    except CarVllmError as error:
+        _tell(report, {"ok": False, "error": encode_error(error)})
+        return None
+    except BaseException as error:
+        failure = ServerStartError(f"the supervisor failed: {error!r}")
+        _tell(report, {"ok": False, "error": encode_error(failure)})
+        raise
+    _tell(report, {"ok": True})
+    return life
+
+
+def _tell(report: int, verdict: dict[str, Any]) -> None:
+    with os.fdopen(report, "w") as pipe:
+        json.dump(verdict, pipe)
+
+
+def _detach(directory: ServerDirectory) -> None:
+    """Keep nothing of the client's: neither its files, its folder nor its umask."""
+    os.umask(0o077)
+    os.chdir(directory.path)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        log = os.open(directory.supervisor_log, flags, 0o600)
+    except OSError:
+        log = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(nowhere)
+    os.close(log)
+
+
+if __name__ == "__main__":
+    main()

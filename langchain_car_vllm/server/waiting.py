@@ -1,0 +1,208 @@
+"""One caller's way to a ready server, in short steps that threads and tasks can take alike."""
+
+import threading
+import time
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import (
+    CarVllmError,
+    ServerCrashedError,
+    ServerStartError,
+    ServerStartingError,
+    ServerStoppedError,
+)
+from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.starter import Start
+from langchain_car_vllm.server.state import STARTING, State, decode_error
+from langchain_car_vllm.server.tenant import Tenant
+
+_LOST_STARTS = 3
+_AFTERMATH = 0.3
+
+
+class Waiting:
+    """Takes the lease, starts what is missing and tells when the server is ready.
+
+    No step takes longer than some milliseconds, and giving up never cancels the start: others may
+    wait for it.
+
+    Args:
+        tenant: This process's side of the server key.
+        spec: What to serve.
+        policy: How long to wait for what.
+        startup_timeout: Seconds to wait at most, None for ever.
+        on_progress: Called in the waiting thread with every change.
+    """
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        spec: ServerSpec,
+        policy: Policy,
+        startup_timeout: float | None,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.policy = policy
+        self._tenant = tenant
+        self._spec = spec
+        self._guard = threading.Lock()
+        self._given_up = self._leased = False
+        self._start: Start | None = None
+        self._known: int | None = None
+        self._lost = 0
+        self._began = time.monotonic()
+        self._startup_timeout = startup_timeout
+        self._on_progress = on_progress
+        self._shown: Progress | None = None
+        self._stage_began = self._began
+
+    def step(self) -> Endpoint | None:
+        """Come one step closer; return the endpoint once it is ready and the lease is held.
+
+        Raises:
+            CarVllmError: The server cannot be had, for the reason that its type tells.
+            ServerStartingError: `startup_timeout` ran out; the start goes on.
+        """
+        with self._guard:
+            try:
+                endpoint = None if self._given_up else self._advance()
+            finally:
+                if self._given_up:
+                    self._release()
+        if endpoint is None:
+            self._check_timeout()
+        return endpoint
+
+    def give_up(self) -> None:
+        """Give the lease back. Never blocks: a step under way does it at its end."""
+        self._given_up = True
+        if self._guard.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._guard.release()
+
+    def explain(self, endpoint: Endpoint) -> CarVllmError | None:
+        """Tell what became of a server whose connection broke.
+
+        Waits until the state tells it, some milliseconds after a death.
+
+        Returns:
+            `ServerStoppedError`, `ServerCrashedError`, or None where the server is well.
+        """
+        began = time.monotonic()
+        while time.monotonic() - began < self.policy.settle:
+            supervised = self._tenant.is_supervisor_alive()
+            state = self._tenant.state()
+            if verdict := _verdict(state, endpoint, supervised=supervised):
+                return verdict
+            if self._tenant.is_server_alive() and time.monotonic() - began > _AFTERMATH:
+                return None
+            time.sleep(self.policy.client_tick)
+        return None
+
+    def _advance(self) -> Endpoint | None:
+        if not self._leased:
+            self._leased = self._tenant.acquire(self._spec.keep_alive)
+            if not self._leased:
+                self._show(Progress("queued", "waiting for the server to stop"))
+                return None
+        supervised = self._tenant.is_supervisor_alive()
+        state = self._tenant.state()
+        if self._known is None:
+            self._known = state.generation if state else 0
+            if state and supervised and state.phase in STARTING:
+                self._known -= 1
+        if state and state.phase == "ready" and self._tenant.is_server_alive():
+            self._show(Progress("ready"))
+            return state.endpoint(self._tenant.directory.log)
+        if supervised:
+            self._watch(state)
+        else:
+            self._consider(state)
+        return None
+
+    def _watch(self, state: State | None) -> None:
+        if state is None:
+            return
+        if state.phase in STARTING:
+            self._show(Progress(state.phase, state.detail, state.done, state.total))  # type: ignore[arg-type]
+        elif state.phase == "draining":
+            self._show(Progress("queued", "waiting for the server to stop"))
+
+    def _consider(self, state: State | None) -> None:
+        """Nobody supervises: raise what ended the start we waited for, or start."""
+        if self._start is not None:
+            if self._start.is_alive():
+                return
+            if self._start.error is not None:
+                raise self._start.error
+        if state is not None and state.generation > (self._known or 0):
+            self._judge(state)
+            self._known = state.generation
+        self._start = self._tenant.begin_start(self._spec, self.policy)
+
+    def _judge(self, state: State) -> None:
+        """Raise the failure of a start that we waited for; a lost supervisor is tried again."""
+        if state.phase != "stopped":
+            self._lost += 1
+            if self._lost >= _LOST_STARTS:
+                raise ServerStartError(
+                    f"the supervisor of `{self._spec.name}` was killed {self._lost} times",
+                    log_path=self._tenant.directory.supervisor_log,
+                )
+        elif state.reason == "failed" and state.error is not None:
+            raise decode_error(state.error)
+        elif state.reason == "user":
+            raise ServerStoppedError(f"`{self._spec.name}` was stopped while it was starting")
+
+    def _check_timeout(self) -> None:
+        limit = self._startup_timeout
+        if limit is not None and time.monotonic() - self._began > limit:
+            stage = self._shown.stage if self._shown else "queued"
+            raise ServerStartingError(
+                f"`{self._spec.name}` is not ready after {limit:g} s (stage: {stage}); "
+                "the start goes on",
+                hint="call again later, or raise `startup_timeout`",
+                log_path=self._tenant.directory.log,
+            )
+
+    def _show(self, progress: Progress) -> None:
+        if progress == self._shown:
+            return
+        if self._shown is None or self._shown.stage != progress.stage:
+            self._stage_began = time.monotonic()
+        self._shown = progress
+        if self._on_progress is not None:
+            elapsed = time.monotonic() - self._stage_began
+            self._on_progress(
+                Progress(progress.stage, progress.detail, progress.done, progress.total, elapsed)
+            )
+
+    def _release(self) -> None:
+        if self._leased:
+            self._leased = False
+            self._tenant.release(self._spec.keep_alive)
+
+
+def _verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> CarVllmError | None:
+    if state is None or state.generation != endpoint.generation:
+        return ServerCrashedError(
+            f"the server of `{endpoint.served_model}` died", log_path=endpoint.log_path
+        )
+    if state.phase == "draining" or (state.phase == "stopped" and state.reason != "crash"):
+        return ServerStoppedError(
+            f"the server of `{endpoint.served_model}` was stopped while it was answering",
+            hint="call again, it starts by itself",
+            log_path=endpoint.log_path,
+        )
+    if state.phase == "stopped" and state.error is not None:
+        return decode_error(state.error)
+    if not supervised:
+        return ServerCrashedError(
+            f"the supervisor of `{endpoint.served_model}` was killed, and its server with it",
+            log_path=endpoint.log_path,
+        )
+    return None

@@ -1,0 +1,24 @@
+"""The fault suite: every test proves at its end that no process of its own is left."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Fake, processes_of
+
+from langchain_car_vllm.server import running_servers, stop_server
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """The fake installation; afterwards none of its processes may live."""
+    monkeypatch.setenv("FAKE_VLLM", "")
+    installation = Fake(tmp_path / "fake")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(installation.binary))
+    yield installation
+    for directory, _ in running_servers():
+        stop_server(directory, policy=FAST)
+    left = processes_of(tmp_path)
+    for process in left:
+        process.kill()
+    assert not left, f"left behind: {left}"

@@ -1,0 +1,257 @@
+"""A fake installation, clients in processes of their own, and a bare HTTP client."""
+
+import http.client
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import psutil
+
+from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.locks import is_held, open_lock
+from langchain_car_vllm.server.state import State, read_state
+
+FAKE = Path(__file__).parents[1] / "fakes" / "vllm-mlx"
+PATIENCE = 20.0
+T = TypeVar("T")
+
+FAST = Policy(
+    idle_tick=0.02,
+    start_tick=0.01,
+    client_tick=0.01,
+    load_stall=3.0,
+    stop_grace=1.0,
+    save_stall=1.0,
+    stop_patience=1.0,
+    backoff=(0.02, 0.04, 0.06, 0.08, 0.1),
+    crash_window=30.0,
+)
+
+
+class Fake:
+    """The fake installation of one test.
+
+    Attributes:
+        binary: Its `vllm-mlx`.
+        model: A directory that looks like a model.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.binary = root / "env" / "bin" / "vllm-mlx"
+        self.binary.parent.mkdir(parents=True)
+        script = FAKE.read_text().split("\n", 1)[1]
+        self.binary.write_text(f"#!{sys.executable}\n{script}")
+        self.binary.chmod(self.binary.stat().st_mode | stat.S_IXUSR)
+        site = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+        metadata = root / "env" / site / "vllm_mlx-0.6.0.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text("Metadata-Version: 2.1\nName: vllm-mlx\nVersion: 0.6.0\n")
+        self.model = root / "model"
+        self.model.mkdir()
+        (self.model / "config.json").write_text(
+            json.dumps({"model_type": "llama", "max_position_embeddings": 2048})
+        )
+        (self.model / "tokenizer.json").write_text("{}")
+        (self.model / "model.safetensors").write_bytes(b"\0" * 64)
+        self._starts = root / "starts"
+        self.switch()
+
+    def switch(self, **faults: object) -> None:
+        """Set the fault switches of the next start."""
+        path = self.root / "faults.json"
+        path.write_text(json.dumps({"starts": str(self._starts), **faults}))
+        os.environ["FAKE_VLLM"] = str(path)
+
+    def starts(self) -> list[int]:
+        """Return the process ids of all starts so far."""
+        return [int(n) for n in self._starts.read_text().split()] if self._starts.exists() else []
+
+    def spec(self, **changes: object) -> ServerSpec:
+        """Return a spec of the fake model."""
+        fields = {"source": str(self.model), "name": str(self.model), "keep_alive": 60.0}
+        return ServerSpec(**{**fields, **changes})
+
+    def open_gate(self, name: str) -> None:
+        """Let whatever waits for the gate go on."""
+        Path(self.gate(name)).touch()
+
+    def gate(self, name: str) -> str:
+        """Return the path of a gate, closed until it is opened."""
+        return str(self.root / f"gate-{name}")
+
+    def directory(self, **changes: object) -> ServerDirectory:
+        """Return the run directory of `spec(**changes)`."""
+        return directory_of(self.spec(**changes))
+
+    def state(self, **changes: object) -> State:
+        """Return the state of `spec(**changes)`, which must exist."""
+        state = read_state(self.directory(**changes).state)
+        assert state is not None
+        return state
+
+    def wait_for_phase(self, *phases: str, **changes: object) -> State:
+        """Wait until the state is in one of `phases`."""
+
+        def reached() -> State | None:
+            state = read_state(self.directory(**changes).state)
+            return state if state and state.phase in phases else None
+
+        return eventually(reached, f"phase {phases}")
+
+    def wait_until_unsupervised(self, **changes: object) -> None:
+        """Wait until no supervisor holds the key's lock."""
+        descriptor = open_lock(self.directory(**changes).supervisor_lock)
+        try:
+            eventually(lambda: not is_held(descriptor), "the end of the supervisor")
+        finally:
+            os.close(descriptor)
+
+
+def eventually(condition: Callable[[], T], what: str) -> T:
+    """Poll a condition until it is true and return its value."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+        time.sleep(0.005)
+    return value
+
+
+class Stream:
+    """A streamed answer, read token by token over a bare connection."""
+
+    def __init__(self, endpoint: Endpoint, tokens: int = 3) -> None:
+        self._connection = _connect(endpoint)
+        self._connection.request("POST", "/v1/chat/completions", *_request(endpoint, tokens, True))
+        self._response = self._connection.getresponse()
+        assert self._response.status == 200
+
+    def tokens(self) -> Iterator[str]:
+        """Yield the text of each chunk that has one."""
+        while line := self._response.readline():
+            if line.startswith(b"data: {"):
+                delta = json.loads(line[6:])["choices"][0]["delta"]
+                if "content" in delta:
+                    yield delta["content"]
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._connection.close()
+
+
+def ask(endpoint: Endpoint, tokens: int = 3) -> str:
+    """Return one whole answer over a bare connection."""
+    connection = _connect(endpoint)
+    try:
+        connection.request("POST", "/v1/chat/completions", *_request(endpoint, tokens, False))
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        return json.load(response)["choices"][0]["message"]["content"]
+    finally:
+        connection.close()
+
+
+def _connect(endpoint: Endpoint) -> http.client.HTTPConnection:
+    host, port = endpoint.base_url.removeprefix("http://").removesuffix("/v1").split(":")
+    return http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+
+
+def _request(endpoint: Endpoint, tokens: int, stream: bool) -> tuple[str, dict[str, str]]:
+    body = {"model": endpoint.served_model, "messages": [], "max_tokens": tokens, "stream": stream}
+    return json.dumps(body), {"Authorization": f"Bearer {endpoint.api_key}"}
+
+
+class ClientProcess:
+    """A process that takes a lease and holds it until it is told to end, or is killed.
+
+    Args:
+        fake: Its installation.
+        then: Python to run while the lease `held` is held.
+        changes: Of the spec.
+    """
+
+    def __init__(self, fake: Fake, then: str = "", **changes: object) -> None:
+        fields = {"source": str(fake.model), "name": str(fake.model), "keep_alive": 60.0, **changes}
+        code = f"""
+import sys
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+spec = ServerSpec(**{fields!r})
+policy = Policy.from_dict({FAST.to_dict()!r})
+print("began", flush=True)
+with lease(spec, policy=policy) as held:
+    print("leased", held.endpoint.generation, flush=True)
+    {then}
+    sys.stdin.read()
+print("released", flush=True)
+"""
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    def read(self) -> str:
+        """Return the next line it prints, empty at its end."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """Kill it as the kernel would for want of memory."""
+        self._process.kill()
+        self._process.communicate()
+
+    def finish(self) -> str:
+        """Let it give its lease back, and return what it still printed."""
+        output, _ = self._process.communicate(timeout=PATIENCE)
+        assert self._process.returncode == 0, output
+        return output
+
+
+class Background(threading.Thread, Generic[T]):
+    """A call in a thread, whose outcome can be had later."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Make the call."""
+        try:
+            self._value = self._call()
+        except BaseException as error:  # noqa: BLE001
+            self._error = error
+
+    def result(self) -> T | None:
+        """Wait for the outcome; raise what the call raised."""
+        self.join(PATIENCE)
+        assert not self.is_alive(), "the call did not return"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def processes_of(root: Path) -> list[psutil.Process]:
+    """Return the live processes that have a path below `root` on their command line."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and any(str(root) in part for part in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

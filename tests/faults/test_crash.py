@@ -1,0 +1,79 @@
+"""Crashes: told as what they are, restarted within a budget that all clients share."""
+
+import os
+import signal
+
+import pytest
+from faults.support import FAST, Fake, Stream, ask, eventually
+
+from langchain_car_vllm.errors import ServerCrashedError
+from langchain_car_vllm.server import lease
+
+
+def kill_server(fake: Fake, number: int = signal.SIGKILL) -> None:
+    """Kill the running server and wait until its supervisor has noticed."""
+    server = fake.state().server
+    assert server is not None
+    os.kill(server.pid, number)
+    fake.wait_until_unsupervised()
+
+
+def test_crash_in_mid_stream_is_explained(fake: Fake):
+    """A stream whose server aborts ends, and the lease tells signal, last error and log."""
+    fake.switch(crash_after=2)
+    with lease(fake.spec(), policy=FAST) as held:
+        stream = Stream(held.endpoint)
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            assert len(list(stream.tokens())) == 3
+        error = held.explain()
+        stream.close()
+    assert isinstance(error, ServerCrashedError)
+    assert error.exit_code == -signal.SIGABRT
+    assert "SIGABRT" in str(error)
+    assert "fake abort" in str(error)
+    assert error.log_path == fake.directory().log
+    assert error.is_retryable
+
+
+def test_next_request_restarts_a_crashed_server(fake: Fake):
+    """After a crash the next call gets a new server."""
+    with lease(fake.spec(), policy=FAST):
+        pass
+    kill_server(fake)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.generation == 2
+        assert ask(held.endpoint)
+
+
+def test_six_crashes_spend_the_budget(fake: Fake):
+    """Five restarts are allowed; after the sixth crash the error tells the last one's details."""
+    for generation in range(1, 7):
+        with lease(fake.spec(), policy=FAST) as held:
+            assert held.endpoint.generation == generation
+        kill_server(fake)
+    with pytest.raises(ServerCrashedError, match="6 times") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert caught.value.exit_code == -signal.SIGKILL
+    assert not caught.value.is_retryable
+    assert len(fake.starts()) == 6
+
+
+def test_stopped_server_is_alive_and_explained_as_well(fake: Fake):
+    """A server under SIGSTOP has not died: there is nothing to explain."""
+    with lease(fake.spec(), policy=FAST) as held:
+        server = fake.state().server
+        assert server is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        assert held.explain() is None
+
+
+def test_out_of_memory_is_not_retryable(fake: Fake):
+    """A crash for want of memory is not repeated by itself."""
+    fake.switch(load_error="RuntimeError: [metal::malloc] Unable to allocate 9 bytes")
+    with lease(fake.spec(), policy=FAST) as held:
+        server = fake.state().server
+        assert server is not None
+        os.kill(server.pid, signal.SIGABRT)
+        error = eventually(held.explain, "the crash to be noticed")
+    assert not error.is_retryable
+    assert "memory" in (error.hint or "")

@@ -1,0 +1,177 @@
+"""No orphan, whatever is killed, and no stranger is ever signalled."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually, processes_of
+
+from langchain_car_vllm.errors import ServerCrashedError, StateDirectoryError
+from langchain_car_vllm.server import lease, running_servers, stop_server
+from langchain_car_vllm.server.process import Identity, identify
+from langchain_car_vllm.server.state import State, write_state
+
+
+def nobody_left(fake: Fake) -> None:
+    eventually(lambda: not processes_of(fake.root), "the last process to end")
+
+
+def test_server_dies_with_its_supervisor(fake: Fake):
+    """SIGKILL of a ready supervisor ends its server, and the next call starts another."""
+    with lease(fake.spec(), policy=FAST) as held:
+        os.kill(fake.state().supervisor.pid, signal.SIGKILL)
+        assert isinstance(eventually(held.explain, "the death"), ServerCrashedError)
+        nobody_left(fake)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.generation == 2
+        assert ask(held.endpoint)
+
+
+def test_supervisor_killed_while_loading_is_replaced(fake: Fake):
+    """The waiting call does not notice that its supervisor was killed during the load."""
+    fake.switch(load_gate=fake.gate("load"))
+    call = Background(lambda: lease(fake.spec(), policy=FAST).__enter__().endpoint)
+    state = fake.wait_for_phase("load")
+    eventually(fake.starts, "the server")
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    eventually(lambda: len(fake.starts()) == 2, "the second start")
+    fake.open_gate("load")
+    endpoint = call.result()
+    assert endpoint is not None
+    assert endpoint.generation == 2
+
+
+def test_client_and_supervisor_killed_together_leave_nobody(fake: Fake):
+    """Both killed while loading: the server's death pipe ends it."""
+    fake.switch(load_gate=fake.gate("load"))
+    client = ClientProcess(fake)
+    assert client.read() == "began"
+    state = fake.wait_for_phase("load")
+    eventually(fake.starts, "the server")
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    client.kill()
+    nobody_left(fake)
+
+
+def test_supervisor_killed_while_draining_leaves_nobody(fake: Fake):
+    """A supervisor that dies in the middle of a stop takes its server along."""
+    fake.switch(save_lines=100)
+    with lease(fake.spec(), policy=FAST):
+        pass
+    stopping = Background(lambda: stop_server(fake.directory(), policy=FAST))
+    state = fake.wait_for_phase("draining")
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    assert stopping.result()
+    nobody_left(fake)
+    assert fake.state().phase == "stopped"
+
+
+def stale(fake: Fake, server: Identity, **changes: object) -> State:
+    """Leave the state of a supervisor that is gone."""
+    directory = fake.directory()
+    directory.create()
+    with lease(fake.spec(), policy=FAST):
+        pass
+    stop_server(directory, policy=FAST)
+    state = dataclasses.replace(fake.state(), phase="ready", server=server, **changes)
+    write_state(directory.state, state)
+    return state
+
+
+@pytest.fixture
+def bystander():
+    """A process that is none of ours."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    yield process
+    process.communicate()
+
+
+def test_stale_state_with_a_foreign_pid_signals_nobody(fake: Fake, bystander: subprocess.Popen):
+    """A recorded pid that is now somebody else's is left alone, by start and by stop."""
+    stale(fake, Identity(bystander.pid, identify(bystander.pid, "").created, "our-nonce"))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+    stop_server(fake.directory(), policy=FAST)
+    assert bystander.poll() is None
+
+
+def test_reused_pid_signals_nobody(fake: Fake, bystander: subprocess.Popen):
+    """The same pid with another creation time is another process, whatever its command line."""
+    stale(fake, Identity(bystander.pid, 1000.0, "sys.stdin"))
+    stop_server(fake.directory(), policy=FAST)
+    assert bystander.poll() is None
+
+
+def test_state_of_another_boot_signals_nobody(fake: Fake, bystander: subprocess.Popen):
+    """After a reboot a pid means nothing, even where everything else fits."""
+    stale(fake, identify(bystander.pid, "sys.stdin"), boot_id="another")
+    with lease(fake.spec(), policy=FAST):
+        pass
+    stop_server(fake.directory(), policy=FAST)
+    assert bystander.poll() is None
+
+
+def test_lost_server_is_found_by_identity_and_ended(fake: Fake):
+    """A server whose supervisor is gone and that still lives is ended by the next start."""
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()", "our-nonce"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    stale(fake, identify(orphan.pid, "our-nonce"))
+    with lease(fake.spec(), policy=FAST):
+        assert orphan.wait(5) == -signal.SIGKILL
+    assert orphan.stdin is not None
+    orphan.stdin.close()
+
+
+def test_state_of_another_host_is_an_error_that_says_what_to_set(fake: Fake):
+    """A home that two machines share cannot hold the run state."""
+    stale(fake, Identity(1, 1.0, "x"), host="another-machine")
+    with pytest.raises(StateDirectoryError, match="another-machine") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert "CAR_HOME" in (caught.value.hint or "")
+
+
+def test_stale_ready_state_never_reaches_a_stranger_on_the_port(fake: Fake):
+    """A stranger that listens on a dead server's port sees neither key nor prompt."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    seen = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers)
+            self.send_response(200)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    stranger = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    serving = Background(lambda: stranger.serve_forever(poll_interval=0.01))
+    stale(fake, Identity(1, 1.0, "x"), port=stranger.server_port, api_key="secret")
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+    assert running_servers()
+    stranger.shutdown()
+    serving.result()
+    stranger.server_close()
+    assert not seen
+
+
+def test_supervisor_outlives_the_launch_script_it_came_with(fake: Fake):
+    """The server is started from a copy: the package may be gone by then."""
+    with lease(fake.spec(), policy=FAST):
+        line = " ".join(processes_of(Path(fake.directory().path))[0].cmdline())
+    assert str(fake.directory().launcher) in line or "supervisor" in line

@@ -1,0 +1,222 @@
+"""Starting: once for everybody, reported when it fails, never cancelled by a caller."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
+
+from langchain_car_vllm.errors import ServerStartError, ServerStartingError
+from langchain_car_vllm.progress import Progress
+from langchain_car_vllm.server import alease, lease
+
+
+async def test_twenty_threads_twenty_tasks_five_processes_start_one_server(fake: Fake):
+    """However many ask at once, one server starts and all get it."""
+    fake.switch(load_gate=fake.gate("load"))
+    processes = [ClientProcess(fake) for _ in range(5)]
+    together = threading.Barrier(20)
+
+    def in_thread() -> int:
+        together.wait()
+        with lease(fake.spec(), policy=FAST) as held:
+            return held.endpoint.generation
+
+    async def in_task() -> int:
+        async with alease(fake.spec(), policy=FAST) as held:
+            return held.endpoint.generation
+
+    threads = [Background(in_thread) for _ in range(20)]
+    tasks = [asyncio.create_task(in_task()) for _ in range(20)]
+    await asyncio.to_thread(lambda: fake.wait_for_phase("load"))
+    fake.open_gate("load")
+    generations = {await task for task in tasks} | {thread.result() for thread in threads}
+    for process in processes:
+        assert process.read() == "began"
+        assert process.read() == "leased 1"
+        process.finish()
+    assert generations == {1}
+    assert len(fake.starts()) == 1
+
+
+def test_ready_server_answers(fake: Fake):
+    """What `lease` yields can be talked to."""
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint) == "tok0 tok1 tok2 "
+        assert held.endpoint.version == "0.6.0"
+        assert held.endpoint.engine == "batched"
+
+
+def test_key_is_not_on_the_command_line(fake: Fake):
+    """No process of ours shows the API key in the process list."""
+    from faults.support import processes_of
+
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.api_key
+        lines = [" ".join(p.cmdline()) for p in processes_of(fake.root)]
+        assert any("serve" in line for line in lines)
+        assert not any(held.endpoint.api_key in line for line in lines)
+
+
+def test_binary_that_is_no_python_script_is_served_too(fake: Fake):
+    """A shell script is run by `exec` and gets its key on the command line."""
+    real = fake.binary.rename(fake.binary.with_name("real"))
+    fake.binary.write_text(f'#!/bin/sh\nexec "{real}" "$@"\n')
+    fake.binary.chmod(0o755)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint) == "tok0 tok1 tok2 "
+
+
+def test_death_while_loading_is_reported_at_once(fake: Fake):
+    """Exit code and last words of a server that dies while loading reach the caller in a second."""
+    fake.switch(
+        load_gate=fake.gate("load"),
+        load_exit=1,
+        load_error="Traceback (most recent call last):\nValueError: Model type x not supported.",
+    )
+    call = Background(lambda: lease(fake.spec(), policy=FAST).__enter__())
+    fake.wait_for_phase("load")
+    eventually(fake.starts, "the start")
+    fake.open_gate("load")
+    began = time.monotonic()
+    with pytest.raises(ServerStartError) as caught:
+        call.result()
+    assert time.monotonic() - began < 1
+    assert caught.value.exit_code == 1
+    assert "ValueError: Model type x not supported." in str(caught.value)
+    assert "ValueError: Model type x not supported." in caught.value.log_tail
+    assert "upgrade" in (caught.value.hint or "")
+    assert fake.state().phase == "stopped"
+
+
+def test_failed_start_is_tried_again_by_the_next_call(fake: Fake):
+    """A failure sticks to nobody but those who waited for it."""
+    fake.switch(load_exit=1, load_error="Error: no")
+    with pytest.raises(ServerStartError):
+        lease(fake.spec(), policy=FAST).__enter__()
+    fake.switch()
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.generation == 2
+
+
+def test_all_who_wait_for_a_failed_start_are_told(fake: Fake):
+    """Ten threads wait for one start; it fails once and all ten hear of it."""
+    fake.switch(load_gate=fake.gate("load"), load_exit=3, load_error="Error: no")
+    calls = [Background(lambda: lease(fake.spec(), policy=FAST).__enter__()) for _ in range(10)]
+    fake.wait_for_phase("load")
+    eventually(fake.starts, "the start")
+    fake.open_gate("load")
+    for call in calls:
+        with pytest.raises(ServerStartError, match="exit code 3"):
+            call.result()
+
+
+def test_silence_while_loading_ends_at_the_stall_limit(fake: Fake):
+    """A server that neither logs nor computes is given up; it is not waited for for ever."""
+    import dataclasses
+
+    fake.switch(never_bind=True)
+    with pytest.raises(ServerStartError, match="no sign of life"):
+        lease(fake.spec(), policy=dataclasses.replace(FAST, load_stall=0.3)).__enter__()
+
+
+def test_lost_port_is_retried_on_another(fake: Fake):
+    """A port that a stranger took between probe and bind is replaced, unseen by the caller."""
+    fake.switch(lose_port=2)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+    assert len(fake.starts()) == 3
+
+
+def test_port_lost_every_time_is_an_error_that_says_so(fake: Fake):
+    """Three lost ports end the start with the reason."""
+    fake.switch(lose_port=3)
+    with pytest.raises(ServerStartError, match="address already in use"):
+        lease(fake.spec(), policy=FAST).__enter__()
+
+
+def test_startup_timeout_leaves_the_start_alone(fake: Fake):
+    """A caller that gives up gets a retryable error, and the next one finds the server loading."""
+    fake.switch(load_gate=fake.gate("load"))
+    with pytest.raises(ServerStartingError) as caught:
+        lease(fake.spec(), policy=FAST, startup_timeout=0.2).__enter__()
+    assert caught.value.is_retryable
+    fake.wait_for_phase("load")
+    fake.open_gate("load")
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.generation == 1
+    assert len(fake.starts()) == 1
+
+
+def test_cancelled_await_returns_at_once_and_the_start_goes_on(fake: Fake):
+    """`asyncio.run` ends within half a second of a cancellation during a long load."""
+    fake.switch(load_gate=fake.gate("load"))
+
+    async def give_up() -> float:
+        async def wait() -> None:
+            async with alease(fake.spec(), policy=FAST):
+                pass
+
+        task = asyncio.create_task(wait())
+        await asyncio.to_thread(lambda: fake.wait_for_phase("load"))
+        task.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return began
+
+    began = asyncio.run(give_up())
+    assert time.monotonic() - began < 0.5
+    fake.open_gate("load")
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.generation == 1
+
+
+def test_progress_tells_the_stages(fake: Fake):
+    """The waiting caller is told the stages in their order."""
+    seen: list[Progress] = []
+    fake.switch(load_gate=fake.gate("load"))
+
+    def note(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.stage == "load":
+            fake.open_gate("load")
+
+    with lease(fake.spec(), policy=FAST, on_progress=note):
+        pass
+    stages = list(dict.fromkeys(progress.stage for progress in seen))
+    assert stages[-2:] == ["load", "ready"]
+
+
+def test_log_flood_neither_blocks_nor_swells(fake: Fake):
+    """Fifty megabytes of log while loading block nothing, and the log is cut when it is ready."""
+    import dataclasses
+
+    policy = dataclasses.replace(FAST, log_limit=1_000_000)
+    fake.switch(flood=50_000_000)
+    with lease(fake.spec(), policy=policy) as held:
+        log = fake.directory().log
+        eventually(lambda: log.stat().st_size <= 1_000_000, "the log to be cut")
+        assert ask(held.endpoint)
+
+
+def test_invalid_utf8_in_the_log_is_no_obstacle(fake: Fake):
+    """Bytes that are no text are shown as replacement characters."""
+    fake.switch(load_bytes="fffe8081", load_exit=1, load_error="Error: after bytes")
+    with pytest.raises(ServerStartError, match="after bytes"):
+        lease(fake.spec(), policy=FAST).__enter__()
+
+
+def test_wrong_model_name_in_health_is_never_ready(fake: Fake):
+    """A server that serves another name is not ours."""
+    fake.switch(model_name="another")
+    with pytest.raises(ServerStartingError):
+        lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+
+
+def test_server_that_accepts_any_key_is_never_ready(fake: Fake):
+    """A wrong key must be turned away before the right one is shown."""
+    fake.switch(any_key=True)
+    with pytest.raises(ServerStartingError):
+        lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()

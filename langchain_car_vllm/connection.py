@@ -1,0 +1,283 @@
+"""What the chat model and the embeddings have in common: which server, and how to reach it."""
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Literal, Protocol, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
+from langchain_car_vllm.models import ModelId, parse_model_id
+from langchain_car_vllm.paths import variable
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
+from langchain_car_vllm.wire.parameters import check_names
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
+
+
+class Connection(Protocol):
+    """Somebody to talk to for the time of one request."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Who it is."""
+
+    def explain(self) -> CarVllmError | None:
+        """Return what happened to the server, None where it is alive and well."""
+
+    async def aexplain(self) -> CarVllmError | None:
+        """Return the same without blocking the event loop."""
+
+
+class Attached:
+    """An endpoint that somebody else runs: nothing is known of its life.
+
+    Args:
+        endpoint: The endpoint.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+
+    def explain(self) -> CarVllmError | None:
+        """Return None: nobody here can tell."""
+        return None
+
+    async def aexplain(self) -> CarVllmError | None:
+        """Return None: nobody here can tell."""
+        return None
+
+
+class ServedModel(BaseModel):
+    """A model and the server that serves it: configuration only, no client, port or process.
+
+    Construction reads local files at most; it never uses the network and starts nothing.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str
+    """Catalog name, Hub repository or local directory, such as `vllm-mlx/qwen3-4b:4bit`."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; the default branch without one."""
+    keep_alive: str | float = "10m"
+    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever."""
+    startup_timeout: float | None = None
+    """Seconds to wait for the server to become ready; no limit without one."""
+    on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
+    """Called with a `Progress` while the first call waits."""
+    auto_install: bool = Field(default_factory=lambda: _flag("CAR_VLLM_MLX_AUTO_INSTALL"))
+    """Whether `vllm-mlx` may be installed where it is missing."""
+    auto_pull: bool = True
+    """Whether the model may be downloaded where it is missing."""
+    server_args: list[str] = Field(default_factory=list)
+    """Appended to the server's command line."""
+    server_env: dict[str, SecretStr] = Field(default_factory=dict, exclude=True, repr=False)
+    """Added to the server's environment; never serialised, logged or traced."""
+    base_url: str | None = Field(default_factory=lambda: variable("CAR_VLLM_MLX_BASE_URL"))
+    """An endpoint that somebody else runs; nothing is installed, started or stopped then."""
+    api_key: SecretStr | None = Field(default_factory=lambda: _secret("CAR_VLLM_MLX_API_KEY"))
+    """The key of `base_url`."""
+    default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+    """Sent with every request; never serialised, since they may hold a key."""
+
+    def __init__(self, **given: Any) -> None:
+        check_names(given, type(self).model_fields)
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise _configuration_error(error) from None
+
+    @model_validator(mode="after")
+    def _check_connection(self) -> Self:
+        if not self.model.strip():
+            raise ConfigurationError(
+                "`model` is empty", hint="name one, such as `vllm-mlx/qwen3-4b:4bit`"
+            )
+        if self.base_url is not None:
+            self.base_url = _checked_url(self.base_url)
+        else:
+            parse_model_id(self.model)
+        seconds(self.keep_alive, "keep_alive", lowest=-1)
+        if self.startup_timeout is not None:
+            check_positive("startup_timeout", self.startup_timeout)
+        for argument in self.server_args:
+            if argument.split("=", 1)[0] in _REFUSED_ARGUMENTS:
+                raise ConfigurationError(
+                    f"`{argument}` is not for `server_args`: this package chooses it",
+                    hint="talk to a server of your own through `base_url`",
+                )
+        return self
+
+    def _model_id(self, model: str | None = None) -> ModelId:
+        name = model or self.model
+        if self.base_url is not None:
+            name = name.removeprefix("vllm-mlx/")
+            return ModelId(name=name, source=name, is_local=False)
+        return parse_model_id(name)
+
+    def _name(self, model: str | None = None) -> str:
+        """Return the model's name for traces, also of one that does not exist."""
+        try:
+            return self._model_id(model).name
+        except ConfigurationError:
+            return model or self.model
+
+    def _spec(
+        self,
+        model: str | None = None,
+        *,
+        engine: Literal["auto", "simple", "batched"] = "auto",
+        embeddings: bool = False,
+    ) -> ServerSpec:
+        found = self._model_id(model)
+        return ServerSpec(
+            source=found.source,
+            name=found.name,
+            revision=self.revision,
+            engine=engine,
+            server_args=tuple(self.server_args),
+            server_env=tuple(
+                (name, secret.get_secret_value()) for name, secret in self.server_env.items()
+            ),
+            embeddings=embeddings,
+            keep_alive=seconds(self.keep_alive, "keep_alive", lowest=-1),
+            auto_install=self.auto_install,
+            auto_pull=self.auto_pull,
+        )
+
+    def _external(self, model: str | None) -> Endpoint | None:
+        if self.base_url is None:
+            return None
+        return Endpoint(
+            base_url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            served_model=self._model_id(model).name,
+        )
+
+    @contextmanager
+    def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Connection]:
+        """Hold a server for the time of one request."""
+        if endpoint := self._external(model):
+            yield Attached(endpoint)
+            return
+        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
+
+        with server.lease(
+            spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
+        ) as lease:
+            yield lease
+
+    @asynccontextmanager
+    async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Connection]:
+        """Hold a server for the time of one request without blocking the event loop."""
+        if endpoint := self._external(model):
+            yield Attached(endpoint)
+            return
+        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
+
+        async with server.alease(
+            spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
+        ) as lease:
+            yield lease
+
+    def _header_items(self) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(self.default_headers.items()))
+
+
+class Replay:
+    """Decides whether a call whose connection broke is sent once more.
+
+    Only a crash, or a connection refused before the lease was re-checked, is repeated, once, and
+    only if nothing of the answer was seen.
+
+    Attributes:
+        seen: Whether the user has seen a part of the answer.
+    """
+
+    BROKEN = (ConnectionFailedError, IncompleteAnswerError)
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._replayed = False
+
+    def decide(
+        self, error: CarVllmError, reason: CarVllmError | None, connection: Connection
+    ) -> None:
+        """Return where the call is to be sent again; else raise what happened."""
+        refused = isinstance(error, ConnectionFailedError) and error.refused
+        crashed = isinstance(reason, ServerCrashedError) or (
+            reason is None and refused and connection.endpoint.managed
+        )
+        if crashed and not self.seen and not self._replayed:
+            self._replayed = True
+            return
+        raise (reason or error) from error
+
+
+def seconds(value: str | float, name: str, *, lowest: float = 0) -> float:
+    """Return a duration in seconds, -1 for one that never ends where `lowest` allows it.
+
+    Args:
+        value: Seconds, or a number with `s`, `m`, `h` or `d`.
+        name: The setting, for the error.
+        lowest: The smallest value; between it and 0 nothing is allowed.
+
+    Raises:
+        ConfigurationError: It is no such duration.
+    """
+    try:
+        found = float(value)
+    except ValueError:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
+        if match is None:
+            raise ConfigurationError(
+                f"`{name}` must be a duration, not `{value}`",
+                hint='write seconds, or text such as "30s", "10m" or "2h"',
+            ) from None
+        found = float(match[1]) * _UNITS[match[2]]
+    if found != found or (found < 0 and found != lowest):  # noqa: PLR0124 - NaN
+        allowed = "0 or more" + (", or -1 for ever" if lowest < 0 else "")
+        raise ConfigurationError(f"`{name}` must be {allowed}, not `{value}`")
+    return found
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a setting of 0 or less."""
+    if not value > 0:
+        raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigurationError(
+            f"`base_url` must begin with http:// or https://, not `{url}`",
+            hint=f"did you mean `http://{url.rsplit('://', maxsplit=1)[-1].lstrip('/')}`?",
+        )
+    return url.rstrip("/")
+
+
+def _configuration_error(error: ValidationError) -> ConfigurationError:
+    first = error.errors(include_url=False)[0]
+    cause = (first.get("ctx") or {}).get("error")
+    if isinstance(cause, ConfigurationError):
+        return cause
+    name = ".".join(str(part) for part in first["loc"]) or "the configuration"
+    if first["type"] == "missing":
+        return ConfigurationError(f"`{name}` is missing")
+    return ConfigurationError(f"`{name}` cannot be `{first['input']!r}`: {first['msg']}")
+
+
+def _flag(name: str) -> bool:
+    return (variable(name) or "1").lower() not in ("0", "false", "no", "off")
+
+
+def _secret(name: str) -> SecretStr | None:
+    value = variable(name)
+    return SecretStr(value) if value else None

@@ -1,0 +1,94 @@
+"""`VllmMlxEmbeddings`: vectors from a supervised server of their own."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
+
+from langchain_core.embeddings import Embeddings
+from pydantic import model_validator
+
+from langchain_car_vllm.connection import Connection, Replay, ServedModel, check_positive
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.wire.embed import Embedder
+
+
+class VllmMlxEmbeddings(ServedModel, Embeddings):
+    """Embeddings that install, start and supervise `vllm-mlx` by themselves.
+
+    They have a server of their own, which never loads chat weights, under the same supervision as
+    `ChatVllmMlx`.
+
+    Example:
+        ```python
+        from langchain_car_vllm import VllmMlxEmbeddings
+
+        embeddings = VllmMlxEmbeddings(model="mlx-community/all-MiniLM-L6-v2-4bit")
+        vector = embeddings.embed_query("Which moon is the largest?")
+        ```
+
+    Raises:
+        ConfigurationError: A setting cannot work; the message says what to write instead.
+        UnknownModelError: The model id names nothing that can be served.
+    """
+
+    timeout: float | None = None
+    """Seconds a batch may take once the server is ready."""
+    batch_size: int = 64
+    """Most texts in one request; the server answers nobody else meanwhile."""
+
+    @model_validator(mode="after")
+    def _check_embedding(self) -> Self:
+        check_positive("batch_size", self.batch_size)
+        if self.timeout is not None:
+            check_positive("timeout", self.timeout)
+        return self
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return one vector for each text.
+
+        Raises:
+            InvalidRequestError: A text is too long for the model, or empty input.
+        """
+        return [vector for batch in self._batches(texts) for vector in self._embed(batch)]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a text."""
+        return self._embed([text])[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return one vector for each text, without blocking the event loop."""
+        return [vector for batch in self._batches(texts) for vector in await self._aembed(batch)]
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Return the vector of a text, without blocking the event loop."""
+        return (await self._aembed([text]))[0]
+
+    def _batches(self, texts: list[str]) -> Iterator[list[str]]:
+        for start in range(0, len(texts), self.batch_size):
+            yield texts[start : start + self.batch_size]
+
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        replay = Replay()
+        while True:
+            with self._connection(self._spec(embeddings=True), None) as connection:
+                try:
+                    return self._embedder(connection).embed(texts)
+                except Replay.BROKEN as error:
+                    replay.decide(error, connection.explain(), connection)
+
+    async def _aembed(self, texts: list[str]) -> list[list[float]]:
+        replay = Replay()
+        while True:
+            async with self._aconnection(self._spec(embeddings=True), None) as connection:
+                try:
+                    # Its import would block the loop.
+                    embedder = await asyncio.to_thread(self._embedder, connection)
+                    return await embedder.aembed(texts)
+                except Replay.BROKEN as error:
+                    replay.decide(error, await connection.aexplain(), connection)
+
+    def _embedder(self, connection: Connection) -> "Embedder":
+        from langchain_car_vllm.wire.embed import Embedder  # noqa: PLC0415 - imports openai
+
+        return Embedder(connection.endpoint, self._header_items(), self.timeout)

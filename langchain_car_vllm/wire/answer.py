@@ -1,0 +1,248 @@
+"""One answer of the server, streamed or whole, as the same sequence of deltas.
+
+There is no I/O here: bytes go in, deltas come out, so the synchronous and the asynchronous side
+share every decision. A whole answer is a stream of one delta.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from langchain_core.messages.tool import ToolCallChunk
+
+from langchain_car_vllm.wire.errors import (
+    ConnectionFailedError,
+    IncompleteAnswerError,
+    ServerFailedError,
+    error_for_status,
+)
+from langchain_car_vllm.wire.sse import EventReader
+
+_DONE = b"[DONE]"
+_decode = json.JSONDecoder().decode
+
+
+class Delta(NamedTuple):
+    """What one event adds to the answer.
+
+    Attributes:
+        text: More of the answer.
+        thought: More of the reasoning.
+        calls: Parts of tool calls, as LangChain's chunks.
+    """
+
+    text: str = ""
+    thought: str = ""
+    calls: tuple[ToolCallChunk, ...] = ()
+
+
+class Filter(Protocol):
+    """Holds back, cuts or turns deltas on their way to the user."""
+
+    done: bool
+    """Nothing more is wanted of this answer."""
+
+    def feed(self, delta: Delta) -> Delta | None:
+        """Return what may go on now, None for nothing."""
+
+    def end(self) -> Delta | None:
+        """Return what was held back and may go on after all."""
+
+
+class Usage(NamedTuple):
+    """Tokens of one request.
+
+    Attributes:
+        prompt: Tokens of the prompt.
+        completion: Tokens of the answer.
+        cached: Prompt tokens that came from the server's cache, None where it does not say.
+        estimated: Whether the numbers are a guess, because the answer was cut short here.
+    """
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int | None = None
+    estimated: bool = False
+
+
+class Answer:
+    """Turns the bytes of one answer into deltas and keeps what comes beside them.
+
+    Args:
+        streamed: Whether the bytes are server-sent events, or one JSON document.
+        filters: What deltas pass through, in order.
+
+    Attributes:
+        finish_reason: Why the server stopped, None until it says so.
+        usage: The tokens, None where the server does not tell. The server tells twice (on the
+            finish chunk and on one of its own); the last counts.
+        done: Nothing more is wanted: the connection may be closed.
+        id: The server's name for the answer.
+        model: The model's name as the server gives it.
+        events: How many events carried something, about the number of tokens.
+    """
+
+    def __init__(self, *, streamed: bool, filters: Sequence[Filter] = ()) -> None:
+        self._reader = EventReader()
+        self._whole: list[bytes] = []
+        self._streamed = streamed
+        self._filters = filters
+        self._slots: dict[int, tuple[int, str | None]] = {}
+        self._calls = 0
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.done = False
+        self.id: str | None = None
+        self.model: str | None = None
+        self.events = 0
+
+    def feed(self, data: bytes) -> list[Delta]:
+        """Return the deltas that `data` completes.
+
+        Raises:
+            AnswerError: The server reports a failure, or sends what is no answer.
+        """
+        if not self._streamed:
+            self._whole.append(data)
+            return []
+        return self._events(self._reader.feed(data))
+
+    def end(self) -> list[Delta]:
+        """Return the last deltas, once no more bytes come.
+
+        Raises:
+            AnswerError: The answer has no end, or is a failure.
+        """
+        if self._streamed:
+            deltas = [] if self.done else self._events(self._reader.end())
+        else:
+            deltas = self._events([b"".join(self._whole)])
+        if self.finish_reason is None and not self.done:
+            raise IncompleteAnswerError(
+                "the answer broke off without an end",
+                hint="repeat the request; if the server was idle for too long, raise `timeout`",
+            )
+        for position, holder in enumerate(self._filters):
+            if held := holder.end():
+                deltas.extend(self._filtered(held, position + 1))
+        return deltas
+
+    def _events(self, payloads: list[bytes]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for payload in payloads:
+            if self.done:
+                break
+            if payload == _DONE:
+                continue
+            delta = self._event(payload)
+            if delta is not None:
+                self.events += 1
+                deltas.extend(self._filtered(delta, 0))
+        return deltas
+
+    def _filtered(self, delta: Delta, start: int) -> list[Delta]:
+        for holder in self._filters[start:]:
+            passed = holder.feed(delta)
+            self.done = self.done or holder.done
+            if passed is None:
+                return []
+            delta = passed
+        return [delta]
+
+    def _event(self, payload: bytes) -> Delta | None:
+        try:
+            event = _decode(payload.decode())
+        except ValueError as error:
+            raise ServerFailedError(
+                f"the server sent something that is no JSON: {_shown(payload)}"
+            ) from error
+        try:
+            return self._read(event)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ServerFailedError(
+                f"the server sent JSON that is no answer: {_shown(payload)}"
+            ) from error
+
+    def _read(self, event: dict[str, Any]) -> Delta | None:
+        if usage := event.get("usage"):
+            self.usage = _usage(usage)
+        choices = event.get("choices")
+        if not choices:
+            if "error" in event:
+                raise _failure(event["error"])
+            if choices is None:
+                raise KeyError("choices")
+            return None
+        choice = choices[0]
+        if reason := choice.get("finish_reason"):
+            self._finish(event, reason)
+        delta = choice["delta" if self._streamed else "message"]
+        text = delta.get("content") or ""
+        thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        calls = delta.get("tool_calls")
+        if type(text) is not str or type(thought) is not str:
+            raise TypeError("content")
+        if not (text or thought or calls):
+            return None
+        return Delta(text, thought, self._call_chunks(calls) if calls else ())
+
+    def _finish(self, event: dict[str, Any], reason: Any) -> None:
+        if reason == "error":
+            raise ServerFailedError("the engine failed while it was generating")
+        if reason == "abort":
+            raise ConnectionFailedError("the server broke the answer off: it is shutting down")
+        self.finish_reason = str(reason)
+        self.id = event.get("id")
+        self.model = event.get("model")
+
+    def _call_chunks(self, calls: list[dict[str, Any]]) -> tuple[ToolCallChunk, ...]:
+        chunks: list[ToolCallChunk] = []
+        for place, call in enumerate(calls):
+            function = call.get("function") or {}
+            given = call.get("index")
+            index = self._slot(given if isinstance(given, int) else place, call.get("id"))
+            chunks.append(
+                ToolCallChunk(
+                    name=function.get("name"),
+                    args=_arguments(function.get("arguments")),
+                    id=call.get("id"),
+                    index=index,
+                    type="tool_call_chunk",
+                )
+            )
+        return tuple(chunks)
+
+    def _slot(self, given: int, id_: str | None) -> int:
+        """Number calls by themselves: some parsers start every call at index 0."""
+        known = self._slots.get(given)
+        if known is None or (id_ and known[1] and id_ != known[1]):
+            known = (self._calls, id_)
+            self._slots[given] = known
+            self._calls += 1
+        return known[0]
+
+
+def _arguments(given: Any) -> str | None:
+    return given if given is None or isinstance(given, str) else json.dumps(given)
+
+
+def _usage(usage: dict[str, Any]) -> Usage:
+    details = usage.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens")
+    return Usage(
+        prompt=int(usage.get("prompt_tokens") or 0),
+        completion=int(usage.get("completion_tokens") or 0),
+        cached=None if cached is None else int(cached),
+    )
+
+
+def _failure(error: Any) -> Exception:
+    if not isinstance(error, dict):
+        return ServerFailedError(f"the server failed: {error}")
+    code = error.get("code")
+    return error_for_status(code if isinstance(code, int) else 500, str(error.get("message") or ""))
+
+
+def _shown(payload: bytes) -> str:
+    text = payload[:120].decode(errors="replace")
+    return f"`{text}`" if text else "nothing"

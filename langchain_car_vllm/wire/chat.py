@@ -1,0 +1,241 @@
+"""The wrapped ChatOpenAI: its clients and its message conversion, spoken in the server's dialect.
+
+Importing this module imports openai, so only calls do it, never construction.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from functools import lru_cache
+from typing import Any
+
+import openai
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_openai import ChatOpenAI
+from langchain_openai.chat_models.base import BaseChatOpenAI
+from pydantic import SecretStr
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.answer import Delta
+from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
+from langchain_car_vllm.wire.clock import Clock, Refusals
+from langchain_car_vllm.wire.exchange import Attempt, Exchange
+from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
+from langchain_car_vllm.wire.history import prepared
+from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
+from langchain_car_vllm.wire.request import exchange_for
+from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
+
+Headers = dict[str, str] | None
+
+
+class WireChat(ChatOpenAI):
+    """A ChatOpenAI that talks to one vllm-mlx endpoint.
+
+    It keeps nothing of a call: parameters come with each, as `ChatVllmMlx` merged them. Where
+    ChatOpenAI would go through the SDK's model objects, the raw response is read, each event parsed
+    once from JSON straight into LangChain's chunk.
+
+    Attributes:
+        endpoint: Whom it talks to.
+        refusals: How often a request is repeated that the server refused for the moment.
+    """
+
+    endpoint: Endpoint
+    refusals: int = 2
+
+    def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
+        return False
+
+    def _get_request_payload(
+        self, input_: Any, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the messages as the server takes them, with what the model thought."""
+        messages = prepared(self._convert_input(input_).to_messages())
+        # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
+        payload = BaseChatOpenAI._get_request_payload(self, messages, stop=stop, **kwargs)  # noqa: SLF001
+        for message, sent in zip(messages, payload["messages"], strict=True):
+            if isinstance(message, AIMessage) and (thought := reasoning_of(message)):
+                sent[REASONING] = thought
+        return payload
+
+    def _exchange(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        given: dict[str, Any],
+        *,
+        streamed: bool,
+    ) -> Exchange:
+        with mapped_encoding():
+            sent = self._get_request_payload(messages)["messages"]
+        return exchange_for(self.endpoint, sent, stop, given, streamed=streamed)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> ChatResult:
+        exchange = self._exchange(messages, stop, kwargs, streamed=False)
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
+        deltas = list(self._deltas(exchange, clock, kwargs.get("extra_headers")))
+        return result_of(deltas, exchange.closing())
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> ChatResult:
+        exchange = self._exchange(messages, stop, kwargs, streamed=False)
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
+        deltas = [
+            delta async for delta in self._adeltas(exchange, clock, kwargs.get("extra_headers"))
+        ]
+        return result_of(deltas, exchange.closing())
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        exchange = self._exchange(messages, stop, kwargs, streamed=True)
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
+        with closing(self._deltas(exchange, clock, kwargs.get("extra_headers"))) as deltas:
+            for delta in deltas:
+                chunk = chunk_of(delta)
+                if run_manager:
+                    run_manager.on_llm_new_token(delta.text, chunk=chunk)
+                yield chunk
+        yield closing_chunk(exchange.closing())
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        exchange = self._exchange(messages, stop, kwargs, streamed=True)
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
+        deltas = self._adeltas(exchange, clock, kwargs.get("extra_headers"))
+        async with aclosing(deltas):
+            async for delta in deltas:
+                chunk = chunk_of(delta)
+                if run_manager:
+                    await run_manager.on_llm_new_token(delta.text, chunk=chunk)
+                yield chunk
+        yield closing_chunk(exchange.closing())
+
+    def _deltas(
+        self, exchange: Exchange, clock: Clock, headers: Headers
+    ) -> Generator[Delta, None, None]:
+        with mapped_errors(self.endpoint, clock.timeout):
+            for attempt in exchange.attempts():
+                with self._sent(attempt, clock, headers) as response:
+                    for data in response.iter_bytes():
+                        deltas = attempt.feed(data)
+                        clock.check(progress=bool(deltas))
+                        yield from deltas
+                        if attempt.done:
+                            break
+                yield from attempt.end()
+
+    async def _adeltas(
+        self, exchange: Exchange, clock: Clock, headers: Headers
+    ) -> AsyncGenerator[Delta, None]:
+        with mapped_errors(self.endpoint, clock.timeout):
+            for attempt in exchange.attempts():
+                async with self._asent(attempt, clock, headers) as response:
+                    async for data in response.iter_bytes():
+                        deltas = attempt.feed(data)
+                        clock.check(progress=bool(deltas))
+                        for delta in deltas:
+                            yield delta
+                        if attempt.done:
+                            break
+                for delta in attempt.end():
+                    yield delta
+
+    @contextmanager
+    def _sent(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Any]:
+        create = self.client.with_streaming_response.create
+        refusals = Refusals(self.refusals)
+        while True:
+            try:
+                with mapped_encoding():
+                    response = create(**_arguments(attempt, clock, headers)).__enter__()
+                break
+            except openai.APIStatusError as error:
+                time.sleep(refusals.wait(error))
+        with closing(response):
+            yield response
+
+    @asynccontextmanager
+    async def _asent(self, attempt: Attempt, clock: Clock, headers: Headers) -> AsyncIterator[Any]:
+        client = await self.async_client.current()
+        create = client.chat.completions.with_streaming_response.create
+        refusals = Refusals(self.refusals)
+        while True:
+            try:
+                with mapped_encoding():
+                    response = await create(**_arguments(attempt, clock, headers)).__aenter__()
+                break
+            except openai.APIStatusError as error:
+                await asyncio.sleep(refusals.wait(error))
+        try:
+            yield response
+        finally:
+            await response.close()
+
+
+def _arguments(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, Any]:
+    # The whole body goes as `extra_body`: the SDK would walk through every message otherwise.
+    return {
+        "model": attempt.body["model"],
+        "messages": (),
+        "extra_body": attempt.body,
+        "extra_headers": headers,
+        "timeout": clock.transport,
+    }
+
+
+@lru_cache(maxsize=64)
+def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
+    """Return the wrapped ChatOpenAI for an endpoint, the same one for the same arguments.
+
+    Args:
+        endpoint: Whom it talks to.
+        headers: Sent with every request.
+        refusals: How often a request is repeated that the server refused for the moment.
+    """
+    address = Address(endpoint.base_url, endpoint.api_key, headers)
+    client = sync_client(address)
+    loops = LoopClients(address)
+    return WireChat(
+        endpoint=endpoint,
+        refusals=refusals,
+        model=endpoint.served_model,
+        base_url=endpoint.base_url,
+        api_key=SecretStr("not-needed"),
+        root_client=client,
+        client=client.chat.completions,
+        root_async_client=loops,
+        async_client=loops,
+        use_responses_api=False,
+        output_version="v0",
+        stream_chunk_timeout=None,
+        profile={},
+        cache=False,
+    )

@@ -1,0 +1,82 @@
+"""How long a request may take, and when it is worth repeating."""
+
+import time
+
+import httpx2
+import openai
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.faults import timed_out
+
+_CONNECT_SECONDS = 10.0
+_FIRST_WAIT_SECONDS = 0.25
+_LONGEST_WAIT_SECONDS = 8.0
+_REFUSED = (429, 503)
+
+
+class Clock:
+    """Enforces `timeout` on this side; the server's own would count the queue.
+
+    Args:
+        endpoint: Whose answer is awaited.
+        timeout: Seconds, None for no limit.
+        total: Whether the limit is for the whole answer, or for a pause in it. Heartbeats keep a
+            connection alive and count as pause.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout: float | None, *, total: bool) -> None:
+        self._endpoint = endpoint
+        self._total = total
+        self._since = time.monotonic()
+        self.timeout = timeout
+
+    @property
+    def transport(self) -> httpx2.Timeout:
+        """The limits of a single read, which catch a server that has fallen silent."""
+        return httpx2.Timeout(self.timeout, connect=_CONNECT_SECONDS, pool=None)
+
+    def check(self, *, progress: bool) -> None:
+        """Raise where the time has run out.
+
+        Args:
+            progress: Whether something of the answer has just arrived.
+
+        Raises:
+            RequestTimeoutError: The time has run out.
+        """
+        if self.timeout is None:
+            return
+        now = time.monotonic()
+        if progress and not self._total:
+            self._since = now
+        elif now - self._since > self.timeout:
+            raise timed_out(self._endpoint, self.timeout)
+
+
+class Refusals:
+    """Counts how often the server refused before it began to work, the one thing worth repeating.
+
+    A repeated 500 or 504 would only repeat work, or add to what the server is still doing.
+
+    Args:
+        most: How many refusals to bear.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._pause = _FIRST_WAIT_SECONDS
+
+    def wait(self, error: openai.APIStatusError) -> float:
+        """Return the seconds to wait before the next try, or raise `error`."""
+        if error.status_code not in _REFUSED or self._left <= 0:
+            raise error
+        self._left -= 1
+        pause, self._pause = self._pause, self._pause * 2
+        return min(max(_retry_after(error), pause), _LONGEST_WAIT_SECONDS)
+
+
+def _retry_after(error: openai.APIStatusError) -> float:
+    try:
+        return float(error.response.headers.get("retry-after", 0))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,61 @@
+"""Embeddings over the wire. Importing this module imports openai."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
+from langchain_car_vllm.wire.clock import Clock
+from langchain_car_vllm.wire.errors import ServerFailedError
+from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
+
+
+class Embedder:
+    """Embeds texts at one endpoint.
+
+    Args:
+        endpoint: Who answers.
+        headers: Sent with every request.
+        timeout: Seconds a request may take, None for no limit.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, headers: tuple[tuple[str, str], ...], timeout: float | None
+    ) -> None:
+        self._endpoint = endpoint
+        self._address = Address(endpoint.base_url, endpoint.api_key, headers)
+        self._timeout = timeout
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return one vector for each text, in order.
+
+        Raises:
+            AnswerError: The server refuses or fails, with its own words.
+        """
+        client = sync_client(self._address)
+        with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
+            return _vectors(client.post("/embeddings", **self._request(texts)), len(texts))
+
+    async def aembed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return the same without blocking the event loop."""
+        client = await LoopClients(self._address).current()
+        with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
+            return _vectors(await client.post("/embeddings", **self._request(texts)), len(texts))
+
+    def _request(self, texts: Sequence[str]) -> dict[str, Any]:
+        # The server takes texts only (token arrays are a 422) and always sends floats, so neither
+        # the SDK's base64 nor OpenAIEmbeddings' tokens would do (vllm-mlx 0.6.0).
+        clock = Clock(self._endpoint, self._timeout, total=True)
+        body = {"model": self._endpoint.served_model, "input": list(texts)}
+        return {"cast_to": object, "body": body, "options": {"timeout": clock.transport}}
+
+
+def _vectors(answer: Any, expected: int) -> list[list[float]]:
+    try:
+        entries = sorted(answer["data"], key=lambda entry: entry["index"])
+        vectors = [[float(x) for x in entry["embedding"]] for entry in entries]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerFailedError("the server sent something that is no list of vectors") from error
+    if len(vectors) != expected:
+        raise ServerFailedError(f"the server sent {len(vectors)} vectors for {expected} texts")
+    return vectors

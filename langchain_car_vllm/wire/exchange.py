@@ -1,0 +1,143 @@
+"""One call of the model: one request, or a second where the first did not bring what was asked.
+
+There is no I/O here. An exchange yields its attempts; whoever drives it sends each attempt's body,
+feeds it the bytes that come back and asks for the next one. The drivers, one synchronous and one
+asynchronous, therefore decide nothing.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_car_vllm.wire.answer import Answer, Delta, Filter, Usage
+from langchain_car_vllm.wire.result import Closing
+
+Body = dict[str, Any]
+
+
+class EmptyAnswerWarning(UserWarning):
+    """The model used up all its tokens before it began to answer."""
+
+
+class Attempt:
+    """One request and what comes back of it.
+
+    Args:
+        body: The JSON body.
+        filters: What the answer's deltas pass through.
+
+    Attributes:
+        answer: What came back so far.
+        called: Whether a tool call went to the user.
+    """
+
+    def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
+        self.body = body
+        self.answer = Answer(streamed=bool(body.get("stream")), filters=filters)
+        self.called = False
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The answer as the user gets it."""
+        return "".join(self._texts)
+
+    @property
+    def thought(self) -> str:
+        """The reasoning as the user gets it."""
+        return "".join(self._thoughts)
+
+    @property
+    def done(self) -> bool:
+        """Nothing more is wanted: the connection may be closed."""
+        return self.answer.done
+
+    def feed(self, data: bytes) -> list[Delta]:
+        """Return what `data` completes for the user."""
+        return self._noted(self.answer.feed(data))
+
+    def end(self) -> list[Delta]:
+        """Return what is left for the user once the answer has ended."""
+        deltas = self._noted(self.answer.end())
+        if not self.called and not self.text.strip() and self.thought:
+            deltas.extend(self._noted(self._promoted()))
+        return deltas
+
+    def usage(self) -> Usage | None:
+        """Return the tokens, guessed where the answer was cut short before the server told."""
+        if self.answer.usage is None and self.answer.done:
+            return Usage(completion=self.answer.events, estimated=True)
+        return self.answer.usage
+
+    def _noted(self, deltas: list[Delta]) -> list[Delta]:
+        for delta in deltas:
+            if delta.text:
+                self._texts.append(delta.text)
+            if delta.thought:
+                self._thoughts.append(delta.thought)
+            self.called = self.called or bool(delta.calls)
+        return deltas
+
+    def _promoted(self) -> list[Delta]:
+        """Give the reasoning as the answer where a parser took the whole answer for reasoning."""
+        if self.answer.finish_reason == "stop":
+            return [Delta(text=self.thought)]
+        warnings.warn(
+            "the model used up its tokens while it was thinking and gave no answer: "
+            "raise `max_tokens`, set `thinking_budget`, or turn `reasoning` off",
+            EmptyAnswerWarning,
+            stacklevel=2,
+        )
+        return []
+
+
+class Exchange:
+    """A plain call: one attempt, whose answer goes to the user as it is.
+
+    Args:
+        body: The JSON body.
+        filters: What the answer's deltas pass through.
+    """
+
+    def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
+        self._body = body
+        self._filters = filters
+        self._sent: list[Attempt] = []
+
+    def attempts(self) -> Iterator[Attempt]:
+        """Yield the requests to send, each after the one before was answered in full."""
+        yield self._attempt(self._body, self._filters)
+
+    def closing(self) -> Closing:
+        """Return what stands at the end of the answer, once it has ended."""
+        last = self._sent[-1]
+        answer = last.answer
+        reason = "tool_calls" if last.called else answer.finish_reason or "stop"
+        return Closing(
+            finish_reason="stop" if answer.done and not last.called else reason,
+            model=answer.model or str(self._body["model"]),
+            usage=self._usage(),
+            id=answer.id,
+            extra=self._extra(),
+        )
+
+    def _attempt(self, body: Body, filters: Sequence[Filter] = ()) -> Attempt:
+        attempt = Attempt(body, filters)
+        self._sent.append(attempt)
+        return attempt
+
+    def _extra(self) -> dict[str, Any]:
+        return {}
+
+    def _usage(self) -> Usage | None:
+        known = [usage for attempt in self._sent if (usage := attempt.usage())]
+        if not known:
+            return None
+        cached = [usage.cached for usage in known if usage.cached is not None]
+        return Usage(
+            prompt=sum(usage.prompt for usage in known),
+            completion=sum(usage.completion for usage in known),
+            cached=sum(cached) if cached else None,
+            estimated=any(usage.estimated for usage in known),
+        )

@@ -1,0 +1,161 @@
+"""The parameters a user may name, and what is said of the others.
+
+Source: the request schema of vllm-mlx 0.6.0 (`api/models.py`), which ignores what it does not know.
+"""
+
+import difflib
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from langchain_car_vllm.errors import ConfigurationError
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "max_tokens",
+)
+"""Sent under the names they have here."""
+
+OURS = (
+    "reasoning",
+    "thinking_budget",
+    "timeout",
+    "tools",
+    "tool_choice",
+    "tool_choice_method",
+    "parallel_tool_calls",
+    "response_format",
+    "extra_body",
+    "extra_headers",
+    "stream",
+    "stream_options",
+    "stream_usage",
+)
+"""Taken in a call and turned into something else, or used here."""
+
+SERVERS = (
+    "logit_bias",
+    "reasoning_effort",
+    "chat_template_kwargs",
+    "enable_thinking",
+    "thinking_token_budget",
+    "tool_argument_recovery",
+    "video_fps",
+    "video_max_frames",
+    "specprefill",
+    "specprefill_keep_pct",
+    "specprefill_backbone_pct",
+    "mllm_draft",
+)
+"""The server's own, sent as they are."""
+
+IGNORED = frozenset(
+    {
+        "seed",
+        "n",
+        "best_of",
+        "logprobs",
+        "top_logprobs",
+        "frequency_penalty",
+        "user",
+        "store",
+        "metadata",
+        "service_tier",
+        "prediction",
+        "modalities",
+        "verbosity",
+        "safety_identifier",
+        "prompt_cache_key",
+        "web_search_options",
+        "mirostat",
+        "mirostat_eta",
+        "mirostat_tau",
+        "tfs_z",
+    }
+)
+"""The server takes and forgets them."""
+
+_MEANT = {
+    "num_predict": "`max_tokens`",
+    "max_completion_tokens": "`max_tokens`",
+    "max_new_tokens": "`max_tokens`",
+    "max_output_tokens": "`max_tokens`",
+    "num_ctx": '`profile={"max_input_tokens": ...}`; the context window itself is the model\'s',
+    "n_ctx": '`profile={"max_input_tokens": ...}`; the context window itself is the model\'s',
+    "context_window": '`profile={"max_input_tokens": ...}`',
+    "repeat_penalty": "`repetition_penalty`",
+    "repeat_last_n": "`repetition_penalty`",
+    "format": "`with_structured_output(...)` or `response_format`",
+    "json_schema": "`with_structured_output(...)` or `response_format`",
+    "stop_sequences": "`stop`",
+    "model_name": "`model`",
+    "model_id": "`model`",
+    "model_path": "`model`",
+    "request_timeout": "`timeout`",
+    "think": "`reasoning`",
+    "thinking": "`reasoning`",
+    "functions": "`bind_tools(...)`",
+    "function_call": "`bind_tools(..., tool_choice=...)`",
+    "openai_api_key": "`api_key`",
+    "openai_api_base": "`base_url`",
+    "api_base": "`base_url`",
+    "endpoint": "`base_url`",
+    "host": "`base_url`",
+    "port": "`base_url`",
+    "organization": "nothing: it is not needed",
+    "openai_organization": "nothing: it is not needed",
+    "validate_model": "`validate_model_on_init`",
+    "num_gpu": "nothing: the whole model runs on the GPU",
+    "num_thread": "nothing: the server decides",
+    "idle_timeout": "`keep_alive`",
+    "headers": "`default_headers`",
+}
+
+_warned: set[str] = set()
+_lock = threading.Lock()
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse unknown parameters and warn, once each, about those the server ignores.
+
+    Raises:
+        ConfigurationError: A name is unknown; the right one is in the hint.
+    """
+    known = set(known)
+    for name in given:
+        if name in known:
+            continue
+        if name in IGNORED:
+            _warn_once(name)
+            continue
+        raise ConfigurationError(f"`{name}` is no parameter of this model", hint=_hint(name, known))
+
+
+def kept(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the server does not ignore."""
+    return {name: value for name, value in given.items() if name not in IGNORED}
+
+
+def _hint(name: str, known: set[str]) -> str:
+    if meant := _MEANT.get(name.lower()):
+        return f"use {meant}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    return "fields of the server's own that are not listed go into `extra_body`"
+
+
+def _warn_once(name: str) -> None:
+    with _lock:
+        if name in _warned:
+            return
+        _warned.add(name)
+    warnings.warn(
+        f"vllm-mlx ignores `{name}`: it has no effect on the answer", UserWarning, stacklevel=2
+    )

@@ -1,0 +1,101 @@
+"""What the model thinks: asked for, received, shown and sent back.
+
+The server sends it as `reasoning_content`, apart from the answer, and takes it back in the history.
+LangChain keeps it in `additional_kwargs["reasoning_content"]`; `content_blocks` shows it as a
+`reasoning` block through the translator that importing this module registers.
+"""
+
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.block_translators import register_translator
+
+PROVIDER = "vllm_mlx"
+REASONING = "reasoning_content"
+
+Reasoning = bool | Literal["low", "medium", "high"] | None
+
+
+def reasoning_parameters(reasoning: Reasoning, budget: int | None) -> dict[str, Any]:
+    """Return the request fields for a wish about thinking.
+
+    `enable_thinking` goes both to the top level, which the server's budget logic reads, and into
+    `chat_template_kwargs`, which every engine renders.
+
+    Args:
+        reasoning: Whether, or how hard, to think; None leaves it to the model.
+        budget: Most tokens to think, None for no limit.
+    """
+    fields: dict[str, Any] = {}
+    if isinstance(reasoning, str):
+        fields["reasoning_effort"] = reasoning
+    elif reasoning is not None:
+        fields["enable_thinking"] = reasoning
+        fields["chat_template_kwargs"] = {"enable_thinking": reasoning}
+    if budget is not None and reasoning is not False:
+        fields["thinking_token_budget"] = budget
+    return fields
+
+
+def reasoning_of(message: AIMessage) -> str | None:
+    """Return what the model thought before it wrote `message`, None where it did not say."""
+    kept = message.additional_kwargs.get(REASONING)
+    if isinstance(kept, str) and kept:
+        return kept
+    if isinstance(message.content, str):
+        return None
+    blocks = (b for b in message.content if isinstance(b, dict))
+    return "".join(_thought(block) for block in blocks) or None
+
+
+def _thought(block: dict[str, Any]) -> str:
+    if block.get("type") == "reasoning":
+        return str(block.get("reasoning") or "")
+    if block.get("type") == "thinking":
+        return str(block.get("thinking") or "")
+    return ""
+
+
+def _blocks(message: AIMessage) -> list[Any]:
+    if not isinstance(message.content, str):
+        raise NotImplementedError  # already blocks: LangChain's own parser takes them
+    blocks: list[Any] = []
+    if thought := message.additional_kwargs.get(REASONING):
+        blocks.append({"type": "reasoning", "reasoning": thought})
+    if message.content:
+        blocks.append({"type": "text", "text": message.content})
+    return blocks
+
+
+def _message_blocks(message: AIMessage) -> list[Any]:
+    blocks = _blocks(message)
+    blocks.extend(
+        {"type": "tool_call", "name": call["name"], "args": call["args"], "id": call.get("id")}
+        for call in message.tool_calls
+    )
+    blocks.extend(dict(call) for call in message.invalid_tool_calls)
+    return blocks
+
+
+def _chunk_blocks(chunk: AIMessageChunk) -> list[Any]:
+    # LangChain numbers blocks without an index 0, 1, ...: a tool call's own index 0 would then
+    # be merged into the reasoning block, and the call be lost.
+    blocks = _blocks(chunk)
+    for block in blocks:
+        block["index"] = "lc_rs_0" if block["type"] == "reasoning" else "lc_txt_0"
+    if chunk.chunk_position == "last":
+        return [*blocks, *_message_blocks(chunk)[len(blocks) :]]
+    for call in chunk.tool_call_chunks:
+        blocks.append(
+            {
+                "type": "tool_call_chunk",
+                "id": call.get("id"),
+                "name": call.get("name"),
+                "args": call.get("args"),
+                "index": f"lc_tc_{call.get('index') or 0}",
+            }
+        )
+    return blocks
+
+
+register_translator(PROVIDER, _message_blocks, _chunk_blocks)

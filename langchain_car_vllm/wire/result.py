@@ -1,0 +1,170 @@
+"""From deltas to the messages LangChain wants."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.content import InvalidToolCall
+from langchain_core.messages.tool import ToolCall, ToolCallChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.json import parse_partial_json
+
+from langchain_car_vllm.wire.answer import Delta, Usage
+from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING
+
+
+class Closing(NamedTuple):
+    """What stands at the end of an answer.
+
+    Attributes:
+        finish_reason: Why it ended: `stop`, `length` or `tool_calls`.
+        model: The served model's name.
+        usage: Tokens of all requests of the call, None where unknown.
+        id: The server's name for the answer.
+        extra: More entries for `response_metadata`.
+    """
+
+    finish_reason: str
+    model: str
+    usage: Usage | None
+    id: str | None
+    extra: dict[str, Any]
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the message's `response_metadata`."""
+        found: dict[str, Any] = {
+            "finish_reason": self.finish_reason,
+            "model_name": self.model,
+            "model_provider": PROVIDER,
+            **self.extra,
+        }
+        if self.id:
+            found["id"] = self.id
+        if self.usage and self.usage.estimated:
+            found["usage_estimated"] = True
+        return found
+
+    def usage_metadata(self) -> UsageMetadata | None:
+        """Return the tokens as LangChain counts them."""
+        if self.usage is None:
+            return None
+        counted = UsageMetadata(
+            input_tokens=self.usage.prompt,
+            output_tokens=self.usage.completion,
+            total_tokens=self.usage.prompt + self.usage.completion,
+        )
+        if self.usage.cached is not None:
+            counted["input_token_details"] = InputTokenDetails(cache_read=self.usage.cached)
+        return counted
+
+
+def chunk_of(delta: Delta) -> ChatGenerationChunk:
+    """Return the chunk of a stream for `delta`."""
+    message = AIMessageChunk(
+        content=delta.text,
+        additional_kwargs={REASONING: delta.thought} if delta.thought else {},
+        response_metadata={"model_provider": PROVIDER},
+        tool_call_chunks=list(delta.calls),
+    )
+    return ChatGenerationChunk(message=message)
+
+
+def closing_chunk(closing: Closing) -> ChatGenerationChunk:
+    """Return the last chunk of a stream, which carries the metadata and the usage."""
+    message = AIMessageChunk(
+        content="",
+        response_metadata=closing.metadata(),
+        usage_metadata=closing.usage_metadata(),
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(
+        message=message, generation_info={"finish_reason": closing.finish_reason}
+    )
+
+
+def result_of(deltas: Iterable[Delta], closing: Closing) -> ChatResult:
+    """Return the whole answer as one message."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls = CallCollector()
+    for delta in deltas:
+        texts.append(delta.text)
+        thoughts.append(delta.thought)
+        calls.feed(delta.calls)
+    valid, invalid = calls.parsed()
+    thought = "".join(thoughts)
+    metadata = closing.metadata()
+    message = AIMessage(
+        content="".join(texts),
+        additional_kwargs={REASONING: thought} if thought else {},
+        response_metadata=metadata,
+        tool_calls=valid,
+        invalid_tool_calls=invalid,
+        usage_metadata=closing.usage_metadata(),
+    )
+    generation = ChatGeneration(
+        message=message, generation_info={"finish_reason": closing.finish_reason}
+    )
+    return ChatResult(generations=[generation], llm_output=_llm_output(closing))
+
+
+def _llm_output(closing: Closing) -> dict[str, Any]:
+    found: dict[str, Any] = {"model_name": closing.model, "model_provider": PROVIDER}
+    if closing.usage:
+        found["token_usage"] = {
+            "prompt_tokens": closing.usage.prompt,
+            "completion_tokens": closing.usage.completion,
+            "total_tokens": closing.usage.prompt + closing.usage.completion,
+        }
+    return found
+
+
+class CallCollector:
+    """Puts tool calls together from their parts."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[str | None, list[str], list[str]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def feed(self, chunks: Iterable[ToolCallChunk]) -> None:
+        """Add the parts of one delta."""
+        for chunk in chunks:
+            id_, names, args = self._parts.get(chunk["index"] or 0, (None, [], []))
+            names.append(chunk["name"] or "")
+            args.append(chunk["args"] or "")
+            self._parts[chunk["index"] or 0] = (id_ or chunk["id"], names, args)
+
+    def parsed(self) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+        """Return the calls whose arguments are a JSON object, and the others."""
+        valid: list[ToolCall] = []
+        invalid: list[InvalidToolCall] = []
+        for id_, names, parts in self._parts.values():
+            name, text = "".join(names), "".join(parts)
+            args = _object(text)
+            if name and args is not None:
+                valid.append(ToolCall(name=name, args=args, id=id_, type="tool_call"))
+            else:
+                invalid.append(
+                    InvalidToolCall(
+                        type="invalid_tool_call",
+                        id=id_,
+                        name=name or None,
+                        args=text,
+                        error="the arguments are no JSON object",
+                    )
+                )
+        return valid, invalid
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    if not text:
+        return {}
+    # The same lenient reading as LangChain's when it merges a stream, so both give the same call.
+    try:
+        found = parse_partial_json(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,55 @@
+"""Stop texts, enforced here: the server ignores them, or sends them along."""
+
+from collections.abc import Sequence
+
+from langchain_car_vllm.wire.answer import Delta
+
+
+class StopCutter:
+    """Cuts an answer before the first stop text, which never reaches the user even in part.
+
+    Args:
+        stop: The stop texts, none of them empty.
+
+    Attributes:
+        done: A stop text came; whatever follows is dropped.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.done = False
+
+    def feed(self, delta: Delta) -> Delta | None:
+        """Return what surely comes before any stop text."""
+        if self.done:
+            return None
+        if not delta.text:
+            return delta
+        text = self._held + delta.text
+        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if places:
+            self.done = True
+            self._held = ""
+            return self._with(delta, text[: min(places)])
+        kept = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - kept :]
+        return self._with(delta, text[: len(text) - kept])
+
+    def end(self) -> Delta | None:
+        """Return what looked like the start of a stop text and was none."""
+        held, self._held = self._held, ""
+        return Delta(held) if held else None
+
+    def _with(self, delta: Delta, text: str) -> Delta | None:
+        if not (text or delta.thought or delta.calls):
+            return None
+        return delta._replace(text=text)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many last characters of `text` could begin `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0

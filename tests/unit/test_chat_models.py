@@ -1,0 +1,191 @@
+"""What is refused at construction, and what a model object can be used for."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.load import dumpd, load
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.connection import seconds
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnknownModelError
+
+MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
+
+
+def _refused(match: str, **fields: Any) -> CarVllmError:
+    with pytest.raises(ConfigurationError, match=match) as caught:
+        ChatVllmMlx(**{"model": MODEL, **fields})
+    return caught.value
+
+
+def test_an_unknown_model_id_names_the_nearest_ones():
+    """A typo is answered with the id that was meant."""
+    with pytest.raises(UnknownModelError, match=r"qwen3\.6-35b-a3b"):
+        ChatVllmMlx(model="vllm-mlx/qwen3.6-35b-a3c:4bit")
+
+
+@pytest.mark.parametrize("model", ["", "  "])
+def test_an_empty_model_is_refused(model):
+    """No model is no configuration."""
+    assert "vllm-mlx/" in (_refused("empty", model=model).hint or "")
+
+
+def test_a_missing_model_is_refused():
+    """The model is the one field without a default."""
+    with pytest.raises(ConfigurationError, match="`model` is missing"):
+        ChatVllmMlx()
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path: Path):
+    """A local directory must hold a model's configuration."""
+    with pytest.raises(UnknownModelError):
+        ChatVllmMlx(model=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timeout", -1),
+        ("timeout", 0),
+        ("startup_timeout", -5),
+        ("max_tokens", 0),
+        ("thinking_budget", 0),
+        ("max_retries", -1),
+        ("temperature", -0.1),
+        ("keep_alive", -2),
+        ("keep_alive", "soon"),
+        ("keep_alive", float("nan")),
+        ("engine", "vllm"),
+        ("temperature", "hot"),
+        ("reasoning", "extreme"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(name, value):
+    """The message names the setting and what was given."""
+    _refused(f"`{name}", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("num_predict", "max_tokens"),
+        ("max_completion_tokens", "max_tokens"),
+        ("num_ctx", "max_input_tokens"),
+        ("repeat_penalty", "repetition_penalty"),
+        ("format", "with_structured_output"),
+        ("model_name", "model"),
+        ("request_timeout", "timeout"),
+        ("stop_sequences", "stop"),
+        ("openai_api_base", "base_url"),
+        ("top_kk", "top_k"),
+        ("nonsense", "extra_body"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_right_one(name, right):
+    """A parameter of Ollama's or OpenAI's is answered with the name it has here."""
+    assert right in (_refused(f"`{name}`", **{name: 1}).hint or "")
+
+
+def test_an_unknown_argument_of_a_call_is_refused_too():
+    """`bind` cannot smuggle in what the constructor refuses; nothing is sent."""
+    model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigurationError, match="num_predict") as caught:
+        model.invoke("hi", num_predict=3)
+    assert "max_tokens" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost:8000", "ftp://host/v1", "http://"])
+def test_a_base_url_without_a_scheme_is_refused(url):
+    """The message shows how it should begin."""
+    assert "http://" in str(_refused("base_url", base_url=url))
+
+
+@pytest.mark.parametrize(
+    "argument", ["--port", "--host=0.0.0.0", "--api-key", "--served-model-name"]
+)
+def test_arguments_that_the_supervisor_chooses_are_refused(argument):
+    """Whoever wants another address brings a server of their own."""
+    _refused("server_args", server_args=[argument])
+
+
+def test_what_the_server_ignores_is_warned_about_once():
+    """`seed` has no effect, and that is said the first time only."""
+    code = f"""
+import warnings
+warnings.simplefilter("always")
+from langchain_car_vllm import ChatVllmMlx
+for _ in range(3):
+    ChatVllmMlx(model={MODEL!r}, model_kwargs={{"seed": 1}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr.count("vllm-mlx ignores `seed`") == 1
+
+
+def test_construction_imports_no_client(home):
+    """openai comes with the first call, and nothing is written to the home."""
+    code = f"""
+import sys
+from langchain_car_vllm import ChatVllmMlx
+model = ChatVllmMlx(model={MODEL!r})
+model.bind_tools([{{"title": "f", "description": "d", "type": "object", "properties": {{}}}}])
+print([m for m in ("openai", "langchain_openai", "jsonschema") if m in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("10m", 600), ("90", 90), (0, 0), (-1, -1), ("1.5h", 5400), ("30 s", 30), ("1d", 86400)],
+)
+def test_durations(value, expected):
+    """Seconds, or a number with a unit."""
+    assert seconds(value, "keep_alive", lowest=-1) == expected
+
+
+def test_secrets_are_neither_written_down_nor_shown():
+    """Keys, headers and the server's environment stay out of dumps and representations."""
+    model = ChatVllmMlx(
+        model=MODEL,
+        api_key="s3cret",
+        default_headers={"x-key": "s3cret"},
+        server_env={"HF_TOKEN": "s3cret"},
+    )
+    seen = [repr(model), str(dumpd(model)), str(model._get_invocation_params())]
+    assert not any("s3cret" in text for text in seen)
+    assert dict(model._spec().server_env) == {"HF_TOKEN": "s3cret"}
+
+
+def test_a_model_survives_pickle_copies_and_load():
+    """The object holds configuration only, before and after."""
+    model = ChatVllmMlx(model=MODEL, temperature=0.5, server_env={"A": "b"})
+    assert pickle.loads(pickle.dumps(model)) == model
+    assert copy.deepcopy(model) == model
+    assert model.model_copy(update={"temperature": 0.1}).temperature == 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = load(
+            dumpd(model),
+            allowed_objects=[ChatVllmMlx],
+            valid_namespaces=["langchain_car_vllm"],
+        )
+    assert (loaded.model, loaded.temperature) == (MODEL, 0.5)
+
+
+def test_a_family_that_loses_streamed_calls_does_not_stream_while_tools_are_bound():
+    """`disable_streaming` is set by family, and the user's own value wins."""
+    assert ChatVllmMlx(model="mlx-community/gpt-oss-20b").disable_streaming == "tool_calling"
+    assert ChatVllmMlx(model=MODEL).disable_streaming is False
+    chosen = ChatVllmMlx(model="mlx-community/gpt-oss-20b", disable_streaming=False)
+    assert chosen.disable_streaming is False

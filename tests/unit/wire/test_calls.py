@@ -1,0 +1,206 @@
+"""A call from end to end: what goes out, what comes back, in all four ways of calling."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fakes.dialect import Reply
+from langchain_core.messages import AIMessage, AIMessageChunk
+
+from langchain_car_vllm import ChatVllmMlx
+
+
+def _streamed(model: ChatVllmMlx, text: str, **given: Any) -> AIMessage:
+    whole: AIMessageChunk | None = None
+    for chunk in model.stream(text, **given):
+        whole = chunk if whole is None else whole + chunk
+    assert whole is not None
+    return whole
+
+
+async def _astreamed(model: ChatVllmMlx, text: str, **given: Any) -> AIMessage:
+    whole: AIMessageChunk | None = None
+    async for chunk in model.astream(text, **given):
+        whole = chunk if whole is None else whole + chunk
+    assert whole is not None
+    return whole
+
+
+WAYS: dict[str, Callable[..., AIMessage]] = {
+    "invoke": lambda model, text, **given: model.invoke(text, **given),
+    "ainvoke": lambda model, text, **given: asyncio.run(model.ainvoke(text, **given)),
+    "stream": _streamed,
+    "astream": lambda model, text, **given: asyncio.run(_astreamed(model, text, **given)),
+}
+
+
+@pytest.fixture(params=WAYS)
+def ask(request: pytest.FixtureRequest) -> Callable[..., AIMessage]:
+    """Each of the four ways to call."""
+    return WAYS[request.param]
+
+
+def test_every_way_of_calling_gives_the_same_message(serve, ask):
+    """Text, reasoning, usage and metadata are those the server gave."""
+    model, _ = serve(Reply(text="Hello there", thought="let me think", usage=(21, 3)))
+    answer = ask(model, "hi")
+    assert answer.content == "Hello there"
+    assert answer.additional_kwargs == {"reasoning_content": "let me think"}
+    assert answer.usage_metadata == {"input_tokens": 21, "output_tokens": 3, "total_tokens": 24}
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert answer.response_metadata["model_name"] == "m"
+    assert answer.response_metadata["model_provider"] == "vllm_mlx"
+
+
+def test_a_batch_of_eight_answers_all(serve):
+    """Eight parallel calls of one model object are answered, each with its own text."""
+    model, dialect = serve(lambda body: Reply(text=f"echo {body['messages'][-1]['content']}"))
+    answers = model.batch([str(n) for n in range(8)])
+    assert [answer.content for answer in answers] == [f"echo {n}" for n in range(8)]
+    assert len(dialect.requests) == 8
+
+
+def test_langchain_1_max_tokens_keeps_the_name_the_server_reads(serve, ask):
+    """`max_tokens` goes out as such and never as `max_completion_tokens`."""
+    model, dialect = serve(max_tokens=9)
+    ask(model, "hi")
+    ask(model, "hi", max_tokens=5)
+    assert [body["max_tokens"] for body in dialect.requests] == [9, 5]
+    assert not any("max_completion_tokens" in body for body in dialect.requests)
+
+
+def test_langchain_2_reasoning_arrives_and_goes_back(serve, ask):
+    """What the model thought is kept on the message and sent back in the history."""
+    model, dialect = serve(Reply(text="four", thought="two and two"))
+    answer = ask(model, "2+2?")
+    assert answer.additional_kwargs["reasoning_content"] == "two and two"
+    model.invoke([("human", "2+2?"), answer, ("human", "sure?")])
+    sent = dialect.requests[-1]["messages"][1]
+    assert (sent["role"], sent["content"]) == ("assistant", "four")
+    assert sent["reasoning_content"] == "two and two"
+
+
+@pytest.mark.parametrize("one_index", [False, True])
+def test_langchain_3_streamed_reasoning_and_calls_stay_apart_in_v1(serve, one_index):
+    """With `output_version="v1"` a streamed call is not merged into the reasoning block."""
+    calls = [("add", {"a": 3}), ("add", {"a": 4})]
+    reply = Reply(thought="use the tool", calls=calls, one_index=one_index)
+    model, _ = serve(reply, output_version="v1")
+    whole = _streamed(model, "go", tools=[_tool("add")])
+    kinds = [block["type"] for block in whole.content_blocks]
+    assert kinds == ["reasoning", "tool_call", "tool_call"]
+    assert [call["args"] for call in whole.tool_calls] == [{"a": 3}, {"a": 4}]
+
+
+def test_langchain_5_a_second_event_loop_works_and_leaves_no_socket(serve):
+    """Each `asyncio.run` gets a client of its own, closed with its loop."""
+    model, _ = serve()
+    for _ in range(3):
+        assert asyncio.run(model.ainvoke("hi")).content
+
+
+def test_langchain_6_nothing_in_the_environment_redirects_a_request(serve, monkeypatch):
+    """Neither OpenAI's variables nor a proxy change where a request goes or as whom."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    model, dialect = serve()
+    assert model.invoke("hi").content
+    assert asyncio.run(model.ainvoke("hi")).content
+    assert "secret" not in str(dialect.headers)
+    assert not any("openai-organization" in headers for headers in dialect.headers)
+
+
+def test_langchain_8_heartbeats_do_not_end_an_asynchronous_stream(serve):
+    """Comments before the first token are no answer and no failure."""
+    model, _ = serve(Reply(text="late", heartbeats=20))
+    assert asyncio.run(_astreamed(model, "hi", timeout=10)).content == "late"
+
+
+def test_server_4_usage_is_counted_once(serve):
+    """The server tells it on the finish chunk and again on one of its own."""
+    model, _ = serve(Reply(text="one two three", usage=(21, 3), cached=16))
+    chunks = list(model.stream("hi"))
+    counted = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
+    assert counted == [
+        {
+            "input_tokens": 21,
+            "output_tokens": 3,
+            "total_tokens": 24,
+            "input_token_details": {"cache_read": 16},
+        }
+    ]
+
+
+def test_server_12_a_parser_that_swallows_the_answer_yields_no_empty_message(serve, ask):
+    """Where all of a finished answer came as reasoning, it is the answer as well."""
+    model, _ = serve(Reply(thought="The answer is four."))
+    assert ask(model, "2+2?").content == "The answer is four."
+
+
+def test_thinking_without_an_end_is_said_aloud(serve, ask):
+    """An answer that ran out of tokens while thinking warns, and keeps the thought."""
+    model, _ = serve(Reply(thought="hmm and hmm", finish="length"))
+    with pytest.warns(UserWarning, match="max_tokens"):
+        answer = ask(model, "2+2?")
+    assert answer.content == ""
+    assert answer.additional_kwargs["reasoning_content"] == "hmm and hmm"
+
+
+def test_the_last_chunk_says_so_and_no_empty_one_comes_before(serve):
+    """A stream has its texts and one closing chunk, nothing else."""
+    model, _ = serve(Reply(text="one two"))
+    chunks = list(model.stream("hi"))
+    assert [chunk.content for chunk in chunks] == ["one ", "two", ""]
+    assert [chunk.chunk_position for chunk in chunks] == [None, None, "last"]
+
+
+def test_leaving_a_stream_ends_the_generation(serve):
+    """Closing the stream closes the connection, which is the server's only cancel."""
+    gate = threading.Event()
+    model, dialect = serve(Reply(text="w " * 400, pause=0.005))
+    stream = model.stream("hi")
+    next(stream)
+    stream.close()
+    _wait_until(lambda: dialect.closed == 1)
+    gate.set()
+
+
+async def test_cancelling_a_task_ends_the_generation(serve):
+    """A cancelled `ainvoke` or `astream` closes its connection."""
+    model, dialect = serve(Reply(text="w " * 400, pause=0.005), engine="simple")
+    task = asyncio.create_task(_astreamed(model, "hi"))
+    await asyncio.to_thread(_wait_until, lambda: bool(dialect.requests))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(_wait_until, lambda: dialect.closed == 1)
+
+
+def _tool(name: str) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": "Adds.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}},
+                "required": ["a"],
+            },
+        },
+    }
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    event = threading.Event()
+    for _ in range(500):
+        if condition():
+            return
+        event.wait(0.01)
+    pytest.fail("it did not happen within five seconds")

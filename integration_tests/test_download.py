@@ -17,6 +17,7 @@ from langchain_car_vllm.models.download import (
     download_command,
     measure_download,
 )
+from langchain_car_vllm.server import running_servers, stop_server
 
 REPOSITORY = "mlx-community/Qwen3-4B-4bt"
 WEIGHTS = 8_000_000
@@ -248,5 +249,6 @@ def test_an_interrupted_model_is_continued_and_served(
     assert second.process.returncode == 0, second.log.read_text()
     chat = ChatVllmMlx(model=source, temperature=0, max_tokens=8, server_env=fast_cpu)
     assert "Paris" in chat.invoke("What is the capital of France?").text
-    chat.unload(force=True)
+    for directory, _ in running_servers():
+        stop_server(directory)
     shutil.rmtree(tmp_path / "hf")

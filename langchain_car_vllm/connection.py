@@ -23,7 +23,9 @@ _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
 class Connection(Protocol):
     """Somebody to talk to for the time of one request."""
 
-    endpoint: Endpoint
+    @property
+    def endpoint(self) -> Endpoint:
+        """How to talk to it."""
 
     def explain(self) -> CarVllmError | None:
         """Return what happened to the server, None where it is alive and well."""

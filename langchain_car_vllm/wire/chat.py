@@ -141,8 +141,8 @@ class WireChat(ChatOpenAI):
     def _deltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> Generator[Delta, None, None]:
-        with mapped_errors(self.endpoint, clock.timeout):
-            for attempt in exchange.attempts():
+        for attempt in exchange.attempts():
+            with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
                 with self._sent(attempt, clock, headers) as response:
                     for data in response.iter_bytes():
                         deltas = attempt.feed(data)
@@ -155,8 +155,8 @@ class WireChat(ChatOpenAI):
     async def _adeltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> AsyncGenerator[Delta, None]:
-        with mapped_errors(self.endpoint, clock.timeout):
-            for attempt in exchange.attempts():
+        for attempt in exchange.attempts():
+            with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
                 async with self._asent(attempt, clock, headers) as response:
                     async for data in response.iter_bytes():
                         deltas = attempt.feed(data)

@@ -5,14 +5,25 @@ feeds it the bytes that come back and asks for the next one. The drivers, one sy
 asynchronous, therefore decide nothing.
 """
 
+import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_car_vllm.wire.answer import Answer, Delta, Filter, Usage
+from langchain_car_vllm.wire.errors import AnswerError
 from langchain_car_vllm.wire.result import Closing
 
 Body = dict[str, Any]
+
+
+def new_call_id() -> str:
+    """Return an identifier for a call that the server gave none."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _as_it_is(error: AnswerError) -> Exception:
+    return error
 
 
 class EmptyAnswerWarning(UserWarning):
@@ -29,12 +40,16 @@ class Attempt:
     Attributes:
         answer: What came back so far.
         called: Whether a tool call went to the user.
+        promotes: Whether reasoning becomes the answer where there is no other.
+        failed: Turns what went wrong into what the user is told.
     """
 
     def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
         self.body = body
         self.answer = Answer(streamed=bool(body.get("stream")), filters=filters)
         self.called = False
+        self.promotes = True
+        self.failed: Callable[[AnswerError], Exception] = _as_it_is
         self._texts: list[str] = []
         self._thoughts: list[str] = []
 
@@ -60,7 +75,7 @@ class Attempt:
     def end(self) -> list[Delta]:
         """Return what is left for the user once the answer has ended."""
         deltas = self._noted(self.answer.end())
-        if not self.called and not self.text.strip() and self.thought:
+        if self.promotes and not self.called and not self.text.strip() and self.thought:
             deltas.extend(self._noted(self._promoted()))
         return deltas
 

@@ -5,7 +5,7 @@ UV := $(BIN)/uv
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock lint format type test cov clean
+.PHONY: help install lock lock-runtime lint format type test cov clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -23,6 +23,9 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 lock: ## Compile the development lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --group dev pyproject.toml -o requirements/dev.txt
+
+lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
+	$(BIN)/python scripts/lock_runtime.py
 
 lint: install ## Ruff, import contracts, spelling, types
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ Tree:
     ├── StateDirectoryError                      the run state cannot be kept where it should be
     ├── RuntimeProvisioningError
     │   ├── UnsupportedPlatformError             vllm-mlx does not run on this machine
+    │   ├── RuntimeMissingError                  not installed, and installing is turned off
     │   ├── UvMissingError                       no `uv` to install with
     │   ├── ProvisionError                       one step of the install failed
     │   └── NotFoundAfterInstallError            installed, yet the binary is not there
@@ -103,6 +104,21 @@ class RuntimeProvisioningError(CarVllmError):
 
 class UnsupportedPlatformError(RuntimeProvisioningError):
     """`vllm-mlx` does not run on this machine."""
+
+
+class RuntimeMissingError(RuntimeProvisioningError):
+    """`vllm-mlx` is not installed, and installing it is turned off.
+
+    Args:
+        reason: What turned it off, or what is wrong with the install that is there.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"no usable vllm-mlx was found, and installing one is turned off: {reason}",
+            hint="run `car-vllm install`, or point CAR_VLLM_MLX_BIN to a `vllm-mlx` of your own",
+        )
+        self.reason = reason
 
 
 class UvMissingError(RuntimeProvisioningError):

@@ -1,1 +1,21 @@
 """The installed software: host check, locating and provisioning `vllm-mlx`."""
+
+from langchain_car_vllm.runtime.ensure import VllmRuntime, ensure_runtime, upgrade_runtime
+from langchain_car_vllm.runtime.locate import (
+    installed_version,
+    interpreter_of,
+    overriding_binary,
+    resolve_existing,
+    search_dirs,
+)
+
+__all__ = [
+    "VllmRuntime",
+    "ensure_runtime",
+    "installed_version",
+    "interpreter_of",
+    "overriding_binary",
+    "resolve_existing",
+    "search_dirs",
+    "upgrade_runtime",
+]

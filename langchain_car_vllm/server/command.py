@@ -25,6 +25,8 @@ class Launch:
         reasoning_parser: None for a model that does not think.
         sampling: The model's own sampling defaults, by the server's flag names.
         context_window: Tokens that prompt and answer share.
+        cache_mb: Limit of the batched engine's prompt cache, 0 for the server's own choice.
+        needed_bytes: Memory to set aside.
     """
 
     model: str
@@ -35,6 +37,8 @@ class Launch:
     reasoning_parser: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     context_window: int | None = None
+    cache_mb: int = 0
+    needed_bytes: int = 0
 
 
 def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
@@ -54,6 +58,8 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
         return [*arguments, *spec.server_args]
     if launch.engine == "batched":
         arguments.append("--continuous-batching")
+        if launch.cache_mb:
+            arguments += ["--cache-memory-mb", str(launch.cache_mb)]
         if launch.multimodal:
             arguments += ["--chunked-prefill-tokens", "512"]
     if launch.tool_call_parser:

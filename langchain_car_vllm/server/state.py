@@ -3,9 +3,13 @@
 import dataclasses
 import json
 import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Endpoint, Parsers
@@ -45,6 +49,7 @@ class State:
         total: Bytes in all, in `download`.
         reservation: Bytes of memory set aside.
         blocked_by: Keys whose reservations are waited for, with their bytes, in `queued`.
+        shortfall: Bytes that are missing, in `queued`.
         crashes: Monotonic seconds of the crashes that still count.
         reason: Why it stopped.
         error: What went wrong, as `encode_error` gives it.
@@ -73,6 +78,7 @@ class State:
     total: int | None = None
     reservation: int = 0
     blocked_by: dict[str, int] = field(default_factory=dict)
+    shortfall: int = 0
     crashes: tuple[float, ...] = ()
     reason: Reason | None = None
     error: dict[str, Any] | None = None
@@ -117,6 +123,22 @@ def write_state(path: Path, state: State) -> None:
     with os.fdopen(descriptor, "w") as file:
         json.dump(dataclasses.asdict(state), file)
     scratch.replace(path)
+
+
+def ask_to_make_room(path: Path, seen: State) -> Phase | None:
+    """Ask the supervisor that wrote a state to stop its server if nobody is served.
+
+    Returns:
+        The phase it is in, None where it is no longer the one that was seen.
+    """
+    state = read_state(path)
+    if state is None or state.generation != seen.generation:
+        return None
+    process = state.supervisor.find() if state.phase == "ready" else None
+    if process is not None:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+    return state.phase
 
 
 def encode_error(error: errors.CarVllmError) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import (
     CarVllmError,
+    InsufficientMemoryError,
     ServerCrashedError,
     ServerStartError,
     ServerStartingError,
@@ -16,7 +17,8 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.starter import Start
 from langchain_car_vllm.server.state import STARTING, State, decode_error
-from langchain_car_vllm.server.tenant import Tenant
+from langchain_car_vllm.server.tenant import Tenant, tenants
+from langchain_car_vllm.server.turns import Turn
 
 _LOST_STARTS = 3
 _AFTERMATH = 0.3
@@ -50,6 +52,7 @@ class Waiting:
         self._guard = threading.Lock()
         self._given_up = self._leased = False
         self._start: Start | None = None
+        self._turn: Turn | None = None
         self._known: int | None = None
         self._lost = 0
         self._began = time.monotonic()
@@ -116,21 +119,49 @@ class Waiting:
             if state and supervised and state.phase in STARTING:
                 self._known -= 1
         if state and state.phase == "ready" and self._tenant.is_server_alive():
+            endpoint = state.endpoint(self._tenant.directory.log)
+            if not self._has_turn(endpoint):
+                self._show(Progress("queued", "waiting for the request under way to end"))
+                return None
             self._show(Progress("ready"))
-            return state.endpoint(self._tenant.directory.log)
+            return endpoint
         if supervised:
             self._watch(state)
         else:
             self._consider(state)
         return None
 
+    def _has_turn(self, endpoint: Endpoint) -> bool:
+        """Batching is wrong or slow for several multimodal requests at once: they take turns."""
+        if not (endpoint.engine == "batched" and endpoint.multimodal):
+            return True
+        if self._turn is None:
+            self._turn = Turn(self._tenant.directory)
+        return self._turn.try_take()
+
     def _watch(self, state: State | None) -> None:
         if state is None:
             return
         if state.phase in STARTING:
+            self._check_not_blocking_itself(state)
             self._show(Progress(state.phase, state.detail, state.done, state.total))  # type: ignore[arg-type]
         elif state.phase == "draining":
             self._show(Progress("queued", "waiting for the server to stop"))
+
+    def _check_not_blocking_itself(self, state: State) -> None:
+        """Raise where the memory that is waited for is held by this very process."""
+        if not state.shortfall:
+            return
+        used = {tenant.directory.key for tenant in tenants() if tenant.holders}
+        mine = [key for key in state.blocked_by if key in used]
+        freed = sum(size for key, size in state.blocked_by.items() if key not in used)
+        if mine and freed < state.shortfall:
+            raise InsufficientMemoryError(
+                f"`{self._spec.name}` cannot start while this process uses another model: "
+                f"{state.detail}",
+                hint="end that stream first, choose smaller models, or raise "
+                "CAR_VLLM_MLX_MEMORY_GB",
+            )
 
     def _consider(self, state: State | None) -> None:
         """Nobody supervises: raise what ended the start we waited for, or start."""
@@ -182,6 +213,9 @@ class Waiting:
             )
 
     def _release(self) -> None:
+        if self._turn is not None:
+            self._turn.give_back()
+            self._turn = None
         if self._leased:
             self._leased = False
             self._tenant.release(self._spec.keep_alive)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake, processes_of
+from faults.support import FAST, Fake, eventually, processes_of
 
 from langchain_car_vllm.server import running_servers, stop_server
 
@@ -18,7 +18,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     yield installation
     for directory, _ in running_servers():
         stop_server(directory, policy=FAST)
-    left = processes_of(tmp_path)
-    for process in left:
-        process.kill()
-    assert not left, f"left behind: {left}"
+    try:
+        eventually(lambda: not processes_of(tmp_path), "the last process to end", patience=5)
+    finally:
+        for process in processes_of(tmp_path):
+            process.kill()

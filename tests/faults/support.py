@@ -116,11 +116,11 @@ class Fake:
             os.close(descriptor)
 
 
-def eventually(condition: Callable[[], T], what: str) -> T:
+def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
     """Poll a condition until it is true and return its value."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+        assert time.monotonic() < deadline, f"waited {patience} s for {what}"
         time.sleep(0.005)
     return value
 

@@ -95,7 +95,8 @@ def test_two_stops_at_once_both_return(fake: Fake):
     with lease(fake.spec(), policy=FAST):
         pass
     stops = [Background(lambda: stop(fake)) for _ in range(2)]
-    assert any([call.result() for call in stops])
+    outcomes = [call.result() for call in stops]
+    assert any(outcomes)
 
 
 def test_gentle_stop_refuses_while_somebody_is_served(fake: Fake):

@@ -1,0 +1,147 @@
+"""Running another program: the one wrapper around `subprocess` of the runtime."""
+
+import os
+import selectors
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from langchain_car_vllm.errors import ProvisionError
+
+_TICK = 0.5
+_TAIL = 200
+_DETAIL_LINES = 12
+_PATIENCE = 5.0
+
+# They describe the Python that runs this package, or the one it was started from.
+_FOREIGN = ("PYTHON", "VIRTUAL_ENV", "CONDA_", "__PYVENV_LAUNCHER__")
+
+OnLine = Callable[[str | None], None]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what belongs to the Python that runs this package."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+
+
+def run_step(
+    step: str,
+    command: Sequence[object],
+    *,
+    directory: Path,
+    on_line: OnLine | None = None,
+    keep_open: tuple[int, ...] = (),
+) -> str:
+    """Run one step of the installation to its end and return what it said.
+
+    Args:
+        step: Its name in errors.
+        command: Program and arguments, strings and paths.
+        directory: Where it runs.
+        on_line: Called with each line as it comes, and with None twice a second without one. An
+            exception that it raises ends the program and passes through.
+        keep_open: File descriptors that the program inherits.
+
+    Raises:
+        ProvisionError: It could not be started or failed; carries its last words.
+    """
+    said: deque[str] = deque(maxlen=_TAIL)
+    try:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            env=clean_environment(),
+            pass_fds=keep_open,
+        )
+    except OSError as error:
+        raise ProvisionError(step, f"`{command[0]}` cannot be run: {error}") from error
+    with _ended(process):
+        for line in _lines(process):
+            if line is not None:
+                said.append(line)
+            if on_line is not None:
+                on_line(line)
+        code = process.wait()
+    text = "\n".join(said)
+    if code != 0:
+        raise ProvisionError(step, _failure(command, code, said), hint=hint_for(text))
+    return text
+
+
+def _failure(command: Sequence[object], code: int, said: deque[str]) -> str:
+    end = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+    words = "\n".join(list(said)[-_DETAIL_LINES:]).strip()
+    return f"`{Path(str(command[0])).name}` {end}" + (f": {words}" if words else "")
+
+
+_HINTS = (
+    (("No space left on device", "os error 28"), "free some disk space and try again"),
+    (
+        ("network was disabled", "UV_OFFLINE"),
+        "unset UV_OFFLINE, or connect to the network, and try again",
+    ),
+    (
+        (
+            "dns error",
+            "Could not connect",
+            "error sending request",
+            "Connection refused",
+            "timed out",
+        ),
+        "connect to the network and try again (HTTPS_PROXY and UV_DEFAULT_INDEX are respected)",
+    ),
+    (
+        ("Permission denied", "os error 13", "Read-only file system", "os error 30"),
+        "make `~/.car` writable for you and try again",
+    ),
+    (("Hash mismatch",), "run `uv cache clean`, or use a package index that is not modified"),
+)
+
+
+def hint_for(text: str) -> str | None:
+    """Return what to do about a failed installation, judged by what uv said."""
+    return next((hint for marks, hint in _HINTS if any(mark in text for mark in marks)), None)
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
+    """Yield each line, and None twice a second without one, until the program has ended."""
+    if process.stdout is None:
+        return
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        rest = b""
+        while True:
+            if not selector.select(_TICK):
+                yield None
+                if process.poll() is not None:
+                    # A grandchild may hold the pipe open for ever.
+                    break
+                continue
+            chunk = os.read(process.stdout.fileno(), 65536)
+            if not chunk:
+                break
+            *complete, rest = (rest + chunk).split(b"\n")
+            yield from (line.decode("utf-8", errors="replace").rstrip() for line in complete)
+        if rest:
+            yield rest.decode("utf-8", errors="replace").rstrip()

@@ -1,0 +1,73 @@
+"""Making sure that there is a usable `vllm-mlx`."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from langchain_car_vllm import paths
+from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
+from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
+
+_OFF = frozenset({"0", "false", "no", "off"})
+
+
+class VllmRuntime(NamedTuple):
+    """A `vllm-mlx` that can be used.
+
+    Attributes:
+        server: Absolute path of the binary, links resolved.
+        version: Its version, None where `CAR_VLLM_MLX_BIN` names something without metadata.
+    """
+
+    server: Path
+    version: str | None
+
+
+def ensure_runtime(
+    *, auto_install: bool = True, on_progress: OnProgress | None = None
+) -> VllmRuntime:
+    """Return a usable `vllm-mlx`, installing one with uv if there is none.
+
+    An existing install wins (see `resolve_existing`). Otherwise it goes into
+    `~/.car/visual-runtime`, which CAR shares: a hash-locked set where this package makes the
+    environment, only `vllm-mlx>=0.6,<0.7` where CAR made it, or what `CAR_VLLM_MLX_SPEC` says.
+    Blocks until done; safe to be called by several processes and to be killed.
+
+    Args:
+        auto_install: Whether it may be installed; `CAR_VLLM_MLX_AUTO_INSTALL=0` forbids it too.
+        on_progress: Told of each step, and twice a second in between. An exception that it raises
+            ends the installation and passes through; a later call goes on.
+
+    Raises:
+        UnsupportedPlatformError: `vllm-mlx` has no wheels for this machine.
+        RuntimeMissingError: There is none, and installing is turned off.
+        UvMissingError: There is no `uv` to install with.
+        ProvisionError: A step failed; names it and carries uv's own last words.
+        NotFoundAfterInstallError: The installation went through without leaving a binary.
+    """
+    found = resolve_existing()
+    if found is None or not is_proven(found):
+        found = _provided(auto_install=auto_install, on_progress=on_progress)
+    return VllmRuntime(found, installed_version(found))
+
+
+def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
+    """Bring the managed environment to the locked set, or to `CAR_VLLM_MLX_SPEC`.
+
+    Args:
+        on_progress: As for `ensure_runtime`.
+
+    Raises:
+        RuntimeProvisioningError: As for `ensure_runtime`; a former install that still works stays.
+    """
+    found = upgrade(on_progress)
+    return VllmRuntime(found, installed_version(found))
+
+
+def _provided(*, auto_install: bool, on_progress: OnProgress | None) -> Path:
+    setting = paths.variable("CAR_VLLM_MLX_AUTO_INSTALL")
+    if setting is not None and setting.lower() in _OFF:
+        return prove(on_progress, reason=f"CAR_VLLM_MLX_AUTO_INSTALL={setting}")
+    if not auto_install:
+        return prove(on_progress, reason="auto_install=False")
+    return provision(on_progress)

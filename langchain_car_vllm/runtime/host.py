@@ -1,0 +1,106 @@
+"""Whether this machine can run `vllm-mlx` at all, asked before a byte is downloaded."""
+
+import platform
+import subprocess
+import sys
+from typing import NamedTuple
+
+from langchain_car_vllm.errors import UnsupportedPlatformError
+
+# MLX has wheels for macOS 14 and newer on Apple silicon, and for glibc 2.35 and newer on Linux.
+_OLDEST_MACOS = (14, 0)
+_OLDEST_GLIBC = (2, 35)
+_LINUX_MACHINES = ("x86_64", "aarch64", "arm64")
+_ELSEWHERE = "pass `base_url` to talk to a vllm-mlx server on another machine"
+
+
+class Host(NamedTuple):
+    """A machine, as far as wheels care.
+
+    Attributes:
+        system: As `sys.platform` says: `darwin`, `linux`, ...
+        machine: The processor's own architecture, also where Python runs translated by Rosetta.
+        release: Version of macOS or of glibc, empty where unknown.
+    """
+
+    system: str
+    machine: str
+    release: tuple[int, ...] = ()
+
+
+def current_host() -> Host:
+    """Return this machine."""
+    if sys.platform == "darwin":
+        return mac_host(_sysctl())
+    return Host(sys.platform, platform.machine(), _numbers(platform.libc_ver()[1]))
+
+
+def mac_host(sysctl: str) -> Host:
+    """Return the Mac that `sysctl hw.optional.arm64 kern.osproductversion` describes.
+
+    A Python for Intel under Rosetta calls the machine `x86_64`, and an old one calls every macOS
+    10.16; the kernel tells the truth to both.
+    """
+    found = dict(line.split(": ", 1) for line in sysctl.splitlines() if ": " in line)
+    machine = "arm64" if found.get("hw.optional.arm64") == "1" else "x86_64"
+    return Host("darwin", machine, _numbers(found.get("kern.osproductversion", "")))
+
+
+def check_host(host: Host) -> None:
+    """Refuse a machine that `vllm-mlx` has no wheels for.
+
+    Raises:
+        UnsupportedPlatformError: Says what is missing and what to do instead.
+    """
+    if host.system == "darwin":
+        _check_mac(host)
+    elif host.system == "linux":
+        _check_linux(host)
+    else:
+        raise UnsupportedPlatformError(
+            f"vllm-mlx runs on Apple silicon and on Linux, not on `{host.system}`", hint=_ELSEWHERE
+        )
+
+
+def _check_mac(host: Host) -> None:
+    if host.machine != "arm64":
+        raise UnsupportedPlatformError(
+            "vllm-mlx needs a Mac with Apple silicon, this one has an Intel processor",
+            hint=_ELSEWHERE,
+        )
+    if host.release and host.release < _OLDEST_MACOS:
+        raise UnsupportedPlatformError(
+            f"vllm-mlx needs macOS 14 or newer, this is macOS {_dotted(host.release)}",
+            hint=f"update macOS, or {_ELSEWHERE}",
+        )
+
+
+def _check_linux(host: Host) -> None:
+    if host.machine not in _LINUX_MACHINES:
+        raise UnsupportedPlatformError(
+            f"vllm-mlx needs an x86-64 or arm64 processor on Linux, not `{host.machine}`",
+            hint=_ELSEWHERE,
+        )
+    if not host.release:
+        raise UnsupportedPlatformError(
+            "vllm-mlx needs glibc on Linux; this system (Alpine?) has none", hint=_ELSEWHERE
+        )
+    if host.release < _OLDEST_GLIBC:
+        raise UnsupportedPlatformError(
+            f"vllm-mlx needs glibc 2.35 or newer on Linux, this is {_dotted(host.release)}",
+            hint=f"use a newer distribution, such as Debian 12 or Ubuntu 22.04, or {_ELSEWHERE}",
+        )
+
+
+def _sysctl() -> str:
+    command = ["/usr/sbin/sysctl", "-i", "hw.optional.arm64", "kern.osproductversion"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
+
+
+def _dotted(release: tuple[int, ...]) -> str:
+    return ".".join(map(str, release))

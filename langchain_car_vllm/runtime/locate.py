@@ -1,0 +1,191 @@
+"""Finding a `vllm-mlx` that is installed already, without ever executing it.
+
+A binary has no `--version` (vllm-mlx up to 0.6.0), and importing it takes seconds, so its version
+is read from the metadata of the environment that its first lines name.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from langchain_car_vllm import paths
+from langchain_car_vllm.runtime.marker import is_incomplete
+
+SERVER_BINARY = "vllm-mlx"
+
+# Below it, every generation fails with `RuntimeError: There is no Stream(gpu, 0)`.
+MINIMUM_VERSION = (0, 3, 0)
+
+_HEAD = 4096
+# What pip and uv write where the path of Python is too long for a `#!` line or holds a space.
+_TRAMPOLINE = "'''exec' "
+# What `uv venv --relocatable` makes of it: Python lies beside the script.
+_RELOCATABLE = re.compile(r'^"\$\(dirname -- "\$\(realpath -- "\$0"\)"\)"/(.+)$')
+
+
+def search_dirs() -> list[Path]:
+    """Return the folders that are searched for `vllm-mlx`, first match wins, without duplicates.
+
+    PATH leads; then `~/.local/bin`, the folders of `uv tool` (`UV_TOOL_BIN_DIR`, `XDG_BIN_HOME`,
+    `UV_TOOL_DIR`, `XDG_DATA_HOME`, `~/.local/share/uv/tools`), the environment that this Python
+    runs in, and the managed environment `~/.car/visual-runtime`.
+    """
+    home = paths.home()
+    managed = paths.managed_root()
+    on_path = (paths.variable("PATH") or "").split(os.pathsep)
+    found = [
+        *(Path(entry) for entry in on_path if entry),
+        *([home / ".local" / "bin"] if home else []),
+        *_uv_tool_dirs(home),
+        Path(sys.prefix) / "bin",
+        *([managed / "bin"] if managed else []),
+    ]
+    return list(dict.fromkeys(folder.absolute() for folder in found))
+
+
+def _uv_tool_dirs(home: Path | None) -> Iterator[Path]:
+    """Yield where `uv tool install vllm-mlx` puts links and environments, by uv's own rules."""
+    for name in ("UV_TOOL_BIN_DIR", "XDG_BIN_HOME"):
+        if value := paths.variable(name):
+            yield Path(value)
+    tool = Path(SERVER_BINARY) / "bin"
+    if value := paths.variable("UV_TOOL_DIR"):
+        yield Path(value) / tool
+    if value := paths.variable("XDG_DATA_HOME"):
+        yield Path(value) / "uv" / "tools" / tool
+    if home:
+        yield home / ".local" / "share" / "uv" / "tools" / tool
+
+
+def resolve_existing() -> Path | None:
+    """Return the `vllm-mlx` to use, as an absolute path with links resolved, None if there is none.
+
+    `CAR_VLLM_MLX_BIN` is used as it is, whatever its version, and ignored where it is not a file.
+    Any other must be of a known version of at least 0.3.0. A managed environment whose
+    installation was interrupted does not count.
+    """
+    if override := overriding_binary():
+        return override
+    for folder in search_dirs():
+        candidate = folder / SERVER_BINARY
+        if os.path.isfile(candidate) and is_usable(candidate):  # noqa: PTH113
+            return candidate.resolve()
+    return None
+
+
+def overriding_binary() -> Path | None:
+    """Return the real path of the binary that `CAR_VLLM_MLX_BIN` names, None if it names none."""
+    override = paths.variable("CAR_VLLM_MLX_BIN")
+    if override and os.path.isfile(override):  # noqa: PTH113
+        return Path(override).resolve()
+    return None
+
+
+def is_usable(binary: Path) -> bool:
+    """Return whether a discovered binary is new enough and of a complete installation."""
+    root = paths.managed_root()
+    if root is not None and binary.parent == root / "bin" and is_incomplete(root):
+        return False
+    version = installed_version(binary)
+    return version is not None and is_at_least(version, MINIMUM_VERSION)
+
+
+def is_at_least(version: str, minimum: tuple[int, int, int]) -> bool:
+    """Return whether a version is at least another; an unreadable one is not.
+
+    A pre-release counts as its release, and what is missing counts as 0.
+    """
+    found = re.match(r"\s*v?(\d+)(?:\.(\d+))?(?:\.(\d+))?(?![\d])", version)
+    return found is not None and tuple(int(part or 0) for part in found.groups()) >= minimum
+
+
+def installed_version(binary: Path) -> str | None:
+    """Return the version of `vllm-mlx` in the environment of a binary, None where unknown.
+
+    Args:
+        binary: A console script; it is read, not run.
+    """
+    interpreter = interpreter_of(binary)
+    if interpreter is None:
+        return None
+    prefixes = dict.fromkeys((interpreter.parent.parent, binary.absolute().parent.parent))
+    for prefix in prefixes:
+        for site in _site_folders(prefix, interpreter):
+            for metadata in sorted(site.glob("vllm_mlx-*.dist-info")):
+                return _metadata_version(metadata)
+    return None
+
+
+def _site_folders(prefix: Path, interpreter: Path) -> list[Path]:
+    """Return the package folders below a prefix, the interpreter's own version first."""
+    found = [
+        *prefix.glob("lib/python*/site-packages"),
+        *prefix.glob("lib/python*/dist-packages"),
+    ]
+    own = interpreter.resolve().name
+    return sorted(found, key=lambda folder: (folder.parent.name != own, folder))
+
+
+def _metadata_version(metadata: Path) -> str:
+    try:
+        with (metadata / "METADATA").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("Version:"):
+                    return line.removeprefix("Version:").strip()
+                if not line.strip():
+                    break
+    except OSError:
+        pass
+    return metadata.name.removeprefix("vllm_mlx-").removesuffix(".dist-info")
+
+
+def interpreter_of(binary: Path) -> Path | None:
+    """Return the Python that a console script runs under, None where its first lines name none.
+
+    Knows plain `#!` lines, `#!/usr/bin/env`, and the `/bin/sh` trampolines that pip and uv write
+    for long paths, paths with spaces and relocatable environments.
+    """
+    try:
+        with binary.open("rb") as script:
+            lines = script.read(_HEAD).decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    if not lines or not lines[0].startswith("#!"):
+        return None
+    named = _named_interpreter(lines, binary)
+    if named is None or not named.is_absolute() or "python" not in named.name.lower():
+        return None
+    return named if os.path.isfile(named) else None  # noqa: PTH113
+
+
+def _named_interpreter(lines: list[str], binary: Path) -> Path | None:
+    words = lines[0].removeprefix("#!").split()
+    if not words:
+        return None
+    if Path(words[0]).name == "env":
+        found = shutil.which(words[1]) if len(words) > 1 else None
+        return Path(found) if found else None
+    if Path(words[0]).name == "sh":
+        return _trampoline_interpreter(lines[1], binary) if len(lines) > 1 else None
+    return Path(words[0])
+
+
+def _trampoline_interpreter(line: str, binary: Path) -> Path | None:
+    if not line.startswith(_TRAMPOLINE):
+        return None
+    command = line.removeprefix(_TRAMPOLINE)
+    if relocatable := _RELOCATABLE.match(command):
+        return binary.resolve().parent / _first_word(relocatable[1])
+    return Path(_first_word(command))
+
+
+def _first_word(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    return words[0] if words else ""

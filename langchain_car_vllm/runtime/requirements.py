@@ -1,0 +1,82 @@
+"""What is installed: the hash-locked set of the package, or a requirement of the user's."""
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.markers import Marker as Condition
+
+from langchain_car_vllm import paths
+
+LOCK = Path(__file__).parent / "requirements.lock"
+
+# Into an environment that somebody else made, only what is needed goes, unlocked.
+_UNLOCKED = "vllm-mlx>=0.6,<0.7"
+# On Linux `mlx` alone has no back end.
+_LINUX_BACK_END = "mlx[cpu]"
+
+# Measured on the installed sets, with room for what uv unpacks on the way.
+_NEEDED_MB = {"darwin": 3000, "linux": 1200}
+
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.+?))?\s*\\?$", re.MULTILINE)
+
+
+class Requirements(NamedTuple):
+    """What an installation is asked for.
+
+    Attributes:
+        name: Identifies it in the marker.
+        arguments: Given to `uv pip install`.
+        is_locked: Whether every version is known beforehand.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    is_locked: bool
+
+
+def wanted_requirements(*, ours: bool) -> Requirements:
+    """Return what to install: `CAR_VLLM_MLX_SPEC`, else the locked set.
+
+    Args:
+        ours: Whether this package made the environment; into another's the locked set would force
+            versions that its maker did not choose.
+    """
+    spec = paths.variable("CAR_VLLM_MLX_SPEC")
+    if spec is None and ours:
+        digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
+        return Requirements(
+            f"lock {digest}",
+            ("--no-deps", "--require-hashes", "--requirement", str(LOCK)),
+            is_locked=True,
+        )
+    wanted = [spec or _UNLOCKED]
+    if sys.platform == "linux":
+        wanted.append(_LINUX_BACK_END)
+    return Requirements(" ".join(wanted), tuple(wanted), is_locked=False)
+
+
+def needed_mb(*, system: str = sys.platform) -> int:
+    """Return the disk space in MB that an installation needs at most."""
+    return _NEEDED_MB.get(system, max(_NEEDED_MB.values()))
+
+
+def locked_versions(environment: dict[str, str]) -> dict[str, str]:
+    """Return the versions of the locked set by normalized name.
+
+    Args:
+        environment: The markers of the Python that it is installed for, such as
+            `python_full_version`, `sys_platform` and `platform_machine`.
+    """
+    return {
+        normalized(name): version
+        for name, version, condition in _PIN.findall(LOCK.read_text(encoding="utf-8"))
+        if not condition or Condition(condition).evaluate(environment)
+    }
+
+
+def normalized(name: str) -> str:
+    """Return a distribution's name in the form that compares."""
+    return re.sub(r"[-_.]+", "-", name).lower()

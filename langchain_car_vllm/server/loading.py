@@ -1,0 +1,140 @@
+"""The server process with its port, from spawn to ready and to the end."""
+
+import os
+import secrets
+import time
+
+from langchain_car_vllm.errors import ServerStartError
+from langchain_car_vllm.runtime import VllmRuntime
+from langchain_car_vllm.server.child import Child
+from langchain_car_vllm.server.command import Launch, serve_arguments, server_environment
+from langchain_car_vllm.server.context import Context, Stall
+from langchain_car_vllm.server.diagnosis import diagnose
+from langchain_car_vllm.server.port import HeldPort, is_refused
+from langchain_car_vllm.server.probe import is_ready
+
+_PORT_ATTEMPTS = 3
+
+
+class Server:
+    """One spawned server on a port that is held for it.
+
+    Args:
+        context: Of the life it belongs to.
+        runtime: What to run.
+        launch: How.
+
+    Attributes:
+        child: The process.
+
+    Raises:
+        ServerStartError: The binary cannot be run.
+    """
+
+    def __init__(self, context: Context, runtime: VllmRuntime, launch: Launch) -> None:
+        self._context = context
+        self._port = HeldPort()
+        self._api_key = secrets.token_hex(32)
+        spec = context.spec
+        try:
+            self.child = Child(
+                context.directory,
+                runtime.server,
+                serve_arguments(spec, launch, self._port.number),
+                server_environment(spec, os.environ, offline=launch.offline),
+                log=context.directory.log,
+                api_key=self._api_key,
+            )
+        except OSError as error:
+            self._port.close()
+            raise ServerStartError(
+                f"`{runtime.server}` cannot be run: {error.strerror}",
+                hint="repair the install with `car-vllm install --upgrade`",
+            ) from error
+        context.update(
+            server=self.child.identity, port=self._port.number, api_key=self._api_key, detail=""
+        )
+
+    def wait_until_ready(self) -> bool:
+        """Wait for readiness; False when the process ended first.
+
+        Raises:
+            ServerStartError: It showed no sign of life for too long.
+        """
+        context, limit = self._context, self._context.policy.load_stall
+        stall = Stall(limit)
+        while self.child.exit_code() is None:
+            if is_ready(
+                self._port.number,
+                self.child.pid,
+                context.spec.name,
+                self._api_key,
+                context.policy.probe_timeout,
+            ):
+                return True
+            context.pause(context.policy.start_tick)
+            if stall.is_stalled(self.child.activity()):
+                raise ServerStartError(
+                    f"`{context.spec.name}` showed no sign of life for {limit:g} s while loading",
+                    hint="read the log; CAR_VLLM_MLX_LOAD_STALL=0 waits for ever",
+                    log_tail=diagnose(None, self.child.log).tail,
+                    log_path=self.child.log,
+                )
+        return False
+
+    def end(self, *, gently: bool) -> None:
+        """Leave nobody of the process group and nobody on the port, then let the port go."""
+        policy = self._context.policy
+        if gently:
+            self.child.interrupt(policy)
+        else:
+            self.child.kill(policy)
+        deadline = time.monotonic() + policy.kill_grace
+        while not is_refused(self._port.number) and time.monotonic() < deadline:
+            time.sleep(policy.start_tick)
+        self._port.close()
+
+
+def load(context: Context, runtime: VllmRuntime, launch: Launch, servers: list[Server]) -> Server:
+    """Spawn the server and wait until it is ready; a port lost to a stranger is replaced.
+
+    Args:
+        context: Of the life.
+        runtime: What to run.
+        launch: How.
+        servers: Gets the one that runs, so that whoever ends the life can end it too.
+
+    Raises:
+        ServerStartError: It ended or fell silent before it was ready.
+    """
+    context.update(
+        phase="load",
+        detail="",
+        done=None,
+        total=None,
+        engine=launch.engine,
+        multimodal=launch.multimodal,
+        tool_call_parser=launch.tool_call_parser,
+        reasoning_parser=launch.reasoning_parser,
+        context_window=launch.context_window,
+    )
+    for attempt in range(1, _PORT_ATTEMPTS + 1):
+        server = Server(context, runtime, launch)
+        servers[:] = [server]
+        if server.wait_until_ready():
+            context.update(phase="ready", ready_at=time.monotonic())
+            return server
+        code, log = server.child.exit_code(), server.child.log
+        diagnosis = diagnose(code, log)
+        servers.clear()
+        server.end(gently=False)
+        if not diagnosis.port_taken or attempt == _PORT_ATTEMPTS:
+            break
+        context.update(server=None, port=None, api_key=None, detail="port taken, trying another")
+    raise ServerStartError(
+        f"`{context.spec.name}` could not be started: {diagnosis.sentence}",
+        hint=diagnosis.hint,
+        exit_code=code,
+        log_tail=diagnosis.tail,
+        log_path=log,
+    )

@@ -1,0 +1,167 @@
+"""What comes before the server is spawned: the runtime, the model and room in memory."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from langchain_car_vllm.errors import InsufficientMemoryError, ServerStartError
+from langchain_car_vllm.models import find_snapshot, read_model_facts
+from langchain_car_vllm.progress import Progress
+from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
+from langchain_car_vllm.server.command import Launch, choose_engine
+from langchain_car_vllm.server.context import Context, Ending
+from langchain_car_vllm.server.locks import is_held, open_lock, release, try_exclusive
+from langchain_car_vllm.server.memory import (
+    budget_bytes,
+    cache_limit_mb,
+    least_recently_used,
+    needed_bytes,
+    reserving,
+)
+from langchain_car_vllm.server.state import State, ask_to_make_room
+
+_GB = 1e9
+
+
+def install_runtime(context: Context) -> VllmRuntime:
+    """Find the runtime or install it, in a thread, so that the supervisor stays responsive.
+
+    Raises:
+        RuntimeProvisioningError: There is none and none can be had.
+    """
+    context.update(phase="install", detail="")
+    outcome: list[VllmRuntime | BaseException] = []
+    latest: list[Progress] = []
+
+    def work() -> None:
+        try:
+            auto_install = context.spec.auto_install
+            outcome.append(ensure_runtime(auto_install=auto_install, on_progress=latest.append))
+        except BaseException as error:  # noqa: BLE001
+            outcome.append(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while not outcome:
+        context.pause(context.policy.start_tick)
+        if latest:
+            news = latest[-1]
+            latest.clear()
+            context.show(news.detail, news.done, news.total)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
+    """Have the model on the disk and find out how it wants to be served."""
+    spec = context.spec
+    context.update(
+        phase="download",
+        detail="",
+        done=None,
+        total=None,
+        binary=str(runtime.server),
+        version=runtime.version,
+    )
+    snapshot = find_snapshot(spec.source, spec.revision)
+    if snapshot is None:
+        raise ServerStartError(f"`{spec.source}` is not on this machine")
+    local = Path(spec.source).is_absolute()
+    model = str(snapshot) if local or spec.revision else spec.source
+    budget = budget_bytes()
+    facts = read_model_facts(snapshot, spec.name)
+    if spec.embeddings:
+        return Launch(model, offline=True, engine="simple", needed_bytes=facts.weights_bytes)
+    engine = choose_engine(spec, multimodal=facts.multimodal)
+    cache_mb = cache_limit_mb(budget) if engine == "batched" else 0
+    return Launch(
+        model,
+        offline=True,
+        engine=engine,
+        multimodal=facts.multimodal,
+        tool_call_parser=facts.tool_call_parser,
+        reasoning_parser=facts.reasoning_parser,
+        sampling=facts.sampling,
+        context_window=facts.context_window,
+        cache_mb=cache_mb,
+        needed_bytes=needed_bytes(
+            facts.weights_bytes,
+            facts.kv_bytes_per_token,
+            facts.context_window,
+            cache_mb,
+            spec.server_args,
+        ),
+    )
+
+
+def reserve_memory(context: Context, needed: int) -> None:
+    """Set memory aside, sending idle servers away and waiting for busy ones.
+
+    Raises:
+        InsufficientMemoryError: It can never fit.
+        Ending: Nobody waits for this server any more.
+    """
+    budget = budget_bytes()
+    if needed > budget:
+        raise InsufficientMemoryError(
+            f"`{context.spec.name}` needs {needed / _GB:.1f} GB and all models together may take "
+            f"{budget / _GB:.1f} GB",
+            hint="choose a smaller model or quantisation, or raise CAR_VLLM_MLX_MEMORY_GB",
+        )
+    lock = open_lock(context.directory.path.parent / "memory.lock")
+    try:
+        while not try_exclusive(lock):
+            context.pause(context.policy.client_tick)
+        while not _reserve(context, needed, budget):
+            release(lock)
+            _check_somebody_waits(context)
+            context.pause(context.policy.memory_tick)
+            while not try_exclusive(lock):
+                context.pause(context.policy.client_tick)
+    finally:
+        os.close(lock)
+
+
+def _reserve(context: Context, needed: int, budget: int) -> bool:
+    others = reserving(context.directory.key)
+    free = budget - sum(state.reservation for _, state in others)
+    for directory, state in least_recently_used(others):
+        if needed <= free:
+            break
+        if _evict(context, directory.supervisor_lock, state):
+            others.remove((directory, state))
+            free += state.reservation
+    if needed <= free:
+        context.update(reservation=needed, blocked_by={}, shortfall=0, detail="")
+        return True
+    blocked_by = {directory.key: state.reservation for directory, state in others}
+    if context.state.blocked_by != blocked_by:
+        names = ", ".join(f"`{state.name}`" for _, state in others)
+        context.update(
+            phase="queued",
+            blocked_by=blocked_by,
+            shortfall=needed - free,
+            detail=f"needs {needed / _GB:.1f} GB, {free / _GB:.1f} GB are free; waits for {names}",
+        )
+    return False
+
+
+def _evict(context: Context, supervisor_lock: Path, state: State) -> bool:
+    """Ask an idle server to go; False when somebody began to use it in time."""
+    give_up_at = time.monotonic() + context.policy.stop_patience
+    descriptor = open_lock(supervisor_lock)
+    try:
+        while is_held(descriptor):
+            phase = ask_to_make_room(supervisor_lock.with_name("state.json"), state)
+            if phase is None or (phase == "ready" and time.monotonic() > give_up_at):
+                return False
+            context.pause(context.policy.start_tick)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _check_somebody_waits(context: Context) -> None:
+    if try_exclusive(context.lease):
+        raise Ending("idle")

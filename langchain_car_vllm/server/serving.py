@@ -1,0 +1,92 @@
+"""A ready server's days: until nobody uses it, its memory is needed, or it dies."""
+
+import dataclasses
+import time
+from typing import NoReturn
+
+from langchain_car_vllm.errors import ServerCrashedError
+from langchain_car_vllm.server.backoff import recent_crashes
+from langchain_car_vllm.server.child import Child
+from langchain_car_vllm.server.clients import ClientRecords
+from langchain_car_vllm.server.context import Context, Ending
+from langchain_car_vllm.server.diagnosis import diagnose
+from langchain_car_vllm.server.idle import idle_deadline
+from langchain_car_vllm.server.locks import release, try_exclusive
+
+
+def serve(context: Context, child: Child, clients: ClientRecords) -> NoReturn:
+    """Watch over a ready server.
+
+    Raises:
+        Ending: It was idle, or its memory is needed and nobody is served.
+        ServerCrashedError: It died.
+    """
+    idleness = _Idleness(context, clients)
+    while True:
+        if (code := child.exit_code()) is not None:
+            _report_crash(context, child, code, was_used=idleness.was_used)
+        child.trim_log(context.policy.log_limit)
+        context.pause(idleness.seconds_to_next_look())
+
+
+class _Idleness:
+    """Finds the moment when nobody uses the server.
+
+    The lease is tried only when the deadline has come, and a use that was recorded in the meantime
+    wins over the lock. Whoever ends the life for idleness keeps the lease until it is over.
+    """
+
+    def __init__(self, context: Context, clients: ClientRecords) -> None:
+        self._context = context
+        self._clients = clients
+        self._floor = time.monotonic()
+        self._was_busy = False
+        self.was_used = False
+
+    def seconds_to_next_look(self) -> float:
+        """Return how long there is nothing to see.
+
+        Raises:
+            Ending: It is over.
+        """
+        now = time.monotonic()
+        if self._clients.poll(now):
+            self.was_used, self._was_busy = True, False
+        if self._context.inbox.eviction_requested:
+            self._context.inbox.eviction_requested = False
+            if try_exclusive(self._context.lease):
+                raise Ending("evicted")
+        deadline = idle_deadline(self._clients.uses, self._floor, self._context.spec.keep_alive)
+        if now >= deadline:
+            self._end_if_unused(now)
+        policy = self._context.policy
+        return min(policy.idle_tick, max(deadline - now, policy.start_tick))
+
+    def _end_if_unused(self, now: float) -> None:
+        if not try_exclusive(self._context.lease):
+            self._was_busy = True
+            return
+        if not self._was_busy and not self._clients.poll(time.monotonic()):
+            raise Ending("idle")
+        if self._was_busy:
+            # Nobody recorded this release: a client died in the middle of a request.
+            self._floor, self._was_busy = now, False
+        release(self._context.lease)
+
+
+def _report_crash(context: Context, child: Child, code: int, *, was_used: bool) -> NoReturn:
+    now = time.monotonic()
+    was_stable = was_used and now - (context.state.ready_at or now) > context.policy.stable_after
+    before = () if was_stable else recent_crashes(context.state.crashes, now, context.policy)
+    context.state = dataclasses.replace(context.state, crashes=(*before, now))
+    diagnosis = diagnose(code, child.log)
+    error = ServerCrashedError(
+        f"the server of `{context.spec.name}` died: {diagnosis.sentence}",
+        hint=diagnosis.hint,
+        exit_code=code,
+        log_tail=diagnosis.tail,
+        log_path=child.log,
+        ending=diagnosis.sentence,
+    )
+    error.is_retryable = not (diagnosis.out_of_memory or diagnosis.unsupported)
+    raise error

@@ -1,0 +1,113 @@
+"""Where the run state lies, and what happens when it cannot lie there."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Fake, ask
+
+from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
+from langchain_car_vllm.paths import car_home
+from langchain_car_vllm.server import lease
+
+
+def test_state_is_private(fake: Fake):
+    """Nobody but the user can read key, log or state."""
+    with lease(fake.spec(), policy=FAST):
+        directory = fake.directory()
+        assert directory.path.stat().st_mode & 0o777 == 0o700
+        for path in (directory.state, directory.log, directory.lease_lock):
+            assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_car_home_moves_the_state(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`CAR_HOME` holds the run state."""
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+        assert fake.directory().path.is_relative_to(tmp_path / "elsewhere")
+
+
+def test_relative_car_home_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """`CAR_HOME` must be absolute."""
+    monkeypatch.setenv("CAR_HOME", "here")
+    with pytest.raises(ConfigurationError, match="absolute"):
+        car_home()
+
+
+@pytest.mark.parametrize("value", ["", None])
+def test_without_home_a_private_temporary_folder_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+):
+    """HOME unset or empty: a folder of the user's own below the temporary one."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if value is None:
+        monkeypatch.delenv("HOME")
+    else:
+        monkeypatch.setenv("HOME", value)
+    assert car_home() == tmp_path / f"car-vllm-{os.getuid()}"
+    assert car_home().stat().st_mode & 0o777 == 0o700
+
+
+def test_foreign_temporary_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder that others may write to, or a link, is not used."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("HOME")
+    (tmp_path / f"car-vllm-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(StateDirectoryError):
+        car_home()
+
+
+def test_home_that_is_a_file_says_what_to_set(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A state folder that cannot be made is an error that names it and CAR_HOME."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "file"))
+    with pytest.raises(StateDirectoryError, match="Not a directory") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert "CAR_HOME" in (caught.value.hint or "")
+
+
+@pytest.fixture
+def mount(tmp_path: Path):
+    """Mounts a small filesystem in memory; needs root on Linux."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mounted(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        subprocess.run(command, check=True)
+        return folder
+
+    yield mounted
+    subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
+
+
+can_mount = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root on Linux"
+)
+
+
+@can_mount
+def test_read_only_home_says_so(fake: Fake, mount, monkeypatch: pytest.MonkeyPatch):
+    """A read-only state folder is told as such."""
+    monkeypatch.setenv("CAR_HOME", str(mount("ro,size=1m")))
+    with pytest.raises(StateDirectoryError, match="Read-only"):
+        lease(fake.spec(), policy=FAST).__enter__()
+
+
+@can_mount
+def test_full_home_says_so(fake: Fake, mount, monkeypatch: pytest.MonkeyPatch):
+    """A full disk is told as such, with what to do."""
+    folder = mount("size=64k")
+    monkeypatch.setenv("CAR_HOME", str(folder))
+    fake.directory().create()
+    filler = subprocess.run(
+        ["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"], check=False, capture_output=True
+    )
+    assert b"No space" in filler.stderr
+    with pytest.raises(StateDirectoryError, match="No space left") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert "disk space" in (caught.value.hint or "")

@@ -1,0 +1,132 @@
+"""Memory: models share a budget; idle ones go, busy ones are waited for, nobody is deadlocked."""
+
+import json
+import shutil
+
+import pytest
+from faults.support import FAST, Background, ClientProcess, Fake, ask
+
+from langchain_car_vllm.errors import InsufficientMemoryError
+from langchain_car_vllm.server import ServerSpec, directory_of, lease, running_servers
+from langchain_car_vllm.server.state import read_state
+
+ROOM_FOR_TWO = "2.6"
+
+
+@pytest.fixture
+def models(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[ServerSpec]:
+    """Three models of 1 GB each, with room for two; the files are sparse."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", ROOM_FOR_TWO)
+    specs = []
+    for number in range(3):
+        folder = fake.root / f"model{number}"
+        shutil.copytree(fake.model, folder)
+        with (folder / "model.safetensors").open("wb") as file:
+            file.truncate(1_000_000_000)
+        specs.append(fake.spec(source=str(folder), name=str(folder)))
+    return specs
+
+
+def names() -> set[str]:
+    return {state.name[-1] for _, state in running_servers()}
+
+
+def use(spec: ServerSpec) -> None:
+    with lease(spec, policy=FAST) as held:
+        assert ask(held.endpoint)
+
+
+def test_least_recently_used_idle_server_goes(fake: Fake, models: list[ServerSpec]):
+    """A third model takes the place of the one that was used longest ago."""
+    use(models[0])
+    use(models[1])
+    use(models[0])
+    use(models[2])
+    assert names() == {"0", "2"}
+    state = read_state(directory_of(models[1]).state)
+    assert state is not None
+    assert state.reason == "evicted"
+
+
+def test_server_that_is_kept_for_ever_goes_last(fake: Fake, models: list[ServerSpec]):
+    """keep_alive -1 is no shield against eviction, but it comes last."""
+    import dataclasses
+
+    use(dataclasses.replace(models[0], keep_alive=-1.0))
+    use(models[1])
+    use(models[2])
+    assert names() == {"0", "2"}
+
+
+def test_model_that_can_never_fit_is_refused_with_the_numbers(
+    fake: Fake, models: list[ServerSpec], monkeypatch: pytest.MonkeyPatch
+):
+    """No waiting for what cannot happen."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "0.5")
+    with pytest.raises(InsufficientMemoryError, match=r"needs 1\.\d GB .* 0\.5 GB"):
+        use(models[0])
+
+
+def test_busy_servers_are_waited_for_visibly(fake: Fake, models: list[ServerSpec]):
+    """The third model waits until one of the two busy ones is released."""
+    clients = [
+        ClientProcess(fake, source=spec.source, name=spec.name, keep_alive=0.0)
+        for spec in models[:2]
+    ]
+    for client in clients:
+        assert client.read() == "began"
+        assert client.read() == "leased 1"
+    call = Background(lambda: use(models[2]))
+    state = fake.wait_for_phase("queued", source=models[2].source, name=models[2].name)
+    while not state.shortfall:
+        state = fake.state(source=models[2].source, name=models[2].name)
+    assert "waits for" in state.detail
+    clients[0].finish()
+    call.result()
+    clients[1].finish()
+
+
+def test_stream_whose_consumer_calls_a_third_model_is_refused(fake: Fake, models: list[ServerSpec]):
+    """A process that holds the room itself would wait for ever: it is told so instead."""
+    with (
+        lease(models[0], policy=FAST),
+        lease(models[1], policy=FAST),
+        pytest.raises(InsufficientMemoryError, match="this process"),
+    ):
+        use(models[2])
+    use(models[2])
+
+
+def test_own_stream_is_no_obstacle_where_another_can_go(fake: Fake, models: list[ServerSpec]):
+    """With a stream on one of two models, the idle other one makes room."""
+    use(models[1])
+    with lease(models[0], policy=FAST) as held:
+        use(models[2])
+        assert ask(held.endpoint)
+    assert names() == {"0", "2"}
+
+
+def test_context_and_cache_count(fake: Fake, models: list[ServerSpec]):
+    """The reservation holds the cache of the context and the server's prompt cache."""
+    config = {
+        "model_type": "llama",
+        "max_position_embeddings": 4096,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_size": 512,
+    }
+    (fake.root / "model0" / "config.json").write_text(json.dumps(config))
+    with lease(models[0], policy=FAST):
+        state = read_state(directory_of(models[0]).state)
+    assert state is not None
+    cache_mb = 260
+    kv = 2 * 10 * 4 * 64 * 2 * 4096
+    assert state.reservation == 1_000_000_000 + kv + cache_mb * 1_000_000
+
+
+def test_wrong_budget_is_a_clear_error(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """A budget that is no number names the variable."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "lots")
+    with pytest.raises(ValueError, match="CAR_VLLM_MLX_MEMORY_GB"):
+        lease(fake.spec(), policy=FAST).__enter__()

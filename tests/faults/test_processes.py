@@ -1,0 +1,162 @@
+"""fork, spawn, threads, asyncio, interpreter exit and vanishing environments."""
+
+import asyncio
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from faults.support import FAST, ClientProcess, Fake, ask
+
+import langchain_car_vllm
+from langchain_car_vllm.server import ServerSpec, alease, lease
+from langchain_car_vllm.server.locks import open_lock, try_exclusive
+
+
+def in_child(spec: ServerSpec) -> None:
+    with lease(spec, policy=FAST) as held:
+        assert ask(held.endpoint)
+        assert held.endpoint.generation == 1
+
+
+def run_child(method: str, spec: ServerSpec) -> None:
+    child = multiprocessing.get_context(method).Process(target=in_child, args=(spec,))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+
+
+def test_fork_then_use_on_both_sides(fake: Fake):
+    """A forked child takes a lease of its own, and its end does not release the parent's."""
+    spec = fake.spec(keep_alive=0.0)
+    with lease(spec, policy=FAST) as held:
+        run_child("fork", spec)
+        assert ask(held.endpoint)
+        descriptor = open_lock(fake.directory().lease_lock)
+        assert not try_exclusive(descriptor)
+        os.close(descriptor)
+
+
+def test_spawned_child_shares_the_server(fake: Fake):
+    """A spawned child finds the parent's server."""
+    with lease(fake.spec(), policy=FAST):
+        run_child("spawn", fake.spec())
+
+
+def test_forked_child_of_a_killed_holder_keeps_no_lease(fake: Fake):
+    """The lease of a killed client is free although a child that it forked lives on."""
+    then = """import os
+    if not os.fork(): sys.stdin.read(); os._exit(0)
+    print('forked', flush=True)"""
+    client = ClientProcess(fake, then, keep_alive=0.0)
+    assert client.read() == "began"
+    assert client.read() == "leased 1"
+    assert client.read() == "forked"
+    os.kill(client.pid, 9)
+    fake.wait_until_unsupervised()
+    client.kill()
+
+
+def test_second_event_loop_works(fake: Fake):
+    """A second `asyncio.run` in the same process gets the server as the first did."""
+
+    async def once() -> int:
+        async with alease(fake.spec(), policy=FAST) as held:
+            return held.endpoint.generation
+
+    assert asyncio.run(once()) == asyncio.run(once()) == 1
+
+
+def test_interpreter_exit_does_not_wait_for_a_load(fake: Fake):
+    """A script that ends while a start it began is under way ends at once."""
+    fake.switch(load_gate=fake.gate("load"))
+    code = f"""
+from langchain_car_vllm.errors import ServerStartingError
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+policy = Policy.from_dict({FAST.to_dict()!r})
+spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=0.0)
+try:
+    lease(spec, policy=policy, startup_timeout=0.01).__enter__()
+except ServerStartingError:
+    print("gave up")
+"""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == "gave up\n", done.stderr
+    assert time.monotonic() - began < 5
+    fake.wait_for_phase("load")
+    fake.open_gate("load")
+    fake.wait_until_unsupervised()
+
+
+def test_supervisor_outlives_its_virtual_environment(fake: Fake, tmp_path: Path):
+    """The environment that started the supervisor may vanish while it loads."""
+    fake.switch(load_gate=fake.gate("load"))
+    site = tmp_path / "venv-site"
+    package = Path(langchain_car_vllm.__file__).parent
+    shutil.copytree(package, site / "langchain_car_vllm")
+    code = f"""
+from langchain_car_vllm.errors import ServerStartingError
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+policy = Policy.from_dict({FAST.to_dict()!r})
+spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=60.0)
+try:
+    lease(spec, policy=policy, startup_timeout=0.01).__enter__()
+except ServerStartingError:
+    pass
+"""
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, timeout=20)
+    fake.wait_for_phase("load")
+    shutil.rmtree(site)
+    fake.open_gate("load")
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.generation == 1
+        assert ask(held.endpoint)
+
+
+def test_module_in_the_current_folder_does_not_hijack_the_supervisor(
+    fake: Fake, tmp_path: Path, monkeypatch
+):
+    """A `psutil.py` beside the user's script is not imported."""
+    (tmp_path / "psutil.py").write_text("raise SystemExit('hijacked')")
+    monkeypatch.chdir(tmp_path)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+
+
+def test_two_versions_of_the_binary_are_two_servers(fake: Fake, tmp_path: Path, monkeypatch):
+    """`CAR_VLLM_MLX_BIN` is part of the key."""
+    with lease(fake.spec(), policy=FAST) as first:
+        other = tmp_path / "fake" / "other" / "bin" / "vllm-mlx"
+        shutil.copytree(fake.binary.parents[1], other.parents[1])
+        monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(other))
+        with lease(fake.spec(), policy=FAST) as second:
+            assert first.endpoint.base_url != second.endpoint.base_url
+        from langchain_car_vllm.server import stop_server
+
+        stop_server(fake.directory(), policy=FAST)
+        monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(fake.binary))
+
+
+def test_wall_clock_is_not_asked(fake: Fake):
+    """Idleness, stalls and backoff are measured on a clock that no one can set."""
+    package = Path(langchain_car_vllm.__file__).parent / "server"
+    users = {p.name for p in package.glob("*.py") if "time.time()" in p.read_text()}
+    assert users <= {"process.py"}
+
+
+def test_no_zombies(fake: Fake):
+    """Starting and stopping leaves this process without children."""
+    import psutil
+
+    with lease(fake.spec(keep_alive=0.0), policy=FAST):
+        pass
+    fake.wait_until_unsupervised()
+    statuses = [child.status() for child in psutil.Process().children(recursive=True)]
+    assert psutil.STATUS_ZOMBIE not in statuses

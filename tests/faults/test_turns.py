@@ -1,0 +1,133 @@
+"""Turns: a batched multimodal server gets one request at a time, in the order of asking."""
+
+import asyncio
+import json
+import os
+
+import pytest
+from faults.support import FAST, Background, ClientProcess, Fake, eventually
+
+from langchain_car_vllm.server import alease, lease
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.turns import Turn
+
+
+@pytest.fixture
+def directory(tmp_path) -> ServerDirectory:
+    made = ServerDirectory(tmp_path / "key")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def multimodal(fake: Fake) -> Fake:
+    (fake.model / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048})
+    )
+    return fake
+
+
+def test_first_come_first_served(directory: ServerDirectory):
+    """Only the oldest ticket gets the turn."""
+    turns = [Turn(directory) for _ in range(3)]
+    assert not turns[1].try_take()
+    assert turns[0].try_take()
+    assert not turns[1].try_take()
+    turns[0].give_back()
+    assert not turns[2].try_take()
+    assert turns[1].try_take()
+    turns[1].give_back()
+    assert turns[2].try_take()
+    turns[2].give_back()
+    assert not any(directory.turns.iterdir())
+
+
+def test_who_leaves_the_queue_lets_the_next_through(directory: ServerDirectory):
+    """A waiter that gives up blocks nobody."""
+    first, second = Turn(directory), Turn(directory)
+    first.give_back()
+    assert second.try_take()
+    second.give_back()
+
+
+def test_forked_child_keeps_no_turn(directory: ServerDirectory):
+    """A child that outlives its parent's turn does not hold it."""
+    turn = Turn(directory)
+    assert turn.try_take()
+    told, tell = os.pipe()
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.close(writing)
+        os.write(tell, b".")
+        os.read(reading, 1)
+        os._exit(0)
+    os.read(told, 1)
+    for descriptor in (told, tell, reading):
+        os.close(descriptor)
+    for descriptor in (turn._mine, turn._turn):
+        os.close(descriptor)
+    from langchain_car_vllm.server import turns
+
+    turns._open.clear()
+    another = Turn(directory)
+    assert another.try_take()
+    another.give_back()
+    os.close(writing)
+    os.waitpid(child, 0)
+
+
+def test_batched_multimodal_server_has_one_request_at_a_time(multimodal: Fake):
+    """A second lease of such a server waits for the first to end, from whatever process."""
+    client = ClientProcess(multimodal, engine="batched")
+    assert client.read() == "began"
+    assert client.read() == "leased 1"
+    waiting = []
+
+    def second() -> int:
+        spec = multimodal.spec(engine="batched")
+        with lease(spec, policy=FAST, on_progress=waiting.append) as held:
+            return held.endpoint.generation
+
+    call = Background(second)
+    eventually(lambda: waiting and waiting[-1].stage == "queued", "the second to queue")
+    assert call.is_alive()
+    client.finish()
+    assert call.result() == 1
+
+
+def test_turn_of_a_killed_process_is_free(multimodal: Fake):
+    """The kernel gives the turn of a killed client to the next."""
+    client = ClientProcess(multimodal, engine="batched")
+    assert client.read() == "began"
+    assert client.read() == "leased 1"
+    client.kill()
+    with lease(multimodal.spec(engine="batched"), policy=FAST):
+        pass
+
+
+def test_simple_engine_needs_no_turns(multimodal: Fake):
+    """The queueing engine, which is the default for media, admits all and queues by itself."""
+    with lease(multimodal.spec(), policy=FAST) as first:
+        assert first.endpoint.engine == "simple"
+        with lease(multimodal.spec(), policy=FAST):
+            pass
+
+
+async def test_cancelled_waiter_leaves_the_queue(multimodal: Fake):
+    """A task that is cancelled while it waits for its turn blocks nobody behind it."""
+    spec = multimodal.spec(engine="batched")
+
+    async def take() -> None:
+        async with alease(spec, policy=FAST):
+            pass
+
+    async with alease(spec, policy=FAST):
+        task = asyncio.create_task(take())
+        turns = multimodal.directory(engine="batched").turns
+        await asyncio.to_thread(
+            lambda: eventually(lambda: any(turns.iterdir()), "the ticket to be drawn")
+        )
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await asyncio.wait_for(take(), 5)

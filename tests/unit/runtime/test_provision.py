@@ -1,0 +1,430 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from process_control import end_tree, wait_until
+
+from langchain_car_vllm.errors import (
+    CarVllmError,
+    NotFoundAfterInstallError,
+    ProvisionError,
+    RuntimeMissingError,
+    UvMissingError,
+)
+from langchain_car_vllm.runtime import (
+    VllmRuntime,
+    ensure_runtime,
+    resolve_existing,
+    upgrade_runtime,
+)
+from langchain_car_vllm.runtime.marker import read_marker
+
+ENSURE = "from langchain_car_vllm.runtime import ensure_runtime; print(ensure_runtime().server)"
+
+
+def test_a_runtime_is_installed_where_there_is_none(fake_uv, managed):
+    """On an empty machine the locked set goes into the managed environment."""
+    runtime = ensure_runtime()
+    assert runtime == VllmRuntime(managed / "bin" / "vllm-mlx", "0.6.0")
+    assert fake_uv.commands == ["venv", "pip"]
+    marker = read_marker(managed)
+    assert marker.state == "complete"
+    assert marker.ours
+    assert marker.requirements.startswith("lock ")
+    assert marker.version == "0.6.0"
+
+
+def test_a_second_call_does_nothing(fake_uv):
+    """With the runtime there, nothing is run."""
+    first = ensure_runtime()
+    assert ensure_runtime() == first
+    assert fake_uv.commands == ["venv", "pip"]
+
+
+def test_an_existing_install_wins(fake_uv, home, write_binary):
+    """Nothing is installed where a usable `vllm-mlx` is."""
+    binary = write_binary(home / ".local", "0.4.1")
+    assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
+    assert fake_uv.calls == []
+    assert not (home / ".car").exists()
+
+
+def test_a_too_old_install_is_passed_over(fake_uv, home, write_binary, managed):
+    """A `vllm-mlx` below 0.3.0 leads to an installation of our own, and is left alone."""
+    old = write_binary(home / ".local", "0.2.9")
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    assert old.exists()
+
+
+def test_an_override_is_never_tested(fake_uv, tmp_path, monkeypatch):
+    """`CAR_VLLM_MLX_BIN` is taken as it is, with no version where it has none."""
+    (tmp_path / "mine").touch()
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(tmp_path / "mine"))
+    assert ensure_runtime() == VllmRuntime(tmp_path / "mine", None)
+    assert fake_uv.calls == []
+
+
+def test_progress_is_told(fake_uv):
+    """A caller hears what is being done, in order."""
+    heard = []
+    ensure_runtime(on_progress=heard.append)
+    assert {progress.stage for progress in heard} == {"install"}
+    details = list(dict.fromkeys(progress.detail for progress in heard))
+    assert details[0] == "making a virtual environment"
+    assert details[-1] == "testing vllm-mlx"
+    assert any(detail.startswith("resolved") for detail in details)
+    assert [progress.elapsed for progress in heard] == sorted(p.elapsed for p in heard)
+
+
+def test_no_uv(monkeypatch, home):
+    """Without a `uv` the error names the places and the command that gets one."""
+    monkeypatch.setattr("uv.find_uv_bin", missing_uv)
+    with pytest.raises(UvMissingError, match="was not found") as caught:
+        ensure_runtime()
+    assert "PATH" in caught.value.searched
+    assert "pip install uv" in caught.value.hint
+    assert not (home / ".car").exists()
+
+
+def missing_uv():
+    raise FileNotFoundError
+
+
+@pytest.mark.parametrize(("command", "step"), [("venv", "venv"), ("pip", "pip-install")])
+def test_a_failing_step_is_named(fake_uv, command, step):
+    """An installation that fails names the step and carries uv's own last words."""
+    fake_uv.set(fail=command, says="error: the moon is in the way")
+    with pytest.raises(ProvisionError, match="the moon is in the way") as caught:
+        ensure_runtime()
+    assert caught.value.step == step
+    assert "exited with 2" in caught.value.detail
+    assert resolve_existing() is None
+
+
+@pytest.mark.parametrize(
+    ("says", "hint"),
+    [
+        ("error: No space left on device (os error 28)", "free some disk space"),
+        ("  network was disabled (UV_OFFLINE)", "UV_OFFLINE"),
+        ("  cause: dns error: failed to lookup address", "connect to the network"),
+        ("Hash mismatch for `mlx==1`", "uv cache clean"),
+        ("Read-only file system (os error 30)", "writable"),
+    ],
+)
+def test_common_failures_come_with_a_cure(fake_uv, says, hint):
+    """What uv says about the usual troubles becomes one thing to do."""
+    fake_uv.set(fail="pip", says=says)
+    with pytest.raises(ProvisionError) as caught:
+        ensure_runtime()
+    assert hint in caught.value.hint
+
+
+def test_a_failed_install_is_tried_again(fake_uv, managed):
+    """After a failure the next call goes over it again, whatever was left behind."""
+    fake_uv.set(fail="pip")
+    with pytest.raises(ProvisionError):
+        ensure_runtime()
+    fake_uv.set(fail=None)
+    assert ensure_runtime().version == "0.6.0"
+    assert "--reinstall" in fake_uv.calls[-1]
+    assert read_marker(managed).state == "complete"
+
+
+def test_the_binary_may_vanish(fake_uv, managed):
+    """An installation that leaves no binary is an error that names the environment."""
+    fake_uv.set(fault="no-binary")
+    with pytest.raises(NotFoundAfterInstallError, match="still not found") as caught:
+        ensure_runtime()
+    assert caught.value.path == managed
+    assert str(managed) in caught.value.hint
+    assert resolve_existing() is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("lost-file", "lacks `vllm_mlx/server.py`"), ("wrong-version", "`numpy==.*is not installed")],
+)
+def test_an_incomplete_install_is_never_used(fake_uv, fault, reason):
+    """An installation that is not the locked set, file by file, fails its test."""
+    fake_uv.set(fault=fault)
+    with pytest.raises(ProvisionError, match=reason) as caught:
+        ensure_runtime()
+    assert caught.value.step == "smoke-test"
+    assert resolve_existing() is None
+
+
+@pytest.mark.parametrize("setting", ["0", "false", "OFF", "no"])
+def test_installing_can_be_turned_off(fake_uv, home, monkeypatch, setting):
+    """`CAR_VLLM_MLX_AUTO_INSTALL=0` refuses and names the command that installs."""
+    monkeypatch.setenv("CAR_VLLM_MLX_AUTO_INSTALL", setting)
+    with pytest.raises(RuntimeMissingError, match=f"AUTO_INSTALL={setting}") as caught:
+        ensure_runtime()
+    assert "car-vllm install" in caught.value.hint
+    assert fake_uv.calls == []
+    assert not (home / ".car").exists()
+
+
+def test_auto_install_false_refuses(fake_uv):
+    """`auto_install=False` refuses before anything is run."""
+    with pytest.raises(RuntimeMissingError, match="auto_install=False"):
+        ensure_runtime(auto_install=False)
+    assert fake_uv.calls == []
+
+
+def test_auto_install_false_uses_what_is_there(fake_uv):
+    """With a runtime there, `auto_install=False` changes nothing."""
+    runtime = ensure_runtime()
+    assert ensure_runtime(auto_install=False) == runtime
+
+
+def test_no_home(fake_uv, monkeypatch):
+    """Without HOME there is no place to install to, and the error says so."""
+    monkeypatch.delenv("HOME")
+    with pytest.raises(ProvisionError, match="HOME is not set") as caught:
+        ensure_runtime()
+    assert caught.value.step == "resolve-home"
+
+
+def test_a_home_that_cannot_be_written(fake_uv, home):
+    """A folder that cannot be made is an error that names it."""
+    (home / ".car").write_text("in the way")
+    with pytest.raises(ProvisionError) as caught:
+        ensure_runtime()
+    assert caught.value.step == "mkdir"
+    assert str(home / ".car") in str(caught.value)
+
+
+def test_too_little_disk(fake_uv, monkeypatch, managed):
+    """Too little disk is refused with the numbers, before anything is downloaded."""
+    monkeypatch.setattr("langchain_car_vllm.runtime.provision.needed_mb", lambda: 10**12)
+    with pytest.raises(ProvisionError, match="needs 1000000000000 MB") as caught:
+        ensure_runtime()
+    assert caught.value.step == "disk"
+    assert fake_uv.calls == []
+
+
+def make_foreign(managed, fake_uv, monkeypatch, *, version):
+    """Make a managed environment as CAR does: no mark, packages of its own."""
+    environment = os.environ | {"FAKE_UV_LOG": str(managed.parents[2] / "car-uv.log")}
+    managed.parent.mkdir(parents=True)
+    subprocess.run([fake_uv.binary, "venv", managed], check=True, env=environment)
+    site = next(managed.glob("lib/python*/site-packages"))
+    (site / "car_speech").mkdir()
+    (site / "car_speech" / "__init__.py").write_text("")
+    if version:
+        command = [fake_uv.binary, "pip", "install", "--python", managed / "bin" / "python"]
+        subprocess.run([*command, f"vllm-mlx=={version}"], check=True, env=environment)
+    return site
+
+
+def test_an_install_of_cars_is_tested_once(fake_uv, managed, monkeypatch):
+    """A `vllm-mlx` that CAR installed is tested, marked, and from then on used at once."""
+    make_foreign(managed, fake_uv, monkeypatch, version="0.5.0")
+    assert read_marker(managed) is None
+    assert ensure_runtime() == VllmRuntime(managed / "bin" / "vllm-mlx", "0.5.0")
+    assert fake_uv.calls == []
+    marker = read_marker(managed)
+    assert (marker.state, marker.ours, marker.version) == ("complete", False, "0.5.0")
+
+
+def test_cars_packages_survive(fake_uv, managed, monkeypatch):
+    """Into an environment that CAR made only `vllm-mlx` goes, and the rest stays."""
+    site = make_foreign(managed, fake_uv, monkeypatch, version=None)
+    ensure_runtime()
+    assert (site / "car_speech" / "__init__.py").exists()
+    assert fake_uv.commands == ["pip"]
+    assert "vllm-mlx>=0.6,<0.7" in fake_uv.calls[0]
+    assert "--require-hashes" not in fake_uv.calls[0]
+    assert not read_marker(managed).ours
+
+
+def test_a_broken_install_of_cars_is_mended(fake_uv, managed, monkeypatch):
+    """A `vllm-mlx` that cannot be imported is installed anew."""
+    site = make_foreign(managed, fake_uv, monkeypatch, version="0.5.0")
+    (site / "vllm_mlx" / "server.py").unlink()
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    assert fake_uv.commands == ["pip"]
+
+
+def test_a_broken_install_is_refused_where_installing_is_off(fake_uv, managed, monkeypatch):
+    """Where nothing may be installed, a `vllm-mlx` that does not work is an error."""
+    site = make_foreign(managed, fake_uv, monkeypatch, version="0.5.0")
+    (site / "vllm_mlx" / "server.py").unlink()
+    with pytest.raises(RuntimeMissingError, match="does not work"):
+        ensure_runtime(auto_install=False)
+    assert fake_uv.calls == []
+
+
+def test_a_requirement_of_the_users(fake_uv, managed, monkeypatch):
+    """`CAR_VLLM_MLX_SPEC` replaces the locked set."""
+    monkeypatch.setenv("CAR_VLLM_MLX_SPEC", "vllm-mlx==0.5.0")
+    assert ensure_runtime().version == "0.5.0"
+    assert "vllm-mlx==0.5.0" in fake_uv.calls[-1]
+    assert "--require-hashes" not in fake_uv.calls[-1]
+    assert read_marker(managed).requirements.startswith("vllm-mlx==0.5.0")
+
+
+def test_an_unlocked_install_must_import(fake_uv, monkeypatch):
+    """What is not locked is tested by importing the server; the traceback's end is told."""
+    monkeypatch.setenv("CAR_VLLM_MLX_SPEC", "vllm-mlx==0.5.0")
+    fake_uv.set(fault="broken-import")
+    with pytest.raises(ProvisionError, match=r"libmlx\.so: cannot open") as caught:
+        ensure_runtime()
+    assert caught.value.step == "smoke-test"
+
+
+def test_packages_of_the_caller_do_not_leak_in(fake_uv, managed, monkeypatch):
+    """The caller's own Python environment has no say in the installation."""
+    monkeypatch.setenv("PYTHONPATH", "/nonsense")
+    monkeypatch.setenv("PYTHONHOME", "/nonsense")
+    monkeypatch.setenv("VIRTUAL_ENV", "/nonsense")
+    assert ensure_runtime().version == "0.6.0"
+
+
+def test_a_python_that_no_longer_runs_is_replaced(fake_uv, managed):
+    """An environment whose base Python was removed gets a new one of the same version."""
+    ensure_runtime()
+    python = managed / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/removed/python3.11")
+    assert resolve_existing() is None
+    assert ensure_runtime().version == "0.6.0"
+    assert fake_uv.commands == ["venv", "pip"] * 2
+    assert "cpython=={}.{}.*".format(*sys.version_info) in fake_uv.calls[2]
+
+
+def test_nothing_changes_under_a_running_server(fake_uv, managed, spawn):
+    """While a process runs from the environment, an upgrade is refused and nothing is touched."""
+    ensure_runtime()
+    before = read_marker(managed)
+    code = "import subprocess; subprocess.run([{!r}, '-c', 'import time; time.sleep(60)'])"
+    holder = spawn(code.format(str(managed / "bin" / "python")))
+    wait_until(lambda: psutil.Process(holder.pid).children(), holder)
+    with pytest.raises(ProvisionError, match="runs from") as caught:
+        upgrade_runtime()
+    assert caught.value.step == "in-use"
+    assert read_marker(managed) == before
+    end_tree(holder)
+    assert upgrade_runtime().version == "0.6.0"
+
+
+def test_an_upgrade_moves_to_the_locked_set(fake_uv, managed, monkeypatch):
+    """An upgrade installs the wanted requirements over an older install."""
+    monkeypatch.setenv("CAR_VLLM_MLX_SPEC", "vllm-mlx==0.4.1")
+    assert ensure_runtime().version == "0.4.1"
+    monkeypatch.delenv("CAR_VLLM_MLX_SPEC")
+    assert ensure_runtime().version == "0.4.1"
+    assert upgrade_runtime().version == "0.6.0"
+    assert read_marker(managed).requirements.startswith("lock ")
+
+
+def test_a_failed_upgrade_keeps_what_works(fake_uv, managed):
+    """An upgrade that cannot download leaves the former install in use."""
+    runtime = ensure_runtime()
+    fake_uv.set(fail="pip", says="dns error")
+    with pytest.raises(ProvisionError):
+        upgrade_runtime()
+    fake_uv.set(fail=None)
+    assert ensure_runtime() == runtime
+    assert fake_uv.commands == ["venv", "pip", "pip"]
+
+
+POINTS = ["venv-begin", "venv-half", "venv-end", "pip-begin", "pip-half", "pip-end"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_every_step(fake_uv, managed, spawn, point):
+    """Wherever provisioner and uv are killed, nothing half-done is used, and it is mended."""
+    fake_uv.set(pause=point)
+    victim = spawn(ENSURE)
+    wait_until(fake_uv.paused_at(point).exists, victim)
+    end_tree(victim)
+    assert resolve_existing() is None
+    fake_uv.set(pause=None)
+    assert ensure_runtime().version == "0.6.0"
+    assert read_marker(managed).state == "complete"
+
+
+@pytest.mark.parametrize("point", ["venv-half", "pip-half"])
+def test_a_uv_that_outlives_its_provisioner_keeps_the_lock(fake_uv, managed, spawn, point):
+    """When only the provisioner is killed, the next one waits for the uv that goes on."""
+    fake_uv.set(pause=point)
+    victim = spawn(ENSURE)
+    wait_until(fake_uv.paused_at(point).exists, victim)
+    victim.kill()
+    victim.wait()
+    fake_uv.set(pause=None)
+    heard = []
+
+    def release(progress):
+        heard.append(progress.detail)
+        fake_uv.paused_at(point).unlink(missing_ok=True)
+
+    calls = len(fake_uv.calls)
+    assert ensure_runtime(on_progress=release).version == "0.6.0"
+    assert heard[0] == "waiting for another process that installs vllm-mlx"
+    assert len(fake_uv.calls) > calls
+
+
+def test_two_provisioners_install_once(fake_uv, managed, spawn):
+    """Of several processes that need the runtime at once, one installs and all get it."""
+    fake_uv.set(pause="pip-half")
+    processes = [spawn(ENSURE) for _ in range(4)]
+    wait_until(fake_uv.paused_at("pip-half").exists)
+    fake_uv.paused_at("pip-half").unlink()
+    for process in processes:
+        said, errors = process.communicate(timeout=30)
+        assert said.strip() == str(managed / "bin" / "vllm-mlx"), errors
+    assert fake_uv.commands == ["venv", "pip"]
+
+
+class StopHereError(Exception):
+    pass
+
+
+def test_an_installation_can_be_cancelled(fake_uv, managed):
+    """An exception of `on_progress` ends uv, passes through, and a later call goes on."""
+    fake_uv.set(pause="pip-half")
+
+    def cancel(_progress):
+        if fake_uv.paused_at("pip-half").exists():
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        ensure_runtime(on_progress=cancel)
+    assert psutil.Process().children() == []
+    fake_uv.set(pause=None)
+    assert ensure_runtime().version == "0.6.0"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UvMissingError(("PATH",)),
+        ProvisionError("venv", "it failed", hint="do this"),
+        NotFoundAfterInstallError(Path("/some/where")),
+        RuntimeMissingError("auto_install=False"),
+    ],
+)
+def test_errors_survive_pickling(error):
+    """Errors cross process borders whole."""
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert isinstance(copy, CarVllmError)
+    assert copy.__dict__ == error.__dict__
+
+
+def test_the_marker_may_be_nonsense(fake_uv, managed):
+    """A marker that cannot be read counts as none: the install is tested and marked anew."""
+    runtime = ensure_runtime()
+    marker = managed / ".langchain-car-vllm.json"
+    marker.write_text(json.dumps(["what?"]))
+    assert ensure_runtime() == runtime
+    assert read_marker(managed).state == "complete"
+    assert fake_uv.commands == ["venv", "pip"]

@@ -6,15 +6,16 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.output_parsers.base import BaseOutputParser
 from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
 )
+from langchain_core.output_parsers.transform import BaseCumulativeTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.json import parse_json_markdown, parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
@@ -25,7 +26,7 @@ Method = Literal["json_schema", "function_calling", "json_mode"]
 METHODS: Sequence[str] = ("json_schema", "function_calling", "json_mode")
 
 
-class AnswerParser(JsonOutputParser):
+class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
     """Turns the JSON of an answer into the object that was asked for.
 
     While the answer streams, each part gives the object as far as it is known: a dict, or an
@@ -49,13 +50,19 @@ class AnswerParser(JsonOutputParser):
         if not partial:
             check_finish(result[0])
             return self._whole(text)
-        value = super().parse_result(result, partial=True)
-        if value is None or self.target is None:
-            return value
         try:
-            return _instance(self.target, json.dumps(value))
+            value = parse_json_markdown(text, parser=parse_partial_json)
+            return value if self.target is None else _instance(self.target, json.dumps(value))
         except ValueError:
             return None
+
+    def parse(self, text: str) -> Any:
+        """Return the object of a whole answer."""
+        return self._whole(text)
+
+    @property
+    def _type(self) -> str:
+        return "vllm_mlx_answer"
 
     def _whole(self, text: str) -> Any:
         if self.target is not None:

@@ -153,7 +153,7 @@ def test_stale_ready_state_never_reaches_a_stranger_on_the_port(fake: Fake):
             self.send_response(200)
             self.end_headers()
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_GET
 
         def log_message(self, *args):
             pass

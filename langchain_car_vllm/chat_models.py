@@ -1,6 +1,7 @@
 """`ChatVllmMlx`: what a user configures, and the delegation of each call."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
@@ -282,8 +283,11 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         return wrapped(connection.endpoint, self._header_items(), self.max_retries)
 
     async def _awrapped(self, connection: Connection) -> "WireChat":
+        chat = sys.modules.get("langchain_car_vllm.wire.chat")
+        key = (connection.endpoint, self._header_items(), self.max_retries)
+        found = chat.find_wrapped(*key) if chat else None
         # Imports and builds at the first call, which would block the loop.
-        return await asyncio.to_thread(self._wrapped, connection)
+        return found or await asyncio.to_thread(self._wrapped, connection)
 
     def bind_tools(
         self,

@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
-from functools import lru_cache
 from typing import Any
 
 import openai
@@ -211,7 +210,16 @@ def _arguments(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, An
     }
 
 
-@lru_cache(maxsize=64)
+_Key = tuple[Endpoint, tuple[tuple[str, str], ...], int]
+_MOST = 64
+_chats: dict[_Key, WireChat] = {}
+
+
+def find_wrapped(*key: *_Key) -> WireChat | None:
+    """Return what `wrapped` has built for these arguments, None for nothing; never blocks."""
+    return _chats.get(key)
+
+
 def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     """Return the wrapped ChatOpenAI for an endpoint, the same one for the same arguments.
 
@@ -220,6 +228,15 @@ def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: 
         headers: Sent with every request.
         refusals: How often a request is repeated that the server refused for the moment.
     """
+    key = (endpoint, headers, refusals)
+    if key not in _chats:
+        while len(_chats) >= _MOST:
+            _chats.pop(next(iter(_chats)), None)
+        _chats[key] = _build(*key)
+    return _chats[key]
+
+
+def _build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     address = Address(endpoint.base_url, endpoint.api_key, headers)
     client = sync_client(address)
     loops = LoopClients(address)

@@ -136,6 +136,8 @@ def example(schema: dict[str, Any], root: dict[str, Any]) -> Any:
         needed = schema.get("required", list(schema.get("properties", {})))
         properties = schema.get("properties", {})
         return {name: example(properties.get(name, {}), root) for name in needed}
+    if kind == "array" and schema.get("prefixItems"):
+        return [example(part, root) for part in schema["prefixItems"]]
     if kind == "array":
         return [example(schema.get("items", {}), root)] * max(1, schema.get("minItems", 1))
     if kind in ("integer", "number"):

@@ -285,7 +285,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
     async def _awrapped(self, connection: Connection) -> "WireChat":
         chat = sys.modules.get("langchain_car_vllm.wire.chat")
         key = (connection.endpoint, self._header_items(), self.max_retries)
-        found = chat.find_wrapped(*key) if chat else None
+        found: WireChat | None = chat.find_wrapped(*key) if chat else None
         # Imports and builds at the first call, which would block the loop.
         return found or await asyncio.to_thread(self._wrapped, connection)
 

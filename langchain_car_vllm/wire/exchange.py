@@ -15,6 +15,7 @@ from langchain_car_vllm.wire.errors import AnswerError
 from langchain_car_vllm.wire.result import Closing
 
 Body = dict[str, Any]
+_CHARACTERS_PER_TOKEN = 4
 
 
 def new_call_id() -> str:
@@ -82,7 +83,12 @@ class Attempt:
     def usage(self) -> Usage | None:
         """Return the tokens, guessed where the answer was cut short before the server told."""
         if self.answer.usage is None and self.answer.done:
-            return Usage(completion=self.answer.events, estimated=True)
+            said = sum(len(str(m.get("content") or "")) for m in self.body["messages"])
+            return Usage(
+                prompt=said // _CHARACTERS_PER_TOKEN,
+                completion=self.answer.events,
+                estimated=True,
+            )
         return self.answer.usage
 
     def _noted(self, deltas: list[Delta]) -> list[Delta]:

@@ -45,12 +45,13 @@ def exchange_for(
     form = given.get("response_format")
     stops = [text for text in stop or () if text]
     body = body_for(endpoint, messages, given)
-    if stops and _stops_by_itself(endpoint, given):
+    told = _stops_by_itself(endpoint, given)
+    if stops and told:
         body["stop"] = stops
     if _streams(endpoint, given, wanted=streamed or bool(stops)):
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
-    cutter: list[Filter] = [StopCutter(stops)] if stops else []
+    cutter: list[Filter] = [StopCutter(stops, told=told)] if stops else []
     if not tools or choice == "none":
         return Structured(body, form, cutter) if form else Exchange(body, cutter)
     filters: list[Filter] = [CallHoldback([tool_name(tool) for tool in tools]), *cutter]

@@ -286,8 +286,9 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         chat = sys.modules.get("langchain_car_vllm.wire.chat")
         key = (connection.endpoint, self._header_items(), self.max_retries)
         found: WireChat | None = chat.find_wrapped(*key) if chat else None
-        # Imports and builds at the first call, which would block the loop.
-        return found or await asyncio.to_thread(self._wrapped, connection)
+        if found is None:  # the first call imports and builds, which would block the loop
+            found = await asyncio.to_thread(self._wrapped, connection)
+        return found
 
     def bind_tools(
         self,

@@ -179,8 +179,10 @@ class ServedModel(BaseModel):
     async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Connection]:
         """Hold a server for the time of one request without blocking the event loop."""
         if endpoint := self._external(model):
-            found = find_described(endpoint) or await asyncio.to_thread(described, endpoint)
-            yield Attached(found)
+            known = find_described(endpoint)
+            if known is None:
+                known = await asyncio.to_thread(described, endpoint)
+            yield Attached(known)
             return
         from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 

@@ -26,7 +26,7 @@ from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
 from langchain_car_vllm.wire.clock import Clock, Refusals
 from langchain_car_vllm.wire.exchange import Attempt, Exchange
 from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
-from langchain_car_vllm.wire.history import prepared
+from langchain_car_vllm.wire.history import holds_media, prepared
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request import exchange_for
 from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
@@ -56,7 +56,7 @@ class WireChat(ChatOpenAI):
         self, input_: Any, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return the messages as the server takes them, with what the model thought."""
-        messages = prepared(self._convert_input(input_).to_messages())
+        messages = prepared(self._convert_input(input_).to_messages(), self.endpoint)
         # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
         payload = BaseChatOpenAI._get_request_payload(self, messages, stop=stop, **kwargs)  # noqa: SLF001
         for message, sent in zip(messages, payload["messages"], strict=True):
@@ -74,7 +74,20 @@ class WireChat(ChatOpenAI):
     ) -> Exchange:
         with mapped_encoding():
             sent = self._get_request_payload(messages)["messages"]
+        streamed = streamed or holds_media(messages)
         return exchange_for(self.endpoint, sent, stop, given, streamed=streamed)
+
+    async def _aexchange(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        given: dict[str, Any],
+        *,
+        streamed: bool,
+    ) -> Exchange:
+        if holds_media(messages):  # files and addresses are read, which would block the loop
+            return await asyncio.to_thread(self._exchange, messages, stop, given, streamed=streamed)
+        return self._exchange(messages, stop, given, streamed=streamed)
 
     def _generate(
         self,
@@ -95,7 +108,7 @@ class WireChat(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        exchange = self._exchange(messages, stop, kwargs, streamed=False)
+        exchange = await self._aexchange(messages, stop, kwargs, streamed=False)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
         deltas = [
             delta async for delta in self._adeltas(exchange, clock, kwargs.get("extra_headers"))
@@ -126,7 +139,7 @@ class WireChat(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        exchange = self._exchange(messages, stop, kwargs, streamed=True)
+        exchange = await self._aexchange(messages, stop, kwargs, streamed=True)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
         deltas = self._adeltas(exchange, clock, kwargs.get("extra_headers"))
         async with aclosing(deltas):

@@ -3,6 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 TESTS ?= tests
+MODELS := $(CURDIR)/.models
+export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
+SMOLLM2 := $(MODELS)/smollm2-135m
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-runtime lint format type test cov clean
@@ -15,7 +18,7 @@ install: $(VENV)/.installed ## Set up the development environment in .venv
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -Eo '^uv==[0-9.]+' requirements/dev.txt)"
+	test -x $(UV) || $(BIN)/python -m pip install --quiet --no-cache-dir --disable-pip-version-check "$$(grep -Eo '^uv==[0-9.]+' requirements/dev.txt)"
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
 	touch $@
@@ -26,6 +29,10 @@ lock: ## Compile the development lock anew
 
 lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
 	$(BIN)/python scripts/lock_runtime.py
+
+demo: install ## The main job with the real server and a small real model; needs no Hub
+	$(BIN)/python examples/build_smollm2.py $(SMOLLM2)
+	$(BIN)/python examples/quickstart.py $(SMOLLM2)
 
 lint: install ## Ruff, import contracts, spelling, types
 	$(BIN)/ruff check .
@@ -40,6 +47,13 @@ format: install ## Format and fix what can be fixed
 
 test: lint ## Everything fast
 	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest integration_tests -m "not full"
+
+test-full: test ## Everything, on the real server and real models
+	$(BIN)/python -m pytest integration_tests -m full
+
+faults-repeat: install ## The fault suite twenty times in a row
+	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q || exit 1; done
 
 clean: ## Remove what the build made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -76,7 +76,7 @@ def _end_requests_on_shutdown() -> None:
             if self.timeout_graceful_shutdown is None:
                 self.timeout_graceful_shutdown = _GRACEFUL_SECONDS
 
-        uvicorn.Config.__init__ = patched
+        uvicorn.Config.__init__ = patched  # type: ignore[method-assign]
 
 
 class _GrammarOnCpu(importlib.abc.MetaPathFinder):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_control import end_tree
+from unit.runtime.process_control import end_tree
 
 FAKE_UV = Path(__file__).parents[2] / "fakes" / "uv"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from process_control import end_tree, wait_until
+from unit.runtime.process_control import end_tree, wait_until
 
 from langchain_car_vllm.errors import (
     CarVllmError,

@@ -1,0 +1,64 @@
+"""The real `vllm-mlx` from the package index, with a real small model.
+
+The runtime and the model live in ignored folders of the checkout and are used again; the run state
+is new every time, and at the end nothing of it may live.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.runtime import ensure_runtime
+from langchain_car_vllm.server import running_servers, stop_server
+
+ROOT = Path(__file__).parents[1]
+SMOLLM2 = ROOT / ".models" / "smollm2-135m"
+_FOREIGN = ("CAR_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home inside the checkout, provisioned by the product, and a run state of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_FOREIGN):
+                patch.delenv(name)
+        home = ROOT / ".test-runtime" / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        patch.setenv("HOME", str(home))
+        patch.setenv("CAR_HOME", str(tmp_path_factory.mktemp("car-home")))
+        patch.setenv("CAR_VLLM_MLX_BIN", str(ensure_runtime().server))
+        yield
+        for directory, _ in running_servers():
+            stop_server(directory)
+
+
+@pytest.fixture(scope="session")
+def smollm2(machine: None) -> str:
+    """SmolLM2-135M-Instruct as an MLX model."""
+    builder = ROOT / "examples" / "build_smollm2.py"
+    subprocess.run([sys.executable, str(builder), str(SMOLLM2)], check=True)
+    return str(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def fast_cpu() -> dict[str, str]:
+    """The CPU wheel of MLX brings reference BLAS; OpenBLAS, where installed, is far faster."""
+    found = sorted(Path("/usr/lib").glob("*/openblas-pthread/libblas.so.3"))
+    return {"LD_PRELOAD": str(found[0])} if found else {}
+
+
+@pytest.fixture
+def chat(smollm2: str, fast_cpu: dict[str, str]) -> Callable[..., ChatVllmMlx]:
+    """Return a factory of chat models on SmolLM2."""
+
+    def make(**settings: object) -> ChatVllmMlx:
+        fields = {"model": smollm2, "temperature": 0, "max_tokens": 16, "server_env": fast_cpu}
+        return ChatVllmMlx(**{**fields, **settings})
+
+    return make

@@ -4,10 +4,16 @@ import dataclasses
 import http.client
 import json
 import threading
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.errors import (
+    ConnectionFailedError,
+    ModelMissingError,
+    error_for_status,
+)
 
 _SECONDS = 2.0
 _known: dict[str, dict[str, Any]] = {}
@@ -48,19 +54,50 @@ def _with(endpoint: Endpoint, health: dict[str, Any]) -> Endpoint:
     )
 
 
+def check_served(endpoint: Endpoint) -> None:
+    """Refuse an endpoint that does not serve its model.
+
+    Raises:
+        ConnectionFailedError: It does not answer.
+        AnswerError: It refuses to tell, for instance because of the key.
+        ModelMissingError: It serves others.
+    """
+    status, found = _get(endpoint.base_url, "/models", endpoint.api_key)
+    if status is None:
+        raise ConnectionFailedError(f"nobody answers at {endpoint.base_url}")
+    if status != HTTPStatus.OK:
+        raise error_for_status(status, str((found or {}).get("detail") or ""))
+    served = [entry.get("id") for entry in (found or {}).get("data") or []]
+    if endpoint.served_model not in served:
+        raise ModelMissingError(
+            f"the endpoint does not serve `{endpoint.served_model}`",
+            hint=f"it serves {', '.join(f'`{name}`' for name in served) or 'nothing'}",
+        )
+
+
 def _health(base_url: str) -> dict[str, Any] | None:
+    root = base_url.removesuffix("/v1")
+    status, found = _get(root, "/health", None)
+    return None if status is None else found or {}
+
+
+def _get(base_url: str, path: str, key: str | None) -> tuple[int | None, dict[str, Any] | None]:
+    """Return the status, None where nobody answers, and the JSON object, None for none."""
     parts = urlsplit(base_url)
     secure = parts.scheme == "https"
     connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     connection = connect(parts.netloc, timeout=_SECONDS)
     try:
-        connection.request("GET", parts.path.rstrip("/").removesuffix("/v1") + "/health")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
         response = connection.getresponse()
-        found = json.loads(response.read())
+        body = response.read()
     except (OSError, http.client.HTTPException):
-        return None
-    except ValueError:
-        return {}
+        return None, None
     finally:
         connection.close()
-    return found if isinstance(found, dict) else {}
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    return response.status, found if isinstance(found, dict) else None

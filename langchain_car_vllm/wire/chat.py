@@ -5,7 +5,7 @@ Importing this module imports openai, so only calls do it, never construction.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from typing import Any
 
@@ -24,12 +24,13 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.answer import Delta
 from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
 from langchain_car_vllm.wire.clock import Clock, Refusals
-from langchain_car_vllm.wire.exchange import Attempt, Exchange
+from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
 from langchain_car_vllm.wire.history import holds_media, prepared
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request import exchange_for
 from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
+from langchain_car_vllm.wire.tokens import PATH, check_fits, count_request, counted, may_overflow
 
 Headers = dict[str, str] | None
 
@@ -89,6 +90,47 @@ class WireChat(ChatOpenAI):
             return await asyncio.to_thread(self._exchange, messages, stop, given, streamed=streamed)
         return self._exchange(messages, stop, given, streamed=streamed)
 
+    def count_tokens(
+        self, messages: list[BaseMessage], tools: Sequence[dict[str, Any]] = ()
+    ) -> int | None:
+        """Return how many tokens a conversation has, by the server's tokenizer.
+
+        Returns:
+            The number without the chat template, None where the server does not tell.
+        """
+        sent = self._get_request_payload(messages)["messages"]
+        return self._count({"messages": sent, "tools": list(tools)})
+
+    def _count(self, body: Body) -> int | None:
+        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
+        try:
+            return counted(self.root_client.post(PATH, **request))
+        except openai.APIError:
+            return None
+
+    async def _acount(self, body: Body) -> int | None:
+        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
+        client = await self.async_client.current()
+        try:
+            return counted(await client.post(PATH, **request))
+        except openai.APIError:
+            return None
+
+    def _check_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        limit = self._limit(given)
+        if may_overflow(exchange.body, limit):
+            check_fits(self._count(exchange.body), limit)
+
+    async def _acheck_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        limit = self._limit(given)
+        if may_overflow(exchange.body, limit):
+            check_fits(await self._acount(exchange.body), limit)
+
+    def _limit(self, given: dict[str, Any]) -> int | None:
+        """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
+        known = (self.endpoint.context_window, given.get("max_input_tokens"))
+        return min((limit for limit in known if limit is not None), default=None)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -97,6 +139,7 @@ class WireChat(ChatOpenAI):
         **kwargs: Any,
     ) -> ChatResult:
         exchange = self._exchange(messages, stop, kwargs, streamed=False)
+        self._check_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
         deltas = list(self._deltas(exchange, clock, kwargs.get("extra_headers")))
         return result_of(deltas, exchange.closing())
@@ -109,6 +152,7 @@ class WireChat(ChatOpenAI):
         **kwargs: Any,
     ) -> ChatResult:
         exchange = await self._aexchange(messages, stop, kwargs, streamed=False)
+        await self._acheck_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
         deltas = [
             delta async for delta in self._adeltas(exchange, clock, kwargs.get("extra_headers"))
@@ -123,6 +167,7 @@ class WireChat(ChatOpenAI):
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
         exchange = self._exchange(messages, stop, kwargs, streamed=True)
+        self._check_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
         with closing(self._deltas(exchange, clock, kwargs.get("extra_headers"))) as deltas:
             for delta in deltas:
@@ -140,6 +185,7 @@ class WireChat(ChatOpenAI):
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         exchange = await self._aexchange(messages, stop, kwargs, streamed=True)
+        await self._acheck_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
         deltas = self._adeltas(exchange, clock, kwargs.get("extra_headers"))
         async with aclosing(deltas):

@@ -104,6 +104,8 @@ class Attempt:
         """Give the reasoning as the answer where a parser took the whole answer for reasoning."""
         if self.answer.finish_reason == "stop":
             return [Delta(text=self.thought)]
+        if self.body.get("max_tokens") == 1:
+            return []  # nobody expects an answer in one token
         warnings.warn(
             "the model used up its tokens while it was thinking and gave no answer: "
             "raise `max_tokens`, set `thinking_budget`, or turn `reasoning` off",
@@ -119,16 +121,19 @@ class Exchange:
     Args:
         body: The JSON body.
         filters: What the answer's deltas pass through.
+
+    Attributes:
+        body: The first request's body.
     """
 
     def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
-        self._body = body
+        self.body = body
         self._filters = filters
         self._sent: list[Attempt] = []
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the requests to send, each after the one before was answered in full."""
-        yield self._attempt(self._body, self._filters)
+        yield self._attempt(self.body, self._filters)
 
     def closing(self) -> Closing:
         """Return what stands at the end of the answer, once it has ended."""
@@ -137,7 +142,7 @@ class Exchange:
         reason = "tool_calls" if last.called else answer.finish_reason or "stop"
         return Closing(
             finish_reason="stop" if answer.done and not last.called else reason,
-            model=answer.model or str(self._body["model"]),
+            model=answer.model or str(self.body["model"]),
             usage=self._usage(),
             id=answer.id,
             extra=self._extra(),

@@ -66,7 +66,7 @@ class ForcedCall(Exchange):
         )
 
     def _native(self) -> Attempt:
-        attempt = self._attempt(self._body, [*self._filters, ValidCalls(self._tools)])
+        attempt = self._attempt(self.body, [*self._filters, ValidCalls(self._tools)])
         attempt.promotes = False
         return attempt
 
@@ -74,7 +74,7 @@ class ForcedCall(Exchange):
         most = 1 if self._single else max(1, len(self._tools))
         schema = calls_schema(self._tools, most)
         attempt = self._attempt(
-            constrained(self._body, "calls", schema), [WrittenCalls(self._tools)]
+            constrained(self.body, "calls", schema), [WrittenCalls(self._tools)]
         )
         attempt.failed = self._refused
         return attempt

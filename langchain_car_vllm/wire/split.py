@@ -59,7 +59,7 @@ class ToolsThenSchema(Exchange):
     def attempts(self) -> Iterator[Attempt]:
         """Yield the plain request, then the constrained one where it brought no call."""
         draft = Draft(self._schema)
-        first = self._attempt(self._body, [*self._filters, draft])
+        first = self._attempt(self.body, [*self._filters, draft])
         first.promotes = False
         yield first
         if first.called or draft.fits:
@@ -72,7 +72,7 @@ class ToolsThenSchema(Exchange):
         check_whole(second.answer)
 
     def _constrained(self, first: Attempt, draft: "Draft") -> Body:
-        body = {k: v for k, v in self._body.items() if k not in ("tools", "tool_choice", "stop")}
+        body = {k: v for k, v in self.body.items() if k not in ("tools", "tool_choice", "stop")}
         messages = list(body["messages"])
         if said := draft.text.strip() or first.thought:
             answer = {"role": "assistant", "content": said}

@@ -386,7 +386,8 @@ class Dialect:
         texts = [body.get("system") or ""]
         for message in body.get("messages", []):
             content = message.get("content") or ""
-            texts.append(content if isinstance(content, str) else json.dumps(content))
+            blocks = [{"text": content}] if isinstance(content, str) else content
+            texts.extend(block.get("text") or "" for block in blocks)
         texts.extend(json.dumps(tool) for tool in body.get("tools", []))
         return _json(200, {"input_tokens": sum(len(str(text).split()) for text in texts)})
 

@@ -36,14 +36,16 @@ def test_the_picture_has_the_reasons_of_the_state():
     """Every reason is at an arrow to `stopped` or in its note, and nothing else."""
     labels = [label for _, end, label in _picture() if end == "stopped"]
     at_arrows = {word for label in labels for word in label.split(", ")}
-    noted = set(re.findall(r"^\s+(\w+): ", SUPERVISION.split("note right of stopped")[1], re.M))
+    noted = set(
+        re.findall(r"^\s+(\w+): ", SUPERVISION.split("note right of stopped")[1], re.MULTILINE)
+    )
     assert at_arrows | noted == set(get_args(Reason))
 
 
 def test_the_reasons_are_explained():
     """The table has one row for each reason."""
     table = SUPERVISION.split("| reason |")[1].split("\n\n")[0]
-    assert re.findall(r"^\| `(\w+)`", table, re.M) == list(get_args(Reason))
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(get_args(Reason))
 
 
 def test_no_phase_is_a_dead_end():
@@ -62,12 +64,12 @@ def test_the_files_are_listed():
         if isinstance(value := getattr(directory, name), Path) and value != directory.path
     }
     table = SUPERVISION.split("| file |")[1].split("\n\n")[0]
-    assert {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)`", table, re.M)} == files
+    assert {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)} == files
 
 
 def test_the_timings_are_those_of_the_policy():
     """Each figure of the table is the default."""
-    rows = re.findall(r"^\| `(\w+)`: .* \| ([\d.]+) s \|$", SUPERVISION, re.M)
+    rows = re.findall(r"^\| `(\w+)`: .* \| ([\d.]+) s \|$", SUPERVISION, re.MULTILINE)
     assert rows
     for name, value in rows:
         assert float(value) == getattr(Policy(), name), name
@@ -84,7 +86,7 @@ def test_the_readme_lists_the_environment_variables():
     table = README.split("| variable |")[1].split("\n\n")[0]
     listed = {
         name
-        for cell in re.findall(r"^\| (`.+?`) \|", table, re.M)
+        for cell in re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE)
         for name in re.findall(r"`(CAR_\w+)`", cell)
     }
     assert listed == named

@@ -22,7 +22,6 @@ from pydantic import model_validator
 from langchain_car_vllm import __version__
 from langchain_car_vllm.connection import Connection, Replay
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import family_facts, model_profile
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings

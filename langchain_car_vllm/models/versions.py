@@ -1,4 +1,4 @@
-"""What older versions of `vllm-mlx` lack, as data, and how to serve a model without it.
+"""How to serve a model with an older `vllm-mlx`: what it lacks, as data.
 
 Read from the wheels of vllm-mlx 0.3.0 to 0.6.0.
 """
@@ -6,11 +6,7 @@ Read from the wheels of vllm-mlx 0.3.0 to 0.6.0.
 from dataclasses import replace
 
 from langchain_car_vllm.models.facts import ModelFacts
-from langchain_car_vllm.runtime.locate import is_at_least
-
-Version = tuple[int, int, int]
-
-RECOMMENDED: Version = (0, 6, 0)
+from langchain_car_vllm.runtime.versions import Version, is_at_least
 
 # The first version with a parser, and what older ones have in its place.
 _TOOL_CALL_PARSERS: dict[str, tuple[Version, str | None]] = {
@@ -28,13 +24,6 @@ _SAMPLING: dict[str, Version] = {
     "presence_penalty": (0, 4, 0),
     "repetition_penalty": (0, 4, 0),
 }
-_LACKS = (
-    ((0, 4, 0), "requests cannot queue: a second one at a time is refused"),
-    ((0, 5, 0), "structured output may be invalid"),
-    ((0, 5, 0), "generation may fail with `There is no Stream(gpu)`"),
-    ((0, 6, 0), "an engine failure looks like an empty answer"),
-    ((0, 6, 0), "streamed arguments of tool calls may lose their types"),
-)
 
 
 def facts_for_version(facts: ModelFacts, version: str | None) -> ModelFacts:
@@ -55,21 +44,6 @@ def facts_for_version(facts: ModelFacts, version: str | None) -> ModelFacts:
             for name, value in facts.sampling.items()
             if is_at_least(version, _SAMPLING.get(name, (0, 0, 0)))
         },
-    )
-
-
-def version_warning(version: str | None) -> str | None:
-    """Return one sentence about what a version lacks, None where it lacks nothing.
-
-    Args:
-        version: Of `vllm-mlx`, None where unknown.
-    """
-    if version is None or is_at_least(version, RECOMMENDED):
-        return None
-    lacking = "; ".join(lack for since, lack in _LACKS if not is_at_least(version, since))
-    return (
-        f"vllm-mlx {version} is older than {'.'.join(map(str, RECOMMENDED))}: {lacking}. "
-        "Run `car-vllm install --upgrade`."
     )
 
 

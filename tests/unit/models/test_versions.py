@@ -1,7 +1,8 @@
 import pytest
 
 from langchain_car_vllm.models import ModelFacts
-from langchain_car_vllm.models.versions import facts_for_version, version_warning
+from langchain_car_vllm.models.versions import facts_for_version
+from langchain_car_vllm.runtime import version_warning
 
 
 def facts(tool_call=None, reasoning=None, **sampling):

@@ -21,6 +21,7 @@ from langchain_car_vllm.runtime import (
     ensure_runtime,
     resolve_existing,
     upgrade_runtime,
+    version_warning,
 )
 from langchain_car_vllm.runtime.marker import read_marker
 
@@ -52,6 +53,15 @@ def test_an_existing_install_wins(fake_uv, home, write_binary):
     assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
     assert fake_uv.calls == []
     assert not (home / ".car").exists()
+
+
+def test_an_older_install_is_warned_about_once(fake_uv, home, write_binary, caplog):
+    """A version that works but lacks something is used, and said so once per process."""
+    write_binary(home / ".local", "0.4.0")
+    ensure_runtime.__globals__["_warn_once"].cache_clear()
+    ensure_runtime()
+    ensure_runtime()
+    assert [record.message for record in caplog.records] == [version_warning("0.4.0")]
 
 
 def test_a_too_old_install_is_passed_over(fake_uv, home, write_binary, managed):

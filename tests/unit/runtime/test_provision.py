@@ -120,7 +120,7 @@ def test_a_failing_step_is_named(fake_uv, command, step):
     ("says", "hint"),
     [
         ("error: No space left on device (os error 28)", "free some disk space"),
-        ("  network was disabled (UV_OFFLINE)", "UV_OFFLINE"),
+        ("Because there is no version of mlx==9", "UV_DEFAULT_INDEX"),
         ("  cause: dns error: failed to lookup address", "connect to the network"),
         ("Hash mismatch for `mlx==1`", "uv cache clean"),
         ("Read-only file system (os error 30)", "writable"),
@@ -132,6 +132,15 @@ def test_common_failures_come_with_a_cure(fake_uv, says, hint):
     with pytest.raises(ProvisionError) as caught:
         ensure_runtime()
     assert hint in caught.value.hint
+
+
+def test_offline_is_the_reason(fake_uv, monkeypatch):
+    """Where uv was told to be offline, that is the cure, whatever it says."""
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    fake_uv.set(fail="pip", says="Because there is no version of mlx==9")
+    with pytest.raises(ProvisionError) as caught:
+        ensure_runtime()
+    assert "unset UV_OFFLINE" in caught.value.hint
 
 
 def test_a_failed_install_is_tried_again(fake_uv, managed):

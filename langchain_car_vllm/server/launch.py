@@ -42,7 +42,8 @@ def main() -> None:
     sys.path.pop(0)
     sys.argv = [binary, *arguments]
     sys.meta_path.insert(0, _GrammarOnCpu())
-    _end_requests_on_shutdown()
+    if arguments[0] == "serve":
+        _end_requests_on_shutdown()
     runpy.run_path(binary, run_name="__main__")
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,3 +253,14 @@ def test_an_interrupted_model_is_continued_and_served(
     assert "Paris" in chat.invoke("What is the capital of France?").text
     for directory, _ in running_servers():
         stop_server(directory)
+
+
+@pytest.mark.full
+def test_pull_fetches_in_the_foreground(hub: FakeHub, tmp_path: Path):
+    """`car-vllm pull` downloads, prints where the model is, and tells a failure in one sentence."""
+    command = [sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "pull"]
+    ended = subprocess.run([*command, REPOSITORY], capture_output=True, text=True, check=False)
+    assert ended.stdout == f"{find_snapshot(REPOSITORY)}\n", ended.stderr
+    ended = subprocess.run([*command, "org/none"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: `org/none` could not be downloaded: the Hub has no such")

@@ -59,6 +59,21 @@ def ensure_runtime(
     return VllmRuntime(found, version)
 
 
+def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
+    """Do what `ensure_runtime` does, for a user who asked for it: no setting forbids it.
+
+    Args:
+        on_progress: As for `ensure_runtime`.
+
+    Raises:
+        RuntimeProvisioningError: As for `ensure_runtime`.
+    """
+    found = resolve_existing()
+    if found is None or not is_proven(found):
+        found = provision(on_progress)
+    return VllmRuntime(found, installed_version(found))
+
+
 def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     """Bring the managed environment to the locked set, or to `CAR_VLLM_MLX_SPEC`.
 

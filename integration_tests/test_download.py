@@ -1,5 +1,6 @@
 """The real `vllm-mlx download` against a hub on loopback: interrupted, refused, served."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -126,6 +127,20 @@ def test_a_complete_model_is_fetched_once(hub: FakeHub, tmp_path: Path):
     download.wait()
     assert download.process.returncode == 0
     assert hub.bytes_sent == 0
+
+
+@pytest.mark.full
+def test_a_multimodal_model_is_fetched_whole(hub: FakeHub, tmp_path: Path):
+    """Weights beside the text model are fetched too, where only `config.json` tells of them."""
+    origin = hub.repositories[REPOSITORY]
+    (origin / "config.json").write_text(json.dumps({"model_type": "x", "vision_config": {}}))
+    (origin / "vision.safetensors").write_bytes(b"x" * 1000)
+    download = Download(tmp_path, REPOSITORY)
+    download.wait()
+    assert download.process.returncode == 0, download.log.read_text()
+    snapshot = find_snapshot(REPOSITORY)
+    assert snapshot is not None
+    assert (snapshot / "vision.safetensors").stat().st_size == 1000
 
 
 @pytest.mark.full

@@ -13,7 +13,7 @@ from langchain_car_vllm.runtime.locate import (
     resolve_existing,
     search_dirs,
 )
-from langchain_car_vllm.runtime.versions import version_warning
+from langchain_car_vllm.runtime.versions import version_warning, warn_about
 
 __all__ = [
     "VllmRuntime",
@@ -26,4 +26,5 @@ __all__ = [
     "search_dirs",
     "upgrade_runtime",
     "version_warning",
+    "warn_about",
 ]

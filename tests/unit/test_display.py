@@ -113,9 +113,14 @@ def test_a_wait_that_fails_leaves_nothing_drawn(monkeypatch):
     """However the wait ends, the display ends with it."""
     view = Recorder()
     monkeypatch.setattr(display, "suitable_view", lambda _name: view)
-    with pytest.raises(KeyError), displayed("m", None) as on_progress:
-        on_progress(WAIT[0])
-        raise KeyError
+
+    def wait():
+        with displayed("m", None) as on_progress:
+            on_progress(WAIT[0])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        wait()
     assert view.drawn == [WAIT[0]]
     assert view.closed == 1
 

@@ -206,7 +206,7 @@ class ServedModel(BaseModel):
                 f"`{self.base_url}` is run by somebody else and cannot be unloaded from here"
             )
         # Not needed for construction.
-        from langchain_car_vllm import runtime, server  # noqa: PLC0415
+        from langchain_car_vllm import server  # noqa: PLC0415
 
         server.stop_server(server.directory_of(spec), force=force)
 

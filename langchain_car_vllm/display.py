@@ -9,10 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 log = logging.getLogger("langchain_car_vllm")
 
@@ -207,23 +210,23 @@ class Bars:
         self._plain = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         self._bytes = (*self._plain[:2], BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._bars = Progress(*self._plain, console=Console(file=file), transient=True)
-        self._task = self._bars.add_task("")
-        self._bars.start()
+        self._task: TaskID | None = None
 
     def draw(self, progress: Progress) -> None:
-        """Move the bar."""
-        if progress.stage != self._stage:
-            self._stage = progress.stage
-            self._bars.reset(self._task, total=None)
+        """Move the bar; each stage has one of its own."""
         counts = progress.total is not None
+        title = describe(self._name, Progress(progress.stage) if counts else progress)
+        done = progress.done or 0
         self._bars.columns = self._bytes if counts else self._plain
-        title = Progress(progress.stage) if counts else progress
-        self._bars.update(
-            self._task,
-            description=describe(self._name, title),
-            total=progress.total,
-            completed=progress.done or 0,
-        )
+        former = self._task
+        if former is None or progress.stage != self._stage:
+            self._stage = progress.stage
+            self._task = self._bars.add_task(title, total=progress.total, completed=done)
+            self._bars.start()
+            if former is not None:
+                self._bars.remove_task(former)
+        else:
+            self._bars.update(former, description=title, total=progress.total, completed=done)
 
     def close(self) -> None:
         """Take the bar away."""

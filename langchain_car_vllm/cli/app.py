@@ -8,6 +8,7 @@ from typing import Annotated
 import psutil
 import typer
 
+from langchain_car_vllm.cli.install import install, pull
 from langchain_car_vllm.errors import CarVllmError, UnknownModelError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.server.directory import ServerDirectory
@@ -15,7 +16,7 @@ from langchain_car_vllm.server.state import State
 from langchain_car_vllm.server.stopping import running_servers, stop_server
 
 app = typer.Typer(
-    help="See and end the model servers that langchain-car-vllm runs",
+    help="Install, see and end the model servers that langchain-car-vllm runs",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +39,11 @@ def main() -> None:
 
 @app.callback()
 def _root() -> None:
-    """See and end the model servers that langchain-car-vllm runs."""
+    """Install, see and end the model servers that langchain-car-vllm runs."""
+
+
+app.command()(install)
+app.command()(pull)
 
 
 @app.command()

@@ -22,7 +22,6 @@ from pydantic import model_validator
 from langchain_car_vllm import __version__
 from langchain_car_vllm.connection import Connection, Replay
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import family_facts, model_profile
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings
@@ -296,11 +295,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
             ServerBusyError: It is answering, and `force` is off.
             ConfigurationError: The endpoint is run by somebody else.
         """
-        if self.base_url is not None:
-            raise ConfigurationError("an endpoint that somebody else runs is not ours to stop")
-        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
-
-        server.stop_server(server.directory_of(self._spec(engine=self.engine)), force=force)
+        self._unload(self._spec(engine=self.engine), force=force)
 
     def get_num_tokens(self, text: str) -> int:
         """Return how many tokens a text has.

@@ -191,6 +191,15 @@ class ServedModel(BaseModel):
         ) as lease:
             yield lease
 
+    def _unload(self, spec: ServerSpec, *, force: bool) -> None:
+        if self.base_url is not None:
+            raise ConfigurationError(
+                f"`{self.base_url}` is run by somebody else and cannot be unloaded from here"
+            )
+        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
+
+        server.stop_server(server.directory_of(spec), force=force)
+
     def _header_items(self) -> tuple[tuple[str, str], ...]:
         return tuple(sorted(self.default_headers.items()))
 

@@ -178,13 +178,15 @@ def _tool_call_parser(family: Family, template: str | None) -> str | None:
         return None if family is UNKNOWN else family.tool_call_parser
     if "tools" not in template:
         return None
+    if family.needed_mark not in template:
+        return family.otherwise
     return family.tool_call_parser or template_tool_format(template)
 
 
 def _reasoning_parser(family: Family, template: str | None) -> str | None:
     thinks = family.thinks
     if family.template_decides and template is not None:
-        thinks = template_thinks(template)
+        thinks = template_thinks(template, family.reasoning_parser)
     return family.reasoning_parser if thinks else None
 
 

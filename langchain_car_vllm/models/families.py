@@ -1,7 +1,7 @@
 """Model families as data: what a name, a `model_type` and a chat template tell.
 
 The server detects neither parser by itself (vllm-mlx 0.6.0), and a wrong one is worse than none: a
-reasoning parser on a model that does not think swallows a streamed answer. So a family gives its
+reasoning parser on a model that does not think can swallow a streamed answer. So a family gives its
 parsers, and the model's own chat template has the last word where `template_decides`.
 
 To add a family, add a row to `FAMILIES`, the more specific one first, and a sample of its output to
@@ -24,6 +24,8 @@ class Family(NamedTuple):
         thinks: Whether it thinks, judged by name.
         template_decides: Whether the chat template overrules `thinks`.
         streams_tool_calls: False where the server's parser loses tool calls in a stream.
+        needed_mark: What a chat template holds where the family's usual format is meant.
+        otherwise: The tool call parser for templates without that mark.
         media: What it takes beside text, of `image`, `audio` and `video`.
     """
 
@@ -36,9 +38,13 @@ class Family(NamedTuple):
     template_decides: bool = False
     streams_tool_calls: bool = True
     media: tuple[str, ...] = ()
+    needed_mark: str = ""
+    otherwise: str | None = None
 
 
-UNKNOWN = Family(name=None, reasoning_parser="qwen3", template_decides=True)
+# `glm4` reads thoughts in `<think>` whether the template opens them or the model does, and takes an
+# answer without any for an answer; `qwen3` takes such an answer for a thought while streaming.
+UNKNOWN = Family(name=None, reasoning_parser="glm4", template_decides=True)
 
 FAMILIES = (
     Family(
@@ -65,6 +71,7 @@ FAMILIES = (
         reasoning_parser="deepseek_r1",
         thinks=True,
         streams_tool_calls=False,
+        needed_mark="```json",
     ),
     Family(
         "deepseek-v3",
@@ -74,8 +81,10 @@ FAMILIES = (
         reasoning_parser="deepseek_r1",
         template_decides=True,
         streams_tool_calls=False,
+        # V3.1 and later write calls that the parser does not know.
+        needed_mark="```json",
     ),
-    Family("qwen3-coder", r"qwen-?3-?coder", tool_call_parser="hermes"),
+    Family("qwen3-coder", r"qwen-?3-?coder", tool_call_parser="qwen"),
     Family(
         "qwen3-vl-thinking",
         r"qwen-?3-?vl.*thinking",
@@ -146,7 +155,13 @@ FAMILIES = (
         media=("image", "video"),
     ),
     Family("gemma-3", r"gemma-?3", ("gemma3", "gemma3n"), media=("image",)),
-    Family("hermes", r"hermes", tool_call_parser="hermes"),
+    Family(
+        "hermes",
+        r"hermes",
+        tool_call_parser="hermes",
+        reasoning_parser="glm4",
+        template_decides=True,
+    ),
     Family("llama-4", r"llama-?4", ("llama4",), tool_call_parser="llama", media=("image",)),
     Family("llama-3", r"llama-?3(?!.*(nemotron|vision))", tool_call_parser="llama"),
     Family(
@@ -163,6 +178,9 @@ FAMILIES = (
         tool_call_parser="mistral",
         reasoning_parser="mistral",
         template_decides=True,
+        # The older format is an array, which `mistral` garbles in a stream.
+        needed_mark="[ARGS]",
+        otherwise="auto",
     ),
     Family(
         "glm",
@@ -178,6 +196,8 @@ FAMILIES = (
         r"kimi-?k2",
         ("kimi_k2",),
         tool_call_parser="kimi",
+        reasoning_parser="glm4",
+        template_decides=True,
         streams_tool_calls=False,
     ),
     Family("granite-4", r"granite-?4", ("granitemoehybrid",), tool_call_parser="hermes"),
@@ -193,8 +213,19 @@ FAMILIES = (
         r"nemotron-?3|nemotron.*nano.*30b",
         ("nemotron_h",),
         tool_call_parser="nemotron",
+        reasoning_parser="glm4",
+        thinks=True,
+        template_decides=True,
     ),
-    Family("minimax-m2", r"minimax-?m2", ("minimax_m2",), tool_call_parser="minimax"),
+    Family(
+        "minimax-m2",
+        r"minimax-?m2",
+        ("minimax_m2",),
+        tool_call_parser="minimax",
+        reasoning_parser="glm4",
+        thinks=True,
+        template_decides=True,
+    ),
     Family(
         "step-3.5",
         r"step-?3[.p]?[57]",
@@ -247,10 +278,13 @@ def template_tool_format(template: str) -> str | None:
     return next((parser for mark, parser in TEMPLATE_FORMATS if mark in template), None)
 
 
-def template_thinks(template: str) -> bool:
-    """Return whether a chat template can make the model think.
+def template_thinks(template: str, parser: str | None) -> bool:
+    """Return whether a reasoning parser is right for the models of a chat template.
 
     A template names the switch (`enable_thinking`), or opens the thought at its very end; `<think>`
-    elsewhere only strips old thoughts from the history.
+    elsewhere may only strip old thoughts from the history. That is enough for a parser that does no
+    harm where nothing is thought.
     """
+    if parser == "glm4":
+        return "think>" in template
     return "enable_thinking" in template or "<think>" in template[-300:] or "[THINK]" in template

@@ -1,6 +1,7 @@
 """Finding a model that is on this machine already, without any network."""
 
 import os
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -113,19 +114,26 @@ def _listing(path: Path) -> dict[str, int] | None:
 
 
 def _holds_all(snapshot: Path, listing: dict[str, int]) -> bool:
-    config = read_object(snapshot / "config.json") or {}
-    weights = _MEDIA_WEIGHTS if is_multimodal(config) else _TEXT_WEIGHTS
-    needed = {name: size for name, size in listing.items() if _is_any(name, (*_NEEDED, weights))}
+    wanted = wanted_files(snapshot, listing)
     try:
-        return bool(needed) and all(
-            (snapshot / name).stat().st_size == size for name, size in needed.items()
+        return bool(wanted) and all(
+            (snapshot / name).stat().st_size == listing[name] for name in wanted
         )
     except OSError:
         return False
 
 
-def _is_any(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def wanted_files(snapshot: Path, names: Iterable[str]) -> list[str]:
+    """Return which files of a repository the server fetches.
+
+    Args:
+        snapshot: Where they come to lie; the `config.json` there tells the server's route.
+        names: All files of the repository.
+    """
+    config = read_object(snapshot / "config.json") or {}
+    weights = _MEDIA_WEIGHTS if is_multimodal(config) else _TEXT_WEIGHTS
+    patterns = (*_NEEDED, weights)
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def _text(path: Path) -> str | None:

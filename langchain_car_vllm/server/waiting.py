@@ -15,7 +15,7 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.starter import Start
+from langchain_car_vllm.server.starter import NoReportError, Start
 from langchain_car_vllm.server.state import STARTING, State, decode_error
 from langchain_car_vllm.server.tenant import Tenant, tenants
 from langchain_car_vllm.server.turns import Turn
@@ -74,6 +74,9 @@ class Waiting:
             finally:
                 if self._given_up:
                     self._release()
+        if self._given_up:
+            # It was given up between the look above and the end of the guard.
+            self.give_up()
         if endpoint is None:
             self._check_timeout()
         return endpoint
@@ -168,26 +171,29 @@ class Waiting:
         if self._start is not None:
             if self._start.is_alive():
                 return
-            if self._start.error is not None:
-                raise self._start.error
+            if (error := self._start.error) is not None:
+                self._lost += isinstance(error, NoReportError)
+                if not isinstance(error, NoReportError) or self._lost >= _LOST_STARTS:
+                    raise error
         if state is not None and state.generation > (self._known or 0):
             self._judge(state)
             self._known = state.generation
         self._start = self._tenant.begin_start(self._spec, self.policy)
 
     def _judge(self, state: State) -> None:
-        """Raise the failure of a start that we waited for; a lost supervisor is tried again."""
-        if state.phase != "stopped":
-            self._lost += 1
-            if self._lost >= _LOST_STARTS:
-                raise ServerStartError(
-                    f"the supervisor of `{self._spec.name}` was killed {self._lost} times",
-                    log_path=self._tenant.directory.supervisor_log,
-                )
-        elif state.reason == "failed" and state.error is not None:
+        """Raise the failure of a start that we waited for; a lost one is tried again."""
+        if state.phase == "stopped" and state.reason == "failed" and state.error is not None:
             raise decode_error(state.error)
-        elif state.reason == "user":
+        if state.phase == "stopped" and state.reason == "user":
             raise ServerStoppedError(f"`{self._spec.name}` was stopped while it was starting")
+        if state.reason == "crash":
+            return
+        self._lost += 1
+        if self._lost >= _LOST_STARTS:
+            raise ServerStartError(
+                f"the supervisor of `{self._spec.name}` was lost {self._lost} times",
+                log_path=self._tenant.directory.supervisor_log,
+            )
 
     def _check_timeout(self) -> None:
         limit = self._startup_timeout

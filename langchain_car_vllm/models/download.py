@@ -1,0 +1,284 @@
+"""The download stage: what is run, how far it is, and why it failed.
+
+The supervisor runs the child and watches it; what is here is pure but for reading files.
+"""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from langchain_car_vllm import paths
+from langchain_car_vllm.errors import ModelDownloadError
+from langchain_car_vllm.models.downloader import VERDICT
+from langchain_car_vllm.models.families import family_facts
+from langchain_car_vllm.models.ids import nearest_ids
+from langchain_car_vllm.models.json_files import read_object
+from langchain_car_vllm.models.snapshot import repository_folder, wanted_files
+from langchain_car_vllm.runtime import interpreter_of
+
+_SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_TAIL_BYTES = 32_768
+_MB = 1_000_000
+
+
+class DownloadCommand(NamedTuple):
+    """A download as a child process.
+
+    Attributes:
+        program: A console script, to be run like `vllm-mlx` itself.
+        arguments: Its arguments.
+        environment: What is added to the user's environment.
+    """
+
+    program: Path
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def check_may_download(source: str, *, auto_pull: bool = True) -> None:
+    """Refuse a download that is not wanted, before anything is started.
+
+    Args:
+        source: The Hub repository.
+        auto_pull: Whether the user lets models be downloaded.
+
+    Raises:
+        ModelDownloadError: `auto_pull` is off, or `HF_HUB_OFFLINE` is set.
+    """
+    if not auto_pull:
+        raise ModelDownloadError(
+            f"`{source}` is not on this machine, and `auto_pull=False` forbids the download",
+            hint=f"run `car-vllm pull {source}`",
+        )
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if (paths.variable(name) or "").lower() in _TRUE:
+            raise ModelDownloadError(
+                f"`{source}` is not on this machine, and {name} forbids the download",
+                hint=f"unset {name} once, or choose a model that `car-vllm list` shows",
+            )
+
+
+def download_command(
+    directory: Path, binary: Path, source: str, revision: str | None = None
+) -> DownloadCommand:
+    """Return the child that downloads a model through the runtime's `vllm-mlx download`.
+
+    A partial file is kept and continued; see `langchain_car_vllm.models.downloader`.
+
+    Args:
+        directory: Where a script may be written that outlives this process.
+        binary: The runtime's `vllm-mlx`.
+        source: The Hub repository.
+        revision: A branch, tag or commit; None is the default branch.
+
+    Raises:
+        ModelDownloadError: A revision is asked of a binary that cannot be given one.
+    """
+    arguments = ["download", source, *(["--mllm"] if family_facts(source).media else [])]
+    # tqdm shows bytes on a terminal only, unless it believes that something else is above it.
+    environment = {"TQDM_POSITION": "-1", "PYTHONUNBUFFERED": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    interpreter = interpreter_of(binary)
+    if interpreter is None:
+        if revision is not None:
+            raise ModelDownloadError(
+                f"`{binary}` is no Python script, so that it cannot be given a revision",
+                hint=f"download `{source}` at `{revision}` yourself and name the directory",
+            )
+        return DownloadCommand(binary, tuple(arguments), environment)
+    script = directory / "downloader.py"
+    script.write_text(f"{_first_lines(interpreter)}\n{_SCRIPT}", encoding="utf-8")
+    script.chmod(0o700)
+    if revision is not None:
+        environment["CAR_VLLM_DOWNLOAD_REVISION"] = revision
+    if not paths.variable("HF_XET_HIGH_PERFORMANCE"):
+        environment["HF_HUB_DISABLE_XET"] = "1"
+    return DownloadCommand(script, (str(binary), *arguments), environment)
+
+
+def _first_lines(interpreter: Path) -> str:
+    """Return a console script's beginning, in the form that paths with spaces need."""
+    return f"#!/bin/sh\n'''exec' {shlex.quote(str(interpreter))} \"$0\" \"$@\"\n' '''"
+
+
+def measure_download(source: str, revision: str | None = None) -> tuple[int, int | None]:
+    """Return how many bytes of a model are on the disk, and how many there will be.
+
+    Counted in the Hub cache, since the child's own progress bars skip what it continues. The total
+    is None until the Hub's listing has arrived.
+
+    Args:
+        source: The Hub repository.
+        revision: A branch, tag or commit; None is the default branch.
+    """
+    folder = repository_folder(source)
+    if folder is None:
+        return 0, None
+    blobs = folder / "blobs"
+    listing = _listing(folder, revision or "main")
+    if listing is None:
+        return sum(map(_size, blobs.glob("*"))), None
+    done = total = 0
+    for blob, size in listing:
+        total += size
+        parts = (blobs / blob, *blobs.glob(f"{blob}*.incomplete"))
+        done += min(size, max(map(_size, parts)))
+    return done, total
+
+
+def _listing(folder: Path, revision: str) -> list[tuple[str, int]] | None:
+    """Return name and size of the blobs that are fetched, as huggingface_hub recorded them."""
+    try:
+        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision
+    found = read_object(folder / "trees" / f"{commit}.json")
+    files = found.get("files") if found else None
+    if not isinstance(files, dict):
+        return None
+    wanted = wanted_files(folder / "snapshots" / commit, files)
+    return [_blob(files[name]) for name in wanted if isinstance(files[name], dict)]
+
+
+def _blob(entry: dict[str, Any]) -> tuple[str, int]:
+    name = entry.get("lfs_sha256") or entry.get("blob_id") or "unknown"
+    size = entry.get("size")
+    return str(name), size if isinstance(size, int) else 0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def diagnose_download(
+    source: str, revision: str | None, log: Path, exit_code: int | None = None
+) -> ModelDownloadError:
+    """Return what a failed download's log means.
+
+    Args:
+        source: The Hub repository.
+        revision: As it was asked for.
+        log: What the child wrote.
+        exit_code: Of the child, negative for a signal, None where unknown.
+    """
+    text = _tail(log)
+    verdict = _verdict(text) or _guess(text)
+    if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
+        verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
+    message, hint = _explain(source, revision, verdict)
+    return ModelDownloadError(f"`{source}` could not be downloaded: {message}", hint=hint)
+
+
+def _tail(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _verdict(text: str) -> dict[str, Any] | None:
+    lines = [line for line in text.splitlines() if line.startswith(VERDICT)]
+    try:
+        found = json.loads(lines[-1].removeprefix(VERDICT)) if lines else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "kind" in found else None
+
+
+_MARKS = (
+    ("gated", ("gated repo", "GatedRepoError")),
+    ("no-revision", ("Revision Not Found", "RevisionNotFoundError", "Invalid rev id")),
+    ("no-repository", ("Repository Not Found", "RepositoryNotFoundError", "404 Client Error")),
+    ("refused", ("401 Client Error", "403 Client Error", "403 Forbidden", "401 Unauthorized")),
+    ("disk", ("No space left on device", "Not enough free disk space", "Disk quota exceeded")),
+    ("cut", ("peer closed connection", "Consistency check failed", "IncompleteRead")),
+    ("proxy", ("ProxyError", "proxy")),
+    (
+        "offline",
+        (
+            "Name or service not known",
+            "nodename nor servname",
+            "Temporary failure in name resolution",
+            "Connection refused",
+            "Network is unreachable",
+            "ConnectError",
+            "ConnectTimeout",
+            "timed out",
+            "check your internet connection",
+        ),
+    ),
+)
+
+
+def _guess(text: str) -> dict[str, Any]:
+    said = next((line.strip() for line in reversed(text.splitlines()) if "Error" in line), "")
+    for kind, marks in _MARKS:
+        if any(mark in text for mark in marks):
+            status = "the Hub is out of order" if "Server error" in text else ""
+            return {"kind": "down" if status else kind, "said": said}
+    return {"kind": "unknown", "said": said}
+
+
+_GOES_ON = "the download goes on where it was"
+_EXPLANATIONS = {
+    "gated": (
+        "it is a gated repository and {token}",
+        "accept the licence on its page on the Hub, and set HF_TOKEN to a token of that account",
+    ),
+    "no-repository": ("the Hub has no such repository, or it is private", "{near}"),
+    "no-revision": (
+        "it has no revision `{revision}`",
+        "leave `revision` out, or name a branch, a tag or a commit of the repository",
+    ),
+    "refused": ("the Hub refuses it: {said}", "set HF_TOKEN to a token that may read it"),
+    "no-room": (
+        "it needs {needed} MB more, `{folder}` has {free} MB free",
+        "free {lacking} MB, or set HF_HOME to a larger disk",
+    ),
+    "disk": ("the disk is full", f"free some disk space and try again; {_GOES_ON}"),
+    "offline": (
+        "the Hub cannot be reached",
+        f"connect to the network and try again; {_GOES_ON}",
+    ),
+    "proxy": ("the proxy does not let it through: {said}", "check HTTPS_PROXY and NO_PROXY"),
+    "cut": ("the connection broke again and again", f"try again; {_GOES_ON}"),
+    "killed": ("it was killed by {said}", f"try again; {_GOES_ON}"),
+    "down": ("the Hub is out of order", "try again later"),
+    "unknown": ("{said}", "read the log of the download"),
+}
+
+
+def _explain(source: str, revision: str | None, verdict: dict[str, Any]) -> tuple[str, str]:
+    kind = "no-room" if "needed" in verdict else str(verdict["kind"])
+    message, hint = _EXPLANATIONS.get(kind, _EXPLANATIONS["unknown"])
+    needed, free = (int(verdict.get(name, 0)) // _MB for name in ("needed", "free"))
+    facts = {
+        "token": _token_state(),
+        "near": _near(source),
+        "revision": revision,
+        "said": verdict.get("said") or "it said nothing about why",
+        "needed": needed,
+        "free": free,
+        "lacking": max(1, needed - free),
+        "folder": verdict.get("folder"),
+    }
+    return message.format(**facts), hint.format(**facts)
+
+
+def _token_state() -> str:
+    if paths.variable("HF_TOKEN") or paths.variable("HUGGING_FACE_HUB_TOKEN"):
+        return "its licence has not been accepted for your HF_TOKEN"
+    return "no HF_TOKEN is set"
+
+
+def _near(source: str) -> str:
+    near = " or ".join(f"`{name}`" for name in nearest_ids(source) if name != source)
+    private = "for a private repository set HF_TOKEN"
+    return f"did you mean {near}? {private}" if near else f"check the name; {private}"

@@ -1,0 +1,160 @@
+"""Runs `vllm-mlx download` so that it goes on where it was, and ends at once where it cannot work.
+
+A copy of this file runs under the Python of the runtime, so it uses the standard library of Python
+3.10 and nothing else of ours:
+
+    downloader.py BINARY download MODEL [--mllm]
+
+What it changes, and why:
+
+* huggingface_hub (at least 1.31 to 2.4) throws a partial file away and starts it anew. All of a
+  model's files are fetched at once, so that an interruption near the end loses nearly everything.
+  Here a partial file stays and is continued by a Range request.
+* `vllm-mlx download` knows no revision (0.6.0). `CAR_VLLM_DOWNLOAD_REVISION` gives it one.
+* It tries three times whatever the reason. What no repetition cures ends it at once, with a line
+  that starts with `VERDICT` and says why in JSON.
+"""
+
+import functools
+import inspect
+import json
+import os
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+VERDICT = "car-vllm download verdict: "
+_CHUNK = 1024 * 1024
+_RESERVE = 200_000_000
+_NO_SPACE = (28, 69, 122)
+"""ENOSPC, and EDQUOT of macOS and of Linux."""
+_KINDS = (
+    ("GatedRepoError", "gated"),
+    ("RepositoryNotFoundError", "no-repository"),
+    ("RevisionNotFoundError", "no-revision"),
+)
+_NEEDED = {"incomplete_path", "destination_path", "url_to_download", "headers", "expected_size"}
+# Who sets these asked for the Hub's own fast transfer, which starts files anew.
+_FAST = ("HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER")
+
+
+def main() -> None:
+    """Run the download in this process."""
+    binary, *arguments = sys.argv[1:]
+    revision = os.environ.pop("CAR_VLLM_DOWNLOAD_REVISION", None)
+    if not any(os.environ.get(name) for name in _FAST):
+        _continue_partial_files()
+    hub: Any = import_module("huggingface_hub")
+    hub.snapshot_download = _decided(hub.snapshot_download, revision)
+    sys.argv = [binary, *arguments]
+    runpy.run_path(binary, run_name="__main__")
+
+
+def _continue_partial_files() -> None:
+    """Keep partial files under a fixed name, and continue them."""
+    module: Any = import_module("huggingface_hub.file_download")
+    original = getattr(module, "_download_to_tmp_and_move", None)
+    if original is None or not set(inspect.signature(original).parameters) >= _NEEDED:
+        return
+    signature = inspect.signature(original)
+    # Written in pieces of this size: what the last one held is lost when a connection breaks.
+    module.constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+
+    @functools.wraps(original)
+    def continued(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs).arguments
+        destination, part = call["destination_path"], call["incomplete_path"]
+        if destination.exists() or call.get("force_download"):
+            return original(*args, **kwargs)
+        expected = call["expected_size"]
+        with part.open("ab") as file:
+            if expected is not None and file.tell() > expected:
+                file.truncate(0)
+                file.seek(0)
+            if expected is None or file.tell() < expected:
+                module.http_get(
+                    call["url_to_download"],
+                    file,
+                    resume_size=file.tell(),
+                    headers=call["headers"],
+                    expected_size=expected,
+                    tqdm_class=call.get("tqdm_class"),
+                )
+        return module._chmod_and_move(part, destination)  # noqa: SLF001
+
+    module._download_to_tmp_and_move = continued  # noqa: SLF001
+
+
+def _decided(snapshot_download: Callable[..., Any], revision: str | None) -> Callable[..., Any]:
+    """Return a `snapshot_download` of one revision that ends the process where it cannot work."""
+
+    @functools.wraps(snapshot_download)
+    def download(model: str, **kwargs: Any) -> Any:
+        if revision is not None:
+            kwargs["revision"] = revision
+        _check_disk(model, revision, kwargs.get("allow_patterns"))
+        try:
+            return snapshot_download(model, **kwargs)
+        except Exception as error:
+            _end_if_final(error)
+            raise
+
+    return download
+
+
+def _end_if_final(error: Exception) -> None:
+    """End the process where no repetition can help."""
+    errors = import_module("huggingface_hub.errors")
+    for name, kind in _KINDS:
+        known = getattr(errors, name, None)
+        if known is not None and isinstance(error, known):
+            _end(kind, error)
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        _end("disk", error)
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        _end("refused", error)
+
+
+def _check_disk(model: str, revision: str | None, patterns: list[str] | None) -> None:
+    """End the process where the Hub says that the files will not fit."""
+    hub = import_module("huggingface_hub")
+    try:
+        found = hub.HfApi().model_info(model, revision=revision, files_metadata=True)
+    except Exception as error:  # noqa: BLE001 - the download itself will say what is wrong
+        _end_if_final(error)
+        return
+    cache = Path(hub.constants.HF_HUB_CACHE)
+    blobs = cache / ("models--" + model.replace("/", "--")) / "blobs"
+    needed = sum(
+        _missing(blobs, file)
+        for file in found.siblings or []
+        if not patterns or any(fnmatch(file.rfilename, pattern) for pattern in patterns)
+    )
+    blobs.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(blobs).free
+    if needed and needed + _RESERVE > free:
+        _end("disk", None, needed=needed + _RESERVE, free=free, folder=str(cache))
+
+
+def _missing(blobs: Path, file: Any) -> int:
+    """Return how many bytes of a file are still to be fetched."""
+    name = (file.lfs.sha256 if file.lfs else file.blob_id) or "unknown"
+    present = [path.stat().st_size for path in blobs.glob(f"{name}*")]
+    return max(0, (file.size or 0) - max(present, default=0))
+
+
+def _end(kind: str, error: Exception | None, **facts: Any) -> None:
+    lines = str(error or "").strip().splitlines()
+    verdict = {"kind": kind, "said": lines[-1] if lines else "", **facts}
+    sys.stdout.write(f"\n{VERDICT}{json.dumps(verdict)}\n")
+    sys.stdout.flush()
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

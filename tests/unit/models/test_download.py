@@ -1,0 +1,239 @@
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm.errors import ModelDownloadError
+from langchain_car_vllm.models.download import (
+    check_may_download,
+    diagnose_download,
+    download_command,
+    measure_download,
+)
+from langchain_car_vllm.models.downloader import VERDICT
+from langchain_car_vllm.runtime import interpreter_of
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(home):
+    return home / ".cache" / "huggingface" / "hub" / "models--org--tiny"
+
+
+def list_files(cache, **sizes):
+    files = {
+        name.replace("_", "."): {"size": size, "blob_id": f"blob-{name}"}
+        for name, size in sizes.items()
+    }
+    files["model.safetensors"] = {"size": 1000, "blob_id": "x", "lfs_sha256": "weights"}
+    files["README.md"] = {"size": 10**9, "blob_id": "never"}
+    (cache / "trees").mkdir(parents=True)
+    (cache / "trees" / f"{COMMIT}.json").write_text(
+        json.dumps({"format_version": 1, "files": files})
+    )
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    (cache / "blobs").mkdir()
+
+
+def test_nothing_is_measured_before_a_download():
+    """Before the listing has arrived nobody knows how much it will be."""
+    assert measure_download("org/tiny") == (0, None)
+
+
+def test_bytes_are_counted_on_the_disk(cache):
+    """Finished and partial files count, up to what the listing says they will be."""
+    list_files(cache, config_json=20, tokenizer_json=30)
+    assert measure_download("org/tiny") == (0, 1050)
+    (cache / "blobs" / "blob-config_json").write_bytes(b"x" * 20)
+    (cache / "blobs" / "weights.incomplete").write_bytes(b"x" * 400)
+    assert measure_download("org/tiny") == (420, 1050)
+    (cache / "blobs" / "weights.0a1b2c3d.incomplete").write_bytes(b"x" * 700)
+    assert measure_download("org/tiny") == (720, 1050)
+    (cache / "blobs" / "weights").write_bytes(b"x" * 5000)
+    assert measure_download("org/tiny") == (1020, 1050)
+    assert measure_download("org/tiny", COMMIT) == (1020, 1050)
+
+
+def test_without_a_listing_all_bytes_count(cache):
+    """Clients that keep no listing still show that something grows."""
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs" / "a.incomplete").write_bytes(b"x" * 70)
+    assert measure_download("org/tiny") == (70, None)
+
+
+def test_a_forbidden_download_is_refused():
+    """`auto_pull=False` refuses, and names the command that downloads."""
+    check_may_download("org/tiny")
+    with pytest.raises(ModelDownloadError, match="auto_pull=False") as caught:
+        check_may_download("org/tiny", auto_pull=False)
+    assert "car-vllm pull org/tiny" in caught.value.hint
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_is_respected(monkeypatch, variable):
+    """The Hub's own offline switches forbid a download; an empty or zero one does not."""
+    for value in ("", "0", "false"):
+        monkeypatch.setenv(variable, value)
+        check_may_download("org/tiny")
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ModelDownloadError, match=variable):
+        check_may_download("org/tiny")
+
+
+def make_binary(folder):
+    folder.mkdir(parents=True)
+    python = folder / "python3"
+    python.symlink_to(sys.executable)
+    binary = folder / "vllm-mlx"
+    binary.write_text(f"#!/bin/sh\n'''exec' '{python}' \"$0\" \"$@\"\n' '''\nprint('hello')\n")
+    binary.chmod(0o755)
+    return binary
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "it's"])
+def test_the_command_runs_under_the_runtimes_python(tmp_path, monkeypatch, name):
+    """The child is a console script of the runtime's Python, wherever that is."""
+    binary = make_binary(tmp_path / "env" / "bin")
+    folder = tmp_path / name
+    moved = (tmp_path / "env").rename(folder)
+    binary = moved / "bin" / "vllm-mlx"
+    quoted = str(moved / "bin" / "python3").replace("'", "'\"'\"'")
+    binary.write_text(f"#!/bin/sh\n'''exec' '{quoted}' \"$0\" \"$@\"\n' '''\nprint('hello')\n")
+    command = download_command(tmp_path, binary, "org/tiny")
+    assert interpreter_of(command.program) == interpreter_of(binary) == moved / "bin" / "python3"
+    assert command.arguments == (str(binary), "download", "org/tiny")
+    assert "CAR_VLLM_DOWNLOAD_REVISION" not in command.environment
+    # Without huggingface_hub in this Python it gets as far as to miss it.
+    ended = subprocess.run(
+        [command.program, *command.arguments], capture_output=True, text=True, check=False
+    )
+    assert "No module named 'huggingface_hub'" in ended.stderr
+
+
+def test_media_models_are_fetched_whole(tmp_path):
+    """For a multimodal family the server's broader patterns are asked for."""
+    binary = make_binary(tmp_path / "env")
+    command = download_command(tmp_path, binary, "mlx-community/Qwen3.6-27B-4bit")
+    assert command.arguments[-1] == "--mllm"
+
+
+def test_a_revision_goes_into_the_environment(tmp_path):
+    """The binary has no option for a revision, so that the script is told."""
+    command = download_command(tmp_path, make_binary(tmp_path / "env"), "org/tiny", "v1")
+    assert command.environment["CAR_VLLM_DOWNLOAD_REVISION"] == "v1"
+
+
+def test_fast_transfer_is_the_users_choice(tmp_path, monkeypatch):
+    """Xet starts partial files anew, so that it is used only where the user asks for it."""
+    binary = make_binary(tmp_path / "env")
+    assert download_command(tmp_path, binary, "org/tiny").environment["HF_HUB_DISABLE_XET"] == "1"
+    monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "1")
+    command = download_command(tmp_path, binary, "org/tiny")
+    assert "HF_HUB_DISABLE_XET" not in command.environment
+
+
+def test_a_binary_that_is_no_script(tmp_path):
+    """A binary of an unknown kind is run as it is; it cannot be given a revision."""
+    binary = tmp_path / "vllm-mlx"
+    binary.write_bytes(b"\x7fELF")
+    command = download_command(tmp_path, binary, "org/tiny")
+    assert (command.program, command.arguments) == (binary, ("download", "org/tiny"))
+    with pytest.raises(ModelDownloadError, match="revision"):
+        download_command(tmp_path, binary, "org/tiny", "v1")
+
+
+VERDICTS = {
+    "gated": ({"kind": "gated"}, "gated repository and no HF_TOKEN", "accept the licence"),
+    "no-repository": ({"kind": "no-repository"}, "no such repository", "HF_TOKEN"),
+    "no-revision": ({"kind": "no-revision"}, "no revision `v9`", "leave `revision` out"),
+    "refused": ({"kind": "refused", "said": "no!"}, "the Hub refuses it: no!", "HF_TOKEN"),
+    "full": ({"kind": "disk", "said": "ENOSPC"}, "the disk is full", "goes on where it was"),
+    "no-room": (
+        {"kind": "disk", "needed": 20_400_000_000, "free": 400_000_000, "folder": "/hub"},
+        "needs 20400 MB more, `/hub` has 400 MB free",
+        "free 20000 MB",
+    ),
+    "strange": ({"kind": "unheard-of", "said": "boo {x}"}, "boo {x}", "read the log"),
+}
+
+
+@pytest.mark.parametrize(("verdict", "message", "hint"), VERDICTS.values(), ids=VERDICTS)
+def test_a_verdict_becomes_cause_and_cure(tmp_path, verdict, message, hint):
+    """What the downloader found out is told in one sentence, with one thing to do."""
+    log = tmp_path / "download.log"
+    log.write_text(f"Downloading\r 50%\n{VERDICT}{json.dumps(verdict)}\n")
+    error = diagnose_download("org/tiny", "v9", log)
+    assert message in error.message
+    assert hint in error.hint
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+
+
+def test_a_gated_repository_with_a_token(tmp_path, monkeypatch):
+    """With a token it is the licence that is missing."""
+    monkeypatch.setenv("HF_TOKEN", "x")
+    log = tmp_path / "download.log"
+    log.write_text(f'{VERDICT}{{"kind": "gated"}}\n')
+    assert "not been accepted" in diagnose_download("org/tiny", None, log).message
+
+
+def test_a_wrong_name_is_answered_with_near_ones(tmp_path):
+    """A repository that does not exist is answered with the catalog's nearest."""
+    log = tmp_path / "download.log"
+    log.write_text(f'{VERDICT}{{"kind": "no-repository"}}\n')
+    error = diagnose_download("mlx-community/Qwen3-4B-4bt", None, log)
+    assert "`mlx-community/Qwen3-4B-4bit`" in error.hint
+
+
+LOGS = {
+    "gated": ("401 Client Error.\nCannot access gated repo for url http://x", "gated"),
+    "missing": ("401 Client Error.\nRepository Not Found for url: http://x", "no such repository"),
+    "refused": ("HTTPError: 403 Client Error: Forbidden", "refuses"),
+    "disk": ("OSError: [Errno 28] No space left on device", "the disk is full"),
+    "dns": ("ConnectError: [Errno -2] Name or service not known", "cannot be reached"),
+    "mac": ("ConnectError: [Errno 8] nodename nor servname provided", "cannot be reached"),
+    "cut": ("peer closed connection without sending complete message body", "broke again"),
+    "down": (
+        "HfHubHTTPError: Server error '503 Service Unavailable'\ncheck your internet connection",
+        "out of order",
+    ),
+    "python": ("Traceback\nValueError: strange", "ValueError: strange"),
+    "silent": ("", "it said nothing about why"),
+    "bytes": (b"\xff\xfe\x00", "it said nothing about why"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), LOGS.values(), ids=LOGS)
+def test_a_log_without_a_verdict_is_read(tmp_path, text, message):
+    """Binaries that are not run through the downloader are judged by what they print."""
+    log = tmp_path / "download.log"
+    log.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert message in diagnose_download("org/tiny", None, log).message
+
+
+def test_a_killed_download_says_so(tmp_path):
+    """A child that was killed is no riddle."""
+    error = diagnose_download("org/tiny", None, tmp_path / "no-log", exit_code=-9)
+    assert "killed by signal 9" in error.message
+    assert "goes on where it was" in error.hint
+
+
+def test_a_verdict_that_is_cut_off_is_not_read(tmp_path):
+    """A log that ends within the verdict is judged by its text."""
+    log = tmp_path / "download.log"
+    log.write_text(f'No space left on device\n{VERDICT}{{"kind": "ga')
+    assert "the disk is full" in diagnose_download("org/tiny", None, log).message
+
+
+def test_the_downloader_is_old_python():
+    """The script that runs under the runtime's Python is valid for Python 3.10."""
+    import ast
+
+    import langchain_car_vllm.models.downloader as module
+
+    ast.parse(Path(module.__file__).read_text(), feature_version=(3, 10))

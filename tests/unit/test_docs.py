@@ -1,0 +1,107 @@
+"""The pages say what the code does: names, files and figures are compared."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.server import Policy
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.state import Phase, Reason
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "langchain_car_vllm"
+SUPERVISION = (ROOT / "docs" / "supervision.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+_ARROW = re.compile(r"^\s+(\S+) --> (\S+?)(?:: (.+))?$", re.MULTILINE)
+# They pass between processes of the package and are no settings.
+_INTERNAL = ("CAR_VLLM_LAUNCH_", "CAR_VLLM_DOWNLOAD_")
+
+
+def _picture() -> list[tuple[str, str, str]]:
+    drawn = re.search(r"```mermaid\n(.*?)```", SUPERVISION, re.DOTALL)
+    assert drawn is not None
+    return _ARROW.findall(drawn[1])
+
+
+def test_the_picture_has_the_phases_of_the_state():
+    """Every phase is drawn, and nothing else."""
+    drawn = {name for start, end, _ in _picture() for name in (start, end)} - {"[*]"}
+    assert drawn == set(get_args(Phase))
+
+
+def test_the_picture_has_the_reasons_of_the_state():
+    """Every reason is at an arrow to `stopped` or in its note, and nothing else."""
+    labels = [label for _, end, label in _picture() if end == "stopped"]
+    at_arrows = {word for label in labels for word in label.split(", ")}
+    noted = set(
+        re.findall(r"^\s+(\w+): ", SUPERVISION.split("note right of stopped")[1], re.MULTILINE)
+    )
+    assert at_arrows | noted == set(get_args(Reason))
+
+
+def test_the_reasons_are_explained():
+    """The table has one row for each reason."""
+    table = SUPERVISION.split("| reason |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(get_args(Reason))
+
+
+def test_no_phase_is_a_dead_end():
+    """From every phase there are arrows to `stopped`."""
+    arrows = {(start, end) for start, end, _ in _picture()}
+    live = set(get_args(Phase)) - {"stopped"}
+    assert {start for start, end in arrows if end == "stopped"} == live
+
+
+def test_the_files_are_listed():
+    """The table names each file of a server's directory."""
+    directory = ServerDirectory(Path("/run"))
+    files = {
+        value.name
+        for name in vars(ServerDirectory)
+        if isinstance(value := getattr(directory, name), Path) and value != directory.path
+    }
+    table = SUPERVISION.split("| file |")[1].split("\n\n")[0]
+    assert {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)} == files
+
+
+def test_the_timings_are_those_of_the_policy():
+    """Each figure of the table is the default."""
+    rows = re.findall(r"^\| `(\w+)`: .* \| ([\d.]+) s \|$", SUPERVISION, re.MULTILINE)
+    assert rows
+    for name, value in rows:
+        assert float(value) == getattr(Policy(), name), name
+
+
+def test_the_readme_lists_the_environment_variables():
+    """Each variable that the code names is in the table, and none that it does not."""
+    named = {
+        name
+        for module in PACKAGE.rglob("*.py")
+        for name in re.findall(r"\bCAR_[A-Z_]*[A-Z]\b", module.read_text(encoding="utf-8"))
+        if not name.startswith(_INTERNAL)
+    }
+    table = README.split("| variable |")[1].split("\n\n")[0]
+    listed = {
+        name
+        for cell in re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(CAR_\w+)`", cell)
+    }
+    assert listed == named
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/supervision.md"])
+def test_links_lead_somewhere(page: str):
+    """Each link to a file of the project names one that is there."""
+    source = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)\)", source.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (source.parent / target).exists(), target
+
+
+def test_the_models_of_the_examples_exist():
+    """The ids in the README are ids."""
+    for model in re.findall(r'model="([^"]+)"', README):
+        assert parse_model_id(model).name

@@ -214,3 +214,11 @@ def _wait_until(condition: Callable[[], bool]) -> None:
             return
         event.wait(0.01)
     pytest.fail("it did not happen within five seconds")
+
+
+@pytest.mark.parametrize("engine", ["simple", "batched"])
+def test_a_stock_batching_server_is_kept_from_mixing_up_its_grammars(serve, engine):
+    """Each of its requests carries a bias of nothing, so that no row of a batch is without one."""
+    model, dialect = serve(dialect={"engine": engine})
+    model.invoke("hi")
+    assert dialect.requests[0].get("logit_bias") == ({"0": 0.0} if engine == "batched" else None)

@@ -38,6 +38,7 @@ def run(
 
     Without a prompt it is a conversation; what is piped in belongs to the prompt.
     """
+    question = _question(prompt) if prompt or not sys.stdin.isatty() else None
     from langchain_car_vllm import ChatVllmMlx  # noqa: PLC0415 - LangChain, for this command alone
 
     with ProgressLine() as line:
@@ -50,8 +51,8 @@ def run(
             on_progress=line,
         )
         talk = _Talk(llm, line, system, verbose=verbose)
-        if prompt or not sys.stdin.isatty():
-            talk.ask(_question(prompt))
+        if question is not None:
+            talk.ask(question)
             return
         say(_GREETING)
         for question in _questions():

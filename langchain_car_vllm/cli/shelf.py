@@ -71,8 +71,7 @@ def show(
     if as_json:
         print_json(_known(plan_))
         return
-    if plan_.directory is None:
-        say("not on this machine: what follows is told by its name and the catalog")
+    _tell_if_estimated(plan_)
     print_facts((name, _worded(value, name)) for name, value in _known(plan_).items())
 
 
@@ -107,6 +106,7 @@ def plan(
     if as_json:
         print_json({**_planned(plan_, spec), "fits": verdicts})
     else:
+        _tell_if_estimated(plan_)
         print_facts(
             [
                 ("host", host or "can run vllm-mlx"),
@@ -182,6 +182,11 @@ def _listed(entry: _Shelved) -> dict[str, Any]:
         "bytes": entry.size,
         "context_window": entry.context_window,
     }
+
+
+def _tell_if_estimated(plan_: Plan) -> None:
+    if plan_.directory is None:
+        say("not on this machine: what follows is told by its name and the catalog")
 
 
 def _known(plan_: Plan) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from typer.main import get_command
 
+from langchain_car_vllm.cli.app import app
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.server import Policy
 from langchain_car_vllm.server.directory import ServerDirectory
@@ -90,6 +92,12 @@ def test_the_readme_lists_the_environment_variables():
         for name in re.findall(r"`(CAR_\w+)`", cell)
     }
     assert listed == named
+
+
+def test_the_readme_lists_the_commands():
+    """Each command of `car-vllm` has its row, and no other."""
+    rows = re.findall(r"^\| `car-vllm (\w+)", README, re.MULTILINE)
+    assert sorted(rows) == sorted(get_command(app).commands)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/supervision.md"])

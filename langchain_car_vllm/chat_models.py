@@ -1,9 +1,10 @@
 """`ChatVllmMlx`: what a user configures, and the delegation of each call."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -12,18 +13,20 @@ from langchain_core.callbacks import (
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from langchain_car_vllm import __version__
-from langchain_car_vllm.connection import Connection, Replay, ServedModel
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.connection import Connection, Replay
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.models import family_facts, model_profile
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.settings import ChatSettings
 from langchain_car_vllm.wire import parameters
-from langchain_car_vllm.wire.reasoning import PROVIDER, Reasoning
+from langchain_car_vllm.wire.reasoning import PROVIDER
 from langchain_car_vllm.wire.structured import (
     Method,
     check_method,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
 
 
-class ChatVllmMlx(ServedModel, BaseChatModel):
+class ChatVllmMlx(ChatSettings, BaseChatModel):
     """Chat model that installs, starts and supervises `vllm-mlx` by itself.
 
     The first call finds `vllm-mlx` or installs it, downloads the model, starts the server and waits
@@ -66,53 +69,10 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         UnknownModelError: The model id names nothing that can be served.
     """
 
-    temperature: float | None = None
-    """Randomness, 0 for none; the server's default is 0.7 where the model brings none."""
-    top_p: float | None = None
-    """Share of the probability that is sampled from."""
-    top_k: int | None = None
-    """How many tokens are sampled from; 0 for all."""
-    min_p: float | None = None
-    """Least probability, relative to the likeliest token."""
-    repetition_penalty: float | None = None
-    """Above 1 repetition becomes less likely."""
-    presence_penalty: float | None = None
-    """Above 0 new words become more likely."""
-    max_tokens: int | None = None
-    """Most tokens of an answer, thinking included."""
-    stop: list[str] | str | None = None
-    """Texts that end the answer; they never reach the user."""
-    timeout: float | None = None
-    """Seconds a whole answer may take, or a stream may pause, once the server is ready."""
-    max_retries: int = 2
-    """How often a request is repeated that the server refused for the moment."""
-    reasoning: Reasoning = None
-    """Whether the model thinks, or how hard; None leaves it to the model."""
-    thinking_budget: int | None = None
-    """Most tokens to think; None for no limit."""
-    streaming: bool | None = None
-    """Whether `invoke` streams to callbacks; None leaves it to who calls."""
-    engine: Literal["auto", "simple", "batched"] = "auto"
-    """`batched` answers several at once, `simple` one after the other."""
-    validate_model_on_init: bool = False
-    """Whether construction fails where the model is neither here nor may be downloaded."""
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """More parameters of a call, checked like those named here."""
-    extra_body: dict[str, Any] | None = None
-    """Fields for the request's body, sent unchecked."""
-
     @model_validator(mode="after")
-    def _check_generation(self) -> Self:
-        for name in ("timeout", "max_tokens", "thinking_budget"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"`{name}` must be more than 0, not {value}")
-        for name in ("temperature", "top_k", "min_p", "max_retries"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigurationError(f"`{name}` must be 0 or more, not {value}")
-        parameters.check_names(self.model_kwargs, _CALL_NAMES)
-        if "disable_streaming" not in self.model_fields_set and not _streams_calls(self.model):
+    def _set_streaming_by_family(self) -> Self:
+        streams = family_facts(self.model).streams_tool_calls
+        if not streams and "disable_streaming" not in self.model_fields_set:
             self.disable_streaming = "tool_calling"
         return self
 
@@ -134,13 +94,6 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
     def lc_secrets(self) -> dict[str, str]:
         """The fields that are secrets, and the variables they come from."""
         return {"api_key": "CAR_VLLM_MLX_API_KEY"}
-
-    @property
-    def _parameters(self) -> dict[str, Any]:
-        """What goes into every call, as the user set it."""
-        names = (*parameters.SAMPLING, "reasoning", "thinking_budget", "timeout", "extra_body")
-        found = {name: getattr(self, name) for name in names}
-        return {k: v for k, v in found.items() if v is not None} | self.model_kwargs
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -182,11 +135,12 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
 
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> "_Call":
         given = {**self._parameters, **kwargs}
-        parameters.check_names(given, _CALL_NAMES)
+        parameters.check_names(given, parameters.IN_A_CALL)
         model = given.pop("model", None)
         given = parameters.kept(given)
         if tools := given.get("tools"):
             given["tools"] = openai_tools(tools)
+        given.setdefault("max_input_tokens", (self.profile or {}).get("max_input_tokens"))
         return _Call(
             model=model,
             spec=self._spec(model, engine=self.engine),
@@ -205,7 +159,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         while True:
             with self._connection(call.spec, call.model) as connection:
                 try:
-                    return self._wrapped(connection)._generate(  # noqa: SLF001
+                    return self._wrapped(call, connection)._generate(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
                 except Replay.BROKEN as error:
@@ -222,7 +176,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:
-                    chat = await self._awrapped(connection)
+                    chat = await self._awrapped(call, connection)
                     return await chat._agenerate(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
@@ -240,7 +194,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         while True:
             with self._connection(call.spec, call.model) as connection:
                 try:
-                    chunks = self._wrapped(connection)._stream(  # noqa: SLF001
+                    chunks = self._wrapped(call, connection)._stream(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
                     with closing(chunks):
@@ -263,7 +217,7 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:
-                    chat = await self._awrapped(connection)
+                    chat = await self._awrapped(call, connection)
                     chunks = chat._astream(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
@@ -276,14 +230,92 @@ class ChatVllmMlx(ServedModel, BaseChatModel):
                 else:
                     return
 
-    def _wrapped(self, connection: Connection) -> "WireChat":
+    def _wrapped(self, call: "_Call", connection: Connection) -> "WireChat":
+        if connection.endpoint.managed:
+            _seen[call.spec.key()] = connection.endpoint
+        return self._chat(connection.endpoint)
+
+    def _chat(self, endpoint: Endpoint) -> "WireChat":
         from langchain_car_vllm.wire.chat import wrapped  # noqa: PLC0415 - imports openai
 
-        return wrapped(connection.endpoint, self._header_items(), self.max_retries)
+        return wrapped(endpoint, self._header_items(), self.max_retries)
 
-    async def _awrapped(self, connection: Connection) -> "WireChat":
-        # Imports and builds at the first call, which would block the loop.
-        return await asyncio.to_thread(self._wrapped, connection)
+    async def _awrapped(self, call: "_Call", connection: Connection) -> "WireChat":
+        chat = sys.modules.get("langchain_car_vllm.wire.chat")
+        key = (connection.endpoint, self._header_items(), self.max_retries)
+        found: WireChat | None = chat.find_wrapped(*key) if chat else None
+        if found is None:  # the first call imports and builds, which would block the loop
+            found = await asyncio.to_thread(self._wrapped, call, connection)
+        return found
+
+    def warm_up(
+        self,
+        messages: LanguageModelInput | None = None,
+        tools: Sequence[Tool] | None = None,
+    ) -> None:
+        """Start the server now, and have it read a system prompt and tools before they are needed.
+
+        The request is rendered as the real one will be, with another last user text (the server
+        reuses nothing for an exact repeat), and asks for a single token.
+
+        Args:
+            messages: The beginning of the conversations to come.
+            tools: The tools that will be bound.
+        """
+        if messages is None and tools is None:
+            with self._connection(self._spec(engine=self.engine), None):
+                return
+        self._generate(self._warming(messages), **_warming_parameters(tools))
+
+    async def awarm_up(
+        self,
+        messages: LanguageModelInput | None = None,
+        tools: Sequence[Tool] | None = None,
+    ) -> None:
+        """Do what `warm_up` does without blocking the event loop."""
+        if messages is None and tools is None:
+            async with self._aconnection(self._spec(engine=self.engine), None):
+                return
+        await self._agenerate(self._warming(messages), **_warming_parameters(tools))
+
+    def _warming(self, messages: LanguageModelInput | None) -> list[BaseMessage]:
+        found = [] if messages is None else list(self._convert_input(messages).to_messages())
+        if found and isinstance(found[-1], HumanMessage):
+            found.pop()
+        return [*found, HumanMessage(_WARMING_TEXT)]
+
+    def unload(self, *, force: bool = False) -> None:
+        """Stop the server and free its memory; the next call starts it again.
+
+        Args:
+            force: Whether to stop it although it is answering somebody, whose requests then raise
+                `ServerStoppedError`.
+
+        Raises:
+            ServerBusyError: It is answering, and `force` is off.
+            ConfigurationError: The endpoint is run by somebody else.
+        """
+        self._unload(self._spec(engine=self.engine), force=force)
+
+    def get_num_tokens(self, text: str) -> int:
+        """Return how many tokens a text has.
+
+        The server's tokenizer counts where a call of this process has found it running and no event
+        loop would be blocked; otherwise it is a rough count that needs no network.
+        """
+        return self.get_num_tokens_from_messages([HumanMessage(text)])
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None
+    ) -> int:
+        """Return how many tokens messages and tools have, counted as `get_num_tokens` does."""
+        converted = openai_tools(tools or ())
+        endpoint = self._external(None) or _seen.get(self._spec(engine=self.engine).key())
+        if endpoint is not None and not _on_loop():
+            counted = self._chat(endpoint).count_tokens(list(messages), converted)
+            if counted is not None:
+                return counted
+        return count_tokens_approximately(messages, tools=[*converted] or None)
 
     def bind_tools(
         self,
@@ -361,12 +393,22 @@ class _Call(NamedTuple):
     given: dict[str, Any]
 
 
-_CALL_NAMES = frozenset({*parameters.SAMPLING, *parameters.OURS, *parameters.SERVERS, "model"})
+_WARMING_TEXT = "(warm-up)"
+_seen: dict[str, Endpoint] = {}
+"""Where each server was last found, so that tokens can be counted without starting one."""
+
+
+def _warming_parameters(tools: Sequence[Tool] | None) -> dict[str, Any]:
+    return {"max_tokens": 1, **({"tools": list(tools)} if tools else {})}
+
+
+def _on_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _stops(stop: Sequence[str] | str | None) -> list[str]:
     return [stop] if isinstance(stop, str) else list(stop or ())
-
-
-def _streams_calls(model: str) -> bool:
-    return family_facts(model).streams_tool_calls

@@ -1,5 +1,6 @@
 """What the chat model and the embeddings have in common: which server, and how to reach it."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,6 +14,7 @@ from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCr
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.wire.attach import described, find_described
 from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
 from langchain_car_vllm.wire.parameters import check_names
 
@@ -25,7 +27,7 @@ class Connection(Protocol):
 
     @property
     def endpoint(self) -> Endpoint:
-        """Who it is."""
+        """How to talk to it."""
 
     def explain(self) -> CarVllmError | None:
         """Return what happened to the server, None where it is alive and well."""
@@ -164,7 +166,7 @@ class ServedModel(BaseModel):
     def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Connection]:
         """Hold a server for the time of one request."""
         if endpoint := self._external(model):
-            yield Attached(endpoint)
+            yield Attached(described(endpoint))
             return
         from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
@@ -177,7 +179,10 @@ class ServedModel(BaseModel):
     async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Connection]:
         """Hold a server for the time of one request without blocking the event loop."""
         if endpoint := self._external(model):
-            yield Attached(endpoint)
+            known = find_described(endpoint)
+            if known is None:
+                known = await asyncio.to_thread(described, endpoint)
+            yield Attached(known)
             return
         from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
@@ -185,6 +190,15 @@ class ServedModel(BaseModel):
             spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
         ) as lease:
             yield lease
+
+    def _unload(self, spec: ServerSpec, *, force: bool) -> None:
+        if self.base_url is not None:
+            raise ConfigurationError(
+                f"`{self.base_url}` is run by somebody else and cannot be unloaded from here"
+            )
+        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
+
+        server.stop_server(server.directory_of(spec), force=force)
 
     def _header_items(self) -> tuple[tuple[str, str], ...]:
         return tuple(sorted(self.default_headers.items()))

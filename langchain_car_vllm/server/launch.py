@@ -42,7 +42,8 @@ def main() -> None:
     sys.path.pop(0)
     sys.argv = [binary, *arguments]
     sys.meta_path.insert(0, _GrammarOnCpu())
-    _end_requests_on_shutdown()
+    if arguments[0] == "serve":
+        _end_requests_on_shutdown()
     runpy.run_path(binary, run_name="__main__")
 
 
@@ -66,7 +67,7 @@ def _end_requests_on_shutdown() -> None:
     uvicorn waits for them for ever by default, and only a shutdown that runs to its end saves the
     prefix cache.
     """
-    with suppress(ImportError):
+    with suppress(ImportError, AttributeError):
         import uvicorn  # noqa: PLC0415
 
         initialise = uvicorn.Config.__init__

@@ -15,6 +15,7 @@ class Policy:
     Attributes:
         idle_tick: Between two looks at a ready server.
         start_tick: Between two looks at a server that is starting.
+        download_tick: Between two looks at a download.
         client_tick: Between two looks of a waiting client.
         handshake: For a supervisor to take its lock and write its first state.
         probe_timeout: For one answer of a server that is starting.
@@ -35,6 +36,7 @@ class Policy:
 
     idle_tick: float = 1.0
     start_tick: float = 0.05
+    download_tick: float = 0.25
     client_tick: float = 0.02
     handshake: float = 30.0
     probe_timeout: float = 3.0

@@ -5,12 +5,19 @@ import threading
 import time
 from pathlib import Path
 
-from langchain_car_vllm.errors import InsufficientMemoryError, ServerStartError
+from langchain_car_vllm.errors import InsufficientMemoryError, ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, read_model_facts
+from langchain_car_vllm.models.download import (
+    check_may_download,
+    diagnose_download,
+    download_command,
+    measure_download,
+)
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
-from langchain_car_vllm.server.command import Launch, choose_engine
-from langchain_car_vllm.server.context import Context, Ending
+from langchain_car_vllm.server.child import Child
+from langchain_car_vllm.server.command import Launch, choose_engine, server_environment
+from langchain_car_vllm.server.context import Context, Ending, Stall
 from langchain_car_vllm.server.locks import is_held, open_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import (
     budget_bytes,
@@ -54,7 +61,11 @@ def install_runtime(context: Context) -> VllmRuntime:
 
 
 def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
-    """Have the model on the disk and find out how it wants to be served."""
+    """Have the model on the disk and find out how it wants to be served.
+
+    Raises:
+        ModelDownloadError: It is not here and cannot be had.
+    """
     spec = context.spec
     context.update(
         phase="download",
@@ -64,9 +75,7 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
         binary=str(runtime.server),
         version=runtime.version,
     )
-    snapshot = find_snapshot(spec.source, spec.revision)
-    if snapshot is None:
-        raise ServerStartError(f"`{spec.source}` is not on this machine")
+    snapshot = find_snapshot(spec.source, spec.revision) or _download(context, runtime)
     local = Path(spec.source).is_absolute()
     model = str(snapshot) if local or spec.revision else spec.source
     budget = budget_bytes()
@@ -93,6 +102,39 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
             spec.server_args,
         ),
     )
+
+
+def _download(context: Context, runtime: VllmRuntime) -> Path:
+    """Download the model through the runtime, as long as it makes headway."""
+    spec, directory = context.spec, context.directory
+    check_may_download(spec.source, auto_pull=spec.auto_pull)
+    command = download_command(directory.path, runtime.server, spec.source, spec.revision)
+    child = Child(
+        directory,
+        command.program,
+        command.arguments,
+        server_environment(spec, os.environ, offline=False) | command.environment,
+        log=directory.path / "download.log",
+    )
+    stall = Stall(context.policy.download_stall)
+    try:
+        while (code := child.exit_code()) is None:
+            done, total = measure_download(spec.source, spec.revision)
+            context.show(f"downloading `{spec.source}`", done, total)
+            if stall.is_stalled((done, child.activity())):
+                raise ModelDownloadError(
+                    f"the download of `{spec.source}` made no headway for "
+                    f"{context.policy.download_stall:g} s",
+                    hint="try again, it goes on where it was; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits "
+                    "for ever",
+                )
+            context.pause(context.policy.download_tick)
+    finally:
+        child.kill(context.policy)
+    snapshot = find_snapshot(spec.source, spec.revision)
+    if code or snapshot is None:
+        raise diagnose_download(spec.source, spec.revision, child.log, code)
+    return snapshot
 
 
 def reserve_memory(context: Context, needed: int) -> None:

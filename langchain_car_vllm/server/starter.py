@@ -21,6 +21,10 @@ from langchain_car_vllm.server.state import decode_error
 _PACKAGE_PARENT = Path(__file__).parents[2]
 
 
+class NoReportError(ServerStartError):
+    """The supervisor ended before it could report; another attempt may fare better."""
+
+
 class Start(threading.Thread):
     """One attempt to have a supervisor, in a thread that no caller's cancellation can end.
 
@@ -93,7 +97,7 @@ class Start(threading.Thread):
         try:
             verdict: dict[str, Any] = json.loads(out)
         except ValueError:
-            raise ServerStartError(
+            raise NoReportError(
                 f"the supervisor ended with exit code {code} before it could report",
                 exit_code=code,
                 log_tail=tuple(err.strip().splitlines()[-5:]),

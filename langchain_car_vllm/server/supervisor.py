@@ -40,6 +40,8 @@ def main() -> None:
         os._exit(0 if report and json.loads(report)["ok"] else 1)
     os.close(reading)
     _detach(directory)
+    # Where the user's Hub cache and token are holds for finding the model as well.
+    os.environ.update((k, v) for k, v in spec.server_env if k.startswith("HF_"))
     try:
         life = _begin(directory, spec, policy, writing)
         if life is not None:

@@ -15,7 +15,7 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.starter import Start
+from langchain_car_vllm.server.starter import NoReportError, Start
 from langchain_car_vllm.server.state import STARTING, State, decode_error
 from langchain_car_vllm.server.tenant import Tenant, tenants
 from langchain_car_vllm.server.turns import Turn
@@ -168,8 +168,10 @@ class Waiting:
         if self._start is not None:
             if self._start.is_alive():
                 return
-            if self._start.error is not None:
-                raise self._start.error
+            if (error := self._start.error) is not None:
+                self._lost += isinstance(error, NoReportError)
+                if not isinstance(error, NoReportError) or self._lost >= _LOST_STARTS:
+                    raise error
         if state is not None and state.generation > (self._known or 0):
             self._judge(state)
             self._known = state.generation

@@ -5,9 +5,8 @@ Importing this module imports openai, so only calls do it, never construction.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
-from functools import lru_cache
 from typing import Any
 
 import openai
@@ -25,12 +24,13 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.answer import Delta
 from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
 from langchain_car_vllm.wire.clock import Clock, Refusals
-from langchain_car_vllm.wire.exchange import Attempt, Exchange
+from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
-from langchain_car_vllm.wire.history import prepared
+from langchain_car_vllm.wire.history import holds_media, prepared
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request import exchange_for
 from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
+from langchain_car_vllm.wire.tokens import PATH, check_fits, count_request, counted, may_overflow
 
 Headers = dict[str, str] | None
 
@@ -57,7 +57,7 @@ class WireChat(ChatOpenAI):
         self, input_: Any, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return the messages as the server takes them, with what the model thought."""
-        messages = prepared(self._convert_input(input_).to_messages())
+        messages = prepared(self._convert_input(input_).to_messages(), self.endpoint)
         # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
         payload = BaseChatOpenAI._get_request_payload(self, messages, stop=stop, **kwargs)  # noqa: SLF001
         for message, sent in zip(messages, payload["messages"], strict=True):
@@ -75,7 +75,61 @@ class WireChat(ChatOpenAI):
     ) -> Exchange:
         with mapped_encoding():
             sent = self._get_request_payload(messages)["messages"]
+        streamed = streamed or holds_media(messages)
         return exchange_for(self.endpoint, sent, stop, given, streamed=streamed)
+
+    async def _aexchange(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        given: dict[str, Any],
+        *,
+        streamed: bool,
+    ) -> Exchange:
+        if holds_media(messages):  # files and addresses are read, which would block the loop
+            return await asyncio.to_thread(self._exchange, messages, stop, given, streamed=streamed)
+        return self._exchange(messages, stop, given, streamed=streamed)
+
+    def count_tokens(
+        self, messages: list[BaseMessage], tools: Sequence[dict[str, Any]] = ()
+    ) -> int | None:
+        """Return how many tokens a conversation has, by the server's tokenizer.
+
+        Returns:
+            The number without the chat template, None where the server does not tell.
+        """
+        sent = self._get_request_payload(messages)["messages"]
+        return self._count({"messages": sent, "tools": list(tools)})
+
+    def _count(self, body: Body) -> int | None:
+        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
+        try:
+            return counted(self.root_client.post(PATH, **request))
+        except openai.APIError:
+            return None
+
+    async def _acount(self, body: Body) -> int | None:
+        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
+        client = await self.async_client.current()
+        try:
+            return counted(await client.post(PATH, **request))
+        except openai.APIError:
+            return None
+
+    def _check_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        limit = self._limit(given)
+        if may_overflow(exchange.body, limit):
+            check_fits(self._count(exchange.body), limit)
+
+    async def _acheck_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        limit = self._limit(given)
+        if may_overflow(exchange.body, limit):
+            check_fits(await self._acount(exchange.body), limit)
+
+    def _limit(self, given: dict[str, Any]) -> int | None:
+        """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
+        known = (self.endpoint.context_window, given.get("max_input_tokens"))
+        return min((limit for limit in known if limit is not None), default=None)
 
     def _generate(
         self,
@@ -85,6 +139,7 @@ class WireChat(ChatOpenAI):
         **kwargs: Any,
     ) -> ChatResult:
         exchange = self._exchange(messages, stop, kwargs, streamed=False)
+        self._check_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
         deltas = list(self._deltas(exchange, clock, kwargs.get("extra_headers")))
         return result_of(deltas, exchange.closing())
@@ -96,7 +151,8 @@ class WireChat(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        exchange = self._exchange(messages, stop, kwargs, streamed=False)
+        exchange = await self._aexchange(messages, stop, kwargs, streamed=False)
+        await self._acheck_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
         deltas = [
             delta async for delta in self._adeltas(exchange, clock, kwargs.get("extra_headers"))
@@ -111,6 +167,7 @@ class WireChat(ChatOpenAI):
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
         exchange = self._exchange(messages, stop, kwargs, streamed=True)
+        self._check_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
         with closing(self._deltas(exchange, clock, kwargs.get("extra_headers"))) as deltas:
             for delta in deltas:
@@ -127,7 +184,8 @@ class WireChat(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        exchange = self._exchange(messages, stop, kwargs, streamed=True)
+        exchange = await self._aexchange(messages, stop, kwargs, streamed=True)
+        await self._acheck_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
         deltas = self._adeltas(exchange, clock, kwargs.get("extra_headers"))
         async with aclosing(deltas):
@@ -141,8 +199,8 @@ class WireChat(ChatOpenAI):
     def _deltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> Generator[Delta, None, None]:
-        with mapped_errors(self.endpoint, clock.timeout):
-            for attempt in exchange.attempts():
+        for attempt in exchange.attempts():
+            with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
                 with self._sent(attempt, clock, headers) as response:
                     for data in response.iter_bytes():
                         deltas = attempt.feed(data)
@@ -155,8 +213,8 @@ class WireChat(ChatOpenAI):
     async def _adeltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> AsyncGenerator[Delta, None]:
-        with mapped_errors(self.endpoint, clock.timeout):
-            for attempt in exchange.attempts():
+        for attempt in exchange.attempts():
+            with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
                 async with self._asent(attempt, clock, headers) as response:
                     async for data in response.iter_bytes():
                         deltas = attempt.feed(data)
@@ -211,7 +269,16 @@ def _arguments(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, An
     }
 
 
-@lru_cache(maxsize=64)
+_Key = tuple[Endpoint, tuple[tuple[str, str], ...], int]
+_MOST = 64
+_chats: dict[_Key, WireChat] = {}
+
+
+def find_wrapped(*key: *_Key) -> WireChat | None:
+    """Return what `wrapped` has built for these arguments, None for nothing; never blocks."""
+    return _chats.get(key)
+
+
 def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     """Return the wrapped ChatOpenAI for an endpoint, the same one for the same arguments.
 
@@ -220,6 +287,15 @@ def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: 
         headers: Sent with every request.
         refusals: How often a request is repeated that the server refused for the moment.
     """
+    key = (endpoint, headers, refusals)
+    if key not in _chats:
+        while len(_chats) >= _MOST:
+            _chats.pop(next(iter(_chats)), None)
+        _chats[key] = _build(*key)
+    return _chats[key]
+
+
+def _build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     address = Address(endpoint.base_url, endpoint.api_key, headers)
     client = sync_client(address)
     loops = LoopClients(address)

@@ -6,6 +6,7 @@ was made for, so a second `asyncio.run` gets one of its own; it is closed when i
 """
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import AsyncGenerator
@@ -127,6 +128,12 @@ def _forget() -> None:
     _sync.clear()
     _async.clear()
     _closers.clear()
+
+
+@atexit.register
+def _close() -> None:
+    for client in _sync.values():
+        client.close()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -5,14 +5,26 @@ feeds it the bytes that come back and asks for the next one. The drivers, one sy
 asynchronous, therefore decide nothing.
 """
 
+import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_car_vllm.wire.answer import Answer, Delta, Filter, Usage
+from langchain_car_vllm.wire.errors import AnswerError
 from langchain_car_vllm.wire.result import Closing
 
 Body = dict[str, Any]
+_CHARACTERS_PER_TOKEN = 4
+
+
+def new_call_id() -> str:
+    """Return an identifier for a call that the server gave none."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _as_it_is(error: AnswerError) -> Exception:
+    return error
 
 
 class EmptyAnswerWarning(UserWarning):
@@ -29,12 +41,16 @@ class Attempt:
     Attributes:
         answer: What came back so far.
         called: Whether a tool call went to the user.
+        promotes: Whether reasoning becomes the answer where there is no other.
+        failed: Turns what went wrong into what the user is told.
     """
 
     def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
         self.body = body
         self.answer = Answer(streamed=bool(body.get("stream")), filters=filters)
         self.called = False
+        self.promotes = True
+        self.failed: Callable[[AnswerError], Exception] = _as_it_is
         self._texts: list[str] = []
         self._thoughts: list[str] = []
 
@@ -60,14 +76,19 @@ class Attempt:
     def end(self) -> list[Delta]:
         """Return what is left for the user once the answer has ended."""
         deltas = self._noted(self.answer.end())
-        if not self.called and not self.text.strip() and self.thought:
+        if self.promotes and not self.called and not self.text.strip() and self.thought:
             deltas.extend(self._noted(self._promoted()))
         return deltas
 
     def usage(self) -> Usage | None:
         """Return the tokens, guessed where the answer was cut short before the server told."""
         if self.answer.usage is None and self.answer.done:
-            return Usage(completion=self.answer.events, estimated=True)
+            said = sum(len(str(m.get("content") or "")) for m in self.body["messages"])
+            return Usage(
+                prompt=said // _CHARACTERS_PER_TOKEN,
+                completion=self.answer.events,
+                estimated=True,
+            )
         return self.answer.usage
 
     def _noted(self, deltas: list[Delta]) -> list[Delta]:
@@ -83,6 +104,8 @@ class Attempt:
         """Give the reasoning as the answer where a parser took the whole answer for reasoning."""
         if self.answer.finish_reason == "stop":
             return [Delta(text=self.thought)]
+        if self.body.get("max_tokens") == 1:
+            return []  # nobody expects an answer in one token
         warnings.warn(
             "the model used up its tokens while it was thinking and gave no answer: "
             "raise `max_tokens`, set `thinking_budget`, or turn `reasoning` off",
@@ -98,16 +121,19 @@ class Exchange:
     Args:
         body: The JSON body.
         filters: What the answer's deltas pass through.
+
+    Attributes:
+        body: The first request's body.
     """
 
     def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
-        self._body = body
+        self.body = body
         self._filters = filters
         self._sent: list[Attempt] = []
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the requests to send, each after the one before was answered in full."""
-        yield self._attempt(self._body, self._filters)
+        yield self._attempt(self.body, self._filters)
 
     def closing(self) -> Closing:
         """Return what stands at the end of the answer, once it has ended."""
@@ -116,7 +142,7 @@ class Exchange:
         reason = "tool_calls" if last.called else answer.finish_reason or "stop"
         return Closing(
             finish_reason="stop" if answer.done and not last.called else reason,
-            model=answer.model or str(self._body["model"]),
+            model=answer.model or str(self.body["model"]),
             usage=self._usage(),
             id=answer.id,
             extra=self._extra(),

@@ -1,6 +1,6 @@
 """Where the SDK's and the transport's exceptions become ours."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,24 +18,43 @@ from langchain_car_vllm.wire.errors import (
 
 
 @contextmanager
-def mapped_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[None]:
-    """Raise what goes wrong inside as an `AnswerError` with the server's text and its log."""
+def mapped_errors(
+    endpoint: Endpoint,
+    timeout: float | None,
+    told: Callable[[AnswerError], Exception] | None = None,
+) -> Iterator[None]:
+    """Raise what goes wrong inside as an `AnswerError` with the server's text and its log.
+
+    Args:
+        endpoint: Who was asked.
+        timeout: The request's limit in seconds, for the message.
+        told: Turns the error into what the user is told.
+    """
     try:
-        yield
+        with _as_answer_errors(endpoint, timeout):
+            yield
     except AnswerError as error:
         if error.log_path is None:
             error.log_path = endpoint.log_path
-        raise
+        told_error = told(error) if told else error
+        if told_error is error:
+            raise
+        raise told_error from error
+
+
+@contextmanager
+def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[None]:
+    try:
+        yield
     except openai.APIStatusError as error:
         text = _detail(error)
-        raise error_for_status(error.status_code, text, endpoint.log_path) from error
+        raise error_for_status(error.status_code, text) from error
     except (openai.APITimeoutError, httpx2.TimeoutException) as error:
         raise timed_out(endpoint, timeout) from error
     except (openai.APIConnectionError, httpx2.TransportError) as error:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
         failed = ConnectionFailedError(
-            f"the connection to {endpoint.base_url} failed: {cause or error}",
-            log_path=endpoint.log_path,
+            f"the connection to {endpoint.base_url} failed: {cause or error}"
         )
         failed.refused = isinstance(cause, httpx2.ConnectError)
         raise failed from error

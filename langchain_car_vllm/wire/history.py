@@ -4,7 +4,8 @@ The same message always becomes the same bytes, whatever follows it, so that the
 cache holds from turn to turn.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -17,59 +18,138 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.models import family_facts
 from langchain_car_vllm.wire.errors import InvalidRequestError
+from langchain_car_vllm.wire.media import Medium, kind_of, read_medium
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_NOT_SENT = ("reasoning", "thinking", "redacted_thinking", "tool_use", "tool_call")
+_TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
+Content = str | list[str | dict[str, Any]]
 
 
-def prepared(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+def holds_media(messages: Iterable[BaseMessage]) -> bool:
+    """Whether a conversation holds anything but text, which takes reading."""
+    return any(
+        isinstance(block, dict) and kind_of(block) is not None
+        for message in messages
+        if isinstance(message.content, list)
+        for block in message.content
+    )
+
+
+def prepared(messages: Sequence[BaseMessage], endpoint: Endpoint) -> list[BaseMessage]:
     """Return the messages in the forms the server takes, contents as one text where they are text.
 
+    Media in tool results follow in a user message of their own: the batched engine shows the model
+    nothing of them otherwise (vllm-mlx 0.6.0).
+
     Raises:
-        InvalidRequestError: There is no message, or one that no server could take.
+        InvalidRequestError: There is no message, or one that this server could not take.
     """
     if not messages:
         raise InvalidRequestError("there is no message to answer")
-    return [_prepared(message) for message in messages]
+    outgoing = _Outgoing(endpoint)
+    found: list[BaseMessage] = []
+    shown: list[str | dict[str, Any]] = []
+    for message in messages:
+        if shown and not isinstance(message, ToolMessage | FunctionMessage):
+            found.append(HumanMessage(content=shown))
+            shown = []
+        ready = outgoing.message(message)
+        if isinstance(ready, ToolMessage) and isinstance(ready.content, list):
+            texts = [b for b in ready.content if _text(b) is not None]
+            pictures = [b for b in ready.content if _text(b) is None]
+            shown += [{"type": "text", "text": f"Result of {ready.tool_call_id}:"}, *pictures]
+            ready = ready.model_copy(update={"content": _joined(texts, "\n")})
+        found.append(ready)
+    if shown:
+        found.append(HumanMessage(content=shown))
+    return found
 
 
-def _prepared(message: BaseMessage) -> BaseMessage:
-    if isinstance(message, FunctionMessage):
-        return ToolMessage(content=message.content, tool_call_id=message.name)
-    if isinstance(message, ChatMessage) and message.role not in _ROLES:
-        raise InvalidRequestError(
-            f"no chat template knows the role `{message.role}`",
-            hint=f"use one of {', '.join(_ROLES)}",
-        )
-    if not isinstance(
-        message, HumanMessage | AIMessage | SystemMessage | ToolMessage | ChatMessage
-    ):
-        raise InvalidRequestError(f"a {type(message).__name__} cannot be sent to a model")
-    if isinstance(message.content, str):
-        return message
-    content = flattened(message.content, joint="" if isinstance(message, AIMessage) else "\n")
-    return message.model_copy(update={"content": content})
-
-
-def flattened(content: Sequence[Any], joint: str) -> str | list[str | dict[str, Any]]:
-    """Return text blocks as one string, and other content without what is never sent.
+class _Outgoing:
+    """Turns the messages of one request, in order.
 
     Args:
-        content: Blocks, or plain strings among them.
-        joint: What stands between two texts. The server itself puts a line break between the
-            parts of a message, whereas an answer's parts belong together.
+        endpoint: Who is to take them.
     """
-    blocks = [b for b in content if not (isinstance(b, dict) and b.get("type") in _NOT_SENT)]
-    texts = [_text(block) for block in blocks]
-    if all(text is not None for text in texts):
-        return joint.join(text for text in texts if text)
-    return blocks
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._images = 0
+
+    def message(self, message: BaseMessage) -> BaseMessage:
+        """Return one message as the server takes it."""
+        if isinstance(message, FunctionMessage):
+            message = ToolMessage(content=message.content, tool_call_id=message.name)
+        if isinstance(message, ChatMessage) and message.role not in _ROLES:
+            raise InvalidRequestError(
+                f"no chat template knows the role `{message.role}`",
+                hint=f"use one of {', '.join(_ROLES)}",
+            )
+        if not isinstance(message, _TAKEN):
+            raise InvalidRequestError(f"a {type(message).__name__} cannot be sent to a model")
+        if isinstance(message.content, str):
+            return message
+        if isinstance(message, AIMessage):
+            texts = [block for block in message.content if _text(block) is not None]
+            return message.model_copy(update={"content": _joined(texts, "")})
+        return message.model_copy(update={"content": self._content(message.content)})
+
+    def _content(self, content: Sequence[Any]) -> Content:
+        # The server itself puts a line break between the texts of a message.
+        if all(_text(block) is not None for block in content):
+            return _joined(content, "\n")
+        return [part for block in content for part in self._parts(block)]
+
+    def _parts(self, block: Any) -> list[dict[str, Any]]:
+        text = _text(block)
+        if text is not None:
+            return [{"type": "text", "text": text}]
+        if not isinstance(block, dict) or kind_of(block) is None:
+            kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+            raise InvalidRequestError(
+                f"a block of type `{kind}` cannot be sent to this server",
+                hint="it takes text, images, audio and video, as the model does",
+            )
+        self._check_taken(kind_of(block) or "")
+        medium = read_medium(block)
+        return [*self._label(medium), medium.block()]
+
+    def _check_taken(self, kind: str) -> None:
+        """Refuse what the server would drop in silence."""
+        name = self._endpoint.served_model
+        media = family_facts(name).media
+        if self._endpoint.multimodal is False or (media and kind not in media):
+            takes = ", ".join(("text", *(media if self._endpoint.multimodal else ())))
+            raise InvalidRequestError(
+                f"`{name}` takes no {kind}", hint=f"it takes {takes}; choose another model"
+            )
+
+    def _label(self, medium: Medium) -> list[dict[str, Any]]:
+        """Name every image after the first by its content.
+
+        The batched engine caches by the set of images, so two in another order would get the first
+        order's answer if the text were the same (vllm-mlx 0.6.0).
+        """
+        if medium.kind != "image":
+            return []
+        self._images += 1
+        if self._images == 1:
+            return []
+        digest = hashlib.sha256(medium.data).hexdigest()[:8]
+        return [{"type": "text", "text": f"Image {self._images} ({digest}):"}]
+
+
+def _joined(blocks: Iterable[Any], joint: str) -> str:
+    return joint.join(text for block in blocks if (text := _text(block)))
 
 
 def _text(block: Any) -> str | None:
+    """Return the text of a block, None for one that is no text."""
     if isinstance(block, str):
         return block
-    if isinstance(block, dict) and block.get("type") == "text":
+    if isinstance(block, dict) and block.get("type") in ("text", "text-plain"):
         return str(block.get("text") or "")
     return None

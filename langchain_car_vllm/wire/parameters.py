@@ -33,6 +33,7 @@ OURS = (
     "response_format",
     "extra_body",
     "extra_headers",
+    "max_input_tokens",
     "stream",
     "stream_options",
     "stream_usage",
@@ -54,6 +55,9 @@ SERVERS = (
     "mllm_draft",
 )
 """The server's own, sent as they are."""
+
+IN_A_CALL = frozenset({*SAMPLING, *OURS, *SERVERS, "model"})
+"""All that a call may name."""
 
 IGNORED = frozenset(
     {

@@ -1,15 +1,23 @@
 """From a call's parameters to the exchange that answers it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts
 from langchain_car_vllm.wire.answer import Filter
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange import Body, Exchange
+from langchain_car_vllm.wire.forced import METHODS, ForcedCall, has_tool_history
+from langchain_car_vllm.wire.holdback import CallHoldback
 from langchain_car_vllm.wire.parameters import SAMPLING, SERVERS
 from langchain_car_vllm.wire.reasoning import reasoning_parameters
+from langchain_car_vllm.wire.split import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.stop import StopCutter
+from langchain_car_vllm.wire.tools import tool_name
+
+_RESERVED = ("model", "messages", "stream", "stream_options")
 
 
 def exchange_for(
@@ -28,40 +36,78 @@ def exchange_for(
         stop: Where the answer ends, enforced here.
         given: The parameters, merged from the model and the call.
         streamed: Whether the answer goes on in parts.
+
+    Raises:
+        ConfigurationError: Parameters contradict each other.
     """
-    body = body_for(endpoint, messages, given)
+    tools = given.get("tools") or []
+    choice = given.get("tool_choice")
+    form = given.get("response_format")
     stops = [text for text in stop or () if text]
-    filters: list[Filter] = []
-    if stops:
-        filters.append(StopCutter(stops))
-        if _stops_by_itself(endpoint, given):
-            body["stop"] = stops
-    if streamed or stops or endpoint.engine == "simple":
+    body = body_for(endpoint, messages, given)
+    told = _stops_by_itself(endpoint, given)
+    if stops and told:
+        body["stop"] = stops
+    if _streams(endpoint, given, wanted=streamed or bool(stops)):
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
-    return Exchange(body, filters)
+    cutter: list[Filter] = [StopCutter(stops, told=told)] if stops else []
+    if not tools or choice == "none":
+        return Structured(body, form, cutter) if form else Exchange(body, cutter)
+    filters: list[Filter] = [CallHoldback([tool_name(tool) for tool in tools]), *cutter]
+    if choice in (None, "auto"):
+        return ToolsThenSchema(body, form, filters) if form else Exchange(body, filters)
+    callable_tools = _chosen(tools, choice)
+    return ForcedCall(
+        body,
+        callable_tools,
+        single=choice != "required" or given.get("parallel_tool_calls") is False,
+        methods=_methods(endpoint, messages, tools, given),
+        filters=filters,
+        version=endpoint.version,
+    )
 
 
 def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[str, Any]) -> Body:
-    """Return the JSON body of a plain request."""
+    """Return the JSON body of a request without `response_format`.
+
+    A forced tool choice is not told to the server: it would only change the prompt.
+    """
     body: Body = {"model": endpoint.served_model, "messages": messages}
     body.update({name: given[name] for name in SAMPLING if given.get(name) is not None})
     if (timeout := given.get("timeout")) is not None:
         body["timeout"] = timeout
     if tools := given.get("tools"):
         body["tools"] = tools
-        if (choice := given.get("tool_choice")) is not None:
-            body["tool_choice"] = choice
-    if (form := given.get("response_format")) is not None:
-        body["response_format"] = form
-    fields = reasoning_parameters(given.get("reasoning"), given.get("thinking_budget"))
-    fields |= {name: given[name] for name in SERVERS if given.get(name) is not None}
-    body.update(fields)
+        if given.get("tool_choice") == "none":
+            body["tool_choice"] = "none"
+    body.update(reasoning_parameters(given.get("reasoning"), given.get("thinking_budget")))
+    template = body.get("chat_template_kwargs", {})
+    body.update({name: given[name] for name in SERVERS if given.get(name) is not None})
+    if template and given.get("chat_template_kwargs"):
+        body["chat_template_kwargs"] = {**template, **given["chat_template_kwargs"]}
     for name, value in (given.get("extra_body") or {}).items():
-        if name in ("model", "messages", "stream", "stream_options"):
+        if name in _RESERVED:
             raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")
         body[name] = value
     return body
+
+
+def _streams(endpoint: Endpoint, given: Mapping[str, Any], *, wanted: bool) -> bool:
+    """Whether the server is asked to stream.
+
+    The simple engine goes on with a plain request after its client has gone, so it always streams.
+    Parsers that lose streamed tool calls never stream with tools, unless the user gets a stream.
+    """
+    if given.get("tools") and not wanted and _loses_streamed_calls(endpoint):
+        return False
+    return wanted or endpoint.engine == "simple"
+
+
+def _loses_streamed_calls(endpoint: Endpoint) -> bool:
+    if endpoint.parsers is not None:
+        return endpoint.parsers.tool_call in UNSTREAMED_PARSERS
+    return not family_facts(endpoint.served_model).streams_tool_calls
 
 
 def _stops_by_itself(endpoint: Endpoint, given: Mapping[str, Any]) -> bool:
@@ -72,4 +118,37 @@ def _stops_by_itself(endpoint: Endpoint, given: Mapping[str, Any]) -> bool:
     """
     parsers = endpoint.parsers
     thinks = parsers is None or parsers.reasoning is not None
-    return endpoint.engine == "simple" and not thinks and not given.get("tools")
+    plain = not given.get("tools") and not given.get("response_format")
+    return endpoint.engine == "simple" and not thinks and plain
+
+
+def _chosen(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
+    if choice == "required":
+        return list(tools)
+    name = choice["function"]["name"]
+    return [tool for tool in tools if tool_name(tool) == name]
+
+
+def _methods(
+    endpoint: Endpoint,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[dict[str, Any]],
+    given: Mapping[str, Any],
+) -> Sequence[Literal["native", "grammar"]]:
+    """Return how a forced call is tried.
+
+    The grammar goes first where the model has no tool format of its own, and for a single named
+    tool without tool history, where there is nothing in the cache to keep.
+    """
+    method = given.get("tool_choice_method") or "auto"
+    if method not in METHODS:
+        raise ConfigurationError(
+            f"`tool_choice_method` cannot be `{method}`", hint=f"use {', '.join(METHODS)}"
+        )
+    if method != "auto":
+        return ("native",) if method == "native" else ("grammar",)
+    formless = endpoint.parsers is not None and endpoint.parsers.tool_call is None
+    named = given["tool_choice"] != "required" and len(tools) == 1
+    if formless or (named and not has_tool_history(messages)):
+        return ("grammar",)
+    return ("native", "grammar")

@@ -10,26 +10,31 @@ class StopCutter:
 
     Args:
         stop: The stop texts, none of them empty.
+        told: Whether the server knows them and ends by itself, with the usage to follow.
 
     Attributes:
-        done: A stop text came; whatever follows is dropped.
+        done: A stop text came and nothing more is wanted; whatever follows is dropped.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, told: bool = False) -> None:
         self._stop = tuple(stop)
+        self._told = told
         self._held = ""
+        self._cut = False
         self.done = False
 
     def feed(self, delta: Delta) -> Delta | None:
         """Return what surely comes before any stop text."""
-        if self.done:
+        if self._cut:
+            self.done = True  # a server that was told goes on all the same
             return None
         if not delta.text:
             return delta
         text = self._held + delta.text
         places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if places:
-            self.done = True
+            self._cut = True
+            self.done = not self._told
             self._held = ""
             return self._with(delta, text[: min(places)])
         kept = max(_overlap(text, stop) for stop in self._stop)

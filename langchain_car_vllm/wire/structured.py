@@ -1,32 +1,116 @@
 """Structured output: from a schema to the bound parameters and the parser."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Literal
 
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers.base import BaseOutputParser
 from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
 )
+from langchain_core.output_parsers.transform import BaseCumulativeTransformOutputParser
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import (
-    convert_to_json_schema,
-    convert_to_openai_tool,
-)
-from langchain_core.utils.pydantic import is_basemodel_subclass
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.json import parse_json_markdown, parse_partial_json
+from pydantic import BaseModel, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.wire.errors import StructuredOutputError
+from langchain_car_vllm.wire.schema import Schema, complaint, is_model, json_schema
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 METHODS: Sequence[str] = ("json_schema", "function_calling", "json_mode")
 
 
+class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
+    """Turns the JSON of an answer into the object that was asked for.
+
+    While the answer streams, each part gives the object as far as it is known: a dict, or an
+    instance once the pydantic class accepts one.
+
+    Attributes:
+        target: The pydantic class, None for dicts.
+        expected: The JSON schema that a dict must fit, None for any.
+    """
+
+    target: type[Any] | None = None
+    expected: Schema | None = None
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """Return the object.
+
+        Raises:
+            StructuredOutputError: The answer broke off, or does not fit.
+        """
+        text = result[0].text
+        if not partial:
+            check_finish(result[0])
+            return self._whole(text)
+        try:
+            value = parse_json_markdown(text, parser=parse_partial_json)
+            return value if self.target is None else _instance(self.target, json.dumps(value))
+        except ValueError:
+            return None
+
+    def parse(self, text: str) -> Any:
+        """Return the object of a whole answer."""
+        return self._whole(text)
+
+    @property
+    def _type(self) -> str:
+        return "vllm_mlx_answer"
+
+    def _whole(self, text: str) -> Any:
+        if self.target is not None:
+            try:
+                return _instance(self.target, _unfenced(text))
+            except ValueError as error:
+                raise StructuredOutputError(
+                    f"the answer does not fit `{self.target.__name__}`: {_first(error)}",
+                    answer=text,
+                ) from error
+        try:
+            value = json.loads(_unfenced(text))
+        except ValueError as error:
+            raise StructuredOutputError("the answer is no JSON", answer=text) from error
+        if self.expected is not None and (misfit := complaint(value, self.expected)):
+            raise StructuredOutputError(
+                f"the answer does not fit the schema: {misfit}", answer=text
+            )
+        return value
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002
+        whole: list[Any] = []
+        yield from super()._transform(_kept(input, whole))
+        self._check_end(whole)
+
+    async def _atransform(
+        self,
+        input: AsyncIterator[str | BaseMessage],  # noqa: A002
+    ) -> AsyncIterator[Any]:
+        whole: list[Any] = []
+        async for part in super()._atransform(_akept(input, whole)):
+            yield part
+        self._check_end(whole)
+
+    def _check_end(self, parts: list[Any]) -> None:
+        """Validate a streamed answer once it is whole: its parts were let through unchecked."""
+        messages = [part for part in parts if isinstance(part, BaseMessage)]
+        if not messages:
+            return
+        text = "".join(message.text for message in messages)
+        last = AIMessage(content=text, response_metadata=messages[-1].response_metadata)
+        self.parse_result([ChatGeneration(message=last)])
+
+
 def response_format(schema: Any, *, strict: bool | None = None) -> dict[str, Any]:
     """Return the `response_format` of a `json_schema` request."""
-    converted = convert_to_json_schema(schema, strict=strict)
-    form: dict[str, Any] = {"name": converted.get("title") or "answer", "schema": converted}
+    found = json_schema(schema)
+    form: dict[str, Any] = {"name": found.get("title") or "answer", "schema": found}
     if strict is not None:
         form["strict"] = strict
     return {"type": "json_schema", "json_schema": form}
@@ -34,15 +118,14 @@ def response_format(schema: Any, *, strict: bool | None = None) -> dict[str, Any
 
 def parser_for(schema: Any, method: Method) -> BaseOutputParser[Any]:
     """Return what turns the answer into the object that the schema describes."""
-    model = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
     if method == "function_calling":
-        if model is not None:
-            return PydanticToolsParser(tools=[model], first_tool_only=True)
+        if is_model(schema):
+            return PydanticToolsParser(tools=[schema], first_tool_only=True)
         name = convert_to_openai_tool(schema)["function"]["name"]
         return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    if model is not None:
-        return PydanticOutputParser(pydantic_object=model)
-    return JsonOutputParser()
+    if is_model(schema):
+        return AnswerParser(target=schema)
+    return AnswerParser(expected=None if schema is None else json_schema(schema))
 
 
 def with_parser(
@@ -72,3 +155,51 @@ def check_method(method: str, schema: Any, *, strict: bool | None) -> None:
         raise ConfigurationError(f"`schema` is needed for the method `{method}`")
     if strict is not None and method == "json_mode":
         raise ConfigurationError("`strict` has no meaning for the method `json_mode`")
+
+
+def check_finish(generation: Generation) -> None:
+    """Refuse an answer that ran out of tokens: the server closes its brackets (vllm-mlx 0.6.0).
+
+    Raises:
+        StructuredOutputError: It was cut off.
+    """
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    if message is not None and message.response_metadata.get("finish_reason") == "length":
+        raise StructuredOutputError(
+            "the answer was cut off before its end: `max_tokens` is too small",
+            answer=generation.text,
+            hint="raise `max_tokens`",
+        )
+
+
+def _unfenced(text: str) -> str:
+    text = text.strip()
+    if text.startswith("```"):
+        text = text.partition("\n")[2].rstrip().removesuffix("```")
+    return text
+
+
+def _instance(model: type[Any], text: str) -> Any:
+    if issubclass(model, BaseModel):
+        return model.model_validate_json(text)
+    return model.parse_raw(text)  # of pydantic's version 1
+
+
+def _first(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in found["loc"])
+    return f"{place}: {found['msg']}" if place else found["msg"]
+
+
+def _kept(parts: Iterator[Any], kept: list[Any]) -> Iterator[Any]:
+    for part in parts:
+        kept.append(part)
+        yield part
+
+
+async def _akept(parts: AsyncIterator[Any], kept: list[Any]) -> AsyncIterator[Any]:
+    async for part in parts:
+        kept.append(part)
+        yield part

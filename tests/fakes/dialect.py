@@ -136,6 +136,8 @@ def example(schema: dict[str, Any], root: dict[str, Any]) -> Any:
         needed = schema.get("required", list(schema.get("properties", {})))
         properties = schema.get("properties", {})
         return {name: example(properties.get(name, {}), root) for name in needed}
+    if kind == "array" and schema.get("prefixItems"):
+        return [example(part, root) for part in schema["prefixItems"]]
     if kind == "array":
         return [example(schema.get("items", {}), root)] * max(1, schema.get("minItems", 1))
     if kind in ("integer", "number"):
@@ -384,7 +386,8 @@ class Dialect:
         texts = [body.get("system") or ""]
         for message in body.get("messages", []):
             content = message.get("content") or ""
-            texts.append(content if isinstance(content, str) else json.dumps(content))
+            blocks = [{"text": content}] if isinstance(content, str) else content
+            texts.extend(block.get("text") or "" for block in blocks)
         texts.extend(json.dumps(tool) for tool in body.get("tools", []))
         return _json(200, {"input_tokens": sum(len(str(text).split()) for text in texts)})
 

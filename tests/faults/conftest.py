@@ -16,10 +16,15 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     installation = Fake(tmp_path / "fake")
     monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(installation.binary))
     yield installation
-    for directory, _ in running_servers():
-        stop_server(directory, policy=FAST)
+
+    def is_quiet() -> bool:
+        # A start that a caller gave up goes on, so that its supervisor may come later.
+        for directory, _ in running_servers():
+            stop_server(directory, policy=FAST)
+        return not processes_of(tmp_path)
+
     try:
-        eventually(lambda: not processes_of(tmp_path), "the last process to end", patience=5)
+        eventually(is_quiet, "the last process to end", patience=5)
     finally:
         for process in processes_of(tmp_path):
             process.kill()

@@ -1,13 +1,17 @@
 """Starting: once for everybody, reported when it fails, never cancelled by a caller."""
 
 import asyncio
+import os
+import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
 
-from langchain_car_vllm.errors import ServerStartError, ServerStartingError
+from langchain_car_vllm.errors import ConfigurationError, ServerStartError, ServerStartingError
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import alease, lease
 
@@ -220,3 +224,55 @@ def test_server_that_accepts_any_key_is_never_ready(fake: Fake):
     fake.switch(any_key=True)
     with pytest.raises(ServerStartingError):
         lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+
+
+def test_impostor_on_the_port_hears_no_key(fake: Fake):
+    """A stranger that took the port before our server, and answers 200 to all, is not believed."""
+    heard = fake.root / "heard"
+    fake.switch(impostor=str(heard))
+    try:
+        with pytest.raises(ServerStartingError):
+            lease(fake.spec(), policy=FAST, startup_timeout=1.5).__enter__()
+        assert fake.state().phase == "load"
+        key = fake.state().api_key
+        assert key
+        assert not heard.exists() or key not in heard.read_text()
+    finally:
+        pid = eventually(lambda: Path(f"{heard}.pid").read_text(), "the stranger")
+        os.kill(int(pid), signal.SIGKILL)
+
+
+def test_supervisor_killed_before_its_first_word_is_replaced(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A supervisor that dies before it wrote anything costs one more attempt."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/once ] || {{ touch {tmp_path}/once; kill -9 $$; }}\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+    assert (tmp_path / "once").exists()
+
+
+def test_supervisor_that_never_reports_is_an_error_with_its_last_words(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A Python that cannot run the supervisor is told with what it said."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho this Python is broken >&2\nexit 7\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
+    with pytest.raises(ServerStartError, match="this Python is broken") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert caught.value.exit_code == 7
+
+
+def test_frozen_program_is_told_which_variable_to_set(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """Without a Python of its own a program needs `CAR_VLLM_PYTHON`."""
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(ConfigurationError, match="CAR_VLLM_PYTHON"):
+        lease(fake.spec(), policy=FAST).__enter__()

@@ -21,7 +21,7 @@ def serve() -> Iterator[Serve]:
             script: Script | Reply = helpful, dialect: dict[str, Any] | None = None, **fields: Any
         ) -> tuple[ChatVllmMlx, Dialect]:
             said = (lambda _: script) if isinstance(script, Reply) else script
-            spoken = Dialect("m", script=said, **(dialect or {}))
+            spoken = Dialect(**{"served_model": "m", "script": said, **(dialect or {})})
             server = stack.enter_context(Server(spoken))
             return ChatVllmMlx(**{"model": "m", "base_url": server.base_url, **fields}), spoken
 

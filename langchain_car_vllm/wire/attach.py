@@ -1,0 +1,103 @@
+"""What an endpoint that somebody else runs says of itself."""
+
+import dataclasses
+import http.client
+import json
+import threading
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.errors import (
+    ConnectionFailedError,
+    ModelMissingError,
+    error_for_status,
+)
+
+_SECONDS = 2.0
+_known: dict[str, dict[str, Any]] = {}
+_lock = threading.Lock()
+
+
+def described(endpoint: Endpoint) -> Endpoint:
+    """Return the endpoint with its engine and whether it takes media, where its `/health` tells.
+
+    `/health` needs no key and names both (vllm-mlx 0.6.0). It is asked once for each address that
+    answers; other servers leave it unknown, and an address that does not answer is left to the
+    request itself.
+    """
+    if found := find_described(endpoint):
+        return found
+    health = _health(endpoint.base_url)
+    if health is None:
+        return endpoint
+    with _lock:
+        _known[endpoint.base_url] = health
+    return _with(endpoint, health)
+
+
+def find_described(endpoint: Endpoint) -> Endpoint | None:
+    """Return the same where its address has answered before; never blocks."""
+    with _lock:
+        health = _known.get(endpoint.base_url)
+    return None if health is None else _with(endpoint, health)
+
+
+def _with(endpoint: Endpoint, health: dict[str, Any]) -> Endpoint:
+    engine = health.get("engine_type")
+    kind = health.get("model_type")
+    return dataclasses.replace(
+        endpoint,
+        engine=engine if engine in ("simple", "batched") else None,
+        multimodal=kind == "mllm" if kind in ("mllm", "llm") else None,
+    )
+
+
+def check_served(endpoint: Endpoint) -> None:
+    """Refuse an endpoint that does not serve its model.
+
+    Raises:
+        ConnectionFailedError: It does not answer.
+        AnswerError: It refuses to tell, for instance because of the key.
+        ModelMissingError: It serves others.
+    """
+    status, found = _get(endpoint.base_url, "/models", endpoint.api_key)
+    if status is None:
+        raise ConnectionFailedError(f"nobody answers at {endpoint.base_url}")
+    if status != HTTPStatus.OK:
+        raise error_for_status(status, str((found or {}).get("detail") or ""))
+    served = [entry.get("id") for entry in (found or {}).get("data") or []]
+    if endpoint.served_model not in served:
+        raise ModelMissingError(
+            f"the endpoint does not serve `{endpoint.served_model}`",
+            hint=f"it serves {', '.join(f'`{name}`' for name in served) or 'nothing'}",
+        )
+
+
+def _health(base_url: str) -> dict[str, Any] | None:
+    root = base_url.removesuffix("/v1")
+    status, found = _get(root, "/health", None)
+    return None if status is None else found or {}
+
+
+def _get(base_url: str, path: str, key: str | None) -> tuple[int | None, dict[str, Any] | None]:
+    """Return the status, None where nobody answers, and the JSON object, None for none."""
+    parts = urlsplit(base_url)
+    secure = parts.scheme == "https"
+    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = connect(parts.netloc, timeout=_SECONDS)
+    try:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException):
+        return None, None
+    finally:
+        connection.close()
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    return response.status, found if isinstance(found, dict) else None

@@ -1,0 +1,215 @@
+"""A forced tool choice, which the server only asks for in the prompt, as a guarantee.
+
+First the model's own way: the request goes out byte for byte as an unforced one, so the server's
+prefix cache holds, thinking stays on and the call is in the model's own format. Only if no valid
+call comes back, one request constrained by a grammar made of the tools follows.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from langchain_core.messages.tool import ToolCallChunk
+
+from langchain_car_vllm.errors import ForcedToolCallError
+from langchain_car_vllm.wire.answer import Delta, Filter
+from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError, ServerFailedError
+from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange, new_call_id
+from langchain_car_vllm.wire.result import CallCollector
+from langchain_car_vllm.wire.schema import Schema, complaint, digested
+from langchain_car_vllm.wire.tools import tool_name
+
+ChoiceMethod = Literal["auto", "native", "grammar"]
+METHODS: Sequence[str] = ("auto", "native", "grammar")
+
+
+class ForcedCall(Exchange):
+    """A call that must end in a tool call.
+
+    Args:
+        body: The body of an unforced request, with the tools.
+        tools: The tools that may be called, all of them or the named one.
+        single: Whether exactly one call is wanted.
+        methods: The ways to go, in order.
+        filters: What a native answer passes through before it is judged.
+        version: The server's version, for the error.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        tools: Sequence[dict[str, Any]],
+        *,
+        single: bool,
+        methods: Sequence[Literal["native", "grammar"]],
+        filters: Sequence[Filter] = (),
+        version: str | None = None,
+    ) -> None:
+        super().__init__(body, filters)
+        self._tools = {tool_name(tool): tool["function"] for tool in tools}
+        self._single = single
+        self._methods = methods
+        self._version = version
+        self._used = ""
+
+    def attempts(self) -> Iterator[Attempt]:
+        """Yield the native request, then the constrained one where no valid call came."""
+        for method in self._methods:
+            self._used = method
+            attempt = self._native() if method == "native" else self._grammar()
+            yield attempt
+            if attempt.called:
+                return
+        raise ForcedToolCallError(
+            f"the model called none of {', '.join(self._tools)} although it had to",
+            hint='allow the grammar with `tool_choice_method="auto"`, or use a larger model',
+        )
+
+    def _native(self) -> Attempt:
+        attempt = self._attempt(self.body, [*self._filters, ValidCalls(self._tools)])
+        attempt.promotes = False
+        return attempt
+
+    def _grammar(self) -> Attempt:
+        most = 1 if self._single else max(1, len(self._tools))
+        schema = calls_schema(self._tools, most)
+        attempt = self._attempt(
+            constrained(self.body, "calls", schema), [WrittenCalls(self._tools)]
+        )
+        attempt.failed = self._refused
+        return attempt
+
+    def _refused(self, error: AnswerError) -> Exception:
+        if not isinstance(error, InvalidRequestError | ServerFailedError):
+            return error
+        version = f" (vllm-mlx {self._version})" if self._version else ""
+        return ForcedToolCallError(
+            f"the server{version} could not constrain the answer to a tool call: {error.message}",
+            hint="constrained answers need vllm-mlx 0.5 or newer",
+        )
+
+    def _extra(self) -> dict[str, Any]:
+        return {"tool_choice_method": self._used}
+
+
+class ValidCalls:
+    """Holds everything but the reasoning back until it is clear whether the calls are valid.
+
+    A call cannot be taken back once it went out, so it waits for its last argument.
+
+    Args:
+        tools: The functions that may be called, by name.
+    """
+
+    done = False
+
+    def __init__(self, tools: Mapping[str, dict[str, Any]]) -> None:
+        self._tools = tools
+        self._texts: list[str] = []
+        self._chunks: list[ToolCallChunk] = []
+
+    def feed(self, delta: Delta) -> Delta | None:
+        """Let the reasoning pass."""
+        self._texts.append(delta.text)
+        self._chunks.extend(delta.calls)
+        return Delta(thought=delta.thought) if delta.thought else None
+
+    def end(self) -> Delta | None:
+        """Return the answer where it holds valid calls only, and at least one."""
+        collector = CallCollector()
+        collector.feed(self._chunks)
+        valid, invalid = collector.parsed()
+        fits = all(_misfit(self._tools, call["name"], call["args"]) is None for call in valid)
+        if not valid or invalid or not fits:
+            return None
+        return Delta("".join(self._texts), calls=tuple(self._chunks))
+
+
+class WrittenCalls:
+    """Turns the array that the grammar made the model write into tool calls.
+
+    Args:
+        tools: The functions that may be called, by name.
+    """
+
+    done = False
+
+    def __init__(self, tools: Mapping[str, dict[str, Any]]) -> None:
+        self._tools = tools
+        self._texts: list[str] = []
+
+    def feed(self, delta: Delta) -> Delta | None:
+        """Collect the text."""
+        self._texts.append(delta.text)
+        return None
+
+    def end(self) -> Delta:
+        """Return the calls.
+
+        Raises:
+            ForcedToolCallError: The array is not whole, or does not fit.
+        """
+        text = "".join(self._texts)
+        try:
+            entries = json.loads(text)
+            calls = [(str(entry["name"]), dict(entry["arguments"])) for entry in entries]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ForcedToolCallError(
+                "the constrained answer is no whole list of tool calls",
+                hint="raise `max_tokens`: it may have been cut off",
+            ) from error
+        for name, args in calls:
+            if misfit := _misfit(self._tools, name, args):
+                raise ForcedToolCallError(f"the arguments of `{name}` do not fit: {misfit}")
+        if not calls:
+            raise ForcedToolCallError("the constrained answer holds no tool call")
+        return Delta(
+            calls=tuple(
+                ToolCallChunk(
+                    name=name,
+                    args=json.dumps(args, ensure_ascii=False),
+                    id=new_call_id(),
+                    index=index,
+                    type="tool_call_chunk",
+                )
+                for index, (name, args) in enumerate(calls)
+            )
+        )
+
+
+def calls_schema(tools: Mapping[str, dict[str, Any]], most: int) -> Schema:
+    """Return the schema of a list of calls: their names and arguments, at least one."""
+    forms = [
+        {
+            "type": "object",
+            "description": str(function.get("description") or ""),
+            "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{name}"}},
+            "required": ["name", "arguments"],
+        }
+        for name, function in tools.items()
+    ]
+    items = forms[0] if len(forms) == 1 else {"anyOf": forms}
+    parts = {name: _parameters(function) for name, function in tools.items()}
+    return digested({"type": "array", "items": items, "minItems": 1, "maxItems": most}, parts)
+
+
+def constrained(body: Body, name: str, schema: Schema) -> Body:
+    """Return a body that asks for JSON that fits a digested schema, without any tools."""
+    left = {k: v for k, v in body.items() if k not in ("tools", "tool_choice", "stop")}
+    form = {"name": name, "schema": schema, "strict": True}
+    return {**left, "response_format": {"type": "json_schema", "json_schema": form}}
+
+
+def has_tool_history(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the conversation holds tool calls or their results."""
+    return any(m.get("role") == "tool" or m.get("tool_calls") for m in messages)
+
+
+def _parameters(function: Mapping[str, Any]) -> Schema:
+    return function.get("parameters") or {"type": "object", "properties": {}}
+
+
+def _misfit(tools: Mapping[str, dict[str, Any]], name: str, args: dict[str, Any]) -> str | None:
+    if name not in tools:
+        return f"no tool is named `{name}`"
+    return complaint(args, _parameters(tools[name]))

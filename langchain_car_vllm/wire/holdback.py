@@ -1,0 +1,214 @@
+"""Tool calls that come as text: held back until it is clear what they are.
+
+Models write calls in forms that the server's parser does not know, or knows only where the answer
+is not streamed: a JSON object, a JSON code block, a `<tool_call>` without an end. Text that begins
+like one is held back. JSON that names a bound tool becomes the call; anything else is let go as
+the text it is, at the first sign that it is no call.
+"""
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+from langchain_core.messages.tool import ToolCallChunk
+
+from langchain_car_vllm.wire.answer import Delta
+from langchain_car_vllm.wire.exchange import new_call_id
+
+_START = re.compile(r"\s*(?:<tool_call>|```|[{\[])")
+_PARTIAL = re.compile(r"\s*(?:<(?:t(?:o(?:o(?:l(?:_(?:c(?:a(?:l(?:l)?)?)?)?)?)?)?)?)?|`{1,2})?\Z")
+_FENCE = re.compile(r"\s*```[ \t]*(\w*)[ \t]*\n")
+_FENCE_END = re.compile(r"\n?[ \t]*```[ \t]*(?=\n|\Z)")
+_TAG, _TAG_END = "<tool_call>", "</tool_call>"
+_CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
+_FIRST_KEY = re.compile(r'[\[\s]*\{\s*"([^"\\]*)"')
+_FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*(?:"[^"\\]*)?)?\Z')
+_CALL_KEYS = ("name", "type", "function", "tool", "arguments", "parameters", "args", "id")
+
+
+class CallHoldback:
+    """Turns calls written as text into tool calls.
+
+    Args:
+        names: The bound tools.
+
+    Attributes:
+        done: Never set: an answer may go on after a call.
+    """
+
+    done = False
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
+        self._held = ""
+        self._code = False
+        self._after_call = False
+        self._calls = 0
+        self._native = False
+
+    def feed(self, delta: Delta) -> Delta | None:
+        """Return the calls that are complete and the text that is surely none."""
+        if delta.calls:
+            self._native = True
+        self._held += delta.text
+        text, chunks = self._released(last=False)
+        if not (text or chunks or delta.thought or delta.calls):
+            return None
+        return Delta(text, delta.thought, (*delta.calls, *chunks))
+
+    def end(self) -> Delta | None:
+        """Return what was held back, as the call or as the text it is."""
+        text, chunks = self._released(last=True)
+        return Delta(text, calls=tuple(chunks)) if text or chunks else None
+
+    def _released(self, *, last: bool) -> tuple[str, list[ToolCallChunk]]:
+        texts: list[str] = []
+        chunks: list[ToolCallChunk] = []
+        while self._held:
+            text, calls, waiting = self._step(last=last)
+            texts.append(text)
+            chunks.extend(calls)
+            if waiting:
+                break
+        return "".join(texts), chunks
+
+    def _step(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
+        """Take one piece off what is held.
+
+        Returns:
+            Text to let go, calls to let go, and whether the rest must wait for more.
+        """
+        if self._after_call:  # the white space around a call is no text of its own
+            self._held = self._held.lstrip()
+            self._after_call = not self._held
+        if self._code:
+            return self._inside_code(last=last)
+        found = _START.search(self._held)
+        if found is None:
+            cut = len(self._held) if last else _partial_start(self._held)
+            text, self._held = self._held[:cut], self._held[cut:]
+            return text, [], True
+        if found.start() > 0:
+            text, self._held = self._held[: found.start()], self._held[found.start() :]
+            return text, [], False
+        size = self._size(last=last)
+        if size is None:
+            return "", [], True
+        piece, self._held = self._held[:size], self._held[size:]
+        calls = self._parsed(piece)
+        self._after_call = bool(calls)
+        return ("", calls, False) if calls else (piece, [], False)
+
+    def _inside_code(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
+        """Let the text of a code block that is no call go, until its end."""
+        end = _FENCE_END.search(self._held, 1)
+        if end is not None and (last or end.end() < len(self._held)):
+            self._code = False
+            text, self._held = self._held[: end.end()], self._held[end.end() :]
+            return text, [], False
+        keep = 0 if last else len(self._held) - len(self._held.rstrip(" \t\n`"))
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text, [], True
+
+    def _size(self, *, last: bool) -> int | None:
+        """Return how much of what is held is one piece, None where it has not ended yet."""
+        body = self._held.lstrip()
+        margin = len(self._held) - len(body)
+        if body.startswith(_TAG):
+            end = body.find(_TAG_END)
+            if end >= 0:
+                return margin + end + len(_TAG_END)
+            return len(self._held) if last else None
+        if body.startswith("```"):
+            return self._fence_size(last=last)
+        return self._json_size(body, margin, last=last)
+
+    def _fence_size(self, *, last: bool) -> int | None:
+        opening = _FENCE.match(self._held)
+        if opening is None:
+            body = self._held.lstrip()
+            return len(self._held) - len(body) + 3 if last or "\n" in body else None
+        if opening[1].lower() not in _CALL_LANGUAGES or not _may_be_call(
+            self._held[opening.end() :]
+        ):
+            self._code = True
+            return opening.end()
+        end = _FENCE_END.search(self._held, opening.end())
+        if end is None or (end.end() == len(self._held) and not last):
+            return len(self._held) if last else None
+        return end.end()
+
+    def _json_size(self, body: str, margin: int, *, last: bool) -> int | None:
+        if not _may_be_call(body):
+            return margin + 1
+        try:
+            _, end = json.JSONDecoder().raw_decode(body)
+        except ValueError:
+            return len(self._held) if last else None
+        return margin + end
+
+    def _parsed(self, piece: str) -> list[ToolCallChunk]:
+        if self._native:  # the server's parser found calls, so text beside them is text
+            return []
+        found = _calls_in(piece.strip(), self._names)
+        chunks = []
+        for name, args in found:
+            chunks.append(
+                ToolCallChunk(
+                    name=name,
+                    args=json.dumps(args, ensure_ascii=False),
+                    id=new_call_id(),
+                    index=self._calls,
+                    type="tool_call_chunk",
+                )
+            )
+            self._calls += 1
+        return chunks
+
+
+def _may_be_call(text: str) -> bool:
+    """Whether JSON that begins so may be a call: an object whose first key is one of a call's."""
+    if key := _FIRST_KEY.match(text):
+        return key[1] in _CALL_KEYS
+    return bool(_FIRST_KEY_BEGUN.match(text))
+
+
+def _partial_start(text: str) -> int:
+    """Return where the end of `text` begins that could become the start of a call."""
+    found = _PARTIAL.search(text)
+    return found.start() if found else len(text)
+
+
+def _calls_in(piece: str, names: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the calls in a piece of text, none unless all of it is calls of bound tools."""
+    inner = piece.removeprefix(_TAG).removesuffix(_TAG_END).strip()
+    if fence := _FENCE.match(inner):
+        inner = inner[fence.end() :].rstrip().removesuffix("```").strip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(inner)
+    except ValueError:
+        return []
+    if inner[end:].strip():
+        return []
+    entries = value if isinstance(value, list) else [value]
+    calls = [_call(entry, names) for entry in entries]
+    return [call for call in calls if call] if all(calls) else []
+
+
+def _call(entry: Any, names: Collection[str]) -> tuple[str, dict[str, Any]] | None:
+    if not isinstance(entry, dict):
+        return None
+    if isinstance(entry.get("function"), dict):
+        entry = entry["function"]
+    name = entry.get("name") or entry.get("tool") or entry.get("function")
+    args = next((entry[k] for k in ("arguments", "parameters", "args") if k in entry), None)
+    if isinstance(args, str):
+        try:
+            args = json.loads(args)
+        except ValueError:
+            return None
+    if not (isinstance(name, str) and name in names and isinstance(args, dict)):
+        return None
+    return name, args

@@ -1,0 +1,251 @@
+"""Images, audio and video in the server's shapes, checked before anything is sent.
+
+The server answers broken media with a causeless 500, drops what it does not know in silence, and
+refuses addresses of this machine (vllm-mlx 0.6.0). So everything is read here, recognised by its
+first bytes, checked for its end and its size, and sent inline.
+"""
+
+import base64
+import binascii
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from langchain_car_vllm.wire.errors import InvalidRequestError
+
+Kind = Literal["image", "audio", "video"]
+
+# The server's own limits in bytes.
+_MOST = {"image": 20 << 20, "audio": 100 << 20, "video": 500 << 20}
+_FETCH_SECONDS = 30.0
+_KINDS: dict[str, Kind] = {
+    "image": "image",
+    "image_url": "image",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "video": "video",
+    "video_url": "video",
+}
+
+
+class Medium(NamedTuple):
+    """One image, recording or film.
+
+    Attributes:
+        kind: What it is.
+        mime_type: Its type, recognised by its content.
+        data: The bytes.
+        options: What else the block said, such as an image's `detail`.
+    """
+
+    kind: Kind
+    mime_type: str
+    data: bytes
+    options: dict[str, Any]
+
+    def block(self) -> dict[str, Any]:
+        """Return the block as the server takes it."""
+        url = f"data:{self.mime_type};base64,{base64.b64encode(self.data).decode()}"
+        name = f"{self.kind}_url"
+        return {"type": name, name: {"url": url, **self.options}}
+
+
+def kind_of(block: Mapping[str, Any]) -> Kind | None:
+    """Return what kind of medium a block holds, None for none."""
+    return _KINDS.get(str(block.get("type")))
+
+
+def read_medium(block: Mapping[str, Any]) -> Medium:
+    """Return what a block of LangChain's, OpenAI's or Anthropic's shape holds.
+
+    Data, `data:` and `http(s):` addresses, `file:` addresses and `Path`s are read; this may block.
+
+    Raises:
+        InvalidRequestError: It cannot be read, is of no known type, is cut off, or is too large.
+    """
+    kind = kind_of(block)
+    if kind is None:
+        raise InvalidRequestError(f"a block of type `{block.get('type')}` is no medium")
+    source, options = _source(block, kind)
+    data = _read(source, kind)
+    if len(data) > _MOST[kind]:
+        size, most = len(data) / (1 << 20), _MOST[kind] >> 20
+        raise InvalidRequestError(f"the {kind} is too large: {size:.1f} MB, at most {most} MB go")
+    mime_type = _recognised(data, kind)
+    return Medium(kind, mime_type, data, options)
+
+
+def _source(block: Mapping[str, Any], kind: Kind) -> tuple[str | bytes | Path, dict[str, Any]]:
+    """Return where a block's bytes are, and what else it says."""
+    inner = block.get(f"{kind}_url", block.get("input_audio", block.get("source", block)))
+    if isinstance(inner, str | Path):
+        return inner, {}
+    if not isinstance(inner, Mapping):
+        raise InvalidRequestError(f"a block of type `{block.get('type')}` has no content")
+    options = {"detail": inner["detail"]} if inner.get("detail") else {}
+    inline = inner.get("base64", inner.get("data"))
+    if isinstance(inline, str | bytes):
+        return (_decoded(inline, kind) if isinstance(inline, str) else inline), options
+    outside = [inner[name] for name in ("url", "path", kind) if name in inner]
+    if outside and isinstance(outside[0], str | Path):
+        return outside[0], options
+    if inner.get("file_id") or inner.get("id"):
+        raise InvalidRequestError(
+            f"the {kind} is given by an id of an upload, which this server does not keep",
+            hint="give its bytes, its address or its path",
+        )
+    raise InvalidRequestError(f"a block of type `{block.get('type')}` has no content")
+
+
+def _read(source: str | bytes | Path, kind: Kind) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Path):
+        return _read_file(source, kind)
+    scheme = urlsplit(source).scheme.lower()
+    if scheme == "data":
+        return _read_data_url(source, kind)
+    if scheme == "file":
+        return _read_file(Path(url2pathname(urlsplit(source).path)), kind)
+    if scheme in ("http", "https"):
+        return _fetch(source, kind)
+    raise InvalidRequestError(
+        f"`{source[:80]}` is no address of an {kind}",
+        hint="give a `Path`, or an address that begins with data:, file:, http: or https:",
+    )
+
+
+def _read_file(path: Path, kind: Kind) -> bytes:
+    try:
+        if path.stat().st_size > _MOST[kind]:
+            raise InvalidRequestError(f"`{path}` is too large: at most {_MOST[kind] >> 20} MB go")
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise InvalidRequestError(f"`{path}` cannot be read: {error.strerror}") from error
+
+
+def _read_data_url(url: str, kind: Kind) -> bytes:
+    head, comma, body = url.partition(",")
+    if not comma:
+        raise InvalidRequestError(f"the {kind}'s data: address has no data")
+    return _decoded(body, kind) if head.endswith(";base64") else unquote_to_bytes(body)
+
+
+def _decoded(text: str, kind: Kind) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequestError(f"the {kind} is no base64: {error}") from error
+
+
+def _fetch(url: str, kind: Kind) -> bytes:
+    import httpx2  # noqa: PLC0415 - needed for media alone
+
+    found = bytearray()
+    try:
+        with httpx2.stream("GET", url, follow_redirects=True, timeout=_FETCH_SECONDS) as response:
+            response.raise_for_status()
+            for part in response.iter_bytes():
+                found += part
+                if len(found) > _MOST[kind]:
+                    break
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise InvalidRequestError(f"`{url}` cannot be fetched: {error}") from error
+    return bytes(found)
+
+
+def _recognised(data: bytes, kind: Kind) -> str:
+    """Return the type of the bytes, once they are whole."""
+    for form in _FORMS:
+        if form.kind == kind and form.begins(data):
+            if not form.is_whole(data):
+                raise InvalidRequestError(f"the {kind} is cut off: its end is missing")
+            return form.mime_type
+    known = ", ".join(form.mime_type.split("/")[1] for form in _FORMS if form.kind == kind)
+    raise InvalidRequestError(
+        f"the {kind} is of no known type" if data else f"the {kind} is empty",
+        hint=f"known are {known}",
+    )
+
+
+class _Form(NamedTuple):
+    kind: Kind
+    mime_type: str
+    begins: Callable[[bytes], bool]
+    is_whole: Callable[[bytes], bool]
+
+
+def _starts(*marks: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data.startswith(marks)
+
+
+def _riff(form: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data[:4] == b"RIFF" and data[8:12] == form
+
+
+def _box(data: bytes) -> bool:
+    return data[4:8] == b"ftyp"
+
+
+def _is_whole_png(data: bytes) -> bool:
+    place = 8
+    while place + 12 <= len(data):
+        (size,) = struct.unpack_from(">I", data, place)
+        end = place + 12 + size
+        if end > len(data):
+            return False
+        (check,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(data[place + 4 : end - 4]) != check:
+            return False
+        if data[place + 4 : place + 8] == b"IEND":
+            return True
+        place = end
+    return False
+
+
+def _is_whole_jpeg(data: bytes) -> bool:
+    return b"\xff\xd9" in data[-4096:]
+
+
+def _is_whole_gif(data: bytes) -> bool:
+    return data.rstrip(b"\0").endswith(b";")
+
+
+def _is_whole_riff(data: bytes) -> bool:
+    return len(data) >= int.from_bytes(data[4:8], "little") + 8
+
+
+def _is_whole_bmp(data: bytes) -> bool:
+    return len(data) >= int.from_bytes(data[2:6], "little") > 0
+
+
+def _cannot_tell(data: bytes) -> bool:
+    return bool(data)
+
+
+_FORMS = (
+    _Form("image", "image/png", _starts(b"\x89PNG\r\n\x1a\n"), _is_whole_png),
+    _Form("image", "image/jpeg", _starts(b"\xff\xd8\xff"), _is_whole_jpeg),
+    _Form("image", "image/webp", _riff(b"WEBP"), _is_whole_riff),
+    _Form("image", "image/gif", _starts(b"GIF87a", b"GIF89a"), _is_whole_gif),
+    _Form("image", "image/bmp", _starts(b"BM"), _is_whole_bmp),
+    _Form("image", "image/tiff", _starts(b"II*\0", b"MM\0*"), _cannot_tell),
+    _Form("audio", "audio/wav", _riff(b"WAVE"), _cannot_tell),
+    _Form(
+        "audio",
+        "audio/mpeg",
+        _starts(b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2"),
+        _cannot_tell,
+    ),
+    _Form("audio", "audio/flac", _starts(b"fLaC"), _cannot_tell),
+    _Form("audio", "audio/ogg", _starts(b"OggS"), _cannot_tell),
+    _Form("audio", "audio/mp4", _box, _cannot_tell),
+    _Form("video", "video/mp4", _box, _cannot_tell),
+    _Form("video", "video/webm", _starts(b"\x1a\x45\xdf\xa3"), _cannot_tell),
+    _Form("video", "video/x-msvideo", _riff(b"AVI "), _is_whole_riff),
+)

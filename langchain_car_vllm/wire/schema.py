@@ -1,0 +1,164 @@
+"""JSON schemas: from what the user wrote to what the server's grammar can digest.
+
+The grammar (llguidance, in vllm-mlx 0.5.0 and later) refuses ordinary schemas with a causeless 500:
+`uniqueItems`, unknown formats, `oneOf`, look-around in patterns, references into nested `$defs`.
+The digested schema asks for a little less; the answer is validated against the original.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
+
+from langchain_car_vllm.errors import ConfigurationError
+
+Schema = dict[str, Any]
+
+_DEFS = ("$defs", "definitions")
+_MAPS = ("properties", "patternProperties", "dependentSchemas")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+# Look-around and back references, which the grammar's regular expressions do not have.
+_TOO_CLEVER = re.compile(r"\(\?(?:[=!]|<[=!]|P=)|\\[1-9]|\\[bB]")
+_GUIDANCE = {"lenient": True, "coerce_one_of": True}
+
+
+def json_schema(schema: Any) -> Schema:
+    """Return the JSON schema of a pydantic class, TypedDict, function schema or JSON schema.
+
+    Raises:
+        ConfigurationError: It is nothing that a schema can be made of.
+    """
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
+    if isinstance(schema, Mapping) and _is_json_schema(schema):
+        return dict(schema)
+    try:
+        return convert_to_json_schema(schema)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"no JSON schema can be made of `{schema!r}`",
+            hint="give a pydantic class, a TypedDict or a JSON schema with a `title`",
+        ) from error
+
+
+def is_model(schema: Any) -> bool:
+    """Whether answers become instances of a pydantic class."""
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
+def digested(schema: Schema, parts: Mapping[str, Schema] | None = None) -> Schema:
+    """Return a schema that the server's grammar takes and that every fitting answer fits.
+
+    Args:
+        schema: The schema.
+        parts: Whole schemas of their own that it refers to as `#/$defs/<name>`.
+
+    Raises:
+        ConfigurationError: It refers to what lies outside of it.
+    """
+    defs: dict[str, Schema] = {name: {} for name in parts or {}}
+    for name, part in (parts or {}).items():
+        defs[name] = _digest(part, defs, {"#": f"#/$defs/{name}"})
+    root: Schema = _digest(schema, defs, {name: name for name in defs})
+    if defs:
+        root["$defs"] = defs
+    root["x-guidance"] = _GUIDANCE
+    return root
+
+
+def _digest(
+    schema: Any, defs: dict[str, Schema], names: Mapping[str, str], *, closed: bool = True
+) -> Any:
+    """Digest a schema and everything in it.
+
+    Args:
+        schema: The schema; True and False are schemas too.
+        defs: The root's definitions, filled here.
+        names: What the definitions in scope are called at the root.
+        closed: Whether an object that does not say so takes no further keys. A part of `allOf` must
+            stay open for the keys of the others.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    names = _hoisted(schema, defs, names)
+    found: Schema = {}
+    for key, value in schema.items():
+        if key not in _DEFS and not (key == "pattern" and _TOO_CLEVER.search(str(value))):
+            found[key] = _digest_word(key, value, defs, names)
+    if closed and "properties" in found and not {"patternProperties", "allOf"} & found.keys():
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def _digest_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> Any:
+    """Digest the value of one of a schema's words."""
+    if key == "$ref":
+        return _reference(str(value), names)
+    if key in _MAPS and isinstance(value, Mapping):
+        return {name: _digest(part, defs, names) for name, part in value.items()}
+    if key in _LISTS and isinstance(value, list):
+        return [_digest(part, defs, names, closed=key != "allOf") for part in value]
+    return _digest(value, defs, names) if key in _SINGLE else value
+
+
+def _hoisted(
+    schema: Mapping[str, Any], defs: dict[str, Schema], names: Mapping[str, str]
+) -> Mapping[str, str]:
+    """Move a schema's own definitions to the root and return what is in scope inside of it."""
+    own = {n: part for word in _DEFS for n, part in (schema.get(word) or {}).items()}
+    if not own:
+        return names
+    scope = dict(names)
+    for name in own:
+        scope[name] = _free(name, defs)
+        defs[scope[name]] = {}
+    for name, part in own.items():
+        defs[scope[name]] = _digest(part, defs, scope)
+    return scope
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def _reference(target: str, names: Mapping[str, str]) -> str:
+    for word in _DEFS:
+        name = target.removeprefix(f"#/{word}/")
+        if name != target and name in names:
+            return f"#/$defs/{names[name]}"
+    if target == "#" or target.startswith("#/"):
+        return names.get("#", "#") + target[1:]
+    raise ConfigurationError(
+        f"the schema refers to `{target}`, which lies outside of it",
+        hint="put the definition under `$defs`",
+    )
+
+
+def complaint(value: Any, schema: Schema) -> str | None:
+    """Return why a value does not fit a schema, None where it does."""
+    from jsonschema import SchemaError  # noqa: PLC0415 - not needed for construction
+    from jsonschema.validators import validator_for  # noqa: PLC0415
+
+    validator = validator_for(schema)(schema)
+    try:
+        errors = list(validator.iter_errors(value))
+    except (SchemaError, ValueError, TypeError, re.error):
+        return None  # a schema that cannot be checked forbids nothing
+    if not errors:
+        return None
+    worst = min(errors, key=lambda error: len(error.absolute_path))
+    place = ".".join(str(part) for part in worst.absolute_path)
+    return f"{place}: {worst.message}" if place else worst.message
+
+
+def _is_json_schema(schema: Mapping[str, Any]) -> bool:
+    words = {"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "items"}
+    return bool(words & schema.keys()) and "input_schema" not in schema

@@ -1,0 +1,96 @@
+"""The download inside a start: seen by who waits, ended with its supervisor, told when it fails."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+from faults.support import FAST, Background, Fake, ask, eventually, processes_of
+
+from langchain_car_vllm.errors import ModelDownloadError, ServerStoppedError
+from langchain_car_vllm.progress import Progress
+from langchain_car_vllm.server import ServerSpec, directory_of, lease, stop_server
+from langchain_car_vllm.server.state import read_state
+
+POLICY = dataclasses.replace(FAST, download_tick=0.01)
+SPEC = ServerSpec(source="org/model", name="org/model")
+
+
+@pytest.fixture
+def hub(fake: Fake) -> Fake:
+    """A binary that is no Python script, and a model that it can download."""
+    real = fake.binary.rename(fake.binary.with_name("real"))
+    fake.binary.write_text(f'#!/bin/sh\nexec "{real}" "$@"\n')
+    fake.binary.chmod(0o755)
+    fake.switch(download_from=str(fake.model))
+    return fake
+
+
+def call(spec: ServerSpec = SPEC) -> str:
+    with lease(spec, policy=POLICY) as held:
+        return ask(held.endpoint)
+
+
+def wait_for_download() -> None:
+    def reached() -> bool:
+        state = read_state(directory_of(SPEC).state)
+        log = directory_of(SPEC).path / "download.log"
+        return bool(state and state.phase == "download" and log.exists() and log.stat().st_size)
+
+    eventually(reached, "the download")
+
+
+def test_model_is_downloaded_once_and_served(hub: Fake):
+    """The first call downloads, the second server finds the model."""
+    seen: list[Progress] = []
+    with lease(SPEC, policy=POLICY, on_progress=seen.append) as held:
+        assert ask(held.endpoint)
+    assert "download" in [progress.stage for progress in seen]
+    stop_server(directory_of(SPEC), policy=POLICY)
+    hub.switch(download_error="must not be asked again")
+    assert call()
+
+
+def test_failing_download_keeps_its_type(hub: Fake):
+    """What the child said last becomes cause and cure."""
+    hub.switch(download_error="GatedRepoError: 403 Client Error. Cannot access gated repo")
+    with pytest.raises(ModelDownloadError, match="gated") as caught:
+        call()
+    assert "HF_TOKEN" in (caught.value.hint or "")
+
+
+def test_download_without_headway_ends_at_the_stall_limit(hub: Fake):
+    """Silence is given up; slowness is not."""
+    hub.switch(download_gate=hub.gate("download"))
+    spec = SPEC
+    with pytest.raises(ModelDownloadError, match="no headway"):
+        lease(spec, policy=dataclasses.replace(POLICY, download_stall=0.3)).__enter__()
+
+
+def test_stop_while_downloading_leaves_nobody(hub: Fake):
+    """A stop ends the child, and who waits is told."""
+    hub.switch(download_gate=hub.gate("download"))
+    waiting = Background(call)
+    wait_for_download()
+    assert stop_server(directory_of(SPEC), policy=POLICY)
+    with pytest.raises(ServerStoppedError):
+        waiting.result()
+    assert not processes_of(hub.root)
+
+
+def test_supervisor_killed_while_downloading_takes_the_child_along(hub: Fake):
+    """The download child dies with its supervisor, and the waiting call gets a new one."""
+    hub.switch(download_gate=hub.gate("download"), download_from=str(hub.model))
+    waiting = Background(call)
+    wait_for_download()
+    state = read_state(directory_of(SPEC).state)
+    assert state is not None
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    hub.open_gate("download")
+    assert waiting.result() == "tok0 tok1 tok2 "
+
+
+def test_download_can_be_forbidden(hub: Fake):
+    """`auto_pull=False` refuses before anything is fetched."""
+    with pytest.raises(ModelDownloadError, match="auto_pull=False"):
+        call(dataclasses.replace(SPEC, auto_pull=False))

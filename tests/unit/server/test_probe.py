@@ -1,0 +1,76 @@
+"""Ports and probes against real sockets."""
+
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from langchain_car_vllm.server import health_ok
+from langchain_car_vllm.server.port import HeldPort, is_refused
+
+
+@pytest.fixture
+def server():
+    """Answers every path with the status it names, such as `/204/health`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status = self.path.split("/")[1]
+            self.send_response(int(status) if status.isdigit() else 200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+@pytest.mark.parametrize("status", [200, 204, 299])
+def test_health_is_any_2xx(server: str, status: int):
+    """Any success counts, with and without a slash at the end."""
+    assert health_ok(f"{server}/{status}", 2)
+    assert health_ok(f"{server}/{status}/", 2)
+
+
+@pytest.mark.parametrize("status", [301, 404, 500])
+def test_health_is_nothing_else(server: str, status: int):
+    """Redirects and errors do not count."""
+    assert not health_ok(f"{server}/{status}", 2)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:1", "nonsense", "http://", "http://127.0.0.1:notaport", ""]
+)
+def test_health_never_raises(endpoint: str):
+    """Whatever is wrong, the answer is False."""
+    assert not health_ok(endpoint, 0.5)
+
+
+def test_health_gives_up_on_silence():
+    """A listener that never answers costs the timeout, not more."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert not health_ok(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.1)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_held_port_is_refused_and_taken(platform: str):
+    """Nobody can connect, a plain bind fails, and the server's own kind of bind still works."""
+    held = HeldPort(platform)
+    try:
+        assert is_refused(held.number)
+        with socket.socket() as plain, pytest.raises(OSError, match="in use"):
+            plain.bind(("127.0.0.1", held.number))
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", held.number))
+            server.listen()
+            assert not is_refused(held.number)
+    finally:
+        held.close()

@@ -1,0 +1,168 @@
+"""The rules of the machine side that need no process: idleness, backoff, memory, commands."""
+
+import math
+import random
+
+import pytest
+
+from langchain_car_vllm.server.backoff import is_spent, recent_crashes, start_time
+from langchain_car_vllm.server.command import (
+    Launch,
+    choose_engine,
+    serve_arguments,
+    server_environment,
+)
+from langchain_car_vllm.server.idle import Use, idle_deadline
+from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.spec import ServerSpec
+
+SPEC = ServerSpec(source="org/model", name="org/model")
+
+
+@pytest.mark.parametrize(
+    ("uses", "deadline"),
+    [
+        ([], 110.0),
+        ([Use(5, 90)], 105.0),
+        ([Use(5, 102)], 107.0),
+        ([Use(5, 102), Use(60, 90)], 160.0),
+        ([Use(0, 102)], 102.0),
+        ([Use(-1, 1), Use(5, 102)], math.inf),
+    ],
+)
+def test_deadline_is_the_latest_wish_over_all_clients(uses: list[Use], deadline: float):
+    """Readiness at 100 counts as a use of everybody; without clients the default of 10 holds."""
+    assert idle_deadline(uses, floor=100.0, default=10.0) == deadline
+
+
+def test_backoff_grows_with_every_crash_and_has_jitter():
+    """The n-th restart waits between half and all of the n-th delay after the last crash."""
+    policy, source = Policy(), random.Random(1)
+    assert start_time([], policy, source) == 0
+    for count, delay in enumerate((1, 2, 4, 8, 30), 1):
+        times = {start_time([100.0] * count, policy, source) for _ in range(20)}
+        assert min(times) >= 100 + delay / 2
+        assert max(times) <= 100 + delay
+        assert len(times) > 1
+
+
+def test_budget_is_five_restarts_in_three_minutes():
+    """The sixth crash within the window is one too many; old ones are forgotten."""
+    policy = Policy()
+    assert not is_spent(recent_crashes([0, 10, 20, 30, 40], 50, policy), policy)
+    assert is_spent(recent_crashes([0, 10, 20, 30, 40, 45], 50, policy), policy)
+    assert not is_spent(recent_crashes([0, 10, 20, 30, 40, 45], 181, policy), policy)
+
+
+def test_text_models_are_batched_and_media_queued():
+    """`auto` is batching for text and the queueing engine for media; the user's choice wins."""
+    assert choose_engine(SPEC, multimodal=False) == "batched"
+    assert choose_engine(SPEC, multimodal=True) == "simple"
+    mine = ServerSpec(source="m", name="m", engine="simple")
+    assert choose_engine(mine, multimodal=False) == "simple"
+
+
+def test_users_arguments_come_last():
+    """What the user writes overrides what this package chose."""
+    spec = ServerSpec(source="m", name="m", server_args=("--tool-call-parser", "llama"))
+    arguments = serve_arguments(spec, Launch("m", True, "batched", tool_call_parser="qwen"), 1)
+    assert arguments[-2:] == ["--tool-call-parser", "llama"]
+    assert arguments.index("qwen") < arguments.index("llama")
+
+
+def test_batched_multimodal_prefills_in_chunks():
+    """Without it the whole prefill blocks the server and nothing of a conversation is reused."""
+    arguments = serve_arguments(SPEC, Launch("m", True, "batched", multimodal=True), 1)
+    assert arguments[arguments.index("--chunked-prefill-tokens") + 1] == "512"
+
+
+def test_sampling_defaults_are_passed_since_the_server_ignores_the_file():
+    """`generation_config.json` reaches the server as `--default-*`."""
+    launch = Launch("m", True, "simple", sampling={"temperature": 0.6, "top_k": 20})
+    arguments = serve_arguments(SPEC, launch, 1)
+    assert arguments[arguments.index("--default-temperature") + 1] == "0.6"
+    assert arguments[arguments.index("--default-top-k") + 1] == "20"
+
+
+def test_embedding_server_never_loads_chat_weights():
+    """It is started lazily and refuses texts that are too long."""
+    spec = ServerSpec(source="e", name="e", embeddings=True)
+    arguments = serve_arguments(spec, Launch("e", True, "simple"), 1)
+    assert "--lazy-load-model" in arguments
+    assert arguments[arguments.index("--embedding-model") + 1] == "e"
+
+
+def test_environment_keeps_nothing_that_misleads():
+    """Python, OpenAI, LangChain and proxy variables do not reach the server; the user's do."""
+    spec = ServerSpec(source="m", name="m", server_env=(("OPENAI_API_KEY", "wanted"),))
+    inherited = {
+        "PATH": "/bin",
+        "PYTHONPATH": "x",
+        "VIRTUAL_ENV": "x",
+        "OPENAI_API_KEY": "x",
+        "LANGSMITH_API_KEY": "x",
+        "VLLM_MLX_MCP_CONFIG": "x",
+        "HTTPS_PROXY": "x",
+        "HF_TOKEN": "mine",
+    }
+    found = server_environment(spec, inherited, offline=True)
+    assert found == {
+        "PATH": "/bin",
+        "HF_TOKEN": "mine",
+        "OPENAI_API_KEY": "wanted",
+        "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_POSITION": "-1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    assert server_environment(spec, inherited, offline=False)["HTTPS_PROXY"] == "x"
+
+
+def test_memory_counts_weights_context_and_cache():
+    """The user's own limits replace the defaults."""
+    assert needed_bytes(1000, 10, 4096, 2) == 1000 + 40_960 + 2_000_000
+    assert needed_bytes(1000, 10, 262_144, 0) == 1000 + 81_920
+    assert needed_bytes(1000, None, None, 0) == 1000
+    assert needed_bytes(0, 10, 4096, 2, ["--max-kv-size=100"]) == 1000 + 2_000_000
+    assert needed_bytes(0, 0, 1, 2, ["--cache-memory-mb", "7"]) == 7_000_000
+
+
+def test_cache_limit_is_a_tenth_within_bounds():
+    """Neither useless on a small Mac nor greedy on a large one."""
+    assert cache_limit_mb(1_000_000_000) == 256
+    assert cache_limit_mb(12_000_000_000) == 1200
+    assert cache_limit_mb(1_000_000_000_000) == 8192
+
+
+def test_key_holds_what_makes_a_server_another():
+    """Wishes that do not change the server do not change the key; everything else does."""
+    same = ServerSpec(source="org/model", name="org/model", keep_alive=1, auto_pull=False)
+    assert same.key() == SPEC.key()
+    others = [
+        ServerSpec(source="org/other", name="org/model"),
+        ServerSpec(source="org/model", name="org/model", revision="x"),
+        ServerSpec(source="org/model", name="org/model", engine="simple"),
+        ServerSpec(source="org/model", name="org/model", server_args=("-x",)),
+        ServerSpec(source="org/model", name="org/model", server_env=(("A", "b"),)),
+    ]
+    assert len({SPEC.key(), SPEC.key("/bin/x"), *(spec.key() for spec in others)}) == 7
+
+
+def test_secrets_are_in_no_repr():
+    """`repr` of spec and endpoint show neither environment nor key."""
+    from langchain_car_vllm.endpoint import Endpoint
+
+    spec = ServerSpec(source="m", name="m", server_env=(("TOKEN", "s3cret"),))
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "s3cret", "m")
+    assert "s3cret" not in repr(spec) + repr(endpoint)
+
+
+def test_spec_survives_the_way_to_the_supervisor():
+    """What the supervisor reads is what the client had."""
+    import json
+
+    spec = ServerSpec(source="m", name="m", server_args=("-x",), server_env=(("A", "b"),))
+    assert ServerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    policy = Policy(idle_tick=0.5)
+    assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy

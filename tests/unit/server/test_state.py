@@ -1,0 +1,140 @@
+"""What crosses from the supervisor to its clients, and what the log of a dead server tells."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm import errors
+from langchain_car_vllm.server.diagnosis import diagnose
+from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.server.state import (
+    State,
+    decode_error,
+    encode_error,
+    read_state,
+    write_state,
+)
+
+ERRORS = [
+    errors.UvMissingError(("PATH", "~/.local/bin")),
+    errors.ProvisionError("venv", "no space", hint="free some"),
+    errors.NotFoundAfterInstallError(Path("/x")),
+    errors.UnknownModelError("x", "no such", nearest=("y", "z")),
+    errors.StateDirectoryError(Path("/x"), "full"),
+    errors.ServerStartError("died", exit_code=3, log_tail=("a", "b"), log_path=Path("/log")),
+    errors.ServerCrashedError("died", ending="SIGABRT", exit_code=-6),
+    errors.InsufficientMemoryError("too big"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_error_keeps_type_and_fields(error: errors.CarVllmError):
+    """An error means the same behind the state file and behind pickle as where it was raised."""
+    crossed = decode_error(json.loads(json.dumps(encode_error(error))))
+    for copy in (crossed, pickle.loads(pickle.dumps(error))):
+        assert type(copy) is type(error)
+        assert str(copy) == str(error)
+        assert copy.__dict__ == error.__dict__
+
+
+def test_unknown_error_type_is_still_an_error():
+    """A supervisor of another version may know more errors."""
+    found = decode_error({"type": "NewError", "fields": {**errors.ServerError("x").__dict__}})
+    assert type(found) is errors.ServerStartError
+    assert str(found) == "x"
+
+
+def test_state_round_trip(tmp_path: Path):
+    """What is written is what is read, and no torn file is ever seen."""
+    state = State(
+        generation=1,
+        phase="ready",
+        host="h",
+        boot_id="b",
+        name="n",
+        source="s",
+        supervisor=Identity(1, 2.0, "m"),
+        crashes=(1.0, 2.0),
+    )
+    write_state(tmp_path / "state.json", state)
+    assert read_state(tmp_path / "state.json") == state
+    assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"protocol": 0}'])
+def test_unreadable_state_is_none(tmp_path: Path, text: str):
+    """A foreign or damaged file is no state."""
+    (tmp_path / "state.json").write_text(text)
+    assert read_state(tmp_path / "state.json") is None
+    assert read_state(tmp_path / "missing.json") is None
+
+
+DEATHS = {
+    "unsupported model": (
+        1,
+        "Traceback (most recent call last):\nValueError: Model type x not supported.",
+        "exit code 1: ValueError: Model type x not supported.",
+        "upgrade",
+    ),
+    "bad flag": (
+        2,
+        "usage: vllm-mlx [-h]\nvllm-mlx: error: unrecognized arguments: --nope",
+        "exit code 2: vllm-mlx: error: unrecognized arguments: --nope",
+        "server_args",
+    ),
+    "metal memory": (
+        -6,
+        "libc++abi: terminating\n[METAL] Command buffer execution failed: Insufficient Memory",
+        "killed by SIGABRT",
+        "memory",
+    ),
+    "gated repository": (
+        1,
+        "huggingface_hub.errors.GatedRepoError: 401 Client Error.",
+        "exit code 1: huggingface_hub.errors.GatedRepoError: 401 Client Error.",
+        "HF_TOKEN",
+    ),
+    "killed": (-9, "INFO: fine so far", "killed by SIGKILL", "memory"),
+    "disk": (
+        1,
+        "OSError: [Errno 28] No space left on device",
+        "exit code 1: OSError: [Errno 28] No space left on device",
+        "disk",
+    ),
+    "damaged install": (
+        1,
+        "ModuleNotFoundError: No module named 'mlx'",
+        "exit code 1: ModuleNotFoundError: No module named 'mlx'",
+        "repair",
+    ),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_death_is_diagnosed(tmp_path: Path, death: str):
+    """Ending, last error and hint come from exit code and log."""
+    code, text, sentence, hint = DEATHS[death]
+    log = tmp_path / "server.log"
+    log.write_text(text)
+    found = diagnose(code, log)
+    assert found.sentence == sentence
+    assert hint in (found.hint or "")
+
+
+def test_lost_port_is_told_by_the_text(tmp_path: Path):
+    """uvicorn's exit code for it changed over time, its words did not."""
+    log = tmp_path / "server.log"
+    for number in (48, 98):
+        log.write_text(
+            f"ERROR:    [Errno {number}] error while attempting to bind on address "
+            "('127.0.0.1', 5): address already in use"
+        )
+        assert diagnose(3, log).port_taken
+        assert diagnose(1, log).port_taken
+
+
+def test_log_that_was_never_written(tmp_path: Path):
+    """No log is no obstacle."""
+    assert diagnose(None, tmp_path / "none").sentence == "it ended"

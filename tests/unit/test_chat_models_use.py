@@ -1,0 +1,244 @@
+"""What a model object is used for beside a plain call."""
+
+import asyncio
+import copy
+import itertools
+import os
+import pickle
+
+import pytest
+from fakes.dialect import Dialect, Reply, Server, helpful
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.exceptions import ContextOverflowError, ModelNotFoundError
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from langchain_core.runnables import ConfigurableField
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
+from langchain_car_vllm.wire.errors import ConnectionFailedError
+
+MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
+
+
+@pytest.fixture
+def server():
+    """A served model."""
+    with Server(Dialect("m", script=lambda body: Reply(text="w w w w w"))) as running:
+        yield running
+
+
+@pytest.fixture
+def model(server):
+    """A model for it."""
+    return ChatVllmMlx(model="m", base_url=server.base_url)
+
+
+def test_a_used_model_survives_pickle_and_copies(model):
+    """No client sticks to the object."""
+    model.invoke("hi")
+    asyncio.run(model.ainvoke("hi"))
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), model.model_copy()):
+        assert other.invoke("hi").content == "w w w w w"
+
+
+def test_a_copy_with_another_model_asks_for_that_one(model, server):
+    """`model_copy(update=...)` and a call's `model` are both heeded."""
+    with pytest.raises(ModelNotFoundError, match="other"):
+        model.model_copy(update={"model": "other"}).invoke("hi")
+    with pytest.raises(ModelNotFoundError, match="third"):
+        model.invoke("hi", model="third")
+    assert [body["model"] for body in server.dialect.requests] == ["other", "third"]
+
+
+def test_configurable_fields_keep_streaming(model, server):
+    """A configured copy streams in parts and sends what was configured."""
+    configurable = model.configurable_fields(temperature=ConfigurableField(id="t"))
+    config = {"configurable": {"t": 0.25}}
+    assert len(list(configurable.stream("hi", config=config))) == 6
+    assert server.dialect.requests[0]["temperature"] == 0.25
+
+
+def test_parameters_reach_the_server_wherever_they_were_set(server):
+    """At construction, in `bind`, in the call; the nearest wins."""
+    model = ChatVllmMlx(
+        model="m",
+        base_url=server.base_url,
+        temperature=0.1,
+        top_p=0.2,
+        top_k=3,
+        min_p=0.4,
+        repetition_penalty=1.5,
+        presence_penalty=0.6,
+        max_tokens=7,
+        reasoning=False,
+        model_kwargs={"logit_bias": {"5": -1.0}},
+        extra_body={"custom": True},
+    )
+    model.bind(top_k=9).invoke("hi", temperature=0.9)
+    sent = server.dialect.requests[0]
+    expected = {
+        "temperature": 0.9,
+        "top_p": 0.2,
+        "top_k": 9,
+        "min_p": 0.4,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.6,
+        "max_tokens": 7,
+        "enable_thinking": False,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "logit_bias": {"5": -1.0},
+        "custom": True,
+    }
+    assert {name: sent.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "budget", "expected"),
+    [
+        (None, None, {}),
+        (True, 64, {"enable_thinking": True, "thinking_token_budget": 64}),
+        (False, 64, {"enable_thinking": False}),
+        ("high", None, {"reasoning_effort": "high"}),
+    ],
+)
+def test_reasoning_is_asked_for(server, reasoning, budget, expected):
+    """Switched on or off in both places the server reads, or by effort."""
+    model = ChatVllmMlx(
+        model="m", base_url=server.base_url, reasoning=reasoning, thinking_budget=budget
+    )
+    model.invoke("hi")
+    sent = server.dialect.requests[0]
+    names = ("enable_thinking", "thinking_token_budget", "reasoning_effort")
+    assert {name: sent[name] for name in names if name in sent} == expected
+    switch = sent.get("chat_template_kwargs", {}).get("enable_thinking")
+    assert switch == expected.get("enable_thinking")
+
+
+def test_a_cached_answer_asks_nobody(server):
+    """LangChain's cache works, keyed by the parameters."""
+    model = ChatVllmMlx(model="m", base_url=server.base_url, cache=InMemoryCache())
+    model.invoke("hi")
+    model.invoke("hi")
+    model.invoke("hi", temperature=0.5)
+    assert len(server.dialect.requests) == 2
+
+
+def test_callbacks_fallbacks_retries_and_the_rate_limiter_work(server):
+    """The usual wrappers see one model run for each call."""
+    limiter = InMemoryRateLimiter(requests_per_second=1000, check_every_n_seconds=0.001)
+    model = ChatVllmMlx(model="m", base_url=server.base_url, rate_limiter=limiter)
+    starts = []
+
+    class Count(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized, messages, **kwargs):
+            starts.append(kwargs["metadata"]["ls_provider"])
+
+    broken = model.model_copy(update={"model": "none"})
+    chain = broken.with_retry(stop_after_attempt=1).with_fallbacks([model])
+    with get_usage_metadata_callback() as usage:
+        chain.invoke("hi", config={"callbacks": [Count()]})
+    assert starts == ["vllm_mlx", "vllm_mlx"]
+    assert usage.usage_metadata["m"]["input_tokens"] == 21
+
+
+def test_a_batch_counts_its_tokens_together(model):
+    """`generate` sums the usage of all answers."""
+    result = model.generate([[HumanMessage("a")], [HumanMessage("b")]])
+    assert result.llm_output["token_usage"]["prompt_tokens"] == 42
+
+
+def test_a_forked_child_gets_clients_of_its_own(model):
+    """A connection is not shared between processes."""
+    model.invoke("hi")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if model.invoke("hi").content else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_warm_up_sends_the_prompt_with_another_last_text(server):
+    """The same bytes up to the last user message, one token, and the same tools."""
+    model = ChatVllmMlx(model="m", base_url=server.base_url, temperature=0.5)
+    prompt = [SystemMessage("You are terse."), HumanMessage("hi")]
+    tools = [{"title": "f", "description": "d", "type": "object", "properties": {}}]
+    model.warm_up()
+    assert server.dialect.requests == []
+    model.warm_up(prompt, tools)
+    asyncio.run(model.awarm_up(prompt[:1]))
+    model.bind_tools(tools).invoke(prompt)
+    warm, _, real = server.dialect.requests
+    assert warm["max_tokens"] == 1
+    assert warm["messages"][0] == real["messages"][0]
+    assert warm["messages"][1] != real["messages"][1]
+    assert warm["tools"] == real["tools"]
+    assert warm["temperature"] == real["temperature"]
+
+
+def test_an_endpoint_of_somebody_elses_is_not_unloaded(model):
+    """It is never started and never stopped."""
+    with pytest.raises(ConfigurationError, match="somebody else"):
+        model.unload()
+
+
+def test_tokens_are_counted_by_the_server_where_it_runs(model, server):
+    """The fake counts words; without a server the count is a rough one."""
+    assert model.get_num_tokens("one two three") == 3
+    assert "/v1/messages/count_tokens" in server.dialect.paths
+    assert ChatVllmMlx(model=MODEL).get_num_tokens("one two three") > 0
+
+    async def on_a_loop() -> int:
+        return model.get_num_tokens("one two three")
+
+    before = len(server.dialect.paths)
+    assert asyncio.run(on_a_loop()) > 0
+    assert len(server.dialect.paths) == before
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke"])
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_sent(server, way):
+    """LangChain's own class, with the numbers; the limit is the profile's, which is the user's."""
+    model = ChatVllmMlx(model="m", base_url=server.base_url, profile={"max_input_tokens": 10})
+    assert model.invoke("nine words " * 4).content
+    calls = {
+        "invoke": lambda: model.invoke("word " * 11),
+        "stream": lambda: list(model.stream("word " * 11)),
+        "ainvoke": lambda: asyncio.run(model.ainvoke("word " * 11)),
+    }
+    with pytest.raises(ContextOverflowError, match="11 tokens, the context window 10"):
+        calls[way]()
+    assert len(server.dialect.requests) == 1
+
+
+def test_validate_model_on_init_asks_what_can_be_known(server, monkeypatch):
+    """The endpoint's list of models, or the files on this machine."""
+    url = server.base_url
+    assert ChatVllmMlx(model="m", base_url=url, validate_model_on_init=True)
+    with pytest.raises(ModelNotFoundError, match="`other`"):
+        ChatVllmMlx(model="other", base_url=url, validate_model_on_init=True)
+    with pytest.raises(ConnectionFailedError):
+        ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", validate_model_on_init=True)
+    assert ChatVllmMlx(model=MODEL, validate_model_on_init=True)
+    with pytest.raises(ModelDownloadError, match="auto_pull"):
+        ChatVllmMlx(model=MODEL, validate_model_on_init=True, auto_pull=False)
+
+
+def test_the_history_never_changes_by_a_byte(server):
+    """Ten turns of an agent resend what was sent before, calls and reasoning included."""
+    server.dialect.script = helpful
+    model = ChatVllmMlx(model="m", base_url=server.base_url)
+    tools = [{"title": "f", "description": "d", "type": "object", "properties": {}}]
+    bound = model.bind_tools(tools)
+    history = [SystemMessage("Be terse."), HumanMessage("go")]
+    for turn in range(10):
+        answer = bound.invoke(history)
+        history.append(answer)
+        if answer.tool_calls:
+            history.append({"role": "tool", "content": f"{turn}", "tool_call_id": "call_0"})
+        else:
+            history.append(HumanMessage(f"and {turn}?"))
+    bodies = [body["messages"] for body in server.dialect.requests]
+    for earlier, later in itertools.pairwise(bodies):
+        assert later[: len(earlier)] == earlier
+    assert any("reasoning_content" in message for message in bodies[-1])

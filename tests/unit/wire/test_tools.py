@@ -1,0 +1,294 @@
+"""Tools: bound in any form, called, streamed, forced, and sent back in the history."""
+
+import asyncio
+import json
+from typing import Any, TypedDict
+
+import pytest
+from fakes.dialect import Reply, helpful
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from pydantic import BaseModel, Field
+
+from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
+
+HISTORY = [
+    HumanMessage("2+2?"),
+    AIMessage("", tool_calls=[{"name": "add", "args": {"a": 2, "b": 2}, "id": "1"}]),
+    ToolMessage("4", tool_call_id="1"),
+]
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+class Multiply(BaseModel):
+    """Multiply two numbers."""
+
+    a: int
+    b: int = Field(ge=0)
+
+
+class Divide(TypedDict):
+    """Divide a number."""
+
+    a: int
+
+
+def shout(text: str) -> str:
+    """Say it loudly."""
+    return text
+
+
+def ways(model, messages, **given) -> dict[str, AIMessage]:
+    """Return the message of each way to call."""
+
+    async def both() -> tuple[Any, Any]:
+        whole = None
+        async for chunk in model.astream(messages, **given):
+            whole = chunk if whole is None else whole + chunk
+        return await model.ainvoke(messages, **given), whole
+
+    whole = None
+    for chunk in model.stream(messages, **given):
+        whole = chunk if whole is None else whole + chunk
+    ainvoked, astreamed = asyncio.run(both())
+    return {
+        "invoke": model.invoke(messages, **given),
+        "stream": whole,
+        "ainvoke": ainvoked,
+        "astream": astreamed,
+    }
+
+
+def called(message: AIMessage) -> list[tuple[str, dict[str, Any]]]:
+    """Return names and arguments of the calls."""
+    return [(call["name"], call["args"]) for call in message.tool_calls]
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+def test_every_form_of_tool_is_bound(serve):
+    """Tools, pydantic classes, TypedDicts, functions, runnables and schemas."""
+    model, dialect = serve()
+    chain = RunnableLambda(lambda given: given["q"]).as_tool(
+        name="ask", description="Ask.", arg_types={"q": str}
+    )
+    schema = {"title": "raw", "description": "Raw.", "type": "object", "properties": {}}
+    model.bind_tools([add, Multiply, Divide, shout, chain, schema]).invoke("hi")
+    names = [entry["function"]["name"] for entry in dialect.requests[0]["tools"]]
+    assert names == ["add", "Multiply", "Divide", "shout", "ask", "raw"]
+    assert "tool_choice" not in dialect.requests[0]
+
+
+@pytest.mark.parametrize("name", ["has space", "ümlaut", "x" * 65, "a.b"])
+def test_a_name_the_server_refuses_is_caught_here(serve, name):
+    """The reason is told before anything is sent."""
+    model, dialect = serve()
+    schema = {"title": name, "description": "d", "type": "object", "properties": {}}
+    with pytest.raises(ConfigurationError, match="tool name"):
+        model.bind_tools([schema])
+    assert dialect.requests == []
+
+
+def test_a_choice_of_an_unbound_tool_is_refused(serve):
+    """The server would answer it with 500."""
+    model, _ = serve()
+    with pytest.raises(ConfigurationError, match="`sub`"):
+        model.bind_tools([add], tool_choice="sub")
+
+
+def test_parallel_calls_are_the_same_in_every_way(serve):
+    """Two calls, whole or in parts."""
+    reply = Reply(text="I add.", calls=[("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})])
+    model, _ = serve(reply)
+    for message in ways(model.bind_tools([add]), "go").values():
+        assert called(message) == [("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})]
+        assert message.content == "I add."
+        assert message.response_metadata["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "add", "arguments": {"a": 1, "b": 2}}',
+        'Sure.\n\n```json\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n```',
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}',
+    ],
+)
+def test_a_call_written_as_text_is_the_same_in_every_way(serve, text):
+    """What a call returns without streaming it returns with streaming."""
+    model, _ = serve(Reply(text=text))
+    for message in ways(model.bind_tools([add]), "go").values():
+        assert called(message) == [("add", {"a": 1, "b": 2})]
+        assert message.content in ("", "Sure.")
+        assert message.response_metadata["finish_reason"] == "tool_calls"
+
+
+def test_server_11_lost_streamed_calls_are_not_streamed_for(serve):
+    """A family whose parser loses streamed calls is asked whole, simple engine or not."""
+    script = lambda body: helpful(body) if not body.get("stream") else Reply(text="lost")  # noqa: E731
+    model, dialect = serve(
+        script, dialect={"served_model": "gpt-oss-20b", "engine": "simple"}, model="gpt-oss-20b"
+    )
+    bound = model.bind_tools([add])
+    assert called(bound.invoke("go")) == [("add", {"a": 3, "b": 3})]
+    assert [called(chunk) for chunk in bound.stream("go")] == [[("add", {"a": 3, "b": 3})]]
+    assert not any(body.get("stream") for body in dialect.requests)
+
+
+def test_tool_messages_are_sent_as_plain_text(serve):
+    """The server would show the model the Python form of a list."""
+    model, dialect = serve(Reply(text="ok"))
+    blocks = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    failed = ToolMessage("no such file", tool_call_id="2", status="error")
+    calls = [{"name": "add", "args": {"a": 1}, "id": n} for n in ("1", "2")]
+    model.invoke(
+        [
+            HumanMessage("go"),
+            AIMessage("", tool_calls=calls),
+            ToolMessage(blocks, tool_call_id="1"),
+            failed,
+        ]
+    )
+    sent = dialect.requests[0]["messages"]
+    assert [m["content"] for m in sent[2:]] == ["one\ntwo", "no such file"]
+    assert sent[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+
+
+@pytest.mark.parametrize("choice", ["any", "required", True])
+def test_server_10_a_forced_call_goes_out_as_an_unforced_one(serve, choice):
+    """The native request is the same byte for byte, so the server's cache holds."""
+    model, dialect = serve()
+    tools = [add, Multiply]
+    model.bind_tools(tools).invoke(HISTORY[:1])
+    forced = model.bind_tools(tools, tool_choice=choice).invoke(HISTORY[:1])
+    assert dialect.bodies[0] == dialect.bodies[1]
+    assert called(forced) == [("add", {"a": 3, "b": 3})]
+    assert forced.response_metadata["tool_choice_method"] == "native"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        Reply(text="I would rather talk.", thought="hmm"),
+        Reply(calls=[("add", {"a": "one"})], thought="hmm"),
+        Reply(calls=[("unknown", {})], thought="hmm"),
+        Reply(thought="hmm"),
+    ],
+)
+def test_where_no_valid_call_comes_the_grammar_follows(serve, first):
+    """Refusals, wrong arguments and unknown tools are answered with one constrained request."""
+    model, dialect = serve(lambda body: helpful(body) if body.get("response_format") else first)
+    bound = model.bind_tools([add, Multiply], tool_choice="any")
+    for way, message in ways(bound, HISTORY).items():
+        assert called(message) == [("add", {"a": 3, "b": 3})], way
+        assert message.content == ""
+        assert message.response_metadata["tool_choice_method"] == "grammar"
+        assert message.additional_kwargs["reasoning_content"] == "hmm"
+        assert message.usage_metadata["input_tokens"] == 42
+    constrained = dialect.requests[1]
+    assert "tools" not in constrained
+    assert constrained["messages"] == dialect.requests[0]["messages"]
+    schema = constrained["response_format"]["json_schema"]["schema"]
+    assert (schema["minItems"], schema["maxItems"]) == (1, 2)
+
+
+def test_a_single_named_tool_without_history_goes_to_the_grammar_at_once(serve):
+    """There is nothing in the cache to keep, and one request is enough."""
+    model, dialect = serve()
+    message = model.bind_tools([add], tool_choice="add").invoke("go")
+    assert called(message) == [("add", {"a": 3, "b": 3})]
+    assert len(dialect.requests) == 1
+    assert dialect.requests[0]["response_format"]["json_schema"]["schema"]["maxItems"] == 1
+
+
+def test_a_named_tool_with_history_is_asked_for_natively_first(serve):
+    """The other tools stay in the prompt, and only the named one counts."""
+    model, dialect = serve(
+        lambda body: helpful(body) if body.get("response_format") else Reply(calls=[("add", {})])
+    )
+    message = model.bind_tools([add, Multiply], tool_choice="Multiply").invoke(HISTORY)
+    assert (
+        called(message) == [("Multiply", {"a": 3})] or message.tool_calls[0]["name"] == "Multiply"
+    )
+    assert len(dialect.requests[0]["tools"]) == 2
+    assert len(dialect.requests) == 2
+
+
+def test_the_method_of_a_forced_choice_can_be_chosen(serve):
+    """`native` never constrains, `grammar` never asks first."""
+    model, dialect = serve(Reply(text="no"))
+    bound = model.bind_tools([add, Multiply], tool_choice="any", tool_choice_method="native")
+    with pytest.raises(ForcedToolCallError, match="add, Multiply"):
+        bound.invoke("go")
+    assert len(dialect.requests) == 1
+    model, dialect = serve()
+    model.bind_tools([add, Multiply], tool_choice="any", tool_choice_method="grammar").invoke("go")
+    assert "response_format" in dialect.requests[0]
+    with pytest.raises(ConfigurationError, match="tool_choice_method"):
+        model.bind_tools([add], tool_choice="any", tool_choice_method="hope").invoke("go")
+
+
+def test_a_server_without_a_grammar_is_said_to_be_one(serve):
+    """The server's own words and the version it takes."""
+    detail = "response_format is unavailable: llguidance"
+    model, _ = serve(
+        lambda body: Reply(status=422, detail=detail) if "response_format" in body else Reply("no")
+    )
+    with pytest.raises(ForcedToolCallError, match="llguidance") as caught:
+        model.bind_tools([add, Multiply], tool_choice="any").invoke("go")
+    assert "0.5" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"name": "add", "argu', "[]", '[{"name": "add", "arguments": {}}]']
+)
+def test_a_constrained_answer_that_is_no_call_is_an_error(serve, text):
+    """Cut off, empty or not fitting: never a message without a call."""
+    model, _ = serve(lambda body: Reply(text=text, finish="length"))
+    with pytest.raises(ForcedToolCallError):
+        model.bind_tools([add], tool_choice="add").invoke("go")
+
+
+def test_nothing_of_a_refused_answer_is_streamed(serve):
+    """Text waits for the verdict; reasoning goes on at once."""
+    model, _ = serve(
+        lambda body: (
+            helpful(body)
+            if body.get("response_format")
+            else Reply(text="I will not.", thought="think hard")
+        )
+    )
+    chunks = list(model.bind_tools([add, Multiply], tool_choice="any").stream("go"))
+    assert "".join(chunk.text for chunk in chunks) == ""
+    assert chunks[0].additional_kwargs["reasoning_content"] == "think "
+
+
+def test_a_recursive_schema_of_a_tool_reaches_the_grammar_whole(serve):
+    """References inside a tool's schema point into the tool, not into the list of calls."""
+
+    class Node(BaseModel):
+        """A tree."""
+
+        value: int
+        children: list["Node"] = []
+
+    model, dialect = serve()
+    model.bind_tools([Node, add], tool_choice="any", tool_choice_method="grammar").invoke("go")
+    schema = dialect.requests[0]["response_format"]["json_schema"]["schema"]
+    text = json.dumps(schema)
+    for target in [part.split('"')[0] for part in text.split("#/$defs/")[1:]]:
+        assert target in schema["$defs"]
+
+
+def test_tools_that_are_forbidden_are_not_called(serve):
+    """`none` reaches the server, which withholds the tools, and text stays text."""
+    text = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
+    model, dialect = serve(Reply(text=text))
+    message = model.bind_tools([add], tool_choice="none").invoke("go")
+    assert (message.content, message.tool_calls) == (text, [])
+    assert dialect.requests[0]["tool_choice"] == "none"

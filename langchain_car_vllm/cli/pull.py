@@ -1,11 +1,7 @@
 """`pull`: a model's files."""
 
 import os
-import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -23,14 +19,12 @@ from langchain_car_vllm.models.download import (
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import ensure_runtime
-from langchain_car_vllm.runtime.commands import clean_environment
+from langchain_car_vllm.server.child import Child, install_launcher
+from langchain_car_vllm.server.command import server_environment
 from langchain_car_vllm.server.context import Stall
-from langchain_car_vllm.server.directory import explain_os_errors
-from langchain_car_vllm.server.policy import policy_from_environment
-from langchain_car_vllm.server.process import cpu_seconds, kill_group
-
-_TICK = 0.2
-_GRACE = 5.0
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.policy import Policy, policy_from_environment
+from langchain_car_vllm.server.spec import ServerSpec
 
 
 def pull(
@@ -63,66 +57,44 @@ def pull(
 
 
 def _download(source: str, revision: str | None, binary: Path, line: ProgressLine) -> None:
-    """Run the download to its end.
+    """Run the download to its end; it ends with this process, however that dies.
 
     Raises:
         ModelDownloadError: It failed or stood still; what arrived stays.
     """
-    folder = run_root().with_name("pull") / source.replace("/", "--")
-    log = folder / "download.log"
-    with explain_os_errors(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = download_command(folder, binary, source, revision)
-        output = log.open("wb")
-    with output:
-        child = subprocess.Popen(
-            [command.program, *command.arguments],
-            env=clean_environment() | command.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    directory = ServerDirectory(run_root().with_name("pull") / source.replace("/", "--"))
+    directory.create()
+    spec = ServerSpec(source, source, revision=revision)
+    policy = policy_from_environment()
+    with explain_os_errors(directory.path):
+        install_launcher(directory)
+        command = download_command(directory.path, binary, source, revision)
+        child = Child(
+            directory,
+            command.program,
+            command.arguments,
+            server_environment(spec, os.environ, offline=False) | command.environment,
+            log=directory.path / "download.log",
         )
-    with _ended(child):
-        _watch(child, source, revision, log, line)
-    if child.returncode != 0:
+    try:
+        _watch(child, spec, policy, line)
+    finally:
+        child.kill(policy)
+    if child.exit_code() != 0:
         line.clear()
-        say(f"log: {log}")
-        raise diagnose_download(source, revision, log, child.returncode)
+        say(f"log: {child.log}")
+        raise diagnose_download(source, revision, child.log, child.exit_code())
 
 
-def _watch(
-    child: subprocess.Popen[bytes],
-    source: str,
-    revision: str | None,
-    log: Path,
-    line: ProgressLine,
-) -> None:
-    limit = policy_from_environment().download_stall
-    stall = Stall(limit)
+def _watch(child: Child, spec: ServerSpec, policy: Policy, line: ProgressLine) -> None:
+    stall = Stall(policy.download_stall)
     began = time.monotonic()
-    while child.poll() is None:
-        done, total = measure_download(source, revision)
-        line(Progress("download", source, done, total, time.monotonic() - began))
-        if stall.is_stalled((done, log.stat().st_size, round(cpu_seconds(child.pid), 1))):
+    while child.exit_code() is None:
+        done, total = measure_download(spec.source, spec.revision)
+        line(Progress("download", spec.source, done, total, time.monotonic() - began))
+        if stall.is_stalled((done, child.activity())):
             raise ModelDownloadError(
-                f"the download of `{source}` stood still for {limit:g} s",
+                f"the download of `{spec.source}` stood still for {policy.download_stall:g} s",
                 hint="try again, it goes on where it was",
             )
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(_TICK)
-
-
-@contextmanager
-def _ended(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """See to it that the child does not outlive the block, Ctrl-C included."""
-    try:
-        yield
-    finally:
-        if child.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(_GRACE)
-            kill_group(child.pid, _GRACE)
-            child.wait()
+        time.sleep(policy.download_tick)

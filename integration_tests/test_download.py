@@ -32,6 +32,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         hub.repositories[REPOSITORY] = write_model(tmp_path / "origin", weights=WEIGHTS)
         yield hub
+    shutil.rmtree(tmp_path)
 
 
 class Download:
@@ -251,4 +252,3 @@ def test_an_interrupted_model_is_continued_and_served(
     assert "Paris" in chat.invoke("What is the capital of France?").text
     for directory, _ in running_servers():
         stop_server(directory)
-    shutil.rmtree(tmp_path / "hf")

@@ -8,6 +8,7 @@ from langchain_car_vllm.runtime.locate import (
     resolve_existing,
     search_dirs,
 )
+from langchain_car_vllm.runtime.versions import version_warning
 
 __all__ = [
     "VllmRuntime",
@@ -18,4 +19,5 @@ __all__ = [
     "resolve_existing",
     "search_dirs",
     "upgrade_runtime",
+    "version_warning",
 ]

@@ -1,5 +1,7 @@
 """Making sure that there is a usable `vllm-mlx`."""
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,6 +9,9 @@ from langchain_car_vllm import paths
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
 from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
+from langchain_car_vllm.runtime.versions import version_warning
+
+log = logging.getLogger(__name__)
 
 _OFF = frozenset({"0", "false", "no", "off"})
 
@@ -31,7 +36,8 @@ def ensure_runtime(
     An existing install wins (see `resolve_existing`). Otherwise it goes into
     `~/.car/visual-runtime`, which CAR shares: a hash-locked set where this package makes the
     environment, only `vllm-mlx>=0.6,<0.7` where CAR made it, or what `CAR_VLLM_MLX_SPEC` says.
-    Blocks until done; safe to be called by several processes and to be killed.
+    Blocks until done; safe to be called by several processes and to be killed. An install below
+    0.6.0 is used, and what it lacks is logged once.
 
     Args:
         auto_install: Whether it may be installed; `CAR_VLLM_MLX_AUTO_INSTALL=0` forbids it too.
@@ -48,7 +54,9 @@ def ensure_runtime(
     found = resolve_existing()
     if found is None or not is_proven(found):
         found = _provided(auto_install=auto_install, on_progress=on_progress)
-    return VllmRuntime(found, installed_version(found))
+    version = installed_version(found)
+    _warn_once(version)
+    return VllmRuntime(found, version)
 
 
 def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
@@ -62,6 +70,13 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     """
     found = upgrade(on_progress)
     return VllmRuntime(found, installed_version(found))
+
+
+@cache
+def _warn_once(version: str | None) -> None:
+    """Say what an older version lacks, once per process."""
+    if warning := version_warning(version):
+        log.warning("%s", warning)
 
 
 def _provided(*, auto_install: bool, on_progress: OnProgress | None) -> Path:

@@ -31,7 +31,7 @@ lock-runtime: install ## Resolve the managed runtime anew and check that its whe
 	$(BIN)/python scripts/lock_runtime.py
 
 demo: install ## The main job with the real server and a small real model; needs no Hub
-	$(BIN)/python examples/build_smollm2.py $(SMOLLM2)
+	$(BIN)/python examples/build_model.py smollm2-135m $(SMOLLM2)
 	$(BIN)/python examples/quickstart.py $(SMOLLM2)
 
 lint: install ## Ruff, import contracts, spelling, types

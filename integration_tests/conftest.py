@@ -17,7 +17,7 @@ from langchain_car_vllm.runtime import ensure_runtime
 from langchain_car_vllm.server import running_servers, stop_server
 
 ROOT = Path(__file__).parents[1]
-SMOLLM2 = ROOT / ".models" / "smollm2-135m"
+MODELS = ROOT / ".models"
 _FOREIGN = ("CAR_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 
 
@@ -41,9 +41,20 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def smollm2(machine: None) -> str:
     """SmolLM2-135M-Instruct as an MLX model."""
-    builder = ROOT / "examples" / "build_smollm2.py"
-    subprocess.run([sys.executable, str(builder), str(SMOLLM2)], check=True)
-    return str(SMOLLM2)
+    return built("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def qwen(machine: None) -> str:
+    """Qwen2.5-Coder-1.5B-Instruct as an MLX model: it calls tools."""
+    return built("qwen2.5-coder-1.5b")
+
+
+def built(name: str) -> str:
+    """Build a model where it is missing and return its directory."""
+    folder, builder = MODELS / name, ROOT / "examples" / "build_model.py"
+    subprocess.run([sys.executable, str(builder), name, str(folder)], check=True)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,8 @@ class Child:
         for _ in range(2):
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGINT)
+                # A suspended process hears nothing until it goes on.
+                os.kill(self.pid, signal.SIGCONT)
             if self._wait_while_saving(policy):
                 break
         return self.kill(policy)

@@ -48,7 +48,7 @@ class Tenant:
 
     def acquire(self, keep_alive: float) -> bool:
         """Take the lease for one request; False while the server is stopping for idleness."""
-        with self._guard:
+        with self._guard, explain_os_errors(self.directory.path):
             if self._holders == 0 and not try_shared(self._lease):
                 return False
             self._holders += 1
@@ -59,13 +59,15 @@ class Tenant:
     def release(self, keep_alive: float) -> None:
         """Give one request's lease back and tell the supervisor that it ended."""
         with self._guard:
-            if keep_alive != self._keep_alive:
-                self._write_record(keep_alive)
-            elif self._record is not None:
-                touch_record(self._record, keep_alive)
-            self._holders -= 1
-            if self._holders == 0:
-                release(self._lease)
+            try:
+                if keep_alive != self._keep_alive:
+                    self._write_record(keep_alive)
+                elif self._record is not None:
+                    touch_record(self._record, keep_alive)
+            finally:
+                self._holders -= 1
+                if self._holders == 0:
+                    release(self._lease)
 
     def state(self) -> State | None:
         """Return the state, parsed again only when the file was replaced."""
@@ -103,8 +105,7 @@ class Tenant:
     def _write_record(self, keep_alive: float) -> None:
         if self._record is None:
             self._record = self.directory.clients / record_name()
-        with explain_os_errors(self.directory.path):
-            write_record(self._record, keep_alive)
+        write_record(self._record, keep_alive)
         self._keep_alive = keep_alive
 
 

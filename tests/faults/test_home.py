@@ -111,3 +111,27 @@ def test_full_home_says_so(fake: Fake, mount, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(StateDirectoryError, match="No space left") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
     assert "disk space" in (caught.value.hint or "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")
+def test_directory_of_another_user_is_refused(fake: Fake):
+    """A state folder that belongs to somebody else is not used."""
+    directory = fake.directory()
+    directory.create()
+    os.chown(directory.path, 12345, 12345)
+    with pytest.raises(StateDirectoryError, match="another user"):
+        lease(fake.spec(), policy=FAST).__enter__()
+
+
+def test_filesystem_without_locks_says_what_to_set(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """A network home that knows no `flock` is an error that names CAR_HOME."""
+    import errno
+    import fcntl
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StateDirectoryError, match="No locks available") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert "CAR_HOME" in (caught.value.hint or "")

@@ -1,12 +1,14 @@
 """Memory: models share a budget; idle ones go, busy ones are waited for, nobody is deadlocked."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
-from faults.support import FAST, Background, ClientProcess, Fake, ask
+from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
 
-from langchain_car_vllm.errors import InsufficientMemoryError
+from langchain_car_vllm.errors import InsufficientMemoryError, ServerStartingError
 from langchain_car_vllm.server import ServerSpec, directory_of, lease, running_servers
 from langchain_car_vllm.server.state import read_state
 
@@ -130,3 +132,37 @@ def test_wrong_budget_is_a_clear_error(fake: Fake, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "lots")
     with pytest.raises(ValueError, match="CAR_VLLM_MLX_MEMORY_GB"):
         lease(fake.spec(), policy=FAST).__enter__()
+
+
+def test_queued_supervisor_that_is_killed_is_replaced(fake: Fake, models: list[ServerSpec]):
+    """Who waits for memory goes on waiting with another supervisor."""
+    clients = [
+        ClientProcess(fake, source=spec.source, name=spec.name, keep_alive=0.0)
+        for spec in models[:2]
+    ]
+    for client in clients:
+        assert client.read() == "began"
+        assert client.read() == "leased 1"
+    call = Background(lambda: use(models[2]))
+    changes = {"source": models[2].source, "name": models[2].name}
+    eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")
+    os.kill(fake.state(**changes).supervisor.pid, signal.SIGKILL)
+    eventually(lambda: fake.state(**changes).generation == 2, "the next supervisor")
+    for client in clients:
+        client.finish()
+    call.result()
+
+
+def test_queue_is_left_when_nobody_waits_any_more(fake: Fake, models: list[ServerSpec]):
+    """A server that nobody waits for does not stay in the queue for memory."""
+    clients = [ClientProcess(fake, source=spec.source, name=spec.name) for spec in models[:2]]
+    for client in clients:
+        assert client.read() == "began"
+        assert client.read() == "leased 1"
+    changes = {"source": models[2].source, "name": models[2].name}
+    with pytest.raises(ServerStartingError):
+        lease(models[2], policy=FAST, startup_timeout=1.0).__enter__()
+    fake.wait_until_unsupervised(**changes)
+    assert fake.state(**changes).phase == "stopped"
+    for client in clients:
+        client.finish()

@@ -1,9 +1,12 @@
 """The command line: which commands there are, and how errors end them."""
 
+import logging
 import sys
+from typing import Annotated
 
 import typer
 
+from langchain_car_vllm import __version__
 from langchain_car_vllm.cli.chat import run
 from langchain_car_vllm.cli.doctor import doctor
 from langchain_car_vllm.cli.install import install
@@ -19,6 +22,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end"
+        ),
+    ] = False,
+) -> None:
+    """Run local models with vllm-mlx, and see and end their servers."""
+
+
 app.command()(run)
 app.command()(ps)
 app.command()(stop)
@@ -36,6 +60,7 @@ def main() -> None:
 
     Exit codes: 0, 1 for an error that is told in one sentence, 2 for wrong usage, 130 for Ctrl-C.
     """
+    _show_log_records()
     try:
         app()
     except CarVllmError as error:
@@ -43,3 +68,10 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _show_log_records() -> None:
+    """Put what the package logs on standard error: a wait that is not drawn, a warning."""
+    log = logging.getLogger("langchain_car_vllm")
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)

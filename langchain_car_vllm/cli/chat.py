@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langchain_car_vllm.cli.output import ModelArgument, ProgressLine, say
+from langchain_car_vllm.cli.output import ModelArgument, say
+from langchain_car_vllm.display import Display
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -41,16 +43,16 @@ def run(
     question = _question(prompt) if prompt or not sys.stdin.isatty() else None
     from langchain_car_vllm import ChatVllmMlx  # noqa: PLC0415 - LangChain, for this command alone
 
-    with ProgressLine() as line:
+    with closing(Display(model)) as display:
         llm = ChatVllmMlx(
             model=model,
             temperature=temperature,
             max_tokens=max_tokens,
             reasoning=think,
             keep_alive=keep_alive,
-            on_progress=line,
+            on_progress=display,
         )
-        talk = _Talk(llm, line, system, verbose=verbose)
+        talk = _Talk(llm, system, verbose=verbose)
         if question is not None:
             talk.ask(question)
             return
@@ -59,6 +61,7 @@ def run(
             try:
                 talk.ask(question)
             except KeyboardInterrupt:
+                display.close()
                 say("")
 
 
@@ -89,13 +92,10 @@ def _questions() -> Iterator[str]:
 class _Talk:
     """A conversation: what was said, and how answers are shown."""
 
-    def __init__(
-        self, llm: "ChatVllmMlx", line: ProgressLine, system: str | None, *, verbose: bool
-    ) -> None:
+    def __init__(self, llm: "ChatVllmMlx", system: str | None, *, verbose: bool) -> None:
         from langchain_core.messages import SystemMessage  # noqa: PLC0415
 
         self._llm = llm
-        self._line = line
         self._verbose = verbose
         self._said: list[BaseMessage] = [SystemMessage(system)] if system else []
 
@@ -106,7 +106,6 @@ class _Talk:
         asked = [*self._said, HumanMessage(question)]
         answer: AIMessageChunk | None = None
         for chunk in self._llm.stream(asked):
-            self._line.clear()
             answer = chunk if answer is None else answer + chunk
             self._show_thought(chunk.additional_kwargs.get("reasoning_content"))
             print(chunk.text, end="", flush=True)

@@ -21,6 +21,7 @@ from langchain_car_vllm.runtime import (
     installed_version,
     overriding_binary,
     resolve_existing,
+    version_warning,
 )
 from langchain_car_vllm.runtime.host import check_host, current_host
 from langchain_car_vllm.runtime.marker import is_incomplete
@@ -37,7 +38,6 @@ from langchain_car_vllm.server.state import read_state
 _MB = 1_000_000
 _EPHEMERAL_TRIES = 2000
 _PATIENCE = 20.0
-_COMPLETE = "0.6"
 
 _HOLDS_LOCK = """
 import fcntl, os, sys
@@ -87,11 +87,8 @@ def _runtime() -> str:
             raise Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
         raise Warned("vllm-mlx is not installed; the first call installs it")
     version = installed_version(found)
-    if version is not None and version.startswith(("0.3.", "0.4.", "0.5.")):
-        raise Warned(
-            f"vllm-mlx {version} in `{found}` lacks what {_COMPLETE} has",
-            "take it off PATH, or upgrade it; `car-vllm install --upgrade` makes one of our own",
-        )
+    if warning := version_warning(version):
+        raise Warned(f"`{found}`: {warning}")
     return f"vllm-mlx {version or 'of unknown version'} in `{found}`"
 
 

@@ -1,11 +1,13 @@
 """`install`: the runtime."""
 
 import os
+from contextlib import closing
 from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.output import ProgressLine, say
+from langchain_car_vllm.cli.output import say
+from langchain_car_vllm.display import Display
 from langchain_car_vllm.runtime import (
     VllmRuntime,
     ensure_runtime,
@@ -27,8 +29,9 @@ def install(
     """
     # Whoever calls this command wants an installation; the variable is about unasked ones.
     os.environ.pop("CAR_VLLM_MLX_AUTO_INSTALL", None)
-    with ProgressLine() as line:
-        runtime = upgrade_runtime(on_progress=line) if upgrade else ensure_runtime(on_progress=line)
+    with closing(Display("vllm-mlx")) as display:
+        provide = upgrade_runtime if upgrade else ensure_runtime
+        runtime = provide(on_progress=display)
     say(f"vllm-mlx {runtime.version or 'of unknown version'} is installed")
     _tell_what_is_used(runtime)
     print(runtime.server)

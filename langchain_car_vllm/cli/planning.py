@@ -2,6 +2,8 @@
 
 import shlex
 import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +14,16 @@ from langchain_car_vllm.models import (
     find_snapshot,
     read_model_facts,
 )
+from langchain_car_vllm.models.checks import HubFile
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.runtime import resolve_existing
+from langchain_car_vllm.models.versions import facts_for_version
+from langchain_car_vllm.runtime import installed_version, resolve_existing
 from langchain_car_vllm.server.command import Launch, choose_engine, serve_arguments
 from langchain_car_vllm.server.memory import budget_bytes, cache_limit_mb, needed_bytes
 from langchain_car_vllm.server.spec import ServerSpec
 
 _MB = 1_000_000
+_WEIGHTS = "*.safetensors"
 
 
 class Plan(NamedTuple):
@@ -65,14 +70,22 @@ class Plan(NamedTuple):
         return shlex.join([str(resolve_existing() or "vllm-mlx"), *arguments])
 
 
-def plan_for(model: ModelId, spec: ServerSpec) -> Plan:
+def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) -> Plan:
     """Return how a model would be served, without downloading or starting anything.
+
+    Args:
+        model: What the user named.
+        spec: How it is to be served.
+        files: What the Hub lists, where it was asked: its sizes are better than the catalog's.
 
     Raises:
         ConfigurationError: The model's own files cannot be read.
     """
     directory = find_snapshot(model.source, spec.revision)
-    facts = read_model_facts(directory, model.name) if directory else _facts_of_name(model)
+    facts = read_model_facts(directory, model.name) if directory else _facts_of_name(model, files)
+    runtime = resolve_existing()
+    if runtime is not None:
+        facts = facts_for_version(facts, installed_version(runtime))
     budget = budget_bytes()
     engine = choose_engine(spec, multimodal=facts.multimodal)
     cache_mb = cache_limit_mb(budget) if engine == "batched" else 0
@@ -96,7 +109,8 @@ def plan_for(model: ModelId, spec: ServerSpec) -> Plan:
     return Plan(model, directory, facts, launch, weights, needed, budget, _free_disk())
 
 
-def _facts_of_name(model: ModelId) -> ModelFacts:
+def _facts_of_name(model: ModelId, files: Sequence[HubFile]) -> ModelFacts:
+    listed = sum(file.size for file in files if fnmatch(file.name, _WEIGHTS))
     family = family_facts(model.name)
     return ModelFacts(
         tool_call_parser=family.tool_call_parser,
@@ -104,7 +118,7 @@ def _facts_of_name(model: ModelId) -> ModelFacts:
         multimodal=bool(family.media) or "vision" in model.capabilities,
         context_window=model.context_window,
         streams_tool_calls=family.streams_tool_calls,
-        weights_bytes=(model.size_mb or 0) * _MB,
+        weights_bytes=listed or (model.size_mb or 0) * _MB,
         family=family.name,
     )
 

@@ -2,12 +2,14 @@
 
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.output import ModelArgument, ProgressLine, say
+from langchain_car_vllm.cli.output import ModelArgument, say
+from langchain_car_vllm.display import Display
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.download import (
@@ -17,7 +19,7 @@ from langchain_car_vllm.models.download import (
     measure_download,
 )
 from langchain_car_vllm.paths import run_root
-from langchain_car_vllm.progress import Progress
+from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.runtime import ensure_runtime
 from langchain_car_vllm.server.child import Child, install_launcher
 from langchain_car_vllm.server.command import server_environment
@@ -42,9 +44,9 @@ def pull(
     snapshot = find_snapshot(source, revision)
     if snapshot is None:
         check_may_download(source)
-        with ProgressLine() as line:
-            runtime = ensure_runtime(on_progress=line)
-            _download(source, revision, runtime.server, line)
+        with closing(Display(source)) as display:
+            runtime = ensure_runtime(on_progress=display)
+            _download(source, revision, runtime.server, display)
         snapshot = find_snapshot(source, revision)
     else:
         say(f"`{source}` is on this machine")
@@ -56,7 +58,7 @@ def pull(
     print(snapshot)
 
 
-def _download(source: str, revision: str | None, binary: Path, line: ProgressLine) -> None:
+def _download(source: str, revision: str | None, binary: Path, on_progress: OnProgress) -> None:
     """Run the download to its end; it ends with this process, however that dies.
 
     Raises:
@@ -77,21 +79,20 @@ def _download(source: str, revision: str | None, binary: Path, line: ProgressLin
             log=directory.path / "download.log",
         )
     try:
-        _watch(child, spec, policy, line)
+        _watch(child, spec, policy, on_progress)
     finally:
         child.kill(policy)
     if child.exit_code() != 0:
-        line.clear()
         say(f"log: {child.log}")
         raise diagnose_download(source, revision, child.log, child.exit_code())
 
 
-def _watch(child: Child, spec: ServerSpec, policy: Policy, line: ProgressLine) -> None:
+def _watch(child: Child, spec: ServerSpec, policy: Policy, on_progress: OnProgress) -> None:
     stall = Stall(policy.download_stall)
     began = time.monotonic()
     while child.exit_code() is None:
         done, total = measure_download(spec.source, spec.revision)
-        line(Progress("download", spec.source, done, total, time.monotonic() - began))
+        on_progress(Progress("download", "", done, total, time.monotonic() - began))
         if stall.is_stalled((done, child.activity())):
             raise ModelDownloadError(
                 f"the download of `{spec.source}` stood still for {policy.download_stall:g} s",

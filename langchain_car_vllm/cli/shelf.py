@@ -17,9 +17,15 @@ from langchain_car_vllm.cli.output import (
     size,
 )
 from langchain_car_vllm.cli.planning import Plan, plan_for
-from langchain_car_vllm.errors import ConfigurationError, RuntimeProvisioningError
-from langchain_car_vllm.models import find_snapshot, parse_model_id, read_model_facts
+from langchain_car_vllm.errors import (
+    ConfigurationError,
+    ModelDownloadError,
+    RuntimeProvisioningError,
+)
+from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id, read_model_facts
 from langchain_car_vllm.models.catalog import PREFIX, catalog
+from langchain_car_vllm.models.checks import HubFile, ask_hub
+from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.runtime import installed_version, resolve_existing
@@ -89,7 +95,7 @@ def plan(
 ) -> None:
     """Tell whether and how a model would start.
 
-    Nothing is downloaded or started.
+    Nothing is downloaded or started; the Hub is asked about a model that is not here.
     The exit code is 1 where it would not.
     """
     found = parse_model_id(model)
@@ -100,9 +106,15 @@ def plan(
         engine=engine,
         server_args=tuple(server_arg or ()),
     )
-    plan_ = plan_for(found, spec)
+    hub, files = _ask_hub(found, revision)
+    plan_ = plan_for(found, spec, files)
     host = _host_problem()
-    verdicts = {"host": host is None, "disk": plan_.fits_disk, "memory": plan_.fits_memory}
+    verdicts = {
+        "host": host is None,
+        "hub": hub is None,
+        "disk": plan_.fits_disk,
+        "memory": plan_.fits_memory,
+    }
     if as_json:
         print_json({**_planned(plan_, spec), "fits": verdicts})
     else:
@@ -111,6 +123,7 @@ def plan(
             [
                 ("host", host or "can run vllm-mlx"),
                 ("runtime", _runtime()),
+                ("hub", hub or ("need not be asked" if plan_.directory else "has the model")),
                 ("disk", _disk(plan_)),
                 ("memory", _memory(plan_)),
                 ("engine", plan_.launch.engine),
@@ -233,6 +246,17 @@ def _worded(value: Any, name: str) -> str:
 
 def _pairs(items: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in items)
+
+
+def _ask_hub(model: ModelId, revision: str | None) -> tuple[str | None, list[HubFile]]:
+    """Return why the Hub does not give a model that is not here, and the files that it lists."""
+    if find_snapshot(model.source, revision) is not None:
+        return None, []
+    try:
+        check_may_download(model.source)
+        return None, ask_hub(model.source, revision)
+    except ModelDownloadError as error:
+        return error.message, []
 
 
 def _host_problem() -> str | None:

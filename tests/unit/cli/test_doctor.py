@@ -1,4 +1,4 @@
-"""`doctor` and `install` on good and bad machines."""
+"""`doctor` on good and bad machines."""
 
 import json
 import socket
@@ -89,10 +89,3 @@ def test_a_port_that_is_not_held_is_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checks, "HeldPort", Loose)
     with pytest.raises(Finding, match="a stranger can bind"):
         dict(checks.CHECKS)["port"]()
-
-
-def test_install_uses_what_is_there(cli: Cli, fake: Fake):
-    """An existing install is kept, its path is the data; the variable against installs is moot."""
-    done = cli("install", CAR_VLLM_MLX_AUTO_INSTALL="0")
-    assert (done.returncode, done.stdout) == (0, f"{fake.binary}\n"), done.stderr
-    assert "vllm-mlx 0.6.0 is installed" in done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fakes.hub import running_hub, write_model
 from faults.support import FAST, PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
@@ -120,15 +121,31 @@ def test_the_plan_is_what_happens(cli: Cli, fake: Fake):
     assert planned["engine"] == state.engine
     assert planned["memory_bytes"] == state.reservation
     assert planned["runtime_version"] == state.version == "0.6.0"
-    assert planned["fits"] == {"host": True, "disk": True, "memory": True}
+    assert planned["fits"] == {"host": True, "hub": True, "disk": True, "memory": True}
+
+
+def test_a_plan_asks_the_hub(cli: Cli, fake: Fake, tmp_path: Path, socket_enabled: None):
+    """A model that is not here is judged by the Hub's own sizes, and nothing is fetched."""
+    with running_hub() as hub:
+        hub.repositories["org/tiny"] = write_model(tmp_path / "origin", weights=256_000)
+        done = cli("plan", "org/tiny", "--json", HF_ENDPOINT=hub.endpoint)
+        assert done.returncode == 0, done.stdout
+        planned = json.loads(done.stdout)
+        assert planned["weights_bytes"] == 256_000
+        assert planned["fits"] == {"host": True, "hub": True, "disk": True, "memory": True}
+        assert hub.bytes_sent == 0
+        missing = cli("plan", "org/none", HF_ENDPOINT=hub.endpoint)
+    assert missing.returncode == 1
+    assert "the Hub has no such repository" in missing.stdout
 
 
 def test_a_plan_that_cannot_work_is_exit_code_1(cli: Cli, fake: Fake):
-    """Too little memory is told with the numbers, and by the exit code."""
-    done = cli("plan", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10")
+    """Too little memory is told with the numbers, a Hub that may not be asked by its reason."""
+    done = cli("plan", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "does not fit" in done.stdout
     assert "of 10.0 GB" in done.stdout
+    assert "HF_HUB_OFFLINE forbids the download" in done.stdout
 
 
 def install(fake: Fake, script: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,25 @@ def test_logs_are_followed_into_the_next_start(cli: Cli, fake: Fake, tmp_path: P
     finally:
         following.kill()
         following.wait()
+
+
+def test_a_reader_that_leaves_is_no_bug(fake: Fake):
+    """`car-vllm logs ... | head` ends without a traceback."""
+    fake.switch(load_lines=20_000)
+    start(fake)
+    with subprocess.Popen(
+        command("logs", str(fake.model)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as printing:
+        assert printing.stdout is not None
+        assert printing.stderr is not None
+        assert printing.stdout.readline()
+        printing.stdout.close()
+        assert printing.stderr.read() == b""
+
+
+def test_version(cli: Cli):
+    """The version of the package is the data."""
+    assert cli("--version").stdout.strip() == version("langchain-car-vllm")
 
 
 def test_errors_are_sentences(cli: Cli):

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.runtime import interpreter_of
+from langchain_car_vllm.server.diagnosis import tail
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
 from langchain_car_vllm.server.policy import Policy
@@ -25,7 +26,7 @@ from langchain_car_vllm.server.process import (
 _LAUNCHER = Path(__file__).with_name("launch.py").read_text(encoding="utf-8")
 _LOCK_PATIENCE = 5.0
 _KEPT_LOGS = 3
-_SAVING = b"Saving prefix cache"
+_SAVING = "Saving prefix cache"
 
 
 def install_launcher(directory: ServerDirectory) -> None:
@@ -117,17 +118,13 @@ class Child:
 
     def activity(self) -> tuple[int, float]:
         """Return what grows while it does something: its log's size and its CPU seconds."""
-        try:
-            size = self.log.stat().st_size
-        except FileNotFoundError:
-            size = 0
-        return size, round(cpu_seconds(self.pid), 2)
+        return self._log_size(), round(cpu_seconds(self.pid), 2)
 
     def trim_log(self, limit: int) -> None:
         """Keep the log below `limit` bytes: its last half stays, the server writes on behind it."""
-        if self.log.stat().st_size <= limit:
+        if self._log_size() <= limit:
             return
-        with self.log.open("r+b") as file:
+        with suppress(FileNotFoundError), self.log.open("r+b") as file:
             file.seek(-limit // 2, os.SEEK_END)
             kept = file.read()
             file.seek(0)
@@ -176,9 +173,14 @@ class Child:
         return False
 
     def _is_saving(self) -> bool:
-        with self.log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 8192))
-            return _SAVING in file.read()
+        return any(_SAVING in line for line in tail(self.log))
+
+    def _log_size(self) -> int:
+        """Return the log's size in bytes, 0 once somebody removed it."""
+        try:
+            return self.log.stat().st_size
+        except FileNotFoundError:
+            return 0
 
 
 def _rotate(log: Path) -> None:

@@ -14,7 +14,12 @@ from typing import Any
 
 import psutil
 
-from langchain_car_vllm.errors import CarVllmError, ServerCrashedError, StateDirectoryError
+from langchain_car_vllm.errors import (
+    CarVllmError,
+    ServerCrashedError,
+    ServerStartError,
+    StateDirectoryError,
+)
 from langchain_car_vllm.server.backoff import is_spent, recent_crashes, start_time
 from langchain_car_vllm.server.child import install_launcher
 from langchain_car_vllm.server.clients import ClientRecords
@@ -71,6 +76,14 @@ class Life:
             said = error.strerror or str(error)
             failure = StateDirectoryError(context.directory.path, said, hint=LOCAL_DIRECTORY)
             ending = {"reason": "failed", "error": encode_error(failure)}
+        except Exception as error:
+            bug = ServerStartError(
+                f"the supervisor failed: {error!r}",
+                hint="this is a bug: please report it with the log",
+                log_path=context.directory.supervisor_log,
+            )
+            ending = {"reason": "failed", "error": encode_error(bug)}
+            raise
         finally:
             self._finish(ending)
 

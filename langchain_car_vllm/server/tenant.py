@@ -34,6 +34,7 @@ class Tenant:
             self._lease = open_lock(directory.lease_lock)
             self._supervisor = open_lock(directory.supervisor_lock)
             self._server = open_lock(directory.server_lock)
+        self._is_abandoned = False
         self._holders = 0
         self._record: Path | None = None
         self._keep_alive: float | None = None
@@ -58,6 +59,8 @@ class Tenant:
 
     def release(self, keep_alive: float) -> None:
         """Give one request's lease back and tell the supervisor that it ended."""
+        if self._is_abandoned:
+            return
         with self._guard:
             try:
                 if keep_alive != self._keep_alive:
@@ -99,6 +102,7 @@ class Tenant:
 
     def abandon(self) -> None:
         """Close everything without unlocking: after `fork` the parent still holds its lease."""
+        self._is_abandoned = True
         for descriptor in (self._lease, self._supervisor, self._server):
             os.close(descriptor)
 

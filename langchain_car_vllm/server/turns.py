@@ -45,7 +45,9 @@ class Turn:
         return self._taken
 
     def give_back(self) -> None:
-        """End the turn, or leave the queue."""
+        """End the turn, or leave the queue; in a forked child it is not the child's to end."""
+        if self._mine not in _open:
+            return
         self._ticket.unlink(missing_ok=True)
         for descriptor in (self._mine, self._turn):
             with _open_guard:

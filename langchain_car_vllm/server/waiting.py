@@ -74,6 +74,9 @@ class Waiting:
             finally:
                 if self._given_up:
                     self._release()
+        if self._given_up:
+            # It was given up between the look above and the end of the guard.
+            self.give_up()
         if endpoint is None:
             self._check_timeout()
         return endpoint
@@ -178,18 +181,19 @@ class Waiting:
         self._start = self._tenant.begin_start(self._spec, self.policy)
 
     def _judge(self, state: State) -> None:
-        """Raise the failure of a start that we waited for; a lost supervisor is tried again."""
-        if state.phase != "stopped":
-            self._lost += 1
-            if self._lost >= _LOST_STARTS:
-                raise ServerStartError(
-                    f"the supervisor of `{self._spec.name}` was killed {self._lost} times",
-                    log_path=self._tenant.directory.supervisor_log,
-                )
-        elif state.reason == "failed" and state.error is not None:
+        """Raise the failure of a start that we waited for; a lost one is tried again."""
+        if state.phase == "stopped" and state.reason == "failed" and state.error is not None:
             raise decode_error(state.error)
-        elif state.reason == "user":
+        if state.phase == "stopped" and state.reason == "user":
             raise ServerStoppedError(f"`{self._spec.name}` was stopped while it was starting")
+        if state.reason == "crash":
+            return
+        self._lost += 1
+        if self._lost >= _LOST_STARTS:
+            raise ServerStartError(
+                f"the supervisor of `{self._spec.name}` was lost {self._lost} times",
+                log_path=self._tenant.directory.supervisor_log,
+            )
 
     def _check_timeout(self) -> None:
         limit = self._startup_timeout

@@ -160,3 +160,28 @@ def test_no_zombies(fake: Fake):
     fake.wait_until_unsupervised()
     statuses = [child.status() for child in psutil.Process().children(recursive=True)]
     assert psutil.STATUS_ZOMBIE not in statuses
+
+
+def test_child_that_leaves_its_parents_lease_harms_nobody(fake: Fake):
+    """A child forked inside a lease may run to the end of the block: the parent keeps it."""
+    spec = fake.spec(keep_alive=0.0)
+    child = None
+    with lease(spec, policy=FAST) as held:
+        child = os.fork()
+        if child:
+            assert os.waitpid(child, 0)[1] == 0
+            assert ask(held.endpoint)
+            descriptor = open_lock(fake.directory().lease_lock)
+            assert not try_exclusive(descriptor)
+            os.close(descriptor)
+    if not child:
+        os._exit(0)
+
+
+def test_removed_log_ends_no_server(fake: Fake):
+    """Somebody who deletes the log does not stop the server."""
+    with lease(fake.spec(), policy=FAST) as held:
+        fake.directory().log.unlink()
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            assert ask(held.endpoint)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from langchain_car_vllm.cli.findings import Finding, Warned
-from langchain_car_vllm.cli.output import size
+from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import car_home, managed_root, run_root, variable
 from langchain_car_vllm.runtime import (
@@ -222,7 +222,7 @@ def _models() -> str:
 def _servers() -> str:
     running = {directory.path: state for directory, state in running_servers()}
     lost = [
-        state.name
+        model_id(state.name)
         for directory in server_directories()
         if (state := read_state(directory.state)) is not None
         and state.phase != "stopped"

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from langchain_car_vllm.models.catalog import PREFIX
+
 _GB = 1e9
 _MB = 1e6
 
@@ -14,6 +16,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Catalog id, Hub repository or directory")
 ]
+
+
+def model_id(name: str) -> str:
+    """Return a served name as the id that every command takes: the catalog's with its prefix."""
+    return name if "/" in name else f"{PREFIX}{name}"
 
 
 def say(text: str) -> None:

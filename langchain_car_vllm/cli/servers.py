@@ -13,6 +13,7 @@ import typer
 from langchain_car_vllm.cli.output import (
     AsJson,
     ModelArgument,
+    model_id,
     print_json,
     print_table,
     say,
@@ -59,7 +60,7 @@ def stop(
         raise typer.Exit(1)
     for directory, state in chosen:
         stop_server(directory)
-        say(f"stopped `{state.name}`")
+        say(f"stopped `{model_id(state.name)}`")
 
 
 def logs(
@@ -132,7 +133,8 @@ def _of_model(
 
 def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
     return {
-        "model": state.name,
+        "model": model_id(state.name),
+        "served_model": state.name,
         "stage": state.phase,
         "detail": state.detail,
         "base_url": f"http://127.0.0.1:{state.port}/v1" if state.port else None,
@@ -149,7 +151,7 @@ def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
 
 def _row(state: State) -> tuple[str, ...]:
     return (
-        state.name,
+        model_id(state.name),
         state.phase,
         state.engine or "-",
         str(state.port or "-"),

@@ -10,6 +10,7 @@ from langchain_car_vllm import paths
 from langchain_car_vllm.cli.output import (
     AsJson,
     ModelArgument,
+    model_id,
     print_facts,
     print_json,
     print_table,
@@ -205,7 +206,7 @@ def _tell_if_estimated(plan_: Plan) -> None:
 def _known(plan_: Plan) -> dict[str, Any]:
     facts = plan_.facts
     return {
-        "model": plan_.model.name,
+        "model": model_id(plan_.model.name),
         "source": plan_.model.source,
         "directory": str(plan_.directory) if plan_.directory else None,
         "family": facts.family,

@@ -46,6 +46,17 @@ def test_running_servers_are_listed(cli: Cli, fake: Fake):
     assert state.api_key not in done.stdout + as_json
 
 
+def test_servers_have_the_ids_that_commands_take(cli: Cli, fake: Fake):
+    """A catalog model is listed with its prefix, as whoever stops it writes it, in any spelling."""
+    with lease(fake.spec(name="qwen3.6-35b-a3b:4bit"), policy=FAST):
+        pass
+    (described,) = json.loads(cli("ps", "--json").stdout)
+    assert described["model"] == "vllm-mlx/qwen3.6-35b-a3b:4bit"
+    assert described["served_model"] == "qwen3.6-35b-a3b:4bit"
+    done = cli("stop", "vllm-mlx/Qwen3.6-35B-A3B-4bit")
+    assert done.stderr == "stopped `vllm-mlx/qwen3.6-35b-a3b:4bit`\n"
+
+
 @pytest.mark.parametrize("wanted", ["model", "--all"])
 def test_stop_ends_the_server(cli: Cli, fake: Fake, wanted: str):
     """When the command returns, nobody listens any more."""

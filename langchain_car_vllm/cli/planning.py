@@ -18,8 +18,14 @@ from langchain_car_vllm.models.checks import HubFile
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.runtime import installed_version, resolve_existing
+from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.command import Launch, choose_engine, serve_arguments
-from langchain_car_vllm.server.memory import budget_bytes, cache_limit_mb, needed_bytes
+from langchain_car_vllm.server.memory import (
+    budget_bytes,
+    cache_limit_mb,
+    needed_bytes,
+    reserving,
+)
 from langchain_car_vllm.server.spec import ServerSpec
 
 _MB = 1_000_000
@@ -37,6 +43,7 @@ class Plan(NamedTuple):
         weights: Bytes on the disk, None where unknown.
         needed: Bytes of memory, None where unknown.
         budget: Bytes that all servers may take together.
+        taken: Bytes of them that other servers have set aside.
         disk: Bytes that are free where the model would be downloaded to, None where unknown.
     """
 
@@ -47,6 +54,7 @@ class Plan(NamedTuple):
     weights: int | None
     needed: int | None
     budget: int
+    taken: int
     disk: int | None
 
     @property
@@ -106,7 +114,8 @@ def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) ->
         cache_mb=cache_mb,
         needed_bytes=needed or 0,
     )
-    return Plan(model, directory, facts, launch, weights, needed, budget, _free_disk())
+    taken = sum(state.reservation for _, state in reserving(directory_of(spec).key))
+    return Plan(model, directory, facts, launch, weights, needed, budget, taken, _free_disk())
 
 
 def _facts_of_name(model: ModelId, files: Sequence[HubFile]) -> ModelFacts:

@@ -219,6 +219,7 @@ def _known(plan_: Plan) -> dict[str, Any]:
         "weights_bytes": plan_.weights,
         "memory_bytes": plan_.needed,
         "memory_budget_bytes": plan_.budget,
+        "memory_taken_bytes": plan_.taken,
         "fits_memory": plan_.fits_memory,
     }
 
@@ -284,4 +285,5 @@ def _disk(plan_: Plan) -> str:
 
 def _memory(plan_: Plan) -> str:
     verdict = {True: "fits", False: "does not fit", None: "unknown until it is downloaded"}
-    return f"{verdict[plan_.fits_memory]}: {size(plan_.needed)} of {size(plan_.budget)}"
+    words = f"{verdict[plan_.fits_memory]}: {size(plan_.needed)} of {size(plan_.budget)}"
+    return f"{words}, of which other models have {size(plan_.taken)}" if plan_.taken else words

@@ -120,6 +120,9 @@ def test_the_plan_is_what_happens(cli: Cli, fake: Fake):
     assert real[-len(words) :] == words
     assert planned["engine"] == state.engine
     assert planned["memory_bytes"] == state.reservation
+    assert planned["memory_taken_bytes"] == 0
+    beside = json.loads(cli("plan", str(fake.model), "--json").stdout)
+    assert beside["memory_taken_bytes"] == state.reservation
     assert planned["runtime_version"] == state.version == "0.6.0"
     assert planned["fits"] == {"host": True, "hub": True, "disk": True, "memory": True}
 

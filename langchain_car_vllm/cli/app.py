@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from langchain_car_vllm import __version__
 from langchain_car_vllm.cli.chat import run
 from langchain_car_vllm.cli.doctor import doctor
 from langchain_car_vllm.cli.install import install
@@ -26,6 +25,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from langchain_car_vllm import __version__  # noqa: PLC0415 - reads the metadata
+
         print(__version__)
         raise typer.Exit
 

@@ -1,12 +1,13 @@
 """`run` through the chat model, the supervisor and the fake server."""
 
-import json
 import os
 import pty
 import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+from fakes.dialect import Dialect, Reply, Server
 from faults.support import PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
@@ -20,12 +21,31 @@ def test_one_answer(cli: Cli, fake: Fake):
     assert len(fake.starts()) == 1
 
 
-def test_the_prompt_is_piped_in(cli: Cli, fake: Fake):
-    """Standard input is the prompt; without any the usage is wrong."""
-    done = cli("run", str(fake.model), "--max-tokens", "1", given="Say hi")
-    assert (done.returncode, done.stdout) == (0, "tok0 \n"), done.stderr
+def test_the_request_is_what_was_asked_for(cli: Cli, socket_enabled: None):
+    """Arguments and piped text make the prompt, options the request; thoughts stay apart."""
+    reply = Reply("Done.", thought="Hm.")
+    with Server(Dialect(served_model="m", script=lambda _: reply)) as server:
+        done = cli(
+            *("run", "m", "Sum", "up:", "--system", "Be brief", "--no-think"),
+            *("--temperature", "0", "--max-tokens", "9"),
+            given="a text\n",
+            CAR_VLLM_MLX_BASE_URL=server.base_url,
+        )
+    assert (done.returncode, done.stdout) == (0, "Done.\n"), done.stderr
+    assert "Hm." not in done.stderr
+    (request,) = server.dialect.requests
+    assert [(m["role"], m["content"]) for m in request["messages"]] == [
+        ("system", "Be brief"),
+        ("user", "Sum up:\n\na text"),
+    ]
+    assert (request["temperature"], request["max_tokens"]) == (0, 9)
+    assert request["enable_thinking"] is False
+
+
+def test_nothing_to_ask_is_wrong_usage(cli: Cli, fake: Fake):
+    """Without a terminal there has to be a prompt; nothing is started without."""
     done = cli("run", str(fake.model))
-    assert done.returncode == 2
+    assert (done.returncode, fake.starts()) == (2, [])
     assert "there is no prompt" in done.stderr
 
 
@@ -67,21 +87,25 @@ def test_ctrl_c_ends_an_answer(fake: Fake, tmp_path: Path):
     assert fake.state().phase == "ready"
 
 
-def test_a_conversation_on_a_terminal(fake: Fake, tmp_path: Path):
-    """Questions are asked one after the other until Ctrl-D, on one server."""
+def test_a_conversation_on_a_terminal(monkeypatch: pytest.MonkeyPatch, socket_enabled: None):
+    """Questions follow each other, with what was said before, until Ctrl-D."""
+    replies = iter(("One.", "Two."))
+    dialect = Dialect(served_model="m", script=lambda _: Reply(next(replies)))
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command("run", str(fake.model), "--max-tokens", "1"),
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as talking:
-        os.close(theirs)
-        os.write(ours, b"first\nsecond\n\x04")
-        said, told = talking.communicate(timeout=2 * PATIENCE)
+    with Server(dialect) as server:
+        monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", server.base_url)
+        with subprocess.Popen(
+            command("run", "m"),
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as talking:
+            os.close(theirs)
+            os.write(ours, b"first\n\nsecond\n\x04")
+            said, told = talking.communicate(timeout=2 * PATIENCE)
     os.close(ours)
     assert talking.returncode == 0, told
-    assert said.count("tok0") == 2
-    assert len(fake.starts()) == 1
-    assert json.loads(fake.directory().state.read_text())["phase"] == "ready"
+    assert said.replace(">>> ", "") == "One.\nTwo.\n"
+    first, second = ([m["content"] for m in r["messages"]] for r in dialect.requests)
+    assert (first, second) == (["first"], ["first", "One.", "second"])

@@ -11,7 +11,7 @@ import pytest
 from faults.support import FAST, PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
-from langchain_car_vllm.server import lease
+from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.port import is_refused
 
 
@@ -93,7 +93,7 @@ def test_logs_are_printed(cli: Cli, fake: Fake):
     assert whole == fake.directory().log.read_text()
     assert "Uvicorn running" in whole
     assert cli("logs", str(fake.model), "-n", "1").stdout == whole.splitlines(keepends=True)[-1]
-    cli("stop", "--all")
+    stop_server(fake.directory(), policy=FAST)
     assert cli("logs", str(fake.model)).stdout.startswith(whole)
 
 
@@ -104,7 +104,7 @@ def test_logs_of_what_never_ran(cli: Cli, fake: Fake):
     assert "has no log" in done.stderr
 
 
-def test_logs_are_followed_into_the_next_start(cli: Cli, fake: Fake, tmp_path: Path):
+def test_logs_are_followed_into_the_next_start(fake: Fake, tmp_path: Path):
     """What is added appears, a new start's log from its beginning; Ctrl-C is exit code 130."""
     start(fake)
     output = tmp_path / "output"
@@ -112,7 +112,7 @@ def test_logs_are_followed_into_the_next_start(cli: Cli, fake: Fake, tmp_path: P
         following = subprocess.Popen(command("logs", "-f", str(fake.model)), stdout=file)
     try:
         eventually(lambda: output.read_text().count("Uvicorn running") == 1, "the first log")
-        cli("stop", "--all")
+        stop_server(fake.directory(), policy=FAST)
         eventually(lambda: "Saving prefix cache" in output.read_text(), "what was added")
         start(fake)
         eventually(lambda: output.read_text().count("Uvicorn running") == 2, "the second log")

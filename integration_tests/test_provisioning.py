@@ -1,6 +1,5 @@
 """The real uv and the package index: an install from nothing, killed, resumed, upgraded."""
 
-import json
 import os
 import shutil
 import signal
@@ -148,27 +147,18 @@ def test_offline_without_a_cache(bare: Path, empty_cache: Path, monkeypatch: pyt
 
 
 @pytest.mark.full
-def test_provisioning_costs_little_more_than_uv(bare: Path, monkeypatch: pytest.MonkeyPatch):
-    """An install takes at most 1.1 times the bare `uv venv` and `uv pip install` of the same lock.
+def test_provisioning_costs_little_more_than_uv(bare: Path, empty_cache: Path):
+    """From an empty cache, an install takes at most 1.1 times what `uv` takes of it.
 
-    Each with an empty cache, alternating; the medians of three.
+    Its commands are the bare `uv venv` and `uv pip install` of the lock; comparing within one run
+    keeps the network out of it.
     """
-    ours, theirs = [], []
-    for attempt in range(3):
-        monkeypatch.setenv("UV_CACHE_DIR", str(bare.parents[1] / f"cache-bare-{attempt}"))
-        target = bare.parents[1] / f"bare-{attempt}"
-        began = time.monotonic()
-        subprocess.run([uv.find_uv_bin(), "--quiet", "venv", target], check=True)
-        install = [uv.find_uv_bin(), "--quiet", "pip", "install", "--require-hashes", "--no-deps"]
-        install += ["--python", target / "bin" / "python", "--requirement", LOCK]
-        subprocess.run(install, check=True)
-        theirs.append(time.monotonic() - began)
-        monkeypatch.setenv("UV_CACHE_DIR", str(bare.parents[1] / f"cache-ours-{attempt}"))
-        monkeypatch.setenv("HOME", str(bare.parents[1] / f"home-{attempt}"))
-        began = time.monotonic()
-        ensure_runtime()
-        ours.append(time.monotonic() - began)
-    assert median(ours) <= 1.1 * median(theirs), json.dumps([ours, theirs])
+    began = time.monotonic()
+    reached: dict[str, float] = {}
+    ensure_runtime(on_progress=lambda p: reached.setdefault(p.detail, time.monotonic()))
+    total = time.monotonic() - began
+    by_uv = reached["testing vllm-mlx"] - reached["making a virtual environment"]
+    assert total <= 1.1 * by_uv, f"{total:.2f} s, of which uv took {by_uv:.2f} s"
 
 
 def test_a_runtime_that_is_there_is_found_at_once(machine: None, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,8 @@ something to wait for.
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from langchain_car_vllm import paths
@@ -52,7 +53,7 @@ class Display:
         view: Makes the place to draw at the first step; by default what suits the process.
     """
 
-    def __init__(self, name: str, view: "Callable[[str], View | None] | None" = None) -> None:
+    def __init__(self, name: str, view: Callable[[str], View | None] | None = None) -> None:
         self._name = name
         self._make = view or suitable_view
         self._view: View | None = None
@@ -76,9 +77,22 @@ class Display:
             view.close()
 
 
-def on_progress_or_display(name: str, on_progress: OnProgress | None) -> OnProgress:
-    """Return a user's own callback, else a display."""
-    return on_progress if on_progress is not None else Display(name)
+@contextmanager
+def displayed(name: str, on_progress: OnProgress | None) -> Iterator[OnProgress]:
+    """Yield what a wait is to tell its progress to, and leave nothing drawn.
+
+    Args:
+        name: What is waited for.
+        on_progress: The user's own callback, which replaces the display.
+    """
+    if on_progress is not None:
+        yield on_progress
+        return
+    display = Display(name)
+    try:
+        yield display
+    finally:
+        display.close()
 
 
 def describe(name: str, progress: Progress) -> str:

@@ -1,6 +1,5 @@
 """`install`: the runtime."""
 
-import os
 from contextlib import closing
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.display import Display
 from langchain_car_vllm.runtime import (
     VllmRuntime,
-    ensure_runtime,
+    install_runtime,
     overriding_binary,
     resolve_existing,
     upgrade_runtime,
@@ -27,10 +26,8 @@ def install(
 
     Prints where it is.
     """
-    # Whoever calls this command wants an installation; the variable is about unasked ones.
-    os.environ.pop("CAR_VLLM_MLX_AUTO_INSTALL", None)
     with closing(Display("vllm-mlx")) as display:
-        provide = upgrade_runtime if upgrade else ensure_runtime
+        provide = upgrade_runtime if upgrade else install_runtime
         runtime = provide(on_progress=display)
     say(f"vllm-mlx {runtime.version or 'of unknown version'} is installed")
     _tell_what_is_used(runtime)

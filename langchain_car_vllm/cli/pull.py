@@ -20,7 +20,7 @@ from langchain_car_vllm.models.download import (
 )
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress import OnProgress, Progress
-from langchain_car_vllm.runtime import ensure_runtime
+from langchain_car_vllm.runtime import install_runtime
 from langchain_car_vllm.server.child import Child, install_launcher
 from langchain_car_vllm.server.command import server_environment
 from langchain_car_vllm.server.context import Stall
@@ -45,7 +45,7 @@ def pull(
     if snapshot is None:
         check_may_download(source)
         with closing(Display(source)) as display:
-            runtime = ensure_runtime(on_progress=display)
+            runtime = install_runtime(on_progress=display)
             _download(source, revision, runtime.server, display)
         snapshot = find_snapshot(source, revision)
     else:

@@ -1,7 +1,5 @@
 """Making sure that there is a usable `vllm-mlx`."""
 
-import logging
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +7,7 @@ from langchain_car_vllm import paths
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
 from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
-from langchain_car_vllm.runtime.versions import version_warning
-
-log = logging.getLogger(__name__)
+from langchain_car_vllm.runtime.versions import warn_about
 
 _OFF = frozenset({"0", "false", "no", "off"})
 
@@ -55,8 +51,23 @@ def ensure_runtime(
     if found is None or not is_proven(found):
         found = _provided(auto_install=auto_install, on_progress=on_progress)
     version = installed_version(found)
-    _warn_once(version)
+    warn_about(version)
     return VllmRuntime(found, version)
+
+
+def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
+    """Do what `ensure_runtime` does, for a user who asked for it: no setting forbids it.
+
+    Args:
+        on_progress: As for `ensure_runtime`.
+
+    Raises:
+        RuntimeProvisioningError: As for `ensure_runtime`.
+    """
+    found = resolve_existing()
+    if found is None or not is_proven(found):
+        found = provision(on_progress)
+    return VllmRuntime(found, installed_version(found))
 
 
 def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
@@ -70,13 +81,6 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     """
     found = upgrade(on_progress)
     return VllmRuntime(found, installed_version(found))
-
-
-@cache
-def _warn_once(version: str | None) -> None:
-    """Say what an older version lacks, once per process."""
-    if warning := version_warning(version):
-        log.warning("%s", warning)
 
 
 def _provided(*, auto_install: bool, on_progress: OnProgress | None) -> Path:

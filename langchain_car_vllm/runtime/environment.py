@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +52,8 @@ class Python(NamedTuple):
     def is_supported(self) -> bool:
         """Whether vllm-mlx has wheels for it; an Intel Python on Apple silicon has none."""
         fits = OLDEST_PYTHON <= self.version <= NEWEST_PYTHON
-        translated = sys.platform == "darwin" and self.markers["platform_machine"] != "arm64"
-        return fits and not translated
+        machine = (self.markers["sys_platform"], self.markers["platform_machine"])
+        return fits and machine != ("darwin", "x86_64")
 
 
 def python_binary(root: Path) -> Path:

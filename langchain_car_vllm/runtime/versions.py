@@ -3,7 +3,11 @@
 Read from the wheels of vllm-mlx 0.2.9 to 0.6.0.
 """
 
+import logging
 import re
+from functools import cache
+
+log = logging.getLogger(__name__)
 
 Version = tuple[int, int, int]
 
@@ -43,3 +47,10 @@ def version_warning(version: str | None) -> str | None:
         f"vllm-mlx {version} is older than {'.'.join(map(str, RECOMMENDED))}: {lacking}. "
         "Run `car-vllm install --upgrade`."
     )
+
+
+@cache
+def warn_about(version: str | None) -> None:
+    """Log what a version lacks, once per process."""
+    if warning := version_warning(version):
+        log.warning("%s", warning)

@@ -13,7 +13,7 @@ from langchain_car_vllm.display import (
     Line,
     Records,
     describe,
-    on_progress_or_display,
+    displayed,
     suitable_view,
 )
 from langchain_car_vllm.progress import Progress
@@ -105,8 +105,24 @@ def test_a_failed_wait_is_taken_down():
 def test_a_users_callback_replaces_the_display():
     """Programs get every step themselves, and nothing is drawn."""
     heard = []
-    assert on_progress_or_display("m", heard.append) == heard.append
-    assert isinstance(on_progress_or_display("m", None), Display)
+    with displayed("m", heard.append) as on_progress:
+        assert on_progress == heard.append
+
+
+def test_a_wait_that_fails_leaves_nothing_drawn(monkeypatch):
+    """However the wait ends, the display ends with it."""
+    view = Recorder()
+    monkeypatch.setattr(display, "suitable_view", lambda _name: view)
+
+    def wait():
+        with displayed("m", None) as on_progress:
+            on_progress(WAIT[0])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        wait()
+    assert view.drawn == [WAIT[0]]
+    assert view.closed == 1
 
 
 @pytest.mark.parametrize("value", ["0", "false", "OFF", "no"])

@@ -22,6 +22,7 @@ from langchain_car_vllm.runtime import (
     resolve_existing,
     upgrade_runtime,
     version_warning,
+    warn_about,
 )
 from langchain_car_vllm.runtime.marker import read_marker
 
@@ -58,7 +59,7 @@ def test_an_existing_install_wins(fake_uv, home, write_binary):
 def test_an_older_install_is_warned_about_once(fake_uv, home, write_binary, caplog):
     """A version that works but lacks something is used, and said so once per process."""
     write_binary(home / ".local", "0.4.0")
-    ensure_runtime.__globals__["_warn_once"].cache_clear()
+    warn_about.cache_clear()
     ensure_runtime()
     ensure_runtime()
     assert [record.message for record in caplog.records] == [version_warning("0.4.0")]

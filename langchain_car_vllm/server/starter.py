@@ -2,10 +2,12 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import psutil
 
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
-from langchain_car_vllm.server.locks import is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import decode_error
@@ -48,8 +50,7 @@ class Start(threading.Thread):
     def run(self) -> None:
         """Hold `start.lock` over check, spawn and handshake."""
         try:
-            with explain_os_errors(self._directory.path):
-                self._start_under_lock()
+            self._start_under_lock()
         except CarVllmError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001
@@ -57,31 +58,36 @@ class Start(threading.Thread):
 
     def _start_under_lock(self) -> None:
         self._directory.create()
-        lock = open_lock(self._directory.start_lock)
-        supervisor = open_lock(self._directory.supervisor_lock)
-        try:
+        with ExitStack() as stack:
+            with explain_os_errors(self._directory.path):
+                lock = stack.enter_context(opened_lock(self._directory.start_lock))
+                supervisor = stack.enter_context(opened_lock(self._directory.supervisor_lock))
             while not try_exclusive(lock):
                 if is_held(supervisor):
                     return
                 time.sleep(self._policy.client_tick)
             if not is_held(supervisor):
                 self._spawn()
-        finally:
-            os.close(lock)
-            os.close(supervisor)
 
     def _spawn(self) -> None:
         order = json.dumps({"spec": self._spec.to_dict(), "policy": self._policy.to_dict()})
-        module = "langchain_car_vllm.server.supervisor"
-        process = subprocess.Popen(
-            [_interpreter(), "-P", "-m", module, str(self._directory.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": _import_path()},
-            start_new_session=True,
-            text=True,
-        )
+        module, nonce = "langchain_car_vllm.server.supervisor", secrets.token_hex(8)
+        interpreter = _interpreter()
+        try:
+            process = subprocess.Popen(
+                [interpreter, "-P", "-m", module, str(self._directory.path), nonce],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": _import_path()},
+                start_new_session=True,
+                text=True,
+            )
+        except OSError as error:
+            raise ServerStartError(
+                f"`{interpreter}` cannot run the supervisor: {error.strerror}",
+                hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
+            ) from error
         try:
             out, err = process.communicate(order, self._policy.handshake)
         except subprocess.TimeoutExpired:

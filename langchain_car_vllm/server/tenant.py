@@ -6,7 +6,14 @@ from pathlib import Path
 
 from langchain_car_vllm.server.clients import record_name, touch_record, write_record
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
-from langchain_car_vllm.server.locks import is_held, open_lock, release, try_shared
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_held,
+    is_same_file,
+    open_lock,
+    release,
+    try_shared,
+)
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.starter import Start
@@ -38,8 +45,7 @@ class Tenant:
         self._holders = 0
         self._record: Path | None = None
         self._keep_alive: float | None = None
-        self._stamp: tuple[int, int] | None = None
-        self._state: State | None = None
+        self._cached: tuple[tuple[int, int], State | None] | None = None
         self._start: Start | None = None
 
     @property
@@ -48,25 +54,36 @@ class Tenant:
         return self._holders
 
     def acquire(self, keep_alive: float) -> bool:
-        """Take the lease for one request; False while the server is stopping for idleness."""
+        """Take the lease for one request; False while the server is stopping for idleness.
+
+        Raises:
+            StateDirectoryError: This process's record cannot be written.
+        """
         with self._guard, explain_os_errors(self.directory.path):
             if self._holders == 0 and not try_shared(self._lease):
                 return False
+            try:
+                if keep_alive != self._keep_alive:
+                    self._write_record(keep_alive)
+            except BaseException:
+                if self._holders == 0:
+                    release(self._lease)
+                raise
             self._holders += 1
-            if keep_alive != self._keep_alive:
-                self._write_record(keep_alive)
             return True
 
     def release(self, keep_alive: float) -> None:
-        """Give one request's lease back and tell the supervisor that it ended."""
+        """Give one request's lease back and tell the supervisor that it ended.
+
+        It never raises: an answer that was given is not lost for a record that cannot be written.
+        """
         if self._is_abandoned:
             return
         with self._guard:
             try:
-                if keep_alive != self._keep_alive:
-                    self._write_record(keep_alive)
-                elif self._record is not None:
-                    touch_record(self._record, keep_alive)
+                self._tell_end(keep_alive)
+            except OSError:
+                self._keep_alive = None
             finally:
                 self._holders -= 1
                 if self._holders == 0:
@@ -74,16 +91,16 @@ class Tenant:
 
     def state(self) -> State | None:
         """Return the state, parsed again only when the file was replaced."""
-        try:
-            found = os.stat(self.directory.state)  # noqa: PTH116
-        except FileNotFoundError:
-            return None
-        stamp = found.st_ino, found.st_mtime_ns
-        if stamp != self._stamp:
-            with explain_os_errors(self.directory.state):
-                self._state = read_state(self.directory.state)
-            self._stamp = stamp
-        return self._state
+        with explain_os_errors(self.directory.state):
+            try:
+                found = os.stat(self.directory.state)  # noqa: PTH116
+            except FileNotFoundError:
+                return None
+            stamp = found.st_ino, found.st_mtime_ns
+            cached = self._cached
+            if cached is None or cached[0] != stamp:
+                self._cached = cached = stamp, read_state(self.directory.state)
+        return cached[1]
 
     def is_server_alive(self) -> bool:
         """Ask the kernel whether the server process lives."""
@@ -100,11 +117,26 @@ class Tenant:
                 self._start = Start(self.directory, spec, policy)
             return self._start
 
+    def is_current(self) -> bool:
+        """Tell whether the directory is still the one that was opened, not one made anew."""
+        return is_same_file(self._lease, self.directory.lease_lock)
+
+    def retire(self) -> None:
+        """Close the files of a directory that is gone, unless a request still holds the lease."""
+        with self._guard:
+            if self._holders == 0:
+                for descriptor in (self._lease, self._supervisor, self._server):
+                    close_lock(descriptor)
+
     def abandon(self) -> None:
-        """Close everything without unlocking: after `fork` the parent still holds its lease."""
+        """Forget everything after `fork`: the lease is the parent's."""
         self._is_abandoned = True
-        for descriptor in (self._lease, self._supervisor, self._server):
-            os.close(descriptor)
+
+    def _tell_end(self, keep_alive: float) -> None:
+        if keep_alive != self._keep_alive:
+            self._write_record(keep_alive)
+        elif self._record is not None:
+            touch_record(self._record, keep_alive)
 
     def _write_record(self, keep_alive: float) -> None:
         if self._record is None:
@@ -121,8 +153,11 @@ def tenant_of(directory: ServerDirectory) -> Tenant:
     """Return this process's tenant of a server key."""
     with _tenants_guard:
         name = str(directory.path)
-        if name not in _tenants or not directory.path.is_dir():
+        known = _tenants.get(name)
+        if known is None or not known.is_current():
             _tenants[name] = Tenant(directory)
+            if known is not None:
+                known.retire()
         return _tenants[name]
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from langchain_car_vllm.server.directory import explain_os_errors, server_direct
 from langchain_car_vllm.server.locks import is_held, open_lock
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.port import HeldPort, is_refused
-from langchain_car_vllm.server.process import boot_id, host_name, identify
+from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.state import read_state
 
 _MB = 1_000_000
@@ -184,8 +185,9 @@ def _listeners() -> str:
 
 def _identity() -> str:
     """Prove that a process is told from others, alive and dead, and so are boots."""
-    with _child(_LISTENS) as (child, _):
-        who = identify(child.pid, "create_server")
+    marker = secrets.token_hex(8)
+    with _child(_LISTENS, marker) as (child, _):
+        who = Identity(child.pid, marker)
         if who.find() is None:
             raise Finding(f"process {child.pid} is not recognised while it lives")
         child.kill()
@@ -194,6 +196,8 @@ def _identity() -> str:
             raise Finding(f"process {child.pid} is still seen after its end")
     if not boot_id():
         raise Finding("the system has no id of this boot")
+    if not machine_id():
+        raise Finding("the machine has no id")
     return f"processes are recognised; boot {boot_id()} of `{host_name()}`"
 
 

@@ -88,12 +88,15 @@ def _download(source: str, revision: str | None, binary: Path, on_progress: OnPr
 
 
 def _watch(child: Child, spec: ServerSpec, policy: Policy, on_progress: OnProgress) -> None:
-    stall = Stall(policy.download_stall)
+    def look() -> object:
+        return measure_download(spec.source, spec.revision), child.activity()
+
+    stall = Stall(policy.download_stall, look)
     began = time.monotonic()
     while child.exit_code() is None:
         done, total = measure_download(spec.source, spec.revision)
         on_progress(Progress("download", "", done, total, time.monotonic() - began))
-        if stall.is_stalled((done, child.activity())):
+        if stall.is_stalled():
             raise ModelDownloadError(
                 f"the download of `{spec.source}` stood still for {policy.download_stall:g} s",
                 hint="try again, it goes on where it was",

@@ -93,16 +93,15 @@ class Start(threading.Thread):
         self._check(process.returncode, said)
 
     def _check(self, code: int, said: list[str]) -> None:
-        try:
-            verdict: dict[str, Any] = json.loads(said[-1])
-            if "error" in verdict:
-                raise decode_error(verdict["error"])
-        except (IndexError, TypeError, ValueError):
+        if not said or not _is_report(said[-1].encode()):
             raise NoReportError(
                 f"the supervisor ended with exit code {code} before it could report",
                 exit_code=code,
                 log_tail=tuple(said[-5:]),
-            ) from None
+            )
+        verdict: dict[str, Any] = json.loads(said[-1])
+        if "error" in verdict:
+            raise decode_error(verdict["error"])
 
 
 def _converse(process: subprocess.Popen[bytes], order: str, patience: float) -> list[str]:
@@ -121,8 +120,10 @@ def _converse(process: subprocess.Popen[bytes], order: str, patience: float) -> 
         process.stdin.close()
     said = b""
     deadline = time.monotonic() + patience
-    while not _is_over(said):
-        ready, _, _ = select.select([process.stdout], [], [], 0.05)
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    while not (said.endswith(b"\n") and _is_report(said.splitlines()[-1])):
+        ready = poll.poll(50)
         news = os.read(process.stdout.fileno(), 65536) if ready else b""
         said += news
         if not news and (ready or process.poll() is not None):
@@ -133,8 +134,8 @@ def _converse(process: subprocess.Popen[bytes], order: str, patience: float) -> 
     return said.decode(errors="replace").strip().splitlines()
 
 
-def _is_over(said: bytes) -> bool:
-    return said.endswith(b"}\n") and b'"ok"' in said.splitlines()[-1]
+def _is_report(line: bytes) -> bool:
+    return line.startswith(b'{"ok": ')
 
 
 def _interpreter() -> str:

@@ -39,7 +39,8 @@ lint: install ## Ruff, import contracts, spelling, types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/mypy
+	$(BIN)/mypy --platform linux
+	$(BIN)/mypy --platform darwin
 
 format: install ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -4,7 +4,8 @@ import json
 import os
 import secrets
 import select
-import subprocess
+import shutil
+import signal
 import sys
 import threading
 import time
@@ -75,22 +76,17 @@ class Start(threading.Thread):
         module, nonce = "langchain_car_vllm.server.supervisor", secrets.token_hex(8)
         interpreter = _interpreter()
         try:
-            process = subprocess.Popen(
-                [interpreter, "-P", "-m", module, str(self._directory.path), nonce],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": _import_path()},
-                start_new_session=True,
-            )
+            process = _Process([interpreter, "-P", "-m", module, str(self._directory.path), nonce])
         except OSError as error:
             raise ServerStartError(
                 f"`{interpreter}` cannot run the supervisor: {error.strerror}",
                 hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
             ) from error
-        with process:
-            said = _converse(process, order, self._policy.handshake)
-        self._check(process.returncode, said)
+        try:
+            said = process.converse(order, self._policy.handshake)
+        finally:
+            code = process.end()
+        self._check(code, said)
 
     def _check(self, code: int, said: list[str]) -> None:
         if not said or not _is_report(said[-1].encode()):
@@ -104,34 +100,76 @@ class Start(threading.Thread):
             raise decode_error(verdict["error"])
 
 
-def _converse(process: subprocess.Popen[bytes], order: str, patience: float) -> list[str]:
-    """Hand the order over and return what was said up to the report.
+class _Process:
+    """The supervisor's parent, for the time of the handshake.
 
-    Lines are exchanged, not ends of files: a child that another thread forks at this moment would
-    keep our ends of the pipes open.
+    Another thread may fork at any moment, and its child would keep our ends of every pipe open.
+    `subprocess` waits for the end of such a pipe, so this is `posix_spawn`, and lines are
+    exchanged, not ends of files.
 
     Raises:
-        ServerStartError: There was no report in time.
+        OSError: The program cannot be run.
     """
-    assert process.stdin is not None  # noqa: S101
-    assert process.stdout is not None  # noqa: S101
-    with suppress(BrokenPipeError):
-        process.stdin.write(f"{order}\n".encode())
-        process.stdin.close()
-    said = b""
-    deadline = time.monotonic() + patience
-    poll = select.poll()
-    poll.register(process.stdout, select.POLLIN)
-    while not (said.endswith(b"\n") and _is_report(said.splitlines()[-1])):
-        ready = poll.poll(50)
-        news = os.read(process.stdout.fileno(), 65536) if ready else b""
-        said += news
-        if not news and (ready or process.poll() is not None):
-            break
-        if time.monotonic() > deadline:
-            process.kill()
-            raise ServerStartError(f"the supervisor did not report within {patience:g} s")
-    return said.decode(errors="replace").strip().splitlines()
+
+    def __init__(self, command: list[str]) -> None:
+        self._status: int | None = None
+        reading, self._order = os.pipe()
+        self._report, writing = os.pipe()
+        try:
+            self._pid = os.posix_spawn(
+                shutil.which(command[0]) or command[0],
+                command,
+                {**os.environ, "PYTHONPATH": _import_path()},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, reading, 0),
+                    (os.POSIX_SPAWN_DUP2, writing, 1),
+                    (os.POSIX_SPAWN_DUP2, writing, 2),
+                ],
+                setsid=True,
+            )
+        except OSError:
+            os.close(self._order)
+            os.close(self._report)
+            raise
+        finally:
+            os.close(reading)
+            os.close(writing)
+
+    def converse(self, order: str, patience: float) -> list[str]:
+        """Hand the order over and return what was said up to the report.
+
+        Raises:
+            ServerStartError: There was no report in time.
+        """
+        with suppress(BrokenPipeError), os.fdopen(self._order, "wb") as pipe:
+            pipe.write(f"{order}\n".encode())
+        said = b""
+        deadline = time.monotonic() + patience
+        poll = select.poll()
+        poll.register(self._report, select.POLLIN)
+        while not (said.endswith(b"\n") and _is_report(said.splitlines()[-1])):
+            news = os.read(self._report, 65536) if poll.poll(50) else None
+            said += news or b""
+            if news == b"" or (news is None and self._has_ended()):
+                break
+            if time.monotonic() > deadline:
+                if not self._has_ended():
+                    os.kill(self._pid, signal.SIGKILL)
+                raise ServerStartError(f"the supervisor did not report within {patience:g} s")
+        return said.decode(errors="replace").strip().splitlines()
+
+    def end(self) -> int:
+        """Wait for its end, which follows its report at once, and return its exit code."""
+        os.close(self._report)
+        if self._status is None:
+            self._status = os.waitpid(self._pid, 0)[1]
+        return os.waitstatus_to_exitcode(self._status)
+
+    def _has_ended(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is not None
 
 
 def _is_report(line: bytes) -> bool:

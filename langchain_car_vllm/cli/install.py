@@ -1,49 +1,41 @@
-"""`car-vllm install` and `car-vllm pull`: what a first call would do, done beforehand."""
+"""`install`: the runtime."""
 
-import sys
 from contextlib import closing
 from typing import Annotated
 
 import typer
 
+from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.display import Display
-from langchain_car_vllm.models import find_snapshot, parse_model_id
-from langchain_car_vllm.models.download import check_may_download
-from langchain_car_vllm.models.fetch import fetch_model
-from langchain_car_vllm.runtime import install_runtime, resolve_existing, upgrade_runtime
+from langchain_car_vllm.runtime import (
+    VllmRuntime,
+    install_runtime,
+    overriding_binary,
+    resolve_existing,
+    upgrade_runtime,
+)
 
 
 def install(
     *,
     upgrade: Annotated[
-        bool, typer.Option("--upgrade", help="Move to the versions that this package has locked")
+        bool, typer.Option("--upgrade", help="Bring the managed install to the newest tested set")
     ] = False,
 ) -> None:
-    """Install the `vllm-mlx` runtime where it is missing, and print where it is."""
+    """Install `vllm-mlx` where it is missing.
+
+    Prints where it is.
+    """
     with closing(Display("vllm-mlx")) as display:
-        change = upgrade_runtime if upgrade else install_runtime
-        runtime = change(on_progress=display)
+        provide = upgrade_runtime if upgrade else install_runtime
+        runtime = provide(on_progress=display)
+    say(f"vllm-mlx {runtime.version or 'of unknown version'} is installed")
+    _tell_what_is_used(runtime)
     print(runtime.server)
-    print(f"vllm-mlx {runtime.version}", file=sys.stderr)
+
+
+def _tell_what_is_used(runtime: VllmRuntime) -> None:
     used = resolve_existing()
     if used is not None and used != runtime.server:
-        print(
-            f"\nhint: `{used}` is found before it and goes on being used; upgrade or remove it",
-            file=sys.stderr,
-        )
-
-
-def pull(
-    model: Annotated[str, typer.Argument(help="The model id, as the code names it")],
-    *,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit")] = None,
-) -> None:
-    """Download a model, and print where it is."""
-    found = parse_model_id(model)
-    path = find_snapshot(found.source, revision)
-    if path is None:
-        check_may_download(found.source)
-        with closing(Display(found.name)) as display:
-            runtime = install_runtime(on_progress=display)
-            path = fetch_model(runtime, found.source, revision, on_progress=display)
-    print(path)
+        why = "CAR_VLLM_MLX_BIN names it" if overriding_binary() else "it is found first"
+        say(f"`{used}` stays in use: {why}")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.inbox import Inbox
-from langchain_car_vllm.server.locks import is_same_file, open_lock
+from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.spec import ServerSpec
@@ -65,6 +65,8 @@ class Context:
         if predecessor and predecessor.phase != "stopped":
             _check_machine(predecessor, directory)
         self._held = held
+        self._life = open_lock(directory.life_lock(held.marker))
+        try_exclusive(self._life)
         self.directory = directory
         self.spec = spec
         self.policy = policy

@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _GRACEFUL_SECONDS = 2
@@ -43,7 +44,7 @@ def main() -> None:
     threading.Thread(target=_die_at_end_of, args=(pipe,), daemon=True).start()
     sys.path.pop(0)
     sys.argv = [binary, *arguments]
-    sys.meta_path.insert(0, _GrammarOnCpu())
+    sys.meta_path.insert(0, _Patches())
     if arguments[0] == "serve":
         _end_requests_on_shutdown()
     runpy.run_path(binary, run_name="__main__")
@@ -90,11 +91,12 @@ def _end_requests_on_shutdown() -> None:
         uvicorn.Config.__init__ = patched  # type: ignore[method-assign]
 
 
-class _GrammarOnCpu(importlib.abc.MetaPathFinder):
-    """Gives llguidance a NumPy kernel where MLX has no Metal, or every grammar is a 500."""
+class _Patches(importlib.abc.MetaPathFinder):
+    """Mends modules of the server's own installation as they are imported."""
 
     def find_spec(self, fullname, path, target=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG002
-        if fullname != "llguidance.mlx":
+        mend = _MENDED.get(fullname)
+        if mend is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is None or spec.loader is None:
@@ -103,13 +105,50 @@ class _GrammarOnCpu(importlib.abc.MetaPathFinder):
 
         def exec_module(module):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
             execute(module)
-            import mlx.core  # noqa: PLC0415
-
-            if not mlx.core.metal.is_available():
-                module.apply_token_bitmask = _apply_token_bitmask
+            mend(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def _run_grammars_on_cpu(module: Any) -> None:
+    """Give llguidance a NumPy kernel where MLX has no Metal, or every grammar is a 500."""
+    import mlx.core  # noqa: PLC0415
+
+    if not mlx.core.metal.is_available():
+        module.apply_token_bitmask = _apply_token_bitmask
+
+
+def _keep_processors_in_line(module: Any) -> None:
+    """Have every row of a batch keep its own logits processors, an empty list where it has none.
+
+    mlx-lm 0.31.3 keeps those of requests that have left a batch without any, so a constrained
+    request that follows an unconstrained one runs without its grammar and somebody else's answer
+    gets it; and it puts None for those who have none among others, which stops the engine for good.
+    """
+    for name in ("PromptProcessingBatch", "GenerationBatch"):
+        batch = getattr(module, name, None)
+        if batch is not None:
+            _wrap(batch, "filter")
+            _wrap(batch, "extend")
+
+
+def _wrap(batch: Any, name: str) -> None:
+    original = getattr(batch, name)
+
+    def wrapped(self: Any, other: Any) -> None:
+        _line_up(self)
+        if hasattr(other, "logits_processors"):
+            _line_up(other)
+        original(self, other)
+        _line_up(self)
+
+    setattr(batch, name, wrapped)
+
+
+def _line_up(batch: Any) -> None:
+    processors = [row or [] for row in batch.logits_processors]
+    batch.logits_processors = processors if any(processors) else [[] for _ in batch.uids]
 
 
 def _apply_token_bitmask(logits, mask):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -130,6 +169,12 @@ def _apply_token_bitmask(logits, mask):  # type: ignore[no-untyped-def]  # noqa:
         allowed = np.pad(allowed, ((0, 0), (0, missing)))
     bits = mx.array(allowed[:, : rows.shape[-1]].astype(bool))
     return mx.where(bits, rows, mx.array(-float("inf"), rows.dtype))
+
+
+_MENDED = {
+    "llguidance.mlx": _run_grammars_on_cpu,
+    "mlx_lm.generate": _keep_processors_in_line,
+}
 
 
 if __name__ == "__main__":

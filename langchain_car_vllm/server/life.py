@@ -52,7 +52,7 @@ class Life:
         self, directory: ServerDirectory, spec: ServerSpec, policy: Policy, held: Held
     ) -> None:
         predecessor = read_state(directory.state)
-        _clean_up_after(predecessor, policy)
+        _clean_up_after(predecessor, directory, policy)
         self._context = Context(directory, spec, policy, predecessor=predecessor, held=held)
         self._last_error = predecessor.error if predecessor else None
         self._servers: list[Server] = []
@@ -146,11 +146,15 @@ class Life:
             **ending,
         )
         self._clients.forget_all()
+        context.directory.life_lock(context.state.supervisor.marker).unlink(missing_ok=True)
 
 
-def _clean_up_after(predecessor: State | None, policy: Policy) -> None:
+def _clean_up_after(predecessor: State | None, directory: ServerDirectory, policy: Policy) -> None:
     """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
-    if predecessor is None or predecessor.server is None:
+    if predecessor is None:
+        return
+    directory.life_lock(predecessor.supervisor.marker).unlink(missing_ok=True)
+    if predecessor.server is None:
         return
     if predecessor.boot_id == boot_id() and predecessor.server.find():
         kill_group(predecessor.server.pid, policy.kill_grace)

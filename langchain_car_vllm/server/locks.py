@@ -22,6 +22,17 @@ def open_lock(path: Path) -> int:
     return descriptor
 
 
+def open_existing(path: Path) -> int:
+    """Open a lock file that must be there.
+
+    Raises:
+        FileNotFoundError: It is not.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    _open.add(descriptor)
+    return descriptor
+
+
 def close_lock(descriptor: int) -> None:
     """Give the lock back, for forked children too, and close the file."""
     _open.discard(descriptor)

@@ -3,11 +3,12 @@
 import json
 import os
 import secrets
+import select
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,38 +79,63 @@ class Start(threading.Thread):
                 [interpreter, "-P", "-m", module, str(self._directory.path), nonce],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": _import_path()},
                 start_new_session=True,
-                text=True,
             )
         except OSError as error:
             raise ServerStartError(
                 f"`{interpreter}` cannot run the supervisor: {error.strerror}",
                 hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
             ) from error
-        try:
-            out, err = process.communicate(order, self._policy.handshake)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise ServerStartError(
-                f"the supervisor did not report within {self._policy.handshake:.0f} s",
-                hint=f"read `{self._directory.supervisor_log}`",
-            ) from None
-        self._check(process.returncode, out, err)
+        with process:
+            said = _converse(process, order, self._policy.handshake)
+        self._check(process.returncode, said)
 
-    def _check(self, code: int, out: str, err: str) -> None:
-        try:
-            verdict: dict[str, Any] = json.loads(out)
-        except ValueError:
+    def _check(self, code: int, said: list[str]) -> None:
+        if not said or not _is_report(said[-1].encode()):
             raise NoReportError(
                 f"the supervisor ended with exit code {code} before it could report",
                 exit_code=code,
-                log_tail=tuple(err.strip().splitlines()[-5:]),
-            ) from None
+                log_tail=tuple(said[-5:]),
+            )
+        verdict: dict[str, Any] = json.loads(said[-1])
         if "error" in verdict:
             raise decode_error(verdict["error"])
+
+
+def _converse(process: subprocess.Popen[bytes], order: str, patience: float) -> list[str]:
+    """Hand the order over and return what was said up to the report.
+
+    Lines are exchanged, not ends of files: a child that another thread forks at this moment would
+    keep our ends of the pipes open.
+
+    Raises:
+        ServerStartError: There was no report in time.
+    """
+    assert process.stdin is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101
+    with suppress(BrokenPipeError):
+        process.stdin.write(f"{order}\n".encode())
+        process.stdin.close()
+    said = b""
+    deadline = time.monotonic() + patience
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    while not (said.endswith(b"\n") and _is_report(said.splitlines()[-1])):
+        ready = poll.poll(50)
+        news = os.read(process.stdout.fileno(), 65536) if ready else b""
+        said += news
+        if not news and (ready or process.poll() is not None):
+            break
+        if time.monotonic() > deadline:
+            process.kill()
+            raise ServerStartError(f"the supervisor did not report within {patience:g} s")
+    return said.decode(errors="replace").strip().splitlines()
+
+
+def _is_report(line: bytes) -> bool:
+    return line.startswith(b'{"ok": ')
 
 
 def _interpreter() -> str:

@@ -32,7 +32,7 @@ def main() -> None:
     # Signals that the client's thread had blocked would never be heard.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     directory = ServerDirectory(Path(sys.argv[1]))
-    order = json.load(sys.stdin)
+    order = json.loads(sys.stdin.readline())
     spec = ServerSpec.from_dict(order["spec"])
     policy = Policy.from_dict(order["policy"])
     reading, writing = os.pipe()
@@ -40,7 +40,7 @@ def main() -> None:
         os.close(writing)
         with os.fdopen(reading) as pipe:
             report = pipe.read()
-        sys.stdout.write(report)
+        sys.stdout.write(f"{report}\n" if report else "")
         sys.stdout.flush()
         os._exit(0 if report and json.loads(report)["ok"] else 1)
     os.close(reading)

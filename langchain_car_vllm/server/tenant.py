@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.server.clients import record_name, touch_record, write_record
@@ -10,6 +11,7 @@ from langchain_car_vllm.server.locks import (
     close_lock,
     is_held,
     is_same_file,
+    open_existing,
     open_lock,
     release,
     try_shared,
@@ -45,6 +47,7 @@ class Tenant:
         self._holders = 0
         self._record: Path | None = None
         self._keep_alive: float | None = None
+        self._author: tuple[str, int] | None = None
         self._cached: tuple[tuple[int, int], State | None] | None = None
         self._start: Start | None = None
 
@@ -106,6 +109,18 @@ class Tenant:
         """Ask the kernel whether the server process lives."""
         return is_held(self._server)
 
+    def is_author_alive(self, state: State) -> bool:
+        """Ask the kernel whether the very supervisor that wrote a state lives."""
+        marker = state.supervisor.marker
+        with self._guard:
+            if self._author is None or self._author[0] != marker:
+                if self._author is not None:
+                    close_lock(self._author[1])
+                self._author = None
+                with suppress(FileNotFoundError):
+                    self._author = marker, open_existing(self.directory.life_lock(marker))
+            return self._author is not None and is_held(self._author[1])
+
     def is_supervisor_alive(self) -> bool:
         """Ask the kernel whether the supervisor lives."""
         return is_held(self._supervisor)
@@ -125,7 +140,8 @@ class Tenant:
         """Close the files of a directory that is gone, unless a request still holds the lease."""
         with self._guard:
             if self._holders == 0:
-                for descriptor in (self._lease, self._supervisor, self._server):
+                author = [self._author[1]] if self._author else []
+                for descriptor in (self._lease, self._supervisor, self._server, *author):
                     close_lock(descriptor)
 
     def abandon(self) -> None:

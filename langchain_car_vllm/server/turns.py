@@ -6,7 +6,13 @@ import time
 from pathlib import Path
 
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
-from langchain_car_vllm.server.locks import close_lock, is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_held,
+    open_existing,
+    open_lock,
+    try_exclusive,
+)
 
 _numbers = itertools.count()
 
@@ -77,7 +83,7 @@ class Turn:
 def _is_live(ticket: Path) -> bool:
     """Tell whether a ticket's owner lives; a dead one's ticket is torn up."""
     try:
-        descriptor = os.open(ticket, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_existing(ticket)
     except FileNotFoundError:
         return False
     try:
@@ -86,4 +92,4 @@ def _is_live(ticket: Path) -> bool:
         ticket.unlink(missing_ok=True)
         return False
     finally:
-        os.close(descriptor)
+        close_lock(descriptor)

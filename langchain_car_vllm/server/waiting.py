@@ -136,7 +136,7 @@ class Waiting:
             self._known = state.generation if state else 0
             if state and supervised and state.phase in STARTING:
                 self._known -= 1
-        if state and supervised and state.phase == "ready" and self._tenant.is_server_alive():
+        if state and supervised and self._is_ready(state):
             endpoint = state.endpoint(self._tenant.directory.log)
             if not self._has_turn(endpoint):
                 self._show(Progress("queued", "waiting for the request under way to end"))
@@ -148,6 +148,17 @@ class Waiting:
         else:
             self._consider(state)
         return None
+
+    def _is_ready(self, state: State) -> bool:
+        """Tell whether a state speaks of a server that lives, under the supervisor that wrote it.
+
+        A new supervisor holds the lock for an instant before it has cleaned up after the old one.
+        """
+        return (
+            state.phase == "ready"
+            and self._tenant.is_author_alive(state)
+            and self._tenant.is_server_alive()
+        )
 
     def _has_turn(self, endpoint: Endpoint) -> bool:
         """Batching is wrong or slow for several multimodal requests at once: they take turns."""

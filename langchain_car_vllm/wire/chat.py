@@ -14,7 +14,7 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
@@ -27,7 +27,7 @@ from langchain_car_vllm.wire.clock import Clock, Refusals
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
 from langchain_car_vllm.wire.history import holds_media, prepared
-from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
+from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request import exchange_for
 from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
 from langchain_car_vllm.wire.tokens import PATH, check_fits, count_request, counted, may_overflow
@@ -61,7 +61,7 @@ class WireChat(ChatOpenAI):
         # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
         payload = BaseChatOpenAI._get_request_payload(self, messages, stop=stop, **kwargs)  # noqa: SLF001
         for message, sent in zip(messages, payload["messages"], strict=True):
-            if isinstance(message, AIMessage) and (thought := reasoning_of(message)):
+            if thought := message.additional_kwargs.get(REASONING):
                 sent[REASONING] = thought
         return payload
 

@@ -16,11 +16,12 @@ from langchain_car_vllm.wire.answer import Delta, Filter
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError, ServerFailedError
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange, new_call_id
 from langchain_car_vllm.wire.result import CallCollector
-from langchain_car_vllm.wire.schema import Schema, complaint, digested
+from langchain_car_vllm.wire.schema import Schema, complaint, digested, refers_to_root
 from langchain_car_vllm.wire.tools import tool_name
 
 ChoiceMethod = Literal["auto", "native", "grammar"]
 METHODS: Sequence[str] = ("auto", "native", "grammar")
+_WISH = "It calls a tool that helps to answer: its name and its arguments."
 
 
 class ForcedCall(Exchange):
@@ -71,11 +72,8 @@ class ForcedCall(Exchange):
         return attempt
 
     def _grammar(self) -> Attempt:
-        most = 1 if self._single else max(1, len(self._tools))
-        schema = calls_schema(self._tools, most)
-        attempt = self._attempt(
-            constrained(self.body, "calls", schema), [WrittenCalls(self._tools)]
-        )
+        schema = calls_schema(self._tools, single=self._single)
+        attempt = self._attempt(constrained(self.body, schema), [WrittenCalls(self._tools)])
         attempt.failed = self._refused
         return attempt
 
@@ -83,9 +81,12 @@ class ForcedCall(Exchange):
         if not isinstance(error, InvalidRequestError | ServerFailedError):
             return error
         version = f" (vllm-mlx {self._version})" if self._version else ""
+        hint = "constrained answers need vllm-mlx 0.5 or newer"
+        if "JSON" in error.message:
+            hint = "raise `max_tokens`: the call may have been cut off"
         return ForcedToolCallError(
             f"the server{version} could not constrain the answer to a tool call: {error.message}",
-            hint="constrained answers need vllm-mlx 0.5 or newer",
+            hint=hint,
         )
 
     def _extra(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class ValidCalls:
 
 
 class WrittenCalls:
-    """Turns the array that the grammar made the model write into tool calls.
+    """Turns what the grammar made the model write into tool calls.
 
     Args:
         tools: The functions that may be called, by name.
@@ -147,11 +148,12 @@ class WrittenCalls:
         """Return the calls.
 
         Raises:
-            ForcedToolCallError: The array is not whole, or does not fit.
+            ForcedToolCallError: It is not whole, or does not fit.
         """
         text = "".join(self._texts)
         try:
-            entries = json.loads(text)
+            value = json.loads(text)
+            entries = value if isinstance(value, list) else [value]
             calls = [(str(entry["name"]), dict(entry["arguments"])) for entry in entries]
         except (KeyError, TypeError, ValueError) as error:
             raise ForcedToolCallError(
@@ -177,26 +179,32 @@ class WrittenCalls:
         )
 
 
-def calls_schema(tools: Mapping[str, dict[str, Any]], most: int) -> Schema:
-    """Return the schema of a list of calls: their names and arguments, at least one."""
+def calls_schema(tools: Mapping[str, dict[str, Any]], *, single: bool) -> Schema:
+    """Return the schema of one call, or of a list of at least one and at most one for each tool."""
+    parts = {name: _parameters(function) for name, function in tools.items()}
+    apart = {name: part for name, part in parts.items() if refers_to_root(part)}
     forms = [
         {
             "type": "object",
-            "description": str(function.get("description") or ""),
-            "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{name}"}},
+            "description": str(tools[name].get("description") or ""),
+            "properties": {
+                "name": {"const": name},
+                "arguments": {"$ref": f"#/$defs/{name}"} if name in apart else part,
+            },
             "required": ["name", "arguments"],
         }
-        for name, function in tools.items()
+        for name, part in parts.items()
     ]
-    items = forms[0] if len(forms) == 1 else {"anyOf": forms}
-    parts = {name: _parameters(function) for name, function in tools.items()}
-    return digested({"type": "array", "items": items, "minItems": 1, "maxItems": most}, parts)
+    form = forms[0] if len(forms) == 1 else {"anyOf": forms}
+    if single:
+        return digested(form, apart)
+    return digested({"type": "array", "items": form, "minItems": 1, "maxItems": len(forms)}, apart)
 
 
-def constrained(body: Body, name: str, schema: Schema) -> Body:
-    """Return a body that asks for JSON that fits a digested schema, without any tools."""
+def constrained(body: Body, schema: Schema) -> Body:
+    """Return a body that asks for tool calls as JSON, without any tools."""
     left = {k: v for k, v in body.items() if k not in ("tools", "tool_choice", "stop")}
-    form = {"name": name, "schema": schema, "strict": True}
+    form = {"name": "tool call", "description": _WISH, "schema": schema, "strict": True}
     return {**left, "response_format": {"type": "json_schema", "json_schema": form}}
 
 

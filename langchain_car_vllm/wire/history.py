@@ -5,6 +5,7 @@ cache holds from turn to turn.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,11 +18,13 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.models import family_facts
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.media import Medium, kind_of, read_medium
+from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
@@ -90,11 +93,10 @@ class _Outgoing:
             )
         if not isinstance(message, _TAKEN):
             raise InvalidRequestError(f"a {type(message).__name__} cannot be sent to a model")
+        if isinstance(message, AIMessage):
+            return _answer(message)
         if isinstance(message.content, str):
             return message
-        if isinstance(message, AIMessage):
-            texts = [block for block in message.content if _text(block) is not None]
-            return message.model_copy(update={"content": _joined(texts, "")})
         return message.model_copy(update={"content": self._content(message.content)})
 
     def _content(self, content: Sequence[Any]) -> Content:
@@ -140,6 +142,31 @@ class _Outgoing:
             return []
         digest = hashlib.sha256(medium.data).hexdigest()[:8]
         return [{"type": "text", "text": f"Image {self._images} ({digest}):"}]
+
+
+def _answer(message: AIMessage) -> AIMessage:
+    """Return an earlier answer: its text, its calls and its reasoning, whoever gave it."""
+    content = message.content if isinstance(message.content, list) else [message.content]
+    thought = reasoning_of(message)
+    return AIMessage(
+        content=_joined((block for block in content if _text(block) is not None), ""),
+        tool_calls=message.tool_calls or _function_call(message),
+        invalid_tool_calls=message.invalid_tool_calls,
+        additional_kwargs={REASONING: thought} if thought else {},
+    )
+
+
+def _function_call(message: AIMessage) -> list[ToolCall]:
+    """Return a call in OpenAI's former shape, whose result comes as a `FunctionMessage`."""
+    call = message.additional_kwargs.get("function_call")
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return []
+    try:
+        args = json.loads(call.get("arguments") or "{}")
+    except (TypeError, ValueError):
+        return []
+    name = call["name"]
+    return [ToolCall(name=name, args=args, id=name)] if isinstance(args, dict) else []
 
 
 def _joined(blocks: Iterable[Any], joint: str) -> str:

@@ -17,6 +17,10 @@ from langchain_car_vllm.wire.split import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.stop import StopCutter
 from langchain_car_vllm.wire.tools import tool_name
 
+# mlx-lm 0.31.3 mixes up the logits processors of a batch in which a request has none: grammars are
+# lost, land on other answers, or stop the engine. A bias of nothing is a processor. Servers of ours
+# are mended when they are launched.
+_NO_BIAS = {"0": 0.0}
 _RESERVED = ("model", "messages", "stream", "stream_options")
 
 
@@ -86,6 +90,8 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
     body.update({name: given[name] for name in SERVERS if given.get(name) is not None})
     if template and given.get("chat_template_kwargs"):
         body["chat_template_kwargs"] = {**template, **given["chat_template_kwargs"]}
+    if endpoint.engine == "batched" and not endpoint.managed:
+        body.setdefault("logit_bias", _NO_BIAS)
     for name, value in (given.get("extra_body") or {}).items():
         if name in _RESERVED:
             raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")

@@ -5,6 +5,7 @@ The grammar (llguidance, in vllm-mlx 0.5.0 and later) refuses ordinary schemas w
 The digested schema asks for a little less; the answer is validated against the original.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 # Look-around and back references, which the grammar's regular expressions do not have.
 _TOO_CLEVER = re.compile(r"\(\?(?:[=!]|<[=!]|P=)|\\[1-9]|\\[bB]")
+_ROOT_REFERENCE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
 _GUIDANCE = {"lenient": True, "coerce_one_of": True}
 
 
@@ -99,10 +101,25 @@ def _digest_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[s
     if key == "$ref":
         return _reference(str(value), names)
     if key in _MAPS and isinstance(value, Mapping):
-        return {name: _digest(part, defs, names) for name, part in value.items()}
+        return {name: _untitled(_digest(part, defs, names), name) for name, part in value.items()}
     if key in _LISTS and isinstance(value, list):
         return [_digest(part, defs, names, closed=key != "allOf") for part in value]
     return _digest(value, defs, names) if key in _SINGLE else value
+
+
+def _untitled(part: Any, name: str) -> Any:
+    """Drop a title that only repeats the name: the server writes the schema into the prompt."""
+    if not isinstance(part, dict):
+        return part
+    title = part.get("title")
+    if isinstance(title, str) and title.lower().replace(" ", "_") == name.lower():
+        return {word: value for word, value in part.items() if word != "title"}
+    return part
+
+
+def refers_to_root(schema: Schema) -> bool:
+    """Whether a schema refers to itself other than through its definitions."""
+    return bool(_ROOT_REFERENCE.search(json.dumps(schema)))
 
 
 def _hoisted(

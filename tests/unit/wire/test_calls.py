@@ -82,6 +82,16 @@ def test_langchain_2_reasoning_arrives_and_goes_back(serve, ask):
     assert sent["reasoning_content"] == "two and two"
 
 
+def test_langchain_2_reasoning_goes_back_from_v1_blocks_too(serve):
+    """With `output_version="v1"` the reasoning is a block of the content."""
+    model, dialect = serve(Reply(text="four", thought="two and two"), output_version="v1")
+    answer = model.invoke("2+2?")
+    assert [block["type"] for block in answer.content] == ["reasoning", "text"]
+    model.invoke([("human", "2+2?"), answer, ("human", "sure?")])
+    sent = dialect.requests[-1]["messages"][1]
+    assert sent == {"role": "assistant", "content": "four", "reasoning_content": "two and two"}
+
+
 @pytest.mark.parametrize("one_index", [False, True])
 def test_langchain_3_streamed_reasoning_and_calls_stay_apart_in_v1(serve, one_index):
     """With `output_version="v1"` a streamed call is not merged into the reasoning block."""
@@ -204,3 +214,11 @@ def _wait_until(condition: Callable[[], bool]) -> None:
             return
         event.wait(0.01)
     pytest.fail("it did not happen within five seconds")
+
+
+@pytest.mark.parametrize("engine", ["simple", "batched"])
+def test_a_stock_batching_server_is_kept_from_mixing_up_its_grammars(serve, engine):
+    """Each of its requests carries a bias of nothing, so that no row of a batch is without one."""
+    model, dialect = serve(dialect={"engine": engine})
+    model.invoke("hi")
+    assert dialect.requests[0].get("logit_bias") == ({"0": 0.0} if engine == "batched" else None)

@@ -1,0 +1,243 @@
+"""Whatever comes in: a payload the server takes or a typed error, a message or a typed error."""
+
+import base64
+import json
+from typing import Any
+
+from fakes.dialect import complaint_about
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.outputs import ChatGenerationChunk
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.wire.chat import wrapped
+from langchain_car_vllm.wire.exchange import Exchange
+from langchain_car_vllm.wire.faults import mapped_encoding
+from langchain_car_vllm.wire.holdback import CallHoldback
+from langchain_car_vllm.wire.request import exchange_for
+from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
+from langchain_car_vllm.wire.stop import StopCutter
+
+ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m")
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+kinds = st.sampled_from(
+    [
+        "text",
+        "image",
+        "image_url",
+        "audio",
+        "input_audio",
+        "video",
+        "file",
+        "reasoning",
+        "thinking",
+        "tool_use",
+        "tool_call",
+        "tool_result",
+        "document",
+        "text-plain",
+        "non_standard",
+        "x",
+    ]
+)
+urls = st.sampled_from(
+    [
+        "",
+        "data:,x",
+        f"data:image/png;base64,{PIXEL}",
+        "data:image/png;base64,%%%",
+        "ftp://x/y",
+        "file:///no/such/file",
+        "picture.png",
+    ]
+)
+blocks = st.one_of(
+    st.text(max_size=8),
+    st.fixed_dictionaries({"type": st.just("text"), "text": st.text(max_size=8)}),
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(["image", "audio", "video"]),
+            "mime_type": st.just("image/png"),
+            "base64": st.sampled_from([PIXEL, "", "AAAA", "ä"]),
+        }
+    ),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["image_url", "image"]), "image_url": urls, "url": urls}
+    ),
+    st.fixed_dictionaries(
+        {"type": kinds},
+        optional={"text": json_values, "reasoning": st.text(max_size=5), "source": json_values},
+    ),
+)
+contents = st.text(max_size=20) | st.lists(blocks, max_size=3)
+ids = st.text(max_size=4)
+calls = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.text(max_size=5),
+            "args": st.dictionaries(st.text(max_size=4), json_values, max_size=2),
+            "id": st.none() | ids,
+        }
+    ),
+    max_size=2,
+)
+extras = st.dictionaries(
+    st.sampled_from(
+        ["reasoning_content", "tool_calls", "function_call", "audio", "name", "refusal"]
+    ),
+    json_values,
+    max_size=2,
+)
+
+
+@st.composite
+def messages(draw: Any) -> BaseMessage:  # noqa: PLR0911
+    kind = draw(st.sampled_from(["human", "ai", "system", "tool", "function", "chat", "remove"]))
+    if kind == "remove":
+        return RemoveMessage(id="1")
+    content = draw(contents)
+    if kind == "human":
+        return HumanMessage(content, name=draw(st.none() | st.text(max_size=3)))
+    if kind == "ai":
+        return AIMessage(content, tool_calls=draw(calls), additional_kwargs=draw(extras))
+    if kind == "system":
+        return SystemMessage(content)
+    if kind == "tool":
+        return ToolMessage(content, tool_call_id=draw(ids))
+    if kind == "function":
+        return FunctionMessage(content=content, name=draw(ids))
+    return ChatMessage(content=content, role=draw(st.sampled_from(["user", "assistant", "wizard"])))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(messages(), max_size=4))
+def test_any_conversation_is_a_payload_or_a_typed_error(conversation):
+    """What LangChain can build, the server's request schema takes, or the user is told why not."""
+    chat = wrapped(ENDPOINT, (), 0)
+    try:
+        with mapped_encoding():
+            sent = chat._get_request_payload(conversation)["messages"]
+            body = exchange_for(ENDPOINT, sent, None, {}, streamed=False).body
+            encoded = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except CarVllmError:
+        return
+    assert complaint_about(json.loads(encoded)) is None
+
+
+deltas = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": json_values,
+        "content": json_values | st.text(max_size=10),
+        "reasoning_content": json_values | st.text(max_size=5),
+        "tool_calls": json_values
+        | st.lists(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "index": json_values | st.integers(0, 2),
+                    "id": json_values | st.text(max_size=3),
+                    "function": json_values
+                    | st.fixed_dictionaries(
+                        {},
+                        optional={
+                            "name": json_values | st.text(max_size=3),
+                            "arguments": json_values | st.text('{}":,a1', max_size=8),
+                        },
+                    ),
+                },
+            ),
+            max_size=2,
+        ),
+    },
+)
+choices = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.just(0),
+        "delta": deltas,
+        "message": deltas,
+        "finish_reason": st.sampled_from(
+            [None, "stop", "length", "tool_calls", "error", "abort", 5]
+        ),
+    },
+)
+events = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "id": json_values,
+        "model": json_values,
+        "choices": json_values | st.lists(choices, max_size=2),
+        "usage": json_values
+        | st.fixed_dictionaries({"prompt_tokens": json_values, "completion_tokens": st.integers()}),
+        "error": json_values | st.fixed_dictionaries({"code": json_values, "message": json_values}),
+    },
+)
+lines = st.one_of(
+    st.binary(max_size=20),
+    events.map(lambda event: b"data: " + json.dumps(event).encode()),
+    st.sampled_from([b"data: [DONE]", b": heartbeat", b"", b"event: x", b"data:"]),
+)
+
+
+def run(exchange: Exchange, data: list[bytes]) -> None:
+    """Take an answer in and make messages of it, as the drivers do."""
+    attempt = next(iter(exchange.attempts()))
+    found = [delta for part in data for delta in attempt.feed(part)] + attempt.end()
+    closing = exchange.closing()
+    whole: ChatGenerationChunk | None = None
+    for delta in found:
+        chunk = chunk_of(delta)
+        whole = chunk if whole is None else whole + chunk
+    last = closing_chunk(closing)
+    whole = last if whole is None else whole + last
+    message = result_of(found, closing).generations[0].message
+    assert message.text == whole.message.text
+    assert [c["name"] for c in message.tool_calls] == [c["name"] for c in whole.message.tool_calls]
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(lines, max_size=6), st.integers(1, 40), st.booleans(), st.booleans())
+def test_any_bytes_are_a_message_or_a_typed_error(parts, cut, streamed, filtered):
+    """However they are cut, never a bare KeyError, and both ways of calling agree."""
+    filters = [CallHoldback(["a"]), StopCutter(["1", "}"])] if filtered else []
+    exchange = Exchange(
+        {"model": "m", "messages": [], "stream": streamed, "max_tokens": 1}, filters
+    )
+    raw = (
+        b"\n".join(parts)
+        if streamed
+        else b"".join(part.removeprefix(b"data: ") for part in parts[:1])
+    )
+    data = [raw[i : i + cut] for i in range(0, len(raw), cut)]
+    try:
+        run(exchange, data)
+    except CarVllmError:
+        return
+
+
+def test_the_picture_of_these_tests_is_one():
+    """The fuzz reaches the path of a good image."""
+    assert base64.b64decode(PIXEL).startswith(b"\x89PNG")

@@ -30,7 +30,7 @@ from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.server import running_servers
 from langchain_car_vllm.server.directory import explain_os_errors, server_directories
-from langchain_car_vllm.server.locks import is_held, open_lock
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.port import HeldPort, is_refused
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
@@ -112,7 +112,7 @@ def _locks() -> str:
         try:
             _check_lock(first, lock)
         finally:
-            os.close(first)
+            close_lock(first)
     return "locks exclude, are shared and end with the process that holds them"
 
 

@@ -33,7 +33,7 @@ from langchain_car_vllm.server import (
     stop_server,
 )
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import is_held, open_lock
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.port import is_refused
 from langchain_car_vllm.server.state import State, read_state
 
@@ -196,7 +196,7 @@ def _check_gone(directory: ServerDirectory, state: State) -> None:
             "the server is still there",
         )
     finally:
-        os.close(lock)
+        close_lock(lock)
 
 
 def _installed(root: Path) -> Path:

@@ -113,7 +113,8 @@ def _try(descriptor: int, mode: int) -> bool:
 
 def _close_after_fork() -> None:
     for descriptor in _open:
-        os.close(descriptor)
+        with suppress(OSError):
+            os.close(descriptor)
     _open.clear()
 
 

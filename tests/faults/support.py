@@ -16,7 +16,7 @@ import psutil
 
 from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import is_held, open_lock
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.state import State, read_state
 
 FAKE = Path(__file__).parents[1] / "fakes" / "vllm-mlx"
@@ -115,7 +115,7 @@ class Fake:
         try:
             eventually(lambda: not is_held(descriptor), "the end of the supervisor")
         finally:
-            os.close(descriptor)
+            close_lock(descriptor)
 
 
 def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:

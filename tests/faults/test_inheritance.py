@@ -10,7 +10,7 @@ import psutil
 from faults.support import FAST, Background, ClientProcess, Fake, eventually
 
 from langchain_car_vllm.server import lease, stop_server
-from langchain_car_vllm.server.locks import is_held, open_lock
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 
 
 def test_blocked_signals_of_the_client_are_not_inherited(fake: Fake):
@@ -45,7 +45,7 @@ def test_for_ever_of_a_dead_client_ends_with_its_server(fake: Fake):
     try:
         eventually(lambda: not is_held(descriptor), "the idle stop", patience=3)
     finally:
-        os.close(descriptor)
+        close_lock(descriptor)
 
 
 def test_draining_server_keeps_its_own_processes(fake: Fake):
@@ -99,7 +99,7 @@ def test_for_ever_ends_with_a_users_stop(fake: Fake):
     try:
         eventually(lambda: not is_held(descriptor), "the idle stop", patience=3)
     finally:
-        os.close(descriptor)
+        close_lock(descriptor)
 
 
 def test_fork_during_a_gentle_stop_leaves_the_lease_free(fake: Fake):

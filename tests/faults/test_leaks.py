@@ -12,7 +12,7 @@ from faults.support import FAST, Background, Fake, ask, eventually
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.server import alease, lease, stop_server
-from langchain_car_vllm.server.locks import is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock, try_exclusive
 from langchain_car_vllm.server.tenant import tenant_of
 from langchain_car_vllm.server.waiting import Waiting
 
@@ -32,7 +32,7 @@ def test_failed_record_on_acquire_leaks_no_lease(fake: Fake):
     assert tenant.holders == 0
     descriptor = open_lock(fake.directory().lease_lock)
     assert try_exclusive(descriptor)
-    os.close(descriptor)
+    close_lock(descriptor)
 
 
 def test_failed_record_on_release_costs_neither_answer_nor_lease(fake: Fake, tmp_path):
@@ -105,8 +105,8 @@ def test_fork_during_a_start_does_not_keep_start_lock(fake: Fake):
     finally:
         os.close(writing)
         os.waitpid(child, 0)
-        os.close(start_lock)
-        os.close(blocker)
+        close_lock(start_lock)
+        close_lock(blocker)
 
 
 def outcome(fake: Fake, seconds: float) -> BaseException | None:

@@ -82,7 +82,7 @@ def test_records_of_dead_clients_do_not_pile_up(fake: Fake):
 
 def test_lost_server_is_ended_while_others_look(fake: Fake):
     """`stop_server` cleans up after a lost supervisor although clients keep asking for it."""
-    from langchain_car_vllm.server.locks import is_held, open_lock
+    from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 
     with lease(fake.spec(), policy=FAST):
         os.kill(fake.state().supervisor.pid, 9)
@@ -93,7 +93,7 @@ def test_lost_server_is_ended_while_others_look(fake: Fake):
         descriptor = open_lock(fake.directory().supervisor_lock)
         while not stop.is_set():
             is_held(descriptor)
-        os.close(descriptor)
+        close_lock(descriptor)
 
     lookers = [threading.Thread(target=look) for _ in range(3)]
     for looker in lookers:

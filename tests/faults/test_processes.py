@@ -13,7 +13,7 @@ from faults.support import FAST, ClientProcess, Fake, ask
 
 import langchain_car_vllm
 from langchain_car_vllm.server import ServerSpec, alease, lease
-from langchain_car_vllm.server.locks import open_lock, try_exclusive
+from langchain_car_vllm.server.locks import close_lock, open_lock, try_exclusive
 
 
 def in_child(spec: ServerSpec) -> None:
@@ -37,7 +37,7 @@ def test_fork_then_use_on_both_sides(fake: Fake):
         assert ask(held.endpoint)
         descriptor = open_lock(fake.directory().lease_lock)
         assert not try_exclusive(descriptor)
-        os.close(descriptor)
+        close_lock(descriptor)
 
 
 def test_spawned_child_shares_the_server(fake: Fake):
@@ -172,7 +172,7 @@ def test_child_that_leaves_its_parents_lease_harms_nobody(fake: Fake):
             assert ask(held.endpoint)
             descriptor = open_lock(fake.directory().lease_lock)
             assert not try_exclusive(descriptor)
-            os.close(descriptor)
+            close_lock(descriptor)
     if not child:
         os._exit(0)
 

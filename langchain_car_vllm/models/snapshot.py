@@ -57,6 +57,12 @@ def repository_folder(source: str) -> Path | None:
     return cache / f"models--{source.replace('/', '--')}" if cache else None
 
 
+def is_in_hub_cache(snapshot: Path, source: str) -> bool:
+    """Return whether a local copy is the one that the server finds by the repository's name."""
+    folder = repository_folder(source)
+    return folder is not None and folder in snapshot.parents
+
+
 def _expanded(value: str) -> Path:
     return Path(os.path.expandvars(value)).expanduser()
 

@@ -92,11 +92,12 @@ def is_usable(binary: Path) -> bool:
     return version is not None and is_at_least(version, MINIMUM)
 
 
-def installed_version(binary: Path) -> str | None:
+def installed_version(binary: Path, distribution: str = "vllm_mlx") -> str | None:
     """Return the version of `vllm-mlx` in the environment of a binary, None where unknown.
 
     Args:
         binary: A console script; it is read, not run.
+        distribution: Another one to ask for, with underscores.
     """
     interpreter = interpreter_of(binary)
     if interpreter is None:
@@ -104,7 +105,7 @@ def installed_version(binary: Path) -> str | None:
     prefixes = dict.fromkeys((interpreter.parent.parent, binary.absolute().parent.parent))
     for prefix in prefixes:
         for site in _site_folders(prefix, interpreter):
-            for metadata in sorted(site.glob("vllm_mlx-*.dist-info")):
+            for metadata in sorted(site.glob(f"{distribution}-*.dist-info")):
                 return _metadata_version(metadata)
     return None
 
@@ -129,7 +130,7 @@ def _metadata_version(metadata: Path) -> str:
                     break
     except OSError:
         pass
-    return metadata.name.removeprefix("vllm_mlx-").removesuffix(".dist-info")
+    return metadata.name.removesuffix(".dist-info").rpartition("-")[2]
 
 
 def interpreter_of(binary: Path) -> Path | None:

@@ -25,6 +25,7 @@ class Launch:
         reasoning_parser: None for a model that does not think.
         sampling: The model's own sampling defaults, by the server's flag names.
         context_window: Tokens that prompt and answer share.
+        preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         cache_mb: Limit of the batched engine's prompt cache, 0 for the server's own choice.
         needed_bytes: Memory to set aside.
     """
@@ -37,6 +38,7 @@ class Launch:
     reasoning_parser: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     context_window: int | None = None
+    preserve_thinking: bool = False
     cache_mb: int = 0
     needed_bytes: int = 0
 
@@ -62,13 +64,22 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
             arguments += ["--cache-memory-mb", str(launch.cache_mb)]
         if launch.multimodal:
             arguments += ["--chunked-prefill-tokens", "512"]
+    return [*arguments, *_model_arguments(launch), *spec.server_args]
+
+
+def _model_arguments(launch: Launch) -> list[str]:
+    """Return what the model's own files ask for; the server reads none of it by itself."""
+    arguments = []
     if launch.tool_call_parser:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", launch.tool_call_parser]
     if launch.reasoning_parser:
         arguments += ["--reasoning-parser", launch.reasoning_parser]
+    if launch.preserve_thinking:
+        # Without it agents lose arguments, and no prefix of a prompt is ever found again.
+        arguments += ["--default-chat-template-kwargs", '{"preserve_thinking": true}']
     for name, value in launch.sampling.items():
         arguments += [f"--default-{name.replace('_', '-')}", f"{value:g}"]
-    return [*arguments, *spec.server_args]
+    return arguments
 
 
 def server_environment(

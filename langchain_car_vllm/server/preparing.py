@@ -5,7 +5,11 @@ import threading
 import time
 from pathlib import Path
 
-from langchain_car_vllm.errors import InsufficientMemoryError, ModelDownloadError
+from langchain_car_vllm.errors import (
+    InsufficientMemoryError,
+    ModelDownloadError,
+    ServerStartError,
+)
 from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.download import (
     check_may_download,
@@ -13,8 +17,11 @@ from langchain_car_vllm.models.download import (
     download_command,
     measure_download,
 )
+from langchain_car_vllm.models.snapshot import is_in_hub_cache
+from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
+from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime, installed_version
+from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.child import Child
 from langchain_car_vllm.server.command import Launch, choose_engine, server_environment
 from langchain_car_vllm.server.context import Context, Ending, Stall
@@ -29,6 +36,8 @@ from langchain_car_vllm.server.memory import (
 from langchain_car_vllm.server.state import State, ask_to_make_room
 
 _GB = 1e9
+# The first version that works here, and the first one after it that is known not to.
+_BATCHING_MLX_VLM = ((0, 6, 5), (0, 6, 16))
 
 
 def install_runtime(context: Context) -> VllmRuntime:
@@ -76,13 +85,15 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
         version=runtime.version,
     )
     snapshot = find_snapshot(spec.source, spec.revision) or _download(context, runtime)
-    local = Path(spec.source).is_absolute()
-    model = str(snapshot) if local or spec.revision else spec.source
+    by_name = spec.revision is None and is_in_hub_cache(snapshot, spec.source)
+    model = spec.source if by_name else str(snapshot)
     budget = budget_bytes()
-    facts = read_model_facts(snapshot, spec.name)
+    facts = facts_for_version(read_model_facts(snapshot, spec.name), runtime.version)
     if spec.embeddings:
         return Launch(model, offline=True, engine="simple", needed_bytes=facts.weights_bytes)
     engine = choose_engine(spec, multimodal=facts.multimodal)
+    if engine == "batched" and facts.multimodal:
+        _check_batching_of_media(runtime)
     cache_mb = cache_limit_mb(budget) if engine == "batched" else 0
     return Launch(
         model,
@@ -93,6 +104,7 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
         reasoning_parser=facts.reasoning_parser,
         sampling=facts.sampling,
         context_window=facts.context_window,
+        preserve_thinking=facts.preserve_thinking,
         cache_mb=cache_mb,
         needed_bytes=needed_bytes(
             facts.weights_bytes,
@@ -101,6 +113,22 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
             cache_mb,
             spec.server_args,
         ),
+    )
+
+
+def _check_batching_of_media(runtime: VllmRuntime) -> None:
+    """Refuse versions of mlx-vlm whose batches give silently wrong text.
+
+    Raises:
+        ServerStartError: The runtime has such a version.
+    """
+    version = installed_version(runtime.server, "mlx_vlm")
+    oldest, newest = _BATCHING_MLX_VLM
+    if version is None or (is_at_least(version, oldest) and not is_at_least(version, newest)):
+        return
+    raise ServerStartError(
+        f"mlx-vlm {version} gives wrong text when it answers several multimodal requests at once",
+        hint='leave out `engine="batched"`, or run `car-vllm install --upgrade`',
     )
 
 

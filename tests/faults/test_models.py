@@ -1,0 +1,88 @@
+"""The model as it lies on the disk decides how the server is started."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Fake, ask, processes_of
+
+from langchain_car_vllm.errors import ServerStartError
+from langchain_car_vllm.server import lease
+
+
+def command_of(fake: Fake) -> list[str]:
+    """Return the command line of the running server."""
+    lines = [process.cmdline() for process in processes_of(fake.root)]
+    return next(line for line in lines if "serve" in line)
+
+
+def set_version(fake: Fake, distribution: str, version: str) -> None:
+    """Make the fake installation hold a version of a distribution."""
+    site = next((fake.root / "env" / "lib").glob("python*/site-packages"))
+    for former in site.glob(f"{distribution}-*.dist-info"):
+        shutil.rmtree(former)
+    (site / f"{distribution}-{version}.dist-info").mkdir()
+    metadata = site / f"{distribution}-{version}.dist-info" / "METADATA"
+    metadata.write_text(f"Name: {distribution}\nVersion: {version}\n")
+
+
+def test_a_model_of_lm_studio_is_served_from_its_folder(fake: Fake, home: Path):
+    """What LM Studio has downloaded is served without a download, by its path."""
+    folder = home / ".lmstudio" / "models" / "org" / "model"
+    shutil.copytree(fake.model, folder)
+    spec = fake.spec(source="org/model", name="org/model", auto_pull=False)
+    with lease(spec, policy=FAST) as held:
+        assert ask(held.endpoint)
+        assert held.endpoint.served_model == "org/model"
+        command = command_of(fake)
+        assert command[command.index("serve") + 1] == str(folder)
+
+
+def test_the_models_own_defaults_reach_the_server(fake: Fake):
+    """Sampling defaults and `preserve_thinking` are passed on, since the server reads neither."""
+    template = "{% if tools %}<tool_call>{% endif %}{% if preserve_thinking %}<think>{% endif %}"
+    (fake.model / "chat_template.jinja").write_text(template)
+    generation = {"temperature": 0.6, "top_k": 20}
+    (fake.model / "generation_config.json").write_text(json.dumps(generation))
+    with lease(fake.spec(server_args=("--default-top-k", "5")), policy=FAST):
+        command = command_of(fake)
+    assert command[command.index("--default-temperature") + 1] == "0.6"
+    position = command.index("--default-chat-template-kwargs")
+    assert json.loads(command[position + 1]) == {"preserve_thinking": True}
+    tops = [command[n + 1] for n, word in enumerate(command) if word == "--default-top-k"]
+    assert tops == ["20", "5"]
+
+
+def test_an_older_server_gets_what_it_knows(fake: Fake):
+    """Options that came later are left out for a server that would refuse to start with them."""
+    set_version(fake, "vllm_mlx", "0.3.0")
+    generation = {"temperature": 0.6, "top_k": 20}
+    (fake.model / "generation_config.json").write_text(json.dumps(generation))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.version == "0.3.0"
+        command = command_of(fake)
+    assert "--default-temperature" in command
+    assert "--default-top-k" not in command
+
+
+@pytest.mark.parametrize("version", ["0.6.4", "0.6.16", "0.7.10"])
+def test_media_are_not_batched_where_it_is_wrong(fake: Fake, version: str):
+    """Versions of mlx-vlm that give wrong text in mixed batches are refused, with the reason."""
+    set_version(fake, "mlx_vlm", version)
+    (fake.model / "config.json").write_text(json.dumps({"model_type": "x", "vision_config": {}}))
+    with (
+        pytest.raises(ServerStartError, match=f"mlx-vlm {version} gives wrong text"),
+        lease(fake.spec(engine="batched"), policy=FAST),
+    ):
+        pass
+    with lease(fake.spec(engine="simple"), policy=FAST) as held:
+        assert ask(held.endpoint)
+
+
+def test_media_are_batched_where_it_is_right(fake: Fake):
+    """The version that the locked set pins is batched."""
+    set_version(fake, "mlx_vlm", "0.6.12")
+    (fake.model / "config.json").write_text(json.dumps({"model_type": "x", "vision_config": {}}))
+    with lease(fake.spec(engine="batched"), policy=FAST) as held:
+        assert held.endpoint.engine == "batched"

@@ -30,7 +30,7 @@ class Host(NamedTuple):
 
 def current_host() -> Host:
     """Return this machine."""
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         return mac_host(_sysctl())
     return Host(sys.platform, platform.machine(), _numbers(platform.libc_ver()[1]))
 

@@ -83,6 +83,8 @@ def test_keyboard_interrupt_while_the_record_is_written(fake: Fake, monkeypatch)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(tenant_module, "write_record", interrupted)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), lease(fake.spec(), policy=FAST):
         pass
+    signal.signal(signal.SIGINT, usual)
     assert tenant.holders == 0

@@ -1,7 +1,7 @@
 """From a call's parameters to the exchange that answers it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
@@ -57,10 +57,12 @@ def exchange_for(
         body["stream_options"] = {"include_usage": True}
     cutter: list[Filter] = [StopCutter(stops, told=told)] if stops else []
     if not tools or choice == "none":
-        return Structured(body, form, cutter) if form else Exchange(body, cutter)
+        return Structured(body, form, cutter) if _constrains(form) else Exchange(body, cutter)
     filters: list[Filter] = [CallHoldback([tool_name(tool) for tool in tools]), *cutter]
     if choice in (None, "auto"):
-        return ToolsThenSchema(body, form, filters) if form else Exchange(body, filters)
+        return (
+            ToolsThenSchema(body, form, filters) if _constrains(form) else Exchange(body, filters)
+        )
     callable_tools = _chosen(tools, choice)
     return ForcedCall(
         body,
@@ -97,6 +99,22 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
             raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")
         body[name] = value
     return body
+
+
+def _constrains(form: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a `response_format` asks for JSON.
+
+    Raises:
+        ConfigurationError: It is none the server knows.
+    """
+    if form is None or form == {"type": "text"}:
+        return False
+    if not isinstance(form, Mapping) or form.get("type") not in ("json_schema", "json_object"):
+        raise ConfigurationError(
+            f"`response_format` cannot be `{form!r}`",
+            hint="use `with_structured_output(...)`, which takes classes and schemas",
+        )
+    return True
 
 
 def _streams(endpoint: Endpoint, given: Mapping[str, Any], *, wanted: bool) -> bool:

@@ -88,10 +88,10 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
         if given.get("tool_choice") == "none":
             body["tool_choice"] = "none"
     body.update(reasoning_parameters(given.get("reasoning"), given.get("thinking_budget")))
-    template = body.get("chat_template_kwargs", {})
+    template = {**_kept_thoughts(endpoint), **body.get("chat_template_kwargs", {})}
     body.update({name: given[name] for name in SERVERS if given.get(name) is not None})
-    if template and given.get("chat_template_kwargs"):
-        body["chat_template_kwargs"] = {**template, **given["chat_template_kwargs"]}
+    if template := {**template, **(given.get("chat_template_kwargs") or {})}:
+        body["chat_template_kwargs"] = template
     if endpoint.engine == "batched" and not endpoint.managed:
         body.setdefault("logit_bias", _NO_BIAS)
     for name, value in (given.get("extra_body") or {}).items():
@@ -99,6 +99,16 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
             raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")
         body[name] = value
     return body
+
+
+def _kept_thoughts(endpoint: Endpoint) -> dict[str, bool]:
+    """Return the wish to keep earlier thoughts in the prompt, for templates that know it.
+
+    Without it a new user turn rewrites the history, and the prefix cache of a hybrid model is lost.
+    Templates that do not know the word pass over it.
+    """
+    thinks = endpoint.parsers is not None and endpoint.parsers.reasoning is not None
+    return {"preserve_thinking": True} if thinks else {}
 
 
 def _constrains(form: Any) -> TypeGuard[Mapping[str, Any]]:

@@ -10,6 +10,8 @@ from fakes.dialect import Reply
 from langchain_core.messages import AIMessage, AIMessageChunk
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.endpoint import Endpoint, Parsers
+from langchain_car_vllm.wire.request import body_for
 
 
 def _streamed(model: ChatVllmMlx, text: str, **given: Any) -> AIMessage:
@@ -119,6 +121,8 @@ def test_langchain_6_nothing_in_the_environment_redirects_a_request(serve, monke
     monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("LANGSMITH_GATEWAY", "true")
+    monkeypatch.setenv("LANGSMITH_GATEWAY_API_KEY", "lsv2-secret")
     model, dialect = serve()
     assert model.invoke("hi").content
     assert asyncio.run(model.ainvoke("hi")).content
@@ -222,3 +226,22 @@ def test_a_stock_batching_server_is_kept_from_mixing_up_its_grammars(serve, engi
     model, dialect = serve(dialect={"engine": engine})
     model.invoke("hi")
     assert dialect.requests[0].get("logit_bias") == ({"0": 0.0} if engine == "batched" else None)
+
+
+def test_earlier_thoughts_stay_in_the_prompt_of_a_model_that_thinks():
+    """So that the prefix cache holds over turns; the user's own wish wins."""
+    messages = [{"role": "user", "content": "hi"}]
+    thinking = Endpoint("http://127.0.0.1:9/v1", None, "m", parsers=Parsers(reasoning="qwen3"))
+    plain = Endpoint("http://127.0.0.1:9/v1", None, "m", parsers=Parsers())
+
+    def template(endpoint: Endpoint, **given: Any) -> Any:
+        return body_for(endpoint, messages, given).get("chat_template_kwargs")
+
+    assert template(plain) is None
+    assert template(thinking) == {"preserve_thinking": True}
+    assert template(thinking, reasoning=False) == {
+        "preserve_thinking": True,
+        "enable_thinking": False,
+    }
+    chosen = {"preserve_thinking": False}
+    assert template(thinking, chat_template_kwargs=chosen) == chosen

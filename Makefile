@@ -46,14 +46,14 @@ format: install ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 
 test: lint ## Everything fast
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(TESTS) -n 2
 	$(BIN)/python -m pytest integration_tests -m "not full"
 
 test-full: test ## Everything, on the real server and real models
 	$(BIN)/python -m pytest integration_tests -m full
 
 faults-repeat: install ## The fault suite twenty times in a row
-	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q || exit 1; done
+	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q -n 2 || exit 1; done
 
 clean: ## Remove what the build made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

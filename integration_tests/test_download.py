@@ -1,8 +1,10 @@
 """The real `vllm-mlx download` against a hub on loopback: interrupted, refused, served."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         hub.repositories[REPOSITORY] = write_model(tmp_path / "origin", weights=WEIGHTS)
         yield hub
+    shutil.rmtree(tmp_path)
 
 
 class Download:
@@ -124,6 +127,20 @@ def test_a_complete_model_is_fetched_once(hub: FakeHub, tmp_path: Path):
     download.wait()
     assert download.process.returncode == 0
     assert hub.bytes_sent == 0
+
+
+@pytest.mark.full
+def test_a_multimodal_model_is_fetched_whole(hub: FakeHub, tmp_path: Path):
+    """Weights beside the text model are fetched too, where only `config.json` tells of them."""
+    origin = hub.repositories[REPOSITORY]
+    (origin / "config.json").write_text(json.dumps({"model_type": "x", "vision_config": {}}))
+    (origin / "vision.safetensors").write_bytes(b"x" * 1000)
+    download = Download(tmp_path, REPOSITORY)
+    download.wait()
+    assert download.process.returncode == 0, download.log.read_text()
+    snapshot = find_snapshot(REPOSITORY)
+    assert snapshot is not None
+    assert (snapshot / "vision.safetensors").stat().st_size == 1000
 
 
 @pytest.mark.full
@@ -251,4 +268,14 @@ def test_an_interrupted_model_is_continued_and_served(
     assert "Paris" in chat.invoke("What is the capital of France?").text
     for directory, _ in running_servers():
         stop_server(directory)
-    shutil.rmtree(tmp_path / "hf")
+
+
+@pytest.mark.full
+def test_pull_fetches_in_the_foreground(hub: FakeHub, tmp_path: Path):
+    """`car-vllm pull` downloads, prints where the model is, and tells a failure in one sentence."""
+    command = [sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "pull"]
+    ended = subprocess.run([*command, REPOSITORY], capture_output=True, text=True, check=False)
+    assert ended.stdout == f"{find_snapshot(REPOSITORY)}\n", ended.stderr
+    ended = subprocess.run([*command, "org/none"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "error: `org/none` could not be downloaded: the Hub has no such" in ended.stderr

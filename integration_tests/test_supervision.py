@@ -16,7 +16,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
 from langchain_car_vllm.server import directory_of, running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import is_held, open_lock
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.state import State, read_state
 
 Chat = Callable[..., ChatVllmMlx]
@@ -45,7 +45,7 @@ def is_supervised(llm: ChatVllmMlx) -> bool:
     try:
         return is_held(descriptor)
     finally:
-        os.close(descriptor)
+        close_lock(descriptor)
 
 
 @pytest.fixture

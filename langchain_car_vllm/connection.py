@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from langchain_car_vllm.display import displayed
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.models import ModelId, parse_model_id
@@ -168,11 +169,16 @@ class ServedModel(BaseModel):
         if endpoint := self._external(model):
             yield Attached(described(endpoint))
             return
-        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
+        # Not needed for construction.
+        from langchain_car_vllm import runtime, server  # noqa: PLC0415
 
-        with server.lease(
-            spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
-        ) as lease:
+        with (
+            displayed(spec.name, self.on_progress) as on_progress,
+            server.lease(
+                spec, startup_timeout=self.startup_timeout, on_progress=on_progress
+            ) as lease,
+        ):
+            runtime.warn_about(lease.endpoint.version)
             yield lease
 
     @asynccontextmanager
@@ -184,19 +190,23 @@ class ServedModel(BaseModel):
                 known = await asyncio.to_thread(described, endpoint)
             yield Attached(known)
             return
-        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
+        # Not needed for construction.
+        from langchain_car_vllm import runtime, server  # noqa: PLC0415
 
-        async with server.alease(
-            spec, startup_timeout=self.startup_timeout, on_progress=self.on_progress
-        ) as lease:
-            yield lease
+        with displayed(spec.name, self.on_progress) as on_progress:
+            async with server.alease(
+                spec, startup_timeout=self.startup_timeout, on_progress=on_progress
+            ) as lease:
+                runtime.warn_about(lease.endpoint.version)
+                yield lease
 
     def _unload(self, spec: ServerSpec, *, force: bool) -> None:
         if self.base_url is not None:
             raise ConfigurationError(
                 f"`{self.base_url}` is run by somebody else and cannot be unloaded from here"
             )
-        from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
+        # Not needed for construction.
+        from langchain_car_vllm import server  # noqa: PLC0415
 
         server.stop_server(server.directory_of(spec), force=force)
 

@@ -5,8 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from langchain_car_vllm.connection import ServedModel
-from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
-from langchain_car_vllm.models import find_snapshot
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire import parameters
 from langchain_car_vllm.wire.attach import check_served
 from langchain_car_vllm.wire.reasoning import Reasoning
@@ -44,7 +43,7 @@ class ChatSettings(ServedModel):
     engine: Literal["auto", "simple", "batched"] = "auto"
     """`batched` answers several at once, `simple` one after the other."""
     validate_model_on_init: bool = False
-    """Whether construction fails where the model is neither here nor may be downloaded."""
+    """Whether construction checks that the model can be had and will fit, which asks the Hub."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More parameters of a call, checked like those named here."""
     extra_body: dict[str, Any] | None = None
@@ -70,12 +69,16 @@ class ChatSettings(ServedModel):
         if endpoint := self._external(None):
             check_served(endpoint)
             return
-        found = self._model_id()
-        if not self.auto_pull and find_snapshot(found.source, self.revision) is None:
-            raise ModelDownloadError(
-                f"`{found.name}` is not on this machine, and `auto_pull` is off",
-                hint=f"run `car-vllm pull {found.name}`, or set `auto_pull=True`",
-            )
+        # Not needed by a construction that asks nobody.
+        from langchain_car_vllm.models.checks import check_model  # noqa: PLC0415
+        from langchain_car_vllm.server.memory import budget_bytes  # noqa: PLC0415
+
+        check_model(
+            self._model_id(),
+            self.revision,
+            auto_pull=self.auto_pull,
+            budget_bytes=budget_bytes(),
+        )
 
     @property
     def _parameters(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`car-vllm`: see and end what runs. The only place that prints."""
+"""`car-vllm`: see, prepare and end what runs. The only place that prints."""
 
 from langchain_car_vllm.cli.app import main
 

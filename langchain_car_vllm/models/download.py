@@ -170,6 +170,18 @@ def diagnose_download(
     verdict = _verdict(text) or _guess(text)
     if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
         verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
+    return explained(source, revision, verdict)
+
+
+def explained(source: str, revision: str | None, verdict: dict[str, Any]) -> ModelDownloadError:
+    """Return the error for a verdict.
+
+    Args:
+        source: The Hub repository.
+        revision: As it was asked for.
+        verdict: `kind` of the failure, what was `said` about it, and where the disk is too small
+            `needed`, `free` (bytes) and `folder`.
+    """
     message, hint = _explain(source, revision, verdict)
     return ModelDownloadError(f"`{source}` could not be downloaded: {message}", hint=hint)
 

@@ -11,6 +11,8 @@ What it changes, and why:
   model's files are fetched at once, so that an interruption near the end loses nearly everything.
   Here a partial file stays and is continued by a Range request.
 * `vllm-mlx download` knows no revision (0.6.0). `CAR_VLLM_DOWNLOAD_REVISION` gives it one.
+* It guesses by name whether a model is multimodal, and leaves weights out where it is not. Here the
+  `config.json` that has arrived has the last word.
 * It tries three times whatever the reason. What no repetition cures ends it at once, with a line
   that starts with `VERDICT` and says why in JSON.
 """
@@ -39,6 +41,8 @@ _KINDS = (
     ("RevisionNotFoundError", "no-revision"),
 )
 _NEEDED = {"incomplete_path", "destination_path", "url_to_download", "headers", "expected_size"}
+_MEDIA_KEYS = {"vision_config", "audio_config", "vision_tower", "image_token_id", "audio_token_id"}
+_MEDIA_PATTERNS = ("*.safetensors", "*.model")
 # Who sets these asked for the Hub's own fast transfer, which starts files anew.
 _FAST = ("HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER")
 
@@ -99,12 +103,24 @@ def _decided(snapshot_download: Callable[..., Any], revision: str | None) -> Cal
             kwargs["revision"] = revision
         _check_disk(model, revision, kwargs.get("allow_patterns"))
         try:
-            return snapshot_download(model, **kwargs)
+            path = snapshot_download(model, **kwargs)
+            if kwargs.get("allow_patterns") and _is_multimodal(Path(path)):
+                kwargs["allow_patterns"] = [*kwargs["allow_patterns"], *_MEDIA_PATTERNS]
+                path = snapshot_download(model, **kwargs)
         except Exception as error:
             _end_if_final(error)
             raise
+        return path
 
     return download
+
+
+def _is_multimodal(snapshot: Path) -> bool:
+    try:
+        config = json.loads((snapshot / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and not _MEDIA_KEYS.isdisjoint(config)
 
 
 def _end_if_final(error: Exception) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.paths import variable
 
 _TICK = 0.5
 _TAIL = 200
@@ -79,12 +80,9 @@ def _failure(command: Sequence[object], code: int, said: deque[str]) -> str:
     return f"`{Path(str(command[0])).name}` {end}" + (f": {words}" if words else "")
 
 
+_FALSE = frozenset({"0", "false", "no", "off"})
 _HINTS = (
     (("No space left on device", "os error 28"), "free some disk space and try again"),
-    (
-        ("network was disabled", "UV_OFFLINE"),
-        "unset UV_OFFLINE, or connect to the network, and try again",
-    ),
     (
         (
             "dns error",
@@ -99,12 +97,21 @@ _HINTS = (
         ("Permission denied", "os error 13", "Read-only file system", "os error 30"),
         "make `~/.car` writable for you and try again",
     ),
+    (
+        ("there is no version of", "No solution found"),
+        "the package index lacks what is asked for: name another one in UV_DEFAULT_INDEX",
+    ),
     (("Hash mismatch",), "run `uv cache clean`, or use a package index that is not modified"),
 )
 
 
 def hint_for(text: str) -> str | None:
-    """Return what to do about a failed installation, judged by what uv said."""
+    """Return what to do about a failed installation, judged by what uv said.
+
+    Offline, uv says only that there is no such version.
+    """
+    if (variable("UV_OFFLINE") or "0").lower() not in _FALSE:
+        return "unset UV_OFFLINE, connect to the network and try again"
     return next((hint for marks, hint in _HINTS if any(mark in text for mark in marks)), None)
 
 

@@ -7,6 +7,7 @@ from langchain_car_vllm import paths
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
 from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
+from langchain_car_vllm.runtime.versions import warn_about
 
 _OFF = frozenset({"0", "false", "no", "off"})
 
@@ -31,7 +32,8 @@ def ensure_runtime(
     An existing install wins (see `resolve_existing`). Otherwise it goes into
     `~/.car/visual-runtime`, which CAR shares: a hash-locked set where this package makes the
     environment, only `vllm-mlx>=0.6,<0.7` where CAR made it, or what `CAR_VLLM_MLX_SPEC` says.
-    Blocks until done; safe to be called by several processes and to be killed.
+    Blocks until done; safe to be called by several processes and to be killed. An install below
+    0.6.0 is used, and what it lacks is logged once.
 
     Args:
         auto_install: Whether it may be installed; `CAR_VLLM_MLX_AUTO_INSTALL=0` forbids it too.
@@ -48,6 +50,23 @@ def ensure_runtime(
     found = resolve_existing()
     if found is None or not is_proven(found):
         found = _provided(auto_install=auto_install, on_progress=on_progress)
+    version = installed_version(found)
+    warn_about(version)
+    return VllmRuntime(found, version)
+
+
+def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
+    """Do what `ensure_runtime` does, for a user who asked for it: no setting forbids it.
+
+    Args:
+        on_progress: As for `ensure_runtime`.
+
+    Raises:
+        RuntimeProvisioningError: As for `ensure_runtime`.
+    """
+    found = resolve_existing()
+    if found is None or not is_proven(found):
+        found = provision(on_progress)
     return VllmRuntime(found, installed_version(found))
 
 

@@ -14,11 +14,9 @@ from pathlib import Path
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.runtime.marker import is_incomplete
+from langchain_car_vllm.runtime.versions import MINIMUM, is_at_least
 
 SERVER_BINARY = "vllm-mlx"
-
-# Below it, every generation fails with `RuntimeError: There is no Stream(gpu, 0)`.
-MINIMUM_VERSION = (0, 3, 0)
 
 _HEAD = 4096
 # What pip and uv write where the path of Python is too long for a `#!` line or holds a space.
@@ -91,16 +89,7 @@ def is_usable(binary: Path) -> bool:
     if root is not None and binary.parent == root / "bin" and is_incomplete(root):
         return False
     version = installed_version(binary)
-    return version is not None and is_at_least(version, MINIMUM_VERSION)
-
-
-def is_at_least(version: str, minimum: tuple[int, int, int]) -> bool:
-    """Return whether a version is at least another; an unreadable one is not.
-
-    A pre-release counts as its release, and what is missing counts as 0.
-    """
-    found = re.match(r"\s*v?(\d+)(?:\.(\d+))?(?:\.(\d+))?(?![\d])", version)
-    return found is not None and tuple(int(part or 0) for part in found.groups()) >= minimum
+    return version is not None and is_at_least(version, MINIMUM)
 
 
 def installed_version(binary: Path) -> str | None:

@@ -208,7 +208,7 @@ def _install(root: Path, uv: Path, lock: int, report: Reporter) -> Path:
     check_unused(root)
     _mark(root, Marker("installing", ours, wanted.name))
     python = _ensure_python(root, uv, lock, report)
-    report.say("installing vllm-mlx")
+    report.say("resolving packages")
     # A killed uv leaves packages whose metadata is there and whose files are not.
     again = former is not None and former.state == "installing" and ours
     command: list[str | Path] = [uv, "pip", "install", "--python", python_binary(root)]

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.markers import Marker as Condition
-
 from langchain_car_vllm import paths
 
 LOCK = Path(__file__).parent / "requirements.lock"
@@ -70,10 +68,12 @@ def locked_versions(environment: dict[str, str]) -> dict[str, str]:
         environment: The markers of the Python that it is installed for, such as
             `python_full_version`, `sys_platform` and `platform_machine`.
     """
+    from packaging.markers import Marker  # noqa: PLC0415 - most supervisors install nothing
+
     return {
         normalized(name): version
         for name, version, condition in _PIN.findall(LOCK.read_text(encoding="utf-8"))
-        if not condition or Condition(condition).evaluate(environment)
+        if not condition or Marker(condition).evaluate(environment)
     }
 
 

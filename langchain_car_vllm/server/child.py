@@ -10,15 +10,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import interpreter_of
-from langchain_car_vllm.server.diagnosis import tail
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
+from langchain_car_vllm.server.locks import (
+    acquire_exclusive,
+    close_lock,
+    hand_over,
+    open_lock,
+)
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import (
     Identity,
     cpu_seconds,
-    identify,
     kill_group,
     wait_until_group_gone,
 )
@@ -26,7 +30,7 @@ from langchain_car_vllm.server.process import (
 _LAUNCHER = Path(__file__).with_name("launch.py").read_text(encoding="utf-8")
 _LOCK_PATIENCE = 5.0
 _KEPT_LOGS = 3
-_SAVING = "Saving prefix cache"
+_SAVING = b"Saving prefix cache"
 
 
 def install_launcher(directory: ServerDirectory) -> None:
@@ -68,7 +72,12 @@ class Child:
         nonce = secrets.token_hex(8)
         marker = nonce if interpreter or api_key is None else api_key
         lock = open_lock(directory.server_lock)
-        acquire_exclusive(lock, _LOCK_PATIENCE)
+        if not acquire_exclusive(lock, _LOCK_PATIENCE):
+            close_lock(lock)
+            raise ServerStartError(
+                f"another process holds `{directory.server_lock}`",
+                hint="a server that nobody supervises may still run: `car-vllm stop` ends it",
+            )
         reading, self._pipe = os.pipe()
         variables = {
             **environment,
@@ -99,13 +108,13 @@ class Child:
                     start_new_session=True,
                     umask=0o077,
                 )
-        except OSError:
+        except BaseException:
             os.close(self._pipe)
             raise
         finally:
             os.close(reading)
-            os.close(lock)
-        self.identity: Identity = identify(self._process.pid, marker)
+            hand_over(lock)
+        self.identity = Identity(self._process.pid, marker)
 
     @property
     def pid(self) -> int:
@@ -137,12 +146,13 @@ class Child:
         Returns:
             Whether nobody of its group is left.
         """
+        began = self._log_size()
         for _ in range(2):
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGINT)
                 # A suspended process hears nothing until it goes on.
                 os.kill(self.pid, signal.SIGCONT)
-            if self._wait_while_saving(policy):
+            if self._wait_while_saving(policy, began):
                 break
         return self.kill(policy)
 
@@ -159,21 +169,31 @@ class Child:
         os.close(self._pipe)
         return gone
 
-    def _wait_while_saving(self, policy: Policy) -> bool:
-        """Wait until it ends; a server that is saving may take as long as it makes headway."""
+    def _wait_while_saving(self, policy: Policy, began: int) -> bool:
+        """Wait until it ends; a server that is saving gets longer while it makes headway.
+
+        Args:
+            policy: How long.
+            began: Size of the log when the stop began; what stands before says nothing of it.
+        """
         seen = self.activity()
-        deadline = time.monotonic() + policy.stop_grace
-        while time.monotonic() < deadline:
+        now = time.monotonic()
+        deadline, latest = now + policy.stop_grace, now + policy.save_limit
+        while (now := time.monotonic()) < min(deadline, latest):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(policy.start_tick)
                 return True
-            if (now := self.activity()) != seen and self._is_saving():
-                seen = now
-                deadline = time.monotonic() + policy.save_stall
+            if (activity := self.activity()) != seen and self._is_saving(began):
+                seen, deadline = activity, now + policy.save_stall
         return False
 
-    def _is_saving(self) -> bool:
-        return any(_SAVING in line for line in tail(self.log))
+    def _is_saving(self, began: int) -> bool:
+        try:
+            with self.log.open("rb") as file:
+                file.seek(began)
+                return _SAVING in file.read()
+        except FileNotFoundError:
+            return False
 
     def _log_size(self) -> int:
         """Return the log's size in bytes, 0 once somebody removed it."""

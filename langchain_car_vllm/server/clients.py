@@ -4,6 +4,7 @@ The modification time is the monotonic clock's: it is as fine as the uses are sh
 of the wall clock disturbs the order of uses.
 """
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -47,7 +48,6 @@ class ClientRecords:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: dict[str, tuple[int, Use]] = {}
-        self._folder.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def uses(self) -> list[Use]:
@@ -65,6 +65,7 @@ class ClientRecords:
         """
         found: dict[str, tuple[int, Use]] = {}
         happened = False
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -81,12 +82,30 @@ class ClientRecords:
         self._seen = found
         return happened
 
-    def forget_dead(self) -> None:
-        """Remove the records of processes that are gone; called while nobody is served."""
+    def forget_dead(self, before: float = math.inf) -> None:
+        """Remove the records of processes that are gone.
+
+        Args:
+            before: Those whose wish ran out by then; a dead client's wish holds until it does.
+        """
+        for name, (_, use) in list(self._seen.items()):
+            ran_out = use.keep_alive >= 0 and use.last_event + use.keep_alive < before
+            if (ran_out or before == math.inf) and not _is_alive(name):
+                self._remove(name)
+
+    def forget_all(self) -> None:
+        """Remove all records: the wishes of one life bind no other."""
         for name in list(self._seen):
-            pid, _, created = name.partition("-")
-            with suppress(psutil.Error, ValueError):
-                if abs(psutil.Process(int(pid)).create_time() - float(created)) < 1:
-                    continue
-            self._seen.pop(name)
-            (self._folder / name).unlink(missing_ok=True)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        self._seen.pop(name)
+        (self._folder / name).unlink(missing_ok=True)
+
+
+def _is_alive(name: str) -> bool:
+    pid, _, created = name.partition("-")
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
+    except (psutil.Error, ValueError):
+        return False

@@ -3,16 +3,29 @@
 import dataclasses
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.inbox import Inbox
-from langchain_car_vllm.server.locks import open_lock
+from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.process import boot_id, host_name, identify
+from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import Reason, State, write_state
+
+
+class Held(NamedTuple):
+    """What makes this process the supervisor.
+
+    Attributes:
+        lock: Descriptor of `supervisor.lock`, held exclusively.
+        marker: Random text on this process's command line.
+    """
+
+    lock: int
+    marker: str
 
 
 class Ending(Exception):  # noqa: N818
@@ -31,6 +44,7 @@ class Context:
         spec: What to serve.
         policy: How long to wait for what.
         predecessor: The state that was found.
+        held: What makes this process the supervisor.
 
     Attributes:
         lease: Descriptor of `lease.lock`.
@@ -44,14 +58,15 @@ class Context:
         directory: ServerDirectory,
         spec: ServerSpec,
         policy: Policy,
+        *,
         predecessor: State | None,
+        held: Held,
     ) -> None:
-        if predecessor and predecessor.phase != "stopped" and predecessor.host != host_name():
-            raise StateDirectoryError(
-                directory.path,
-                f"machine `{predecessor.host}` uses it too",
-                hint="set CAR_HOME to a directory of this machine's own",
-            )
+        if predecessor and predecessor.phase != "stopped":
+            _check_machine(predecessor, directory)
+        self._held = held
+        self._life = open_lock(directory.life_lock(held.marker))
+        try_exclusive(self._life)
         self.directory = directory
         self.spec = spec
         self.policy = policy
@@ -62,18 +77,21 @@ class Context:
             generation=predecessor.generation + 1 if predecessor else 1,
             phase="queued",
             host=host_name(),
+            machine=machine_id(),
             boot_id=boot_id(),
             name=spec.name,
             source=spec.source,
-            supervisor=identify(os.getpid(), str(directory.path)),
+            supervisor=Identity(os.getpid(), held.marker),
             crashes=predecessor.crashes if predecessor and same_boot else (),
+            previous=predecessor.reason if predecessor else None,
         )
         self.update()
 
     def update(self, **changes: Any) -> None:
-        """Change the state and write it."""
+        """Change the state and write it, unless the directory is no longer ours."""
         self.state = dataclasses.replace(self.state, **changes)
-        write_state(self.directory.state, self.state)
+        if is_same_file(self._held.lock, self.directory.supervisor_lock):
+            write_state(self.directory.state, self.state)
 
     def show(self, detail: str, done: int | None = None, total: int | None = None) -> None:
         """Tell those who wait how far it is; written only when it is news."""
@@ -82,14 +100,28 @@ class Context:
             self.update(detail=detail, done=done, total=total)
 
     def pause(self, seconds: float) -> None:
-        """Wait, or less when a signal comes.
+        """Wait, or less when a signal comes, and put back a state that somebody removed.
 
         Raises:
-            Ending: A user asked to stop.
+            Ending: A user asked to stop, or the directory was removed.
         """
         self.inbox.wait(seconds)
         if self.inbox.stop_requested:
             raise Ending("user")
+        if not is_same_file(self._held.lock, self.directory.supervisor_lock):
+            raise Ending("lost")
+        if not os.path.exists(self.directory.state):  # noqa: PTH110
+            self.update()
+
+
+def _check_machine(predecessor: State, directory: ServerDirectory) -> None:
+    """Refuse a directory that a supervisor of another machine may be using."""
+    if boot_id() != predecessor.boot_id and machine_id() != predecessor.machine:
+        raise StateDirectoryError(
+            directory.path,
+            f"machine `{predecessor.host}` uses it too",
+            hint="set CAR_HOME to a directory of this machine's own",
+        )
 
 
 class Stall:
@@ -97,16 +129,22 @@ class Stall:
 
     Args:
         limit: Seconds without a sign of life that are too many, 0 for none.
+        look: Returns what changes while there is life; it is costly and asked about once a second.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, look: Callable[[], object]) -> None:
         self._limit = limit
-        self._seen: object = None
-        self._alive_at = time.monotonic()
+        self._look = look
+        self._interval = min(1.0, limit / 10)
+        self._seen = look()
+        self._alive_at = self._looked_at = time.monotonic()
 
-    def is_stalled(self, activity: object) -> bool:
-        """Note what was seen of the activity; True when it has not changed for too long."""
+    def is_stalled(self) -> bool:
+        """Return whether there was no sign of life for too long."""
         now = time.monotonic()
-        if activity != self._seen:
-            self._seen, self._alive_at = activity, now
-        return bool(self._limit) and now - self._alive_at > self._limit
+        if not self._limit or now - self._looked_at < self._interval:
+            return False
+        self._looked_at = now
+        if (seen := self._look()) != self._seen:
+            self._seen, self._alive_at = seen, now
+        return now - self._alive_at > self._limit

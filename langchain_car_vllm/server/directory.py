@@ -10,7 +10,7 @@ from pathlib import Path
 from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.paths import run_root
 
-LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
+_LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
 _HINTS = {
     errno.ENOSPC: "free some disk space, or set CAR_HOME to a directory on another disk",
     errno.EDQUOT: "free some of your quota, or set CAR_HOME to a directory on another disk",
@@ -42,6 +42,13 @@ class ServerDirectory:
     def supervisor_lock(self) -> Path:
         """Held by the supervisor for its whole life."""
         return self.path / "supervisor.lock"
+
+    def life_lock(self, marker: str) -> Path:
+        """Held by the supervisor of that marker for its life, so that its state can be believed.
+
+        The name never comes again, so this lock file is removed with its holder.
+        """
+        return self.path / f"life-{marker}.lock"
 
     @property
     def server_lock(self) -> Path:
@@ -120,5 +127,10 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, LOCAL_DIRECTORY)
-        raise StateDirectoryError(path, error.strerror or str(error), hint=hint) from error
+        raise explained(error, path) from error
+
+
+def explained(error: OSError, path: Path) -> StateDirectoryError:
+    """Return what an error of the operating system means for the files at `path`."""
+    hint = _HINTS.get(error.errno or 0, _LOCAL_DIRECTORY)
+    return StateDirectoryError(path, error.strerror or str(error), hint=hint)

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from langchain_car_vllm.endpoint import Endpoint
@@ -37,11 +38,20 @@ class Lease:
             `ServerStoppedError`, `ServerCrashedError`, or None where the server is well. It may
             take some hundred milliseconds.
         """
-        return self._waiting.explain(self.endpoint)
+        began = time.monotonic()
+        while not (found := self._look(began)):
+            time.sleep(self._waiting.policy.client_tick)
+        return found[0]
 
     async def aexplain(self) -> CarVllmError | None:
         """Do the same without blocking the event loop."""
-        return await asyncio.to_thread(self.explain)
+        began = time.monotonic()
+        while not (found := await asyncio.to_thread(self._look, began)):  # noqa: ASYNC110
+            await asyncio.sleep(self._waiting.policy.client_tick)
+        return found[0]
+
+    def _look(self, began: float) -> tuple[CarVllmError | None] | None:
+        return self._waiting.explain_step(self.endpoint, time.monotonic() - began)
 
 
 @contextmanager
@@ -67,7 +77,7 @@ def lease(
     waiting = _wait(spec, policy, startup_timeout, on_progress)
     try:
         while (endpoint := waiting.step()) is None:
-            time.sleep(waiting.policy.client_tick)
+            time.sleep(waiting.tick)
         yield Lease(endpoint, waiting)
     finally:
         waiting.give_up()
@@ -85,7 +95,7 @@ async def alease(
     waiting = await asyncio.to_thread(_wait, spec, policy, startup_timeout, on_progress)
     try:
         while (endpoint := await asyncio.to_thread(waiting.step)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(waiting.policy.client_tick)
+            await asyncio.sleep(waiting.tick)
         yield Lease(endpoint, waiting)
     finally:
         waiting.give_up()
@@ -105,6 +115,12 @@ def directory_of(spec: ServerSpec) -> ServerDirectory:
     """Return where the run state of a spec lies."""
     override = variable("CAR_VLLM_MLX_BIN")
     used = os.path.realpath(override) if override and Path(override).is_file() else None
+    return _directory(spec, used, variable("CAR_HOME"), variable("HOME"))
+
+
+@lru_cache(maxsize=256)
+def _directory(spec: ServerSpec, used: str | None, *_: str | None) -> ServerDirectory:
+    """Remember what follows from a spec and the environment: every request asks for it."""
     return server_directory(spec.key(used))
 
 

@@ -33,11 +33,13 @@ def main() -> None:
     key = os.environ.pop("CAR_VLLM_LAUNCH_KEY", None)
     pipe = int(os.environ.pop("CAR_VLLM_LAUNCH_PIPE"))
     parent = int(os.environ.pop("CAR_VLLM_LAUNCH_PARENT"))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _die_with(parent)
     if key is not None:
         arguments += ["--api-key", key]
     if mode == "exec":
+        _leave_watcher(pipe)
         os.execv(binary, [binary, *arguments])  # noqa: S606
     threading.Thread(target=_die_at_end_of, args=(pipe,), daemon=True).start()
     sys.path.pop(0)
@@ -54,6 +56,14 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _leave_watcher(pipe: int) -> None:
+    """Have a process beside this one watch the pipe where no kernel does it for an `exec`ed one."""
+    if sys.platform != "linux" and not os.fork():
+        os.closerange(3, pipe)
+        os.closerange(pipe + 1, 256)
+        _die_at_end_of(pipe)
 
 
 def _die_at_end_of(pipe: int) -> None:

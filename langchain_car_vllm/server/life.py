@@ -7,9 +7,11 @@ Everything runs in the supervisor's main thread, one stage after the other; what
 process or the one thread that installs the runtime.
 """
 
+import os
 import random
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,13 +20,12 @@ from langchain_car_vllm.errors import (
     CarVllmError,
     ServerCrashedError,
     ServerStartError,
-    StateDirectoryError,
 )
 from langchain_car_vllm.server.backoff import is_spent, recent_crashes, start_time
 from langchain_car_vllm.server.child import install_launcher
 from langchain_car_vllm.server.clients import ClientRecords
-from langchain_car_vllm.server.context import Context, Ending
-from langchain_car_vllm.server.directory import LOCAL_DIRECTORY, ServerDirectory
+from langchain_car_vllm.server.context import Context, Ending, Held
+from langchain_car_vllm.server.directory import ServerDirectory, explained
 from langchain_car_vllm.server.loading import Server, load
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.preparing import fetch_model, install_runtime, reserve_memory
@@ -41,20 +42,24 @@ class Life:
         directory: Of the server key; its `supervisor.lock` is held by this process.
         spec: What to serve.
         policy: How long to wait for what.
+        held: What makes this process the supervisor.
 
     Raises:
         StateDirectoryError: The state was written on another machine.
     """
 
-    def __init__(self, directory: ServerDirectory, spec: ServerSpec, policy: Policy) -> None:
+    def __init__(
+        self, directory: ServerDirectory, spec: ServerSpec, policy: Policy, held: Held
+    ) -> None:
         predecessor = read_state(directory.state)
-        _clean_up_after(predecessor, policy)
-        self._context = Context(directory, spec, policy, predecessor)
+        _clean_up_after(predecessor, directory, policy)
+        self._context = Context(directory, spec, policy, predecessor=predecessor, held=held)
         self._last_error = predecessor.error if predecessor else None
         self._servers: list[Server] = []
         install_launcher(directory)
         self._clients = ClientRecords(directory.clients)
         self._clients.poll(time.monotonic())
+        self._clients.forget_dead()
 
     def run(self) -> None:
         """Live until the server is stopped, idle, evicted, dead or could not be started."""
@@ -73,8 +78,7 @@ class Life:
             reason = "crash" if context.state.phase == "ready" else "failed"
             ending = {"reason": reason, "error": encode_error(error)}
         except OSError as error:
-            said = error.strerror or str(error)
-            failure = StateDirectoryError(context.directory.path, said, hint=LOCAL_DIRECTORY)
+            failure = explained(error, Path(error.filename or context.directory.path))
             ending = {"reason": "failed", "error": encode_error(failure)}
         except Exception as error:
             bug = ServerStartError(
@@ -123,10 +127,10 @@ class Life:
         if gently:
             with suppress(OSError):
                 context.update(phase="draining")
-        mine = {server.child.pid for server in self._servers}
+        groups = {server.child.pid for server in self._servers}
         for process in psutil.Process().children(recursive=True):
-            if process.pid not in mine:
-                with suppress(psutil.Error):
+            with suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) not in groups:
                     process.kill()
         for server in self._servers:
             server.end(gently=gently)
@@ -141,12 +145,16 @@ class Life:
             detail="",
             **ending,
         )
-        self._clients.forget_dead()
+        self._clients.forget_all()
+        context.directory.life_lock(context.state.supervisor.marker).unlink(missing_ok=True)
 
 
-def _clean_up_after(predecessor: State | None, policy: Policy) -> None:
+def _clean_up_after(predecessor: State | None, directory: ServerDirectory, policy: Policy) -> None:
     """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
-    if predecessor is None or predecessor.server is None:
+    if predecessor is None:
+        return
+    directory.life_lock(predecessor.supervisor.marker).unlink(missing_ok=True)
+    if predecessor.server is None:
         return
     if predecessor.boot_id == boot_id() and predecessor.server.find():
         kill_group(predecessor.server.pid, policy.kill_grace)

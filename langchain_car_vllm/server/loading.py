@@ -62,7 +62,7 @@ class Server:
             ServerStartError: It showed no sign of life for too long.
         """
         context, limit = self._context, self._context.policy.load_stall
-        stall = Stall(limit)
+        stall = Stall(limit, self.child.activity)
         while self.child.exit_code() is None:
             if is_ready(
                 self._port.number,
@@ -73,7 +73,7 @@ class Server:
             ):
                 return True
             context.pause(context.policy.start_tick)
-            if stall.is_stalled(self.child.activity()):
+            if stall.is_stalled():
                 raise ServerStartError(
                     f"`{context.spec.name}` showed no sign of life for {limit:g} s while loading",
                     hint="read the log; CAR_VLLM_MLX_LOAD_STALL=0 waits for ever",

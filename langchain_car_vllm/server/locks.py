@@ -1,18 +1,69 @@
 """Kernel locks: they end with the process that holds them, however it dies.
 
-`flock` locks belong to an open file description. Lock files are never unlinked: a lock on a name
+`flock` locks belong to an open file description, which a forked child shares: it closes its copies
+at once, or it would hold what its parent gave back. Lock files are never unlinked: a lock on a name
 that was removed and made again is no lock at all.
 """
 
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_open: set[int] = set()
 
 
 def open_lock(path: Path) -> int:
     """Open a lock file, read-write since some filesystems want that, and return its descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _open.add(descriptor)
+    return descriptor
+
+
+def open_existing(path: Path) -> int:
+    """Open a lock file that must be there.
+
+    Raises:
+        FileNotFoundError: It is not.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    _open.add(descriptor)
+    return descriptor
+
+
+def close_lock(descriptor: int) -> None:
+    """Give the lock back, for forked children too, and close the file."""
+    _open.discard(descriptor)
+    with suppress(OSError):
+        release(descriptor)
+    os.close(descriptor)
+
+
+def hand_over(descriptor: int) -> None:
+    """Close the file and leave the lock to the child process that inherited it."""
+    _open.discard(descriptor)
+    os.close(descriptor)
+
+
+@contextmanager
+def opened_lock(path: Path) -> Iterator[int]:
+    """Open a lock file for the time of a block."""
+    descriptor = open_lock(path)
+    try:
+        yield descriptor
+    finally:
+        close_lock(descriptor)
+
+
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Tell whether a lock file is still the one that its name leads to."""
+    try:
+        named = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), named)
 
 
 def try_exclusive(descriptor: int) -> bool:
@@ -58,3 +109,13 @@ def _try(descriptor: int, mode: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _close_after_fork() -> None:
+    for descriptor in _open:
+        with suppress(OSError):
+            os.close(descriptor)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_close_after_fork)

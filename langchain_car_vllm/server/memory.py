@@ -1,6 +1,5 @@
 """How much memory a server needs, how much there is, and whose turn it is to go."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import psutil
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
-from langchain_car_vllm.server.locks import is_held, open_lock, release, try_exclusive
+from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.state import State, read_state
 
 _SHARE = 0.75
@@ -82,12 +81,9 @@ def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:
     for directory in server_directories():
         state = read_state(directory.state)
         if state is not None and state.reservation and directory.key != apart_from:
-            descriptor = open_lock(directory.supervisor_lock)
-            try:
+            with opened_lock(directory.supervisor_lock) as descriptor:
                 if is_held(descriptor):
                     found.append((directory, state))
-            finally:
-                os.close(descriptor)
     return found
 
 
@@ -100,14 +96,8 @@ def least_recently_used(
 
 
 def _is_idle(directory: ServerDirectory) -> bool:
-    descriptor = open_lock(directory.lease_lock)
-    try:
-        if not try_exclusive(descriptor):
-            return False
-        release(descriptor)
-        return True
-    finally:
-        os.close(descriptor)
+    with opened_lock(directory.lease_lock) as descriptor:
+        return try_exclusive(descriptor)
 
 
 def _last_use(clients: Path) -> tuple[bool, float]:

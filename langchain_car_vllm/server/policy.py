@@ -23,6 +23,7 @@ class Policy:
         load_stall: The same while loading.
         stop_grace: For a server that has nothing left to save to end after SIGINT.
         save_stall: Without CPU time or a log line while the server saves its prefix cache.
+        save_limit: Most for a stop, however busily the server saves.
         kill_grace: For the kernel to end a killed group.
         stop_patience: For a supervisor to begin the stop it was asked for.
         settle: For the state to tell what became of a server whose connection broke.
@@ -30,6 +31,7 @@ class Policy:
         crash_budget: Restarts allowed within `crash_window`.
         crash_window: See `crash_budget`.
         stable_after: Ready this long, with an answer given, a server's crashes are forgotten.
+        own_memory: For memory that the waiting process itself may be holding.
         memory_tick: Between two looks at a memory budget that is taken.
         log_limit: Bytes that the server's log may grow to before it is cut.
     """
@@ -44,6 +46,7 @@ class Policy:
     load_stall: float = 300.0
     stop_grace: float = 5.0
     save_stall: float = 10.0
+    save_limit: float = 120.0
     kill_grace: float = 10.0
     stop_patience: float = 10.0
     settle: float = 5.0
@@ -51,6 +54,7 @@ class Policy:
     crash_budget: int = 5
     crash_window: float = 180.0
     stable_after: float = 60.0
+    own_memory: float = 30.0
     memory_tick: float = 0.25
     log_limit: int = 50_000_000
 

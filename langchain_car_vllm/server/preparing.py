@@ -18,7 +18,7 @@ from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
 from langchain_car_vllm.server.child import Child
 from langchain_car_vllm.server.command import Launch, choose_engine, server_environment
 from langchain_car_vllm.server.context import Context, Ending, Stall
-from langchain_car_vllm.server.locks import is_held, open_lock, release, try_exclusive
+from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import (
     budget_bytes,
     cache_limit_mb,
@@ -116,12 +116,16 @@ def _download(context: Context, runtime: VllmRuntime) -> Path:
         server_environment(spec, os.environ, offline=False) | command.environment,
         log=directory.path / "download.log",
     )
-    stall = Stall(context.policy.download_stall)
+
+    def look() -> object:
+        return measure_download(spec.source, spec.revision), child.activity()
+
     try:
+        stall = Stall(context.policy.download_stall, look)
         while (code := child.exit_code()) is None:
             done, total = measure_download(spec.source, spec.revision)
             context.show(f"downloading `{spec.source}`", done, total)
-            if stall.is_stalled((done, child.activity())):
+            if stall.is_stalled():
                 raise ModelDownloadError(
                     f"the download of `{spec.source}` made no headway for "
                     f"{context.policy.download_stall:g} s",
@@ -151,8 +155,7 @@ def reserve_memory(context: Context, needed: int) -> None:
             f"{budget / _GB:.1f} GB",
             hint="choose a smaller model or quantisation, or raise CAR_VLLM_MLX_MEMORY_GB",
         )
-    lock = open_lock(context.directory.path.parent / "memory.lock")
-    try:
+    with opened_lock(context.directory.path.parent / "memory.lock") as lock:
         while not try_exclusive(lock):
             context.pause(context.policy.client_tick)
         while not _reserve(context, needed, budget):
@@ -161,8 +164,6 @@ def reserve_memory(context: Context, needed: int) -> None:
             context.pause(context.policy.memory_tick)
             while not try_exclusive(lock):
                 context.pause(context.policy.client_tick)
-    finally:
-        os.close(lock)
 
 
 def _reserve(context: Context, needed: int, budget: int) -> bool:
@@ -192,15 +193,12 @@ def _reserve(context: Context, needed: int, budget: int) -> bool:
 def _evict(context: Context, supervisor_lock: Path, state: State) -> bool:
     """Ask an idle server to go; False when somebody began to use it in time."""
     give_up_at = time.monotonic() + context.policy.stop_patience
-    descriptor = open_lock(supervisor_lock)
-    try:
+    with opened_lock(supervisor_lock) as descriptor:
         while is_held(descriptor):
             phase = ask_to_make_room(supervisor_lock.with_name("state.json"), state)
             if phase is None or (phase == "ready" and time.monotonic() > give_up_at):
                 return False
             context.pause(context.policy.start_tick)
-    finally:
-        os.close(descriptor)
     return True
 
 

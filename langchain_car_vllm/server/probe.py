@@ -19,7 +19,7 @@ def health_ok(endpoint: str, timeout: float) -> bool:
 
     Args:
         endpoint: Root of a server, such as `http://127.0.0.1:8000`, with or without a slash.
-        timeout: Seconds for the whole probe.
+        timeout: Seconds for connecting, and for each read after it.
 
     Returns:
         True on any 2xx, False on everything else; it never raises.

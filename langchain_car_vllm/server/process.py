@@ -1,6 +1,7 @@
 """Processes: who they are, whether they live, and how they are ended."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,21 +15,19 @@ from pathlib import Path
 
 import psutil
 
-_SAME_START = 2.0
-
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A process that can be told from a later one with the same number.
 
+    Creation times are no help: they move with the wall clock.
+
     Attributes:
         pid: Process id, also its group where it leads one.
-        created: Wall-clock seconds of its creation.
-        marker: A text that stands in its command line and in no other's.
+        marker: A random text that stands on its command line and on no other's.
     """
 
     pid: int
-    created: float
     marker: str
 
     def find(self) -> psutil.Process | None:
@@ -37,26 +36,29 @@ class Identity:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
                 return None
-            started = abs(process.create_time() - self.created) < _SAME_START
-            named = any(self.marker in part for part in process.cmdline())
+            return process if self.marker in process.cmdline() else None
         except psutil.Error:
             return None
-        return process if started and named else None
-
-
-def identify(pid: int, marker: str) -> Identity:
-    """Return the identity of a process that was just started."""
-    try:
-        created = psutil.Process(pid).create_time()
-    except psutil.Error:
-        created = time.time()
-    return Identity(pid, created, marker)
 
 
 @cache
 def host_name() -> str:
     """Return the machine's name."""
     return socket.gethostname()
+
+
+@cache
+def machine_id(platform: str = sys.platform) -> str:
+    """Return what tells this machine from every other, whatever name its network gives it."""
+    if platform == "darwin":
+        command = ["/usr/sbin/ioreg", "-rd1", "-c", "IOPlatformExpertDevice"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = re.search(r'"IOPlatformUUID" = "([^"]+)"', said)
+        return found[1] if found else host_name()
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip() or host_name()
+    except OSError:
+        return host_name()
 
 
 @cache

@@ -13,6 +13,8 @@ from langchain_car_vllm.server.diagnosis import diagnose
 from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import release, try_exclusive
 
+_MANY_RECORDS = 100
+
 
 def serve(context: Context, child: Child, clients: ClientRecords) -> NoReturn:
     """Watch over a ready server.
@@ -56,6 +58,8 @@ class _Idleness:
             self._context.inbox.eviction_requested = False
             if try_exclusive(self._context.lease):
                 raise Ending("evicted")
+        if len(self._clients.uses) > _MANY_RECORDS:
+            self._clients.forget_dead(before=now)
         deadline = idle_deadline(self._clients.uses, self._floor, self._context.spec.keep_alive)
         if now >= deadline:
             self._end_if_unused(now)

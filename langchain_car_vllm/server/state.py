@@ -28,7 +28,8 @@ class State:
     Attributes:
         generation: Counts the starts under this key.
         phase: Where the server is in its life.
-        host: Name of the machine.
+        host: Name of the machine, for people.
+        machine: What tells it from every other.
         boot_id: Which boot of that machine; times and processes of another boot mean nothing.
         name: The served model name.
         source: What is served.
@@ -52,12 +53,14 @@ class State:
         shortfall: Bytes that are missing, in `queued`.
         crashes: Monotonic seconds of the crashes that still count.
         reason: Why it stopped.
+        previous: Why the generation before this one stopped.
         error: What went wrong, as `encode_error` gives it.
     """
 
     generation: int
     phase: Phase
     host: str
+    machine: str
     boot_id: str
     name: str
     source: str
@@ -81,6 +84,7 @@ class State:
     shortfall: int = 0
     crashes: tuple[float, ...] = ()
     reason: Reason | None = None
+    previous: Reason | None = None
     error: dict[str, Any] | None = None
     protocol: int = PROTOCOL
 
@@ -105,15 +109,16 @@ def read_state(path: Path) -> State | None:
     """Return the state, or None where there is none that this version understands."""
     try:
         values = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        if values["protocol"] != PROTOCOL:
+            return None
+        known = {f.name: values[f.name] for f in dataclasses.fields(State) if f.name in values}
+        for name in ("supervisor", "server"):
+            if known.get(name) is not None:
+                known[name] = Identity(**known[name])
+        known["crashes"] = tuple(known["crashes"])
+        return State(**known)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
-    if not isinstance(values, dict) or values.get("protocol") != PROTOCOL:
-        return None
-    for name in ("supervisor", "server"):
-        if values[name] is not None:
-            values[name] = Identity(**values[name])
-    values["crashes"] = tuple(values["crashes"])
-    return State(**values)
 
 
 def write_state(path: Path, state: State) -> None:

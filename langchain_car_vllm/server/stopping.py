@@ -1,7 +1,6 @@
 """Ending servers from outside: stop means that nobody is left."""
 
 import dataclasses
-import os
 import signal
 import time
 from contextlib import suppress
@@ -9,11 +8,23 @@ from contextlib import suppress
 import psutil
 
 from langchain_car_vllm.errors import ServerBusyError, ServerError
-from langchain_car_vllm.server.directory import ServerDirectory, server_directories
-from langchain_car_vllm.server.locks import is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.directory import (
+    ServerDirectory,
+    explain_os_errors,
+    server_directories,
+)
+from langchain_car_vllm.server.locks import (
+    acquire_exclusive,
+    is_held,
+    opened_lock,
+    release,
+    try_exclusive,
+)
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.process import boot_id, kill_group
 from langchain_car_vllm.server.state import State, read_state, write_state
+
+_LOCK_PATIENCE = 1.0
 
 
 def running_servers() -> list[tuple[ServerDirectory, State]]:
@@ -47,25 +58,23 @@ def stop_server(
     policy = policy or policy_from_environment()
     if not directory.path.is_dir():
         return False
-    lease = open_lock(directory.lease_lock)
-    try:
-        if not force and not try_exclusive(lease) and _is_supervised(directory):
-            raise ServerBusyError(
-                "the server is answering somebody",
-                hint="wait, or use `unload(force=True)` or `car-vllm stop`",
-            )
-        stopped = _stop_supervisor(directory, policy)
-        return _clean_up(directory, policy) or stopped
-    finally:
-        os.close(lease)
+    with explain_os_errors(directory.path), opened_lock(directory.start_lock) as start:
+        # A supervisor that is just being started is to be stopped as well.
+        acquire_exclusive(start, policy.stop_patience)
+        release(start)
+        with opened_lock(directory.lease_lock) as lease:
+            if not force and not try_exclusive(lease) and _is_supervised(directory):
+                raise ServerBusyError(
+                    "the server is answering somebody",
+                    hint="wait, or use `unload(force=True)` or `car-vllm stop`",
+                )
+            stopped = _stop_supervisor(directory, policy)
+            return _clean_up(directory, policy) or stopped
 
 
 def _is_supervised(directory: ServerDirectory) -> bool:
-    descriptor = open_lock(directory.supervisor_lock)
-    try:
+    with opened_lock(directory.supervisor_lock) as descriptor:
         return is_held(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
@@ -96,27 +105,15 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
 
 def _clean_up(directory: ServerDirectory, policy: Policy) -> bool:
     """End what a lost supervisor left, and say in its place that the server is stopped."""
-    lock = open_lock(directory.supervisor_lock)
-    try:
-        if not try_exclusive(lock):
+    with opened_lock(directory.supervisor_lock) as lock:
+        if not acquire_exclusive(lock, _LOCK_PATIENCE):
             return False
         state = read_state(directory.state)
         if state is None or state.phase == "stopped":
             return False
         if state.server is not None and state.boot_id == boot_id() and state.server.find():
             kill_group(state.server.pid, policy.kill_grace)
-        write_state(
-            directory.state,
-            dataclasses.replace(
-                state,
-                phase="stopped",
-                reason="lost",
-                server=None,
-                port=None,
-                api_key=None,
-                reservation=0,
-            ),
-        )
+        ended = dataclasses.replace(state, phase="stopped", reason="lost", server=None)
+        ended = dataclasses.replace(ended, port=None, api_key=None, reservation=0)
+        write_state(directory.state, ended)
         return True
-    finally:
-        os.close(lock)

@@ -1,4 +1,4 @@
-"""The supervisor process: `python -P -m langchain_car_vllm.server.supervisor DIRECTORY`.
+"""The supervisor process: `python -P -m langchain_car_vllm.server.supervisor DIRECTORY MARKER`.
 
 Standard input carries the start order as JSON, so that secrets reach no disk and no process list.
 The process forks; the parent ends once the child holds `supervisor.lock` and has written its first
@@ -8,12 +8,15 @@ virtual environment it was started from may vanish later.
 
 import json
 import os
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
+from langchain_car_vllm.server.context import Held
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.life import Life
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
@@ -26,8 +29,10 @@ _LOCK_PATIENCE = 1.0
 
 def main() -> None:
     """Fork, and leave the child behind as the supervisor."""
+    # Signals that the client's thread had blocked would never be heard.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     directory = ServerDirectory(Path(sys.argv[1]))
-    order = json.load(sys.stdin)
+    order = json.loads(sys.stdin.readline())
     spec = ServerSpec.from_dict(order["spec"])
     policy = Policy.from_dict(order["policy"])
     reading, writing = os.pipe()
@@ -35,7 +40,7 @@ def main() -> None:
         os.close(writing)
         with os.fdopen(reading) as pipe:
             report = pipe.read()
-        sys.stdout.write(report)
+        sys.stdout.write(f"{report}\n" if report else "")
         sys.stdout.flush()
         os._exit(0 if report and json.loads(report)["ok"] else 1)
     os.close(reading)
@@ -61,7 +66,8 @@ def _begin(
             if not acquire_exclusive(lock, _LOCK_PATIENCE):
                 _tell(report, {"ok": False, "taken": True})
                 return None
-            life = Life(directory, spec, policy)
+            _empty_log()
+            life = Life(directory, spec, policy, Held(lock, sys.argv[2]))
     except CarVllmError as error:
         _tell(report, {"ok": False, "error": encode_error(error)})
         return None
@@ -71,6 +77,11 @@ def _begin(
         raise
     _tell(report, {"ok": True})
     return life
+
+
+def _empty_log() -> None:
+    with suppress(OSError):
+        os.ftruncate(1, 0)
 
 
 def _tell(report: int, verdict: dict[str, Any]) -> None:
@@ -83,7 +94,7 @@ def _detach(directory: ServerDirectory) -> None:
     os.umask(0o077)
     os.chdir(directory.path)
     nowhere = os.open(os.devnull, os.O_RDONLY)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
         log = os.open(directory.supervisor_log, flags, 0o600)
     except OSError:

@@ -2,11 +2,20 @@
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.server.clients import record_name, touch_record, write_record
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
-from langchain_car_vllm.server.locks import is_held, open_lock, release, try_shared
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_held,
+    is_same_file,
+    open_existing,
+    open_lock,
+    release,
+    try_shared,
+)
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.starter import Start
@@ -38,8 +47,8 @@ class Tenant:
         self._holders = 0
         self._record: Path | None = None
         self._keep_alive: float | None = None
-        self._stamp: tuple[int, int] | None = None
-        self._state: State | None = None
+        self._author: tuple[str, int] | None = None
+        self._cached: tuple[tuple[int, int], State | None] | None = None
         self._start: Start | None = None
 
     @property
@@ -48,25 +57,36 @@ class Tenant:
         return self._holders
 
     def acquire(self, keep_alive: float) -> bool:
-        """Take the lease for one request; False while the server is stopping for idleness."""
+        """Take the lease for one request; False while the server is stopping for idleness.
+
+        Raises:
+            StateDirectoryError: This process's record cannot be written.
+        """
         with self._guard, explain_os_errors(self.directory.path):
             if self._holders == 0 and not try_shared(self._lease):
                 return False
+            try:
+                if keep_alive != self._keep_alive:
+                    self._write_record(keep_alive)
+            except BaseException:
+                if self._holders == 0:
+                    release(self._lease)
+                raise
             self._holders += 1
-            if keep_alive != self._keep_alive:
-                self._write_record(keep_alive)
             return True
 
     def release(self, keep_alive: float) -> None:
-        """Give one request's lease back and tell the supervisor that it ended."""
+        """Give one request's lease back and tell the supervisor that it ended.
+
+        It never raises: an answer that was given is not lost for a record that cannot be written.
+        """
         if self._is_abandoned:
             return
         with self._guard:
             try:
-                if keep_alive != self._keep_alive:
-                    self._write_record(keep_alive)
-                elif self._record is not None:
-                    touch_record(self._record, keep_alive)
+                self._tell_end(keep_alive)
+            except OSError:
+                self._keep_alive = None
             finally:
                 self._holders -= 1
                 if self._holders == 0:
@@ -74,20 +94,32 @@ class Tenant:
 
     def state(self) -> State | None:
         """Return the state, parsed again only when the file was replaced."""
-        try:
-            found = os.stat(self.directory.state)  # noqa: PTH116
-        except FileNotFoundError:
-            return None
-        stamp = found.st_ino, found.st_mtime_ns
-        if stamp != self._stamp:
-            with explain_os_errors(self.directory.state):
-                self._state = read_state(self.directory.state)
-            self._stamp = stamp
-        return self._state
+        with explain_os_errors(self.directory.state):
+            try:
+                found = os.stat(self.directory.state)  # noqa: PTH116
+            except FileNotFoundError:
+                return None
+            stamp = found.st_ino, found.st_mtime_ns
+            cached = self._cached
+            if cached is None or cached[0] != stamp:
+                self._cached = cached = stamp, read_state(self.directory.state)
+        return cached[1]
 
     def is_server_alive(self) -> bool:
         """Ask the kernel whether the server process lives."""
         return is_held(self._server)
+
+    def is_author_alive(self, state: State) -> bool:
+        """Ask the kernel whether the very supervisor that wrote a state lives."""
+        marker = state.supervisor.marker
+        with self._guard:
+            if self._author is None or self._author[0] != marker:
+                if self._author is not None:
+                    close_lock(self._author[1])
+                self._author = None
+                with suppress(FileNotFoundError):
+                    self._author = marker, open_existing(self.directory.life_lock(marker))
+            return self._author is not None and is_held(self._author[1])
 
     def is_supervisor_alive(self) -> bool:
         """Ask the kernel whether the supervisor lives."""
@@ -100,11 +132,27 @@ class Tenant:
                 self._start = Start(self.directory, spec, policy)
             return self._start
 
+    def is_current(self) -> bool:
+        """Tell whether the directory is still the one that was opened, not one made anew."""
+        return is_same_file(self._lease, self.directory.lease_lock)
+
+    def retire(self) -> None:
+        """Close the files of a directory that is gone, unless a request still holds the lease."""
+        with self._guard:
+            if self._holders == 0:
+                author = [self._author[1]] if self._author else []
+                for descriptor in (self._lease, self._supervisor, self._server, *author):
+                    close_lock(descriptor)
+
     def abandon(self) -> None:
-        """Close everything without unlocking: after `fork` the parent still holds its lease."""
+        """Forget everything after `fork`: the lease is the parent's."""
         self._is_abandoned = True
-        for descriptor in (self._lease, self._supervisor, self._server):
-            os.close(descriptor)
+
+    def _tell_end(self, keep_alive: float) -> None:
+        if keep_alive != self._keep_alive:
+            self._write_record(keep_alive)
+        elif self._record is not None:
+            touch_record(self._record, keep_alive)
 
     def _write_record(self, keep_alive: float) -> None:
         if self._record is None:
@@ -121,8 +169,11 @@ def tenant_of(directory: ServerDirectory) -> Tenant:
     """Return this process's tenant of a server key."""
     with _tenants_guard:
         name = str(directory.path)
-        if name not in _tenants or not directory.path.is_dir():
+        known = _tenants.get(name)
+        if known is None or not known.is_current():
             _tenants[name] = Tenant(directory)
+            if known is not None:
+                known.retire()
         return _tenants[name]
 
 

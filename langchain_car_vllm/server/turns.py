@@ -2,16 +2,19 @@
 
 import itertools
 import os
-import threading
 import time
 from pathlib import Path
 
-from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import is_held, open_lock, release, try_exclusive
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_held,
+    open_existing,
+    open_lock,
+    try_exclusive,
+)
 
 _numbers = itertools.count()
-_open: set[int] = set()
-_open_guard = threading.Lock()
 
 
 class Turn:
@@ -23,18 +26,33 @@ class Turn:
 
     Args:
         directory: Of the server key.
+
+    Raises:
+        StateDirectoryError: The ticket cannot be written.
     """
 
     def __init__(self, directory: ServerDirectory) -> None:
         self._folder = directory.turns
+        self._process = os.getpid()
+        self._descriptors: list[int] = []
         name = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
         self._ticket = self._folder / name
-        scratch = self._folder / f".{name}"
-        self._mine = _opened(scratch)
-        try_exclusive(self._mine)
-        scratch.replace(self._ticket)
-        self._turn = _opened(directory.turn_lock)
         self._taken = False
+        with explain_os_errors(self._folder):
+            try:
+                self._draw(self._folder / f".{name}", directory.turn_lock)
+            except BaseException:
+                self.give_back()
+                raise
+
+    def _draw(self, scratch: Path, turn_lock: Path) -> None:
+        """Publish the ticket last, and locked, so that nobody takes it for a dead one's."""
+        self._turn = open_lock(turn_lock)
+        self._descriptors.append(self._turn)
+        mine = open_lock(scratch)
+        self._descriptors.append(mine)
+        try_exclusive(mine)
+        scratch.replace(self._ticket)
 
     def try_take(self) -> bool:
         """Take the turn if it is this one's."""
@@ -46,15 +64,11 @@ class Turn:
 
     def give_back(self) -> None:
         """End the turn, or leave the queue; in a forked child it is not the child's to end."""
-        if self._mine not in _open:
+        if self._process != os.getpid():
             return
         self._ticket.unlink(missing_ok=True)
-        for descriptor in (self._mine, self._turn):
-            with _open_guard:
-                if descriptor in _open:
-                    _open.remove(descriptor)
-                    release(descriptor)
-                    os.close(descriptor)
+        while self._descriptors:
+            close_lock(self._descriptors.pop())
 
     def _somebody_is_before(self) -> bool:
         names = sorted(n for n in os.listdir(self._folder) if not n.startswith("."))  # noqa: PTH208
@@ -69,7 +83,7 @@ class Turn:
 def _is_live(ticket: Path) -> bool:
     """Tell whether a ticket's owner lives; a dead one's ticket is torn up."""
     try:
-        descriptor = os.open(ticket, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_existing(ticket)
     except FileNotFoundError:
         return False
     try:
@@ -78,22 +92,4 @@ def _is_live(ticket: Path) -> bool:
         ticket.unlink(missing_ok=True)
         return False
     finally:
-        os.close(descriptor)
-
-
-def _opened(path: Path) -> int:
-    descriptor = open_lock(path)
-    with _open_guard:
-        _open.add(descriptor)
-    return descriptor
-
-
-def _forget_after_fork() -> None:
-    global _open_guard  # noqa: PLW0603
-    _open_guard = threading.Lock()
-    for descriptor in _open:
-        os.close(descriptor)
-    _open.clear()
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)
+        close_lock(descriptor)

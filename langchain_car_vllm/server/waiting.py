@@ -2,6 +2,7 @@
 
 import threading
 import time
+from copy import copy
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import (
@@ -22,6 +23,8 @@ from langchain_car_vllm.server.turns import Turn
 
 _LOST_STARTS = 3
 _AFTERMATH = 0.3
+_EAGER = 2.0
+_PATIENT = 4
 
 
 class Waiting:
@@ -55,11 +58,18 @@ class Waiting:
         self._turn: Turn | None = None
         self._known: int | None = None
         self._lost = 0
+        self._blocked_since: float | None = None
         self._began = time.monotonic()
         self._startup_timeout = startup_timeout
         self._on_progress = on_progress
         self._shown: Progress | None = None
         self._stage_began = self._began
+
+    @property
+    def tick(self) -> float:
+        """Seconds until the next step; a wait that lasts is looked at less often."""
+        patient = time.monotonic() - self._began > _EAGER
+        return self.policy.client_tick * (_PATIENT if patient else 1)
 
     def step(self) -> Endpoint | None:
         """Come one step closer; return the endpoint once it is ready and the lease is held.
@@ -90,23 +100,28 @@ class Waiting:
             finally:
                 self._guard.release()
 
-    def explain(self, endpoint: Endpoint) -> CarVllmError | None:
-        """Tell what became of a server whose connection broke.
+    def explain_step(self, endpoint: Endpoint, waited: float) -> tuple[CarVllmError | None] | None:
+        """Look at what became of a server whose connection broke.
 
-        Waits until the state tells it, some milliseconds after a death.
+        The state tells it some milliseconds after a death.
+
+        Args:
+            endpoint: Whose connection broke.
+            waited: Seconds since then.
 
         Returns:
-            `ServerStoppedError`, `ServerCrashedError`, or None where the server is well.
+            None while it is not known, else `ServerStoppedError`, `ServerCrashedError`, or None
+            where the server is well, in a tuple.
         """
-        began = time.monotonic()
-        while time.monotonic() - began < self.policy.settle:
-            supervised = self._tenant.is_supervisor_alive()
-            state = self._tenant.state()
-            if verdict := _verdict(state, endpoint, supervised=supervised):
-                return verdict
-            if self._tenant.is_server_alive() and time.monotonic() - began > _AFTERMATH:
-                return None
-            time.sleep(self.policy.client_tick)
+        supervised = self._tenant.is_supervisor_alive()
+        state = self._tenant.state()
+        if verdict := _verdict(state, endpoint, supervised=supervised):
+            return (verdict,)
+        alive = self._tenant.is_server_alive()
+        if alive and waited > _AFTERMATH:
+            return (None,)
+        if waited > self.policy.settle:
+            return (None if alive else _crashed(endpoint, "died"),)
         return None
 
     def _advance(self) -> Endpoint | None:
@@ -121,7 +136,7 @@ class Waiting:
             self._known = state.generation if state else 0
             if state and supervised and state.phase in STARTING:
                 self._known -= 1
-        if state and state.phase == "ready" and self._tenant.is_server_alive():
+        if state and supervised and self._is_ready(state):
             endpoint = state.endpoint(self._tenant.directory.log)
             if not self._has_turn(endpoint):
                 self._show(Progress("queued", "waiting for the request under way to end"))
@@ -133,6 +148,17 @@ class Waiting:
         else:
             self._consider(state)
         return None
+
+    def _is_ready(self, state: State) -> bool:
+        """Tell whether a state speaks of a server that lives, under the supervisor that wrote it.
+
+        A new supervisor holds the lock for an instant before it has cleaned up after the old one.
+        """
+        return (
+            state.phase == "ready"
+            and self._tenant.is_author_alive(state)
+            and self._tenant.is_server_alive()
+        )
 
     def _has_turn(self, endpoint: Endpoint) -> bool:
         """Batching is wrong or slow for several multimodal requests at once: they take turns."""
@@ -152,19 +178,25 @@ class Waiting:
             self._show(Progress("queued", "waiting for the server to stop"))
 
     def _check_not_blocking_itself(self, state: State) -> None:
-        """Raise where the memory that is waited for is held by this very process."""
-        if not state.shortfall:
-            return
+        """Raise where this very process holds the memory that is waited for, and keeps it.
+
+        Another thread's request may end and make room, so it is not raised at once.
+        """
         used = {tenant.directory.key for tenant in tenants() if tenant.holders}
-        mine = [key for key in state.blocked_by if key in used]
-        freed = sum(size for key, size in state.blocked_by.items() if key not in used)
-        if mine and freed < state.shortfall:
-            raise InsufficientMemoryError(
+        if not state.shortfall or not used & state.blocked_by.keys():
+            self._blocked_since = None
+            return
+        now = time.monotonic()
+        self._blocked_since = self._blocked_since or now
+        if now - self._blocked_since > self.policy.own_memory:
+            error = InsufficientMemoryError(
                 f"`{self._spec.name}` cannot start while this process uses another model: "
                 f"{state.detail}",
                 hint="end that stream first, choose smaller models, or raise "
                 "CAR_VLLM_MLX_MEMORY_GB",
             )
+            error.is_retryable = True
+            raise error
 
     def _consider(self, state: State | None) -> None:
         """Nobody supervises: raise what ended the start we waited for, or start."""
@@ -174,7 +206,7 @@ class Waiting:
             if (error := self._start.error) is not None:
                 self._lost += isinstance(error, NoReportError)
                 if not isinstance(error, NoReportError) or self._lost >= _LOST_STARTS:
-                    raise error
+                    raise copy(error)
         if state is not None and state.generation > (self._known or 0):
             self._judge(state)
             self._known = state.generation
@@ -219,30 +251,42 @@ class Waiting:
             )
 
     def _release(self) -> None:
-        if self._turn is not None:
-            self._turn.give_back()
-            self._turn = None
-        if self._leased:
-            self._leased = False
-            self._tenant.release(self._spec.keep_alive)
+        try:
+            if self._turn is not None:
+                self._turn.give_back()
+                self._turn = None
+        finally:
+            if self._leased:
+                self._leased = False
+                self._tenant.release(self._spec.keep_alive)
 
 
 def _verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> CarVllmError | None:
-    if state is None or state.generation != endpoint.generation:
-        return ServerCrashedError(
-            f"the server of `{endpoint.served_model}` died", log_path=endpoint.log_path
-        )
-    if state.phase == "draining" or (state.phase == "stopped" and state.reason != "crash"):
+    reason = _ended(state, endpoint)
+    if reason == "unknown":
+        return _crashed(endpoint, "died")
+    if state is None or reason not in (None, "crash"):
         return ServerStoppedError(
             f"the server of `{endpoint.served_model}` was stopped while it was answering",
             hint="call again, it starts by itself",
             log_path=endpoint.log_path,
         )
-    if state.phase == "stopped" and state.error is not None:
+    if reason == "crash" and state.error is not None:
         return decode_error(state.error)
-    if not supervised:
-        return ServerCrashedError(
-            f"the supervisor of `{endpoint.served_model}` was killed, and its server with it",
-            log_path=endpoint.log_path,
-        )
-    return None
+    return None if supervised else _crashed(endpoint, "was killed with its supervisor")
+
+
+def _ended(state: State | None, endpoint: Endpoint) -> str | None:
+    """Return why the endpoint's generation ended, `unknown` where no state tells, None if alive."""
+    if state is None:
+        return "unknown"
+    if state.generation == endpoint.generation:
+        return "user" if state.phase == "draining" else state.reason
+    told = state.generation == endpoint.generation + 1 and state.previous not in (None, "crash")
+    return state.previous if told else "unknown"
+
+
+def _crashed(endpoint: Endpoint, how: str) -> ServerCrashedError:
+    return ServerCrashedError(
+        f"the server of `{endpoint.served_model}` {how}", log_path=endpoint.log_path
+    )

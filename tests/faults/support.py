@@ -16,7 +16,7 @@ import psutil
 
 from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import is_held, open_lock
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.state import State, read_state
 
 FAKE = Path(__file__).parents[1] / "fakes" / "vllm-mlx"
@@ -30,6 +30,8 @@ FAST = Policy(
     load_stall=3.0,
     stop_grace=1.0,
     save_stall=1.0,
+    save_limit=3.0,
+    own_memory=0.5,
     stop_patience=1.0,
     backoff=(0.02, 0.04, 0.06, 0.08, 0.1),
     crash_window=30.0,
@@ -113,7 +115,7 @@ class Fake:
         try:
             eventually(lambda: not is_held(descriptor), "the end of the supervisor")
         finally:
-            os.close(descriptor)
+            close_lock(descriptor)
 
 
 def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:

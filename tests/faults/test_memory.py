@@ -93,9 +93,10 @@ def test_stream_whose_consumer_calls_a_third_model_is_refused(fake: Fake, models
     with (
         lease(models[0], policy=FAST),
         lease(models[1], policy=FAST),
-        pytest.raises(InsufficientMemoryError, match="this process"),
+        pytest.raises(InsufficientMemoryError, match="this process") as caught,
     ):
         use(models[2])
+    assert caught.value.is_retryable
     use(models[2])
 
 

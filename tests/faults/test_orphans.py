@@ -12,7 +12,7 @@ from faults.support import FAST, Background, ClientProcess, Fake, ask, eventuall
 
 from langchain_car_vllm.errors import ServerCrashedError, StateDirectoryError
 from langchain_car_vllm.server import lease, running_servers, stop_server
-from langchain_car_vllm.server.process import Identity, identify
+from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.state import State, write_state
 
 
@@ -86,7 +86,7 @@ def stale(fake: Fake, server: Identity, **changes: object) -> State:
 def bystander():
     """A process that is none of ours."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        [sys.executable, "-c", "import sys; sys.stdin.read()", "bystander"],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
@@ -96,7 +96,7 @@ def bystander():
 
 def test_stale_state_with_a_foreign_pid_signals_nobody(fake: Fake, bystander: subprocess.Popen):
     """A recorded pid that is now somebody else's is left alone, by start and by stop."""
-    stale(fake, Identity(bystander.pid, identify(bystander.pid, "").created, "our-nonce"))
+    stale(fake, Identity(bystander.pid, "our-nonce"))
     with lease(fake.spec(), policy=FAST) as held:
         assert ask(held.endpoint)
     stop_server(fake.directory(), policy=FAST)
@@ -104,15 +104,15 @@ def test_stale_state_with_a_foreign_pid_signals_nobody(fake: Fake, bystander: su
 
 
 def test_reused_pid_signals_nobody(fake: Fake, bystander: subprocess.Popen):
-    """The same pid with another creation time is another process, whatever its command line."""
-    stale(fake, Identity(bystander.pid, 1000.0, "sys.stdin"))
+    """The same pid with another marker is another process, even where a part of it fits."""
+    stale(fake, Identity(bystander.pid, "sys.stdin"))
     stop_server(fake.directory(), policy=FAST)
     assert bystander.poll() is None
 
 
 def test_state_of_another_boot_signals_nobody(fake: Fake, bystander: subprocess.Popen):
     """After a reboot a pid means nothing, even where everything else fits."""
-    stale(fake, identify(bystander.pid, "sys.stdin"), boot_id="another")
+    stale(fake, Identity(bystander.pid, "bystander"), boot_id="another")
     with lease(fake.spec(), policy=FAST):
         pass
     stop_server(fake.directory(), policy=FAST)
@@ -126,7 +126,7 @@ def test_lost_server_is_found_by_identity_and_ended(fake: Fake):
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
-    stale(fake, identify(orphan.pid, "our-nonce"))
+    stale(fake, Identity(orphan.pid, "our-nonce"))
     with lease(fake.spec(), policy=FAST):
         assert orphan.wait(5) == -signal.SIGKILL
     assert orphan.stdin is not None
@@ -135,7 +135,7 @@ def test_lost_server_is_found_by_identity_and_ended(fake: Fake):
 
 def test_state_of_another_host_is_an_error_that_says_what_to_set(fake: Fake):
     """A home that two machines share cannot hold the run state."""
-    stale(fake, Identity(1, 1.0, "x"), host="another-machine")
+    stale(fake, Identity(1, "x"), host="another-machine", machine="x", boot_id="y")
     with pytest.raises(StateDirectoryError, match="another-machine") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
     assert "CAR_HOME" in (caught.value.hint or "")
@@ -160,7 +160,7 @@ def test_stale_ready_state_never_reaches_a_stranger_on_the_port(fake: Fake):
 
     stranger = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
     serving = Background(lambda: stranger.serve_forever(poll_interval=0.01))
-    stale(fake, Identity(1, 1.0, "x"), port=stranger.server_port, api_key="secret")
+    stale(fake, Identity(1, "x"), port=stranger.server_port, api_key="secret")
     with lease(fake.spec(), policy=FAST) as held:
         assert ask(held.endpoint)
     assert running_servers()

@@ -13,7 +13,7 @@ from faults.support import FAST, ClientProcess, Fake, ask
 
 import langchain_car_vllm
 from langchain_car_vllm.server import ServerSpec, alease, lease
-from langchain_car_vllm.server.locks import open_lock, try_exclusive
+from langchain_car_vllm.server.locks import close_lock, open_lock, try_exclusive
 
 
 def in_child(spec: ServerSpec) -> None:
@@ -37,7 +37,7 @@ def test_fork_then_use_on_both_sides(fake: Fake):
         assert ask(held.endpoint)
         descriptor = open_lock(fake.directory().lease_lock)
         assert not try_exclusive(descriptor)
-        os.close(descriptor)
+        close_lock(descriptor)
 
 
 def test_spawned_child_shares_the_server(fake: Fake):
@@ -74,14 +74,14 @@ def test_interpreter_exit_does_not_wait_for_a_load(fake: Fake):
     """A script that ends while a start it began is under way ends at once."""
     fake.switch(load_gate=fake.gate("load"))
     code = f"""
-from langchain_car_vllm.errors import ServerStartingError
 from langchain_car_vllm.server import Policy, ServerSpec, lease
 policy = Policy.from_dict({FAST.to_dict()!r})
 spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=0.0)
-try:
-    lease(spec, policy=policy, startup_timeout=0.01).__enter__()
-except ServerStartingError:
-    print("gave up")
+def leave(progress):
+    if progress.stage == "load":
+        print("gave up")
+        raise SystemExit
+lease(spec, policy=policy, on_progress=leave).__enter__()
 """
     began = time.monotonic()
     done = subprocess.run(
@@ -101,14 +101,13 @@ def test_supervisor_outlives_its_virtual_environment(fake: Fake, tmp_path: Path)
     package = Path(langchain_car_vllm.__file__).parent
     shutil.copytree(package, site / "langchain_car_vllm")
     code = f"""
-from langchain_car_vllm.errors import ServerStartingError
 from langchain_car_vllm.server import Policy, ServerSpec, lease
 policy = Policy.from_dict({FAST.to_dict()!r})
 spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=60.0)
-try:
-    lease(spec, policy=policy, startup_timeout=0.01).__enter__()
-except ServerStartingError:
-    pass
+def leave(progress):
+    if progress.stage == "load":
+        raise SystemExit
+lease(spec, policy=policy, on_progress=leave).__enter__()
 """
     environment = {**os.environ, "PYTHONPATH": str(site)}
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, timeout=20)
@@ -173,7 +172,7 @@ def test_child_that_leaves_its_parents_lease_harms_nobody(fake: Fake):
             assert ask(held.endpoint)
             descriptor = open_lock(fake.directory().lease_lock)
             assert not try_exclusive(descriptor)
-            os.close(descriptor)
+            close_lock(descriptor)
     if not child:
         os._exit(0)
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-import os
+import subprocess
+import sys
 
 import pytest
 from faults.support import FAST, Background, ClientProcess, Fake, eventually
@@ -51,29 +52,31 @@ def test_who_leaves_the_queue_lets_the_next_through(directory: ServerDirectory):
 
 
 def test_forked_child_keeps_no_turn(directory: ServerDirectory):
-    """A child that outlives its parent's turn does not hold it."""
-    turn = Turn(directory)
-    assert turn.try_take()
-    told, tell = os.pipe()
-    reading, writing = os.pipe()
-    if not (child := os.fork()):
-        os.close(writing)
-        os.write(tell, b".")
-        os.read(reading, 1)
-        os._exit(0)
-    os.read(told, 1)
-    for descriptor in (told, tell, reading):
-        os.close(descriptor)
-    for descriptor in (turn._mine, turn._turn):
-        os.close(descriptor)
-    from langchain_car_vllm.server import turns
-
-    turns._open.clear()
+    """A child that was forked during a turn holds nothing of it once the parent is dead."""
+    code = f"""
+import os, sys
+from pathlib import Path
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.turns import Turn
+turn = Turn(ServerDirectory(Path({str(directory.path)!r})))
+assert turn.try_take()
+if not os.fork():
+    print("forked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.wait()
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "forked\n"
+    parent.kill()
+    parent.wait()
     another = Turn(directory)
     assert another.try_take()
     another.give_back()
-    os.close(writing)
-    os.waitpid(child, 0)
+    parent.communicate()
 
 
 def test_batched_multimodal_server_has_one_request_at_a_time(multimodal: Fake):

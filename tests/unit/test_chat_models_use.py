@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 from fakes.dialect import Dialect, Reply, Server, helpful
+from fakes.hub import running_hub, write_model
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.exceptions import ContextOverflowError, ModelNotFoundError
@@ -16,7 +17,11 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
+from langchain_car_vllm.errors import (
+    ConfigurationError,
+    InsufficientMemoryError,
+    ModelDownloadError,
+)
 from langchain_car_vllm.wire.errors import ConnectionFailedError
 
 MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
@@ -211,15 +216,23 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_sent(server, way):
     assert len(server.dialect.requests) == 1
 
 
-def test_validate_model_on_init_asks_what_can_be_known(server, monkeypatch):
-    """The endpoint's list of models, or the files on this machine."""
+def test_validate_model_on_init_asks_what_can_be_known(server, monkeypatch, tmp_path):
+    """The endpoint's list of models, the files on this machine, or the Hub."""
     url = server.base_url
     assert ChatVllmMlx(model="m", base_url=url, validate_model_on_init=True)
     with pytest.raises(ModelNotFoundError, match="`other`"):
         ChatVllmMlx(model="other", base_url=url, validate_model_on_init=True)
     with pytest.raises(ConnectionFailedError):
         ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", validate_model_on_init=True)
-    assert ChatVllmMlx(model=MODEL, validate_model_on_init=True)
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        with pytest.raises(ModelDownloadError, match="no such repository"):
+            ChatVllmMlx(model=MODEL, validate_model_on_init=True)
+        hub.repositories["mlx-community/Qwen3.6-35B-A3B-4bit"] = write_model(tmp_path / "origin")
+        assert ChatVllmMlx(model=MODEL, validate_model_on_init=True)
+        monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "0.0001")
+        with pytest.raises(InsufficientMemoryError):
+            ChatVllmMlx(model=MODEL, validate_model_on_init=True)
     with pytest.raises(ModelDownloadError, match="auto_pull"):
         ChatVllmMlx(model=MODEL, validate_model_on_init=True, auto_pull=False)
 

@@ -1,11 +1,14 @@
 """The pages say what the code does: names, files and figures are compared."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from typer.main import get_command
 
+from langchain_car_vllm.cli.app import app
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.server import Policy
 from langchain_car_vllm.server.directory import ServerDirectory
@@ -90,6 +93,23 @@ def test_the_readme_lists_the_environment_variables():
         for name in re.findall(r"`(CAR_\w+)`", cell)
     }
     assert listed == named
+
+
+def test_the_readme_lists_the_commands():
+    """Each command of `car-vllm` has its row, and no other."""
+    rows = re.findall(r"^\| `car-vllm (\w+)", README, re.MULTILINE)
+    assert sorted(rows) == sorted(get_command(app).commands)
+
+
+def test_the_layers_are_those_of_the_contract():
+    """The picture in the guide is the one that the linter holds."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = (
+        c["layers"] for c in settings["tool"]["importlinter"]["contracts"] if "layers" in c
+    )
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^    ([a-z_]+(?: \| [a-z_]+)*)$", guide, re.MULTILINE)
+    assert drawn == [layer.replace("langchain_car_vllm.", "") for layer in layers]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/supervision.md"])

@@ -10,8 +10,8 @@ from langchain_car_vllm.runtime import (
     resolve_existing,
     search_dirs,
 )
-from langchain_car_vllm.runtime.locate import is_at_least
 from langchain_car_vllm.runtime.marker import Marker, write_marker
+from langchain_car_vllm.runtime.versions import is_at_least
 
 
 def on_path(monkeypatch, *folders):

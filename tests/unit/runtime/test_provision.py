@@ -21,6 +21,8 @@ from langchain_car_vllm.runtime import (
     ensure_runtime,
     resolve_existing,
     upgrade_runtime,
+    version_warning,
+    warn_about,
 )
 from langchain_car_vllm.runtime.marker import read_marker
 
@@ -52,6 +54,15 @@ def test_an_existing_install_wins(fake_uv, home, write_binary):
     assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
     assert fake_uv.calls == []
     assert not (home / ".car").exists()
+
+
+def test_an_older_install_is_warned_about_once(fake_uv, home, write_binary, caplog):
+    """A version that works but lacks something is used, and said so once per process."""
+    write_binary(home / ".local", "0.4.0")
+    warn_about.cache_clear()
+    ensure_runtime()
+    ensure_runtime()
+    assert [record.message for record in caplog.records] == [version_warning("0.4.0")]
 
 
 def test_a_too_old_install_is_passed_over(fake_uv, home, write_binary, managed):
@@ -110,7 +121,7 @@ def test_a_failing_step_is_named(fake_uv, command, step):
     ("says", "hint"),
     [
         ("error: No space left on device (os error 28)", "free some disk space"),
-        ("  network was disabled (UV_OFFLINE)", "UV_OFFLINE"),
+        ("Because there is no version of mlx==9", "UV_DEFAULT_INDEX"),
         ("  cause: dns error: failed to lookup address", "connect to the network"),
         ("Hash mismatch for `mlx==1`", "uv cache clean"),
         ("Read-only file system (os error 30)", "writable"),
@@ -122,6 +133,15 @@ def test_common_failures_come_with_a_cure(fake_uv, says, hint):
     with pytest.raises(ProvisionError) as caught:
         ensure_runtime()
     assert hint in caught.value.hint
+
+
+def test_offline_is_the_reason(fake_uv, monkeypatch):
+    """Where uv was told to be offline, that is the cure, whatever it says."""
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    fake_uv.set(fail="pip", says="Because there is no version of mlx==9")
+    with pytest.raises(ProvisionError) as caught:
+        ensure_runtime()
+    assert "unset UV_OFFLINE" in caught.value.hint
 
 
 def test_a_failed_install_is_tried_again(fake_uv, managed):

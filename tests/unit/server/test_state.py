@@ -52,10 +52,11 @@ def test_state_round_trip(tmp_path: Path):
         generation=1,
         phase="ready",
         host="h",
+        machine="i",
         boot_id="b",
         name="n",
         source="s",
-        supervisor=Identity(1, 2.0, "m"),
+        supervisor=Identity(1, "m"),
         crashes=(1.0, 2.0),
     )
     write_state(tmp_path / "state.json", state)

@@ -1,0 +1,286 @@
+"""What the package takes for granted of a machine, each tried for real."""
+
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.cli.output import model_id, size
+from langchain_car_vllm.models.snapshot import hub_cache
+from langchain_car_vllm.paths import car_home, managed_root, run_root, variable
+from langchain_car_vllm.runtime import (
+    installed_version,
+    overriding_binary,
+    resolve_existing,
+    version_warning,
+)
+from langchain_car_vllm.runtime.host import check_host, current_host
+from langchain_car_vllm.runtime.marker import is_incomplete
+from langchain_car_vllm.runtime.requirements import needed_mb
+from langchain_car_vllm.runtime.uv_binary import find_uv
+from langchain_car_vllm.server import running_servers
+from langchain_car_vllm.server.directory import explain_os_errors, server_directories
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
+from langchain_car_vllm.server.memory import budget_bytes
+from langchain_car_vllm.server.port import HeldPort, is_refused
+from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
+from langchain_car_vllm.server.state import read_state
+
+_MB = 1_000_000
+_EPHEMERAL_TRIES = 2000
+_PATIENCE = 20.0
+
+_HOLDS_LOCK = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+_LISTENS = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def _host() -> str:
+    host = current_host()
+    check_host(host)
+    release = ".".join(map(str, host.release))
+    system = "macOS" if host.system == "darwin" else f"{host.system} with glibc"
+    return f"{system} {release or 'of unknown version'} on {host.machine}"
+
+
+def _python() -> str:
+    if variable("CAR_VLLM_PYTHON"):
+        return f"supervisors run under CAR_VLLM_PYTHON=`{variable('CAR_VLLM_PYTHON')}`"
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise Finding(
+            "this program has no Python of its own to run supervisors with",
+            "set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
+        )
+    return f"{sys.version.split()[0]} in `{sys.executable}`"
+
+
+def _uv() -> str:
+    return f"`{find_uv()}`"
+
+
+def _runtime() -> str:
+    root = managed_root()
+    named = variable("CAR_VLLM_MLX_BIN")
+    if named and overriding_binary() is None:
+        raise Warned(f"CAR_VLLM_MLX_BIN=`{named}` is no file and is ignored", "unset or correct it")
+    found = resolve_existing()
+    if found is None:
+        if root is not None and is_incomplete(root):
+            raise Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
+        raise Warned("vllm-mlx is not installed; the first call installs it")
+    version = installed_version(found)
+    if warning := version_warning(version):
+        raise Warned(f"`{found}`: {warning}")
+    return f"vllm-mlx {version or 'of unknown version'} in `{found}`"
+
+
+def _home() -> str:
+    home = car_home()
+    with _scratch_folder() as folder:
+        if home.stat().st_uid != os.getuid():
+            raise Finding(f"`{home}` belongs to another user", "set CAR_HOME to one of your own")
+        free = shutil.disk_usage(folder).free
+    if free < needed_mb() * _MB and resolve_existing() is None:
+        raise Warned(f"`{home}` has {size(free)} free, the runtime needs {needed_mb()} MB")
+    return f"`{home}` is writable, {size(free)} are free"
+
+
+def _locks() -> str:
+    """Prove that `flock` excludes, shares and ends with its holder, on the disk of CAR_HOME."""
+    with _scratch_folder() as folder:
+        lock = folder / "lock"
+        first = open_lock(lock)
+        try:
+            _check_lock(first, lock)
+        finally:
+            close_lock(first)
+    return "locks exclude, are shared and end with the process that holds them"
+
+
+def _check_lock(first: int, lock: Path) -> None:
+    where = "set CAR_HOME to a directory on a local disk"
+    with _child(_HOLDS_LOCK, str(lock)) as (child, said):
+        if said != "held" or not is_held(first):
+            raise Finding("a lock of another process is not seen", where)
+        child.kill()
+        child.wait()
+    fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with closing(os.fdopen(open_lock(lock), "rb")) as second:
+        fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+    raise Finding("a shared lock does not keep an exclusive one away", where)
+
+
+def _port() -> str:
+    """Prove that a port can be held for a server, and that everybody else is kept off it."""
+    held = HeldPort()
+    with closing(held):
+        if not is_refused(held.number):
+            raise Finding(f"connecting to the held port {held.number} is not refused")
+        for address in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
+            if _can_bind(address, held.number):
+                raise Finding(f"a stranger can bind the held port on {address}")
+        if held.number in _ephemeral_ports():
+            raise Finding("the system gives the held port to whoever asks for any port")
+        with closing(socket.create_server(("127.0.0.1", held.number))):
+            if is_refused(held.number):
+                raise Finding("a server on the held port cannot be reached")
+        if not is_refused(held.number) or _can_bind("127.0.0.1", held.number):
+            raise Finding("the port is lost when the server on it ends")
+    return "a port is held for the server, kept from others, and outlives the server on it"
+
+
+def _can_bind(address: str, port: int) -> bool:
+    with closing(socket.socket()) as stranger:
+        try:
+            stranger.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _ephemeral_ports() -> set[int]:
+    found = set()
+    for _ in range(_EPHEMERAL_TRIES):
+        with closing(socket.socket()) as asking:
+            asking.bind(("127.0.0.1", 0))
+            found.add(asking.getsockname()[1])
+    return found
+
+
+def _listeners() -> str:
+    """Prove that the ports of a child of ours can be seen."""
+    with _child(_LISTENS) as (child, said):
+        seen = {
+            c.laddr.port
+            for c in psutil.Process(child.pid).net_connections("tcp4")
+            if c.status == psutil.CONN_LISTEN
+        }
+        if not said.isdigit() or int(said) not in seen:
+            raise Finding(f"process {child.pid} listens on port `{said}`, seen are {sorted(seen)}")
+    return "the listeners of a child process are seen"
+
+
+def _identity() -> str:
+    """Prove that a process is told from others, alive and dead, and so are boots."""
+    marker = secrets.token_hex(8)
+    with _child(_LISTENS, marker) as (child, _):
+        who = Identity(child.pid, marker)
+        if who.find() is None:
+            raise Finding(f"process {child.pid} is not recognised while it lives")
+        child.kill()
+        child.wait()
+        if who.find() is not None:
+            raise Finding(f"process {child.pid} is still seen after its end")
+    if not boot_id():
+        raise Finding("the system has no id of this boot")
+    if not machine_id():
+        raise Finding("the machine has no id")
+    return f"processes are recognised; boot {boot_id()} of `{host_name()}`"
+
+
+def _memory() -> str:
+    budget = budget_bytes()
+    set_aside = sum(state.reservation for _, state in running_servers())
+    whole = psutil.virtual_memory()
+    return (
+        f"models may take {size(budget)} of {size(whole.total)}; {size(set_aside)} are set aside, "
+        f"{size(whole.available)} are available"
+    )
+
+
+def _models() -> str:
+    cache = hub_cache()
+    if cache is None:
+        raise Finding("there is no folder for models: HOME is not set", "set HOME, or HF_HOME")
+    folder = cache
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise Finding(f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours")
+    return f"`{cache}`, {size(shutil.disk_usage(folder).free)} are free"
+
+
+def _servers() -> str:
+    running = {directory.path: state for directory, state in running_servers()}
+    lost = [
+        model_id(state.name)
+        for directory in server_directories()
+        if (state := read_state(directory.state)) is not None
+        and state.phase != "stopped"
+        and directory.path not in running
+    ]
+    if lost:
+        names = ", ".join(f"`{name}`" for name in lost)
+        raise Warned(f"the supervisors of {names} were killed; the next call cleans up after them")
+    return f"{len(running)} running in `{run_root()}`"
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Yield a new folder in CAR_HOME; a CAR_HOME that had to be made for it goes too."""
+    home = car_home()
+    is_new = not home.exists()
+    with explain_os_errors(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=home, prefix=".doctor-")
+    with folder:
+        yield Path(folder.name)
+    if is_new:
+        with suppress(OSError):
+            home.rmdir()
+
+
+@contextmanager
+def _child(code: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run Python in a process of its own; yields it and its first line."""
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child, child.stdout.readline().strip() if child.stdout else ""
+    finally:
+        child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=_PATIENCE)
+
+
+CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("host", _host),
+    ("python", _python),
+    ("uv", _uv),
+    ("runtime", _runtime),
+    ("home", _home),
+    ("locks", _locks),
+    ("port", _port),
+    ("listeners", _listeners),
+    ("processes", _identity),
+    ("memory", _memory),
+    ("models", _models),
+    ("servers", _servers),
+)

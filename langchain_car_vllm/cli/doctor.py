@@ -1,0 +1,77 @@
+"""`doctor`: what this machine can do, and what is wrong with it."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Literal, NamedTuple
+
+import typer
+
+from langchain_car_vllm.cli.checks import CHECKS
+from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.cli.output import AsJson, print_json
+from langchain_car_vllm.cli.selftest import selftests
+from langchain_car_vllm.errors import CarVllmError
+
+_COLOURS = {"ok": "32", "warning": "33", "failed": "31"}
+
+
+class _Result(NamedTuple):
+    name: str
+    verdict: Literal["ok", "warning", "failed"]
+    said: str
+    hint: str | None = None
+
+
+def doctor(
+    *,
+    selftest: Annotated[
+        bool,
+        typer.Option("--selftest", help="Also start, share, kill and stop a tiny server for real"),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine.
+
+    Host, uv, runtime, home, locks, ports, processes, memory and models.
+
+    The exit code is 1 where a check failed.
+    """
+    results = []
+    for result in _results(selftest=selftest):
+        results.append(result)
+        if not as_json:
+            _show(result)
+    if as_json:
+        print_json([result._asdict() for result in results])
+    if any(result.verdict == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def _results(*, selftest: bool) -> Iterator[_Result]:
+    yield from _run(CHECKS)
+    if selftest:
+        with selftests() as steps:
+            yield from _run(steps)
+
+
+def _run(checks: Iterable[tuple[str, Callable[[], str]]]) -> Iterator[_Result]:
+    for name, check in checks:
+        try:
+            yield _Result(name, "ok", check())
+        except Warned as warning:
+            yield _Result(name, "warning", warning.said, warning.hint)
+        except Finding as finding:
+            yield _Result(name, "failed", finding.said, finding.hint)
+        except CarVllmError as error:
+            yield _Result(name, "failed", error.message, error.hint)
+        except OSError as error:
+            yield _Result(name, "failed", f"{type(error).__name__}: {error}")
+
+
+def _show(result: _Result) -> None:
+    verdict = result.verdict.ljust(7)
+    if sys.stdout.isatty():
+        verdict = f"\x1b[{_COLOURS[result.verdict]}m{verdict}\x1b[0m"
+    print(f"{verdict}  {result.name}: {result.said}", flush=True)
+    if result.hint:
+        print(f"         hint: {result.hint}", flush=True)

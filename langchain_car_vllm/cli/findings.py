@@ -1,0 +1,19 @@
+"""What a check says when it is not content."""
+
+
+class Finding(Exception):  # noqa: N818
+    """Something does not work.
+
+    Args:
+        said: One sentence.
+        hint: What to do about it.
+    """
+
+    def __init__(self, said: str, hint: str | None = None) -> None:
+        super().__init__(said)
+        self.said = said
+        self.hint = hint
+
+
+class Warned(Finding):
+    """Something works, though not as one might expect."""

@@ -1,0 +1,41 @@
+"""`install`: the runtime."""
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from langchain_car_vllm.cli.output import say
+from langchain_car_vllm.display import Display
+from langchain_car_vllm.runtime import (
+    VllmRuntime,
+    install_runtime,
+    overriding_binary,
+    resolve_existing,
+    upgrade_runtime,
+)
+
+
+def install(
+    *,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Bring the managed install to the newest tested set")
+    ] = False,
+) -> None:
+    """Install `vllm-mlx` where it is missing.
+
+    Prints where it is.
+    """
+    with closing(Display("vllm-mlx")) as display:
+        provide = upgrade_runtime if upgrade else install_runtime
+        runtime = provide(on_progress=display)
+    say(f"vllm-mlx {runtime.version or 'of unknown version'} is installed")
+    _tell_what_is_used(runtime)
+    print(runtime.server)
+
+
+def _tell_what_is_used(runtime: VllmRuntime) -> None:
+    used = resolve_existing()
+    if used is not None and used != runtime.server:
+        why = "CAR_VLLM_MLX_BIN names it" if overriding_binary() else "it is found first"
+        say(f"`{used}` stays in use: {why}")

@@ -1,0 +1,57 @@
+"""How results look: data on standard output, everything else on standard error."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from langchain_car_vllm.models.catalog import PREFIX
+
+_GB = 1e9
+_MB = 1e6
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Catalog id, Hub repository or directory")
+]
+
+
+def model_id(name: str) -> str:
+    """Return a served name as the id that every command takes: the catalog's with its prefix."""
+    return name if "/" in name else f"{PREFIX}{name}"
+
+
+def say(text: str) -> None:
+    """Tell a person something that is no data."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print data for a program."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns as wide as their widest cell."""
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print names and what they stand for, below each other."""
+    found = list(facts)
+    width = max(len(name) for name, _ in found)
+    for name, value in found:
+        print(f"{name.ljust(width)}  {value}")
+
+
+def size(count: int | None) -> str:
+    """Return bytes in a form for a person."""
+    if count is None:
+        return "unknown"
+    return f"{count / _GB:.1f} GB" if count >= _GB / 10 else f"{count / _MB:.1f} MB"

@@ -1,0 +1,104 @@
+"""`pull`: a model's files."""
+
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from langchain_car_vllm.cli.output import ModelArgument, say
+from langchain_car_vllm.display import Display
+from langchain_car_vllm.errors import ModelDownloadError
+from langchain_car_vllm.models import find_snapshot, parse_model_id
+from langchain_car_vllm.models.download import (
+    check_may_download,
+    diagnose_download,
+    download_command,
+    measure_download,
+)
+from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.runtime import install_runtime
+from langchain_car_vllm.server.child import Child, install_launcher
+from langchain_car_vllm.server.command import server_environment
+from langchain_car_vllm.server.context import Stall
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.policy import Policy, policy_from_environment
+from langchain_car_vllm.server.spec import ServerSpec
+
+
+def pull(
+    model: ModelArgument,
+    *,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit, by default the main branch")
+    ] = None,
+) -> None:
+    """Download a model.
+
+    Prints the directory that holds it; what is there already is not fetched again.
+    """
+    source = parse_model_id(model).source
+    snapshot = find_snapshot(source, revision)
+    if snapshot is None:
+        check_may_download(source)
+        with closing(Display(source)) as display:
+            runtime = install_runtime(on_progress=display)
+            _download(source, revision, runtime.server, display)
+        snapshot = find_snapshot(source, revision)
+    else:
+        say(f"`{source}` is on this machine")
+    if snapshot is None:
+        raise ModelDownloadError(
+            f"`{source}` was downloaded and holds no model that vllm-mlx can serve",
+            hint="choose a repository with `config.json`, a tokenizer and safetensors weights",
+        )
+    print(snapshot)
+
+
+def _download(source: str, revision: str | None, binary: Path, on_progress: OnProgress) -> None:
+    """Run the download to its end; it ends with this process, however that dies.
+
+    Raises:
+        ModelDownloadError: It failed or stood still; what arrived stays.
+    """
+    directory = ServerDirectory(run_root().with_name("pull") / source.replace("/", "--"))
+    directory.create()
+    spec = ServerSpec(source, source, revision=revision)
+    policy = policy_from_environment()
+    with explain_os_errors(directory.path):
+        install_launcher(directory)
+        command = download_command(directory.path, binary, source, revision)
+        child = Child(
+            directory,
+            command.program,
+            command.arguments,
+            server_environment(spec, os.environ, offline=False) | command.environment,
+            log=directory.path / "download.log",
+        )
+    try:
+        _watch(child, spec, policy, on_progress)
+    finally:
+        child.kill(policy)
+    if child.exit_code() != 0:
+        say(f"log: {child.log}")
+        raise diagnose_download(source, revision, child.log, child.exit_code())
+
+
+def _watch(child: Child, spec: ServerSpec, policy: Policy, on_progress: OnProgress) -> None:
+    def look() -> object:
+        return measure_download(spec.source, spec.revision), child.activity()
+
+    stall = Stall(policy.download_stall, look)
+    began = time.monotonic()
+    while child.exit_code() is None:
+        done, total = measure_download(spec.source, spec.revision)
+        on_progress(Progress("download", "", done, total, time.monotonic() - began))
+        if stall.is_stalled():
+            raise ModelDownloadError(
+                f"the download of `{spec.source}` stood still for {policy.download_stall:g} s",
+                hint="try again, it goes on where it was",
+            )
+        time.sleep(policy.download_tick)

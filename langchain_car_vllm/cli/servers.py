@@ -1,0 +1,178 @@
+"""`ps`, `stop` and `logs`: the servers that run, or ran."""
+
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from langchain_car_vllm.cli.output import (
+    AsJson,
+    ModelArgument,
+    model_id,
+    print_json,
+    print_table,
+    say,
+    size,
+)
+from langchain_car_vllm.errors import UnknownModelError
+from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.server import running_servers, stop_server
+from langchain_car_vllm.server.directory import ServerDirectory, server_directories
+from langchain_car_vllm.server.state import State, read_state
+
+_FOLLOW = 0.1
+
+
+def ps(*, as_json: AsJson = False) -> None:
+    """List the running servers."""
+    running = running_servers()
+    if as_json:
+        print_json([_described(directory, state) for directory, state in running])
+    elif running:
+        header = ("MODEL", "STAGE", "ENGINE", "PORT", "PID", "MEMORY", "UP")
+        print_table(header, [_row(state) for _, state in running])
+    else:
+        say("no server is running")
+
+
+def stop(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The model id, as `ps` or the code has it")
+    ] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Stop all servers")] = False,
+) -> None:
+    """Stop servers.
+
+    Returns when they are gone; requests under way are told.
+    """
+    if everything == (model is not None):
+        raise typer.BadParameter("name one MODEL, or --all")
+    running = running_servers()
+    chosen = running if model is None else _of_model(model, running)
+    if model is not None and not chosen:
+        say(f"error: `{model}` is not running")
+        raise typer.Exit(1)
+    for directory, state in chosen:
+        stop_server(directory)
+        say(f"stopped `{model_id(state.name)}`")
+
+
+def logs(
+    model: ModelArgument,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C")
+    ] = False,
+    lines: Annotated[
+        int | None, typer.Option("--lines", "-n", min=0, help="Only so many of the last lines")
+    ] = None,
+) -> None:
+    """Print the log of a server.
+
+    Of the running one, else of the one that was started last.
+    """
+    log = _log_of(model)
+    if log is None:
+        say(f"error: `{model}` has no log on this machine")
+        raise typer.Exit(1)
+    out = sys.stdout.buffer
+    with log.open("rb") as file:
+        if lines is None:
+            while chunk := file.read(1 << 16):
+                out.write(chunk)
+        else:
+            out.writelines(deque(file, maxlen=lines))
+        out.flush()
+        position, number = file.tell(), os.fstat(file.fileno()).st_ino
+    if follow:
+        _follow(log, position, number)
+
+
+def _follow(log: Path, position: int, number: int) -> None:
+    """Print what is added; a new start's log is read from its beginning."""
+    out = sys.stdout.buffer
+    while True:
+        if log.exists():
+            with log.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != number:
+                    position, number = 0, found.st_ino
+                # A log that grew too long loses its first half.
+                file.seek(min(position, found.st_size))
+                out.write(file.read())
+                out.flush()
+                position = file.tell()
+        time.sleep(_FOLLOW)
+
+
+def _log_of(model: str) -> Path | None:
+    """Return the log of the running server, else of the one that was started last."""
+    states = [(d, s) for d in server_directories() if (s := read_state(d.state)) is not None]
+    found = [directory for directory, _ in _of_model(model, states) if directory.log.exists()]
+    running = {directory.path for directory, _ in running_servers()}
+    found.sort(key=lambda directory: (directory.path in running, directory.log.stat().st_mtime))
+    return found[-1].log if found else None
+
+
+def _of_model(
+    model: str, servers: list[tuple[ServerDirectory, State]]
+) -> list[tuple[ServerDirectory, State]]:
+    """Return the servers of a model; a directory may be gone by now."""
+    try:
+        name = parse_model_id(model).name
+    except UnknownModelError:
+        name = os.path.abspath(os.path.expanduser(model))  # noqa: PTH100, PTH111
+    return [entry for entry in servers if entry[1].name in (name, model)]
+
+
+def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
+    return {
+        "model": model_id(state.name),
+        "served_model": state.name,
+        "stage": state.phase,
+        "detail": state.detail,
+        "base_url": f"http://127.0.0.1:{state.port}/v1" if state.port else None,
+        "pid": state.server.pid if state.server else None,
+        "supervisor_pid": state.supervisor.pid,
+        "engine": state.engine,
+        "version": state.version,
+        "context_window": state.context_window,
+        "memory_bytes": state.reservation,
+        "up_seconds": _age(state),
+        "log": str(directory.log),
+    }
+
+
+def _row(state: State) -> tuple[str, ...]:
+    return (
+        model_id(state.name),
+        state.phase,
+        state.engine or "-",
+        str(state.port or "-"),
+        str(state.server.pid if state.server else "-"),
+        size(state.reservation) if state.reservation else "-",
+        _clock(_age(state)),
+    )
+
+
+def _age(state: State) -> int | None:
+    """Return the seconds since the server process was started."""
+    process = state.server.find() if state.server else None
+    try:
+        return int(time.time() - process.create_time()) if process else None
+    except psutil.Error:
+        return None
+
+
+def _clock(seconds: int | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,233 @@
+"""Shows a wait to a person: bars in a terminal, one line in a notebook, else log records.
+
+`CAR_VLLM_MLX_PROGRESS=0` silences all of them. Nothing is imported or drawn before there is
+something to wait for.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from langchain_car_vllm import paths
+from langchain_car_vllm.progress import OnProgress, Progress, Stage
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+log = logging.getLogger("langchain_car_vllm")
+
+_OFF = frozenset({"0", "false", "no", "off"})
+_SHOWN: frozenset[Stage] = frozenset({"queued", "install", "download", "load"})
+_TITLES: dict[Stage, str] = {
+    "queued": "waiting",
+    "install": "installing vllm-mlx",
+    "download": "downloading",
+    "load": "loading",
+    "ready": "ready",
+    "prefill": "reading the prompt",
+    "generating": "answering",
+}
+_LOG_SECONDS = 10.0
+_GB = 1e9
+_MB = 1e6
+
+Publish = Callable[[str], None]
+"""Puts a line where the last one was."""
+
+
+class View(Protocol):
+    """Somewhere to draw."""
+
+    def draw(self, progress: Progress) -> None:
+        """Draw one step."""
+
+    def close(self) -> None:
+        """Leave the place as it was found."""
+
+
+class Display:
+    """An `on_progress` for people. Call `close` when the wait ends, however it ends.
+
+    Args:
+        name: What is waited for, such as a model id.
+        view: Makes the place to draw at the first step; by default what suits the process.
+    """
+
+    def __init__(self, name: str, view: Callable[[str], View | None] | None = None) -> None:
+        self._name = name
+        self._make = view or suitable_view
+        self._view: View | None = None
+        self._is_open = False
+
+    def __call__(self, progress: Progress) -> None:
+        """Show a step; `ready` ends the display."""
+        if progress.stage not in _SHOWN:
+            self.close()
+            return
+        if not self._is_open:
+            self._is_open = True
+            self._view = self._make(self._name)
+        if self._view is not None:
+            self._view.draw(progress)
+
+    def close(self) -> None:
+        """Take down what was drawn; may be called again and again."""
+        view, self._view, self._is_open = self._view, None, False
+        if view is not None:
+            view.close()
+
+
+@contextmanager
+def displayed(name: str, on_progress: OnProgress | None) -> Iterator[OnProgress]:
+    """Yield what a wait is to tell its progress to, and leave nothing drawn.
+
+    Args:
+        name: What is waited for.
+        on_progress: The user's own callback, which replaces the display.
+    """
+    if on_progress is not None:
+        yield on_progress
+        return
+    display = Display(name)
+    try:
+        yield display
+    finally:
+        display.close()
+
+
+def describe(name: str, progress: Progress) -> str:
+    """Return a step as one line, such as `downloading X: 3.2 of 20.4 GB`."""
+    title = _TITLES[progress.stage]
+    subject = f"{title} {name}" if progress.stage in {"download", "load"} else title
+    amount = _amount(progress.done, progress.total)
+    return ": ".join(part for part in (subject, amount or progress.detail) if part)
+
+
+def _amount(done: int | None, total: int | None) -> str:
+    if done is None:
+        return ""
+    if total is None:
+        return f"{done / _MB:.0f} MB"
+    if total >= _GB:
+        return f"{done / _GB:.1f} of {total / _GB:.1f} GB"
+    return f"{done / _MB:.0f} of {total / _MB:.0f} MB"
+
+
+def suitable_view(name: str) -> View | None:
+    """Return the view that suits this process, None where it is to be silent."""
+    if (paths.variable("CAR_VLLM_MLX_PROGRESS") or "").lower() in _OFF:
+        return None
+    if publish := notebook_line():
+        return Line(name, publish)
+    if sys.stderr is not None and sys.stderr.isatty():
+        return Bars(name, sys.stderr)
+    return Records(name)
+
+
+def notebook_line() -> Publish | None:
+    """Return what updates one line of a notebook's output, None outside of a notebook."""
+    interactive: Any = sys.modules.get("IPython")
+    shell = interactive.get_ipython() if interactive is not None else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    handle = interactive.display.display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda line: handle.update({"text/plain": line}, raw=True)
+
+
+class Line:
+    """One line that is replaced at every step.
+
+    Args:
+        name: What is waited for.
+        publish: Puts a line where the last one was.
+    """
+
+    def __init__(self, name: str, publish: Publish) -> None:
+        self._name = name
+        self._publish = publish
+        self._began = time.monotonic()
+
+    def draw(self, progress: Progress) -> None:
+        """Replace the line."""
+        self._publish(describe(self._name, progress))
+
+    def close(self) -> None:
+        """Leave the time that it took."""
+        self._publish(f"waited {time.monotonic() - self._began:.0f} s for {self._name}")
+
+
+class Records:
+    """Log records of level INFO: one per stage, and one every ten seconds of a download.
+
+    Args:
+        name: What is waited for.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._clock = clock
+        self._stage: Stage | None = None
+        self._logged_at = 0.0
+
+    def draw(self, progress: Progress) -> None:
+        """Log a step that is new, or that has not been heard of for a while."""
+        now = self._clock()
+        is_due = progress.done is not None and now - self._logged_at >= _LOG_SECONDS
+        if progress.stage != self._stage or is_due:
+            self._stage, self._logged_at = progress.stage, now
+            log.info("%s", describe(self._name, progress))
+
+    def close(self) -> None:
+        """Leave nothing."""
+
+
+class Bars:
+    """A bar that says how far and how fast; it goes away with the wait.
+
+    Args:
+        name: What is waited for.
+        file: The terminal.
+    """
+
+    def __init__(self, name: str, file: TextIO) -> None:
+        from rich.console import Console  # noqa: PLC0415 - only where there is a wait to show
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TransferSpeedColumn,
+        )
+
+        self._name = name
+        self._stage: Stage | None = None
+        self._plain = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bytes = (*self._plain[:2], BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._bars = Progress(*self._plain, console=Console(file=file), transient=True)
+        self._task: TaskID | None = None
+
+    def draw(self, progress: Progress) -> None:
+        """Move the bar; each stage has one of its own."""
+        counts = progress.total is not None
+        title = describe(self._name, Progress(progress.stage) if counts else progress)
+        done = progress.done or 0
+        self._bars.columns = self._bytes if counts else self._plain
+        former = self._task
+        if former is None or progress.stage != self._stage:
+            self._stage = progress.stage
+            self._task = self._bars.add_task(title, total=progress.total, completed=done)
+            self._bars.start()
+            if former is not None:
+                self._bars.remove_task(former)
+        else:
+            self._bars.update(former, description=title, total=progress.total, completed=done)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bars.stop()

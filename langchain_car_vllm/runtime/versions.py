@@ -1,0 +1,56 @@
+"""Versions of `vllm-mlx`: which ones are used, and what older ones lack.
+
+Read from the wheels of vllm-mlx 0.2.9 to 0.6.0.
+"""
+
+import logging
+import re
+from functools import cache
+
+log = logging.getLogger(__name__)
+
+Version = tuple[int, int, int]
+
+# Below it, every generation fails with `RuntimeError: There is no Stream(gpu, 0)`.
+MINIMUM: Version = (0, 3, 0)
+# The one that everything here is written for.
+RECOMMENDED: Version = (0, 6, 0)
+
+_LACKS = (
+    ((0, 4, 0), "requests cannot queue: a second one at a time is refused"),
+    ((0, 5, 0), "structured output may be invalid"),
+    ((0, 5, 0), "generation may fail with `There is no Stream(gpu)`"),
+    ((0, 6, 0), "an engine failure looks like an empty answer"),
+    ((0, 6, 0), "streamed arguments of tool calls may lose their types"),
+)
+
+
+def is_at_least(version: str, minimum: Version) -> bool:
+    """Return whether a version is at least another; an unreadable one is not.
+
+    A pre-release counts as its release, and what is missing counts as 0.
+    """
+    found = re.match(r"\s*v?(\d+)(?:\.(\d+))?(?:\.(\d+))?(?![\d])", version)
+    return found is not None and tuple(int(part or 0) for part in found.groups()) >= minimum
+
+
+def version_warning(version: str | None) -> str | None:
+    """Return one sentence about what a version lacks, None where it lacks nothing.
+
+    Args:
+        version: Of `vllm-mlx`, None where unknown.
+    """
+    if version is None or is_at_least(version, RECOMMENDED):
+        return None
+    lacking = "; ".join(lack for since, lack in _LACKS if not is_at_least(version, since))
+    return (
+        f"vllm-mlx {version} is older than {'.'.join(map(str, RECOMMENDED))}: {lacking}. "
+        "Run `car-vllm install --upgrade`."
+    )
+
+
+@cache
+def warn_about(version: str | None) -> None:
+    """Log what a version lacks, once per process."""
+    if warning := version_warning(version):
+        log.warning("%s", warning)

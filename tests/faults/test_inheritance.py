@@ -1,0 +1,125 @@
+"""What the supervisor inherits from its client and its predecessor, and what it does not."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+
+import psutil
+from faults.support import FAST, Background, ClientProcess, Fake, eventually
+
+from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
+
+
+def test_blocked_signals_of_the_client_are_not_inherited(fake: Fake):
+    """A client thread that blocks SIGTERM and SIGINT gets a server that can be stopped."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+    try:
+        with lease(fake.spec(), policy=FAST):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+    stop_server(fake.directory(), policy=FAST)
+    log = fake.directory().log.read_text()
+    assert fake.state().reason == "user", fake.state().reason
+    assert "Saving prefix cache" in log
+
+
+def test_for_ever_of_a_dead_client_ends_with_its_server(fake: Fake):
+    """After a reboot or a lost supervisor, the -1 of a process that is gone binds nobody."""
+    client = ClientProcess(fake, keep_alive=-1.0)
+    assert client.read() == "began"
+    assert client.read() == "leased 1"
+    state = fake.state(keep_alive=-1.0)
+    client.kill()
+    os.kill(state.supervisor.pid, signal.SIGKILL)  # as a power cut does
+    fake.wait_until_unsupervised()
+    values = json.loads(fake.directory().state.read_text())
+    values["boot_id"] = "another boot"
+    fake.directory().state.write_text(json.dumps(values))
+    with lease(fake.spec(keep_alive=0.1), policy=FAST):
+        pass
+    descriptor = open_lock(fake.directory().supervisor_lock)
+    try:
+        eventually(lambda: not is_held(descriptor), "the idle stop", patience=3)
+    finally:
+        close_lock(descriptor)
+
+
+def test_draining_server_keeps_its_own_processes(fake: Fake):
+    """While the server saves its cache, the processes that it works with are not killed."""
+    saving = 'say("INFO: [lifespan] Saving prefix cache to nowhere")'
+    seen = f"{saving}\n        time.sleep(0.2)\n        say(f'worker: {{WORKER.poll()}}')"
+    worker = (
+        "WORKER = None\n\n\ndef lose_port(arguments):\n    global WORKER\n"
+        "    WORKER = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    )
+    source = fake.binary.read_text().replace(saving, seen, 1)
+    source = source.replace("def lose_port(arguments):\n", worker, 1)
+    fake.binary.write_text(source)
+    with lease(fake.spec(), policy=FAST):
+        pass
+    stop_server(fake.directory(), policy=FAST)
+    assert "worker: None" in fake.directory().log.read_text()
+
+
+def test_orphan_without_death_signal_is_not_used(fake: Fake, tmp_path):
+    """Where nothing told the server that its supervisor died, the next call replaces it."""
+    wrapper = tmp_path / "fake" / "wrapped" / "bin" / "vllm-mlx"
+    shutil.copytree(fake.binary.parents[1], wrapper.parents[1])
+    wrapper.rename(wrapper.with_name("real"))
+    wrapper.write_text(
+        "#!/bin/sh\nexec setpriv --pdeathsig clear "
+        f'{sys.executable} {wrapper.with_name("real")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    os.environ["CAR_VLLM_MLX_BIN"] = str(wrapper)
+    with lease(fake.spec(), policy=FAST) as held:
+        first = held.endpoint.generation
+    state = fake.state()
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    fake.wait_until_unsupervised()
+    assert psutil.pid_exists(state.server.pid)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.generation == first + 1
+
+
+def test_for_ever_ends_with_a_users_stop(fake: Fake):
+    """After a stop, the -1 of a live process that has not called since binds nobody."""
+    with lease(fake.spec(keep_alive=-1.0), policy=FAST):
+        pass
+    stop_server(fake.directory(), policy=FAST)
+    client = ClientProcess(fake, keep_alive=0.1)
+    assert client.read() == "began"
+    assert client.read() == "leased 2"
+    client.finish()
+    descriptor = open_lock(fake.directory().supervisor_lock)
+    try:
+        eventually(lambda: not is_held(descriptor), "the idle stop", patience=3)
+    finally:
+        close_lock(descriptor)
+
+
+def test_fork_during_a_gentle_stop_leaves_the_lease_free(fake: Fake):
+    """A child forked while another thread stops a server does not bar everybody from the lease."""
+    fake.switch(save_lines=10)
+    with lease(fake.spec(), policy=FAST):
+        pass
+    stopping = Background(lambda: stop_server(fake.directory(), force=False, policy=FAST))
+    fake.wait_for_phase("draining")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    try:
+        assert stopping.result()
+        with lease(fake.spec(), policy=FAST, startup_timeout=4.0):
+            pass
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)

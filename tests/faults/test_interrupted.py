@@ -1,0 +1,88 @@
+"""Stops that end just what they met, and turns that fail half way."""
+
+import os
+import resource
+import signal
+import threading
+
+import pytest
+from faults.support import FAST, Background, Fake, ask, eventually
+
+from langchain_car_vllm.errors import CarVllmError, ServerStoppedError
+from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.directory import server_directory
+from langchain_car_vllm.server.turns import Turn
+
+
+def test_stop_ends_the_server_it_met_and_not_its_successors(fake: Fake):
+    """Calls that come after the stop start a server of their own and are not stopped as well."""
+    with lease(fake.spec(), policy=FAST):
+        pass
+    over = threading.Event()
+    told: list[BaseException] = []
+    answered: list[str] = []
+
+    def keep_calling() -> None:
+        while not over.is_set():
+            try:
+                with lease(fake.spec(), policy=FAST) as held:
+                    answered.append(ask(held.endpoint))
+            except ServerStoppedError as error:
+                if "starting" in str(error):
+                    told.append(error)
+            except (OSError, AssertionError):
+                continue
+
+    callers = [threading.Thread(target=keep_calling) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    eventually(lambda: len(answered) > 3, "some answers")
+    stopping = Background(lambda: stop_server(fake.directory(), policy=FAST))
+    stopping.join(10)
+    returned = not stopping.is_alive()
+    generation = fake.state().generation
+    over.set()
+    for caller in callers:
+        caller.join(10)
+    stopping.join(10)
+    assert returned
+    assert generation <= 2
+    assert not told
+
+
+def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
+    """Without a free descriptor the queue is left again, or everybody behind waits for ever."""
+    directory = server_directory("0123456789abcdef")
+    directory.create()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/dev/null", os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        with pytest.raises((OSError, CarVllmError)):
+            Turn(directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    other = Turn(directory)
+    try:
+        assert other.try_take()
+    finally:
+        other.give_back()
+
+
+def test_keyboard_interrupt_while_the_record_is_written(fake: Fake, monkeypatch):
+    """Ctrl-C at any point of the way to the lease leaves no holder behind."""
+    from langchain_car_vllm.server import tenant as tenant_module
+
+    fake.directory().create()
+    tenant = tenant_module.tenant_of(fake.directory())
+    real = tenant_module.write_record
+
+    def interrupted(path, keep_alive):
+        real(path, keep_alive)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(tenant_module, "write_record", interrupted)
+    with pytest.raises(KeyboardInterrupt), lease(fake.spec(), policy=FAST):
+        pass
+    assert tenant.holders == 0

@@ -1,0 +1,173 @@
+"""Leases, locks and answers are not lost, whatever fails, is forked or given up on the way."""
+
+import asyncio
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+from faults.support import FAST, Background, Fake, ask, eventually
+
+from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.server import alease, lease, stop_server
+from langchain_car_vllm.server.locks import close_lock, is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.tenant import tenant_of
+from langchain_car_vllm.server.waiting import Waiting
+
+
+def break_records(fake: Fake) -> None:
+    shutil.rmtree(fake.directory().clients)
+    fake.directory().clients.write_text("a disk that refuses")
+
+
+def test_failed_record_on_acquire_leaks_no_lease(fake: Fake):
+    """A record that cannot be written fails the call and leaves no holder behind."""
+    fake.directory().create()
+    tenant = tenant_of(fake.directory())
+    break_records(fake)
+    with pytest.raises(CarVllmError), lease(fake.spec(), policy=FAST):
+        pass
+    assert tenant.holders == 0
+    descriptor = open_lock(fake.directory().lease_lock)
+    assert try_exclusive(descriptor)
+    close_lock(descriptor)
+
+
+def test_failed_record_on_release_costs_neither_answer_nor_lease(fake: Fake, tmp_path):
+    """A disk that fills up during a request costs neither its answer nor the lease."""
+    answers = []
+    tenant = None
+    error = None
+    try:
+        with lease(fake.spec(keep_alive=5.0), policy=FAST) as held:
+            answers.append(ask(held.endpoint))
+            tenant = tenant_of(fake.directory())
+            break_records(fake)
+    except BaseException as caught:  # noqa: BLE001
+        error = caught
+    fake.directory().clients.unlink()
+    fake.directory().clients.mkdir()
+    assert (error, tenant.holders) == (None, 0)
+
+
+def test_cancellation_at_the_end_of_a_step_leaks_no_lease(fake: Fake):
+    """Giving up between a step's last look and its unlock still gives the lease back."""
+    with lease(fake.spec(), policy=FAST):
+        tenant = tenant_of(fake.directory())
+    waiting = Waiting(tenant, fake.spec(), FAST, None, None)
+
+    class Late:
+        """The step's lock, with a cancellation exactly before its release."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            waiting.give_up()
+            self.lock.release()
+
+        def acquire(self, blocking: bool = True) -> bool:
+            return self.lock.acquire(blocking)
+
+        def release(self) -> None:
+            self.lock.release()
+
+    waiting._guard = Late()
+    waiting.step()
+    assert tenant.holders == 0
+
+
+def test_fork_during_a_start_does_not_keep_start_lock(fake: Fake):
+    """A child forked while a start is under way does not block every later start."""
+    fake.directory().create()
+    blocker = open_lock(fake.directory().supervisor_lock)
+    begun = Background(lambda: outcome(fake, 10.0))
+    # fork as soon as our Start thread holds start.lock
+    start_lock = open_lock(fake.directory().start_lock)
+    eventually(lambda: is_held(start_lock), "start.lock to be held")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    try:
+        assert begun.result() is None
+        stop_server(fake.directory(), policy=FAST)
+        assert not is_held(start_lock), "the forked child holds start.lock"
+        assert outcome(fake, 5.0) is None
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)
+        close_lock(start_lock)
+        close_lock(blocker)
+
+
+def outcome(fake: Fake, seconds: float) -> BaseException | None:
+    try:
+        with lease(fake.spec(), policy=FAST, startup_timeout=seconds):
+            return None
+    except BaseException as error:  # noqa: BLE001
+        return error
+
+
+def test_child_forked_under_a_lease_leaves_it_cleanly(fake: Fake):
+    """A child that leaves the block it was forked in meets no error and releases nothing."""
+    reading, writing = os.pipe()
+    child = -1
+    try:
+        with lease(fake.spec(), policy=FAST):
+            child = os.fork()
+    except OSError as error:
+        if child == 0:
+            os.write(writing, repr(error).encode())
+            os._exit(1)
+        raise
+    if child == 0:
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    os.close(writing)
+    said = os.read(reading, 1000).decode()
+    os.close(reading)
+    assert os.waitstatus_to_exitcode(status) == 0, said
+
+
+def test_explaining_holds_no_executor(fake: Fake):
+    """`asyncio.run` ends at once although a cancelled task was explaining a broken connection."""
+    seen = {}
+
+    async def main() -> None:
+        async with alease(fake.spec(), policy=FAST) as held:
+            state = fake.state()
+            os.kill(state.supervisor.pid, signal.SIGSTOP)
+            os.kill(state.server.pid, signal.SIGKILL)
+            seen["supervisor"] = state.supervisor.pid
+            task = asyncio.create_task(held.aexplain())
+            await asyncio.sleep(0.1)
+            task.cancel()
+            seen["cancelled"] = time.monotonic()
+
+    asyncio.run(main())
+    took = time.monotonic() - seen["cancelled"]
+    os.kill(seen["supervisor"], signal.SIGCONT)
+    fake.wait_until_unsupervised()
+    assert took < 0.5, f"{took:.1f} s"
+
+
+def test_dead_servers_connection_is_not_explained_as_well(fake: Fake):
+    """A server whose process is gone is never `None`, even where its supervisor hangs."""
+    with lease(fake.spec(), policy=FAST) as held:
+        state = fake.state()
+        os.kill(state.supervisor.pid, signal.SIGSTOP)
+        os.kill(state.server.pid, signal.SIGKILL)
+        try:
+            assert held.explain() is not None
+        finally:
+            os.kill(state.supervisor.pid, signal.SIGCONT)
+    fake.wait_until_unsupervised()

@@ -1,0 +1,143 @@
+"""Waiting for memory without a deadlock, and files that vanish or cannot be written."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
+
+from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.server import directory_of, lease, running_servers, stop_server
+from langchain_car_vllm.server.state import read_state
+
+
+@pytest.fixture
+def models(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "2.6")
+    specs = []
+    for number in range(4):
+        folder = fake.root / f"model{number}"
+        shutil.copytree(fake.model, folder)
+        with (folder / "model.safetensors").open("wb") as file:
+            file.truncate(1_000_000_000)
+        specs.append(fake.spec(source=str(folder), name=str(folder)))
+    return specs
+
+
+def test_two_processes_that_each_hold_one_model_and_want_a_third(fake: Fake, models):
+    """Two agents, each inside a stream of one model, both want another: somebody is told."""
+    wants = [
+        f"""
+    from langchain_car_vllm.errors import ServerStartingError, InsufficientMemoryError
+    sys.stdin.readline()
+    other = ServerSpec(**{{**{{'keep_alive': 60.0}}, 'source': {m.source!r}, 'name': {m.name!r}}})
+    try:
+        with lease(other, policy=policy, startup_timeout=8): print('third', flush=True)
+    except (ServerStartingError, InsufficientMemoryError) as error:
+        print(type(error).__name__, flush=True)"""
+        for m in models[2:]
+    ]
+    clients = [
+        ClientProcess(fake, then, source=spec.source, name=spec.name)
+        for then, spec in zip(wants, models[:2], strict=True)
+    ]
+    for client in clients:
+        assert client.read() == "began"
+        assert client.read() == "leased 1"
+    for client in clients:
+        client._process.stdin.write("\n")
+        client._process.stdin.flush()
+    said = [client.read() for client in clients]
+    for client in clients:
+        client.finish()
+    assert "ServerStartingError" not in said, said
+
+
+def test_threads_of_one_process_take_turns_in_memory(fake: Fake, models):
+    """Threads that use one model each are all answered: none holds one and waits for another."""
+    policy = dataclasses.replace(FAST, own_memory=20.0)
+    fake.switch(token_gate=fake.gate("token"))
+
+    def use(spec):
+        with lease(spec, policy=policy) as held:
+            return ask(held.endpoint)
+
+    first = [Background(lambda spec=spec: use(spec)) for spec in models[:2]]
+    eventually(lambda: len([s for _, s in running_servers() if s.phase == "ready"]) == 2, "two")
+    third = Background(lambda: use(models[2]))
+    directory = directory_of(models[2])
+
+    def queued() -> bool:
+        state = read_state(directory.state)
+        return bool(state and state.shortfall)
+
+    eventually(queued, "the third to queue")
+    fake.open_gate("token")
+    for call in first:
+        assert call.result()
+    assert third.result()
+
+
+@pytest.mark.parametrize("what", ["state.json", "clients"])
+def test_removed_file_of_a_ready_server(fake: Fake, what: str):
+    """A file that somebody removed is made again, or the call ends with an error."""
+    with lease(fake.spec(), policy=FAST) as held:
+        path = fake.directory().path / what
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        eventually(path.exists, f"{what} to be made again")
+        with lease(fake.spec(), policy=FAST) as again:
+            assert again.endpoint.generation == held.endpoint.generation == 1
+
+
+def test_full_disk_says_what_to_do_at_a_later_stage(fake: Fake, tmp_path: Path, monkeypatch):
+    """A disk that fills up while the model loads is told with the right hint."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
+    try:
+        monkeypatch.setenv("CAR_HOME", str(folder))
+        fake.switch(load_gate=fake.gate("load"))
+        call = Background(lambda: lease(fake.spec(), policy=FAST, startup_timeout=8).__enter__())
+        fake.wait_for_phase("load")
+        eventually(fake.starts, "the start")
+        subprocess.run(
+            ["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"],
+            check=False,
+            capture_output=True,
+        )
+        fake.open_gate("load")
+        with pytest.raises(CarVllmError) as caught:
+            call.result()
+        (folder / "filler").unlink(missing_ok=True)
+        fake.wait_until_unsupervised()
+        assert "disk space" in (caught.value.hint or "")
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_stop_on_a_full_disk_is_typed(fake: Fake, tmp_path: Path, monkeypatch):
+    """Cleaning up after a lost supervisor on a full disk ends with an error of this package."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
+    try:
+        monkeypatch.setenv("CAR_HOME", str(folder))
+        with lease(fake.spec(), policy=FAST):
+            os.kill(fake.state().supervisor.pid, 9)
+        fake.wait_until_unsupervised()
+        subprocess.run(
+            ["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"],
+            check=False,
+            capture_output=True,
+        )
+        error = None
+        try:
+            stop_server(fake.directory(), policy=FAST)
+        except BaseException as caught:  # noqa: BLE001
+            error = caught
+        assert error is None or isinstance(error, CarVllmError), repr(error)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)

@@ -1,0 +1,62 @@
+"""The real command line in processes of its own, on a fake installation."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from faults.support import FAST, PATIENCE, Fake, eventually, processes_of
+
+from langchain_car_vllm.server import running_servers, stop_server
+
+
+class Cli(Protocol):
+    """Runs `car-vllm` to its end."""
+
+    def __call__(
+        self, *arguments: str, given: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of `car-vllm`."""
+    return [sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", *arguments]
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """`car-vllm`, with what it says captured."""
+
+    def run(
+        *arguments: str, given: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments),
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=2 * PATIENCE,
+            env=os.environ | environment,
+        )
+
+    return run
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """The fake installation; afterwards none of its processes may live."""
+    monkeypatch.setenv("FAKE_VLLM", "")
+    installation = Fake(tmp_path / "fake")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(installation.binary))
+    yield installation
+    for directory, _ in running_servers():
+        stop_server(directory, policy=FAST)
+    try:
+        eventually(lambda: not processes_of(tmp_path), "the last process to end", patience=5)
+    finally:
+        for process in processes_of(tmp_path):
+            process.kill()

@@ -1,0 +1,91 @@
+"""`doctor` on good and bad machines."""
+
+import json
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Fake
+from unit.cli.conftest import Cli
+
+from langchain_car_vllm.cli import checks
+from langchain_car_vllm.cli.findings import Finding
+from langchain_car_vllm.server import lease
+
+
+def verdicts(cli: Cli, *arguments: str, **environment: str) -> dict[str, dict[str, str]]:
+    done = cli("doctor", "--json", *arguments, **environment)
+    results = {result["name"]: result for result in json.loads(done.stdout)}
+    failed = any(result["verdict"] == "failed" for result in results.values())
+    assert done.returncode == int(failed), done.stderr
+    return results
+
+
+def test_a_good_machine(cli: Cli, fake: Fake, home: Path):
+    """Every check passes, and nothing is left in an empty home."""
+    results = verdicts(cli)
+    assert {result["verdict"] for result in results.values()} == {"ok"}, results
+    assert "0.6.0" in results["runtime"]["said"]
+    assert list(home.iterdir()) == []
+    table = cli("doctor").stdout
+    assert [line.split()[0] for line in table.splitlines()] == ["ok"] * len(results)
+
+
+def test_the_selftest(cli: Cli, fake: Fake, home: Path):
+    """A tiny server is started, shared, killed and stopped, and the home stays as it was."""
+    results = verdicts(cli, "--selftest")
+    trials = {name: r for name, r in results.items() if name.startswith("selftest")}
+    assert len(trials) == 8
+    assert {result["verdict"] for result in trials.values()} == {"ok"}, trials
+    assert list(home.iterdir()) == []
+
+
+def test_what_is_wrong_is_found(cli: Cli, home: Path, tmp_path: Path):
+    """A missing uv, a home that is a file, and a bad budget each fail on their own."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    results = verdicts(cli, CAR_HOME=str(blocked), CAR_VLLM_MLX_MEMORY_GB="lots")
+    assert results["home"]["verdict"] == "failed"
+    assert results["locks"]["verdict"] == "failed"
+    assert results["memory"]["verdict"] == "failed"
+    assert results["host"]["verdict"] == "ok"
+    assert results["port"]["verdict"] == "ok"
+
+
+def test_what_is_odd_is_a_warning(cli: Cli, tmp_path: Path):
+    """An override that names no file, and no runtime, do not fail."""
+    named = verdicts(cli, CAR_VLLM_MLX_BIN=str(tmp_path / "gone"), PATH="/usr/bin:/bin")
+    assert named["runtime"]["verdict"] == "warning"
+    assert "is ignored" in named["runtime"]["said"]
+    missing = verdicts(cli, PATH="/usr/bin:/bin")
+    assert missing["runtime"]["verdict"] == "warning"
+
+
+def test_a_lost_supervisor_is_seen(cli: Cli, fake: Fake):
+    """State that nobody keeps is a warning with the model's name."""
+    with lease(fake.spec(), policy=FAST):
+        state = fake.state()
+    process = state.supervisor.find()
+    assert process is not None
+    process.kill()
+    fake.wait_until_unsupervised()
+    servers = verdicts(cli)["servers"]
+    assert servers["verdict"] == "warning"
+    assert str(fake.model) in servers["said"]
+
+
+def test_a_port_that_is_not_held_is_found(monkeypatch: pytest.MonkeyPatch):
+    """The port check fails where holding does not work, as for a socket that is not bound to it."""
+
+    class Loose:
+        def __init__(self) -> None:
+            with closing(socket.create_server(("127.0.0.1", 0))) as free:
+                self.number = free.getsockname()[1]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(checks, "HeldPort", Loose)
+    with pytest.raises(Finding, match="a stranger can bind"):
+        dict(checks.CHECKS)["port"]()

@@ -1,0 +1,56 @@
+"""`install` with the fake uv."""
+
+from pathlib import Path
+
+import pytest
+from faults.support import Fake
+from unit.cli.conftest import Cli
+from unit.runtime.conftest import FakeUv
+
+
+@pytest.fixture
+def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeUv:
+    """The fake uv, on a PATH without any `vllm-mlx`."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    folder = tmp_path / "uv"
+    folder.mkdir()
+    return FakeUv(folder, monkeypatch)
+
+
+def test_install_uses_what_is_there(cli: Cli, fake: Fake):
+    """An existing install is kept, and its path is the data."""
+    done = cli("install")
+    assert (done.returncode, done.stdout) == (0, f"{fake.binary}\n"), done.stderr
+    assert "vllm-mlx 0.6.0 is installed" in done.stderr
+
+
+def test_install_makes_what_is_missing(cli: Cli, uv: FakeUv, home: Path):
+    """It is installed although installs behind one's back are turned off."""
+    binary = home / ".car" / "visual-runtime" / "bin" / "vllm-mlx"
+    done = cli("install", CAR_VLLM_MLX_AUTO_INSTALL="0")
+    assert (done.returncode, done.stdout) == (0, f"{binary}\n"), done.stderr
+    assert "installing vllm-mlx" in done.stderr
+    assert cli("install").stdout == done.stdout
+    assert uv.commands == ["venv", "pip"]
+
+
+def test_upgrade_installs_anew_and_says_what_stays_in_use(
+    cli: Cli, uv: FakeUv, home: Path, fake: Fake
+):
+    """The managed install is brought to the tested set; one that comes first stays in use."""
+    done = cli("install", "--upgrade")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{home}/.car/visual-runtime/bin/vllm-mlx\n"
+    assert f"`{fake.binary}` stays in use: CAR_VLLM_MLX_BIN names it" in done.stderr
+    assert uv.commands == ["venv", "pip"]
+
+
+def test_a_failed_install_is_explained(cli: Cli, uv: FakeUv):
+    """The step and uv's own last words, exit code 1, and nothing on standard output."""
+    uv.set(fail="pip", says="error: No space left on device (os error 28)")
+    done = cli("install")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "provisioning step `pip-install` failed" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert "hint: free some disk space and try again" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from fakes.dialect import Reply
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint, Parsers
+from langchain_car_vllm.wire.answer import Delta
 from langchain_car_vllm.wire.request import body_for
+from langchain_car_vllm.wire.result import chunk_of
 
 
 def _streamed(model: ChatVllmMlx, text: str, **given: Any) -> AIMessage:
@@ -245,3 +248,20 @@ def test_earlier_thoughts_stay_in_the_prompt_of_a_model_that_thinks():
     }
     chosen = {"preserve_thinking": False}
     assert template(thinking, chat_template_kwargs=chosen) == chosen
+
+
+@pytest.mark.parametrize("delta", [Delta("text"), Delta(thought="thought"), Delta("both", "of")])
+def test_a_chunk_made_fast_is_one_made_by_the_book(delta):
+    """Copied from a pattern, it equals the validated one and shares nothing with others."""
+    chunk, other = chunk_of(delta), chunk_of(delta)
+    kwargs = {"reasoning_content": delta.thought} if delta.thought else {}
+    message = AIMessageChunk(
+        content=delta.text,
+        additional_kwargs=kwargs,
+        response_metadata={"model_provider": "vllm_mlx"},
+    )
+    assert chunk == ChatGenerationChunk(message=message)
+    assert chunk.text == delta.text
+    for name, value in vars(chunk.message).items():
+        if isinstance(value, list | dict):
+            assert value is not getattr(other.message, name), name

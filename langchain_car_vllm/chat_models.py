@@ -55,13 +55,57 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
 
     The object holds configuration only, so it can be pickled, copied and configured freely.
 
-    Example:
+    Instantiate and stream:
         ```python
         from langchain_car_vllm import ChatVllmMlx
 
-        llm = ChatVllmMlx(model="vllm-mlx/qwen3-4b:4bit")
+        llm = ChatVllmMlx(model="vllm-mlx/qwen3.6-35b-a3b:4bit", temperature=0.2)
         for chunk in llm.stream("Name three moons."):
             print(chunk.text, end="")
+        ```
+
+    Tools; a forced choice (`"any"` or a name) ends in a valid call or a `ForcedToolCallError`:
+        ```python
+        def weather(city: str) -> str:
+            \"\"\"Get the weather in a city.\"\"\"
+            return "sunny"
+
+
+        llm.bind_tools([weather], tool_choice="any").invoke("Paris?").tool_calls
+        # [{"name": "weather", "args": {"city": "Paris"}, "id": "...", "type": "tool_call"}]
+        ```
+
+    Structured output, constrained token by token:
+        ```python
+        from pydantic import BaseModel
+
+
+        class Moon(BaseModel):
+            name: str
+            planet: str
+
+
+        llm.with_structured_output(Moon).invoke("Name a moon.")
+        # Moon(name="Phobos", planet="Mars")
+        ```
+
+    Reasoning, where the model thinks:
+        ```python
+        answer = llm.bind(reasoning=True, thinking_budget=512).invoke("17 * 23?")
+        answer.additional_kwargs["reasoning_content"]  # and `reasoning` in `content_blocks`
+        ```
+
+    Images, from bytes, a `Path` or an address, where the model takes them:
+        ```python
+        from pathlib import Path
+
+        image = {"type": "image", "url": Path("moon.png")}
+        llm.invoke([{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}])
+        ```
+
+    An endpoint that somebody else runs is used as it is:
+        ```python
+        ChatVllmMlx(model="served-name", base_url="http://127.0.0.1:8000/v1")
         ```
 
     Raises:
@@ -140,6 +184,8 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         given = parameters.kept(given)
         if tools := given.get("tools"):
             given["tools"] = openai_tools(tools)
+        if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
+            parameters.warn_once("parallel_tool_calls")
         given.setdefault("max_input_tokens", (self.profile or {}).get("max_input_tokens"))
         return _Call(
             model=model,

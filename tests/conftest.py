@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from langchain_car_vllm.wire import attach
+
 _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 
 
@@ -18,3 +20,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_endpoints() -> None:
+    """Another test's server may have had the port that this one's gets."""
+    attach.forget()

@@ -200,26 +200,34 @@ class Answer:
         for place, call in enumerate(calls):
             function = call.get("function") or {}
             given = call.get("index")
-            index = self._slot(given if isinstance(given, int) else place, call.get("id"))
+            name, id_ = _text(function.get("name")), _text(call.get("id"))
             chunks.append(
                 ToolCallChunk(
-                    name=function.get("name"),
+                    name=name,
                     args=_arguments(function.get("arguments")),
-                    id=call.get("id"),
-                    index=index,
+                    id=id_,
+                    index=self._slot(given if isinstance(given, int) else place, name, id_),
                     type="tool_call_chunk",
                 )
             )
         return tuple(chunks)
 
-    def _slot(self, given: int, id_: str | None) -> int:
+    def _slot(self, given: int, name: str | None, id_: str | None) -> int:
         """Number calls by themselves: some parsers start every call at index 0."""
         known = self._slots.get(given)
         if known is None or (id_ and known[1] and id_ != known[1]):
+            if not name:
+                raise KeyError("name")
             known = (self._calls, id_)
             self._slots[given] = known
             self._calls += 1
         return known[0]
+
+
+def _text(given: Any) -> str | None:
+    if given is not None and not isinstance(given, str):
+        raise TypeError("no text")
+    return given
 
 
 def _arguments(given: Any) -> str | None:

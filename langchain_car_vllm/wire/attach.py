@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import json
 import threading
+import time
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,16 +17,17 @@ from langchain_car_vllm.wire.errors import (
 )
 
 _SECONDS = 2.0
-_known: dict[str, dict[str, Any]] = {}
+_FRESH_SECONDS = 60.0
+_known: dict[str, tuple[float, dict[str, Any]]] = {}
 _lock = threading.Lock()
 
 
 def described(endpoint: Endpoint) -> Endpoint:
     """Return the endpoint with its engine and whether it takes media, where its `/health` tells.
 
-    `/health` needs no key and names both (vllm-mlx 0.6.0). It is asked once for each address that
-    answers; other servers leave it unknown, and an address that does not answer is left to the
-    request itself.
+    `/health` needs no key and names both (vllm-mlx 0.6.0). It is asked once a minute for each
+    address that answers. Other servers leave both unknown; an address that does not answer is left
+    to the request itself.
     """
     if found := find_described(endpoint):
         return found
@@ -33,15 +35,23 @@ def described(endpoint: Endpoint) -> Endpoint:
     if health is None:
         return endpoint
     with _lock:
-        _known[endpoint.base_url] = health
+        _known[endpoint.base_url] = (time.monotonic(), health)
     return _with(endpoint, health)
 
 
 def find_described(endpoint: Endpoint) -> Endpoint | None:
     """Return the same where its address has answered before; never blocks."""
     with _lock:
-        health = _known.get(endpoint.base_url)
-    return None if health is None else _with(endpoint, health)
+        asked, health = _known.get(endpoint.base_url, (0.0, None))
+    if health is None or time.monotonic() - asked > _FRESH_SECONDS:
+        return None
+    return _with(endpoint, health)
+
+
+def forget() -> None:
+    """Ask every address again."""
+    with _lock:
+        _known.clear()
 
 
 def _with(endpoint: Endpoint, health: dict[str, Any]) -> Endpoint:

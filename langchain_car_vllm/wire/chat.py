@@ -216,7 +216,7 @@ class WireChat(ChatOpenAI):
         for attempt in exchange.attempts():
             with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
                 async with self._asent(attempt, clock, headers) as response:
-                    async for data in response.iter_bytes():
+                    async for data in response.aiter_bytes():
                         deltas = attempt.feed(data)
                         clock.check(progress=bool(deltas))
                         for delta in deltas:
@@ -228,45 +228,48 @@ class WireChat(ChatOpenAI):
 
     @contextmanager
     def _sent(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Any]:
-        create = self.client.with_streaming_response.create
+        request = _request(attempt, clock, headers)
         refusals = Refusals(self.refusals)
         while True:
             try:
                 with mapped_encoding():
-                    response = create(**_arguments(attempt, clock, headers)).__enter__()
+                    stream = self.root_client.post(
+                        _CHAT, stream=True, stream_cls=openai.Stream[object], **request
+                    )
                 break
             except openai.APIStatusError as error:
                 time.sleep(refusals.wait(error))
-        with closing(response):
-            yield response
+        with closing(stream):
+            yield stream.response
 
     @asynccontextmanager
     async def _asent(self, attempt: Attempt, clock: Clock, headers: Headers) -> AsyncIterator[Any]:
         client = await self.async_client.current()
-        create = client.chat.completions.with_streaming_response.create
+        request = _request(attempt, clock, headers)
         refusals = Refusals(self.refusals)
         while True:
             try:
                 with mapped_encoding():
-                    response = await create(**_arguments(attempt, clock, headers)).__aenter__()
+                    stream = await client.post(
+                        _CHAT, stream=True, stream_cls=openai.AsyncStream[object], **request
+                    )
                 break
             except openai.APIStatusError as error:
                 await asyncio.sleep(refusals.wait(error))
         try:
-            yield response
+            yield stream.response
         finally:
-            await response.close()
+            await stream.close()
 
 
-def _arguments(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, Any]:
-    # The whole body goes as `extra_body`: the SDK would walk through every message otherwise.
-    return {
-        "model": attempt.body["model"],
-        "messages": (),
-        "extra_body": attempt.body,
-        "extra_headers": headers,
-        "timeout": clock.transport,
-    }
+_CHAT = "/chat/completions"
+
+
+def _request(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, Any]:
+    # `completions.create` would walk through every message to find what it might convert. Whole
+    # answers are read as a stream of bytes too: the body's `stream` alone decides what comes.
+    options = {"timeout": clock.transport, "headers": headers or {}}
+    return {"cast_to": object, "body": attempt.body, "options": options}
 
 
 _Key = tuple[Endpoint, tuple[tuple[str, str], ...], int]

@@ -15,6 +15,7 @@ from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.answer import Delta, Filter
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError, ServerFailedError
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange, new_call_id
+from langchain_car_vllm.wire.reasoning import without_thinking
 from langchain_car_vllm.wire.result import CallCollector
 from langchain_car_vllm.wire.schema import Schema, complaint, digested, refers_to_root
 from langchain_car_vllm.wire.tools import tool_name
@@ -204,6 +205,7 @@ def calls_schema(tools: Mapping[str, dict[str, Any]], *, single: bool) -> Schema
 def constrained(body: Body, schema: Schema) -> Body:
     """Return a body that asks for tool calls as JSON, without any tools."""
     left = {k: v for k, v in body.items() if k not in ("tools", "tool_choice", "stop")}
+    left = without_thinking(left)
     form = {"name": "tool call", "description": _WISH, "schema": schema, "strict": True}
     return {**left, "response_format": {"type": "json_schema", "json_schema": form}}
 

@@ -136,7 +136,7 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
         if name in known:
             continue
         if name in IGNORED:
-            _warn_once(name)
+            warn_once(name)
             continue
         raise ConfigurationError(f"`{name}` is no parameter of this model", hint=_hint(name, known))
 
@@ -155,7 +155,8 @@ def _hint(name: str, known: set[str]) -> str:
     return "fields of the server's own that are not listed go into `extra_body`"
 
 
-def _warn_once(name: str) -> None:
+def warn_once(name: str) -> None:
+    """Say, the first time in this process, that the server ignores a parameter."""
     with _lock:
         if name in _warned:
             return

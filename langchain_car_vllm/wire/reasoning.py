@@ -5,6 +5,7 @@ LangChain keeps it in `additional_kwargs["reasoning_content"]`; `content_blocks`
 `reasoning` block through the translator that importing this module registers.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -35,6 +36,17 @@ def reasoning_parameters(reasoning: Reasoning, budget: int | None) -> dict[str, 
     if budget is not None and reasoning is not False:
         fields["thinking_token_budget"] = budget
     return fields
+
+
+def without_thinking(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a body for a constrained answer, before which the server lets no model think.
+
+    It must be said all the same: the server's own switch does not reach its reasoning parser, which
+    then takes the beginning of a streamed JSON for reasoning (vllm-mlx 0.6.0).
+    """
+    left = {k: v for k, v in body.items() if k not in ("thinking_token_budget", "reasoning_effort")}
+    template = {**(body.get("chat_template_kwargs") or {}), "enable_thinking": False}
+    return {**left, "enable_thinking": False, "chat_template_kwargs": template}
 
 
 def reasoning_of(message: AIMessage) -> str | None:

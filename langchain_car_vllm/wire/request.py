@@ -1,7 +1,7 @@
 """From a call's parameters to the exchange that answers it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
@@ -57,10 +57,12 @@ def exchange_for(
         body["stream_options"] = {"include_usage": True}
     cutter: list[Filter] = [StopCutter(stops, told=told)] if stops else []
     if not tools or choice == "none":
-        return Structured(body, form, cutter) if form else Exchange(body, cutter)
+        return Structured(body, form, cutter) if _constrains(form) else Exchange(body, cutter)
     filters: list[Filter] = [CallHoldback([tool_name(tool) for tool in tools]), *cutter]
     if choice in (None, "auto"):
-        return ToolsThenSchema(body, form, filters) if form else Exchange(body, filters)
+        return (
+            ToolsThenSchema(body, form, filters) if _constrains(form) else Exchange(body, filters)
+        )
     callable_tools = _chosen(tools, choice)
     return ForcedCall(
         body,
@@ -86,10 +88,10 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
         if given.get("tool_choice") == "none":
             body["tool_choice"] = "none"
     body.update(reasoning_parameters(given.get("reasoning"), given.get("thinking_budget")))
-    template = body.get("chat_template_kwargs", {})
+    template = {**_kept_thoughts(endpoint), **body.get("chat_template_kwargs", {})}
     body.update({name: given[name] for name in SERVERS if given.get(name) is not None})
-    if template and given.get("chat_template_kwargs"):
-        body["chat_template_kwargs"] = {**template, **given["chat_template_kwargs"]}
+    if template := {**template, **(given.get("chat_template_kwargs") or {})}:
+        body["chat_template_kwargs"] = template
     if endpoint.engine == "batched" and not endpoint.managed:
         body.setdefault("logit_bias", _NO_BIAS)
     for name, value in (given.get("extra_body") or {}).items():
@@ -97,6 +99,32 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
             raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")
         body[name] = value
     return body
+
+
+def _kept_thoughts(endpoint: Endpoint) -> dict[str, bool]:
+    """Return the wish to keep earlier thoughts in the prompt, for templates that know it.
+
+    Without it a new user turn rewrites the history, and the prefix cache of a hybrid model is lost.
+    Templates that do not know the word pass over it.
+    """
+    thinks = endpoint.parsers is not None and endpoint.parsers.reasoning is not None
+    return {"preserve_thinking": True} if thinks else {}
+
+
+def _constrains(form: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a `response_format` asks for JSON.
+
+    Raises:
+        ConfigurationError: It is none the server knows.
+    """
+    if form is None or form == {"type": "text"}:
+        return False
+    if not isinstance(form, Mapping) or form.get("type") not in ("json_schema", "json_object"):
+        raise ConfigurationError(
+            f"`response_format` cannot be `{form!r}`",
+            hint="use `with_structured_output(...)`, which takes classes and schemas",
+        )
+    return True
 
 
 def _streams(endpoint: Endpoint, given: Mapping[str, Any], *, wanted: bool) -> bool:

@@ -61,13 +61,30 @@ class Closing(NamedTuple):
 
 def chunk_of(delta: Delta) -> ChatGenerationChunk:
     """Return the chunk of a stream for `delta`."""
-    message = AIMessageChunk(
-        content=delta.text,
-        additional_kwargs={REASONING: delta.thought} if delta.thought else {},
-        response_metadata={"model_provider": PROVIDER},
-        tool_call_chunks=list(delta.calls),
+    if delta.calls:
+        message = AIMessageChunk(
+            content=delta.text,
+            additional_kwargs={REASONING: delta.thought} if delta.thought else {},
+            response_metadata={"model_provider": PROVIDER},
+            tool_call_chunks=list(delta.calls),
+        )
+        return ChatGenerationChunk(message=message)
+    # Nearly every chunk is text alone. Validating it, twice, would cost more than all the rest.
+    message = _MESSAGE.model_copy(
+        update={
+            "content": delta.text,
+            "additional_kwargs": {REASONING: delta.thought} if delta.thought else {},
+            "response_metadata": {"model_provider": PROVIDER},
+            "tool_calls": [],
+            "invalid_tool_calls": [],
+            "tool_call_chunks": [],
+        }
     )
-    return ChatGenerationChunk(message=message)
+    return _CHUNK.model_copy(update={"message": message, "text": delta.text})
+
+
+_MESSAGE = AIMessageChunk(content="", response_metadata={"model_provider": PROVIDER})
+_CHUNK = ChatGenerationChunk(message=_MESSAGE)
 
 
 def closing_chunk(closing: Closing) -> ChatGenerationChunk:

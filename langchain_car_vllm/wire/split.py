@@ -16,7 +16,7 @@ from langchain_car_vllm.wire.errors import (
     StructuredOutputError,
 )
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
-from langchain_car_vllm.wire.reasoning import REASONING
+from langchain_car_vllm.wire.reasoning import REASONING, without_thinking
 from langchain_car_vllm.wire.schema import Schema, complaint, digested
 
 _WISH = "Give this answer as JSON."
@@ -32,7 +32,8 @@ class Structured(Exchange):
     """
 
     def __init__(self, body: Body, form: Mapping[str, Any], filters: Sequence[Filter] = ()) -> None:
-        super().__init__({**body, "response_format": digested_form(form)}, filters)
+        asked = {**without_thinking(body), "response_format": digested_form(form)}
+        super().__init__(asked, filters)
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the one request."""
@@ -79,7 +80,8 @@ class ToolsThenSchema(Exchange):
             if first.thought:
                 answer[REASONING] = first.thought
             messages += [answer, {"role": "user", "content": _WISH}]
-        return {**body, "messages": messages, "response_format": digested_form(self._form)}
+        form = digested_form(self._form)
+        return {**without_thinking(body), "messages": messages, "response_format": form}
 
     def _extra(self) -> dict[str, Any]:
         return {"structured_output_method": self._used}

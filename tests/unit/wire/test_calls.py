@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 from fakes.dialect import Reply
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.endpoint import Endpoint, Parsers
+from langchain_car_vllm.wire.answer import Delta
+from langchain_car_vllm.wire.request import body_for
+from langchain_car_vllm.wire.result import chunk_of
 
 
 def _streamed(model: ChatVllmMlx, text: str, **given: Any) -> AIMessage:
@@ -119,6 +124,8 @@ def test_langchain_6_nothing_in_the_environment_redirects_a_request(serve, monke
     monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("LANGSMITH_GATEWAY", "true")
+    monkeypatch.setenv("LANGSMITH_GATEWAY_API_KEY", "lsv2-secret")
     model, dialect = serve()
     assert model.invoke("hi").content
     assert asyncio.run(model.ainvoke("hi")).content
@@ -222,3 +229,39 @@ def test_a_stock_batching_server_is_kept_from_mixing_up_its_grammars(serve, engi
     model, dialect = serve(dialect={"engine": engine})
     model.invoke("hi")
     assert dialect.requests[0].get("logit_bias") == ({"0": 0.0} if engine == "batched" else None)
+
+
+def test_earlier_thoughts_stay_in_the_prompt_of_a_model_that_thinks():
+    """So that the prefix cache holds over turns; the user's own wish wins."""
+    messages = [{"role": "user", "content": "hi"}]
+    thinking = Endpoint("http://127.0.0.1:9/v1", None, "m", parsers=Parsers(reasoning="qwen3"))
+    plain = Endpoint("http://127.0.0.1:9/v1", None, "m", parsers=Parsers())
+
+    def template(endpoint: Endpoint, **given: Any) -> Any:
+        return body_for(endpoint, messages, given).get("chat_template_kwargs")
+
+    assert template(plain) is None
+    assert template(thinking) == {"preserve_thinking": True}
+    assert template(thinking, reasoning=False) == {
+        "preserve_thinking": True,
+        "enable_thinking": False,
+    }
+    chosen = {"preserve_thinking": False}
+    assert template(thinking, chat_template_kwargs=chosen) == chosen
+
+
+@pytest.mark.parametrize("delta", [Delta("text"), Delta(thought="thought"), Delta("both", "of")])
+def test_a_chunk_made_fast_is_one_made_by_the_book(delta):
+    """Copied from a pattern, it equals the validated one and shares nothing with others."""
+    chunk, other = chunk_of(delta), chunk_of(delta)
+    kwargs = {"reasoning_content": delta.thought} if delta.thought else {}
+    message = AIMessageChunk(
+        content=delta.text,
+        additional_kwargs=kwargs,
+        response_metadata={"model_provider": "vllm_mlx"},
+    )
+    assert chunk == ChatGenerationChunk(message=message)
+    assert chunk.text == delta.text
+    for name, value in vars(chunk.message).items():
+        if isinstance(value, list | dict):
+            assert value is not getattr(other.message, name), name

@@ -131,7 +131,7 @@ def messages(draw: Any) -> BaseMessage:  # noqa: PLR0911
     return ChatMessage(content=content, role=draw(st.sampled_from(["user", "assistant", "wizard"])))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(messages(), max_size=4))
 def test_any_conversation_is_a_payload_or_a_typed_error(conversation):
     """What LangChain can build, the server's request schema takes, or the user is told why not."""
@@ -218,7 +218,7 @@ def run(exchange: Exchange, data: list[bytes]) -> None:
     assert [c["name"] for c in message.tool_calls] == [c["name"] for c in whole.message.tool_calls]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(lines, max_size=6), st.integers(1, 40), st.booleans(), st.booleans())
 def test_any_bytes_are_a_message_or_a_typed_error(parts, cut, streamed, filtered):
     """However they are cut, never a bare KeyError, and both ways of calling agree."""

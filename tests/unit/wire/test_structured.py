@@ -99,6 +99,16 @@ def test_ordinary_pydantic_types_work(serve, name):
     assert schema["additionalProperties"] is False
 
 
+def test_a_constrained_answer_is_asked_for_without_thinking(serve):
+    """The server's reasoning parser takes the beginning of a streamed JSON for reasoning else."""
+    model, dialect = serve(reasoning=True, thinking_budget=9)
+    model.with_structured_output(Joke).invoke("go")
+    sent = dialect.requests[0]
+    assert sent["enable_thinking"] is False
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "thinking_token_budget" not in sent
+
+
 def test_a_strict_class_reads_json_as_json(serve):
     """A date is text in JSON, and a strict class knows that."""
     strict = create_model("Answer", __config__=ConfigDict(strict=True), day=(date, ...))

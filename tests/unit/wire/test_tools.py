@@ -293,3 +293,15 @@ def test_tools_that_are_forbidden_are_not_called(serve):
     message = model.bind_tools([add], tool_choice="none").invoke("go")
     assert (message.content, message.tool_calls) == (text, [])
     assert dialect.requests[0]["tool_choice"] == "none"
+
+
+def test_server_what_cannot_be_forbidden_is_warned_about(serve):
+    """The server ignores `parallel_tool_calls`; only a constrained call heeds it."""
+    model, dialect = serve()
+    with pytest.warns(UserWarning, match="parallel_tool_calls"):
+        model.bind_tools([add], parallel_tool_calls=False).invoke("go")
+    forced = model.bind_tools(
+        [add, Multiply], tool_choice="any", parallel_tool_calls=False, tool_choice_method="grammar"
+    )
+    assert len(forced.invoke("go").tool_calls) == 1
+    assert "minItems" not in dialect.requests[1]["response_format"]["json_schema"]["schema"]

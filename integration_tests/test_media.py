@@ -1,0 +1,127 @@
+"""Images on the real server: tiny models of three architectures, on both engines."""
+
+import base64
+import struct
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from pydantic import BaseModel, Field
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
+
+MODELS = Path(__file__).parents[1] / ".models"
+BUILDER = Path(__file__).with_name("tiny_vlm.py")
+
+
+def image(red: int, blue: int) -> dict[str, str]:
+    """Return a block with a picture of one colour."""
+    rows = (b"\0" + bytes((red, 0, blue)) * 64) * 64
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(rows))
+    encoded = base64.b64encode(data + part(b"IEND", b"")).decode()
+    return {"type": "image", "base64": encoded, "mime_type": "image/png"}
+
+
+RED, BLUE = image(255, 0), image(0, 255)
+
+
+class Digit(BaseModel):
+    """A digit."""
+
+    digit: int = Field(ge=0, le=9)
+
+
+def look() -> str:
+    """Look."""
+    return ""
+
+
+def asked(*images: dict[str, str]) -> list[BaseMessage]:
+    return [HumanMessage([{"type": "text", "text": "what"}, *images])]
+
+
+def seen(picture: dict[str, str]) -> list[BaseMessage]:
+    """Return a history in which a tool has brought a picture."""
+    return [
+        HumanMessage("look"),
+        AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "1"}]),
+        ToolMessage([{"type": "text", "text": "here"}, picture], tool_call_id="1"),
+    ]
+
+
+def said(message: BaseMessage) -> str:
+    return message.text + str(message.additional_kwargs.get("reasoning_content"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("qwen3_5", "simple"),
+        pytest.param(("qwen3_5", "batched"), marks=pytest.mark.full),
+        *(
+            pytest.param((architecture, engine), marks=pytest.mark.full)
+            for architecture in ("qwen3_vl", "gemma4")
+            for engine in ("simple", "batched")
+        ),
+    ],
+    ids="-".join,
+)
+def model(
+    request: pytest.FixtureRequest, smollm2: str, fast_cpu: dict[str, str]
+) -> Iterator[ChatVllmMlx]:
+    """A tiny model that sees."""
+    architecture, engine = request.param
+    folder = MODELS / f"tiny-{architecture}"
+    if not (folder / "config.json").exists():
+        python = interpreter_of(ensure_runtime().server)
+        command = [str(python), str(BUILDER), architecture, str(folder), "--tokenizer", smollm2]
+        subprocess.run(command, check=True)
+    found = ChatVllmMlx(
+        model=str(folder), engine=engine, temperature=0, max_tokens=8, server_env=fast_cpu
+    )
+    yield found
+    found.unload(force=True)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*used up its tokens:UserWarning")
+
+
+def test_the_image_decides_and_a_repeated_one_answers_the_same(model: ChatVllmMlx):
+    """Also after a whole answer of the same request, which breaks a plain stream."""
+    red = said(model.invoke(asked(RED)))
+    assert said(model.invoke(asked(BLUE))) != red
+    assert said(model.invoke(asked(RED))) == red
+    whole = None
+    for chunk in model.stream(asked(RED)):
+        whole = chunk if whole is None else whole + chunk
+    assert said(whole) == red
+
+
+def test_the_order_of_two_images_counts(model: ChatVllmMlx):
+    """The batched engine's cache alone would mix them up."""
+    assert said(model.invoke(asked(RED, BLUE))) != said(model.invoke(asked(BLUE, RED)))
+
+
+def test_images_of_earlier_turns_and_of_tools_count(model: ChatVllmMlx):
+    """The model sees them on both engines."""
+    turns = [[*asked(one), AIMessage("yes"), HumanMessage("and?")] for one in (RED, BLUE)]
+    assert said(model.invoke(turns[0])) != said(model.invoke(turns[1]))
+    bound = model.bind_tools([look])
+    assert said(bound.invoke(seen(RED))) != said(bound.invoke(seen(BLUE)))
+
+
+def test_an_image_goes_with_a_schema_and_with_a_forced_call(model: ChatVllmMlx):
+    """Constrained answers about images fit."""
+    assert model.with_structured_output(Digit).invoke(asked(RED), max_tokens=200)
+    forced = model.bind_tools([look], tool_choice="any")
+    assert forced.invoke(asked(RED), max_tokens=200).tool_calls[0]["name"] == "look"

@@ -1,7 +1,6 @@
 """`ChatVllmMlx`: what a user configures, and the delegation of each call."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
@@ -41,6 +40,7 @@ from langchain_car_vllm.wire.tools import (
     openai_tools,
     tool_name,
 )
+from langchain_car_vllm.wire.wrapped import find_wrapped, wrapped
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
@@ -282,14 +282,10 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         return self._chat(connection.endpoint)
 
     def _chat(self, endpoint: Endpoint) -> "WireChat":
-        from langchain_car_vllm.wire.chat import wrapped  # noqa: PLC0415 - imports openai
-
         return wrapped(endpoint, self._header_items(), self.max_retries)
 
     async def _awrapped(self, call: "_Call", connection: Connection) -> "WireChat":
-        chat = sys.modules.get("langchain_car_vllm.wire.chat")
-        key = (connection.endpoint, self._header_items(), self.max_retries)
-        found: WireChat | None = chat.find_wrapped(*key) if chat else None
+        found = find_wrapped(connection.endpoint, self._header_items(), self.max_retries)
         if found is None:  # the first call imports and builds, which would block the loop
             found = await asyncio.to_thread(self._wrapped, call, connection)
         return found

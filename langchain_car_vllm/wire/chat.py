@@ -1,6 +1,7 @@
 """The wrapped ChatOpenAI: its clients and its message conversion, spoken in the server's dialect.
 
-Importing this module imports openai, so only calls do it, never construction.
+Importing this module imports openai, so only calls do it, never construction, by way of
+`wire.wrapped`.
 """
 
 import asyncio
@@ -272,33 +273,8 @@ def _request(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, Any]
     return {"cast_to": object, "body": attempt.body, "options": options}
 
 
-_Key = tuple[Endpoint, tuple[tuple[str, str], ...], int]
-_MOST = 64
-_chats: dict[_Key, WireChat] = {}
-
-
-def find_wrapped(*key: *_Key) -> WireChat | None:
-    """Return what `wrapped` has built for these arguments, None for nothing; never blocks."""
-    return _chats.get(key)
-
-
-def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
-    """Return the wrapped ChatOpenAI for an endpoint, the same one for the same arguments.
-
-    Args:
-        endpoint: Whom it talks to.
-        headers: Sent with every request.
-        refusals: How often a request is repeated that the server refused for the moment.
-    """
-    key = (endpoint, headers, refusals)
-    if key not in _chats:
-        while len(_chats) >= _MOST:
-            _chats.pop(next(iter(_chats)), None)
-        _chats[key] = _build(*key)
-    return _chats[key]
-
-
-def _build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
+def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
+    """Return a new wrapped ChatOpenAI; `wire.wrapped` keeps them."""
     address = Address(endpoint.base_url, endpoint.api_key, headers)
     client = sync_client(address)
     loops = LoopClients(address)

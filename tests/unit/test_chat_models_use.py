@@ -5,6 +5,8 @@ import copy
 import itertools
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 from fakes.dialect import Dialect, Reply, Server, helpful
@@ -255,3 +257,36 @@ def test_the_history_never_changes_by_a_byte(server):
     for earlier, later in itertools.pairwise(bodies):
         assert later[: len(earlier)] == earlier
     assert any("reasoning_content" in message for message in bodies[-1])
+
+
+_CALLS_DURING_THE_IMPORT = """
+import asyncio, importlib.abc, sys, threading
+from langchain_car_vllm import ChatVllmMlx
+
+importing, go_on = threading.Event(), threading.Event()
+
+class Gate(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "openai":
+            importing.set()
+            go_on.wait(30)
+
+async def main():
+    sys.meta_path.insert(0, Gate())
+    model = ChatVllmMlx(model="m", base_url=sys.argv[1])
+    first = asyncio.create_task(model.ainvoke("hi"))
+    await asyncio.to_thread(importing.wait, 30)
+    second = asyncio.create_task(model.ainvoke("hi"))
+    await asyncio.wait([second], timeout=0.5)
+    go_on.set()
+    print((await first).content, "|", (await second).content)
+
+asyncio.run(main())
+"""
+
+
+def test_calls_wait_while_another_imports_the_wire(server):
+    """A module that is being imported by one call is nothing to the others before it is whole."""
+    command = [sys.executable, "-c", _CALLS_DURING_THE_IMPORT, server.base_url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("w w w w w | w w w w w\n", 0), done.stderr

@@ -21,13 +21,13 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.wire.chat import wrapped
 from langchain_car_vllm.wire.exchange import Exchange
 from langchain_car_vllm.wire.faults import mapped_encoding
 from langchain_car_vllm.wire.holdback import CallHoldback
 from langchain_car_vllm.wire.request import exchange_for
 from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
 from langchain_car_vllm.wire.stop import StopCutter
+from langchain_car_vllm.wire.wrapped import wrapped
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m")
 PIXEL = (

@@ -32,6 +32,7 @@ from langchain_car_vllm.wire.structured import (
     check_method,
     parser_for,
     response_format,
+    response_format_of,
     with_parser,
 )
 from langchain_car_vllm.wire.tools import (
@@ -180,16 +181,18 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> "_Call":
         given = {**self._parameters, **kwargs}
         parameters.check_names(given, parameters.IN_A_CALL)
-        model = given.pop("model", None)
+        model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
         given = parameters.kept(given)
-        if tools := given.get("tools"):
-            given["tools"] = openai_tools(tools)
+        given["tools"] = openai_tools(given.get("tools") or ())
+        names = [tool_name(tool) for tool in given["tools"]]
+        given["tool_choice"] = normalized_choice(given.get("tool_choice"), names)
+        given["response_format"] = response_format_of(given.get("response_format"))
         if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
             parameters.warn_once("parallel_tool_calls")
         given.setdefault("max_input_tokens", (self.profile or {}).get("max_input_tokens"))
         return _Call(
             model=model,
-            spec=self._spec(model, engine=self.engine),
+            spec=self._spec(model, engine=self.engine, keep_alive=keep_alive),
             stop=_stops(stop if stop is not None else self.stop),
             given=given,
         )

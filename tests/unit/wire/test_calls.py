@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint, Parsers
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer import Delta
 from langchain_car_vllm.wire.request import body_for
 from langchain_car_vllm.wire.result import chunk_of
@@ -167,6 +169,25 @@ def test_thinking_without_an_end_is_said_aloud(serve, ask):
         answer = ask(model, "2+2?")
     assert answer.content == ""
     assert answer.additional_kwargs["reasoning_content"] == "hmm and hmm"
+
+
+@pytest.mark.parametrize("tokens", [3, 2])
+def test_an_answer_that_a_parser_took_away_is_said_to_be_lost(serve, ask, tokens):
+    """Tokens of which nothing came warn; an end of turn alone is an empty answer."""
+    model, _ = serve(Reply(usage=(21, tokens)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert ask(model, "hi").content == ""
+    assert [f"{tokens} tokens" in str(warning.message) for warning in told] == [True] * (tokens - 2)
+
+
+def test_a_wish_about_thinking_that_is_none_is_refused(serve):
+    """In a call as in the constructor."""
+    model, dialect = serve()
+    with pytest.raises(ConfigurationError, match="reasoning") as caught:
+        model.invoke("hi", reasoning="extreme")
+    assert "high" in (caught.value.hint or "")
+    assert dialect.requests == []
 
 
 def test_the_last_chunk_says_so_and_no_empty_one_comes_before(serve):

@@ -201,11 +201,3 @@ def test_a_model_survives_pickle_copies_and_load():
             valid_namespaces=["langchain_car_vllm"],
         )
     assert (loaded.model, loaded.temperature) == (MODEL, 0.5)
-
-
-def test_a_family_that_loses_streamed_calls_does_not_stream_while_tools_are_bound():
-    """`disable_streaming` is set by family, and the user's own value wins."""
-    assert ChatVllmMlx(model="mlx-community/gpt-oss-20b").disable_streaming == "tool_calling"
-    assert ChatVllmMlx(model=MODEL).disable_streaming is False
-    chosen = ChatVllmMlx(model="mlx-community/gpt-oss-20b", disable_streaming=False)
-    assert chosen.disable_streaming is False

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import pytest
 from fakes.dialect import Reply, helpful
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
@@ -169,16 +169,45 @@ def test_a_call_written_as_text_is_the_same_in_every_way(serve, text):
         assert message.response_metadata["finish_reason"] == "tool_calls"
 
 
-def test_server_11_lost_streamed_calls_are_not_streamed_for(serve):
-    """A family whose parser loses streamed calls is asked whole, simple engine or not."""
-    script = lambda body: helpful(body) if not body.get("stream") else Reply(text="lost")  # noqa: E731
+def _streams_lose_calls(body):
+    return Reply(text="lost") if body.get("stream") else helpful(body)
+
+
+@pytest.mark.parametrize("engine", ["simple", "batched"])
+@pytest.mark.parametrize("stop", [None, ["zzz"]])
+def test_server_11_lost_streamed_calls_are_not_streamed_for(serve, engine, stop):
+    """A family whose parser loses streamed calls is asked whole, whatever else is wanted."""
     model, dialect = serve(
-        script, dialect={"served_model": "gpt-oss-20b", "engine": "simple"}, model="gpt-oss-20b"
+        _streams_lose_calls,
+        dialect={"served_model": "gpt-oss-20b", "engine": engine},
+        model="gpt-oss-20b",
+    )
+    for way, message in ways(model.bind_tools([add], stop=stop), "go").items():
+        assert called(message) == [("add", {"a": 3, "b": 3})], way
+    assert not any(body.get("stream") for body in dialect.requests)
+    assert len(list(model.stream("go"))) > 1
+
+
+def test_server_11_a_copy_for_another_model_decides_anew(serve):
+    """`configurable_fields` and `model_copy` carry all fields along; the user's own value wins."""
+    model, dialect = serve(
+        _streams_lose_calls, dialect={"served_model": "gpt-oss-20b"}, model="qwen3"
     )
     bound = model.bind_tools([add])
-    assert called(bound.invoke("go")) == [("add", {"a": 3, "b": 3})]
-    assert [called(chunk) for chunk in bound.stream("go")] == [[("add", {"a": 3, "b": 3})]]
+    field = ConfigurableField(id="model")
+    for other in (
+        model.configurable_fields(model=field)
+        .bind(tools=[add])
+        .with_config(configurable={"model": "gpt-oss-20b"}),
+        model.model_copy(update={"model": "gpt-oss-20b"}).bind_tools([add]),
+        bound.bind(model="gpt-oss-20b"),
+    ):
+        assert [called(chunk) for chunk in other.stream("go") if chunk.tool_calls] == [
+            [("add", {"a": 3, "b": 3})]
+        ]
     assert not any(body.get("stream") for body in dialect.requests)
+    chosen = model.model_copy(update={"model": "gpt-oss-20b", "disable_streaming": False})
+    assert "".join(chunk.text for chunk in chosen.bind_tools([add]).stream("go")) == "lost"
 
 
 def test_tool_messages_are_sent_as_plain_text(serve):

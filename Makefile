@@ -5,10 +5,11 @@ UV := $(BIN)/uv
 TESTS ?= tests
 MODELS := $(CURDIR)/.models
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
+RESULTS := .results
 SMOLLM2 := $(MODELS)/smollm2-135m
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock lock-runtime lint format type test cov clean
+.PHONY: help install lock lock-runtime lint format type test test-full conformance cov clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -47,11 +48,14 @@ format: install ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 
 test: lint ## Everything fast
-	$(BIN)/python -m pytest $(TESTS) -n 2
-	$(BIN)/python -m pytest integration_tests -m "not full"
+	$(BIN)/python -m pytest $(TESTS) -n 2 --junitxml=$(RESULTS)/fast.xml
+	$(BIN)/python -m pytest integration_tests -m "not full" --junitxml=$(RESULTS)/real.xml
 
 test-full: test ## Everything, on the real server and real models
-	$(BIN)/python -m pytest integration_tests -m full
+	$(BIN)/python -m pytest integration_tests -m full --junitxml=$(RESULTS)/full.xml
+
+conformance: install ## Write the table of docs/langchain.md from the last test runs
+	$(BIN)/python scripts/conformance.py
 
 faults-repeat: install ## The fault suite twenty times in a row
 	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q -n 2 || exit 1; done

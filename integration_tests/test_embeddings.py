@@ -4,9 +4,12 @@ import asyncio
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import uv
+from langchain_core.embeddings import Embeddings
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 
 from langchain_car_vllm import VllmMlxEmbeddings
 from langchain_car_vllm.wire.errors import InvalidRequestError
@@ -50,3 +53,21 @@ def test_a_text_that_is_too_long_is_an_error(embeddings: VllmMlxEmbeddings):
     """It is never cut off in silence."""
     with pytest.raises(InvalidRequestError, match="512"):
         embeddings.embed_query("word " * 600)
+
+
+class TestStandard(EmbeddingsIntegrationTests):
+    """LangChain's suite, without an override."""
+
+    folder: ClassVar[str]
+
+    @pytest.fixture(autouse=True)
+    def served(self, embeddings: VllmMlxEmbeddings) -> None:
+        type(self).folder = embeddings.model
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return VllmMlxEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"model": self.folder}

@@ -4,11 +4,13 @@ import base64
 import struct
 import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import Runnable
 from pydantic import BaseModel, Field
 
 from langchain_car_vllm import ChatVllmMlx
@@ -59,6 +61,22 @@ def seen(picture: dict[str, str]) -> list[BaseMessage]:
     ]
 
 
+def streamed(model: Runnable[Any, Any], messages: list[BaseMessage], **given: Any) -> Any:
+    whole = None
+    for part in model.stream(messages, **given):
+        whole = part if whole is None or not isinstance(part, BaseMessage) else whole + part
+    return whole
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(params=["invoke", "stream"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Streamed or not, the last of an object's parts counts."""
+    return streamed if request.param == "stream" else lambda m, *a, **k: m.invoke(*a, **k)
+
+
 def said(message: BaseMessage) -> str:
     return message.text + str(message.additional_kwargs.get("reasoning_content"))
 
@@ -107,21 +125,42 @@ def test_the_image_decides_and_a_repeated_one_answers_the_same(model: ChatVllmMl
     assert said(whole) == red
 
 
-def test_the_order_of_two_images_counts(model: ChatVllmMlx):
-    """The batched engine's cache alone would mix them up."""
-    assert said(model.invoke(asked(RED, BLUE))) != said(model.invoke(asked(BLUE, RED)))
+def test_one_and_two_images_and_their_order_count(model: ChatVllmMlx, ask: Ask):
+    """The batched engine's cache alone would mix the order up."""
+    both = said(ask(model, asked(RED, BLUE)))
+    assert said(ask(model, asked(BLUE, RED))) != both
+    assert said(ask(model, asked(RED))) != both
+    assert said(ask(model, asked(RED, BLUE))) == both
 
 
-def test_images_of_earlier_turns_and_of_tools_count(model: ChatVllmMlx):
+def test_images_of_earlier_turns_and_of_tools_count(model: ChatVllmMlx, ask: Ask):
     """The model sees them on both engines."""
     turns = [[*asked(one), AIMessage("yes"), HumanMessage("and?")] for one in (RED, BLUE)]
-    assert said(model.invoke(turns[0])) != said(model.invoke(turns[1]))
+    assert said(ask(model, turns[0])) != said(ask(model, turns[1]))
     bound = model.bind_tools([look])
-    assert said(bound.invoke(seen(RED))) != said(bound.invoke(seen(BLUE)))
+    assert said(ask(bound, seen(RED))) != said(ask(bound, seen(BLUE)))
 
 
-def test_an_image_goes_with_a_schema_and_with_a_forced_call(model: ChatVllmMlx):
-    """Constrained answers about images fit."""
-    assert model.with_structured_output(Digit).invoke(asked(RED), max_tokens=200)
+def test_an_image_goes_with_a_schema(model: ChatVllmMlx, ask: Ask):
+    """A constrained answer about one image, or two, or one that a tool brought, fits."""
+    structured = model.with_structured_output(Digit)
+    for messages in (asked(RED), asked(RED, BLUE), seen(RED)):
+        assert isinstance(ask(structured, messages, max_tokens=200), Digit)
+
+
+def test_an_image_goes_with_a_forced_call(model: ChatVllmMlx, ask: Ask):
+    """Also beside tools that have already brought one."""
     forced = model.bind_tools([look], tool_choice="any")
-    assert forced.invoke(asked(RED), max_tokens=200).tool_calls[0]["name"] == "look"
+    for messages in (asked(RED), seen(RED)):
+        assert ask(forced, messages, max_tokens=200).tool_calls[0]["name"] == "look"
+
+
+def test_a_tool_step_with_a_schema_ends_in_the_object(model: ChatVllmMlx, ask: Ask):
+    """As `create_agent` asks after a tool has brought an image."""
+    step = model.bind(tools=[look], response_format=Digit)
+    assert Digit.model_validate_json(ask(step, seen(RED), max_tokens=200).text)
+
+
+def test_a_text_goes_to_a_model_that_sees(model: ChatVllmMlx, ask: Ask):
+    """Without an image it is asked as any other."""
+    assert said(ask(model, [HumanMessage("what")]))

@@ -21,7 +21,7 @@ from pydantic import model_validator
 from langchain_car_vllm import __version__
 from langchain_car_vllm.connection import Connection, Replay
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.models import family_facts, model_profile
+from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings
 from langchain_car_vllm.wire import parameters
@@ -31,6 +31,7 @@ from langchain_car_vllm.wire.structured import (
     check_method,
     parser_for,
     response_format,
+    response_format_of,
     with_parser,
 )
 from langchain_car_vllm.wire.tools import (
@@ -114,10 +115,13 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
     """
 
     @model_validator(mode="after")
-    def _set_streaming_by_family(self) -> Self:
-        streams = family_facts(self.model).streams_tool_calls
-        if not streams and "disable_streaming" not in self.model_fields_set:
-            self.disable_streaming = "tool_calling"
+    def _complete_profile(self) -> Self:
+        """Put what the user set over what is known; a copy for another model begins anew."""
+        given: dict[str, Any] = dict(self.profile or {})
+        if given.get("name") != self._model_id().name:
+            chosen = {} if "name" in given else given
+            known = self._resolve_model_profile() or {}
+            self.profile = cast("ModelProfile", {**known, **chosen})
         return self
 
     @model_validator(mode="after")
@@ -180,16 +184,21 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> "_Call":
         given = {**self._parameters, **kwargs}
         parameters.check_names(given, parameters.IN_A_CALL)
-        model = given.pop("model", None)
+        model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
         given = parameters.kept(given)
-        if tools := given.get("tools"):
-            given["tools"] = openai_tools(tools)
+        given["tools"] = openai_tools(given.get("tools") or ())
+        names = [tool_name(tool) for tool in given["tools"]]
+        given["tool_choice"] = normalized_choice(given.get("tool_choice"), names)
+        given["response_format"] = response_format_of(given.get("response_format"))
         if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
             parameters.warn_once("parallel_tool_calls")
-        given.setdefault("max_input_tokens", (self.profile or {}).get("max_input_tokens"))
+        given["streams_tool_calls"] = self.disable_streaming is False or None
+        profile: dict[str, Any] = dict(self.profile or {})
+        if profile.get("name") == self._name(model):
+            given.setdefault("max_input_tokens", profile.get("max_input_tokens"))
         return _Call(
             model=model,
-            spec=self._spec(model, engine=self.engine),
+            spec=self._spec(model, engine=self.engine, keep_alive=keep_alive),
             stop=_stops(stop if stop is not None else self.stop),
             given=given,
         )

@@ -40,6 +40,9 @@ class ChatSettings(ServedModel):
     """Most tokens to think; None for no limit."""
     streaming: bool | None = None
     """Whether `invoke` streams to callbacks; None leaves it to who calls."""
+    # LangChain's field with another default: a copy for another model then decides anew.
+    disable_streaming: bool | Literal["tool_calling"] | None = None
+    """Whether streams come in one part, always or with tools; None leaves it to the family."""
     engine: Literal["auto", "simple", "batched"] = "auto"
     """`batched` answers several at once, `simple` one after the other."""
     validate_model_on_init: bool = False

@@ -152,13 +152,13 @@ class Answer:
     def _event(self, payload: bytes) -> Delta | None:
         try:
             event = _decode(payload.decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerFailedError(
                 f"the server sent something that is no JSON: {_shown(payload)}"
             ) from error
         try:
             return self._read(event)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ServerFailedError(
                 f"the server sent JSON that is no answer: {_shown(payload)}"
             ) from error

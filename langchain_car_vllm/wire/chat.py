@@ -205,8 +205,10 @@ class WireChat(ChatOpenAI):
                 with self._sent(attempt, clock, headers) as response:
                     for data in response.iter_bytes():
                         deltas = attempt.feed(data)
-                        clock.check(progress=bool(deltas))
-                        yield from deltas
+                        clock.check(attempt.answer.events)
+                        if deltas:
+                            yield from deltas
+                            clock.resume()
                         if attempt.done:
                             break
                 yield from attempt.end()
@@ -219,9 +221,11 @@ class WireChat(ChatOpenAI):
                 async with self._asent(attempt, clock, headers) as response:
                     async for data in response.aiter_bytes():
                         deltas = attempt.feed(data)
-                        clock.check(progress=bool(deltas))
+                        clock.check(attempt.answer.events)
                         for delta in deltas:
                             yield delta
+                        if deltas:
+                            clock.resume()
                         if attempt.done:
                             break
                 for delta in attempt.end():

@@ -28,6 +28,7 @@ class Clock:
         self._endpoint = endpoint
         self._total = total
         self._since = time.monotonic()
+        self._events = 0
         self.timeout = timeout
 
     @property
@@ -35,11 +36,12 @@ class Clock:
         """The limits of a single read, which catch a server that has fallen silent."""
         return httpx2.Timeout(self.timeout, connect=_CONNECT_SECONDS, pool=None)
 
-    def check(self, *, progress: bool) -> None:
+    def check(self, events: int) -> None:
         """Raise where the time has run out.
 
         Args:
-            progress: Whether something of the answer has just arrived.
+            events: How many parts of the answer have arrived, whether or not the user got them: one
+                that is held back is no pause of the server's.
 
         Raises:
             RequestTimeoutError: The time has run out.
@@ -47,10 +49,15 @@ class Clock:
         if self.timeout is None:
             return
         now = time.monotonic()
-        if progress and not self._total:
-            self._since = now
+        if events != self._events and not self._total:
+            self._since, self._events = now, events
         elif now - self._since > self.timeout:
             raise timed_out(self._endpoint, self.timeout)
+
+    def resume(self) -> None:
+        """Count a pause from now on: the user has taken his time over what he got."""
+        if self.timeout is not None and not self._total:
+            self._since = time.monotonic()
 
 
 class Refusals:

@@ -16,6 +16,7 @@ from langchain_car_vllm.wire.result import Closing
 
 Body = dict[str, Any]
 _CHARACTERS_PER_TOKEN = 4
+_FEW_TOKENS = 3  # an end of turn and its white space
 
 
 def new_call_id() -> str:
@@ -27,8 +28,15 @@ def _as_it_is(error: AnswerError) -> Exception:
     return error
 
 
+def _reason(last: "Attempt") -> str:
+    """Return why an answer ended: a call that was cut off is no whole one."""
+    if last.called:
+        return "length" if last.answer.finish_reason == "length" else "tool_calls"
+    return "stop" if last.answer.done else last.answer.finish_reason or "stop"
+
+
 class EmptyAnswerWarning(UserWarning):
-    """The model used up all its tokens before it began to answer."""
+    """The model used up all its tokens before it began to answer, or the answer got lost."""
 
 
 class Attempt:
@@ -78,6 +86,8 @@ class Attempt:
         deltas = self._noted(self.answer.end())
         if self.promotes and not self.called and not self.text.strip() and self.thought:
             deltas.extend(self._noted(self._promoted()))
+        elif self.promotes and not self.answer.events and not self.answer.done:
+            self._tell_loss()
         return deltas
 
     def usage(self) -> Usage | None:
@@ -114,6 +124,18 @@ class Attempt:
         )
         return []
 
+    def _tell_loss(self) -> None:
+        """Warn of tokens of which nothing came: the server takes a broken tool call away."""
+        usage = self.answer.usage
+        if usage is None or usage.completion < _FEW_TOKENS:
+            return
+        warnings.warn(
+            f"the answer is empty although the model wrote {usage.completion} tokens: the server's "
+            "parsers kept them, such as a tool call that is no JSON",
+            EmptyAnswerWarning,
+            stacklevel=2,
+        )
+
 
 class Exchange:
     """A plain call: one attempt, whose answer goes to the user as it is.
@@ -139,9 +161,8 @@ class Exchange:
         """Return what stands at the end of the answer, once it has ended."""
         last = self._sent[-1]
         answer = last.answer
-        reason = "tool_calls" if last.called else answer.finish_reason or "stop"
         return Closing(
-            finish_reason="stop" if answer.done and not last.called else reason,
+            finish_reason=_reason(last),
             model=answer.model or str(self.body["model"]),
             usage=self._usage(),
             id=answer.id,

@@ -13,6 +13,7 @@ from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     InvalidRequestError,
     RequestTimeoutError,
+    ServerFailedError,
     error_for_status,
 )
 
@@ -58,6 +59,8 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
         )
         failed.refused = isinstance(cause, httpx2.ConnectError)
         raise failed from error
+    except (openai.OpenAIError, httpx2.HTTPError) as error:
+        raise ServerFailedError(f"the server's answer cannot be read: {error}") from error
 
 
 @contextmanager

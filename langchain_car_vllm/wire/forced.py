@@ -12,8 +12,13 @@ from typing import Any, Literal
 from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.errors import ForcedToolCallError
-from langchain_car_vllm.wire.answer import Delta, Filter
-from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError, ServerFailedError
+from langchain_car_vllm.wire.answer import Answer, Delta, Filter
+from langchain_car_vllm.wire.errors import (
+    AnswerError,
+    IncompleteAnswerError,
+    InvalidRequestError,
+    ServerFailedError,
+)
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange, new_call_id
 from langchain_car_vllm.wire.reasoning import without_thinking
 from langchain_car_vllm.wire.result import CallCollector
@@ -74,12 +79,15 @@ class ForcedCall(Exchange):
 
     def _grammar(self) -> Attempt:
         schema = calls_schema(self._tools, single=self._single)
-        attempt = self._attempt(constrained(self.body, schema), [WrittenCalls(self._tools)])
+        written = WrittenCalls(self._tools)
+        attempt = self._attempt(constrained(self.body, schema), [written])
+        written.answer = attempt.answer
         attempt.failed = self._refused
         return attempt
 
     def _refused(self, error: AnswerError) -> Exception:
-        if not isinstance(error, InvalidRequestError | ServerFailedError):
+        refused = isinstance(error, InvalidRequestError | ServerFailedError)
+        if not refused or isinstance(error, IncompleteAnswerError):
             return error
         version = f" (vllm-mlx {self._version})" if self._version else ""
         hint = "constrained answers need vllm-mlx 0.5 or newer"
@@ -120,7 +128,7 @@ class ValidCalls:
         """Return the answer where it holds valid calls only, and at least one."""
         collector = CallCollector()
         collector.feed(self._chunks)
-        valid, invalid = collector.parsed()
+        valid, invalid = collector.parsed(whole=True)
         fits = all(_misfit(self._tools, call["name"], call["args"]) is None for call in valid)
         if not valid or invalid or not fits:
             return None
@@ -132,9 +140,13 @@ class WrittenCalls:
 
     Args:
         tools: The functions that may be called, by name.
+
+    Attributes:
+        answer: The answer that it is written in.
     """
 
     done = False
+    answer: Answer | None = None
 
     def __init__(self, tools: Mapping[str, dict[str, Any]]) -> None:
         self._tools = tools
@@ -151,12 +163,18 @@ class WrittenCalls:
         Raises:
             ForcedToolCallError: It is not whole, or does not fit.
         """
+        # The server closes the brackets of what ran out of tokens (vllm-mlx 0.6.0).
+        if self.answer is not None and self.answer.finish_reason == "length":
+            raise ForcedToolCallError(
+                "the call was cut off before its end: `max_tokens` is too small",
+                hint="raise `max_tokens`",
+            )
         text = "".join(self._texts)
         try:
             value = json.loads(text)
             entries = value if isinstance(value, list) else [value]
             calls = [(str(entry["name"]), dict(entry["arguments"])) for entry in entries]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise ForcedToolCallError(
                 "the constrained answer is no whole list of tool calls",
                 hint="raise `max_tokens`: it may have been cut off",

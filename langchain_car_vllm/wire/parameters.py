@@ -26,6 +26,7 @@ OURS = (
     "reasoning",
     "thinking_budget",
     "timeout",
+    "keep_alive",
     "tools",
     "tool_choice",
     "tool_choice_method",
@@ -55,6 +56,29 @@ SERVERS = (
     "mllm_draft",
 )
 """The server's own, sent as they are."""
+
+AT_CONSTRUCTION = frozenset(
+    {
+        "revision",
+        "engine",
+        "server_args",
+        "server_env",
+        "auto_install",
+        "auto_pull",
+        "base_url",
+        "api_key",
+        "default_headers",
+        "model_kwargs",
+        "max_retries",
+        "on_progress",
+        "startup_timeout",
+        "validate_model_on_init",
+        "profile",
+        "streaming",
+        "disable_streaming",
+    }
+)
+"""What a model is made with and no call can change."""
 
 IN_A_CALL = frozenset({*SAMPLING, *OURS, *SERVERS, "model"})
 """All that a call may name."""
@@ -149,6 +173,8 @@ def kept(given: Mapping[str, Any]) -> dict[str, Any]:
 def _hint(name: str, known: set[str]) -> str:
     if meant := _MEANT.get(name.lower()):
         return f"use {meant}"
+    if name in AT_CONSTRUCTION and known >= IN_A_CALL:
+        return "set it where the model is made, or by `model_copy(update=...)`"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if near:
         return f"did you mean `{near[0]}`?"

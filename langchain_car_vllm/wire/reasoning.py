@@ -11,9 +11,12 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.block_translators import register_translator
 
+from langchain_car_vllm.errors import ConfigurationError
+
 PROVIDER = "vllm_mlx"
 REASONING = "reasoning_content"
 
+EFFORTS = ("low", "medium", "high")
 Reasoning = bool | Literal["low", "medium", "high"] | None
 
 
@@ -26,7 +29,15 @@ def reasoning_parameters(reasoning: Reasoning, budget: int | None) -> dict[str, 
     Args:
         reasoning: Whether, or how hard, to think; None leaves it to the model.
         budget: Most tokens to think, None for no limit.
+
+    Raises:
+        ConfigurationError: The wish is none that can be asked for.
     """
+    if not (reasoning is None or isinstance(reasoning, bool) or reasoning in EFFORTS):
+        raise ConfigurationError(
+            f"`reasoning` cannot be `{reasoning!r}`",
+            hint=f"use True, False, None or {', '.join(EFFORTS)}",
+        )
     fields: dict[str, Any] = {}
     if isinstance(reasoning, str):
         fields["reasoning_effort"] = reasoning

@@ -131,9 +131,10 @@ def _streams(endpoint: Endpoint, given: Mapping[str, Any], *, wanted: bool) -> b
     """Whether the server is asked to stream.
 
     The simple engine goes on with a plain request after its client has gone, so it always streams.
-    Parsers that lose streamed tool calls never stream with tools, unless the user gets a stream.
+    Parsers that lose streamed tool calls never stream with tools, unless the user insists.
     """
-    if given.get("tools") and not wanted and _loses_streamed_calls(endpoint):
+    kept = given.get("streams_tool_calls")
+    if given.get("tools") and not kept and _loses_streamed_calls(endpoint):
         return False
     return wanted or endpoint.engine == "simple"
 

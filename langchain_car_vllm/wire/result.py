@@ -1,5 +1,6 @@
 """From deltas to the messages LangChain wants."""
 
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -154,13 +155,17 @@ class CallCollector:
             args.append(chunk["args"] or "")
             self._parts[chunk["index"] or 0] = (id_ or chunk["id"], names, args)
 
-    def parsed(self) -> tuple[list[ToolCall], list[InvalidToolCall]]:
-        """Return the calls whose arguments are a JSON object, and the others."""
+    def parsed(self, *, whole: bool = False) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+        """Return the calls whose arguments are a JSON object, and the others.
+
+        Args:
+            whole: Whether an object without its end is none.
+        """
         valid: list[ToolCall] = []
         invalid: list[InvalidToolCall] = []
         for id_, names, parts in self._parts.values():
             name, text = "".join(names), "".join(parts)
-            args = _object(text)
+            args = _object(text, whole=whole)
             if name and args is not None:
                 valid.append(ToolCall(name=name, args=args, id=id_, type="tool_call"))
             else:
@@ -176,12 +181,12 @@ class CallCollector:
         return valid, invalid
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def _object(text: str, *, whole: bool) -> dict[str, Any] | None:
     if not text:
         return {}
     # The same lenient reading as LangChain's when it merges a stream, so both give the same call.
     try:
-        found = parse_partial_json(text)
-    except ValueError:
+        found = json.loads(text) if whole else parse_partial_json(text)
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -66,11 +66,12 @@ class ToolsThenSchema(Exchange):
         if first.called or draft.fits:
             return
         self._used = "grammar"
-        second = self._attempt(self._constrained(first, draft), [Fitting(self._schema)])
+        fitting = Fitting(self._schema)
+        second = self._attempt(self._constrained(first, draft), [fitting])
+        fitting.answer = second.answer
         second.promotes = False
         second.failed = _unfit
         yield second
-        check_whole(second.answer)
 
     def _constrained(self, first: Attempt, draft: "Draft") -> Body:
         body = {k: v for k, v in self.body.items() if k not in ("tools", "tool_choice", "stop")}
@@ -119,7 +120,7 @@ class Draft:
         """Return the text where it fits the schema as it is."""
         try:
             self.fits = complaint(json.loads(self.text), self._schema) is None
-        except ValueError:
+        except (ValueError, RecursionError):
             self.fits = False
         return Delta(self._taken()) if self.fits and not self._called else None
 
@@ -133,9 +134,13 @@ class Fitting:
 
     Args:
         schema: The original schema.
+
+    Attributes:
+        answer: The answer that the text is of.
     """
 
     done = False
+    answer: Answer | None = None
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
@@ -152,6 +157,8 @@ class Fitting:
         Raises:
             StructuredOutputError: It is no JSON, or does not fit.
         """
+        if self.answer is not None:
+            check_whole(self.answer)
         check_fits(self._text, self._schema)
         return Delta(self._text)
 
@@ -164,7 +171,7 @@ def check_fits(text: str, schema: Schema) -> Any:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StructuredOutputError(
             "the answer is no whole JSON",
             answer=text,

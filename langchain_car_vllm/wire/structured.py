@@ -1,7 +1,8 @@
 """Structured output: from a schema to the bound parameters and the parser."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.schema import Schema, complaint, is_model, json_schema
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
+_FORMS = ("text", "json_object", "json_schema")
 METHODS: Sequence[str] = ("json_schema", "function_calling", "json_mode")
 
 
@@ -41,13 +43,15 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
     expected: Schema | None = None
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        """Return the object.
+        """Return the object, None where the model called a tool instead.
 
         Raises:
             StructuredOutputError: The answer broke off, or does not fit.
         """
         text = result[0].text
         if not partial:
+            if _only_calls(result[0]):
+                return None
             check_finish(result[0])
             return self._whole(text)
         try:
@@ -103,6 +107,9 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         if not messages:
             return
         text = "".join(message.text for message in messages)
+        called = any(getattr(message, "tool_call_chunks", ()) for message in messages)
+        if called and not text:
+            return
         last = AIMessage(content=text, response_metadata=messages[-1].response_metadata)
         self.parse_result([ChatGeneration(message=last)])
 
@@ -114,6 +121,24 @@ def response_format(schema: Any, *, strict: bool | None = None) -> dict[str, Any
     if strict is not None:
         form["strict"] = strict
     return {"type": "json_schema", "json_schema": form}
+
+
+def response_format_of(given: Any) -> Any:
+    """Return a call's `response_format`: as it is, or made from a class or a schema.
+
+    Raises:
+        ConfigurationError: It is nothing that a schema can be made of.
+    """
+    if given is None or (isinstance(given, Mapping) and given.get("type") in _FORMS):
+        return given
+    if not isinstance(given, Mapping) or given.get("type", "object") == "object":
+        with suppress(ConfigurationError):
+            return response_format(given)
+    raise ConfigurationError(
+        f"`response_format` cannot be `{given!r}`",
+        hint="give a class, a schema of an object, or what the server takes: "
+        '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
+    )
 
 
 def parser_for(schema: Any, method: Method) -> BaseOutputParser[Any]:
@@ -170,6 +195,11 @@ def check_finish(generation: Generation) -> None:
             answer=generation.text,
             hint="raise `max_tokens`",
         )
+
+
+def _only_calls(generation: Generation) -> bool:
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    return not generation.text and bool(getattr(message, "tool_calls", ()))
 
 
 def _unfenced(text: str) -> str:

@@ -22,7 +22,13 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
         ConfigurationError: A name is not one the server takes (vllm-mlx 0.6.0: letters, digits,
             `_` and `-`, at most 64).
     """
-    converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    try:
+        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"there is something among the tools that is none: {error}",
+            hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON schemas",
+        ) from error
     for name in map(tool_name, converted):
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
@@ -41,15 +47,17 @@ def normalized_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[st
     """Return a tool choice as `auto`, `none`, `required` or a named function.
 
     Raises:
-        ConfigurationError: It names no bound tool.
+        ConfigurationError: It names no bound tool, or forces a call where none is bound.
     """
     if choice is None or choice is False:
         return None
-    if choice is True or choice in ("any", "required"):
+    name = _chosen(choice) if isinstance(choice, dict) else choice
+    if name in ("auto", "none"):
+        return str(name)
+    if name is True or name in ("any", "required"):
+        if not names:
+            raise ConfigurationError("`tool_choice` forces a call, but no tool is bound")
         return "required"
-    if choice in ("auto", "none"):
-        return str(choice)
-    name = choice if isinstance(choice, str) else _chosen(choice)
     if name not in names:
         raise ConfigurationError(
             f"`tool_choice` names `{name}`, which is not bound",
@@ -59,7 +67,7 @@ def normalized_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[st
 
 
 def _chosen(choice: dict[str, Any]) -> str:
-    """Return the name in OpenAI's or Anthropic's form of a choice."""
+    """Return the word or the name in OpenAI's or Anthropic's form of a choice."""
     function = choice.get("function")
     named = function if isinstance(function, dict) else choice
-    return str(named.get("name") or "")
+    return str(named.get("name") or choice.get("type") or "")

@@ -275,7 +275,7 @@ class Dialect:
                 reply.status, json.dumps({"detail": reply.detail}).encode(), headers=reply.headers
             )
         if reply.raw is not None:
-            return Response(200, iter([reply.raw]), "text/event-stream")
+            return Response(200, iter([reply.raw]), "text/event-stream", reply.headers)
         if not body.get("stream"):
             return self._whole(reply)
         return Response(200, self._events(reply, body), "text/event-stream")

@@ -100,6 +100,26 @@ def test_an_unknown_argument_of_a_call_is_refused_too():
     assert "max_tokens" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("name", ["server_args", "engine", "base_url", "startup_timeout"])
+def test_what_only_the_constructor_takes_is_said_to_be_that(name):
+    """A call cannot change which server it is that answers, or how it is waited for."""
+    model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        model.invoke("hi", **{name: 1})
+    assert "model_copy" in (caught.value.hint or "")
+
+
+def test_a_call_may_have_a_keep_alive_of_its_own():
+    """In `bind` and per call as in the constructor; it names no other server."""
+    model = ChatVllmMlx(model=MODEL)
+    for given, expected in (({}, 600), ({"keep_alive": "2h"}, 7200), ({"keep_alive": -1}, -1)):
+        spec = model._call(None, given).spec
+        assert spec.keep_alive == expected
+        assert spec.key() == model._spec().key()
+    with pytest.raises(ConfigurationError, match="keep_alive"):
+        model.invoke("hi", keep_alive="soon")
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost:8000", "ftp://host/v1", "http://"])
 def test_a_base_url_without_a_scheme_is_refused(url):
     """The message shows how it should begin."""
@@ -181,11 +201,3 @@ def test_a_model_survives_pickle_copies_and_load():
             valid_namespaces=["langchain_car_vllm"],
         )
     assert (loaded.model, loaded.temperature) == (MODEL, 0.5)
-
-
-def test_a_family_that_loses_streamed_calls_does_not_stream_while_tools_are_bound():
-    """`disable_streaming` is set by family, and the user's own value wins."""
-    assert ChatVllmMlx(model="mlx-community/gpt-oss-20b").disable_streaming == "tool_calling"
-    assert ChatVllmMlx(model=MODEL).disable_streaming is False
-    chosen = ChatVllmMlx(model="mlx-community/gpt-oss-20b", disable_streaming=False)
-    assert chosen.disable_streaming is False

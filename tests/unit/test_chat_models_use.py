@@ -218,6 +218,27 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_sent(server, way):
     assert len(server.dialect.requests) == 1
 
 
+def test_a_limit_of_the_users_joins_what_is_known_of_the_model(server):
+    """So an agent still finds that the model gives structured output."""
+    model = ChatVllmMlx(model="m", base_url=server.base_url, profile={"max_input_tokens": 10})
+    known = ChatVllmMlx(model="m", base_url=server.base_url).profile
+    assert model.profile == {**known, "max_input_tokens": 10}
+    assert pickle.loads(pickle.dumps(model)).profile == model.profile
+
+
+def test_the_window_of_one_model_does_not_bind_another(server):
+    """However the other was asked for: its own window counts."""
+    model = ChatVllmMlx(model="small", base_url=server.base_url, profile={"max_input_tokens": 10})
+    long = "word " * 50
+    field = ConfigurableField(id="model")
+    configured = model.configurable_fields(model=field)
+    assert model.invoke(long, model="m").text
+    assert model.model_copy(update={"model": "m"}).invoke(long).text
+    assert configured.invoke(long, config={"configurable": {"model": "m"}}).text
+    with pytest.raises(ContextOverflowError):
+        model.invoke(long)
+
+
 def test_validate_model_on_init_asks_what_can_be_known(server, monkeypatch, tmp_path):
     """The endpoint's list of models, the files on this machine, or the Hub."""
     url = server.base_url

@@ -181,6 +181,30 @@ def test_a_conversation_is_summarised_where_it_grows_too_long(served):
     assert "A short summary." in found["messages"][0].text
 
 
+def test_an_overflow_is_caught_and_summarised_away(served):
+    """Nothing tells the middleware the window; the typed error before the request does."""
+
+    def script(body: dict[str, Any]) -> Reply:
+        return Reply(text="A short summary.")
+
+    served.dialect.script = script
+    narrow = ChatVllmMlx(model="m", base_url=served.base_url, profile={"max_input_tokens": 700})
+    middleware = SummarizationMiddleware(
+        narrow,
+        trigger=("messages", 4),
+        keep=("messages", 1),
+        token_counter=lambda messages: sum(len(m.text.split()) for m in messages),
+        trim_tokens_to_summarize=None,
+    )
+    agent = create_agent(narrow, [], middleware=[middleware])
+    history = [HumanMessage(f"{n} " + "word " * 200) for n in range(6)]
+    found = agent.invoke({"messages": history})
+    assert "A short summary." in found["messages"][0].text
+    sizes = [len(str(body["messages"]).split()) for body in served.dialect.requests]
+    assert len(sizes) == 2
+    assert max(sizes) < 700
+
+
 class Question(TypedDict):
     context: str
     question: str

@@ -8,15 +8,19 @@ from typing import get_args
 import pytest
 from typer.main import get_command
 
+import langchain_car_vllm
+import langchain_car_vllm.errors
 from langchain_car_vllm.cli.app import app
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.server import Policy
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.state import Phase, Reason
+from langchain_car_vllm.wire import errors
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "langchain_car_vllm"
 SUPERVISION = (ROOT / "docs" / "supervision.md").read_text(encoding="utf-8")
+LANGCHAIN = (ROOT / "docs" / "langchain.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 _ARROW = re.compile(r"^\s+(\S+) --> (\S+?)(?:: (.+))?$", re.MULTILINE)
 # They pass between processes of the package and are no settings.
@@ -112,7 +116,10 @@ def test_the_layers_are_those_of_the_contract():
     assert drawn == [layer.replace("langchain_car_vllm.", "") for layer in layers]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/supervision.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("supervision", "langchain"))],
+)
 def test_links_lead_somewhere(page: str):
     """Each link to a file of the project names one that is there."""
     source = ROOT / page
@@ -122,6 +129,32 @@ def test_links_lead_somewhere(page: str):
 
 
 def test_the_models_of_the_examples_exist():
-    """The ids in the README are ids."""
-    for model in re.findall(r'model="([^"]+)"', README):
+    """The ids in the pages are ids."""
+    for model in re.findall(r'model="([^"]+)"', README + LANGCHAIN):
         assert parse_model_id(model).name
+
+
+def test_the_examples_of_the_chat_model_are_python():
+    """Each block compiles, and each name it imports from the package is there."""
+    blocks = re.findall(r"```python\n(.*?)```", LANGCHAIN, re.DOTALL)
+    assert len(blocks) > 5
+    for block in blocks:
+        compile(block, "docs/langchain.md", "exec")
+        for names in re.findall(r"from langchain_car_vllm import (.+)", block):
+            assert set(names.split(", ")) <= set(langchain_car_vllm.__all__)
+
+
+def test_the_errors_of_the_chat_model_are_listed():
+    """Each row has the class, LangChain's class for it, and whether it can be repeated."""
+    table = LANGCHAIN.split("| error |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.+?) \| (.*?) \| (yes|no) \|$", table, re.MULTILINE)
+    listed = set()
+    for names, base, retryable in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            found = getattr(errors, name, None) or getattr(langchain_car_vllm.errors, name)
+            listed.add(name)
+            assert found.is_retryable is (retryable == "yes"), name
+            assert base.strip("`") in {"none", *(parent.__name__ for parent in found.__mro__)}, name
+    assert listed == {
+        name for name in errors.__all__ if name not in ("AnswerError", "error_for_status")
+    } | {"ForcedToolCallError"}

@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import openai
 import pytest
 from fakes.dialect import Reply
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -12,7 +14,9 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint, Parsers
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer import Delta
+from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
 from langchain_car_vllm.wire.request import body_for
 from langchain_car_vllm.wire.result import chunk_of
 
@@ -67,7 +71,7 @@ def test_a_batch_of_eight_answers_all(serve):
     assert len(dialect.requests) == 8
 
 
-def test_langchain_1_max_tokens_keeps_the_name_the_server_reads(serve, ask):
+def test_langchain_1_and_server_1_max_tokens_keeps_the_name_the_server_reads(serve, ask):
     """`max_tokens` goes out as such and never as `max_completion_tokens`."""
     model, dialect = serve(max_tokens=9)
     ask(model, "hi")
@@ -133,10 +137,24 @@ def test_langchain_6_nothing_in_the_environment_redirects_a_request(serve, monke
     assert not any("openai-organization" in headers for headers in dialect.headers)
 
 
-def test_langchain_8_heartbeats_do_not_end_an_asynchronous_stream(serve):
-    """Comments before the first token are no answer and no failure."""
-    model, _ = serve(Reply(text="late", heartbeats=20))
-    assert asyncio.run(_astreamed(model, "hi", timeout=10)).content == "late"
+def test_langchain_7_the_clients_are_those_the_sdk_is_made_for():
+    """It comes with an HTTP library of its own, which reads nothing from the environment here."""
+    address = Address("http://127.0.0.1:9/v1", None)
+    assert isinstance(sync_client(address)._client, openai.DefaultHttpxClient)
+
+    async def made() -> openai.AsyncOpenAI:
+        return await LoopClients(address).current()
+
+    client = asyncio.run(made())
+    assert isinstance(client._client, openai.DefaultAsyncHttpxClient)
+    assert client.max_retries == sync_client(address).max_retries == 0
+
+
+def test_langchain_8_heartbeats_do_not_end_an_asynchronous_stream(serve, monkeypatch):
+    """Comments before the first token are no answer and no failure, however long they last."""
+    monkeypatch.setenv("LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S", "0.05")
+    model, _ = serve(Reply(text="very late", heartbeats=20, pause=0.2))
+    assert asyncio.run(_astreamed(model, "hi", timeout=10)).content == "very late"
 
 
 def test_server_4_usage_is_counted_once(serve):
@@ -169,6 +187,25 @@ def test_thinking_without_an_end_is_said_aloud(serve, ask):
     assert answer.additional_kwargs["reasoning_content"] == "hmm and hmm"
 
 
+@pytest.mark.parametrize("tokens", [3, 2])
+def test_an_answer_that_a_parser_took_away_is_said_to_be_lost(serve, ask, tokens):
+    """Tokens of which nothing came warn; an end of turn alone is an empty answer."""
+    model, _ = serve(Reply(usage=(21, tokens)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert ask(model, "hi").content == ""
+    assert [f"{tokens} tokens" in str(warning.message) for warning in told] == [True] * (tokens - 2)
+
+
+def test_a_wish_about_thinking_that_is_none_is_refused(serve):
+    """In a call as in the constructor."""
+    model, dialect = serve()
+    with pytest.raises(ConfigurationError, match="reasoning") as caught:
+        model.invoke("hi", reasoning="extreme")
+    assert "high" in (caught.value.hint or "")
+    assert dialect.requests == []
+
+
 def test_the_last_chunk_says_so_and_no_empty_one_comes_before(serve):
     """A stream has its texts and one closing chunk, nothing else."""
     model, _ = serve(Reply(text="one two"))
@@ -188,10 +225,23 @@ def test_leaving_a_stream_ends_the_generation(serve):
     gate.set()
 
 
-async def test_cancelling_a_task_ends_the_generation(serve):
-    """A cancelled `ainvoke` or `astream` closes its connection."""
-    model, dialect = serve(Reply(text="w " * 400, pause=0.005), engine="simple")
-    task = asyncio.create_task(_astreamed(model, "hi"))
+@pytest.mark.parametrize("way", ["ainvoke", "astream", "astream_events", "forced"])
+async def test_cancelling_a_task_ends_the_generation(serve, way):
+    """However it was called, a cancelled task closes its connection."""
+    model, dialect = serve(Reply(text="w " * 400, pause=0.005), dialect={"engine": "simple"})
+
+    async def events() -> None:
+        async for _ in model.astream_events("hi", version="v2"):
+            pass
+
+    forced = model.bind_tools([_tool("add"), _tool("sub")], tool_choice="any")
+    ways = {
+        "ainvoke": lambda: model.ainvoke("hi"),
+        "astream": lambda: _astreamed(model, "hi"),
+        "astream_events": events,
+        "forced": lambda: forced.ainvoke("hi"),
+    }
+    task = asyncio.create_task(ways[way]())
     await asyncio.to_thread(_wait_until, lambda: bool(dialect.requests))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -3,6 +3,8 @@
 import asyncio
 import pickle
 import socket
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fakes.dialect import Reply
@@ -17,7 +19,7 @@ from langchain_car_vllm.errors import (
     ServerCrashedError,
     ServerStoppedError,
 )
-from langchain_car_vllm.wire import errors
+from langchain_car_vllm.wire import clock, errors
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m", managed=True)
 
@@ -148,6 +150,35 @@ def test_timeout_is_sent_along_and_enforced_here(serve, way):
     assert dialect.requests[0]["timeout"] == 0.3
 
 
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_text_that_is_held_back_is_no_pause_of_the_servers(serve, way):
+    """Half a second a pause at most, over a second in all, and nothing goes out before the end."""
+    reply = Reply(text='{"name": "other", ' + '"x", ' * 12, pause=0.1)
+    model, _ = serve(reply, timeout=0.7)
+    tool = {"title": "f", "description": "d", "type": "object", "properties": {}}
+    bound = model.bind_tools([tool])
+
+    async def asked() -> list[Any]:
+        return [chunk async for chunk in bound.astream("hi")]
+
+    chunks = list(bound.stream("hi")) if way == "stream" else asyncio.run(asked())
+    assert "".join(chunk.text for chunk in chunks) == reply.text
+
+
+def test_the_users_own_time_is_no_pause_of_the_servers(monkeypatch):
+    """Whoever takes long over a chunk does not lose the stream to a heartbeat."""
+    now = SimpleNamespace(monotonic=lambda: float(now.seconds), seconds=0)
+    monkeypatch.setattr(clock, "time", now)
+    pause = clock.Clock(ENDPOINT, 2, total=False)
+    pause.check(1)
+    now.seconds = 3
+    pause.resume()
+    pause.check(1)
+    now.seconds = 6
+    with pytest.raises(core.ModelTimeoutError):
+        pause.check(1)
+
+
 def test_timeout_is_total_for_an_answer_and_a_pause_for_a_stream(serve):
     """A stream may take longer than `timeout` as long as it moves; a collected answer may not."""
     reply = Reply(text="a b c d e f g h", pause=0.1)
@@ -164,12 +195,23 @@ def test_timeout_is_total_for_an_answer_and_a_pause_for_a_stream(serve):
         b"data: 5\n\n",
         b'data: {"choices": [{"delta": 7}]}\n\n',
         b"\xff\xfe\n",
+        b"data: " + b"[" * 200_000 + b"\n\n",
+        b'data: {"choices": [], "usage": {"prompt_tokens": Infinity}}\n\n',
     ],
+    ids=lambda raw: raw[:12],
 )
-def test_bytes_that_are_no_answer_are_a_typed_error(serve, raw):
+@pytest.mark.parametrize("way", ["stream", "invoke"])
+def test_bytes_that_are_no_answer_are_a_typed_error(serve, raw, way):
     """Whatever comes back, it is never a bare KeyError."""
     model, _ = serve(Reply(raw=raw))
     with pytest.raises(CarVllmError):
+        list(model.stream("hi")) if way == "stream" else model.invoke("hi")
+
+
+def test_an_answer_that_cannot_be_unpacked_is_a_typed_error(serve):
+    """A proxy before an endpoint may damage what it compresses."""
+    model, _ = serve(Reply(raw=b"no gzip", headers={"content-encoding": "gzip"}))
+    with pytest.raises(core.ModelAPIError, match="cannot be read"):
         list(model.stream("hi"))
 
 

@@ -21,12 +21,11 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.wire.answer import Delta
 from langchain_car_vllm.wire.exchange import Exchange
-from langchain_car_vllm.wire.faults import mapped_encoding
-from langchain_car_vllm.wire.holdback import CallHoldback
+from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
 from langchain_car_vllm.wire.request import exchange_for
 from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
-from langchain_car_vllm.wire.stop import StopCutter
 from langchain_car_vllm.wire.wrapped import wrapped
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m")
@@ -202,10 +201,18 @@ lines = st.one_of(
 )
 
 
-def run(exchange: Exchange, data: list[bytes]) -> None:
-    """Take an answer in and make messages of it, as the drivers do."""
-    attempt = next(iter(exchange.attempts()))
-    found = [delta for part in data for delta in attempt.feed(part)] + attempt.end()
+def run(exchange: Exchange, answers: list[list[bytes]]) -> None:
+    """Take the answers in and make messages of them, as the drivers do."""
+    found: list[Delta] = []
+    left = iter(answers)
+    for attempt in exchange.attempts():
+        assert complaint_about(json.loads(json.dumps(attempt.body))) is None
+        with mapped_errors(ENDPOINT, None, attempt.failed):
+            for part in next(left):
+                found += attempt.feed(part)
+                if attempt.done:
+                    break
+            found += attempt.end()
     closing = exchange.closing()
     whole: ChatGenerationChunk | None = None
     for delta in found:
@@ -216,24 +223,62 @@ def run(exchange: Exchange, data: list[bytes]) -> None:
     message = result_of(found, closing).generations[0].message
     assert message.text == whole.message.text
     assert [c["name"] for c in message.tool_calls] == [c["name"] for c in whole.message.tool_calls]
+    assert message.usage_metadata == whole.message.usage_metadata
 
 
-@settings(max_examples=250, deadline=None)
-@given(st.lists(lines, max_size=6), st.integers(1, 40), st.booleans(), st.booleans())
-def test_any_bytes_are_a_message_or_a_typed_error(parts, cut, streamed, filtered):
-    """However they are cut, never a bare KeyError, and both ways of calling agree."""
-    filters = [CallHoldback(["a"]), StopCutter(["1", "}"])] if filtered else []
-    exchange = Exchange(
-        {"model": "m", "messages": [], "stream": streamed, "max_tokens": 1}, filters
+def function(name: str) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+FORM = {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+asked = st.fixed_dictionaries(
+    {
+        "max_tokens": st.just(1),
+        "tools": st.sampled_from([[], [function("a")], [function("a"), function("b")]]),
+        "tool_choice": st.sampled_from(
+            [None, "auto", "none", "required", {"type": "function", "function": {"name": "a"}}]
+        ),
+        "response_format": st.sampled_from(
+            [None, {"type": "json_object"}, {"type": "json_schema", "json_schema": FORM}]
+        ),
+    }
+).filter(lambda given: given["tools"] or given["tool_choice"] in (None, "auto", "none"))
+written = st.sampled_from(
+    [
+        b'data: {"choices": [{"delta": {"content": "{\\"a\\": 1}"}, "finish_reason": "stop"}]}',
+        b'data: {"choices": [{"delta": {"content": "<tool_call>{\\"name\\": \\"a\\""}}]}',
+        b'data: {"choices": [{"delta": {"content": "{\\"name\\":\\"a\\",\\"arguments\\":{}}"}}]}',
+        b'data: {"choices": [{"delta": {}, "finish_reason": "length"}]}',
+    ]
+)
+replies = st.lists(lines | written, max_size=6)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    asked,
+    st.lists(replies, min_size=2, max_size=2),
+    st.integers(1, 40),
+    st.booleans(),
+    st.sampled_from([[], ["1"], ["}", "a"]]),
+)
+def test_any_bytes_are_a_message_or_a_typed_error(given, raw, cut, streamed, stop):
+    """However they are cut and whatever was asked for: never a bare KeyError, and both ways of
+    calling agree.
+    """
+    exchange = exchange_for(
+        ENDPOINT, [{"role": "user", "content": "go"}], stop, given, streamed=streamed
     )
-    raw = (
-        b"\n".join(parts)
-        if streamed
-        else b"".join(part.removeprefix(b"data: ") for part in parts[:1])
-    )
-    data = [raw[i : i + cut] for i in range(0, len(raw), cut)]
+    wire = streamed or bool(stop)
+    answers = []
+    for parts in raw:
+        whole = (
+            b"\n".join(parts) if wire else b"".join(p.removeprefix(b"data: ") for p in parts[:1])
+        )
+        answers.append([whole[i : i + cut] for i in range(0, len(whole), cut)])
     try:
-        run(exchange, data)
+        run(exchange, answers)
     except CarVllmError:
         return
 

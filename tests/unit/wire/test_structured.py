@@ -183,6 +183,40 @@ def test_what_is_no_schema_is_refused(serve):
         model.with_structured_output(Joke, method="json_mode", strict=True)
 
 
+@pytest.mark.parametrize("form", [Joke, Person, json_schema(Joke)])
+def test_a_class_or_a_schema_is_a_response_format(serve, form):
+    """As with ChatOpenAI, `bind` takes what `with_structured_output` takes."""
+    model, dialect = serve()
+    model.bind(response_format=form).invoke("go")
+    sent = dialect.requests[0]["response_format"]
+    assert sent["type"] == "json_schema"
+    assert sent["json_schema"]["schema"]["properties"]
+
+
+def test_what_is_no_response_format_is_refused(serve):
+    """The hint shows one."""
+    model, _ = serve()
+    for form in ("json", 5, {"type": "xml"}):
+        with pytest.raises(ConfigurationError, match="response_format") as caught:
+            model.invoke("go", response_format=form)
+        assert "json_schema" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_tool_call_instead_of_the_object_is_no_broken_object(serve, streamed):
+    """With `tools` beside the schema a step may call; the raw message has the call."""
+    model, _ = serve()
+    tools = [TestAgentStep.TOOL]
+    structured = model.with_structured_output(Joke, tools=tools)
+    assert (list(structured.stream("go")) if streamed else [structured.invoke("go")]) in (
+        [],
+        [None],
+    )
+    both = model.with_structured_output(Joke, tools=tools, include_raw=True).invoke("go")
+    assert both["raw"].tool_calls[0]["name"] == "look"
+    assert (both["parsed"], both["parsing_error"]) == (None, None)
+
+
 class TestDigestion:
     """What the grammar cannot take is moved, closed or dropped."""
 
@@ -290,6 +324,15 @@ class TestAgentStep:
         message = model.invoke("go", tools=[self.TOOL], response_format=self.FORM)
         assert Joke.model_validate_json(message.text)
         assert len(dialect.requests) == 1
+
+    def test_nothing_of_a_cut_off_object_is_streamed(self, serve):
+        """It is judged before it goes out."""
+        cut = saying({"setup": "a", "punchline": "b"}, finish="length")
+        model, _ = serve(lambda body: cut if "response_format" in body else Reply(text="draft"))
+        seen = []
+        with pytest.raises(StructuredOutputError, match="max_tokens"):
+            seen.extend(model.stream("go", tools=[self.TOOL], response_format=self.FORM))
+        assert seen == []
 
     def test_a_cut_off_object_is_an_error(self, serve):
         """An agent never ends in half an object."""

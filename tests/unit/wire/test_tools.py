@@ -7,11 +7,12 @@ from typing import Any, TypedDict
 import pytest
 from fakes.dialect import Reply, helpful
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
+from langchain_car_vllm.wire.errors import IncompleteAnswerError
 
 HISTORY = [
     HumanMessage("2+2?"),
@@ -101,6 +102,46 @@ def test_a_choice_of_an_unbound_tool_is_refused(serve):
         model.bind_tools([add], tool_choice="sub")
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "any",
+        "required",
+        True,
+        "add",
+        {"type": "any"},
+        {"type": "tool", "name": "add"},
+        {"type": "function", "function": {"name": "add"}},
+    ],
+)
+def test_a_choice_is_understood_in_bind_and_in_a_call_too(serve, choice):
+    """Not only `bind_tools` takes LangChain's, OpenAI's and Anthropic's forms."""
+    model, _ = serve()
+    for message in (
+        model.bind(tools=[add], tool_choice=choice).invoke("go"),
+        model.invoke("go", tools=[add], tool_choice=choice),
+        model.bind_tools([add], tool_choice=choice).invoke("go"),
+    ):
+        assert called(message) == [("add", {"a": 3, "b": 3})]
+
+
+def test_a_forced_call_without_a_tool_is_refused(serve):
+    """It could only end in a plain answer."""
+    model, dialect = serve()
+    with pytest.raises(ConfigurationError, match="no tool is bound"):
+        model.invoke("go", tool_choice="any")
+    assert model.invoke("go", tool_choice="auto").text
+    assert len(dialect.requests) == 1
+
+
+def test_what_is_no_tool_is_refused(serve):
+    """The message says what may be given."""
+    model, _ = serve()
+    with pytest.raises(ConfigurationError, match="none") as caught:
+        model.bind_tools([5])
+    assert "functions" in (caught.value.hint or "")
+
+
 def test_parallel_calls_are_the_same_in_every_way(serve):
     """Two calls, whole or in parts."""
     reply = Reply(text="I add.", calls=[("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})])
@@ -128,16 +169,45 @@ def test_a_call_written_as_text_is_the_same_in_every_way(serve, text):
         assert message.response_metadata["finish_reason"] == "tool_calls"
 
 
-def test_server_11_lost_streamed_calls_are_not_streamed_for(serve):
-    """A family whose parser loses streamed calls is asked whole, simple engine or not."""
-    script = lambda body: helpful(body) if not body.get("stream") else Reply(text="lost")  # noqa: E731
+def _streams_lose_calls(body):
+    return Reply(text="lost") if body.get("stream") else helpful(body)
+
+
+@pytest.mark.parametrize("engine", ["simple", "batched"])
+@pytest.mark.parametrize("stop", [None, ["zzz"]])
+def test_server_11_lost_streamed_calls_are_not_streamed_for(serve, engine, stop):
+    """A family whose parser loses streamed calls is asked whole, whatever else is wanted."""
     model, dialect = serve(
-        script, dialect={"served_model": "gpt-oss-20b", "engine": "simple"}, model="gpt-oss-20b"
+        _streams_lose_calls,
+        dialect={"served_model": "gpt-oss-20b", "engine": engine},
+        model="gpt-oss-20b",
+    )
+    for way, message in ways(model.bind_tools([add], stop=stop), "go").items():
+        assert called(message) == [("add", {"a": 3, "b": 3})], way
+    assert not any(body.get("stream") for body in dialect.requests)
+    assert len(list(model.stream("go"))) > 1
+
+
+def test_server_11_a_copy_for_another_model_decides_anew(serve):
+    """`configurable_fields` and `model_copy` carry all fields along; the user's own value wins."""
+    model, dialect = serve(
+        _streams_lose_calls, dialect={"served_model": "gpt-oss-20b"}, model="qwen3"
     )
     bound = model.bind_tools([add])
-    assert called(bound.invoke("go")) == [("add", {"a": 3, "b": 3})]
-    assert [called(chunk) for chunk in bound.stream("go")] == [[("add", {"a": 3, "b": 3})]]
+    field = ConfigurableField(id="model")
+    for other in (
+        model.configurable_fields(model=field)
+        .bind(tools=[add])
+        .with_config(configurable={"model": "gpt-oss-20b"}),
+        model.model_copy(update={"model": "gpt-oss-20b"}).bind_tools([add]),
+        bound.bind(model="gpt-oss-20b"),
+    ):
+        assert [called(chunk) for chunk in other.stream("go") if chunk.tool_calls] == [
+            [("add", {"a": 3, "b": 3})]
+        ]
     assert not any(body.get("stream") for body in dialect.requests)
+    chosen = model.model_copy(update={"model": "gpt-oss-20b", "disable_streaming": False})
+    assert "".join(chunk.text for chunk in chosen.bind_tools([add]).stream("go")) == "lost"
 
 
 def test_tool_messages_are_sent_as_plain_text(serve):
@@ -253,6 +323,53 @@ def test_a_constrained_answer_that_is_no_call_is_an_error(serve, text):
     model, _ = serve(lambda body: Reply(text=text, finish="length"))
     with pytest.raises(ForcedToolCallError):
         model.bind_tools([add], tool_choice="add").invoke("go")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_constrained_call_that_was_cut_off_is_no_call(serve, streamed):
+    """The server closes its brackets, so half a city would pass for a whole one."""
+    cut = Reply(text='{"name": "add", "arguments": {"a": 1, "b": 2}}', finish="length")
+    model, _ = serve(cut)
+    bound = model.bind_tools([add], tool_choice="add")
+    seen = []
+    with pytest.raises(ForcedToolCallError, match="max_tokens"):
+        seen.extend(bound.stream("go")) if streamed else bound.invoke("go")
+    assert seen == []
+
+
+def test_a_native_call_that_was_cut_off_is_asked_for_again(serve):
+    """Arguments without an end are read leniently elsewhere, and would pass for whole ones here."""
+    event = {
+        "choices": [
+            {
+                "index": 0,
+                "delta": {
+                    "tool_calls": [
+                        {"index": 0, "id": "1", "function": {"name": "add", "arguments": '{"a": 1'}}
+                    ]
+                },
+                "finish_reason": "length",
+            }
+        ]
+    }
+    cut = Reply(raw=b"data: " + json.dumps(event).encode() + b"\n\ndata: [DONE]\n\n")
+
+    def script(body):
+        return helpful(body) if body.get("response_format") else cut
+
+    optional = {**add.tool_call_schema.model_json_schema(), "required": [], "title": "add"}
+    model, _ = serve(script)
+    chunks = list(model.bind_tools([optional, Multiply], tool_choice="any").stream("go"))
+    assert chunks[-1].response_metadata["tool_choice_method"] == "grammar"
+    left = list(model.bind_tools([optional]).stream("go"))
+    assert left[-1].response_metadata["finish_reason"] == "length"
+
+
+def test_a_crash_under_the_grammar_is_a_crash(serve):
+    """It is told as one, so that the call is sent once more where the server is ours."""
+    model, _ = serve(Reply(text="[{", endless=True))
+    with pytest.raises(IncompleteAnswerError):
+        list(model.bind_tools([add], tool_choice="add").stream("go"))
 
 
 def test_nothing_of_a_refused_answer_is_streamed(serve):

@@ -1,0 +1,89 @@
+"""Agents on the real server: what a long conversation costs, and how often a grammar is used."""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import BaseModel, Field
+
+from langchain_car_vllm import ChatVllmMlx
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+
+SYSTEM = "You answer travellers. " + " ".join(
+    f"Rule {n}: city {n} has station {n} and line {n}." for n in range(40)
+)
+
+
+def look_up(city: str) -> str:
+    """Look the weather of a city up."""
+    return f"It is sunny in {city}."
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def _first_token(agent: Any, turn: int, thread: str) -> float:
+    """Return the seconds until the first text of a turn, which is then heard to its end."""
+    question = f"Turn {turn}. " + " ".join(f"I was in city {turn} and {n}." for n in range(30))
+    given = {"messages": [HumanMessage(question)]}
+    config = {"configurable": {"thread_id": thread}}
+    began, first = time.perf_counter(), 0.0
+    for message, _ in agent.stream(given, config, stream_mode="messages"):
+        if isinstance(message, AIMessage) and message.text and not first:
+            first = time.perf_counter() - began
+    assert first
+    return first
+
+
+def test_the_tenth_turn_starts_as_fast_as_the_second(chat: Callable[..., ChatVllmMlx]):
+    """Ten turns of equal length, of which the server reads only what is new; best of three."""
+    model = chat(max_tokens=8)
+    agent = create_agent(model, [look_up, add], system_prompt=SYSTEM, checkpointer=InMemorySaver())
+    runs = [[_first_token(agent, turn, str(run)) for turn in range(1, 11)] for run in range(3)]
+    best = [min(times) for times in zip(*runs, strict=True)]
+    print("first token by turn:", " ".join(f"{seconds:.2f}" for seconds in best))
+    assert best[9] <= 1.5 * best[1]
+
+
+class Code(BaseModel):
+    """The code that was found."""
+
+    code: int = Field(ge=0, le=99)
+
+
+CLUES = ("Clue 1 of 4. Call next_clue again.", "Clue 2 of 4. Call next_clue again.")
+CLUES += ("Clue 3 of 4. Call next_clue again.", "Clue 4 of 4. The code is 42. You are done.")
+
+
+@pytest.mark.parametrize("engine", ["batched", "simple"])
+def test_an_agent_of_five_steps_uses_the_grammar_at_most_once(
+    qwen: str, fast_cpu: dict[str, str], engine: str
+):
+    """Four tool steps are plain tool calling; the fifth ends in the object."""
+    clues = itertools.cycle(CLUES)
+
+    def next_clue() -> str:
+        """Return the next clue."""
+        return next(clues)
+
+    model = ChatVllmMlx(
+        model=qwen, engine=engine, temperature=0, max_tokens=48, server_env=fast_cpu
+    )
+    agent = create_agent(model, [next_clue], response_format=Code)
+    question = "Call next_clue until a clue tells the code, then tell me the code."
+    found = agent.invoke({"messages": [HumanMessage(question)]}, {"recursion_limit": 15})
+    answers = [m for m in found["messages"] if isinstance(m, AIMessage)]
+    used = [m.response_metadata["structured_output_method"] for m in answers]
+    print([(m.text, m.tool_calls) for m in answers], found["structured_response"])
+    assert found["structured_response"] == Code(code=42)
+    assert len([m for m in found["messages"] if isinstance(m, ToolMessage)]) == 4
+    assert used.count("grammar") <= 1
+    assert used[:-1] == ["native"] * 4

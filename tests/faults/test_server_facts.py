@@ -1,0 +1,61 @@
+"""What vllm-mlx does by itself, and that nobody meets it: the facts about processes, by number.
+
+The facts about answers are in `tests/unit/wire` under the same kind of name; fact 1 is the first of
+LangChain's there.
+"""
+
+import pytest
+from faults.support import FAST, Background, Fake, Stream, ask, processes_of
+
+from langchain_car_vllm.errors import ServerStartingError
+from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.command import Launch, serve_arguments, server_environment
+
+
+def test_server_2_a_busy_engine_queues_instead_of_refusing(fake: Fake):
+    """The simple engine answers one at a time and turns others away unless it is told to wait."""
+    environment = server_environment(fake.spec(engine="simple"), {}, offline=True)
+    assert environment["VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION"] == "wait"
+    with lease(fake.spec(engine="simple"), policy=FAST) as held:
+        calls = [Background(lambda: ask(held.endpoint)) for _ in range(4)]
+        assert all(call.result() for call in calls)
+
+
+def test_server_5_a_request_under_way_does_not_keep_a_stopped_server_alive(fake: Fake):
+    """A signal alone would wait for the request; the stop does not."""
+    fake.switch(token_gate=fake.gate("token"), ignore_sigint=True)
+    with lease(fake.spec(), policy=FAST) as held:
+        stream = Stream(held.endpoint)
+        assert next(stream.tokens())
+        assert stop_server(fake.directory(), force=True, policy=FAST)
+        assert not processes_of(fake.root)
+        stream.close()
+
+
+def test_server_6_a_server_that_is_up_but_unwell_is_not_ready(fake: Fake):
+    """`/health` answers 200 all the same."""
+    fake.switch(health="unhealthy")
+    with pytest.raises(ServerStartingError):
+        lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+
+
+def test_server_7_another_server_on_the_port_is_not_taken_for_ours(fake: Fake):
+    """It answers the same questions under another name."""
+    fake.switch(model_name="another")
+    with pytest.raises(ServerStartingError):
+        lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+
+
+def test_server_8_a_model_that_is_here_is_served_without_the_broken_flag(fake: Fake):
+    """`--offline` fails on caches that the server itself has made; the variable does not."""
+    spec = fake.spec()
+    assert "--offline" not in serve_arguments(spec, Launch(spec.source, True, "batched"), 1)
+    assert server_environment(spec, {}, offline=True)["HF_HUB_OFFLINE"] == "1"
+
+
+def test_server_9_output_that_nobody_reads_does_not_block_the_server(fake: Fake):
+    """Far more than a pipe would hold goes to a file."""
+    fake.switch(flood=2_000_000)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+        assert fake.directory().log.stat().st_size > 1_000_000

@@ -125,3 +125,12 @@ def test_the_models_of_the_examples_exist():
     """The ids in the README are ids."""
     for model in re.findall(r'model="([^"]+)"', README):
         assert parse_model_id(model).name
+
+
+def test_no_merge_was_left_half_done():
+    """No file of the project holds the marks of a conflict."""
+    conflict = re.compile(rb"^(<{7}|>{7}|[|]{7}) ", re.MULTILINE)
+    visible = [path for path in ROOT.iterdir() if not path.name.startswith(".")]
+    files = [file for path in visible for file in (path, *path.rglob("*")) if file.is_file()]
+    assert ROOT / "README.md" in files
+    assert not [file for file in files if conflict.search(file.read_bytes())]

@@ -77,17 +77,22 @@ def test_an_empty_machine_is_provisioned(bare: Path, empty_cache: Path):
     subprocess.run([runtime.server, "serve", "--help"], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("found", ["bin/vllm-mlx", "lib/python*/site-packages/mlx*"])
-def test_a_killed_install_is_mended(bare: Path, found: str):
-    """Killed together with its uv when the first files appear, it is whole after the next call."""
+def kill_when_there_is(folder: Path, found: str) -> None:
+    """Provision in another process and kill it, with its uv, once a file is there."""
     victim = subprocess.Popen([sys.executable, "-c", ENSURE], start_new_session=True)
     deadline = time.monotonic() + 120
-    while not any(bare.glob(found)):
+    while not any(folder.glob(found)):
         assert victim.poll() is None
         assert time.monotonic() < deadline
     os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("found", ["bin/vllm-mlx", "lib/python*/site-packages/mlx*"])
+def test_a_killed_install_is_mended(bare: Path, found: str):
+    """Killed together with its uv when the first files appear, it is whole after the next call."""
+    kill_when_there_is(bare, found)
     assert resolve_existing() is None
     runtime = ensure_runtime()
     marker = read_marker(bare)
@@ -97,23 +102,39 @@ def test_a_killed_install_is_mended(bare: Path, found: str):
     assert runtime.server == bare / "bin" / "vllm-mlx"
 
 
-@pytest.mark.full
-def test_an_environment_of_cars_gets_the_server_and_keeps_its_own(bare: Path):
-    """Packages that CAR put there stay, at the versions that it chose."""
+@pytest.fixture
+def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full resolution brings 5 GB that Linux does not need, so that they are overridden."""
+    override = tmp_path / "override.txt"
+    names = ("torch", "torchvision", "gradio", "opencv-python")
+    override.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in names))
+    monkeypatch.setenv("UV_OVERRIDE", str(override))
+
+
+@pytest.fixture
+def cars(bare: Path) -> Path:
+    """An environment as CAR makes it, with a package of its own; the folder of its packages."""
     run_uv = [uv.find_uv_bin(), "--quiet"]
     subprocess.run([*run_uv, "venv", "--python", sys.executable, bare], check=True)
     install = [*run_uv, "pip", "install", "--python", bare / "bin" / "python"]
     subprocess.run([*install, "tabulate==0.9.0"], check=True)
-    # The full resolution brings 5 GB that Linux does not need, so that they are overridden here.
-    override = bare.parent / "override.txt"
-    names = ("torch", "torchvision", "gradio", "opencv-python")
-    override.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in names))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UV_OVERRIDE", str(override))
-        runtime = ensure_runtime()
+    return next(bare.glob("lib/python*/site-packages"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("found", [None, "bin/vllm-mlx", "mlx_lm", "numpy-*.dist-info"])
+def test_an_environment_of_cars_gets_the_server_and_keeps_its_own(
+    bare: Path, cars: Path, light: None, found: str | None
+):
+    """Packages that CAR put there stay, at the versions that it chose, also after a kill."""
+    if found is not None:
+        kill_when_there_is(bare if "/" in found else cars, found)
+        assert resolve_existing() is None
+    runtime = ensure_runtime()
     assert runtime.version is not None
     assert runtime.version.startswith("0.6.")
-    site = next(bare.glob("lib/python*/site-packages"))
+    subprocess.run([bare / "bin" / "python", "-I", "-c", IMPORTS], check=True)
+    site = cars
     assert (site / "tabulate-0.9.0.dist-info").exists()
     marker = read_marker(bare)
     assert marker is not None
@@ -121,12 +142,10 @@ def test_an_environment_of_cars_gets_the_server_and_keeps_its_own(bare: Path):
 
 
 @pytest.mark.full
-def test_an_older_version_is_kept_until_it_is_upgraded(bare: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_older_version_is_kept_until_it_is_upgraded(
+    bare: Path, light: None, monkeypatch: pytest.MonkeyPatch
+):
     """An install of 0.5.0 is used; an upgrade moves it to the locked set."""
-    override = bare.parents[1] / "override.txt"
-    names = ("torch", "torchvision", "gradio", "opencv-python")
-    override.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in names))
-    monkeypatch.setenv("UV_OVERRIDE", str(override))
     monkeypatch.setenv("CAR_VLLM_MLX_SPEC", "vllm-mlx==0.5.0")
     assert ensure_runtime().version == "0.5.0"
     monkeypatch.delenv("CAR_VLLM_MLX_SPEC")

@@ -6,6 +6,7 @@ something to wait for.
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,8 +49,14 @@ class View(Protocol):
         """Leave the place as it was found."""
 
 
+# A process has one screen: of several waits at once, as of a `batch`, one is drawn.
+_screen = threading.Lock()
+
+
 class Display:
     """An `on_progress` for people. Call `close` when the wait ends, however it ends.
+
+    Of several waits of this process one is drawn at a time; when it ends, another one goes on.
 
     Args:
         name: What is waited for, such as a model id.
@@ -68,6 +75,8 @@ class Display:
             self.close()
             return
         if not self._is_open:
+            if not _screen.acquire(blocking=False):
+                return
             self._is_open = True
             self._view = self._make(self._name)
         if self._view is not None:
@@ -75,9 +84,14 @@ class Display:
 
     def close(self) -> None:
         """Take down what was drawn; may be called again and again."""
-        view, self._view, self._is_open = self._view, None, False
-        if view is not None:
-            view.close()
+        view, self._view = self._view, None
+        try:
+            if view is not None:
+                view.close()
+        finally:
+            if self._is_open:
+                self._is_open = False
+                _screen.release()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.runtime import installed_version, resolve_existing
 from langchain_car_vllm.server import directory_of
-from langchain_car_vllm.server.command import Launch, choose_engine, serve_arguments
+from langchain_car_vllm.server.command import Launch, as_asked, choose_engine, serve_arguments
 from langchain_car_vllm.server.memory import (
     budget_bytes,
     cache_limit_mb,
@@ -102,7 +102,7 @@ def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) ->
         weights, facts.kv_bytes_per_token, facts.context_window, cache_mb, spec.server_args
     )
     as_directory = directory is not None and (model.is_local or spec.revision)
-    launch = Launch(
+    asked = Launch(
         str(directory) if as_directory else model.source,
         offline=directory is not None,
         engine=engine,
@@ -114,8 +114,19 @@ def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) ->
         cache_mb=cache_mb,
         needed_bytes=needed or 0,
     )
+    launch = as_asked(spec, asked)
     taken = sum(state.reservation for _, state in reserving(directory_of(spec).key))
-    return Plan(model, directory, facts, launch, weights, needed, budget, taken, _free_disk())
+    return Plan(
+        model,
+        directory,
+        facts,
+        as_asked(spec, launch),
+        weights,
+        needed,
+        budget,
+        taken,
+        _free_disk(),
+    )
 
 
 def _facts_of_name(model: ModelId, files: Sequence[HubFile]) -> ModelFacts:

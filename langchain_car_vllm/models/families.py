@@ -252,8 +252,17 @@ TEMPLATE_FORMATS = (
     ("<tool_call>", "hermes"),
 )
 
-# The server's parsers for these formats find nothing while streaming.
-UNSTREAMED_PARSERS = frozenset({"deepseek", "gpt-oss", "granite", "kimi", "xlam"})
+# The server's parsers for these formats find nothing while streaming; with the other names that the
+# server has for them, which a user may write.
+UNSTREAMED_PARSERS = frozenset(
+    {
+        *("deepseek", "deepseek_v3", "deepseek_r1"),
+        *("gpt-oss", "harmony"),
+        *("granite", "granite3"),
+        *("kimi", "kimi_k2", "moonshot"),
+        "xlam",
+    }
+)
 
 
 def family_facts(name: str) -> Family:

@@ -97,6 +97,7 @@ _HINTS = (
         ("Permission denied", "os error 13", "Read-only file system", "os error 30"),
         "make `~/.car` writable for you and try again",
     ),
+    (("No interpreter found",), "run `uv python install 3.12` and try again"),
     (
         ("there is no version of", "No solution found"),
         "the package index lacks what is asked for: name another one in UV_DEFAULT_INDEX",

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +53,18 @@ class Python(NamedTuple):
     @property
     def is_supported(self) -> bool:
         """Whether vllm-mlx has wheels for it; an Intel Python on Apple silicon has none."""
-        fits = OLDEST_PYTHON <= self.version <= NEWEST_PYTHON
+        return OLDEST_PYTHON <= self.version <= NEWEST_PYTHON and not self._is_for_intel_mac
+
+    @property
+    def description(self) -> str:
+        """What it is, in the words of an error."""
+        version = "Python {}.{}".format(*self.version)
+        return f"{version}, a Python for Intel" if self._is_for_intel_mac else version
+
+    @property
+    def _is_for_intel_mac(self) -> bool:
         machine = (self.markers["sys_platform"], self.markers["platform_machine"])
-        return fits and machine != ("darwin", "x86_64")
+        return machine == ("darwin", "x86_64")
 
 
 def python_binary(root: Path) -> Path:
@@ -110,16 +121,39 @@ def check_unused(root: Path) -> None:
     Raises:
         ProvisionError: One does; names it.
     """
-    inside = f"{root}/"
+    inside = tuple({f"{folder}/bin/" for folder in (root, root.resolve())})
     for process in psutil.process_iter(["pid", "cmdline"]):
-        words = process.info["cmdline"] or []
-        # The program itself, and the script where the program is a Python.
-        if any(word.startswith(inside) for word in words[:3]):
+        if any(word.startswith(inside) for word in _programs(process)):
             raise ProvisionError(
                 "in-use",
                 f"process {process.info['pid']} runs from `{root}`",
                 hint="stop it with `car-vllm stop --all`, or end CAR, and try again",
             )
+
+
+def _programs(process: psutil.Process) -> list[str]:
+    """Return what may name the program that a process runs: itself, or a script of it.
+
+    A server of ours has its script in the fifth place.
+    """
+    words = (process.info["cmdline"] or [])[:5]
+    if sys.platform == "darwin":
+        # The framework builds of Python put a path of their own in the first place.
+        with suppress(psutil.Error):
+            words.append(process.environ().get("__PYVENV_LAUNCHER__", ""))
+    return words
+
+
+def broken_packages(python: Python) -> list[str]:
+    """Return the installed packages that lack files, as a killed installation leaves them.
+
+    Their metadata is there, so that an installer takes them for installed.
+    """
+    return sorted(
+        _pin(metadata)[0]
+        for metadata in python.site.glob("*.dist-info")
+        if not _is_whole(python.site, metadata / "RECORD")
+    )
 
 
 def _pin(metadata: Path) -> tuple[str, str]:
@@ -128,13 +162,34 @@ def _pin(metadata: Path) -> tuple[str, str]:
 
 
 def _missing_file(site: Path, record: Path) -> str | None:
-    try:
-        with record.open(encoding="utf-8", newline="") as lines:
-            files = [row[0] for row in csv.reader(lines) if row]
-    except OSError:
+    rows = _rows(record)
+    if rows is None:
         return record.name
     # Ten thousand files: `Path` would take longer than the disk.
-    return next((file for file in files if not os.path.exists(f"{site}/{file}")), None)  # noqa: PTH110
+    return next((row[0] for row in rows if not os.path.exists(f"{site}/{row[0]}")), None)  # noqa: PTH110
+
+
+def _is_whole(site: Path, record: Path) -> bool:
+    """Return whether all files are there, of the sizes that were recorded."""
+    rows = _rows(record)
+    try:
+        return rows is not None and all(
+            os.stat(f"{site}/{file}").st_size == int(size)  # noqa: PTH116
+            if size.isdigit()
+            else os.path.exists(f"{site}/{file}")  # noqa: PTH110
+            for file, _hash, size in rows
+        )
+    except OSError:
+        return False
+
+
+def _rows(record: Path) -> list[list[str]] | None:
+    """Return path, hash and size of a package's files, None where nothing was recorded."""
+    try:
+        with record.open(encoding="utf-8", newline="") as lines:
+            return [[*row, "", ""][:3] for row in csv.reader(lines) if row]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
 
 
 def former_python(root: Path) -> str | None:

@@ -86,8 +86,11 @@ def overriding_binary() -> Path | None:
 def is_usable(binary: Path) -> bool:
     """Return whether a discovered binary is new enough and of a complete installation."""
     root = paths.managed_root()
-    if root is not None and binary.parent == root / "bin" and is_incomplete(root):
-        return False
+    if root is not None and is_incomplete(root):
+        # A link may lead there, from a folder that is searched sooner.
+        managed = root / "bin" / SERVER_BINARY
+        if binary.resolve() == managed.resolve():
+            return False
     version = installed_version(binary)
     return version is not None and is_at_least(version, MINIMUM)
 

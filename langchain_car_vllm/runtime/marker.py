@@ -20,7 +20,8 @@ class Marker(NamedTuple):
         state: `installing` from before the first change until the last test has passed.
         ours: Whether this package made the environment, as opposed to adding to CAR's.
         requirements: What was asked for: a hash of the locked set, or a requirement.
-        version: The version of `vllm-mlx`, empty while installing.
+        version: The version of `vllm-mlx`; while installing the one that worked before, empty where
+            there was none.
     """
 
     state: State

@@ -35,12 +35,13 @@ class Requirements(NamedTuple):
     is_locked: bool
 
 
-def wanted_requirements(*, ours: bool) -> Requirements:
+def wanted_requirements(*, ours: bool, system: str = sys.platform) -> Requirements:
     """Return what to install: `CAR_VLLM_MLX_SPEC`, else the locked set.
 
     Args:
         ours: Whether this package made the environment; into another's the locked set would force
             versions that its maker did not choose.
+        system: What it is for, as `sys.platform` says.
     """
     spec = paths.variable("CAR_VLLM_MLX_SPEC")
     if spec is None and ours:
@@ -51,7 +52,7 @@ def wanted_requirements(*, ours: bool) -> Requirements:
             is_locked=True,
         )
     wanted = [spec or _UNLOCKED]
-    if sys.platform == "linux":
+    if system == "linux":
         wanted.append(_LINUX_BACK_END)
     return Requirements(" ".join(wanted), tuple(wanted), is_locked=False)
 

@@ -1,9 +1,9 @@
 """From what is known to a command line and an environment. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import ServerSpec, argument_value
 
 _STRIPPED_PREFIXES = ("PYTHON", "OPENAI_", "LANGCHAIN_", "LANGSMITH_", "CAR_VLLM_LAUNCH_")
 _STRIPPED = ("VIRTUAL_ENV", "VLLM_MLX_MCP_CONFIG", "__PYVENV_LAUNCHER__")
@@ -45,9 +45,23 @@ class Launch:
 
 def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
     """Return the engine: the user's, else batching for text and queueing for media."""
+    if "--continuous-batching" in spec.server_args:
+        return "batched"
     if spec.engine != "auto":
         return spec.engine
     return "simple" if multimodal else "batched"
+
+
+def as_asked(spec: ServerSpec, launch: Launch) -> Launch:
+    """Return a launch with the parsers that the user's own arguments name, which win."""
+    tool_call = argument_value(spec.server_args, "--tool-call-parser")
+    reasoning = argument_value(spec.server_args, "--reasoning-parser")
+    return replace(
+        launch,
+        tool_call_parser=tool_call or launch.tool_call_parser,
+        reasoning_parser=reasoning or launch.reasoning_parser,
+        multimodal=launch.multimodal or "--mllm" in spec.server_args,
+    )
 
 
 def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:

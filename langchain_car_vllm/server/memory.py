@@ -9,6 +9,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
+from langchain_car_vllm.server.spec import argument_value
 from langchain_car_vllm.server.state import State, read_state
 
 _SHARE = 0.75
@@ -67,12 +68,8 @@ def needed_bytes(
 
 
 def _number(arguments: Sequence[str], flag: str, default: int) -> int:
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == flag:
-            value = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
-            return int(value) if value.isdigit() else default
-    return default
+    value = argument_value(arguments, flag)
+    return int(value) if value and value.isdigit() else default
 
 
 def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:

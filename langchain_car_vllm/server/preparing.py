@@ -23,7 +23,7 @@ from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime, installed_version
 from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.child import Child
-from langchain_car_vllm.server.command import Launch, choose_engine, server_environment
+from langchain_car_vllm.server.command import Launch, as_asked, choose_engine, server_environment
 from langchain_car_vllm.server.context import Context, Ending, Stall
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import (
@@ -92,10 +92,10 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
     if spec.embeddings:
         return Launch(model, offline=True, engine="simple", needed_bytes=facts.weights_bytes)
     engine = choose_engine(spec, multimodal=facts.multimodal)
-    if engine == "batched" and facts.multimodal:
+    if engine == "batched" and (facts.multimodal or "--mllm" in spec.server_args):
         _check_batching_of_media(runtime)
     cache_mb = cache_limit_mb(budget) if engine == "batched" else 0
-    return Launch(
+    launch = Launch(
         model,
         offline=True,
         engine=engine,
@@ -114,6 +114,7 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
             spec.server_args,
         ),
     )
+    return as_asked(spec, launch)
 
 
 def _check_batching_of_media(runtime: VllmRuntime) -> None:

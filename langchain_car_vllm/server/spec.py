@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,3 +72,13 @@ class ServerSpec:
         arguments = tuple(values["server_args"])
         environment = tuple((name, value) for name, value in values["server_env"])
         return cls(**{**values, "server_args": arguments, "server_env": environment})
+
+
+def argument_value(arguments: Sequence[str], flag: str) -> str | None:
+    """Return what a command line gives a flag; the last one wins, None where it is not there."""
+    found = None
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            found = value if equals else next(iter(arguments[position + 1 : position + 2]), None)
+    return found

@@ -3,9 +3,12 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from faults.support import FAST, Background, Fake, ask, eventually, processes_of
+from faults.support import FAST, PATIENCE, Background, Fake, ask, eventually, processes_of
 
 from langchain_car_vllm.errors import ModelDownloadError, ServerStoppedError
 from langchain_car_vllm.progress import Progress
@@ -49,6 +52,43 @@ def test_model_is_downloaded_once_and_served(hub: Fake):
     stop_server(directory_of(SPEC), policy=POLICY)
     hub.switch(download_error="must not be asked again")
     assert call()
+
+
+def test_progress_reaches_every_waiting_process(hub: Fake, home: Path):
+    """Two callers and another process are told of the same bytes while one download runs."""
+    hub.switch(download_from=str(hub.model), download_gate=hub.gate("download"))
+    code = f"""
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+spec = ServerSpec(source="org/model", name="org/model")
+def tell(progress):
+    print(progress.stage, progress.done, flush=True)
+with lease(spec, policy=Policy.from_dict({POLICY.to_dict()!r}), on_progress=tell):
+    pass
+"""
+    seen: tuple[list[Progress], list[Progress]] = ([], [])
+
+    def wait(number: int) -> None:
+        with lease(SPEC, policy=POLICY, on_progress=seen[number].append):
+            pass
+
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        callers = [Background(lambda number=number: wait(number)) for number in (0, 1)]
+        wait_for_download()
+        blobs = home / ".cache/huggingface/hub/models--org--model/blobs"
+        blobs.mkdir(parents=True)
+        (blobs / "part.incomplete").write_bytes(b"x" * 1234)
+        assert other.stdout is not None
+        lines = iter(other.stdout.readline, "")
+        assert "download 1234\n" in lines
+        for heard in seen:
+            eventually(lambda: any(p.done == 1234 for p in heard), "the bytes")  # noqa: B023
+        hub.open_gate("download")
+        for caller in callers:
+            caller.result()
+        assert list(lines)[-1] == "ready None\n"
+        assert other.wait(PATIENCE) == 0
+    assert len(hub.starts()) == 1
 
 
 def test_failing_download_keeps_its_type(hub: Fake):

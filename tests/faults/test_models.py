@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from faults.support import FAST, Fake, ask, processes_of
 
+from langchain_car_vllm.endpoint import Parsers
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.server import lease
 
@@ -52,6 +53,19 @@ def test_the_models_own_defaults_reach_the_server(fake: Fake):
     assert json.loads(command[position + 1]) == {"preserve_thinking": True}
     tops = [command[n + 1] for n, word in enumerate(command) if word == "--default-top-k"]
     assert tops == ["20", "5"]
+
+
+def test_the_users_arguments_win(fake: Fake):
+    """What a user says on the server's command line is what callers are told of the server."""
+    (fake.model / "chat_template.jinja").write_text("{% if tools %}<tool_call>{% endif %}<think>")
+    own = ("--tool-call-parser", "llama", "--tool-call-parser=kimi_k2", "--reasoning-parser=qwen3")
+    with lease(fake.spec(), policy=FAST) as held:
+        assert held.endpoint.parsers == Parsers("hermes", "glm4")
+    with lease(fake.spec(server_args=own), policy=FAST) as held:
+        assert held.endpoint.parsers == Parsers("kimi_k2", "qwen3")
+    batching = ("--continuous-batching",)
+    with lease(fake.spec(engine="simple", server_args=batching), policy=FAST) as held:
+        assert held.endpoint.engine == "batched"
 
 
 def test_an_older_server_gets_what_it_knows(fake: Fake):

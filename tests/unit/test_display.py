@@ -102,6 +102,41 @@ def test_a_failed_wait_is_taken_down():
     assert view.closed == 1
 
 
+def test_of_several_waits_one_is_drawn():
+    """A `batch` draws its wait once; when the one that is drawn ends, another one goes on."""
+    views = []
+    waits = [Display("m", lambda name: views.append(Recorder(name)) or views[-1]) for _ in range(8)]
+    for wait in waits:
+        wait(WAIT[0])
+    assert [view.drawn for view in views] == [[WAIT[0]]]
+    waits[0].close()
+    for wait in waits[1:]:
+        wait(WAIT[1])
+    assert [view.drawn for view in views] == [[WAIT[0]], [WAIT[1]]]
+    for wait in waits:
+        wait(Progress("ready"))
+        wait.close()
+    assert [view.closed for view in views] == [1, 1]
+
+
+def test_a_view_that_cannot_be_closed_gives_the_screen_back():
+    """The terminal may be gone; the next wait is drawn all the same."""
+
+    class Broken(Recorder):
+        def close(self):
+            raise OSError("gone")
+
+    shown = Display("m", lambda _name: Broken())
+    shown(WAIT[0])
+    with pytest.raises(OSError, match="gone"):
+        shown.close()
+    view = Recorder()
+    after = Display("m", lambda _name: view)
+    after(WAIT[0])
+    after.close()
+    assert view.drawn == [WAIT[0]]
+
+
 def test_a_users_callback_replaces_the_display():
     """Programs get every step themselves, and nothing is drawn."""
     heard = []

@@ -158,3 +158,12 @@ def test_the_errors_of_the_chat_model_are_listed():
     assert listed == {
         name for name in errors.__all__ if name not in ("AnswerError", "error_for_status")
     } | {"ForcedToolCallError"}
+
+
+def test_no_merge_was_left_half_done():
+    """No file of the project holds the marks of a conflict."""
+    conflict = re.compile(rb"^(<{7}|>{7}|[|]{7}) ", re.MULTILINE)
+    visible = [path for path in ROOT.iterdir() if not path.name.startswith(".")]
+    files = [file for path in visible for file in (path, *path.rglob("*")) if file.is_file()]
+    assert ROOT / "README.md" in files
+    assert not [file for file in files if conflict.search(file.read_bytes())]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.runtime import ensure_runtime, provision
+from langchain_car_vllm.runtime import ensure_runtime
 from langchain_car_vllm.runtime.environment import Python, former_python
 from langchain_car_vllm.runtime.requirements import LOCK, locked_versions
 
@@ -64,13 +64,6 @@ def test_an_environment_of_an_unsupported_python_is_left_alone(fake_uv, managed,
     assert caught.value.step == "venv"
     assert f"move `{managed}` away" in caught.value.hint
     assert len(fake_uv.calls) == calls
-
-
-def test_on_a_mac_a_native_python_is_fetched_at_last(tmp_path, monkeypatch):
-    """Where a Mac has only an Intel Python, uv is asked for one of its own."""
-    monkeypatch.setattr(sys, "platform", "darwin")
-    requests = provision._python_requests(tmp_path)
-    assert requests == ["cpython>=3.10,<3.14", "cpython-3.12-macos-aarch64-none"]
 
 
 @pytest.mark.parametrize("machine", [MAC, LINUX, ARM_LINUX])

@@ -128,9 +128,11 @@ def test_links_are_resolved(home, tmp_path, write_binary):
 
 
 def test_an_interrupted_installation_does_not_count(home, write_binary):
-    """The managed environment is not used before its installation has ended."""
+    """The managed environment is not used before its installation has ended, nor by a link."""
     root = home / ".car/visual-runtime"
     binary = write_binary(root)
+    (home / ".local" / "bin").mkdir(parents=True)
+    (home / ".local" / "bin" / "vllm-mlx").symlink_to(binary)
     write_marker(root, Marker("installing", ours=True, requirements="x"))
     assert resolve_existing() is None
     write_marker(root, Marker("complete", ours=True, requirements="x", version="0.6.0"))

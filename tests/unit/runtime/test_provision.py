@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ from langchain_car_vllm.runtime import (
     version_warning,
     warn_about,
 )
-from langchain_car_vllm.runtime.marker import read_marker
+from langchain_car_vllm.runtime.host import Host
+from langchain_car_vllm.runtime.marker import Marker, read_marker
+from langchain_car_vllm.runtime.provision import provision
 
 ENSURE = "from langchain_car_vllm.runtime import ensure_runtime; print(ensure_runtime().server)"
 
@@ -125,6 +128,7 @@ def test_a_failing_step_is_named(fake_uv, command, step):
         ("  cause: dns error: failed to lookup address", "connect to the network"),
         ("Hash mismatch for `mlx==1`", "uv cache clean"),
         ("Read-only file system (os error 30)", "writable"),
+        ("error: No interpreter found for CPython >=3.10, <3.14", "uv python install 3.12"),
     ],
 )
 def test_common_failures_come_with_a_cure(fake_uv, says, hint):
@@ -221,18 +225,39 @@ def test_a_home_that_cannot_be_written(fake_uv, home):
 
 def test_too_little_disk(fake_uv, monkeypatch, managed):
     """Too little disk is refused with the numbers, before anything is downloaded."""
-    monkeypatch.setattr("langchain_car_vllm.runtime.provision.needed_mb", lambda: 10**12)
+    monkeypatch.setattr("langchain_car_vllm.runtime.provision.needed_mb", lambda **_: 10**12)
     with pytest.raises(ProvisionError, match="needs 1000000000000 MB") as caught:
         ensure_runtime()
     assert caught.value.step == "disk"
     assert fake_uv.calls == []
 
 
+def test_what_is_there_needs_no_more_disk(fake_uv, managed, monkeypatch):
+    """An interrupted install needs the rest of its space only, a finished one none."""
+    fake_uv.set(fail="pip")
+    with pytest.raises(ProvisionError):
+        ensure_runtime()
+    with (managed / "packages").open("wb") as file:
+        file.truncate(3 * 10**12)
+    free = shutil.disk_usage(managed).free // 1_000_000
+    needed = "langchain_car_vllm.runtime.provision.needed_mb"
+    monkeypatch.setattr(needed, lambda **_: free + 3_100_000)
+    with pytest.raises(ProvisionError, match="the runtime needs") as caught:
+        ensure_runtime()
+    assert caught.value.step == "disk"
+    fake_uv.set(fail=None)
+    monkeypatch.setattr(needed, lambda **_: free + 2_900_000)
+    ensure_runtime()
+    monkeypatch.setattr(needed, lambda **_: 10**12)
+    assert upgrade_runtime().version == "0.6.0"
+
+
 def make_foreign(managed, fake_uv, monkeypatch, *, version):
     """Make a managed environment as CAR does: no mark, packages of its own."""
     environment = os.environ | {"FAKE_UV_LOG": str(managed.parents[2] / "car-uv.log")}
     managed.parent.mkdir(parents=True)
-    subprocess.run([fake_uv.binary, "venv", managed], check=True, env=environment)
+    command = [fake_uv.binary, "venv", "--python", "python3", managed]
+    subprocess.run(command, check=True, env=environment)
     site = next(managed.glob("lib/python*/site-packages"))
     (site / "car_speech").mkdir()
     (site / "car_speech" / "__init__.py").write_text("")
@@ -252,6 +277,18 @@ def test_an_install_of_cars_is_tested_once(fake_uv, managed, monkeypatch):
     assert (marker.state, marker.ours, marker.version) == ("complete", False, "0.5.0")
 
 
+@pytest.mark.parametrize("obstacle", ["disk", "uv"])
+def test_a_test_of_what_is_there_needs_nothing(fake_uv, managed, monkeypatch, obstacle):
+    """What CAR installed is used on a full disk and without uv: nothing is to be installed."""
+    make_foreign(managed, fake_uv, monkeypatch, version="0.5.0")
+    if obstacle == "disk":
+        monkeypatch.setattr("langchain_car_vllm.runtime.provision.needed_mb", lambda **_: 10**12)
+    else:
+        monkeypatch.delenv("CAR_UV")
+        monkeypatch.setattr("uv.find_uv_bin", missing_uv)
+    assert ensure_runtime().version == "0.5.0"
+
+
 def test_cars_packages_survive(fake_uv, managed, monkeypatch):
     """Into an environment that CAR made only `vllm-mlx` goes, and the rest stays."""
     site = make_foreign(managed, fake_uv, monkeypatch, version=None)
@@ -261,6 +298,22 @@ def test_cars_packages_survive(fake_uv, managed, monkeypatch):
     assert "vllm-mlx>=0.6,<0.7" in fake_uv.calls[0]
     assert "--require-hashes" not in fake_uv.calls[0]
     assert not read_marker(managed).ours
+
+
+@pytest.mark.parametrize("point", ["pip-begin", "pip-half", "pip-end"])
+def test_an_install_into_cars_environment_is_killed(fake_uv, managed, monkeypatch, spawn, point):
+    """Killed while it adds to CAR's environment, it is mended, and CAR's packages are left."""
+    site = make_foreign(managed, fake_uv, monkeypatch, version=None)
+    fake_uv.set(pause=point)
+    victim = spawn(ENSURE)
+    wait_until(fake_uv.paused_at(point).exists, victim)
+    end_tree(victim)
+    assert resolve_existing() is None
+    fake_uv.set(pause=None)
+    assert ensure_runtime().version == "0.6.0"
+    assert read_marker(managed) == Marker("complete", False, "vllm-mlx>=0.6,<0.7 mlx[cpu]", "0.6.0")
+    assert (site / "car_speech" / "__init__.py").exists()
+    assert "--reinstall" not in fake_uv.calls[-1]
 
 
 def test_a_broken_install_of_cars_is_mended(fake_uv, managed, monkeypatch):
@@ -318,6 +371,43 @@ def test_a_python_that_no_longer_runs_is_replaced(fake_uv, managed):
     assert "cpython=={}.{}.*".format(*sys.version_info) in fake_uv.calls[2]
 
 
+MAC = Host("darwin", "arm64", (14, 0))
+
+
+def test_a_python_for_intel_is_passed_over(fake_uv, managed):
+    """Where every Python on a Mac is for Intel, uv is asked for its own, for Apple silicon."""
+    fake_uv.set(mac="1")
+    assert provision(host=MAC) == managed / "bin" / "vllm-mlx"
+    asked = [call[call.index("--python") + 1] for call in fake_uv.calls if call[0] == "venv"]
+    assert asked == ["cpython>=3.10,<3.14", "cpython-3.12-macos-aarch64-none"]
+    assert read_marker(managed).state == "complete"
+
+
+def test_an_environment_for_intel_that_was_left_behind_is_replaced(fake_uv, managed, spawn):
+    """Killed after the Intel Python was made and before the right one, it goes on."""
+    fake_uv.set(mac="1", pause="venv-end")
+    code = """
+from langchain_car_vllm.runtime.host import Host
+from langchain_car_vllm.runtime.provision import provision
+provision(host=Host("darwin", "arm64", (14, 0)))
+"""
+    victim = spawn(code)
+    wait_until(fake_uv.paused_at("venv-end").exists, victim)
+    end_tree(victim)
+    fake_uv.set(pause=None)
+    assert provision(host=MAC) == managed / "bin" / "vllm-mlx"
+
+
+def test_an_environment_of_cars_for_intel_is_told(fake_uv, managed, monkeypatch):
+    """CAR's environment is not replaced; the error says that its Python is for Intel."""
+    fake_uv.set(mac="1")
+    make_foreign(managed, fake_uv, monkeypatch, version=None)
+    with pytest.raises(ProvisionError, match="a Python for Intel") as caught:
+        provision(host=MAC)
+    assert caught.value.step == "venv"
+    assert str(managed) in caught.value.hint
+
+
 def test_nothing_changes_under_a_running_server(fake_uv, managed, spawn):
     """While a process runs from the environment, an upgrade is refused and nothing is touched."""
     ensure_runtime()
@@ -331,6 +421,22 @@ def test_nothing_changes_under_a_running_server(fake_uv, managed, spawn):
     assert read_marker(managed) == before
     end_tree(holder)
     assert upgrade_runtime().version == "0.6.0"
+
+
+def test_a_server_is_known_by_its_script(fake_uv, managed, spawn, home, monkeypatch):
+    """A Python that hides where it lies, as on a Mac, is known by its script, links or not."""
+    ensure_runtime()
+    program = "import sys; sys.stdin.read()"
+    words = [sys.executable, "-c", program, "marker", "run", str(managed / "bin" / "vllm-mlx")]
+    holder = subprocess.Popen(words[:4] + words[5:], stdin=subprocess.PIPE)
+    link = home.parent / "linked-home"
+    link.symlink_to(home)
+    monkeypatch.setenv("HOME", str(link))
+    try:
+        with pytest.raises(ProvisionError, match=f"process {holder.pid} runs from"):
+            upgrade_runtime()
+    finally:
+        holder.communicate()
 
 
 def test_an_upgrade_moves_to_the_locked_set(fake_uv, managed, monkeypatch):
@@ -352,6 +458,42 @@ def test_a_failed_upgrade_keeps_what_works(fake_uv, managed):
     fake_uv.set(fail=None)
     assert ensure_runtime() == runtime
     assert fake_uv.commands == ["venv", "pip", "pip"]
+
+
+@pytest.mark.parametrize("point", ["pip-begin", "pip-half"])
+def test_a_killed_upgrade_keeps_what_works(fake_uv, managed, monkeypatch, spawn, point):
+    """Killed before it changed anything, an upgrade costs nobody the former install."""
+    monkeypatch.setenv("CAR_VLLM_MLX_SPEC", "vllm-mlx==0.5.0")
+    ensure_runtime()
+    monkeypatch.delenv("CAR_VLLM_MLX_SPEC")
+    fake_uv.set(pause=point)
+    victim = spawn("from langchain_car_vllm.runtime import upgrade_runtime; upgrade_runtime()")
+    wait_until(fake_uv.paused_at(point).exists, victim)
+    end_tree(victim)
+    fake_uv.set(pause=None, fail="pip", says="dns error")
+    if point == "pip-begin":
+        assert ensure_runtime().version == "0.5.0"
+        assert read_marker(managed).state == "complete"
+    else:
+        with pytest.raises(ProvisionError, match="dns error"):
+            ensure_runtime()
+    fake_uv.set(fail=None)
+    assert upgrade_runtime().version == "0.6.0"
+
+
+def test_a_cancelled_upgrade_keeps_what_works(fake_uv):
+    """Ctrl-C under an upgrade leaves the former install in use."""
+    former = ensure_runtime()
+    fake_uv.set(pause="pip-begin")
+
+    def cancel(_progress):
+        if fake_uv.paused_at("pip-begin").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_runtime(on_progress=cancel)
+    fake_uv.set(fail="pip", pause=None)
+    assert ensure_runtime(auto_install=False) == former
 
 
 POINTS = ["venv-begin", "venv-half", "venv-end", "pip-begin", "pip-half", "pip-end"]

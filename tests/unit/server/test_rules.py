@@ -15,7 +15,7 @@ from langchain_car_vllm.server.command import (
 from langchain_car_vllm.server.idle import Use, idle_deadline
 from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import ServerSpec, argument_value
 
 SPEC = ServerSpec(source="org/model", name="org/model")
 
@@ -166,3 +166,21 @@ def test_spec_survives_the_way_to_the_supervisor():
     assert ServerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     policy = Policy(idle_tick=0.5)
     assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ((), None),
+        (("--max-kv-size", "1"), "1"),
+        (("--max-kv-size=1",), "1"),
+        (("--max-kv-size", "1", "--max-kv-size=2"), "2"),
+        (("--max-kv-size=1", "--max-kv-size", "2"), "2"),
+        (("--max-kv-size",), None),
+        (("--max-kv-size=",), ""),
+        (("--max-kv-sizes", "1"), None),
+    ],
+)
+def test_the_last_value_on_a_command_line_counts(arguments: tuple[str, ...], value: str | None):
+    """A flag means what the server's own parser makes of it, in both ways to write it."""
+    assert argument_value(arguments, "--max-kv-size") == value

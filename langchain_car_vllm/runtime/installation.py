@@ -1,0 +1,205 @@
+"""The steps of one installation, under the lock: environment, packages, test."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
+from langchain_car_vllm.runtime.commands import run_step
+from langchain_car_vllm.runtime.environment import (
+    NEWEST_PYTHON,
+    OLDEST_PYTHON,
+    Python,
+    broken_packages,
+    check_imports,
+    check_locked,
+    check_unused,
+    former_python,
+    probe_python,
+    python_binary,
+    server_binary,
+)
+from langchain_car_vllm.runtime.host import Host
+from langchain_car_vllm.runtime.locate import installed_version
+from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
+from langchain_car_vllm.runtime.reporter import Reporter
+from langchain_car_vllm.runtime.requirements import Requirements, wanted_requirements
+
+_NEWER_PYTHON = (NEWEST_PYTHON[0], NEWEST_PYTHON[1] + 1)
+_PYTHON_RANGE = "cpython>={}.{},<{}.{}".format(*OLDEST_PYTHON, *_NEWER_PYTHON)
+# What uv fetches itself where the Mac has only a Python for Intel.
+_NATIVE_MAC_PYTHON = "cpython-3.12-macos-aarch64-none"
+
+
+class Work(NamedTuple):
+    """What an installation works with.
+
+    Attributes:
+        root: The environment.
+        uv: The program that installs.
+        lock: Descriptor of the lock, for the programs that are started.
+        host: The machine.
+        report: Where to tell how far it is.
+    """
+
+    root: Path
+    uv: Path
+    lock: int
+    host: Host
+    report: Reporter
+
+    def run_uv(self, step: str, *arguments: str | Path, directory: Path) -> None:
+        """Run uv.
+
+        Raises:
+            ProvisionError: It failed.
+        """
+        run_step(
+            step,
+            [self.uv, *arguments],
+            directory=directory,
+            on_line=self.report.uv_line,
+            keep_open=(self.lock,),
+        )
+
+
+def install(work: Work) -> Path:
+    """Bring the environment to the wanted requirements and return its binary.
+
+    Marked as unfinished from before the first change until the test has passed. Where it fails and
+    has changed nothing, the former mark returns.
+
+    Raises:
+        RuntimeProvisioningError: It cannot be done.
+    """
+    root = work.root
+    former = read_marker(root)
+    ours = former.ours if former else not (root / "pyvenv.cfg").exists()
+    wanted = wanted_requirements(ours=ours, system=work.host.system)
+    check_unused(root)
+    worked = former.version if former else ""
+    _mark(root, Marker("installing", ours, wanted.name, worked))
+    try:
+        binary = _installed(work, wanted, former, ours=ours)
+    except BaseException:
+        if former is not None and worked:
+            _keep_former(root, former)
+        raise
+    _mark(root, Marker("complete", ours, wanted.name, installed_version(binary) or ""))
+    return binary.resolve()
+
+
+def _installed(work: Work, wanted: Requirements, former: Marker | None, *, ours: bool) -> Path:
+    """Return the binary of an installation that has passed its test."""
+    python = _ensure_python(work, ours=ours)
+    work.report.say("resolving packages")
+    work.run_uv(
+        "pip-install",
+        *("pip", "install", "--python", python_binary(work.root)),
+        *_mending(python, former, ours=ours),
+        *wanted.arguments,
+        directory=work.root,
+    )
+    binary = server_binary(work.root)
+    if not binary.is_file():
+        raise NotFoundAfterInstallError(work.root)
+    work.report.say("testing vllm-mlx")
+    _check_installed(work.root, wanted, python, work.report)
+    return binary
+
+
+def _mending(python: Python, former: Marker | None, *, ours: bool) -> list[str]:
+    """Return what makes uv look behind the metadata of packages that a killed one left.
+
+    Packages of CAR's that are whole keep their versions.
+    """
+    if ours:
+        return ["--reinstall"] if former is not None and former.state == "installing" else []
+    return [f"--reinstall-package={name}" for name in broken_packages(python)]
+
+
+def _check_installed(root: Path, wanted: Requirements, python: Python, report: Reporter) -> None:
+    """Test an installation: a locked one file by file, any other by importing the server.
+
+    uv has checked every byte of the locked set, so that all its files being there says more than
+    an import, which would double the time of an installation.
+    """
+    if wanted.is_locked:
+        check_locked(python)
+    else:
+        check_imports(root, lambda _line: report.still())
+
+
+def _ensure_python(work: Work, *, ours: bool) -> Python:
+    """Return the environment's Python, making the environment where none runs."""
+    root = work.root
+    python = probe_python(root)
+    if python is not None and python.is_supported:
+        return python
+    if python is not None and not ours:
+        raise ProvisionError("venv", _unsupported(root, python), hint=f"move `{root}` away")
+    failure = None
+    for request in _python_requests(None if python else former_python(root), work.host):
+        work.report.say("making a virtual environment")
+        venv = ("venv", "--quiet", "--allow-existing", "--no-project", "--python", request, root)
+        try:
+            work.run_uv("venv", *venv, directory=root.parent)
+        except ProvisionError as error:
+            failure = failure or error
+            continue
+        python = probe_python(root)
+        if python is not None and python.is_supported:
+            return python
+    raise failure or ProvisionError(
+        "venv",
+        _unsupported(root, python) if python else f"uv made `{root}`, yet its Python does not run",
+        hint="run `uv python install 3.12` and try again",
+    )
+
+
+def _unsupported(root: Path, python: Python) -> str:
+    return "`{}` has {}, vllm-mlx needs {}.{} to {}.{}".format(
+        root, python.description, *OLDEST_PYTHON, *NEWEST_PYTHON
+    )
+
+
+def _python_requests(former: str | None, host: Host) -> list[str]:
+    """Return what to ask uv for, best first.
+
+    Args:
+        former: The minor version that the environment was made for: packages that CAR put there are
+            in a folder of its name.
+        host: The machine.
+    """
+    requests = [f"cpython=={former}.*"] if former else []
+    requests.append(_PYTHON_RANGE)
+    if host.system == "darwin":
+        requests.append(_NATIVE_MAC_PYTHON)
+    return requests
+
+
+def _keep_former(root: Path, former: Marker) -> None:
+    """Put the mark back where an installation that failed has changed nothing.
+
+    Args:
+        root: The environment.
+        former: Its mark; the version is that of the last install that worked.
+    """
+    python = probe_python(root)
+    if python is None or installed_version(server_binary(root)) != former.version:
+        return
+    if broken_packages(python):
+        return
+    try:
+        check_imports(root)
+    except ProvisionError:
+        return
+    write_marker(root, former._replace(state="complete"))
+
+
+def _mark(root: Path, marker: Marker) -> None:
+    try:
+        write_marker(root, marker)
+    except OSError as error:
+        raise ProvisionError(
+            "mark", str(error), hint=f"make `{root}` writable for you and free some disk space"
+        ) from error

@@ -32,7 +32,8 @@ def add(a: int, b: int) -> int:
 
 def _first_token(agent: Any, turn: int, thread: str) -> float:
     """Return the seconds until the first text of a turn, which is then heard to its end."""
-    question = f"Turn {turn}. " + " ".join(f"I was in city {turn} and {n}." for n in range(30))
+    # Another thread says something else: an exact repeat is nothing the server's cache is good for.
+    question = f"Trip {thread}, turn {turn}. " + " ".join(f"I was in city {n}." for n in range(20))
     given = {"messages": [HumanMessage(question)]}
     config = {"configurable": {"thread_id": thread}}
     began, first = time.perf_counter(), 0.0
@@ -44,13 +45,21 @@ def _first_token(agent: Any, turn: int, thread: str) -> float:
 
 
 def test_the_tenth_turn_starts_as_fast_as_the_second(chat: Callable[..., ChatVllmMlx]):
-    """Ten turns of equal length, of which the server reads only what is new; best of three."""
-    model = chat(max_tokens=8)
+    """Ten turns of equal length, of which the server reads only what is new.
+
+    On a machine that does something else a turn may be held up, so that another conversation is
+    held then, and the better time of each turn counts.
+    """
+    model = chat(max_tokens=4)
     agent = create_agent(model, [look_up, add], system_prompt=SYSTEM, checkpointer=InMemorySaver())
-    runs = [[_first_token(agent, turn, str(run)) for turn in range(1, 11)] for run in range(3)]
-    best = [min(times) for times in zip(*runs, strict=True)]
-    print("first token by turn:", " ".join(f"{seconds:.2f}" for seconds in best))
-    assert best[9] <= 1.5 * best[1]
+    best = [float("inf")] * 10
+    for conversation in range(3):
+        times = [_first_token(agent, turn, str(conversation)) for turn in range(1, 11)]
+        print("first token by turn:", " ".join(f"{seconds:.2f}" for seconds in times))
+        best = list(map(min, best, times))
+        if best[9] <= 1.5 * best[1]:
+            return
+    pytest.fail(f"turn ten took {best[9]:.2f} s, turn two {best[1]:.2f} s")
 
 
 class Code(BaseModel):

@@ -135,7 +135,8 @@ class CallHoldback:
         ):
             self._code = True
             return opening.end()
-        end = _FENCE_END.search(self._held, opening.end())
+        mark = self._held.find("```", opening.end())  # far cheaper than the pattern, for each part
+        end = _FENCE_END.search(self._held, opening.end()) if mark >= 0 else None
         if end is None or (end.end() == len(self._held) and not last):
             return len(self._held) if last else None
         return end.end()

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from typing import Any
 
+import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
 import openai
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,

@@ -201,7 +201,7 @@ def test_an_answer_that_a_parser_took_away_is_said_to_be_lost(serve, ask, tokens
 
 def test_an_answer_that_ran_out_of_tokens_says_so_whatever_the_server_says(serve, ask):
     """The simple engine calls every answer about media whole, and counts two tokens too many."""
-    model, _ = serve(Reply(text="half an ans", usage=(21, 10)))
+    model, _ = serve(Reply(text="half an answ", usage=(21, 10)))
     assert ask(model, "hi", max_tokens=8).response_metadata["finish_reason"] == "length"
     assert ask(model, "hi", max_tokens=10).response_metadata["finish_reason"] == "stop"
     model, _ = serve(Reply(thought="half a thou", usage=(21, 10)))

@@ -1,6 +1,5 @@
 """Agents on the real server: what a long conversation costs, and how often a grammar is used."""
 
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,8 +67,17 @@ class Code(BaseModel):
     code: int = Field(ge=0, le=99)
 
 
-NOT_YET = "There is no code in this clue. Call next_clue again."
-CLUES = (NOT_YET, NOT_YET, NOT_YET, "The code is 73. You are done.")
+BOXES = {
+    "red": "The code is not in the red box. Open the blue box next.",
+    "blue": "The code is not in the blue box. Open the green box next.",
+    "green": "The code is not in the green box. Open the black box next.",
+    "black": "The code is 73.",
+}
+
+
+def open_box(colour: str) -> str:
+    """Open the box of a colour and return what is in it."""
+    return BOXES.get(colour.lower(), "There is no such box. Open the red box next.")
 
 
 @pytest.mark.parametrize("engine", ["batched", "simple"])
@@ -77,17 +85,11 @@ def test_an_agent_of_five_steps_uses_the_grammar_at_most_once(
     qwen: str, fast_cpu: dict[str, str], engine: str
 ):
     """Four tool steps are plain tool calling; the fifth ends in the object."""
-    clues = itertools.cycle(CLUES)
-
-    def next_clue() -> str:
-        """Return the next clue."""
-        return next(clues)
-
     model = ChatVllmMlx(
         model=qwen, engine=engine, temperature=0, max_tokens=48, server_env=fast_cpu
     )
-    agent = create_agent(model, [next_clue], response_format=Code)
-    question = "Call next_clue until a clue tells the code, then tell me the code."
+    agent = create_agent(model, [open_box], response_format=Code)
+    question = "The code is in a box. Open the red box first, then go on until you know the code."
     found = agent.invoke({"messages": [HumanMessage(question)]}, {"recursion_limit": 15})
     answers = [m for m in found["messages"] if isinstance(m, AIMessage)]
     used = [m.response_metadata["structured_output_method"] for m in answers]

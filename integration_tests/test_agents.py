@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, Field
 
@@ -80,21 +80,17 @@ def open_box(colour: str) -> str:
     return BOXES.get(colour.lower(), "There is no such box. Open the red box next.")
 
 
-@pytest.mark.parametrize("engine", ["batched", "simple"])
-def test_an_agent_of_five_steps_uses_the_grammar_at_most_once(
-    qwen: str, fast_cpu: dict[str, str], engine: str
-):
-    """Four tool steps are plain tool calling; the fifth ends in the object."""
-    model = ChatVllmMlx(
-        model=qwen, engine=engine, temperature=0, max_tokens=48, server_env=fast_cpu
-    )
+def test_an_agent_of_five_steps_uses_the_grammar_at_most_once(qwen: str, fast_cpu: dict[str, str]):
+    """At least four tool steps are plain tool calling; the last step ends in the object."""
+    model = ChatVllmMlx(model=qwen, temperature=0, max_tokens=48, server_env=fast_cpu)
     agent = create_agent(model, [open_box], response_format=Code)
     question = "The code is in a box. Open the red box first, then go on until you know the code."
-    found = agent.invoke({"messages": [HumanMessage(question)]}, {"recursion_limit": 15})
+    found = agent.invoke({"messages": [HumanMessage(question)]}, {"recursion_limit": 20})
     answers = [m for m in found["messages"] if isinstance(m, AIMessage)]
     used = [m.response_metadata["structured_output_method"] for m in answers]
-    print([(m.text, m.tool_calls) for m in answers], found["structured_response"])
+    for answer, method in zip(answers, used, strict=True):
+        print(method, answer.text, [call["args"] for call in answer.tool_calls])
+    assert len(answers) >= 5
+    assert all(answer.tool_calls for answer in answers[:-1])
+    assert used[:-1] == ["native"] * len(used[:-1])
     assert found["structured_response"] == Code(code=73)
-    assert len([m for m in found["messages"] if isinstance(m, ToolMessage)]) == 4
-    assert used.count("grammar") <= 1
-    assert used[:-1] == ["native"] * 4

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
+from langchain_car_vllm.wire.errors import StructuredOutputError
 
 MODELS = Path(__file__).parents[1] / ".models"
 BUILDER = Path(__file__).with_name("tiny_vlm.py")
@@ -159,6 +160,15 @@ def test_a_tool_step_with_a_schema_ends_in_the_object(model: ChatVllmMlx, ask: A
     """As `create_agent` asks after a tool has brought an image."""
     step = model.bind(tools=[look], response_format=Digit)
     assert Digit.model_validate_json(ask(step, seen(RED), max_tokens=200).text)
+
+
+def test_an_answer_that_was_cut_off_says_so(model: ChatVllmMlx, ask: Ask):
+    """Also where the engine calls it whole, and an object that was cut off names `max_tokens`."""
+    for messages in (asked(RED), [HumanMessage("what")]):
+        assert ask(model, messages).response_metadata["finish_reason"] == "length"
+    structured = model.with_structured_output(Digit)
+    with pytest.raises(StructuredOutputError, match="max_tokens"):
+        ask(structured, asked(RED), max_tokens=4)
 
 
 def test_a_text_goes_to_a_model_that_sees(model: ChatVllmMlx, ask: Ask):

@@ -1,5 +1,9 @@
 """What the wire promises, on the real server: grammars, forced calls, stop texts, company."""
 
+import asyncio
+import http.client
+import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +11,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.server import directory_of
+from langchain_car_vllm.server.state import read_state
 from langchain_car_vllm.wire.errors import InvalidRequestError
 
 
@@ -77,6 +83,56 @@ def test_the_servers_tokenizer_counts(model: ChatVllmMlx):
     """Once a call has found the server."""
     model.invoke("Say hello.", max_tokens=1)
     assert model.get_num_tokens("Hello there") == 2
+
+
+@pytest.mark.parametrize("way", ["ainvoke", "astream", "stream"])
+def test_leaving_a_call_ends_the_generation(model: ChatVllmMlx, way: str):
+    """A cancelled task and a closed stream free the server, which has begun a long answer."""
+    story = "Tell me a long story of a dog and a cat who travel around the world."
+    model.invoke("Say hello.", max_tokens=1)
+    before = _requests(model)
+
+    async def cancelled() -> None:
+        stream = model.astream(story, max_tokens=2000)
+        call = model.ainvoke(story, max_tokens=2000) if way == "ainvoke" else anext(stream)
+        task = asyncio.ensure_future(call)
+        while _requests(model) == before:  # noqa: ASYNC110 - another process is waited for
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    if way == "stream":
+        parts = model.stream(story, max_tokens=2000)
+        next(parts)
+        parts.close()
+    else:
+        asyncio.run(cancelled())
+    began = time.monotonic()
+    assert model.invoke("Say hello.", max_tokens=1).usage_metadata
+    assert time.monotonic() - began < 30
+    assert _requests(model) == before + 2
+    while _under_way(model):
+        assert time.monotonic() - began < 30
+        time.sleep(0.05)
+
+
+def _requests(model: ChatVllmMlx) -> int:
+    """Return how many chat requests have reached the server."""
+    log = directory_of(model._spec(engine=model.engine)).log
+    return log.read_text(encoding="utf-8", errors="replace").count("POST /v1/chat/completions st")
+
+
+def _under_way(model: ChatVllmMlx) -> list[str]:
+    """Return the requests that the batched engine is at work on."""
+    state = read_state(directory_of(model._spec(engine=model.engine)).state)
+    assert state is not None
+    connection = http.client.HTTPConnection("127.0.0.1", state.port, timeout=30)
+    headers = {"Authorization": f"Bearer {state.api_key}"}
+    connection.request("GET", "/v1/status", headers=headers)
+    found = json.loads(connection.getresponse().read())["requests"]
+    connection.close()
+    return found
 
 
 def test_the_servers_words_reach_the_user(model: ChatVllmMlx):

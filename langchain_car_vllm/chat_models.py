@@ -21,6 +21,7 @@ from pydantic import model_validator
 from langchain_car_vllm import __version__
 from langchain_car_vllm.connection import Connection, Replay
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings
@@ -184,6 +185,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> "_Call":
         given = {**self._parameters, **kwargs}
         parameters.check_names(given, parameters.IN_A_CALL)
+        parameters.check_values(given)
         model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
         given = parameters.kept(given)
         given["tools"] = openai_tools(given.get("tools") or ())
@@ -362,7 +364,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         """Return how many tokens messages and tools have, counted as `get_num_tokens` does."""
         converted = openai_tools(tools or ())
         endpoint = self._external(None) or _seen.get(self._spec(engine=self.engine).key())
-        if endpoint is not None and not _on_loop():
+        if messages and endpoint is not None and not _on_loop():
             counted = self._chat(endpoint).count_tokens(list(messages), converted)
             if counted is not None:
                 return counted
@@ -462,4 +464,7 @@ def _on_loop() -> bool:
 
 
 def _stops(stop: Sequence[str] | str | None) -> list[str]:
-    return [stop] if isinstance(stop, str) else list(stop or ())
+    found = [stop] if isinstance(stop, str) else list(stop or ())
+    if not all(isinstance(text, str) for text in found):
+        raise ConfigurationError(f"`stop` must be a text or a list of texts, not `{stop!r}`")
+    return found

@@ -124,8 +124,10 @@ class ServedModel(BaseModel):
             return ModelId(name=name, source=name, is_local=False)
         return parse_model_id(name)
 
-    def _name(self, model: str | None = None) -> str:
+    def _name(self, model: object = None) -> str:
         """Return the model's name for traces, also of one that does not exist."""
+        if not isinstance(model, str | None):
+            return str(model)  # refused by the call itself
         try:
             return self._model_id(model).name
         except ConfigurationError:

@@ -71,6 +71,7 @@ class Answer:
     Args:
         streamed: Whether the bytes are server-sent events, or one JSON document.
         filters: What deltas pass through, in order.
+        most: Most tokens that it was to have, None where nothing was said.
 
     Attributes:
         finish_reason: Why the server stopped, None until it says so.
@@ -82,7 +83,10 @@ class Answer:
         events: How many events carried something, about the number of tokens.
     """
 
-    def __init__(self, *, streamed: bool, filters: Sequence[Filter] = ()) -> None:
+    def __init__(
+        self, *, streamed: bool, filters: Sequence[Filter] = (), most: int | None = None
+    ) -> None:
+        self._most = most
         self._reader = EventReader()
         self._whole: list[bytes] = []
         self._streamed = streamed
@@ -122,10 +126,22 @@ class Answer:
                 "the answer broke off without an end",
                 hint="repeat the request; if the server was idle for too long, raise `timeout`",
             )
+        self._mend_reason()
         for position, holder in enumerate(self._filters):
             if held := holder.end():
                 deltas.extend(self._filtered(held, position + 1))
         return deltas
+
+    def _mend_reason(self) -> None:
+        """Tell an answer that ran out of tokens from a whole one.
+
+        The simple engine says `stop` for both where a model takes media, and counts two tokens too
+        many then (vllm-mlx 0.6.0).
+        """
+        used = self.usage.completion if self.usage else 0
+        limited = isinstance(self._most, int) and used > self._most
+        if self.finish_reason == "stop" and limited:
+            self.finish_reason = "length"
 
     def _events(self, payloads: list[bytes]) -> list[Delta]:
         deltas: list[Delta] = []

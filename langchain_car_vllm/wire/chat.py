@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from typing import Any
 
+import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
 import openai
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -25,6 +26,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.answer import Delta
 from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
 from langchain_car_vllm.wire.clock import Clock, Refusals
+from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
 from langchain_car_vllm.wire.history import holds_media, prepared
@@ -99,14 +101,17 @@ class WireChat(ChatOpenAI):
         Returns:
             The number without the chat template, None where the server does not tell.
         """
-        sent = self._get_request_payload(messages)["messages"]
+        try:
+            sent = self._get_request_payload(messages)["messages"]
+        except InvalidRequestError:  # such as an image that cannot be fetched
+            return None
         return self._count({"messages": sent, "tools": list(tools)})
 
     def _count(self, body: Body) -> int | None:
         request = count_request(self.model_name, body["messages"], body.get("tools") or ())
         try:
             return counted(self.root_client.post(PATH, **request))
-        except openai.APIError:
+        except (openai.APIError, ValueError):
             return None
 
     async def _acount(self, body: Body) -> int | None:
@@ -114,7 +119,7 @@ class WireChat(ChatOpenAI):
         client = await self.async_client.current()
         try:
             return counted(await client.post(PATH, **request))
-        except openai.APIError:
+        except (openai.APIError, ValueError):
             return None
 
     def _check_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:

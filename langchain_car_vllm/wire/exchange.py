@@ -55,7 +55,9 @@ class Attempt:
 
     def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
         self.body = body
-        self.answer = Answer(streamed=bool(body.get("stream")), filters=filters)
+        self.answer = Answer(
+            streamed=bool(body.get("stream")), filters=filters, most=body.get("max_tokens")
+        )
         self.called = False
         self.promotes = True
         self.failed: Callable[[AnswerError], Exception] = _as_it_is

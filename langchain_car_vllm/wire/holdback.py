@@ -51,6 +51,8 @@ class CallHoldback:
         """Return the calls that are complete and the text that is surely none."""
         if delta.calls:
             self._native = True
+            if self._calls:  # the server counts from 0, and knows nothing of the written ones
+                delta = delta._replace(calls=tuple(map(self._numbered, delta.calls)))
         self._held += delta.text
         text, chunks = self._released(last=False)
         if not (text or chunks or delta.thought or delta.calls):
@@ -61,6 +63,9 @@ class CallHoldback:
         """Return what was held back, as the call or as the text it is."""
         text, chunks = self._released(last=True)
         return Delta(text, calls=tuple(chunks)) if text or chunks else None
+
+    def _numbered(self, chunk: ToolCallChunk) -> ToolCallChunk:
+        return ToolCallChunk(**{**chunk, "index": (chunk["index"] or 0) + self._calls})
 
     def _released(self, *, last: bool) -> tuple[str, list[ToolCallChunk]]:
         texts: list[str] = []
@@ -135,7 +140,8 @@ class CallHoldback:
         ):
             self._code = True
             return opening.end()
-        end = _FENCE_END.search(self._held, opening.end())
+        mark = self._held.find("```", opening.end())  # far cheaper than the pattern, for each part
+        end = _FENCE_END.search(self._held, opening.end()) if mark >= 0 else None
         if end is None or (end.end() == len(self._held) and not last):
             return len(self._held) if last else None
         return end.end()

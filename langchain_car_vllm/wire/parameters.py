@@ -7,7 +7,7 @@ import difflib
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import ConfigurationError
 
@@ -145,6 +145,27 @@ _MEANT = {
     "headers": "`default_headers`",
 }
 
+
+class _Kind(NamedTuple):
+    title: str
+    types: tuple[Any, ...]
+
+
+_NUMBER = _Kind("a number", (int, float))
+_COUNT = _Kind("a whole number", (int,))
+_MAPPING = _Kind("a dictionary", (Mapping,))
+_KINDS: dict[str, _Kind] = {
+    **dict.fromkeys(SAMPLING, _NUMBER),
+    **dict.fromkeys(("top_k", "max_tokens", "thinking_budget", "max_input_tokens"), _COUNT),
+    **dict.fromkeys(
+        ("extra_body", "extra_headers", "chat_template_kwargs", "logit_bias"), _MAPPING
+    ),
+    "timeout": _NUMBER,
+    "model": _Kind("a text", (str,)),
+    "tools": _Kind("a list", (list, tuple)),
+}
+_POSITIVE = ("timeout", "max_tokens", "thinking_budget")
+
 _warned: set[str] = set()
 _lock = threading.Lock()
 
@@ -163,6 +184,22 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
             warn_once(name)
             continue
         raise ConfigurationError(f"`{name}` is no parameter of this model", hint=_hint(name, known))
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Refuse values of a call that cannot work; what the constructor takes is checked there.
+
+    Raises:
+        ConfigurationError: A value is of the wrong kind.
+    """
+    for name, value in given.items():
+        kind = _KINDS.get(name)
+        if value is None or kind is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind.types):
+            raise ConfigurationError(f"`{name}` must be {kind.title}, not `{value!r}`")
+        if name in _POSITIVE and not value > 0:
+            raise ConfigurationError(f"`{name}` must be more than 0, not {value}")
 
 
 def kept(given: Mapping[str, Any]) -> dict[str, Any]:

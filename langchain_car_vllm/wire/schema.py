@@ -13,6 +13,8 @@ from typing import Any
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import DecimalSchema
 
 from langchain_car_vllm.errors import ConfigurationError
 
@@ -22,10 +24,22 @@ _DEFS = ("$defs", "definitions")
 _MAPS = ("properties", "patternProperties", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
-# Look-around and back references, which the grammar's regular expressions do not have.
-_TOO_CLEVER = re.compile(r"\(\?(?:[=!]|<[=!]|P=)|\\[1-9]|\\[bB]")
+# Back references, which no regular expression without a memory can do without.
+_BACK_REFERENCE = re.compile(r"\(\?P=|\\[1-9]")
+_CLASS = r"\[\^?\]?(?:[^\]\\]|\\.)*\]"
+_PIECE = re.compile(rf"\\.|{_CLASS}|\(\?<?[=!]|\(|\)|.", re.DOTALL)
+_QUANTIFIER = re.compile(r"(?:[*+?]|\{\d*,?\d*\})[?+]?")
 _ROOT_REFERENCE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
 _GUIDANCE = {"lenient": True, "coerce_one_of": True}
+
+
+class _Generator(GenerateJsonSchema):
+    """Writes a decimal as the number it is: the text that pydantic takes as well is any text."""
+
+    def decimal_schema(self, schema: DecimalSchema) -> JsonSchemaValue:
+        """Return the schema of a number."""
+        found = super().decimal_schema(schema)
+        return next((o for o in found.get("anyOf", ()) if o.get("type") == "number"), found)
 
 
 def json_schema(schema: Any) -> Schema:
@@ -35,7 +49,7 @@ def json_schema(schema: Any) -> Schema:
         ConfigurationError: It is nothing that a schema can be made of.
     """
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
+        return schema.model_json_schema(schema_generator=_Generator)
     if isinstance(schema, Mapping) and _is_json_schema(schema):
         return dict(schema)
     try:
@@ -89,11 +103,57 @@ def _digest(
     names = _hoisted(schema, defs, names)
     found: Schema = {}
     for key, value in schema.items():
-        if key not in _DEFS and not (key == "pattern" and _TOO_CLEVER.search(str(value))):
+        if key == "pattern":
+            if pattern := weakened(str(value)):
+                found[key] = pattern
+        elif key not in _DEFS:
             found[key] = _digest_word(key, value, defs, names)
+    found = _with_named_keys(found, defs)
     if closed and "properties" in found and not {"patternProperties", "allOf"} & found.keys():
         found.setdefault("additionalProperties", False)
     return found
+
+
+def _with_named_keys(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
+    """Name the keys that `propertyNames` allows: the grammar passes over that word."""
+    allowed = schema.get("propertyNames")
+    if isinstance(allowed, Mapping) and "$ref" in allowed:
+        allowed = defs.get(str(allowed["$ref"]).removeprefix("#/$defs/"))
+    keys = allowed.get("enum") if isinstance(allowed, Mapping) else None
+    if not keys or "properties" in schema or not all(isinstance(key, str) for key in keys):
+        return schema
+    value = schema.get("additionalProperties", True)
+    left = {k: v for k, v in schema.items() if k != "propertyNames"}
+    return {**left, "properties": dict.fromkeys(keys, value), "additionalProperties": False}
+
+
+def weakened(pattern: str) -> str | None:
+    """Return a pattern without look-around and word borders, which the grammar does not have.
+
+    All that fits the pattern fits what is returned: None, for any text, where that cannot be had.
+    """
+    if _BACK_REFERENCE.search(pattern):
+        return None
+    kept: list[str] = []
+    open_groups: list[bool] = []  # whether each is part of what is left out
+    place = 0
+    while place < len(pattern):
+        found = _PIECE.match(pattern, place)
+        piece = found[0] if found else pattern[place]
+        place += len(piece)
+        left_out = any(open_groups) or piece in ("\\b", "\\B")
+        if piece == ")":
+            if not open_groups:
+                return None
+            if open_groups.pop() and not any(open_groups):
+                quantifier = _QUANTIFIER.match(pattern, place)
+                place = quantifier.end() if quantifier else place
+        elif piece.startswith("("):
+            open_groups.append(piece != "(" or any(open_groups))
+            left_out = open_groups[-1]
+        if not left_out:
+            kept.append(piece)
+    return "".join(kept) if not open_groups else None
 
 
 def _digest_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> Any:

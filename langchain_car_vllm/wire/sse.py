@@ -8,15 +8,18 @@ class EventReader:
     other fields and blank lines fall away. Chunks may be cut anywhere.
     """
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_begun",)
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._begun: list[bytes] = []
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the payloads that `data` completes, in order."""
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
+        if b"\n" not in data:  # joined once it ends: a line may be megabytes long
+            self._begun.append(data)
+            return []
+        lines = b"".join((*self._begun, data)).split(b"\n")
+        self._begun = [lines.pop()]
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
     def end(self) -> list[bytes]:

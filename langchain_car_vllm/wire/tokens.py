@@ -42,8 +42,10 @@ def may_overflow(body: Mapping[str, Any], limit: int | None) -> bool:
     """Whether a request might not fit: a token has at least one byte, so fewer bytes surely do."""
     if limit is None:
         return False
-    size = sum(len(text.encode()) for m in body["messages"] for text in _flat(m))
-    return size + len(json.dumps(body.get("tools") or [], ensure_ascii=False).encode()) > limit
+    texts = [text for message in body["messages"] for text in _flat(message)]
+    texts.append(json.dumps(body.get("tools") or [], ensure_ascii=False))
+    # Half a surrogate pair is measured here and refused where it is sent.
+    return sum(len(text.encode(errors="surrogatepass")) for text in texts) > limit
 
 
 def check_fits(tokens: int | None, limit: int | None) -> None:

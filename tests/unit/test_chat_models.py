@@ -109,6 +109,33 @@ def test_what_only_the_constructor_takes_is_said_to_be_that(name):
     assert "model_copy" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", "hot"),
+        ("top_k", 1.5),
+        ("max_tokens", 0),
+        ("max_tokens", True),
+        ("timeout", "5"),
+        ("timeout", -1),
+        ("thinking_budget", 0),
+        ("max_input_tokens", "5"),
+        ("stop", [5]),
+        ("extra_body", [1]),
+        ("extra_headers", "x"),
+        ("chat_template_kwargs", "x"),
+        ("logit_bias", [1]),
+        ("model", 5),
+        ("tools", {"a": 1}),
+    ],
+)
+def test_values_of_a_call_that_cannot_work_are_refused_by_name(name, value):
+    """As the constructor refuses them, and before anything is sent."""
+    model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigurationError, match=f"`{name}`"):
+        model.invoke("hi", **{name: value})
+
+
 def test_a_call_may_have_a_keep_alive_of_its_own():
     """In `bind` and per call as in the constructor; it names no other server."""
     model = ChatVllmMlx(model=MODEL)

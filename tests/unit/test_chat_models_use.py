@@ -13,7 +13,11 @@ from fakes.dialect import Dialect, Reply, Server, helpful
 from fakes.hub import running_hub, write_model
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
-from langchain_core.exceptions import ContextOverflowError, ModelNotFoundError
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+)
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
@@ -201,6 +205,21 @@ def test_tokens_are_counted_by_the_server_where_it_runs(model, server):
     before = len(server.dialect.paths)
     assert asyncio.run(on_a_loop()) > 0
     assert len(server.dialect.paths) == before
+
+
+@pytest.mark.parametrize("blocks", ["half a pair \ud800", [{"type": "image", "url": "no.png"}], []])
+def test_counting_needs_no_sendable_message(model, blocks):
+    """What a request could not carry is counted roughly."""
+    messages = [HumanMessage(blocks)] if blocks else []
+    assert model.get_num_tokens_from_messages(messages) >= 0
+
+
+def test_text_that_cannot_be_written_is_a_typed_error(server):
+    """Half a surrogate pair, also where the prompt is measured first."""
+    for profile in (None, {"max_input_tokens": 5}):
+        model = ChatVllmMlx(model="m", base_url=server.base_url, profile=profile)
+        with pytest.raises(ModelInvalidRequestError, match="surrogates"):
+            model.invoke("half a pair \ud800")
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke"])

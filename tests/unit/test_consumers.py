@@ -1,7 +1,11 @@
 """Real consumers of the chat model and the embeddings, against the fake server."""
 
 import asyncio
+import base64
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, TypedDict
@@ -127,6 +131,50 @@ def test_a_graph_never_blocks_the_event_loop(model):
             return await compiled.ainvoke({"messages": [HumanMessage("go")]})
 
     assert len(asyncio.run(run())["messages"]) == 3
+
+
+FIRST_CALLS = {
+    "forced": "model.bind_tools([Value, Other], tool_choice='any').ainvoke('go')",
+    "image": "model.ainvoke([HumanMessage([{'type': 'image', 'url': Path('picture.png')}])])",
+    "vectors": "embeddings.aembed_query('go')",
+}
+
+
+@pytest.mark.parametrize("kind", FIRST_CALLS)
+def test_the_first_call_of_a_process_never_blocks_the_event_loop(kind, tmp_path):
+    """Whatever it needs to import, read or build is done elsewhere."""
+    picture = base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+    (tmp_path / "picture.png").write_bytes(picture)
+    code = f"""
+import asyncio
+from pathlib import Path
+from blockbuster import blockbuster_ctx
+from langchain_core.messages import HumanMessage
+from pydantic import BaseModel
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+
+class Value(BaseModel):
+    "A value."
+    value: int
+
+class Other(BaseModel):
+    "Another value."
+    other: int
+
+async def main():
+    with blockbuster_ctx("langchain_car_vllm"):
+        await {FIRST_CALLS[kind]}
+
+model, embeddings = ChatVllmMlx(model="m"), VllmMlxEmbeddings(model="m")
+asyncio.run(main())
+"""
+    with Server(Dialect("m", multimodal=True)) as server:
+        environment = {**os.environ, "CAR_VLLM_MLX_BASE_URL": server.base_url}
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, timeout=50, cwd=tmp_path, env=environment
+        )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

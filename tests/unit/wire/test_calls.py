@@ -17,8 +17,10 @@ from langchain_car_vllm.endpoint import Endpoint, Parsers
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer import Delta
 from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
+from langchain_car_vllm.wire.exchange import EmptyAnswerWarning
 from langchain_car_vllm.wire.request import body_for
 from langchain_car_vllm.wire.result import chunk_of
+from langchain_car_vllm.wire.sse import EventReader
 
 
 def _streamed(model: ChatVllmMlx, text: str, **given: Any) -> AIMessage:
@@ -197,6 +199,16 @@ def test_an_answer_that_a_parser_took_away_is_said_to_be_lost(serve, ask, tokens
     assert [f"{tokens} tokens" in str(warning.message) for warning in told] == [True] * (tokens - 2)
 
 
+def test_an_answer_that_ran_out_of_tokens_says_so_whatever_the_server_says(serve, ask):
+    """The simple engine calls every answer about media whole, and counts two tokens too many."""
+    model, _ = serve(Reply(text="half an answ", usage=(21, 10)))
+    assert ask(model, "hi", max_tokens=8).response_metadata["finish_reason"] == "length"
+    assert ask(model, "hi", max_tokens=10).response_metadata["finish_reason"] == "stop"
+    model, _ = serve(Reply(thought="half a thou", usage=(21, 10)))
+    with pytest.warns(EmptyAnswerWarning, match="max_tokens"):
+        assert ask(model, "hi", max_tokens=8).text == ""
+
+
 def test_a_wish_about_thinking_that_is_none_is_refused(serve):
     """In a call as in the constructor."""
     model, dialect = serve()
@@ -212,6 +224,18 @@ def test_the_last_chunk_says_so_and_no_empty_one_comes_before(serve):
     chunks = list(model.stream("hi"))
     assert [chunk.content for chunk in chunks] == ["one ", "two", ""]
     assert [chunk.chunk_position for chunk in chunks] == [None, None, "last"]
+
+
+def test_a_long_event_in_small_parts_is_read_at_once():
+    """The time it takes grows with its length, not with the square of it."""
+    reader = EventReader()
+    found: list[bytes] = []
+    for _ in range(1_000_000):
+        found += reader.feed(b"x")
+    assert reader.feed(b"\ndata: 1\nda") == [b"1"]
+    assert found == []
+    assert reader.feed(b"ta: 2") == []
+    assert reader.end() == [b"2"]
 
 
 def test_leaving_a_stream_ends_the_generation(serve):

@@ -56,7 +56,7 @@ def test_a_schema_violation_names_the_field(serve):
     """FastAPI's list of complaints becomes one sentence."""
     model, _ = serve()
     with pytest.raises(core.ModelInvalidRequestError, match="min_p: Input should be"):
-        model.invoke("hi", min_p="a lot")
+        model.invoke("hi", extra_body={"min_p": "a lot"})
 
 
 def test_a_detail_that_is_an_object_gives_its_message(serve):

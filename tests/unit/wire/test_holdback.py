@@ -95,6 +95,18 @@ def test_foreign_json_and_code_flow_on_at_once():
     assert holdback.feed(Delta("```python\nx = 1")) == Delta("```python\nx = 1")
 
 
+def test_a_call_of_the_servers_after_a_written_one_is_a_call_of_its_own():
+    """Both count from 0, and LangChain would merge what has one number."""
+    holdback = CallHoldback(["add"])
+    native = {"name": "add", "args": '{"a": 2}', "id": "1", "index": 0, "type": "tool_call_chunk"}
+    written = holdback.feed(Delta('{"name": "add", "arguments": {"a": 1}}'))
+    found = [*written.calls, *holdback.feed(Delta(calls=(native,))).calls]
+    assert [(chunk["index"], chunk["args"]) for chunk in found] == [
+        (0, '{"a": 1}'),
+        (1, '{"a": 2}'),
+    ]
+
+
 def test_text_beside_calls_that_the_server_found_is_text():
     """Once the server's own parser works, JSON in the text is not turned into a second call."""
     holdback = CallHoldback(["add"])

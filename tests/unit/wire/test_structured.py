@@ -2,6 +2,7 @@
 
 import enum
 import json
+import re
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -10,12 +11,14 @@ from uuid import UUID
 
 import pytest
 from fakes.dialect import Reply, example, helpful
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.exceptions import OutputParserException
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.errors import StructuredOutputError
-from langchain_car_vllm.wire.schema import complaint, digested, json_schema
+from langchain_car_vllm.wire.schema import complaint, digested, json_schema, weakened
 
 
 class Colour(enum.Enum):
@@ -240,11 +243,66 @@ class TestDigestion:
         assert complaint({"outer": "a", "inner": {"t": "x"}}, found)
         assert "$defs" not in found["properties"]["inner"]
 
-    @pytest.mark.parametrize("pattern", ["^(?=.*a)b", "(?!x)y", "(?<=a)b", r"(a)\1", r"\bword\b"])
-    def test_patterns_the_grammar_lacks_are_dropped(self, pattern):
-        """The answer is checked against the original instead."""
+    @pytest.mark.parametrize(
+        ("pattern", "left"),
+        [
+            ("^(?=.*a)b", "^b"),
+            ("^(?!x(y|z)*)*[a-z]+$", "^[a-z]+$"),
+            ("(?<=a)b", "b"),
+            (r"\bword\b", "word"),
+            (r"[\b(?=]\(?=x", r"[\b(?=]\(?=x"),
+            ("^(?:a|b){2}$", "^(?:a|b){2}$"),
+            ("(?<!a)", None),
+            (r"(a)\1", None),
+            ("(a", None),
+            ("a)", None),
+        ],
+    )
+    def test_of_a_pattern_the_grammar_gets_what_it_can_read(self, pattern, left):
+        """The answer is checked against the original."""
         schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}
-        assert "pattern" not in digested(schema)["properties"]["a"]
+        assert digested(schema)["properties"]["a"].get("pattern") == left
+
+    @given(
+        st.lists(
+            st.sampled_from(
+                [*"abc|().^$+*?", "(?=", "(?!", "(?<=", "(?:", r"\b", r"\(", "[a(]", "[^)]", "{2}"]
+            ),
+            max_size=8,
+        ),
+        st.lists(st.text("abc()", max_size=4), max_size=5),
+    )
+    def test_what_fits_a_pattern_fits_what_is_left_of_it(self, pieces, texts):
+        """Look-around only ever forbids."""
+        try:
+            pattern = re.compile("".join(pieces))
+        except re.error:
+            return
+        left = weakened(pattern.pattern)
+        for text in texts:
+            if left is not None and pattern.search(text):
+                assert re.search(left, text)
+
+    def test_a_dictionary_with_named_keys_gets_no_others(self):
+        """The grammar passes over `propertyNames`."""
+        wanted = create_model(
+            "Answer", a=(dict[Literal["x", "y"], int], ...), b=(dict[Colour, int], ...)
+        )
+        found = digested(json_schema(wanted))
+        for name, keys in (("a", {"x", "y"}), ("b", {"red", "blue"})):
+            part = found["properties"][name]
+            assert part["properties"].keys() == keys
+            assert part["additionalProperties"] is False
+        assert complaint({"a": {"x": 1}, "b": {"red": 2}}, found) is None
+
+    def test_a_decimal_is_a_number(self):
+        """The text that pydantic takes as well would be any text."""
+        wanted = create_model("Answer", a=(Decimal, ...), b=(Decimal | None, ...))
+        found = digested(json_schema(wanted))["properties"]
+        assert found["a"] == {"type": "number"}
+        assert {"type": "string"} not in found["b"]["anyOf"]
+        text = '{"a": 1.10, "b": null}'
+        assert wanted.model_validate_json(text).a == Decimal("1.10")
 
     def test_a_property_may_be_named_like_a_word_of_the_schema(self):
         """`pattern`, `$ref` and `properties` are ordinary names for a property."""

@@ -180,7 +180,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> "_Call":
         given = {**self._parameters, **kwargs}
         parameters.check_names(given, parameters.IN_A_CALL)
-        model = given.pop("model", None)
+        model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
         given = parameters.kept(given)
         if tools := given.get("tools"):
             given["tools"] = openai_tools(tools)
@@ -189,7 +189,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         given.setdefault("max_input_tokens", (self.profile or {}).get("max_input_tokens"))
         return _Call(
             model=model,
-            spec=self._spec(model, engine=self.engine),
+            spec=self._spec(model, engine=self.engine, keep_alive=keep_alive),
             stop=_stops(stop if stop is not None else self.stop),
             given=given,
         )

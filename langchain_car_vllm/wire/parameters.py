@@ -26,6 +26,7 @@ OURS = (
     "reasoning",
     "thinking_budget",
     "timeout",
+    "keep_alive",
     "tools",
     "tool_choice",
     "tool_choice_method",

@@ -300,8 +300,8 @@ def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: 
 
 def _build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     address = Address(endpoint.base_url, endpoint.api_key, headers)
-    client = sync_client(address)
-    loops = LoopClients(address)
+    client = sync_client(address, endpoint.is_ours)
+    loops = LoopClients(address, endpoint.is_ours)
     return WireChat(
         endpoint=endpoint,
         refusals=refusals,

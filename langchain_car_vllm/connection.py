@@ -145,7 +145,7 @@ class ServedModel(BaseModel):
         keep_alive: str | float | None = None,
     ) -> ServerSpec:
         found = self._model_id(model)
-        lasting = self.keep_alive if keep_alive is None else keep_alive
+        alive = self.keep_alive if keep_alive is None else keep_alive
         return ServerSpec(
             source=found.source,
             name=found.name,
@@ -156,7 +156,7 @@ class ServedModel(BaseModel):
                 (name, secret.get_secret_value()) for name, secret in self.server_env.items()
             ),
             embeddings=embeddings,
-            keep_alive=seconds(lasting, "keep_alive", lowest=-1),
+            keep_alive=seconds(alive, "keep_alive", lowest=-1),
             auto_install=self.auto_install,
             auto_pull=self.auto_pull,
         )

@@ -17,7 +17,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
 from langchain_car_vllm.server import Endpoint, lease, stop_server
 from langchain_car_vllm.server.port import is_refused
-from langchain_car_vllm.wire.chat import wrapped
+from langchain_car_vllm.wire.chat import WireChat
 from langchain_car_vllm.wire.errors import ConnectionFailedError
 
 
@@ -127,8 +127,13 @@ def die(fake: Fake, victim: str) -> int:
     return port
 
 
+def client_of(endpoint: Endpoint) -> WireChat:
+    """Return what the chat model sends its requests with."""
+    return ChatVllmMlx(model=endpoint.served_model)._chat(endpoint)
+
+
 def ask_in_vain(endpoint: Endpoint, way: str) -> None:
-    chat, prompt = wrapped(endpoint, (), 0), [HumanMessage("a secret")]
+    chat, prompt = client_of(endpoint), [HumanMessage("a secret")]
     with pytest.raises(ConnectionFailedError, match="gone"):
         chat.invoke(prompt) if way == "sync" else asyncio.run(chat.ainvoke(prompt))
 
@@ -152,8 +157,7 @@ def test_stranger_on_the_port_of_a_dead_server_hears_nothing(fake: Fake, victim:
 def test_kept_connection_of_a_dead_server_is_not_renewed_to_a_stranger(fake: Fake, way: str):
     """A client that has talked to the server before does not go on with who took its port."""
     with lease(fake.spec(), policy=FAST) as held:
-        chat = wrapped(held.endpoint, (), 0)
-        assert chat.invoke([HumanMessage("hi")]).text
+        assert client_of(held.endpoint).invoke([HumanMessage("hi")]).text
         port = die(fake, "server")
         stranger = Stranger(port, fake.spec().name)
         try:

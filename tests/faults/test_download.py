@@ -6,7 +6,7 @@ import signal
 
 import psutil
 import pytest
-from faults.support import FAST, Background, Fake, ask, eventually, is_alive, processes_of
+from faults.support import FAST, Background, Fake, ask, eventually, processes_of
 
 from langchain_car_vllm.errors import ModelDownloadError, ServerStoppedError
 from langchain_car_vllm.progress import Progress
@@ -86,10 +86,10 @@ def test_supervisor_killed_while_downloading_takes_the_child_along(hub: Fake):
     wait_for_download()
     state = read_state(directory_of(SPEC).state)
     assert state is not None
-    children = psutil.Process(state.supervisor.pid).children(recursive=True)
+    children = set(psutil.Process(state.supervisor.pid).children()) & set(processes_of(hub.root))
     assert children
     os.kill(state.supervisor.pid, signal.SIGKILL)
-    eventually(lambda: not any(map(is_alive, children)), "the end of the child")
+    eventually(lambda: not children & set(processes_of(hub.root)), "the end of the child")
     hub.open_gate("download")
     assert waiting.result() == "tok0 tok1 tok2 "
 

@@ -68,8 +68,13 @@ class ServedModel(BaseModel):
     """Catalog name, Hub repository or local directory, such as `vllm-mlx/qwen3-4b:4bit`."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; the default branch without one."""
-    keep_alive: str | float = "10m"
-    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever."""
+    keep_alive: str | float = Field(
+        default_factory=lambda: variable("CAR_VLLM_MLX_KEEP_ALIVE") or "10m"
+    )
+    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever.
+
+    A call can name its own: `llm.invoke(..., keep_alive=0)`.
+    """
     startup_timeout: float | None = None
     """Seconds to wait for the server to become ready; no limit without one."""
     on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
@@ -222,7 +227,7 @@ class Replay:
     """Decides whether a call whose connection broke is sent once more.
 
     Only a crash, or a connection refused before the lease was re-checked, is repeated, once, and
-    only if nothing of the answer was seen.
+    only if nothing of the answer was seen. What exhausted the memory would do so again.
 
     Attributes:
         seen: Whether the user has seen a part of the answer.
@@ -239,7 +244,7 @@ class Replay:
     ) -> None:
         """Return where the call is to be sent again; else raise what happened."""
         refused = isinstance(error, ConnectionFailedError) and error.refused
-        crashed = isinstance(reason, ServerCrashedError) or (
+        crashed = (isinstance(reason, ServerCrashedError) and reason.is_retryable) or (
             reason is None and refused and connection.endpoint.managed
         )
         if crashed and not self.seen and not self._replayed:

@@ -1,6 +1,7 @@
 """What a ready server looks like to whoever talks to it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -28,6 +29,8 @@ class Endpoint:
         context_window: Tokens that prompt and answer share, None where unknown.
         log_path: The server's log, None for an endpoint that somebody else runs.
         managed: Whether this package supervises the server.
+        is_ours: Tells whether that very server still lives, so that nobody else listens on its
+            port; None for an endpoint that somebody else runs.
     """
 
     base_url: str
@@ -41,6 +44,7 @@ class Endpoint:
     context_window: int | None = None
     log_path: Path | None = None
     managed: bool = False
+    is_ours: Callable[[], bool] | None = field(default=None, compare=False, repr=False)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, served_model={self.served_model!r})"

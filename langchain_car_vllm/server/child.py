@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import interpreter_of
@@ -23,6 +24,7 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import (
     Identity,
     cpu_seconds,
+    has_ended,
     kill_group,
     wait_until_group_gone,
 )
@@ -30,6 +32,9 @@ from langchain_car_vllm.server.process import (
 _LAUNCHER = Path(__file__).with_name("launch.py").read_text(encoding="utf-8")
 _LOCK_PATIENCE = 5.0
 _KEPT_LOGS = 3
+_PIECE = 1_000_000
+# The virtual environment may be gone when it is needed.
+_PYTHON = os.path.realpath(sys.executable)
 _SAVING = b"Saving prefix cache"
 
 
@@ -92,7 +97,7 @@ class Child:
             with log.open("ab") as output:
                 self._process = subprocess.Popen(
                     [
-                        str(interpreter or sys.executable),
+                        str(interpreter or _PYTHON),
                         str(directory.launcher),
                         nonce,
                         mode,
@@ -122,8 +127,15 @@ class Child:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """Return the exit code, negative for a signal, or None while it runs."""
-        return self._process.poll()
+        """Return the exit code, negative for a signal, or None while it runs.
+
+        Whoever it left behind is ended before it is reaped: afterwards its number may be another's.
+        """
+        if self._process.returncode is None and has_ended(self.pid):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.poll()
+        return self._process.returncode
 
     def activity(self) -> tuple[int, float]:
         """Return what grows while it does something: its log's size and its CPU seconds."""
@@ -131,14 +143,14 @@ class Child:
 
     def trim_log(self, limit: int) -> None:
         """Keep the log below `limit` bytes: its last half stays, the server writes on behind it."""
-        if self._log_size() <= limit:
+        if (size := self._log_size()) <= limit:
             return
+        begin, kept = size - limit // 2, 0
         with suppress(FileNotFoundError), self.log.open("r+b") as file:
-            file.seek(-limit // 2, os.SEEK_END)
-            kept = file.read()
-            file.seek(0)
-            file.write(kept)
-            file.truncate()
+            while kept < limit and (piece := _read_at(file, begin + kept)):
+                file.seek(kept)
+                kept += file.write(piece)
+            file.truncate(kept)
 
     def interrupt(self, policy: Policy) -> bool:
         """End it as Ctrl-C does, so that it saves its prefix cache, then less gently.
@@ -148,12 +160,12 @@ class Child:
         """
         began = self._log_size()
         for _ in range(2):
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGINT)
-                # A suspended process hears nothing until it goes on.
-                os.kill(self.pid, signal.SIGCONT)
-            if self._wait_while_saving(policy, began):
+            if self.exit_code() is not None:
                 break
+            os.kill(self.pid, signal.SIGINT)
+            # A suspended process hears nothing until it goes on.
+            os.kill(self.pid, signal.SIGCONT)
+            self._wait_while_saving(policy, began)
         return self.kill(policy)
 
     def kill(self, policy: Policy) -> bool:
@@ -162,14 +174,15 @@ class Child:
         Returns:
             Whether nobody of it is left.
         """
-        gone = kill_group(self.pid, policy.kill_grace)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(policy.kill_grace)
-        gone = gone and wait_until_group_gone(self.pid, policy.kill_grace)
+        if self._process.returncode is None:
+            kill_group(self.pid, policy.kill_grace)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(policy.kill_grace)
+        gone = wait_until_group_gone(self.pid, policy.kill_grace)
         os.close(self._pipe)
         return gone
 
-    def _wait_while_saving(self, policy: Policy, began: int) -> bool:
+    def _wait_while_saving(self, policy: Policy, began: int) -> None:
         """Wait until it ends; a server that is saving gets longer while it makes headway.
 
         Args:
@@ -180,12 +193,11 @@ class Child:
         now = time.monotonic()
         deadline, latest = now + policy.stop_grace, now + policy.save_limit
         while (now := time.monotonic()) < min(deadline, latest):
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(policy.start_tick)
-                return True
+            if self.exit_code() is not None:
+                return
+            time.sleep(policy.start_tick)
             if (activity := self.activity()) != seen and self._is_saving(began):
                 seen, deadline = activity, now + policy.save_stall
-        return False
 
     def _is_saving(self, began: int) -> bool:
         try:
@@ -201,6 +213,11 @@ class Child:
             return self.log.stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def _read_at(file: BinaryIO, position: int) -> bytes:
+    file.seek(position)
+    return file.read(_PIECE)
 
 
 def _rotate(log: Path) -> None:

@@ -13,7 +13,7 @@ from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusi
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import Reason, State, write_state
+from langchain_car_vllm.server.state import Reason, State, is_of_this_machine, write_state
 
 
 class Held(NamedTuple):
@@ -116,7 +116,7 @@ class Context:
 
 def _check_machine(predecessor: State, directory: ServerDirectory) -> None:
     """Refuse a directory that a supervisor of another machine may be using."""
-    if boot_id() != predecessor.boot_id and machine_id() != predecessor.machine:
+    if not is_of_this_machine(predecessor):
         raise StateDirectoryError(
             directory.path,
             f"machine `{predecessor.host}` uses it too",

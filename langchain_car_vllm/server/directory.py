@@ -116,9 +116,10 @@ def server_directory(key: str) -> ServerDirectory:
 def server_directories() -> list[ServerDirectory]:
     """Return the directories of all keys that ever had a server here."""
     root = run_root()
-    if not root.is_dir():
-        return []
-    return [ServerDirectory(p) for p in sorted(root.iterdir()) if (p / "state.json").is_file()]
+    with explain_os_errors(root):
+        if not root.is_dir():
+            return []
+        return [ServerDirectory(p) for p in sorted(root.iterdir()) if (p / "state.json").is_file()]
 
 
 @contextmanager

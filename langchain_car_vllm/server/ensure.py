@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
@@ -114,7 +113,9 @@ def ensure_server(spec: ServerSpec) -> Endpoint:
 def directory_of(spec: ServerSpec) -> ServerDirectory:
     """Return where the run state of a spec lies."""
     override = variable("CAR_VLLM_MLX_BIN")
-    used = os.path.realpath(override) if override and Path(override).is_file() else None
+    # `Path.is_file` raises where a folder may not be entered.
+    is_usable = override is not None and os.path.isfile(override)  # noqa: PTH113
+    used = os.path.realpath(override) if override and is_usable else None
     return _directory(spec, used, variable("CAR_HOME"), variable("HOME"))
 
 

@@ -19,12 +19,13 @@ import os
 import runpy
 import signal
 import sys
-import threading
 from contextlib import suppress
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _GRACEFUL_SECONDS = 2
+_MOST_DESCRIPTORS = 256
+_WATCHER = "read -r _; kill -9 0"
 
 
 def main() -> None:
@@ -36,12 +37,11 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _die_with(parent)
+    _leave_watcher(pipe)
     if key is not None:
         arguments += ["--api-key", key]
     if mode == "exec":
-        _leave_watcher(pipe)
         os.execv(binary, [binary, *arguments])  # noqa: S606
-    threading.Thread(target=_die_at_end_of, args=(pipe,), daemon=True).start()
     sys.path.pop(0)
     sys.argv = [binary, *arguments]
     sys.meta_path.insert(0, _Patches())
@@ -59,17 +59,17 @@ def _die_with(parent: int) -> None:
 
 
 def _leave_watcher(pipe: int) -> None:
-    """Have a process beside this one watch the pipe where no kernel does it for an `exec`ed one."""
-    if sys.platform != "linux" and not os.fork():
-        os.closerange(3, pipe)
-        os.closerange(pipe + 1, 256)
-        _die_at_end_of(pipe)
+    """Leave a process in this group that kills all of it when the supervisor is gone.
 
-
-def _die_at_end_of(pipe: int) -> None:
-    while os.read(pipe, 1):
-        pass
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    No thread of this process could: it waits for the interpreter, and it dies with the process
+    while what the server started lives on.
+    """
+    if os.fork():
+        os.close(pipe)
+        return
+    os.dup2(pipe, 0)
+    os.closerange(3, _MOST_DESCRIPTORS)
+    os.execv("/bin/sh", ["sh", "-c", _WATCHER, sys.argv[1]])  # noqa: S606
 
 
 def _end_requests_on_shutdown() -> None:

@@ -29,10 +29,10 @@ from langchain_car_vllm.server.directory import ServerDirectory, explained
 from langchain_car_vllm.server.loading import Server, load
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.preparing import fetch_model, install_runtime, reserve_memory
-from langchain_car_vllm.server.process import boot_id, kill_group
 from langchain_car_vllm.server.serving import serve
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, decode_error, encode_error, read_state
+from langchain_car_vllm.server.stopping import end_lost_server
 
 
 class Life:
@@ -151,10 +151,7 @@ class Life:
 
 def _clean_up_after(predecessor: State | None, directory: ServerDirectory, policy: Policy) -> None:
     """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
-    if predecessor is None:
-        return
-    directory.life_lock(predecessor.supervisor.marker).unlink(missing_ok=True)
-    if predecessor.server is None:
-        return
-    if predecessor.boot_id == boot_id() and predecessor.server.find():
-        kill_group(predecessor.server.pid, policy.kill_grace)
+    for life in directory.path.glob("life-*.lock"):
+        life.unlink(missing_ok=True)
+    if predecessor is not None:
+        end_lost_server(predecessor, policy)

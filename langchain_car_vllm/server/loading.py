@@ -14,6 +14,7 @@ from langchain_car_vllm.server.port import HeldPort, is_refused
 from langchain_car_vllm.server.probe import is_ready
 
 _PORT_ATTEMPTS = 3
+_PORT_GRACE = 1.0
 
 
 class Server:
@@ -72,6 +73,7 @@ class Server:
                 context.policy.probe_timeout,
             ):
                 return True
+            self.child.trim_log(context.policy.log_limit)
             context.pause(context.policy.start_tick)
             if stall.is_stalled():
                 raise ServerStartError(
@@ -89,7 +91,8 @@ class Server:
             self.child.interrupt(policy)
         else:
             self.child.kill(policy)
-        deadline = time.monotonic() + policy.kill_grace
+        # Whoever still listens after that is a stranger, and may stay.
+        deadline = time.monotonic() + _PORT_GRACE
         while not is_refused(self._port.number) and time.monotonic() < deadline:
             time.sleep(policy.start_tick)
         self._port.close()

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.errors import (
@@ -25,6 +26,7 @@ from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.child import Child
 from langchain_car_vllm.server.command import Launch, as_asked, choose_engine, server_environment
 from langchain_car_vllm.server.context import Context, Ending, Stall
+from langchain_car_vllm.server.directory import server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import (
     budget_bytes,
@@ -33,7 +35,8 @@ from langchain_car_vllm.server.memory import (
     needed_bytes,
     reserving,
 )
-from langchain_car_vllm.server.state import State, ask_to_make_room
+from langchain_car_vllm.server.state import State, ask_to_make_room, read_state
+from langchain_car_vllm.server.stopping import clean_up
 
 _GB = 1e9
 # The first version that works here, and the first one after it that is known not to.
@@ -187,12 +190,25 @@ def reserve_memory(context: Context, needed: int) -> None:
     with opened_lock(context.directory.path.parent / "memory.lock") as lock:
         while not try_exclusive(lock):
             context.pause(context.policy.client_tick)
+        _end_lost_servers(context)
         while not _reserve(context, needed, budget):
             release(lock)
             _check_somebody_waits(context)
             context.pause(context.policy.memory_tick)
             while not try_exclusive(lock):
                 context.pause(context.policy.client_tick)
+
+
+def _end_lost_servers(context: Context) -> None:
+    """Get back the memory of servers whose supervisors were killed."""
+    for directory in server_directories():
+        state = read_state(directory.state)
+        if state is None or state.server is None or directory.key == context.directory.key:
+            continue
+        with suppress(OSError), opened_lock(directory.supervisor_lock) as descriptor:
+            if is_held(descriptor):
+                continue
+            clean_up(directory, context.policy, "lost")
 
 
 def _reserve(context: Context, needed: int, budget: int) -> bool:

@@ -8,8 +8,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
 from langchain_car_vllm.server.port import is_refused
 from langchain_car_vllm.server.process import group_members
+from langchain_car_vllm.server.state import read_state
 
 _SUCCESS = range(200, 300)
 
@@ -51,6 +54,25 @@ def is_ready(port: int, group: int, served_model: str, api_key: str, timeout: fl
         and _status(port, secrets.token_hex(16), timeout) == http.HTTPStatus.UNAUTHORIZED
         and _status(port, api_key, timeout) == http.HTTPStatus.OK
     )
+
+
+def is_serving(directory: ServerDirectory, generation: int) -> bool:
+    """Tell whether the server of a generation lives: as long as it does, its port is its own.
+
+    It asks the kernel and the disk anew and keeps nothing open, so any thread, and any child of a
+    fork, may call it.
+    """
+    try:
+        descriptor = open_existing(directory.server_lock)
+    except OSError:
+        return False
+    try:
+        if not is_held(descriptor):
+            return False
+    finally:
+        close_lock(descriptor)
+    state = read_state(directory.state)
+    return state is not None and state.generation == generation
 
 
 def _listens(group: int, port: int) -> bool:

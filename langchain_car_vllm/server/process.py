@@ -40,6 +40,13 @@ class Identity:
         except psutil.Error:
             return None
 
+    def wake(self) -> None:
+        """Let the process go on where somebody has suspended it."""
+        with suppress(psutil.Error):
+            process = self.find()
+            if process is not None and process.status() == psutil.STATUS_STOPPED:
+                process.resume()
+
 
 @cache
 def host_name() -> str:
@@ -76,6 +83,14 @@ def group_members(group: int) -> Iterator[psutil.Process]:
         with suppress(psutil.Error, ProcessLookupError):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a child of this process has ended, and leave it to be reaped."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def kill_group(group: int, grace: float) -> bool:

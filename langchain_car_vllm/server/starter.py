@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
@@ -23,6 +22,8 @@ from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import decode_error
 
 _PACKAGE_PARENT = Path(__file__).parents[2]
+_NEEDED = ("psutil", "packaging", "uv")
+"""What the supervisor imports from elsewhere; each may lie in a folder of its own."""
 
 
 class NoReportError(ServerStartError):
@@ -161,15 +162,22 @@ class _Process:
     def end(self) -> int:
         """Wait for its end, which follows its report at once, and return its exit code."""
         os.close(self._report)
-        if self._status is None:
-            self._status = os.waitpid(self._pid, 0)[1]
-        return os.waitstatus_to_exitcode(self._status)
+        self._wait(0)
+        return os.waitstatus_to_exitcode(self._status or 0)
 
     def _has_ended(self) -> bool:
-        if self._status is None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            self._status = status if pid else None
+        self._wait(os.WNOHANG)
         return self._status is not None
+
+    def _wait(self, options: int) -> None:
+        if self._status is not None:
+            return
+        try:
+            pid, status = os.waitpid(self._pid, options)
+        except ChildProcessError:
+            # The program has the kernel or somebody else reap its children: the code is lost.
+            pid, status = self._pid, 0
+        self._status = status if pid else None
 
 
 def _is_report(line: bytes) -> bool:
@@ -194,6 +202,7 @@ def _interpreter() -> str:
 
 def _import_path() -> str:
     """Return where the package and what it needs lie, and nothing of the user's own path."""
-    return os.pathsep.join(
-        dict.fromkeys([str(_PACKAGE_PARENT), str(Path(psutil.__file__).parents[1])])
-    )
+    needed = [find_spec(name) for name in _NEEDED]
+    origins = [Path(spec.origin) for spec in needed if spec is not None and spec.origin]
+    folders = [_PACKAGE_PARENT, *(origin.parents[1] for origin in origins)]
+    return os.pathsep.join(dict.fromkeys(map(str, folders)))

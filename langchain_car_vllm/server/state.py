@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ import psutil
 
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Endpoint, Parsers
-from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.server.process import Identity, boot_id, machine_id
 from langchain_car_vllm.server.spec import PROTOCOL
 
 Phase = Literal["queued", "install", "download", "load", "ready", "draining", "stopped"]
@@ -88,8 +90,13 @@ class State:
     error: dict[str, Any] | None = None
     protocol: int = PROTOCOL
 
-    def endpoint(self, log: Path) -> Endpoint:
-        """Return the endpoint of a ready server."""
+    def endpoint(self, log: Path, is_ours: Callable[[], bool] | None = None) -> Endpoint:
+        """Return the endpoint of a ready server.
+
+        Args:
+            log: The server's.
+            is_ours: Tells whether this very server still lives.
+        """
         return Endpoint(
             base_url=f"http://127.0.0.1:{self.port}/v1",
             api_key=self.api_key,
@@ -102,6 +109,7 @@ class State:
             context_window=self.context_window,
             log_path=log,
             managed=True,
+            is_ours=is_ours,
         )
 
 
@@ -127,7 +135,17 @@ def write_state(path: Path, state: State) -> None:
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(dataclasses.asdict(state), file)
+        file.flush()
+        # The file system's own stamps are coarse and its numbers come again: readers could not tell
+        # two states that follow each other closely.
+        now = time.time_ns()
+        os.utime(file.fileno(), ns=(now, now))
     scratch.replace(path)
+
+
+def is_of_this_machine(state: State) -> bool:
+    """Tell whether a state was written here, in this boot or an earlier one."""
+    return state.boot_id == boot_id() or state.machine == machine_id()
 
 
 def ask_to_make_room(path: Path, seen: State) -> Phase | None:

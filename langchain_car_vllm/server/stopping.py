@@ -18,13 +18,20 @@ from langchain_car_vllm.server.locks import (
     is_held,
     opened_lock,
     release,
-    try_exclusive,
 )
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
-from langchain_car_vllm.server.process import boot_id, kill_group
-from langchain_car_vllm.server.state import State, read_state, write_state
+from langchain_car_vllm.server.process import Identity, boot_id, kill_group
+from langchain_car_vllm.server.state import (
+    Reason,
+    State,
+    is_of_this_machine,
+    read_state,
+    write_state,
+)
 
 _LOCK_PATIENCE = 1.0
+_LOOK_PATIENCE = 0.05
+"""Others look at the lease by taking it for an instant."""
 
 
 def running_servers() -> list[tuple[ServerDirectory, State]]:
@@ -63,13 +70,17 @@ def stop_server(
         acquire_exclusive(start, policy.stop_patience)
         release(start)
         with opened_lock(directory.lease_lock) as lease:
-            if not force and not try_exclusive(lease) and _is_supervised(directory):
+            if (
+                not force
+                and not acquire_exclusive(lease, _LOOK_PATIENCE)
+                and _is_supervised(directory)
+            ):
                 raise ServerBusyError(
                     "the server is answering somebody",
                     hint="wait, or use `unload(force=True)` or `car-vllm stop`",
                 )
             stopped = _stop_supervisor(directory, policy)
-            return _clean_up(directory, policy) or stopped
+            return clean_up(directory, policy, "user") or stopped
 
 
 def _is_supervised(directory: ServerDirectory) -> bool:
@@ -78,16 +89,21 @@ def _is_supervised(directory: ServerDirectory) -> bool:
 
 
 def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
-    """Ask the supervisor to stop; one that does not even begin to is killed."""
-    asked: psutil.Process | None = None
+    """Ask the supervisor to stop; one that does not even begin to is killed.
+
+    A successor that somebody started in the meantime is left alone.
+    """
+    asked: Identity | None = None
     asked_at = time.monotonic()
     stopped = False
     while _is_supervised(directory):
         stopped = True
         state = read_state(directory.state)
         process = state.supervisor.find() if state else None
-        if process is not None and process != asked:
-            asked, asked_at = process, time.monotonic()
+        if state is not None and process is not None and state.supervisor != asked:
+            if asked is not None:
+                break
+            asked, asked_at = state.supervisor, time.monotonic()
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
         begun = state is not None and state.phase in ("draining", "stopped")
@@ -99,21 +115,36 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
                 )
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+            asked_at = time.monotonic()
         time.sleep(policy.client_tick)
     return stopped
 
 
-def _clean_up(directory: ServerDirectory, policy: Policy) -> bool:
-    """End what a lost supervisor left, and say in its place that the server is stopped."""
+def end_lost_server(state: State, policy: Policy) -> None:
+    """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
+    if state.server is not None and state.boot_id == boot_id() and state.server.find():
+        kill_group(state.server.pid, policy.kill_grace)
+
+
+def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool:
+    """End what a lost supervisor left, and say in its place that the server is stopped.
+
+    Args:
+        directory: Of the server key.
+        policy: How long to wait for the kernel.
+        reason: Why it stopped.
+
+    Returns:
+        Whether there was anything to do.
+    """
     with opened_lock(directory.supervisor_lock) as lock:
         if not acquire_exclusive(lock, _LOCK_PATIENCE):
             return False
         state = read_state(directory.state)
-        if state is None or state.phase == "stopped":
+        if state is None or state.phase == "stopped" or not is_of_this_machine(state):
             return False
-        if state.server is not None and state.boot_id == boot_id() and state.server.find():
-            kill_group(state.server.pid, policy.kill_grace)
-        ended = dataclasses.replace(state, phase="stopped", reason="lost", server=None)
+        end_lost_server(state, policy)
+        ended = dataclasses.replace(state, phase="stopped", reason=reason, server=None)
         ended = dataclasses.replace(ended, port=None, api_key=None, reservation=0)
         write_state(directory.state, ended)
         return True

@@ -25,12 +25,14 @@ from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import encode_error
 
 _LOCK_PATIENCE = 1.0
+_STANDARD_ERROR = 2
 
 
 def main() -> None:
     """Fork, and leave the child behind as the supervisor."""
     # Signals that the client's thread had blocked would never be heard.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _close_inherited()
     directory = ServerDirectory(Path(sys.argv[1]))
     order = json.loads(sys.stdin.readline())
     spec = ServerSpec.from_dict(order["spec"])
@@ -54,6 +56,14 @@ def main() -> None:
     except BaseException:
         traceback.print_exc()
         raise
+
+
+def _close_inherited() -> None:
+    """Keep nothing open that the client passes on, such as a pipe whose end somebody waits for."""
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208
+        if int(name) > _STANDARD_ERROR:
+            with suppress(OSError):  # the listing's own is closed already
+                os.close(int(name))
 
 
 def _begin(

@@ -3,6 +3,7 @@
 import threading
 import time
 from copy import copy
+from functools import partial
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import (
@@ -15,13 +16,15 @@ from langchain_car_vllm.errors import (
 )
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.probe import is_serving
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.starter import NoReportError, Start
-from langchain_car_vllm.server.state import STARTING, State, decode_error
+from langchain_car_vllm.server.state import STARTING, Reason, State, decode_error
 from langchain_car_vllm.server.tenant import Tenant, tenants
 from langchain_car_vllm.server.turns import Turn
 
 _LOST_STARTS = 3
+_CRASHES: tuple[Reason, ...] = ("crash", "lost")
 _AFTERMATH = 0.3
 _EAGER = 2.0
 _PATIENT = 4
@@ -59,7 +62,8 @@ class Waiting:
         self._known: int | None = None
         self._lost = 0
         self._blocked_since: float | None = None
-        self._began = time.monotonic()
+        self._began = self._news_at = time.monotonic()
+        self._news: State | None = None
         self._startup_timeout = startup_timeout
         self._on_progress = on_progress
         self._shown: Progress | None = None
@@ -128,6 +132,7 @@ class Waiting:
         if not self._leased:
             self._leased = self._tenant.acquire(self._spec.keep_alive)
             if not self._leased:
+                self._rouse(self._tenant.state())
                 self._show(Progress("queued", "waiting for the server to stop"))
                 return None
         supervised = self._tenant.is_supervisor_alive()
@@ -137,7 +142,10 @@ class Waiting:
             if state and supervised and state.phase in STARTING:
                 self._known -= 1
         if state and supervised and self._is_ready(state):
-            endpoint = state.endpoint(self._tenant.directory.log)
+            directory = self._tenant.directory
+            endpoint = state.endpoint(
+                directory.log, partial(is_serving, directory, state.generation)
+            )
             if not self._has_turn(endpoint):
                 self._show(Progress("queued", "waiting for the request under way to end"))
                 return None
@@ -168,7 +176,17 @@ class Waiting:
             self._turn = Turn(self._tenant.directory)
         return self._turn.try_take()
 
+    def _rouse(self, state: State | None) -> None:
+        """Wake a supervisor that somebody suspended, or it would be waited for for ever."""
+        now = time.monotonic()
+        if state is not self._news:
+            self._news, self._news_at = state, now
+        elif state is not None and now - self._news_at > self.policy.stop_patience:
+            self._news_at = now
+            state.supervisor.wake()
+
     def _watch(self, state: State | None) -> None:
+        self._rouse(state)
         if state is None:
             return
         if state.phase in STARTING:
@@ -265,7 +283,7 @@ def _verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> Ca
     reason = _ended(state, endpoint)
     if reason == "unknown":
         return _crashed(endpoint, "died")
-    if state is None or reason not in (None, "crash"):
+    if state is None or reason not in (None, *_CRASHES):
         return ServerStoppedError(
             f"the server of `{endpoint.served_model}` was stopped while it was answering",
             hint="call again, it starts by itself",
@@ -282,7 +300,7 @@ def _ended(state: State | None, endpoint: Endpoint) -> str | None:
         return "unknown"
     if state.generation == endpoint.generation:
         return "user" if state.phase == "draining" else state.reason
-    told = state.generation == endpoint.generation + 1 and state.previous not in (None, "crash")
+    told = state.generation == endpoint.generation + 1 and state.previous not in (None, *_CRASHES)
     return state.previous if told else "unknown"
 
 

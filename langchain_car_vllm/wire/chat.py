@@ -285,8 +285,8 @@ def _request(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, Any]
 def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     """Return a new wrapped ChatOpenAI; `wire.wrapped` keeps them."""
     address = Address(endpoint.base_url, endpoint.api_key, headers)
-    client = sync_client(address)
-    loops = LoopClients(address)
+    client = sync_client(address, endpoint.is_ours)
+    loops = LoopClients(address, endpoint.is_ours)
     return WireChat(
         endpoint=endpoint,
         refusals=refusals,

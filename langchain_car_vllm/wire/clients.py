@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
+from langchain_car_vllm.wire.guard import IsOurs, async_hooks, sync_hooks
+
 _NO_LIMIT = httpx2.Timeout(None, connect=10.0)
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
 
@@ -32,8 +34,13 @@ _sync: dict[Address, openai.OpenAI] = {}
 _async: dict[asyncio.AbstractEventLoop, dict[Address, openai.AsyncOpenAI]] = {}
 
 
-def sync_client(address: Address) -> openai.OpenAI:
-    """Return this process's client for `address`, safe for all its threads."""
+def sync_client(address: Address, is_ours: IsOurs | None = None) -> openai.OpenAI:
+    """Return this process's client for `address`, safe for all its threads.
+
+    Args:
+        address: Where it talks to.
+        is_ours: Whether the server there is still the one that was meant; asked by each connection.
+    """
     with _lock:
         if address not in _sync:
             _sync[address] = openai.OpenAI(
@@ -45,7 +52,10 @@ def sync_client(address: Address) -> openai.OpenAI:
                 timeout=_NO_LIMIT,
                 default_headers=_headers(address),
                 http_client=openai.DefaultHttpxClient(
-                    trust_env=False, verify=_verify(address), limits=_LIMITS
+                    trust_env=False,
+                    verify=_verify(address),
+                    limits=_LIMITS,
+                    event_hooks=sync_hooks(is_ours),
                 ),
             )
         return _sync[address]
@@ -56,10 +66,12 @@ class LoopClients:
 
     Args:
         address: Where the clients talk to.
+        is_ours: As for `sync_client`.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, is_ours: IsOurs | None = None) -> None:
         self._address = address
+        self._is_ours = is_ours
 
     async def current(self) -> openai.AsyncOpenAI:
         """Return the running loop's client; the loop closes it when it shuts down."""
@@ -70,11 +82,13 @@ class LoopClients:
                 _closers[loop] = _until_shutdown(loop)
                 await anext(_closers[loop])
             # Building one reads certificates, which would block the loop.
-            client = await asyncio.to_thread(_make_async_client, self._address, loop)
+            client = await asyncio.to_thread(_make_async_client, self._address, self._is_ours, loop)
         return client
 
 
-def _make_async_client(address: Address, loop: asyncio.AbstractEventLoop) -> openai.AsyncOpenAI:
+def _make_async_client(
+    address: Address, is_ours: IsOurs | None, loop: asyncio.AbstractEventLoop
+) -> openai.AsyncOpenAI:
     with _lock:
         for gone in [known for known in _async if known.is_closed()]:
             del _async[gone]
@@ -90,7 +104,10 @@ def _make_async_client(address: Address, loop: asyncio.AbstractEventLoop) -> ope
                 timeout=_NO_LIMIT,
                 default_headers=_headers(address),
                 http_client=openai.DefaultAsyncHttpxClient(
-                    trust_env=False, verify=_verify(address), limits=_LIMITS
+                    trust_env=False,
+                    verify=_verify(address),
+                    limits=_LIMITS,
+                    event_hooks=async_hooks(is_ours),
                 ),
             )
         return clients[address]

@@ -32,13 +32,13 @@ class Embedder:
         Raises:
             AnswerError: The server refuses or fails, with its own words.
         """
-        client = sync_client(self._address)
+        client = sync_client(self._address, self._endpoint.is_ours)
         with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
             return _vectors(client.post("/embeddings", **self._request(texts)), len(texts))
 
     async def aembed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the same without blocking the event loop."""
-        client = await LoopClients(self._address).current()
+        client = await LoopClients(self._address, self._endpoint.is_ours).current()
         with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
             return _vectors(await client.post("/embeddings", **self._request(texts)), len(texts))
 

@@ -1,17 +1,44 @@
 """The fault suite: every test proves at its end that no process of its own is left."""
 
-from collections.abc import Iterator
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake, eventually, processes_of
+from faults.support import FAST, NONCE, Fake, bearers_of, eventually, processes_of
 
 from langchain_car_vllm.server import running_servers, stop_server
 
 
 @pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small filesystem in memory; for tests that are marked `can_mount`."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mounted(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        subprocess.run(command, check=True)
+        return folder
+
+    yield mounted
+    subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
+
+
+# It serves all tests of this process, so no single one's nonce may reach it.
+resource_tracker.ensure_running()
+
+
+@pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    """The fake installation; afterwards none of its processes may live."""
+    """The fake installation; afterwards none of the processes that it led to may live.
+
+    They are found by a nonce that they all inherit, and by the paths on their command lines.
+    """
+    nonce = secrets.token_hex(16)
+    monkeypatch.setenv(NONCE, nonce)
     monkeypatch.setenv("FAKE_VLLM", "")
     installation = Fake(tmp_path / "fake")
     monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(installation.binary))
@@ -21,10 +48,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         # A start that a caller gave up goes on, so that its supervisor may come later.
         for directory, _ in running_servers():
             stop_server(directory, policy=FAST)
-        return not processes_of(tmp_path)
+        return not bearers_of(nonce) and not processes_of(tmp_path)
 
     try:
         eventually(is_quiet, "the last process to end", patience=5)
     finally:
-        for process in processes_of(tmp_path):
+        for process in [*bearers_of(nonce), *processes_of(tmp_path)]:
             process.kill()

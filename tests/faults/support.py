@@ -3,16 +3,19 @@
 import http.client
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
+import pytest
 
 from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of
 from langchain_car_vllm.server.directory import ServerDirectory
@@ -21,6 +24,7 @@ from langchain_car_vllm.server.state import State, read_state
 
 FAKE = Path(__file__).parents[1] / "fakes" / "vllm-mlx"
 PATIENCE = 20.0
+NONCE = "FAULT_SUITE_NONCE"
 T = TypeVar("T")
 
 FAST = Policy(
@@ -85,6 +89,10 @@ class Fake:
     def open_gate(self, name: str) -> None:
         """Let whatever waits for the gate go on."""
         Path(self.gate(name)).touch()
+
+    def gate_is_awaited(self) -> bool:
+        """Tell whether the server has come to its load gate."""
+        return Path(f"{self.gate('load')}.awaited").exists()
 
     def gate(self, name: str) -> str:
         """Return the path of a gate, closed until it is opened."""
@@ -177,22 +185,34 @@ class ClientProcess:
     Args:
         fake: Its installation.
         then: Python to run while the lease `held` is held.
+        between_requests: Whether it gives the lease back before it waits.
+        policy: Its timings.
         changes: Of the spec.
     """
 
-    def __init__(self, fake: Fake, then: str = "", **changes: object) -> None:
+    def __init__(
+        self,
+        fake: Fake,
+        then: str = "",
+        *,
+        between_requests: bool = False,
+        policy: Policy = FAST,
+        **changes,
+    ) -> None:
+        wait = "sys.stdin.read()"
         fields = {"source": str(fake.model), "name": str(fake.model), "keep_alive": 60.0, **changes}
         code = f"""
 import sys
 from langchain_car_vllm.server import Policy, ServerSpec, lease
 spec = ServerSpec(**{fields!r})
-policy = Policy.from_dict({FAST.to_dict()!r})
+policy = Policy.from_dict({policy.to_dict()!r})
 print("began", flush=True)
 with lease(spec, policy=policy) as held:
     print("leased", held.endpoint.generation, flush=True)
     {then}
-    sys.stdin.read()
+    {"" if between_requests else wait}
 print("released", flush=True)
+{wait if between_requests else ""}
 """
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -218,6 +238,46 @@ print("released", flush=True)
         output, _ = self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0, output
         return output
+
+
+def altered_supervisor(folder: Path, code: str) -> Path:
+    """Return a Python for CAR_VLLM_PYTHON that runs `code` before the supervisor's own."""
+    prelude = folder / "prelude.py"
+    prelude.write_text(
+        f"import os, runpy, sys, time\n{code}\n"
+        "sys.argv.pop(0)\nrunpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+    )
+    python = folder / "altered-python"
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {prelude} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+can_mount = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root on Linux"
+)
+
+
+def fill(folder: Path) -> None:
+    """Use all the space of a small disk."""
+    command = ["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"]
+    assert b"No space" in subprocess.run(command, check=False, capture_output=True).stderr
+
+
+def unguarded(fake: Fake) -> None:
+    """Have servers of `fake` that no kernel ends when their supervisor dies."""
+    real = fake.binary.rename(fake.binary.with_name("real"))
+    run = f"setpriv --pdeathsig clear {sys.executable} {real}"
+    fake.binary.write_text(f'#!/bin/sh\nexec {run} "$@"\n')
+    fake.binary.chmod(0o755)
+
+
+def lose_supervisor(state: State) -> None:
+    """Kill a supervisor and leave its server, which must be unguarded, behind."""
+    assert state.server is not None
+    for watcher in psutil.Process(state.server.pid).children():
+        watcher.kill()
+    os.kill(state.supervisor.pid, signal.SIGKILL)
 
 
 class Background(threading.Thread, Generic[T]):
@@ -246,13 +306,30 @@ class Background(threading.Thread, Generic[T]):
         return self._value
 
 
+def bearers_of(nonce: str) -> list[psutil.Process]:
+    """Return the live processes that inherited the nonce, whatever their command lines say."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if is_alive(process) and process.environ().get(NONCE) == nonce:
+                found.append(process)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether a process lives; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def processes_of(root: Path) -> list[psutil.Process]:
     """Return the live processes that have a path below `root` on their command line."""
     found = []
     for process in psutil.process_iter():
         try:
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and any(str(root) in part for part in process.cmdline()):
+            if is_alive(process) and any(str(root) in part for part in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue

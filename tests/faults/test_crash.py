@@ -1,12 +1,15 @@
 """Crashes: told as what they are, restarted within a budget that all clients share."""
 
+import dataclasses
 import os
 import signal
+import time
 
 import pytest
-from faults.support import FAST, Fake, Stream, ask, eventually
+from faults.support import FAST, ClientProcess, Fake, Stream, ask, eventually
 
 from langchain_car_vllm.errors import ServerCrashedError
+from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import lease
 
 
@@ -56,6 +59,55 @@ def test_six_crashes_spend_the_budget(fake: Fake):
     assert caught.value.exit_code == -signal.SIGKILL
     assert not caught.value.is_retryable
     assert len(fake.starts()) == 6
+
+
+def test_budget_is_shared_by_all_processes(fake: Fake):
+    """A process that never saw a crash is told of those that others met."""
+    for generation in range(1, 7):
+        client = ClientProcess(fake)
+        assert client.read() == "began"
+        assert client.read() == f"leased {generation}"
+        client.kill()
+        kill_server(fake)
+    with pytest.raises(ServerCrashedError, match=r"6 times.*SIGKILL") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert caught.value.log_path == fake.directory().log
+
+
+def test_waiting_for_the_next_start_is_shown(fake: Fake):
+    """After a crash the caller sees that the start waits, and for how long."""
+    with lease(fake.spec(), policy=FAST):
+        pass
+    kill_server(fake)
+    policy = dataclasses.replace(FAST, backoff=(60.0,))
+
+    def note(progress: Progress) -> None:
+        if "after a crash" in progress.detail:
+            raise InterruptedError(progress.stage)
+
+    with pytest.raises(InterruptedError, match="queued"):
+        lease(fake.spec(), policy=policy, on_progress=note).__enter__()
+
+
+@pytest.mark.parametrize(("used", "remembered"), [(True, 1), (False, 2)])
+def test_server_that_was_stable_is_forgiven(fake: Fake, used: bool, remembered: int):
+    """Earlier crashes are forgotten once a server was ready for long and has answered."""
+    policy = dataclasses.replace(FAST, stable_after=0.1)
+    with lease(fake.spec(), policy=policy):
+        pass
+    kill_server(fake)
+    client = ClientProcess(fake, policy=policy)
+    assert client.read() == "began"
+    assert client.read() == "leased 2"
+    if used:
+        client.finish()
+    ready_at = fake.state().ready_at
+    assert ready_at is not None
+    eventually(lambda: time.monotonic() > ready_at + 0.2, "a while")
+    kill_server(fake)
+    assert len(fake.state().crashes) == remembered
+    if not used:
+        client.finish()
 
 
 def test_stopped_server_is_alive_and_explained_as_well(fake: Fake):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from faults.support import FAST, PATIENCE, Background, Fake, ask, eventually, processes_of
 
@@ -125,7 +126,10 @@ def test_supervisor_killed_while_downloading_takes_the_child_along(hub: Fake):
     wait_for_download()
     state = read_state(directory_of(SPEC).state)
     assert state is not None
+    children = set(psutil.Process(state.supervisor.pid).children()) & set(processes_of(hub.root))
+    assert children
     os.kill(state.supervisor.pid, signal.SIGKILL)
+    eventually(lambda: not children & set(processes_of(hub.root)), "the end of the child")
     hub.open_gate("download")
     assert waiting.result() == "tok0 tok1 tok2 "
 

@@ -1,15 +1,14 @@
 """Where the run state lies, and what happens when it cannot lie there."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake, ask
+from faults.support import FAST, Fake, ask, can_mount, fill
 
 from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
 from langchain_car_vllm.paths import car_home
-from langchain_car_vllm.server import lease
+from langchain_car_vllm.server import lease, running_servers
 
 
 def test_state_is_private(fake: Fake):
@@ -38,7 +37,7 @@ def test_relative_car_home_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("value", ["", None])
 def test_without_home_a_private_temporary_folder_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
 ):
     """HOME unset or empty: a folder of the user's own below the temporary one."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -46,7 +45,10 @@ def test_without_home_a_private_temporary_folder_is_used(
         monkeypatch.delenv("HOME")
     else:
         monkeypatch.setenv("HOME", value)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
     assert car_home() == tmp_path / f"car-vllm-{os.getuid()}"
+    assert fake.directory().path.is_relative_to(car_home())
     assert car_home().stat().st_mode & 0o777 == 0o700
 
 
@@ -70,26 +72,6 @@ def test_home_that_is_a_file_says_what_to_set(
     assert "CAR_HOME" in (caught.value.hint or "")
 
 
-@pytest.fixture
-def mount(tmp_path: Path):
-    """Mounts a small filesystem in memory; needs root on Linux."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-
-    def mounted(options: str) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        subprocess.run(command, check=True)
-        return folder
-
-    yield mounted
-    subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
-
-
-can_mount = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root on Linux"
-)
-
-
 @can_mount
 def test_read_only_home_says_so(fake: Fake, mount, monkeypatch: pytest.MonkeyPatch):
     """A read-only state folder is told as such."""
@@ -104,10 +86,7 @@ def test_full_home_says_so(fake: Fake, mount, monkeypatch: pytest.MonkeyPatch):
     folder = mount("size=64k")
     monkeypatch.setenv("CAR_HOME", str(folder))
     fake.directory().create()
-    filler = subprocess.run(
-        ["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"], check=False, capture_output=True
-    )
-    assert b"No space" in filler.stderr
+    fill(folder)
     with pytest.raises(StateDirectoryError, match="No space left") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
     assert "disk space" in (caught.value.hint or "")
@@ -121,6 +100,20 @@ def test_directory_of_another_user_is_refused(fake: Fake):
     os.chown(directory.path, 12345, 12345)
     with pytest.raises(StateDirectoryError, match="another user"):
         lease(fake.spec(), policy=FAST).__enter__()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_home_of_another_user_says_so(fake: Fake):
+    """A home that this user may not enter is an error that names CAR_HOME, not a traceback."""
+    os.seteuid(12345)
+    try:
+        with pytest.raises(StateDirectoryError, match="Permission denied") as caught:
+            lease(fake.spec(), policy=FAST).__enter__()
+        with pytest.raises(StateDirectoryError, match="Permission denied"):
+            running_servers()
+    finally:
+        os.seteuid(0)
+    assert "CAR_HOME" in (caught.value.hint or "")
 
 
 def test_filesystem_without_locks_says_what_to_set(fake: Fake, monkeypatch: pytest.MonkeyPatch):

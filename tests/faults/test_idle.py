@@ -1,6 +1,7 @@
 """Idleness: the server stops when nobody has used it for keep_alive, and never before."""
 
 import time
+from pathlib import Path
 
 import pytest
 from faults.support import FAST, Background, ClientProcess, Fake, Stream, ask
@@ -58,8 +59,8 @@ def test_request_longer_than_keep_alive_is_never_cut(fake: Fake):
 
 def test_ten_short_requests_a_second_keep_it_alive(fake: Fake):
     """Requests shorter than the supervisor's tick count: they are recorded, not sampled."""
-    spec = fake.spec(keep_alive=0.4)
-    deadline = time.monotonic() + 2.0
+    spec = fake.spec(keep_alive=1.0)
+    deadline = time.monotonic() + 2.5
     while time.monotonic() < deadline:
         with lease(spec, policy=FAST) as held:
             ask(held.endpoint, tokens=1)
@@ -81,12 +82,29 @@ def test_idle_stop_racing_new_requests_is_transparent(fake: Fake):
         call.result()
 
 
-def test_killed_client_counts_as_released(fake: Fake):
-    """The server of a client that was killed in mid-stream stops after keep_alive."""
+def test_client_killed_in_mid_stream_counts_as_released(fake: Fake):
+    """The server of a client that was killed in the middle of a stream stops after keep_alive."""
     fake.switch(token_gate=fake.gate("token"))
-    client = ClientProcess(fake, keep_alive=0.2)
+    then = f"""
+    sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+    from faults.support import Stream
+    stream = Stream(held.endpoint)
+    print(next(stream.tokens()), flush=True)"""
+    client = ClientProcess(fake, then, keep_alive=0.2)
     assert client.read() == "began"
     assert client.read() == "leased 1"
+    assert client.read() == "tok0"
+    client.kill()
+    fake.wait_until_unsupervised()
+    assert fake.state().reason == "idle"
+
+
+def test_client_killed_while_idle_keeps_nothing_alive(fake: Fake):
+    """The wish of a client that was killed between two requests runs out like any other."""
+    client = ClientProcess(fake, keep_alive=0.2, between_requests=True)
+    assert client.read() == "began"
+    assert client.read() == "leased 1"
+    assert client.read() == "released"
     client.kill()
     fake.wait_until_unsupervised()
     assert fake.state().reason == "idle"

@@ -2,13 +2,25 @@
 
 import json
 import os
-import shutil
+import select
 import signal
+import subprocess
 import sys
 
 import psutil
-from faults.support import FAST, Background, ClientProcess, Fake, eventually
+import pytest
+from faults.support import (
+    FAST,
+    Background,
+    ClientProcess,
+    Fake,
+    ask,
+    eventually,
+    lose_supervisor,
+    unguarded,
+)
 
+from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 
@@ -65,21 +77,13 @@ def test_draining_server_keeps_its_own_processes(fake: Fake):
     assert "worker: None" in fake.directory().log.read_text()
 
 
-def test_orphan_without_death_signal_is_not_used(fake: Fake, tmp_path):
+def test_orphan_without_death_signal_is_not_used(fake: Fake):
     """Where nothing told the server that its supervisor died, the next call replaces it."""
-    wrapper = tmp_path / "fake" / "wrapped" / "bin" / "vllm-mlx"
-    shutil.copytree(fake.binary.parents[1], wrapper.parents[1])
-    wrapper.rename(wrapper.with_name("real"))
-    wrapper.write_text(
-        "#!/bin/sh\nexec setpriv --pdeathsig clear "
-        f'{sys.executable} {wrapper.with_name("real")} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    os.environ["CAR_VLLM_MLX_BIN"] = str(wrapper)
+    unguarded(fake)
     with lease(fake.spec(), policy=FAST) as held:
         first = held.endpoint.generation
     state = fake.state()
-    os.kill(state.supervisor.pid, signal.SIGKILL)
+    lose_supervisor(state)
     fake.wait_until_unsupervised()
     assert psutil.pid_exists(state.server.pid)
     with lease(fake.spec(), policy=FAST) as held:
@@ -123,3 +127,53 @@ def test_fork_during_a_gentle_stop_leaves_the_lease_free(fake: Fake):
     finally:
         os.close(writing)
         os.waitpid(child, 0)
+
+
+def test_pipes_of_the_client_are_not_inherited(fake: Fake):
+    """Whoever waits for the end of a pipe that a client inherited does not wait for the server."""
+    reading, writing = os.pipe()
+    client = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"""
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=60.0)
+with lease(spec, policy=Policy.from_dict({FAST.to_dict()!r})):
+    pass
+""",
+        ],
+        pass_fds=(writing,),
+    )
+    os.close(writing)
+    assert client.wait(20) == 0
+    assert fake.state().phase == "ready"
+    with os.fdopen(reading, "rb") as pipe:
+        ended, _, _ = select.select([pipe], [], [], 1.0)
+        assert ended, "the supervisor or its server keeps the pipe open"
+
+
+def test_client_that_does_not_wait_for_its_children(fake: Fake):
+    """A program that ignores SIGCHLD, so that the kernel reaps its children, is served as well."""
+    usual = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with lease(fake.spec(), policy=FAST) as held:
+            assert ask(held.endpoint)
+    finally:
+        signal.signal(signal.SIGCHLD, usual)
+
+
+def test_failure_is_told_to_a_client_that_does_not_wait_for_its_children(
+    fake: Fake, tmp_path, monkeypatch
+):
+    """The supervisor's last words are not lost with its exit code."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho this Python is broken >&2\nexit 7\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
+    usual = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(ServerStartError, match="this Python is broken"):
+            lease(fake.spec(), policy=FAST).__enter__()
+    finally:
+        signal.signal(signal.SIGCHLD, usual)

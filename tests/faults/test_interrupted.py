@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -48,6 +50,26 @@ def test_stop_ends_the_server_it_met_and_not_its_successors(fake: Fake):
     assert returned
     assert generation <= 2
     assert not told
+
+
+def test_stop_that_is_held_up_leaves_the_successor_alone(fake: Fake):
+    """A stop that looks away while its server ends and another starts does not stop that too."""
+    fake.switch(save_lines=10)
+    with lease(fake.spec(), policy=FAST):
+        pass
+    code = f"""
+from langchain_car_vllm.server import Policy, ServerSpec, directory_of, stop_server
+spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r})
+print(stop_server(directory_of(spec), policy=Policy.from_dict({FAST.to_dict()!r})))
+"""
+    stopper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    fake.wait_for_phase("draining")
+    stopper.send_signal(signal.SIGSTOP)
+    with lease(fake.spec(), policy=FAST) as held:
+        stopper.send_signal(signal.SIGCONT)
+        assert stopper.communicate(timeout=20)[0] == "True\n"
+        assert fake.state().phase == "ready"
+        assert held.endpoint.generation == fake.state().generation == 2
 
 
 def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):

@@ -6,9 +6,23 @@ import shutil
 import signal
 
 import pytest
-from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
+from faults.support import (
+    FAST,
+    Background,
+    ClientProcess,
+    Fake,
+    ask,
+    eventually,
+    lose_supervisor,
+    unguarded,
+)
 
-from langchain_car_vllm.errors import InsufficientMemoryError, ServerStartingError
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import (
+    InsufficientMemoryError,
+    ServerCrashedError,
+    ServerStartingError,
+)
 from langchain_car_vllm.server import ServerSpec, directory_of, lease, running_servers
 from langchain_car_vllm.server.state import read_state
 
@@ -152,6 +166,41 @@ def test_queued_supervisor_that_is_killed_is_replaced(fake: Fake, models: list[S
     for client in clients:
         client.finish()
     call.result()
+
+
+def test_memory_of_a_lost_server_is_got_back(fake: Fake, models: list[ServerSpec]):
+    """A server that outlived its supervisor is ended where another model needs its memory."""
+    unguarded(fake)
+    use(models[1])
+    with lease(models[0], policy=FAST) as held:
+        pass
+    state = read_state(directory_of(models[0]).state)
+    assert state is not None
+    assert state.server is not None
+    lose_supervisor(state)
+    use(models[2])
+    assert not state.server.find()
+    left = read_state(directory_of(models[0]).state)
+    assert left is not None
+    assert (left.phase, left.reason) == ("stopped", "lost")
+    assert names() == {"1", "2"}
+    assert isinstance(held.explain(), ServerCrashedError)
+
+
+def test_stream_whose_consumer_calls_two_other_models(
+    fake: Fake, models: list[ServerSpec], monkeypatch: pytest.MonkeyPatch
+):
+    """The caller of the chat model: the stream goes on, the other two take turns in its shadow."""
+    chats = [ChatVllmMlx(model=spec.source, max_tokens=3) for spec in models]
+    text = ""
+    for chunk in chats[0].stream("hi"):
+        text += chunk.text
+        for chat in chats[1:]:
+            assert chat.invoke("hi").text.strip() == "tok0 tok1 tok2"
+    assert text.strip() == "tok0 tok1 tok2"
+    state = read_state(directory_of(models[0]).state)
+    assert state is not None
+    assert state.generation == 1
 
 
 def test_queue_is_left_when_nobody_waits_any_more(fake: Fake, models: list[ServerSpec]):

@@ -12,7 +12,7 @@ from faults.support import FAST, Background, ClientProcess, Fake, ask, eventuall
 
 from langchain_car_vllm.errors import ServerCrashedError, StateDirectoryError
 from langchain_car_vllm.server import lease, running_servers, stop_server
-from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.server.process import Identity, group_members
 from langchain_car_vllm.server.state import State, write_state
 
 
@@ -29,6 +29,29 @@ def test_server_dies_with_its_supervisor(fake: Fake):
     with lease(fake.spec(), policy=FAST) as held:
         assert held.endpoint.generation == 2
         assert ask(held.endpoint)
+
+
+def test_supervisor_killed_takes_the_whole_group_along(fake: Fake):
+    """Processes that the server started die with the supervisor as well."""
+    fake.switch(grandchild=True)
+    with lease(fake.spec(), policy=FAST):
+        state = fake.state()
+    assert state.server is not None
+    assert len(list(group_members(state.server.pid))) > 1
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    eventually(lambda: not list(group_members(state.server.pid)), "the last of the group")
+
+
+def test_server_that_dies_takes_what_it_started_along(fake: Fake):
+    """A crash leaves nobody of the server's group behind."""
+    fake.switch(grandchild=True)
+    with lease(fake.spec(), policy=FAST):
+        server = fake.state().server
+    assert server is not None
+    assert len(list(group_members(server.pid))) > 1
+    os.kill(server.pid, signal.SIGKILL)
+    fake.wait_until_unsupervised()
+    assert not list(group_members(server.pid))
 
 
 def test_supervisor_killed_while_loading_is_replaced(fake: Fake):
@@ -136,8 +159,10 @@ def test_lost_server_is_found_by_identity_and_ended(fake: Fake):
 def test_state_of_another_host_is_an_error_that_says_what_to_set(fake: Fake):
     """A home that two machines share cannot hold the run state."""
     stale(fake, Identity(1, "x"), host="another-machine", machine="x", boot_id="y")
+    assert not stop_server(fake.directory(), policy=FAST)
     with pytest.raises(StateDirectoryError, match="another-machine") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
+    assert fake.state().host == "another-machine"
     assert "CAR_HOME" in (caught.value.hint or "")
 
 

@@ -7,9 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
-from faults.support import FAST, ClientProcess, Fake, ask
+import packaging
+import psutil
+import pytest
+import uv
+from faults.support import FAST, ClientProcess, Fake, altered_supervisor, ask
 
 import langchain_car_vllm
 from langchain_car_vllm.server import ServerSpec, alease, lease
@@ -119,6 +124,44 @@ lease(spec, policy=policy, on_progress=leave).__enter__()
         assert ask(held.endpoint)
 
 
+def test_virtual_environment_that_is_deleted_while_the_model_is_downloaded(
+    fake: Fake, tmp_path: Path
+):
+    """A real environment vanishes before the server is spawned: nothing of it is needed by then."""
+    real = fake.binary.rename(fake.binary.with_name("real"))
+    fake.binary.write_text(f'#!/bin/sh\nexec "{real}" "$@"\n')
+    fake.binary.chmod(0o755)
+    fake.switch(download_from=str(fake.model), download_gate=fake.gate("download"))
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=False, symlinks=True)
+    site = next(environment.glob("lib/python*/site-packages"))
+    for module in (langchain_car_vllm, psutil, packaging, uv):
+        folder = Path(module.__file__).parent
+        shutil.copytree(folder, site / folder.name)
+    code = f"""
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+policy = Policy.from_dict({FAST.to_dict()!r})
+spec = ServerSpec(source="org/model", name="org/model", keep_alive=0.1)
+def leave(progress):
+    if progress.stage == "download":
+        raise SystemExit
+lease(spec, policy=policy, on_progress=leave).__enter__()
+"""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    subprocess.run(
+        [environment / "bin" / "python", "-P", "-c", code], env=clean, check=True, timeout=30
+    )
+    changes = {"source": "org/model", "name": "org/model", "keep_alive": 0.1}
+    fake.wait_for_phase("download", **changes)
+    shutil.rmtree(environment)
+    fake.open_gate("download")
+    with lease(ServerSpec(**changes), policy=FAST) as held:
+        assert held.endpoint.generation == 1
+        assert ask(held.endpoint)
+    fake.wait_until_unsupervised(**changes)
+    assert fake.state(**changes).reason == "idle"
+
+
 def test_module_in_the_current_folder_does_not_hijack_the_supervisor(
     fake: Fake, tmp_path: Path, monkeypatch
 ):
@@ -143,17 +186,49 @@ def test_two_versions_of_the_binary_are_two_servers(fake: Fake, tmp_path: Path, 
         monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(fake.binary))
 
 
+CLOCK = """
+def shifted(unit, real, kind):
+    def read(*args):
+        jump = float(open({jump!r}).read()) if os.path.exists({jump!r}) else 0.0
+        return real(*args) + kind(jump * unit)
+    return read
+time.time = shifted(1, time.time, float)
+time.time_ns = shifted(10**9, time.time_ns, int)
+"""
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_jump_of_the_wall_clock_changes_nothing(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+):
+    """Neither does the server stop too early nor does it stay for too long."""
+    clock = tmp_path / "jump"
+    python = altered_supervisor(tmp_path, CLOCK.format(jump=str(clock)))
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (jump if clock.exists() else 0.0))
+    with lease(fake.spec(keep_alive=60.0), policy=FAST) as held:
+        clock.write_text(str(jump))
+        assert ask(held.endpoint)
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        with lease(fake.spec(keep_alive=60.0), policy=FAST) as held:
+            assert held.endpoint.generation == 1
+    with lease(fake.spec(keep_alive=0.1), policy=FAST):
+        pass
+    fake.wait_until_unsupervised()
+    assert fake.state().reason == "idle"
+
+
 def test_wall_clock_is_not_asked(fake: Fake):
     """Idleness, stalls and backoff are measured on a clock that no one can set."""
     package = Path(langchain_car_vllm.__file__).parent / "server"
     users = {p.name for p in package.glob("*.py") if "time.time()" in p.read_text()}
-    assert users <= {"process.py"}
+    assert not users
 
 
 def test_no_zombies(fake: Fake):
     """Starting and stopping leaves this process without children."""
-    import psutil
-
     with lease(fake.spec(keep_alive=0.0), policy=FAST):
         pass
     fake.wait_until_unsupervised()

@@ -116,7 +116,7 @@ def test_suspended_supervisor_is_killed_and_its_server_with_it(fake: Fake):
         pass
     os.kill(fake.state().supervisor.pid, signal.SIGSTOP)
     assert stop(fake)
-    assert fake.state().reason == "lost"
+    assert fake.state().reason == "user"
 
 
 def test_suspended_server_is_killed(fake: Fake):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from faults.support import FAST, Background, ClientProcess, Fake, eventually
@@ -96,6 +97,27 @@ def test_batched_multimodal_server_has_one_request_at_a_time(multimodal: Fake):
     assert call.is_alive()
     client.finish()
     assert call.result() == 1
+
+
+def test_processes_take_turns_in_the_order_of_asking(multimodal: Fake):
+    """Who asked first is answered first, whichever process it is."""
+    turns = multimodal.directory(engine="batched").turns
+    clients = []
+    for waiting in range(4):
+        clients.append(ClientProcess(multimodal, engine="batched"))
+        assert clients[-1].read() == "began"
+        if waiting == 0:
+            assert clients[0].read() == "leased 1"
+        eventually(lambda number=waiting: len(tickets(turns)) == number, "the ticket")
+    for number, client in enumerate(clients):
+        if number:
+            assert client.read() == "leased 1"
+        assert len(tickets(turns)) == len(clients) - 1 - number
+        client.finish()
+
+
+def tickets(turns: Path) -> list[str]:
+    return [path.name for path in turns.glob("[!.]*")]
 
 
 def test_turn_of_a_killed_process_is_free(multimodal: Fake):

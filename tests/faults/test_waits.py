@@ -3,13 +3,11 @@
 import dataclasses
 import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
-from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
+from faults.support import FAST, Background, ClientProcess, Fake, ask, can_mount, eventually, fill
 
-from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.errors import CarVllmError, StateDirectoryError
 from langchain_car_vllm.server import directory_of, lease, running_servers, stop_server
 from langchain_car_vllm.server.state import read_state
 
@@ -92,52 +90,31 @@ def test_removed_file_of_a_ready_server(fake: Fake, what: str):
             assert again.endpoint.generation == held.endpoint.generation == 1
 
 
-def test_full_disk_says_what_to_do_at_a_later_stage(fake: Fake, tmp_path: Path, monkeypatch):
+@can_mount
+def test_full_disk_says_what_to_do_at_a_later_stage(fake: Fake, mount, monkeypatch):
     """A disk that fills up while the model loads is told with the right hint."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
-    try:
-        monkeypatch.setenv("CAR_HOME", str(folder))
-        fake.switch(load_gate=fake.gate("load"))
-        call = Background(lambda: lease(fake.spec(), policy=FAST, startup_timeout=8).__enter__())
-        fake.wait_for_phase("load")
-        eventually(fake.starts, "the start")
-        subprocess.run(
-            ["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"],
-            check=False,
-            capture_output=True,
-        )
-        fake.open_gate("load")
-        with pytest.raises(CarVllmError) as caught:
-            call.result()
-        (folder / "filler").unlink(missing_ok=True)
-        fake.wait_until_unsupervised()
-        assert "disk space" in (caught.value.hint or "")
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
+    folder = mount("size=256k")
+    monkeypatch.setenv("CAR_HOME", str(folder))
+    fake.switch(load_gate=fake.gate("load"))
+    call = Background(lambda: lease(fake.spec(), policy=FAST, startup_timeout=8).__enter__())
+    eventually(fake.starts, "the start")
+    fill(folder)
+    fake.open_gate("load")
+    with pytest.raises(CarVllmError) as caught:
+        call.result()
+    (folder / "filler").unlink()
+    fake.wait_until_unsupervised()
+    assert "disk space" in (caught.value.hint or "")
 
 
-def test_stop_on_a_full_disk_is_typed(fake: Fake, tmp_path: Path, monkeypatch):
+@can_mount
+def test_stop_on_a_full_disk_is_typed(fake: Fake, mount, monkeypatch):
     """Cleaning up after a lost supervisor on a full disk ends with an error of this package."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
-    try:
-        monkeypatch.setenv("CAR_HOME", str(folder))
-        with lease(fake.spec(), policy=FAST):
-            os.kill(fake.state().supervisor.pid, 9)
-        fake.wait_until_unsupervised()
-        subprocess.run(
-            ["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"],
-            check=False,
-            capture_output=True,
-        )
-        error = None
-        try:
-            stop_server(fake.directory(), policy=FAST)
-        except BaseException as caught:  # noqa: BLE001
-            error = caught
-        assert error is None or isinstance(error, CarVllmError), repr(error)
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
+    folder = mount("size=256k")
+    monkeypatch.setenv("CAR_HOME", str(folder))
+    with lease(fake.spec(), policy=FAST):
+        os.kill(fake.state().supervisor.pid, 9)
+    fake.wait_until_unsupervised()
+    fill(folder)
+    with pytest.raises(StateDirectoryError, match="No space"):
+        stop_server(fake.directory(), policy=FAST)

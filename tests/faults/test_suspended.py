@@ -1,0 +1,82 @@
+"""Processes under SIGSTOP: they hold every lock and do nothing."""
+
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+from faults.support import FAST, Background, Fake, ask, eventually
+
+from langchain_car_vllm.errors import ServerStartError
+from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.locks import is_held, opened_lock
+
+
+def test_suspended_supervisor_of_a_ready_server_disturbs_nobody(fake: Fake):
+    """Requests need the server only; idleness waits until the supervisor goes on."""
+    with lease(fake.spec(keep_alive=0.1), policy=FAST):
+        supervisor = fake.state().supervisor.pid
+        os.kill(supervisor, signal.SIGSTOP)
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        with lease(fake.spec(keep_alive=0.1), policy=FAST) as held:
+            assert ask(held.endpoint)
+            assert held.endpoint.generation == 1
+    os.kill(supervisor, signal.SIGCONT)
+    fake.wait_until_unsupervised()
+    assert fake.state().reason == "idle"
+
+
+@pytest.mark.parametrize("phase", ["load", "ready"])
+def test_suspended_supervisor_is_woken_by_who_waits_for_it(fake: Fake, phase: str):
+    """A start under way, and a server that died meanwhile, are not waited for for ever."""
+    fake.switch(load_gate=fake.gate("load"))
+    call = Background(lambda: lease(fake.spec(), policy=FAST).__enter__().endpoint)
+    eventually(fake.starts, "the start")
+    if phase == "ready":
+        fake.open_gate("load")
+        call.result()
+    state = fake.state()
+    assert state.server is not None
+    os.kill(state.supervisor.pid, signal.SIGSTOP)
+    if phase == "ready":
+        os.kill(state.server.pid, signal.SIGKILL)
+        with opened_lock(fake.directory().server_lock) as descriptor:
+            eventually(lambda: not is_held(descriptor), "the death of the server")
+    fake.open_gate("load")
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+        assert held.endpoint.generation == (1 if phase == "load" else 2)
+
+
+def test_suspended_supervisor_that_holds_the_lease_is_woken(fake: Fake):
+    """A supervisor that was suspended in the middle of an idle stop ends it when somebody calls."""
+    fake.switch(save_lines=20)
+    with lease(fake.spec(keep_alive=0.0), policy=FAST):
+        supervisor = fake.state().supervisor.pid
+    fake.wait_for_phase("draining")
+    os.kill(supervisor, signal.SIGSTOP)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+        assert held.endpoint.generation == 2
+
+
+def test_server_suspended_while_loading_ends_at_the_stall_limit(fake: Fake):
+    """It neither logs nor computes, so the start is given up, and nobody is left."""
+    fake.switch(load_gate=fake.gate("load"))
+    policy = dataclasses.replace(FAST, load_stall=0.5)
+    call = Background(lambda: lease(fake.spec(), policy=policy).__enter__())
+    os.kill(eventually(fake.starts, "the start")[0], signal.SIGSTOP)
+    with pytest.raises(ServerStartError, match="no sign of life"):
+        call.result()
+
+
+def test_suspended_server_is_killed_by_a_stop(fake: Fake):
+    """A server under SIGSTOP ends, and its port is free."""
+    with lease(fake.spec(), policy=FAST):
+        server = fake.state().server
+    assert server is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    assert stop_server(fake.directory(), policy=FAST)
+    assert not server.find()

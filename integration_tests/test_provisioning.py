@@ -22,6 +22,8 @@ from langchain_car_vllm.runtime.requirements import LOCK
 ENSURE = "from langchain_car_vllm.runtime import ensure_runtime; print(ensure_runtime().server)"
 IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -21,6 +21,10 @@ from langchain_car_vllm.wire.parameters import check_names
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
+_REVISION = re.compile(r"[\w][\w./\-]*")
+_MEMBERS = frozenset({"str", "float", "int", "bool"})
+# Their values are shown to nobody, not even where they are wrong.
+_SECRETS = frozenset({"api_key", "default_headers", "server_env"})
 
 
 class Connection(Protocol):
@@ -114,8 +118,10 @@ class ServedModel(BaseModel):
         seconds(self.keep_alive, "keep_alive", lowest=-1)
         if self.startup_timeout is not None:
             check_positive("startup_timeout", self.startup_timeout)
+        if self.revision is not None:
+            _check_revision(self.revision)
         for argument in self.server_args:
-            if argument.split("=", 1)[0] in _REFUSED_ARGUMENTS:
+            if _is_refused(argument):
                 raise ConfigurationError(
                     f"`{argument}` is not for `server_args`: this package chooses it",
                     hint="talk to a server of your own through `base_url`",
@@ -286,12 +292,29 @@ def check_positive(name: str, value: float) -> None:
         raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
 
 
+def _is_refused(argument: str) -> bool:
+    """Return whether an argument is ours to choose; the server understands short forms too."""
+    name = argument.partition("=")[0]
+    return len(name) > len("--") and any(full.startswith(name) for full in _REFUSED_ARGUMENTS)
+
+
+def _check_revision(revision: str) -> None:
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise ConfigurationError(
+            f"`revision` cannot be `{revision}`",
+            hint="name a branch, a tag or a commit, or leave it out for the default branch",
+        )
+
+
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
+        rest = url.rsplit("://", maxsplit=1)[-1].lstrip("/")
         raise ConfigurationError(
             f"`base_url` must begin with http:// or https://, not `{url}`",
-            hint=f"did you mean `http://{url.rsplit('://', maxsplit=1)[-1].lstrip('/')}`?",
+            hint=f"did you mean `http://{rest}`?"
+            if rest
+            else "write an address such as `http://127.0.0.1:8000/v1`",
         )
     return url.rstrip("/")
 
@@ -301,9 +324,13 @@ def _configuration_error(error: ValidationError) -> ConfigurationError:
     cause = (first.get("ctx") or {}).get("error")
     if isinstance(cause, ConfigurationError):
         return cause
-    name = ".".join(str(part) for part in first["loc"]) or "the configuration"
+    # Of a union, pydantic names the member too.
+    parts = [str(part) for part in first["loc"] if part not in _MEMBERS]
+    name = ".".join(parts) or "the configuration"
     if first["type"] == "missing":
         return ConfigurationError(f"`{name}` is missing")
+    if parts and parts[0] in _SECRETS:
+        return ConfigurationError(f"`{name}` cannot be used: {first['msg']}")
     return ConfigurationError(f"`{name}` cannot be `{first['input']!r}`: {first['msg']}")
 
 

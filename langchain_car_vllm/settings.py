@@ -54,14 +54,18 @@ class ChatSettings(ServedModel):
 
     @model_validator(mode="after")
     def _check_generation(self) -> Self:
-        for name in ("timeout", "max_tokens", "thinking_budget"):
+        for name in ("timeout", "max_tokens", "thinking_budget", "repetition_penalty"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"`{name}` must be more than 0, not {value}")
-        for name in ("temperature", "top_k", "min_p", "max_retries"):
+        for name in ("temperature", "top_p", "top_k", "min_p", "max_retries"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigurationError(f"`{name}` must be 0 or more, not {value}")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not value <= 1:
+                raise ConfigurationError(f"`{name}` must be at most 1, not {value}")
         parameters.check_names(self.model_kwargs, parameters.IN_A_CALL)
         if self.validate_model_on_init:
             self._check_available()

@@ -1,28 +1,25 @@
 """What can be known of a model's chances before anything is installed, fetched or launched."""
 
 import json
-import os
 import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
 from fnmatch import fnmatch
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from langchain_car_vllm import paths
 from langchain_car_vllm.errors import (
     ConfigurationError,
     InsufficientMemoryError,
     UnknownModelError,
 )
 from langchain_car_vllm.models.download import check_may_download, explained, measure_download
+from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import ModelId
 from langchain_car_vllm.models.snapshot import find_snapshot, hub_cache
 
 _TIMEOUT = 10.0
-_DEFAULT_ENDPOINT = "https://huggingface.co"
 _WEIGHTS = "*.safetensors"
 _GB = 1e9
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _SERVER_ERROR = 401, 403, 404, 500
@@ -95,14 +92,14 @@ def _file(entry: dict[str, Any]) -> HubFile:
 
 
 def _request(method: str, path: str, source: str, revision: str) -> bytes:
-    endpoint = (paths.variable("HF_ENDPOINT") or _DEFAULT_ENDPOINT).rstrip("/")
+    endpoint = hub_endpoint()
     if not endpoint.startswith(("http://", "https://")):
         raise ConfigurationError(
             f"HF_ENDPOINT must be an http or https address, not `{endpoint}`",
             hint="unset HF_ENDPOINT, or set it to a mirror such as `https://hub.example.com`",
         )
     request = urllib.request.Request(endpoint + path, method=method)  # noqa: S310
-    if token := _token():
+    if token := hub_token():
         # Not sent on to the host that a file's address leads to.
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
@@ -126,19 +123,6 @@ def _kind(status: int, code: str) -> str:
     if code == "RepoNotFound" or status in {_NOT_FOUND, _UNAUTHORIZED}:
         return "no-repository"
     return "refused" if status < _SERVER_ERROR else "down"
-
-
-def _token() -> str | None:
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if value := paths.variable(name):
-            return value.strip()
-    home = paths.home()
-    folder = paths.variable("HF_HOME") or (str(home / ".cache" / "huggingface") if home else None)
-    file = paths.variable("HF_TOKEN_PATH") or (f"{folder}/token" if folder else None)
-    try:
-        return Path(os.path.expanduser(file)).read_text(encoding="utf-8").strip() if file else None  # noqa: PTH111
-    except OSError:
-        return None
 
 
 def _check_disk(source: str, revision: str | None, files: list[HubFile]) -> None:

@@ -13,6 +13,7 @@ from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.families import family_facts
+from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import nearest_ids
 from langchain_car_vllm.models.json_files import read_object
 from langchain_car_vllm.models.snapshot import repository_folder, wanted_files
@@ -242,7 +243,7 @@ _GOES_ON = "the download goes on where it was"
 _EXPLANATIONS = {
     "gated": (
         "it is a gated repository and {token}",
-        "accept the licence on its page on the Hub, and set HF_TOKEN to a token of that account",
+        "accept the licence at `{page}`, and set HF_TOKEN to a token of that account",
     ),
     "no-repository": ("the Hub has no such repository, or it is private", "{near}"),
     "no-revision": (
@@ -273,6 +274,7 @@ def _explain(source: str, revision: str | None, verdict: dict[str, Any]) -> tupl
     needed, free = (int(verdict.get(name, 0)) // _MB for name in ("needed", "free"))
     facts = {
         "token": _token_state(),
+        "page": f"{hub_endpoint()}/{source}",
         "near": _near(source),
         "revision": revision,
         "said": verdict.get("said") or "it said nothing about why",
@@ -285,8 +287,8 @@ def _explain(source: str, revision: str | None, verdict: dict[str, Any]) -> tupl
 
 
 def _token_state() -> str:
-    if paths.variable("HF_TOKEN") or paths.variable("HUGGING_FACE_HUB_TOKEN"):
-        return "its licence has not been accepted for your HF_TOKEN"
+    if hub_token():
+        return "its licence has not been accepted by the account of your token"
     return "no HF_TOKEN is set"
 
 

@@ -1,6 +1,7 @@
 """Finding a model that is on this machine already, without any network."""
 
 import os
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,6 +16,7 @@ _DEFAULT_REVISION = "main"
 _NEEDED = ("*.json", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
 _TEXT_WEIGHTS = "model*.safetensors"
 _MEDIA_WEIGHTS = "*.safetensors"
+_SHARD = re.compile(r"(.*?)\d+-of-(\d+)\.safetensors$")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 
@@ -100,10 +102,21 @@ def holds_model(directory: Path) -> bool:
         return False
     index = read_object(directory / "model.safetensors.index.json")
     if index is None:
-        return any(path.is_file() for path in directory.glob("*.safetensors"))
+        return _holds_all_shards(directory)
     weights = index.get("weight_map")
     names = set(weights.values()) if isinstance(weights, dict) else set()
     return bool(names) and all((directory / str(name)).is_file() for name in names)
+
+
+def _holds_all_shards(directory: Path) -> bool:
+    """Return whether the weights' own names speak of no more of them; the index may come last."""
+    files = {path.name for path in directory.glob("*.safetensors") if path.is_file()}
+    counted = [match for match in map(_SHARD.match, files) if match]
+    return bool(files) and all(
+        f"{match[1]}{number:0{len(match[2])}}-of-{match[2]}.safetensors" in files
+        for match in counted
+        for number in range(1, int(match[2]) + 1)
+    )
 
 
 def _listing(path: Path) -> dict[str, int] | None:

@@ -46,6 +46,13 @@ def mac_host(sysctl: str) -> Host:
     return Host("darwin", machine, _numbers(found.get("kern.osproductversion", "")))
 
 
+def unsupported(system: str = sys.platform) -> UnsupportedPlatformError:
+    """Return the error for a system that is neither macOS nor Linux."""
+    return UnsupportedPlatformError(
+        f"vllm-mlx runs on Apple silicon and on Linux, not on `{system}`", hint=_ELSEWHERE
+    )
+
+
 def check_host(host: Host) -> None:
     """Refuse a machine that `vllm-mlx` has no wheels for.
 
@@ -57,9 +64,7 @@ def check_host(host: Host) -> None:
     elif host.system == "linux":
         _check_linux(host)
     else:
-        raise UnsupportedPlatformError(
-            f"vllm-mlx runs on Apple silicon and on Linux, not on `{host.system}`", hint=_ELSEWHERE
-        )
+        raise unsupported(host.system)
 
 
 def _check_mac(host: Host) -> None:

@@ -1,6 +1,5 @@
 """One provisioner at a time, among all processes of a user."""
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.runtime.host import unsupported
+
+try:
+    import fcntl
+except ImportError as error:
+    raise unsupported() from error
 
 _POLL = 0.1
 

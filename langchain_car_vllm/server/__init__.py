@@ -1,11 +1,14 @@
 """The running process: one supervised server per model for all processes of a user."""
 
-from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.server.ensure import Lease, alease, directory_of, ensure_server, lease
-from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.probe import health_ok
-from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.stopping import running_servers, stop_server
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.endpoint import Endpoint
+    from langchain_car_vllm.server.ensure import Lease, alease, directory_of, ensure_server, lease
+    from langchain_car_vllm.server.policy import Policy
+    from langchain_car_vllm.server.probe import health_ok
+    from langchain_car_vllm.server.spec import ServerSpec
+    from langchain_car_vllm.server.stopping import running_servers, stop_server
 
 __all__ = [
     "Endpoint",
@@ -20,3 +23,29 @@ __all__ = [
     "running_servers",
     "stop_server",
 ]
+
+_HOMES = {
+    "Endpoint": "langchain_car_vllm.endpoint",
+    "Lease": "langchain_car_vllm.server.ensure",
+    "Policy": "langchain_car_vllm.server.policy",
+    "ServerSpec": "langchain_car_vllm.server.spec",
+    "alease": "langchain_car_vllm.server.ensure",
+    "directory_of": "langchain_car_vllm.server.ensure",
+    "ensure_server": "langchain_car_vllm.server.ensure",
+    "health_ok": "langchain_car_vllm.server.probe",
+    "lease": "langchain_car_vllm.server.ensure",
+    "running_servers": "langchain_car_vllm.server.stopping",
+    "stop_server": "langchain_car_vllm.server.stopping",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the names on first use: an endpoint of somebody else's needs no supervision.
+
+    So `base_url` works on systems that cannot supervise a server.
+    """
+    if name in _HOMES:
+        from importlib import import_module  # noqa: PLC0415
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

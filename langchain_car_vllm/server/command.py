@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 
 _STRIPPED_PREFIXES = ("PYTHON", "OPENAI_", "LANGCHAIN_", "LANGSMITH_", "CAR_VLLM_LAUNCH_")
 _STRIPPED = ("VIRTUAL_ENV", "VLLM_MLX_MCP_CONFIG", "__PYVENV_LAUNCHER__")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+# The first version that can be told to refuse a text that is too long.
+_OVERFLOW_POLICY = (0, 5, 0)
 _SERVER_TIMEOUT = 86_400
 """Seconds. The server's own limit counts queueing, so the client's is the one that holds."""
 
@@ -28,6 +31,7 @@ class Launch:
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         cache_mb: Limit of the batched engine's prompt cache, 0 for the server's own choice.
         needed_bytes: Memory to set aside.
+        version: Of the `vllm-mlx` that is launched, None where unknown.
     """
 
     model: str
@@ -41,6 +45,7 @@ class Launch:
     preserve_thinking: bool = False
     cache_mb: int = 0
     needed_bytes: int = 0
+    version: str | None = None
 
 
 def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
@@ -70,7 +75,8 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
     arguments += ["--served-model-name", spec.name, "--timeout", str(_SERVER_TIMEOUT)]
     if spec.embeddings:
         arguments += ["--lazy-load-model", "--embedding-model", launch.model]
-        arguments += ["--embedding-overflow-policy", "error"]
+        if launch.version is None or is_at_least(launch.version, _OVERFLOW_POLICY):
+            arguments += ["--embedding-overflow-policy", "error"]
         return [*arguments, *spec.server_args]
     if launch.engine == "batched":
         arguments.append("--continuous-batching")

@@ -5,12 +5,18 @@ at once, or it would hold what its parent gave back. Lock files are never unlink
 that was removed and made again is no lock at all.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from langchain_car_vllm.runtime.host import unsupported
+
+try:
+    import fcntl
+except ImportError as error:
+    raise unsupported() from error
 
 _open: set[int] = set()
 

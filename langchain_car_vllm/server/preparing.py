@@ -93,7 +93,13 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
     budget = budget_bytes()
     facts = facts_for_version(read_model_facts(snapshot, spec.name), runtime.version)
     if spec.embeddings:
-        return Launch(model, offline=True, engine="simple", needed_bytes=facts.weights_bytes)
+        return Launch(
+            model,
+            offline=True,
+            engine="simple",
+            needed_bytes=facts.weights_bytes,
+            version=runtime.version,
+        )
     engine = choose_engine(spec, multimodal=facts.multimodal)
     if engine == "batched" and (facts.multimodal or "--mllm" in spec.server_args):
         _check_batching_of_media(runtime)

@@ -80,6 +80,16 @@ def test_an_older_server_gets_what_it_knows(fake: Fake):
     assert "--default-top-k" not in command
 
 
+@pytest.mark.parametrize(("version", "knows"), [("0.4.1", False), ("0.5.0", True)])
+def test_an_older_server_embeds(fake: Fake, version: str, knows: bool):
+    """Before 0.5.0 a server would not start if it was told to refuse texts that are too long."""
+    set_version(fake, "vllm_mlx", version)
+    with lease(fake.spec(embeddings=True), policy=FAST):
+        command = command_of(fake)
+    assert "--embedding-model" in command
+    assert ("--embedding-overflow-policy" in command) is knows
+
+
 @pytest.mark.parametrize("version", ["0.6.4", "0.6.16", "0.7.10"])
 def test_media_are_not_batched_where_it_is_wrong(fake: Fake, version: str):
     """Versions of mlx-vlm that give wrong text in mixed batches are refused, with the reason."""

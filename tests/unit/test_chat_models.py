@@ -58,6 +58,14 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path):
         ("thinking_budget", 0),
         ("max_retries", -1),
         ("temperature", -0.1),
+        ("top_p", -0.1),
+        ("top_p", 1.1),
+        ("min_p", 2),
+        ("repetition_penalty", 0),
+        ("revision", ""),
+        ("revision", "../main"),
+        ("revision", "/main"),
+        ("keep_alive", None),
         ("keep_alive", -2),
         ("keep_alive", "soon"),
         ("keep_alive", float("nan")),
@@ -68,7 +76,15 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path):
 )
 def test_values_that_cannot_work_are_refused_by_name(name, value):
     """The message names the setting and what was given."""
-    _refused(f"`{name}", **{name: value})
+    _refused(f"`{name}`", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["server_env", "default_headers", "api_key"])
+def test_a_secret_that_cannot_work_is_not_shown(name):
+    """The message names the setting, not the value."""
+    secret = ["very secret"]
+    error = _refused(f"`{name}", **{name: secret if name == "api_key" else {"TOKEN": secret}})
+    assert "very secret" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +165,14 @@ def test_a_call_may_have_a_keep_alive_of_its_own():
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost:8000", "ftp://host/v1", "http://"])
 def test_a_base_url_without_a_scheme_is_refused(url):
-    """The message shows how it should begin."""
+    """The message shows how it should begin, and what was meant."""
+    assert "?" in (_refused("base_url", base_url=url).hint or "") or url == "http://"
     assert "http://" in str(_refused("base_url", base_url=url))
 
 
 @pytest.mark.parametrize(
-    "argument", ["--port", "--host=0.0.0.0", "--api-key", "--served-model-name"]
+    "argument",
+    ["--port", "--host=0.0.0.0", "--api-key", "--served-model-name", "--api", "--por=1", "--serv"],
 )
 def test_arguments_that_the_supervisor_chooses_are_refused(argument):
     """Whoever wants another address brings a server of their own."""

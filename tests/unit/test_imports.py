@@ -45,3 +45,34 @@ def test_unknown_attribute_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="ChatVllm"):
         _ = langchain_car_vllm.ChatVllm
+
+
+def test_a_system_without_kernel_locks():
+    """On Windows an endpoint of somebody else's is asked, and a managed one refused in words."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "termios"))
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.errors import UnsupportedPlatformError
+from langchain_car_vllm.wire.errors import ConnectionFailedError
+for model in (
+    ChatVllmMlx(model="any", base_url="http://127.0.0.1:9/v1", max_retries=0).invoke,
+    VllmMlxEmbeddings(model="any", base_url="http://127.0.0.1:9/v1").embed_query,
+):
+    try:
+        model("hi")
+    except ConnectionFailedError as error:
+        print("asked")
+try:
+    ChatVllmMlx(model="org/model").invoke("hi")
+except UnsupportedPlatformError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["asked", "asked"]
+    assert lines[2].startswith("vllm-mlx runs on Apple silicon and on Linux, not on")
+    assert lines[-1] == "hint: pass `base_url` to talk to a vllm-mlx server on another machine"

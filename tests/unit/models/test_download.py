@@ -174,11 +174,24 @@ def test_a_verdict_becomes_cause_and_cure(tmp_path, verdict, message, hint):
     assert str(copy) == str(error)
 
 
-def test_a_gated_repository_with_a_token(tmp_path, monkeypatch):
-    """With a token it is the licence that is missing."""
-    monkeypatch.setenv("HF_TOKEN", "x")
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME", None])
+def test_a_gated_repository_with_a_token(tmp_path, home, monkeypatch, place):
+    """With a token, wherever the Hub's client keeps it, it is the licence that is missing."""
     log = tmp_path / "download.log"
     log.write_text(f'{VERDICT}{{"kind": "gated"}}\n')
+    without = diagnose_download("org/tiny", None, log)
+    assert "no HF_TOKEN is set" in without.message
+    assert "`https://huggingface.co/org/tiny`" in (without.hint or "")
+    if place == "HF_TOKEN":
+        monkeypatch.setenv("HF_TOKEN", "x")
+    else:
+        below = {"HF_HOME": "token", "HF_TOKEN_PATH": "", "XDG_CACHE_HOME": "huggingface/token"}
+        base = tmp_path / "kept" if place else home
+        file = base / below.get(place, ".cache/huggingface/token")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x\n")
+        if place:
+            monkeypatch.setenv(place, str(base))
     assert "not been accepted" in diagnose_download("org/tiny", None, log).message
 
 

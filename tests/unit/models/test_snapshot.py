@@ -104,6 +104,26 @@ def test_without_a_listing_the_index_decides(hub, missing):
     assert find_snapshot(REPOSITORY) is None
 
 
+@pytest.mark.parametrize(
+    ("weights", "complete"),
+    [
+        (["model.safetensors"], True),
+        (["model-00001-of-00002.safetensors"], False),
+        (["model-00002-of-00002.safetensors"], False),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], True),
+        (["model.safetensors", "model-00001-of-00001.safetensors"], True),
+        (["weights.00001-of-00003.safetensors", "weights.00003-of-00003.safetensors"], False),
+    ],
+)
+def test_without_an_index_the_names_decide(home, weights, complete):
+    """The index may come last; until then a part's own name tells how many there are."""
+    directory = home / ".lmstudio/models" / REPOSITORY
+    directory.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", *weights):
+        (directory / name).write_text("{}")
+    assert find_snapshot(REPOSITORY) == (directory if complete else None)
+
+
 def test_a_truncated_file_is_incomplete(hub):
     """A file of another size than the listing's does not count."""
     fill_cache(hub, listed=sizes() | {"model-00002-of-00002.safetensors": 10**9})

@@ -27,6 +27,13 @@ from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings
 from langchain_car_vllm.wire import parameters
 from langchain_car_vllm.wire.reasoning import PROVIDER
+from langchain_car_vllm.wire.structured import (
+    Method,
+    check_method,
+    parser_for,
+    response_format,
+    with_parser,
+)
 from langchain_car_vllm.wire.tools import (
     Tool,
     ToolChoice,
@@ -37,7 +44,6 @@ from langchain_car_vllm.wire.tools import (
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
-    from langchain_car_vllm.wire.structured import Method
 
 
 class ChatVllmMlx(ChatSettings, BaseChatModel):
@@ -391,7 +397,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         self,
         schema: Any = None,
         *,
-        method: "Method" = "json_schema",
+        method: Method = "json_schema",
         include_raw: bool = False,
         strict: bool | None = None,
         **kwargs: Any,
@@ -409,14 +415,6 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         Raises:
             ConfigurationError: The combination cannot work.
         """
-        # Not needed for construction.
-        from langchain_car_vllm.wire.structured import (  # noqa: PLC0415
-            check_method,
-            parser_for,
-            response_format,
-            with_parser,
-        )
-
         check_method(method, schema, strict=strict)
         options: dict[str, Any] = {"method": method}
         if method != "json_mode":

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -122,7 +123,7 @@ class ServedModel(BaseModel):
         if self.base_url is not None:
             name = name.removeprefix("vllm-mlx/")
             return ModelId(name=name, source=name, is_local=False)
-        return parse_model_id(name)
+        return parse_model_id(name) if name.startswith((".", "~")) else _known_model_id(name)
 
     def _name(self, model: str | None = None) -> str:
         """Return the model's name for traces, also of one that does not exist."""
@@ -275,6 +276,12 @@ def check_positive(name: str, value: float) -> None:
     """Refuse a setting of 0 or less."""
     if not value > 0:
         raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
+
+
+@lru_cache(maxsize=256)
+def _known_model_id(name: str) -> ModelId:
+    """Remember what a name stands for wherever it is said: each call asks several times."""
+    return parse_model_id(name)
 
 
 def _checked_url(url: str) -> str:

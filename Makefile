@@ -27,6 +27,9 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 lock: ## Compile the development lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --group dev pyproject.toml -o requirements/dev.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --constraint requirements/dev.txt --group bench pyproject.toml \
+	  -o requirements/bench.txt
 
 lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
 	$(BIN)/python scripts/lock_runtime.py

@@ -257,6 +257,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
                     with closing(chunks):
                         for chunk in chunks:
                             replay.seen = True
+                            connection.watch.answered()
                             yield chunk
                 except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
@@ -281,6 +282,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
                     async with aclosing(chunks):
                         async for chunk in chunks:
                             replay.seen = True
+                            connection.watch.answered()
                             yield chunk
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)

@@ -3,7 +3,8 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -14,10 +15,12 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.paths import variable
+from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.wire.attach import described, find_described
 from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
 from langchain_car_vllm.wire.parameters import check_names
+from langchain_car_vllm.wire.watch import Watch
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
@@ -60,6 +63,21 @@ class Attached:
         return None
 
 
+class Watched:
+    """A connection whose server is asked what it does where its answer lets one wait.
+
+    Args:
+        connection: Somebody to talk to.
+        on_progress: Told of it.
+    """
+
+    def __init__(self, connection: Connection, on_progress: OnProgress) -> None:
+        self.endpoint = connection.endpoint
+        self.explain = connection.explain
+        self.aexplain = connection.aexplain
+        self.watch = Watch(connection.endpoint, on_progress)
+
+
 class ServedModel(BaseModel):
     """A model and the server that serves it: configuration only, no client, port or process.
 
@@ -82,7 +100,8 @@ class ServedModel(BaseModel):
     startup_timeout: float | None = None
     """Seconds to wait for the server to become ready; no limit without one."""
     on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
-    """Called with a `Progress` while the first call waits."""
+    """Called with a `Progress` while a call waits, from any thread: for the server, and for the
+    first token where that takes longer than two seconds."""
     auto_install: bool = Field(default_factory=lambda: _flag("CAR_VLLM_MLX_AUTO_INSTALL"))
     """Whether `vllm-mlx` may be installed where it is missing."""
     auto_pull: bool = True
@@ -133,7 +152,7 @@ class ServedModel(BaseModel):
         if self.base_url is not None:
             name = name.removeprefix("vllm-mlx/")
             return ModelId(name=name, source=name, is_local=False)
-        return parse_model_id(name)
+        return parse_model_id(name) if name.startswith((".", "~")) else _known_model_id(name)
 
     def _name(self, model: object = None) -> str:
         """Return the model's name for traces, also of one that does not exist."""
@@ -179,41 +198,51 @@ class ServedModel(BaseModel):
         )
 
     @contextmanager
-    def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Connection]:
+    def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Watched]:
         """Hold a server for the time of one request."""
-        if endpoint := self._external(model):
-            yield Attached(described(endpoint))
-            return
-        # Not needed for construction.
-        from langchain_car_vllm import runtime, server  # noqa: PLC0415
+        with ExitStack() as stack:
+            on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            connection: Connection
+            if endpoint := self._external(model):
+                connection = Attached(described(endpoint))
+            else:
+                # Not needed for construction.
+                from langchain_car_vllm import runtime, server  # noqa: PLC0415
 
-        with (
-            displayed(spec.name, self.on_progress) as on_progress,
-            server.lease(
-                spec, startup_timeout=self.startup_timeout, on_progress=on_progress
-            ) as lease,
-        ):
-            runtime.warn_about(lease.endpoint.version)
-            yield lease
+                connection = stack.enter_context(
+                    server.lease(
+                        spec, startup_timeout=self.startup_timeout, on_progress=on_progress
+                    )
+                )
+                runtime.warn_about(connection.endpoint.version)
+            watched = Watched(connection, on_progress)
+            stack.callback(watched.watch.end)
+            yield watched
 
     @asynccontextmanager
-    async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Connection]:
+    async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Watched]:
         """Hold a server for the time of one request without blocking the event loop."""
-        if endpoint := self._external(model):
-            known = find_described(endpoint)
-            if known is None:
-                known = await asyncio.to_thread(described, endpoint)
-            yield Attached(known)
-            return
-        # Not needed for construction.
-        from langchain_car_vllm import runtime, server  # noqa: PLC0415
+        async with AsyncExitStack() as stack:
+            on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            connection: Connection
+            if endpoint := self._external(model):
+                known = find_described(endpoint)
+                if known is None:
+                    known = await asyncio.to_thread(described, endpoint)
+                connection = Attached(known)
+            else:
+                # Not needed for construction.
+                from langchain_car_vllm import runtime, server  # noqa: PLC0415
 
-        with displayed(spec.name, self.on_progress) as on_progress:
-            async with server.alease(
-                spec, startup_timeout=self.startup_timeout, on_progress=on_progress
-            ) as lease:
-                runtime.warn_about(lease.endpoint.version)
-                yield lease
+                connection = await stack.enter_async_context(
+                    server.alease(
+                        spec, startup_timeout=self.startup_timeout, on_progress=on_progress
+                    )
+                )
+                runtime.warn_about(connection.endpoint.version)
+            watched = Watched(connection, on_progress)
+            stack.callback(watched.watch.end)
+            yield watched
 
     def _unload(self, spec: ServerSpec, *, force: bool) -> None:
         if self.base_url is not None:
@@ -304,6 +333,12 @@ def _check_revision(revision: str) -> None:
             f"`revision` cannot be `{revision}`",
             hint="name a branch, a tag or a commit, or leave it out for the default branch",
         )
+
+
+@lru_cache(maxsize=256)
+def _known_model_id(name: str) -> ModelId:
+    """Remember what a name stands for wherever it is said: each call asks several times."""
+    return parse_model_id(name)
 
 
 def _checked_url(url: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("langchain_car_vllm")
 
 _OFF = frozenset({"0", "false", "no", "off"})
-_SHOWN: frozenset[Stage] = frozenset({"queued", "install", "download", "load"})
+_SHOWN: frozenset[Stage] = frozenset({"queued", "install", "download", "load", "prefill"})
 _TITLES: dict[Stage, str] = {
     "queued": "waiting",
     "install": "installing vllm-mlx",
@@ -70,8 +70,10 @@ class Display:
         self._is_open = False
 
     def __call__(self, progress: Progress) -> None:
-        """Show a step; `ready` ends the display."""
+        """Show a step; `ready` and `generating` end the display."""
         if progress.stage not in _SHOWN:
+            if self._view is not None and progress.stage == "generating":
+                self._view.draw(progress)
             self.close()
             return
         if not self._is_open:
@@ -116,7 +118,7 @@ def describe(name: str, progress: Progress) -> str:
     """Return a step as one line, such as `downloading X: 3.2 of 20.4 GB`."""
     title = _TITLES[progress.stage]
     subject = f"{title} {name}" if progress.stage in {"download", "load"} else title
-    amount = _amount(progress.done, progress.total)
+    amount = _amount(progress.done, progress.total) if progress.stage == "download" else ""
     return ": ".join(part for part in (subject, amount or progress.detail) if part)
 
 
@@ -228,7 +230,7 @@ class Bars:
 
     def draw(self, progress: Progress) -> None:
         """Move the bar; each stage has one of its own."""
-        counts = progress.total is not None
+        counts = progress.stage == "download" and progress.total is not None
         title = describe(self._name, Progress(progress.stage) if counts else progress)
         done = progress.done or 0
         self._bars.columns = self._bytes if counts else self._plain

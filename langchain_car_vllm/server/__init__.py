@@ -1,5 +1,6 @@
 """The running process: one supervised server per model for all processes of a user."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,12 +41,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the names on first use: an endpoint of somebody else's needs no supervision.
+    """Import the public names on first use: a model is constructed without any of the machinery.
 
     So `base_url` works on systems that cannot supervise a server.
     """
-    if name in _HOMES:
-        from importlib import import_module  # noqa: PLC0415
-
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_HOMES[name]), name)
+    return found

@@ -72,7 +72,7 @@ def check_served(endpoint: Endpoint) -> None:
         AnswerError: It refuses to tell, for instance because of the key.
         ModelMissingError: It serves others.
     """
-    status, found = _get(endpoint.base_url, "/models", endpoint.api_key)
+    status, found = get_json(endpoint.base_url, "/models", endpoint.api_key)
     if status is None:
         raise ConnectionFailedError(f"nobody answers at {endpoint.base_url}")
     if status != HTTPStatus.OK:
@@ -87,11 +87,11 @@ def check_served(endpoint: Endpoint) -> None:
 
 def _health(base_url: str) -> dict[str, Any] | None:
     root = base_url.removesuffix("/v1")
-    status, found = _get(root, "/health", None)
+    status, found = get_json(root, "/health", None)
     return None if status is None else found or {}
 
 
-def _get(base_url: str, path: str, key: str | None) -> tuple[int | None, dict[str, Any] | None]:
+def get_json(base_url: str, path: str, key: str | None) -> tuple[int | None, dict[str, Any] | None]:
     """Return the status, None where nobody answers, and the JSON object, None for none."""
     parts = urlsplit(base_url)
     secure = parts.scheme == "https"

@@ -7,9 +7,17 @@ Importing this module imports openai, so only calls do it, never construction, b
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import (
+    AsyncExitStack,
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from typing import Any
 
+import httpx2
 import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
 import openai
 from langchain_core.callbacks import (
@@ -30,6 +38,7 @@ from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
 from langchain_car_vllm.wire.history import holds_media, prepared
+from langchain_car_vllm.wire.post import Post, aposted, posted
 from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request import exchange_for
 from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
@@ -47,10 +56,12 @@ class WireChat(ChatOpenAI):
 
     Attributes:
         endpoint: Whom it talks to.
+        post: Makes the requests.
         refusals: How often a request is repeated that the server refused for the moment.
     """
 
     endpoint: Endpoint
+    post: Post
     refusals: int = 2
 
     def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
@@ -238,48 +249,35 @@ class WireChat(ChatOpenAI):
 
     @contextmanager
     def _sent(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Any]:
-        request = _request(attempt, clock, headers)
         refusals = Refusals(self.refusals)
-        while True:
-            try:
-                with mapped_encoding():
-                    stream = self.root_client.post(
-                        _CHAT, stream=True, stream_cls=openai.Stream[object], **request
-                    )
-                break
-            except openai.APIStatusError as error:
-                time.sleep(refusals.wait(error))
-        with closing(stream):
-            yield stream.response
+        with ExitStack() as stack:
+            while True:
+                request = self._request(attempt, clock, headers)
+                try:
+                    response = stack.enter_context(posted(self.root_client, request))
+                    break
+                except openai.APIStatusError as error:
+                    time.sleep(refusals.wait(error))
+            yield response
 
     @asynccontextmanager
     async def _asent(self, attempt: Attempt, clock: Clock, headers: Headers) -> AsyncIterator[Any]:
         client = await self.async_client.current()
-        request = _request(attempt, clock, headers)
         refusals = Refusals(self.refusals)
-        while True:
-            try:
-                with mapped_encoding():
-                    stream = await client.post(
-                        _CHAT, stream=True, stream_cls=openai.AsyncStream[object], **request
-                    )
-                break
-            except openai.APIStatusError as error:
-                await asyncio.sleep(refusals.wait(error))
-        try:
-            yield stream.response
-        finally:
-            await stream.close()
+        async with AsyncExitStack() as stack:
+            while True:
+                request = self._request(attempt, clock, headers)
+                try:
+                    response = await stack.enter_async_context(aposted(client, request))
+                    break
+                except openai.APIStatusError as error:
+                    await asyncio.sleep(refusals.wait(error))
+            yield response
 
-
-_CHAT = "/chat/completions"
-
-
-def _request(attempt: Attempt, clock: Clock, headers: Headers) -> dict[str, Any]:
-    # `completions.create` would walk through every message to find what it might convert. Whole
-    # answers are read as a stream of bytes too: the body's `stream` alone decides what comes.
-    options = {"timeout": clock.transport, "headers": headers or {}}
-    return {"cast_to": object, "body": attempt.body, "options": options}
+    def _request(self, attempt: Attempt, clock: Clock, headers: Headers) -> httpx2.Request:
+        # Whole answers are read as they come too: the body's `stream` alone decides what comes.
+        with mapped_encoding():
+            return self.post.request(attempt.body, clock.transport, headers)
 
 
 def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
@@ -289,6 +287,7 @@ def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: in
     loops = LoopClients(address, endpoint.is_ours)
     return WireChat(
         endpoint=endpoint,
+        post=Post(address),
         refusals=refusals,
         model=endpoint.served_model,
         base_url=endpoint.base_url,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
@@ -10,6 +10,7 @@ from langchain_core.messages.content import InvalidToolCall
 from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.utils.json import parse_partial_json
+from pydantic import BaseModel
 
 from langchain_car_vllm.wire.answer import Delta, Usage
 from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING
@@ -71,21 +72,31 @@ def chunk_of(delta: Delta) -> ChatGenerationChunk:
         )
         return ChatGenerationChunk(message=message)
     # Nearly every chunk is text alone. Validating it, twice, would cost more than all the rest.
-    message = _MESSAGE.model_copy(
-        update={
-            "content": delta.text,
-            "additional_kwargs": {REASONING: delta.thought} if delta.thought else {},
-            "response_metadata": {"model_provider": PROVIDER},
-            "tool_calls": [],
-            "invalid_tool_calls": [],
-            "tool_call_chunks": [],
-        }
+    message = _unvalidated(
+        _MESSAGE,
+        content=delta.text,
+        additional_kwargs={REASONING: delta.thought} if delta.thought else {},
+        response_metadata={"model_provider": PROVIDER},
+        tool_calls=[],
+        invalid_tool_calls=[],
+        tool_call_chunks=[],
     )
-    return _CHUNK.model_copy(update={"message": message, "text": delta.text})
+    return _unvalidated(_CHUNK, message=message, text=delta.text)
 
 
-_MESSAGE = AIMessageChunk(content="", response_metadata={"model_provider": PROVIDER})
+_Model = TypeVar("_Model", bound=BaseModel)
+_MESSAGE = AIMessageChunk(content="")
 _CHUNK = ChatGenerationChunk(message=_MESSAGE)
+
+
+def _unvalidated(pattern: _Model, **fields: Any) -> _Model:
+    """Do what `model_copy` does, without a copy of what is replaced at once."""
+    made = pattern.__class__.__new__(pattern.__class__)
+    object.__setattr__(made, "__dict__", {**pattern.__dict__, **fields})
+    object.__setattr__(made, "__pydantic_fields_set__", {*fields})
+    object.__setattr__(made, "__pydantic_extra__", None if pattern.model_extra is None else {})
+    object.__setattr__(made, "__pydantic_private__", None)
+    return made
 
 
 def closing_chunk(closing: Closing) -> ChatGenerationChunk:

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_car_vllm.errors import ConfigurationError
 
-Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool  # a model without tools need not import it
+
+Tool = Union[dict[str, Any], type, Callable[..., Any], "BaseTool"]
 ToolChoice = str | bool | dict[str, Any] | None
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

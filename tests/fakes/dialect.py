@@ -170,6 +170,7 @@ class Dialect:
         requests: The bodies of chat requests, in order.
         headers: Their headers, names in lower case.
         closed: How many streams ended because the client went away.
+        status: What `/v1/status` tells of the requests, None for a server without it.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class Dialect:
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.closed = 0
+        self.status: Callable[[], dict[str, Any]] | None = dict
         self._lock = threading.Lock()
 
     def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
@@ -208,7 +210,10 @@ class Dialect:
             entry = {"id": self.served_model, "object": "model", "owned_by": "vllm-mlx"}
             return _json(200, {"object": "list", "data": [entry]})
         if (method, path) == ("GET", "/v1/status"):
-            return _json(200, {"status": "running", "model": self.served_model, "requests": []})
+            if self.status is None:
+                return _json(404, {"detail": "Not Found"})
+            found = {"status": "running", "model": self.served_model, "requests": []}
+            return _json(200, {**found, **self.status()})
         routes = {
             "/v1/chat/completions": self._chat,
             "/v1/embeddings": self._embeddings,

@@ -54,6 +54,14 @@ class Recorder:
         (Progress("download", done=0, total=500_000_000), "downloading m: 0 of 500 MB"),
         (Progress("download", done=10**9, total=20 * 10**9), "downloading m: 1.0 of 20.0 GB"),
         (Progress("load"), "loading m"),
+        (
+            Progress("prefill", "3,266 tokens, 3,252 of them from the cache", 3252, 3266),
+            "reading the prompt: 3,266 tokens, 3,252 of them from the cache",
+        ),
+        (
+            Progress("generating", "it began after 12 s"),
+            "answering: it began after 12 s",
+        ),
     ],
 )
 def test_a_step_is_one_line(progress, line):
@@ -80,8 +88,23 @@ def test_a_ready_server_shows_nothing():
     """Where nothing is waited for, nothing is made."""
     shown = Display("m", lambda _name: pytest.fail("drawn"))
     shown(Progress("ready"))
-    shown(Progress("prefill"))
+    shown(Progress("generating"))
     shown.close()
+
+
+def test_a_slow_first_token_is_shown_until_it_comes(caplog):
+    """The stages of a request that lets one wait are log records, the last one its end."""
+    caplog.set_level(logging.INFO, "langchain_car_vllm")
+    shown = Display("m", Records)
+    shown(Progress("queued", "2 are being answered"))
+    shown(Progress("prefill", "3,266 tokens", 0, 3266))
+    shown(Progress("generating", "it began after 12 s"))
+    shown(Progress("generating", "it began after 13 s"))
+    assert caplog.messages == [
+        "waiting: 2 are being answered",
+        "reading the prompt: 3,266 tokens",
+        "answering: it began after 12 s",
+    ]
 
 
 def test_a_display_can_be_used_again():

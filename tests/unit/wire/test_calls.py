@@ -1,6 +1,8 @@
 """A call from end to end: what goes out, what comes back, in all four ways of calling."""
 
 import asyncio
+import copy
+import pickle
 import threading
 import warnings
 from collections.abc import Callable
@@ -339,3 +341,16 @@ def test_a_chunk_made_fast_is_one_made_by_the_book(delta):
     for name, value in vars(chunk.message).items():
         if isinstance(value, list | dict):
             assert value is not getattr(other.message, name), name
+
+
+def test_a_chunk_made_fast_can_be_used_like_any_other():
+    """It takes new attributes, copies, pickles and merges."""
+    chunk = chunk_of(Delta("one"))
+    chunk.message.id, chunk.message.note = "run-1", "mine"
+    for same in (pickle.loads(pickle.dumps(chunk)), copy.deepcopy(chunk)):
+        assert same == chunk
+        assert same.message.note == "mine"
+    assert not hasattr(chunk_of(Delta("two")).message, "note")
+    assert (chunk + chunk_of(Delta("two"))).text == "onetwo"
+    unset = chunk_of(Delta("three")).message.model_dump(exclude_unset=True)
+    assert unset["content"] == "three"

@@ -1,0 +1,105 @@
+"""What is measured: rows of figures, and the bars that they must keep."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_LIBRARIES = ("langchain-core", "langchain-openai", "langchain-ollama", "openai")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with a bar.
+
+    Attributes:
+        what: What the value is, such as `of ChatOllama's`.
+        value: The figure.
+        bar: The most it may be, or the least.
+        unit: Empty for a ratio.
+        at_least: Whether the bar is the least.
+    """
+
+    what: str
+    value: float
+    bar: float
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bar is kept."""
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures that stand side by side.
+
+    Attributes:
+        section: The part of the benchmark it belongs to.
+        what: What was done.
+        unit: Of the figures.
+        figures: By whom it was done, the median of all rounds.
+        checks: The bars; none for a row that only informs.
+        series: Figures over turns or company, for the plots.
+    """
+
+    section: str
+    what: str
+    unit: str
+    figures: Mapping[str, float]
+    checks: tuple[Check, ...] = ()
+    series: Mapping[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether all bars are kept."""
+        return all(check.holds for check in self.checks)
+
+
+def machine() -> dict[str, Any]:
+    """Return what is worth knowing of the machine, and nothing that names it."""
+    gigabytes = round(psutil.virtual_memory().total / 2**30)
+    return {
+        "cores": os.cpu_count(),
+        "memory_gb": gigabytes,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def show(row: Row) -> None:
+    """Print a row."""
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in row.figures.items())
+    print(f"{row.what} [{row.unit}]: {figures}", flush=True)
+    for check in row.checks:
+        relation = ">=" if check.at_least else "<="
+        verdict = "ok" if check.holds else "MISSED"
+        print(
+            f"    {check.value:.4g} {check.unit} {check.what} {relation} {check.bar:g}: {verdict}"
+        )
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """Write a run's rows as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"machine": machine(), "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Return the machine and the rows of a run."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        Row(**{**row, "checks": tuple(Check(**check) for check in row["checks"])})
+        for row in found["rows"]
+    ]
+    return found["machine"], rows

@@ -1,0 +1,93 @@
+"""A chat request over the SDK's connection, and what comes back of it as bytes.
+
+The SDK's own way from a body to a response costs twice what the transport does: it looks for models
+to convert, merges headers and parses the address anew. Here the address and the headers are made
+once. Errors are the SDK's, so that they are told in one place.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx2
+import openai
+
+from langchain_car_vllm import __version__
+from langchain_car_vllm.wire.clients import Address
+
+_OK = httpx2.codes.BAD_REQUEST
+"""The first status that is a failure; redirects are followed."""
+
+
+class Post:
+    """Sends chat requests to one address.
+
+    Args:
+        address: Where to, and as whom.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._url = httpx2.URL(f"{address.base_url}/chat/completions")
+        self._headers = httpx2.Headers(
+            {
+                "host": self._url.netloc.decode(),
+                "accept": "*/*",
+                "connection": "keep-alive",
+                "content-type": "application/json",
+                "user-agent": f"langchain-car-vllm/{__version__}",
+                "authorization": f"Bearer {address.api_key or 'not-needed'}",
+                **dict(address.headers),
+            }
+        )
+
+    def request(
+        self, body: Mapping[str, Any], timeout: httpx2.Timeout, headers: Mapping[str, str] | None
+    ) -> httpx2.Request:
+        """Return the request for a body.
+
+        Raises:
+            TypeError: The body holds what JSON cannot.
+            ValueError: The same.
+        """
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return httpx2.Request(
+            "POST",
+            self._url,
+            headers=httpx2.Headers({**self._headers, **headers}) if headers else self._headers,
+            content=content.encode(),
+            extensions={"timeout": timeout.as_dict()},
+        )
+
+
+@contextmanager
+def posted(client: openai.OpenAI, request: httpx2.Request) -> Iterator[httpx2.Response]:
+    """Send a request and yield its response, whose body has not been read.
+
+    Raises:
+        openai.APIStatusError: The server refused.
+        httpx2.TransportError: It could not be reached.
+    """
+    response = client._client.send(request, stream=True)  # noqa: SLF001 - it has no other door
+    try:
+        if response.status_code >= _OK:
+            response.read()
+            raise client._make_status_error_from_response(response)  # noqa: SLF001
+        yield response
+    finally:
+        response.close()
+
+
+@asynccontextmanager
+async def aposted(
+    client: openai.AsyncOpenAI, request: httpx2.Request
+) -> AsyncIterator[httpx2.Response]:
+    """Do what `posted` does without blocking the event loop."""
+    response = await client._client.send(request, stream=True)  # noqa: SLF001
+    try:
+        if response.status_code >= _OK:
+            await response.aread()
+            raise client._make_status_error_from_response(response)  # noqa: SLF001
+        yield response
+    finally:
+        await response.aclose()

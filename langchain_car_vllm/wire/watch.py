@@ -1,0 +1,170 @@
+"""What the server does with a request that lets one wait: queued, prefill or generating.
+
+A request whose answer begins within two seconds costs next to nothing. For others one thread of
+the process asks the server's `/v1/status` once a second; it ends when nobody waits any more.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.progress import OnProgress, Progress, Stage
+from langchain_car_vllm.wire.attach import get_json
+
+log = logging.getLogger("langchain_car_vllm")
+
+_PATIENCE = 2.0
+_PAUSE = 1.0
+_SAME = 1.5
+"""Seconds by which the server's clock of a request may differ from ours."""
+_STAGES: Mapping[str, Stage] = {
+    "queued": "queued",
+    "prefill": "prefill",
+    "generation": "generating",
+}
+
+
+class Watch:
+    """One request, from before it is sent until its answer begins.
+
+    Args:
+        endpoint: Who answers.
+        on_progress: Called with each change, from another thread, once it takes long.
+    """
+
+    def __init__(self, endpoint: Endpoint, on_progress: OnProgress) -> None:
+        self.endpoint = endpoint
+        self._on_progress = on_progress
+        self._guard = threading.Lock()
+        self._began = time.monotonic()
+        self._told: Progress | None = None
+        self._told_at = self._began
+        self._is_over = False
+        self.due = self._began + _PATIENCE
+        _watcher.add(self)
+
+    def answered(self) -> None:
+        """The answer has begun: nothing is waited for any more."""
+        if self._is_over:
+            return
+        self.end()
+        if self._told is not None and self._told.stage != "generating":
+            waited = time.monotonic() - self._began
+            self._on_progress(Progress("generating", f"it began after {waited:.0f} s"))
+
+    def end(self) -> None:
+        """Stop watching; nothing is told afterwards. May be called again and again."""
+        if not self._is_over:
+            _watcher.remove(self)
+            with self._guard:
+                self._is_over = True
+
+    def tell(self, status: Mapping[str, Any]) -> None:
+        """Tell the user what the server's status says of this request, if that is news."""
+        with self._guard:
+            now = time.monotonic()
+            self.due = now + _PAUSE
+            found = progress_of(status, now - self._began)
+            if self._is_over or found is None or found == self._told:
+                return
+            if self._told is None or self._told.stage != found.stage:
+                self._told_at = now
+            self._told = found
+            elapsed = now - self._told_at
+            self._on_progress(Progress(found.stage, found.detail, found.done, found.total, elapsed))
+
+
+def progress_of(status: Mapping[str, Any], elapsed: float) -> Progress | None:
+    """Return what a server's status says of a request that it got `elapsed` seconds ago.
+
+    It names requests by numbers of its own (vllm-mlx 0.6.0), so the one that is as old is taken for
+    ours. The simple engine, which answers one after the other, tells no ages.
+
+    Returns:
+        None where it tells nothing.
+    """
+    entries = [entry for entry in status.get("requests") or () if entry.get("phase") in _STAGES]
+    aged = [entry for entry in entries if entry.get("elapsed_s")]
+    waiting = int(status.get("num_waiting") or 0)
+    if waiting and not any(entry["phase"] == "queued" for entry in entries):
+        return Progress("queued", f"{waiting} wait for their turn")
+    entry = min(aged or entries, key=lambda e: abs(_age(e) - elapsed), default=None)
+    if entry is None or (aged and abs(_age(entry) - elapsed) > _SAME):
+        return None
+    stage = _STAGES[entry["phase"]]
+    if stage == "queued":
+        return Progress(stage, f"{int(status.get('num_running') or 0)} are being answered")
+    if stage == "generating":
+        return Progress(stage)
+    total, cached = int(entry.get("prompt_tokens") or 0), int(entry.get("cached_tokens") or 0)
+    detail = f"{total:,} tokens" + (f", {cached:,} of them from the cache" if cached else "")
+    return Progress(stage, detail if total else "", cached, total or None)
+
+
+def _age(entry: Mapping[str, Any]) -> float:
+    return float(entry.get("elapsed_s") or 0.0)
+
+
+class _Watcher:
+    """The thread that asks, alive only while a request is under way."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._watches: set[Watch] = set()
+        self._is_running = False
+
+    def add(self, watch: Watch) -> None:
+        with self._guard:
+            self._watches.add(watch)
+            if not self._is_running:
+                # A daemon: the end of the program waits for nobody's answer.
+                name = "langchain_car_vllm.watch"
+                threading.Thread(target=self._run, name=name, daemon=True).start()
+                self._is_running = True
+
+    def remove(self, watch: Watch) -> None:
+        with self._guard:
+            self._watches.discard(watch)
+
+    def _run(self) -> None:
+        while True:
+            with self._guard:
+                if not self._watches:
+                    self._is_running = False
+                    return
+                watches = list(self._watches)
+            now = time.monotonic()
+            due = [watch for watch in watches if watch.due <= now]
+            for endpoint in {watch.endpoint for watch in due}:
+                self._ask(endpoint, [watch for watch in due if watch.endpoint == endpoint])
+            if not due:
+                time.sleep(min(watch.due for watch in watches) - now)
+
+    def _ask(self, endpoint: Endpoint, watches: Iterable[Watch]) -> None:
+        code, status = get_json(endpoint.base_url, "/status", endpoint.api_key)
+        is_told = code == HTTPStatus.OK and status is not None
+        for watch in watches:
+            try:
+                watch.tell(status if is_told and status is not None else {})
+            except Exception:
+                log.exception("`on_progress` failed; the request goes on")
+                self.remove(watch)
+        if code is not None and not is_told:  # a server that has no status never will
+            for watch in watches:
+                self.remove(watch)
+
+
+_watcher = _Watcher()
+
+
+def _forget() -> None:
+    global _watcher  # noqa: PLW0603 - a child has no thread of its parent's
+    _watcher = _Watcher()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -9,6 +9,7 @@ from langchain_car_vllm.errors import (
     InsufficientMemoryError,
     ModelDownloadError,
     ServerStartError,
+    UnknownModelError,
 )
 from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.download import (
@@ -33,11 +34,26 @@ from langchain_car_vllm.server.memory import (
     needed_bytes,
     reserving,
 )
+from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, ask_to_make_room
 
 _GB = 1e9
 # The first version that works here, and the first one after it that is known not to.
 _BATCHING_MLX_VLM = ((0, 6, 5), (0, 6, 16))
+
+
+def check_model_can_be_had(spec: ServerSpec) -> None:
+    """Refuse a model that is not here and may not be fetched, before anything is installed.
+
+    Raises:
+        UnknownModelError: Its directory is gone.
+        ModelDownloadError: It may not be downloaded.
+    """
+    if find_snapshot(spec.source, spec.revision) is not None:
+        return
+    if spec.source.startswith("/"):
+        raise UnknownModelError(spec.name, f"`{spec.source}` holds no `config.json`")
+    check_may_download(spec.source, auto_pull=spec.auto_pull)
 
 
 def install_runtime(context: Context) -> VllmRuntime:
@@ -142,7 +158,7 @@ def _check_batching_of_media(runtime: VllmRuntime) -> None:
 def _download(context: Context, runtime: VllmRuntime) -> Path:
     """Download the model through the runtime, as long as it makes headway."""
     spec, directory = context.spec, context.directory
-    check_may_download(spec.source, auto_pull=spec.auto_pull)
+    check_model_can_be_had(spec)
     command = download_command(directory.path, runtime.server, spec.source, spec.revision)
     child = Child(
         directory,

@@ -17,6 +17,7 @@ from langchain_car_vllm.models.download import (
     diagnose_download,
     download_command,
     measure_download,
+    no_model,
 )
 from langchain_car_vllm.models.snapshot import is_in_hub_cache
 from langchain_car_vllm.models.versions import facts_for_version
@@ -186,9 +187,11 @@ def _download(context: Context, runtime: VllmRuntime) -> Path:
             context.pause(context.policy.download_tick)
     finally:
         child.kill(context.policy)
-    snapshot = find_snapshot(spec.source, spec.revision)
-    if code or snapshot is None:
+    if code:
         raise diagnose_download(spec.source, spec.revision, child.log, code)
+    snapshot = find_snapshot(spec.source, spec.revision)
+    if snapshot is None:
+        raise no_model(spec.source)
     return snapshot
 
 

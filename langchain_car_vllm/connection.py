@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any, Literal, Protocol, Self
@@ -25,6 +25,7 @@ from langchain_car_vllm.wire.watch import Watch
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
 _REVISION = re.compile(r"[\w][\w./\-]*")
+_MODEL_FOLDERS = frozenset({"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"})
 _MEMBERS = frozenset({"str", "float", "int", "bool"})
 # Their values are shown to nobody, not even where they are wrong.
 _SECRETS = frozenset({"api_key", "default_headers", "server_env"})
@@ -139,12 +140,7 @@ class ServedModel(BaseModel):
             check_positive("startup_timeout", self.startup_timeout)
         if self.revision is not None:
             _check_revision(self.revision)
-        for argument in self.server_args:
-            if _is_refused(argument):
-                raise ConfigurationError(
-                    f"`{argument}` is not for `server_args`: this package chooses it",
-                    hint="talk to a server of your own through `base_url`",
-                )
+        _check_server(self.server_args, self.server_env)
         return self
 
     def _model_id(self, model: str | None = None) -> ModelId:
@@ -319,6 +315,21 @@ def check_positive(name: str, value: float) -> None:
     """Refuse a setting of 0 or less."""
     if not value > 0:
         raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
+
+
+def _check_server(arguments: Iterable[str], environment: Iterable[str]) -> None:
+    for argument in arguments:
+        if _is_refused(argument):
+            raise ConfigurationError(
+                f"`{argument}` is not for `server_args`: this package chooses it",
+                hint="talk to a server of your own through `base_url`",
+            )
+    for name in environment:
+        if name in _MODEL_FOLDERS:
+            raise ConfigurationError(
+                f"`{name}` is not for `server_env`: models are looked up here too",
+                hint=f"set {name} in the environment of this program",
+            )
 
 
 def _is_refused(argument: str) -> bool:

@@ -1,6 +1,7 @@
 """Every test gets a home, a state folder and an environment of its own."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import pytest
 from langchain_car_vllm.wire import attach
 
 _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
+
+# A shell without job control starts what runs in the background with Ctrl-C ignored, and processes
+# that a test starts would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

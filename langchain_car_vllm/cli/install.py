@@ -1,6 +1,7 @@
 """`install`: the runtime."""
 
 from contextlib import closing
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -37,5 +38,8 @@ def install(
 def _tell_what_is_used(runtime: VllmRuntime) -> None:
     used = resolve_existing()
     if used is not None and used != runtime.server:
-        why = "CAR_VLLM_MLX_BIN names it" if overriding_binary() else "it is found first"
+        cure = f"`export CAR_VLLM_MLX_BIN={quote(str(runtime.server))}` changes that"
+        why = f"it is found first; {cure}"
+        if overriding_binary():
+            why = "CAR_VLLM_MLX_BIN names it"
         say(f"`{used}` stays in use: {why}")

@@ -17,6 +17,7 @@ from langchain_car_vllm.models.download import (
     diagnose_download,
     download_command,
     measure_download,
+    no_model,
 )
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress import OnProgress, Progress
@@ -51,10 +52,7 @@ def pull(
     else:
         say(f"`{source}` is on this machine")
     if snapshot is None:
-        raise ModelDownloadError(
-            f"`{source}` was downloaded and holds no model that vllm-mlx can serve",
-            hint="choose a repository with `config.json`, a tokenizer and safetensors weights",
-        )
+        raise no_model(source)
     print(snapshot)
 
 

@@ -174,6 +174,14 @@ def diagnose_download(
     return explained(source, revision, verdict)
 
 
+def no_model(source: str) -> ModelDownloadError:
+    """Return the error for a repository that was fetched and is none that can be served."""
+    return ModelDownloadError(
+        f"`{source}` was downloaded and holds no model that vllm-mlx can serve",
+        hint="choose a repository with `config.json`, a tokenizer and safetensors weights",
+    )
+
+
 def explained(source: str, revision: str | None, verdict: dict[str, Any]) -> ModelDownloadError:
     """Return the error for a verdict.
 

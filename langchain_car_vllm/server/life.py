@@ -28,7 +28,12 @@ from langchain_car_vllm.server.context import Context, Ending, Held
 from langchain_car_vllm.server.directory import ServerDirectory, explained
 from langchain_car_vllm.server.loading import Server, load
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.preparing import fetch_model, install_runtime, reserve_memory
+from langchain_car_vllm.server.preparing import (
+    check_model_can_be_had,
+    fetch_model,
+    install_runtime,
+    reserve_memory,
+)
 from langchain_car_vllm.server.serving import serve
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, decode_error, encode_error, read_state
@@ -67,6 +72,7 @@ class Life:
         ending: dict[str, Any] = {"reason": "lost"}
         try:
             self._wait_out_backoff()
+            check_model_can_be_had(context.spec)
             runtime = install_runtime(context)
             launch = fetch_model(context, runtime)
             reserve_memory(context, launch.needed_bytes)

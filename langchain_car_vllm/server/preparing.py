@@ -10,6 +10,7 @@ from langchain_car_vllm.errors import (
     InsufficientMemoryError,
     ModelDownloadError,
     ServerStartError,
+    UnknownModelError,
 )
 from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.download import (
@@ -17,6 +18,7 @@ from langchain_car_vllm.models.download import (
     diagnose_download,
     download_command,
     measure_download,
+    no_model,
 )
 from langchain_car_vllm.models.snapshot import is_in_hub_cache
 from langchain_car_vllm.models.versions import facts_for_version
@@ -35,12 +37,27 @@ from langchain_car_vllm.server.memory import (
     needed_bytes,
     reserving,
 )
+from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, ask_to_make_room, read_state
 from langchain_car_vllm.server.stopping import clean_up
 
 _GB = 1e9
 # The first version that works here, and the first one after it that is known not to.
 _BATCHING_MLX_VLM = ((0, 6, 5), (0, 6, 16))
+
+
+def check_model_can_be_had(spec: ServerSpec) -> None:
+    """Refuse a model that is not here and may not be fetched, before anything is installed.
+
+    Raises:
+        UnknownModelError: Its directory is gone.
+        ModelDownloadError: It may not be downloaded.
+    """
+    if find_snapshot(spec.source, spec.revision) is not None:
+        return
+    if spec.source.startswith("/"):
+        raise UnknownModelError(spec.name, f"`{spec.source}` holds no `config.json`")
+    check_may_download(spec.source, auto_pull=spec.auto_pull)
 
 
 def install_runtime(context: Context) -> VllmRuntime:
@@ -145,7 +162,7 @@ def _check_batching_of_media(runtime: VllmRuntime) -> None:
 def _download(context: Context, runtime: VllmRuntime) -> Path:
     """Download the model through the runtime, as long as it makes headway."""
     spec, directory = context.spec, context.directory
-    check_may_download(spec.source, auto_pull=spec.auto_pull)
+    check_model_can_be_had(spec)
     command = download_command(directory.path, runtime.server, spec.source, spec.revision)
     child = Child(
         directory,
@@ -173,9 +190,11 @@ def _download(context: Context, runtime: VllmRuntime) -> Path:
             context.pause(context.policy.download_tick)
     finally:
         child.kill(context.policy)
-    snapshot = find_snapshot(spec.source, spec.revision)
-    if code or snapshot is None:
+    if code:
         raise diagnose_download(spec.source, spec.revision, child.log, code)
+    snapshot = find_snapshot(spec.source, spec.revision)
+    if snapshot is None:
+        raise no_model(spec.source)
     return snapshot
 
 

@@ -100,6 +100,16 @@ def test_failing_download_keeps_its_type(hub: Fake):
     assert "HF_TOKEN" in (caught.value.hint or "")
 
 
+def test_a_repository_without_a_model_is_told(hub: Fake):
+    """A download that went well and brought nothing to serve is an error that says so."""
+    (hub.model / "config.json").unlink()
+    with pytest.raises(
+        ModelDownloadError, match="holds no model that vllm-mlx can serve"
+    ) as caught:
+        call()
+    assert "safetensors" in (caught.value.hint or "")
+
+
 def test_download_without_headway_ends_at_the_stall_limit(hub: Fake):
     """Silence is given up; slowness is not."""
     hub.switch(download_gate=hub.gate("download"))

@@ -9,10 +9,12 @@ import pytest
 from faults.support import FAST, Background, Fake, ask, eventually, processes_of
 
 from langchain_car_vllm.errors import (
+    ModelDownloadError,
     NotFoundAfterInstallError,
     ProvisionError,
     RuntimeMissingError,
     ServerStoppedError,
+    UnknownModelError,
 )
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import lease, stop_server
@@ -69,6 +71,23 @@ def test_installing_can_be_turned_off(bare: Fake):
     with pytest.raises(RuntimeMissingError) as caught:
         lease(bare.spec(auto_install=False), policy=FAST).__enter__()
     assert "car-vllm install" in (caught.value.hint or "")
+
+
+def test_nothing_is_installed_for_a_model_that_cannot_be_had(
+    bare: Fake, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A model that may not be fetched, or is gone, is refused before uv is asked for anything."""
+    remote = {"source": "org/model", "name": "org/model"}
+    with pytest.raises(ModelDownloadError, match="auto_pull=False"):
+        lease(bare.spec(**remote, auto_pull=False), policy=FAST).__enter__()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelDownloadError, match="HF_HUB_OFFLINE"):
+        lease(bare.spec(**remote), policy=FAST).__enter__()
+    (bare.model / "config.json").unlink()
+    with pytest.raises(UnknownModelError, match=r"holds no `config\.json`"):
+        lease(bare.spec(), policy=FAST).__enter__()
+    assert not Path(os.environ["FAKE_UV_LOG"]).exists()
+    assert not (home / ".car" / "visual-runtime").exists()
 
 
 def test_stop_while_installing_leaves_nobody(bare: Fake, monkeypatch: pytest.MonkeyPatch):

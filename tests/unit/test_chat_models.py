@@ -179,6 +179,12 @@ def test_arguments_that_the_supervisor_chooses_are_refused(argument):
     _refused("server_args", server_args=[argument])
 
 
+def test_folders_of_models_are_not_the_servers_alone():
+    """A cache that only the server knew would be downloaded to and never looked into."""
+    error = _refused("HF_HOME", server_env={"HF_HOME": "/models"})
+    assert "environment of this program" in (error.hint or "")
+
+
 def test_what_the_server_ignores_is_warned_about_once():
     """`seed` has no effect, and that is said the first time only."""
     code = f"""

@@ -45,6 +45,17 @@ def test_upgrade_installs_anew_and_says_what_stays_in_use(
     assert uv.commands == ["venv", "pip"]
 
 
+def test_upgrade_says_how_the_new_one_comes_into_use(cli: Cli, uv: FakeUv, home: Path, fake: Fake):
+    """Of an older one that is found first it is told, with the one command that passes it over."""
+    path = f"{fake.binary.parent}:/usr/bin:/bin"
+    done = cli("install", "--upgrade", CAR_VLLM_MLX_BIN="", PATH=path)
+    binary = f"{home}/.car/visual-runtime/bin/vllm-mlx"
+    assert done.stdout == f"{binary}\n", done.stderr
+    assert f"`{fake.binary}` stays in use: it is found first" in done.stderr
+    assert f"`export CAR_VLLM_MLX_BIN={binary}`" in done.stderr
+    assert cli("install", CAR_VLLM_MLX_BIN=binary).stdout == done.stdout
+
+
 def test_a_failed_install_is_explained(cli: Cli, uv: FakeUv):
     """The step and uv's own last words, exit code 1, and nothing on standard output."""
     uv.set(fail="pip", says="error: No space left on device (os error 28)")

@@ -55,3 +55,16 @@ def test_the_kernel_tells_the_truth_under_rosetta(sysctl, host):
 def test_this_machine_is_known():
     """The machine that runs the tests is one that can run the server."""
     check_host(current_host())
+
+
+def test_a_sandbox_without_sysctl(monkeypatch):
+    """Where the kernel cannot be asked, Python's own word counts."""
+
+    def refuse(*_args, **_kwargs):
+        raise PermissionError
+
+    monkeypatch.setattr("subprocess.run", refuse)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr("platform.mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
+    assert current_host() == Host("darwin", "arm64", (15, 2))

@@ -108,6 +108,12 @@ async def test_an_agent_streams_its_messages(model):
     assert any(m.additional_kwargs.get("reasoning_content") == "first " for m in seen)
     assert any(isinstance(m, ToolMessage) and m.content == "20" for m in seen)
     assert "".join(m.text for m in seen if isinstance(m, AIMessage)) == "It is 20."
+    # Who listens to the messages gets the usage and the reason to finish too, once for each step.
+    assert [m.usage_metadata["input_tokens"] for m in seen if getattr(m, "usage_metadata", 0)] == [
+        21,
+        21,
+        21,
+    ]
 
 
 def test_a_graph_never_blocks_the_event_loop(model):

@@ -207,7 +207,7 @@ def kept(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in IGNORED}
 
 
-def _hint(name: str, known: set[str]) -> str:
+def _hint(name: str, known: set[str]) -> str | None:
     if meant := _MEANT.get(name.lower()):
         return f"use {meant}"
     if name in AT_CONSTRUCTION and known >= IN_A_CALL:
@@ -215,7 +215,9 @@ def _hint(name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if near:
         return f"did you mean `{near[0]}`?"
-    return "fields of the server's own that are not listed go into `extra_body`"
+    if "extra_body" in known:
+        return "fields of the server's own that are not listed go into `extra_body`"
+    return None
 
 
 def warn_once(name: str) -> None:

@@ -169,6 +169,7 @@ class Dialect:
     Attributes:
         requests: The bodies of chat requests, in order.
         headers: Their headers, names in lower case.
+        vectors: What becomes of the vectors that are sent.
         closed: How many streams ended because the client went away.
         status: What `/v1/status` tells of the requests, None for a server without it.
     """
@@ -193,6 +194,7 @@ class Dialect:
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
+        self.vectors: Callable[[list[dict[str, Any]]], Any] = lambda data: data
         self.closed = 0
         self.status: Callable[[], dict[str, Any]] | None = dict
         self._lock = threading.Lock()
@@ -382,6 +384,7 @@ class Dialect:
             {"object": "embedding", "index": i, "embedding": vector(text)}
             for i, text in enumerate(texts)
         ]
+        data = self.vectors(data)
         usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
         return _json(
             200, {"object": "list", "data": data, "model": self.served_model, "usage": usage}

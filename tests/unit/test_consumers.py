@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, TypedDict
 
 import pytest
@@ -16,7 +17,8 @@ from blockbuster import blockbuster_ctx
 from fakes.dialect import Dialect, Reply, Server
 from fastapi import FastAPI
 from langchain.agents import create_agent
-from langchain.agents.middleware import SummarizationMiddleware
+from langchain.agents.middleware import ModelRetryMiddleware, SummarizationMiddleware
+from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnablePassthrough
@@ -106,6 +108,12 @@ async def test_an_agent_streams_its_messages(model):
     assert any(m.additional_kwargs.get("reasoning_content") == "first " for m in seen)
     assert any(isinstance(m, ToolMessage) and m.content == "20" for m in seen)
     assert "".join(m.text for m in seen if isinstance(m, AIMessage)) == "It is 20."
+    # Who listens to the messages gets the usage and the reason to finish too, once for each step.
+    assert [m.usage_metadata["input_tokens"] for m in seen if getattr(m, "usage_metadata", 0)] == [
+        21,
+        21,
+        21,
+    ]
 
 
 def test_a_graph_never_blocks_the_event_loop(model):
@@ -227,6 +235,19 @@ def test_a_conversation_is_summarised_where_it_grows_too_long(served):
     found = agent.invoke({"messages": history})
     assert len(found["messages"]) < 10
     assert "A short summary." in found["messages"][0].text
+
+
+@pytest.mark.parametrize(("status", "requests"), [(500, 2), (504, 2), (400, 1), (422, 1)])
+def test_an_agents_retries_repeat_what_can_succeed(model, served, status, requests):
+    """The middleware asks the error itself."""
+    replies = [Reply(status=status, detail="no"), Reply(text="It is 20.")]
+    served.dialect.script = lambda body: replies.pop(0)
+    retry = ModelRetryMiddleware(max_retries=1, initial_delay=0, jitter=False, on_failure="error")
+    agent = create_agent(model, [], middleware=[retry])
+    with suppress(ModelInvalidRequestError):
+        found = agent.invoke({"messages": [HumanMessage("go")]})
+        assert found["messages"][-1].text == "It is 20."
+    assert len(served.dialect.requests) == requests
 
 
 def test_an_overflow_is_caught_and_summarised_away(served):

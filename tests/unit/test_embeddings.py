@@ -1,0 +1,110 @@
+"""What embeddings are used for beside one text: batches, loops, failures, copies."""
+
+import asyncio
+import copy
+import pickle
+from collections.abc import Iterator
+
+import pytest
+from fakes.dialect import Dialect, Server
+from langchain_core import exceptions as core
+
+from langchain_car_vllm import VllmMlxEmbeddings
+from langchain_car_vllm.errors import ConfigurationError
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A served embedding model."""
+    with Server(Dialect("e")) as running:
+        yield running
+
+
+@pytest.fixture
+def embeddings(server: Server) -> VllmMlxEmbeddings:
+    """Embeddings for it, in batches of three."""
+    return VllmMlxEmbeddings(model="e", base_url=server.base_url, batch_size=3)
+
+
+def test_many_texts_go_in_batches_and_come_back_in_order(embeddings, server):
+    """Also where the server sends them in another order, and without a text nobody is asked."""
+    server.dialect.vectors = lambda data: data[::-1]
+    texts = [f"text {n} of many" for n in range(7)]
+    found = embeddings.embed_documents(texts)
+    assert server.dialect.paths.count("/v1/embeddings") == 3
+    assert found == [embeddings.embed_query(text) for text in texts]
+    assert asyncio.run(embeddings.aembed_documents(texts)) == found
+    before = len(server.dialect.paths)
+    assert embeddings.embed_documents([]) == []
+    assert len(server.dialect.paths) == before
+
+
+def test_a_second_event_loop_works(embeddings):
+    """Each has a client of its own."""
+    first, second = (asyncio.run(embeddings.aembed_query("a b")) for _ in range(2))
+    assert first == second == embeddings.embed_query("a b")
+
+
+def test_a_text_that_is_too_long_is_told_in_the_servers_words(embeddings):
+    """It is never cut off in silence."""
+    with pytest.raises(core.ModelInvalidRequestError, match="more than 512 tokens"):
+        embeddings.embed_documents(["short", "word " * 600])
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        lambda data: data[:-1],
+        lambda data: [{**entry, "embedding": "text"} for entry in data],
+        lambda data: [{"embedding": entry["embedding"]} for entry in data],
+        lambda data: None,
+        lambda data: 5,
+    ],
+)
+def test_what_is_no_list_of_vectors_is_a_typed_error(embeddings, server, vectors):
+    """Too few of them would shift texts and vectors against each other."""
+    server.dialect.vectors = vectors
+    with pytest.raises(core.ModelAPIError, match="vectors"):
+        embeddings.embed_documents(["a", "b"])
+    with pytest.raises(core.ModelAPIError, match="vectors"):
+        asyncio.run(embeddings.aembed_documents(["a", "b"]))
+
+
+def test_nobody_listening_is_a_connection_error():
+    """It names the address."""
+    with pytest.raises(core.ModelConnectionError, match=r"127\.0\.0\.1:9"):
+        VllmMlxEmbeddings(model="e", base_url="http://127.0.0.1:9/v1").embed_query("a")
+
+
+def test_used_embeddings_survive_pickle_and_copies(embeddings):
+    """No client sticks to the object."""
+    expected = embeddings.embed_query("a b")
+    for other in (pickle.loads(pickle.dumps(embeddings)), copy.deepcopy(embeddings)):
+        assert other.embed_query("a b") == expected
+
+
+def test_they_ask_for_a_server_of_their_own():
+    """Another than a chat model of the same name would have."""
+    found = VllmMlxEmbeddings(model="org/embedder", keep_alive="1h")._spec(embeddings=True)
+    assert (found.embeddings, found.keep_alive) == (True, 3600)
+    assert found.key() != VllmMlxEmbeddings(model="org/embedder")._spec().key()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("batch_size", 0, "batch_size"),
+        ("timeout", -1, "timeout"),
+        ("batchsize", 3, "batch_size"),
+        ("openai_api_base", "x", "base_url"),
+        ("chunk_size", 5, "batch_size"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(name, value, right):
+    """With the right name where another was meant."""
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        VllmMlxEmbeddings(model="org/embedder", **{name: value})
+    assert right in str(caught.value)
+    with pytest.raises(ConfigurationError) as caught:
+        VllmMlxEmbeddings(model="org/embedder", nonsense=1)
+    assert caught.value.hint is None

@@ -148,7 +148,7 @@ with ThreadPoolExecutor(2) as pool:
 def test_idle_stop_and_warm_return(chat: Chat):
     """A conversation that goes on after an idle stop finds its prefix in the saved cache."""
     args = ["--max-num-seqs", "16", "--prefix-cache-size", "100"]
-    llm = chat(keep_alive=1.0, max_tokens=4, server_args=args)
+    llm = chat(keep_alive=5.0, max_tokens=4, server_args=args)
     history: list[BaseMessage] = [SystemMessage("You know colours. " + "Red is a colour. " * 150)]
 
     def ask(question: str) -> float:

@@ -1,6 +1,7 @@
 """The real server under the supervisor: killed, stopped, shared, and warm again after a stop."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -148,8 +149,10 @@ with ThreadPoolExecutor(2) as pool:
 def test_idle_stop_and_warm_return(chat: Chat):
     """A conversation that goes on after an idle stop finds its prefix in the saved cache."""
     args = ["--max-num-seqs", "16", "--prefix-cache-size", "100"]
-    llm = chat(keep_alive=1.0, max_tokens=4, server_args=args)
-    history: list[BaseMessage] = [SystemMessage("You know colours. " + "Red is a colour. " * 150)]
+    llm = chat(keep_alive=5.0, max_tokens=4, server_args=args)
+    # Saved caches outlive the tests, and the server reuses nothing for an exact repeat.
+    system = f"You are {secrets.token_hex(8)}. You know colours. " + "Red is a colour. " * 150
+    history: list[BaseMessage] = [SystemMessage(system)]
 
     def ask(question: str) -> float:
         history.append(HumanMessage(question))

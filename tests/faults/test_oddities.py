@@ -3,13 +3,25 @@
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from faults.support import FAST, ClientProcess, Fake, eventually
 
 from langchain_car_vllm.errors import ServerStartingError, ServerStoppedError
 from langchain_car_vllm.server import alease, lease, stop_server
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_held,
+    open_lock,
+    opened_lock,
+    release,
+    try_exclusive,
+)
 from langchain_car_vllm.server.tenant import tenant_of
 
 
@@ -80,10 +92,44 @@ def test_records_of_dead_clients_do_not_pile_up(fake: Fake):
     eventually(lambda: len(list(clients.iterdir())) <= 101, "the records to go")
 
 
+LOOKERS = """
+import sys, threading, time
+from pathlib import Path
+from langchain_car_vllm.server.locks import is_held, open_lock
+def work():
+    while True: sum(range(1000))
+def look():
+    descriptor = open_lock(Path(sys.argv[1]))
+    while True:
+        is_held(descriptor)
+        time.sleep(0.02)
+for target in [work] * 3 + [look] * 20:
+    threading.Thread(target=target, daemon=True).start()
+print("looking", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_many_threads_of_a_busy_program_that_look_leave_the_lock_free(tmp_path: Path):
+    """Looking at a lock holds it for an instant, not until the interpreter has time again."""
+    command = [sys.executable, "-c", LOOKERS, str(tmp_path / "lock")]
+    lookers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert lookers.stdout is not None
+    assert lookers.stdout.readline() == "looking\n"
+    taken = 0
+    with opened_lock(tmp_path / "lock") as descriptor:
+        for _ in range(300):
+            if try_exclusive(descriptor):
+                taken += 1
+                release(descriptor)
+            time.sleep(0.002)
+    lookers.kill()
+    lookers.communicate()
+    assert taken > 250
+
+
 def test_lost_server_is_ended_while_others_look(fake: Fake):
     """`stop_server` cleans up after a lost supervisor although clients keep asking for it."""
-    from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
-
     with lease(fake.spec(), policy=FAST):
         os.kill(fake.state().supervisor.pid, 9)
     fake.wait_until_unsupervised()

@@ -10,7 +10,7 @@ from benchmarks.home import real
 from benchmarks.rounds import Measured, medians, ratio
 from benchmarks.rows import Check, Row
 
-ROUNDS = 15
+ROUNDS = 11
 CORE = "from langchain_core.language_models import BaseChatModel"
 OURS = (
     "from langchain_car_vllm import ChatVllmMlx; ChatVllmMlx(model='vllm-mlx/qwen3.6-35b-a3b:4bit')"

@@ -21,7 +21,7 @@ from langchain_car_vllm.server import ensure_server
 
 OURS, OPENAI, OLLAMA = "ChatVllmMlx", "ChatOpenAI", "ChatOllama"
 RAW, SDK = "raw HTTP", "OpenAI SDK"
-ROUNDS = 15
+ROUNDS = 11
 CALLS = 100
 COMPANY = 16
 GROWTH = (1, 4, 16, 64)
@@ -205,7 +205,7 @@ def _row(what: str, unit: str, figures: dict[str, float], checks: tuple[Check, .
 def rows() -> list[Row]:
     """Measure."""
     with replayed() as model:
-        clients = Clients(model, ensure_server(ChatVllmMlx(model=model)._spec()))  # noqa: SLF001
+        clients = Clients(model, ensure_server(ChatVllmMlx(model=model)._spec()))
         streams = interleaved(clients.streams(), ROUNDS)
         whole = interleaved(clients.invokes(), CALLS)
         per_chunk = _MICRO / TOKENS

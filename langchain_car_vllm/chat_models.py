@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -112,6 +112,8 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         ConfigurationError: A setting cannot work; the message says what to write instead.
         UnknownModelError: The model id names nothing that can be served.
     """
+
+    _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
 
     @model_validator(mode="after")
     def _set_streaming_by_family(self) -> Self:

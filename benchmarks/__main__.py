@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.plots import draw
 from benchmarks.rows import Row, read, show, write
 
-SECTIONS = ("overhead", "imports", "supervision", "agents", "real", "defaults")
+SECTIONS = ("overhead", "profile", "imports", "supervision", "agents", "real", "defaults")
 OUTPUT = Path(__file__).parents[1] / ".benchmarks"
 
 

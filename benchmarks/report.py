@@ -19,6 +19,7 @@ _TITLES = {
     "agents": "Agents",
     "real": "The real server",
     "overhead": "Client overhead",
+    "profile": "Profile",
     "imports": "Import and runtime",
     "supervision": "Supervision",
     "defaults": "Launch defaults",

@@ -291,9 +291,10 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         return wrapped(endpoint, self._header_items(), self.max_retries)
 
     async def _awrapped(self, call: "_Call", connection: Connection) -> "WireChat":
-        chat = sys.modules.get("langchain_car_vllm.wire.chat")
+        # The module may be there and another thread still importing it.
+        find = getattr(sys.modules.get(self._wire), "find_wrapped", None)
         key = (connection.endpoint, self._header_items(), self.max_retries)
-        found: WireChat | None = chat.find_wrapped(*key) if chat else None
+        found: WireChat | None = find(*key) if find else None
         if found is None:  # the first call imports and builds, which would block the loop
             found = await asyncio.to_thread(self._wrapped, call, connection)
         return found

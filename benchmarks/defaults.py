@@ -1,7 +1,7 @@
 """Whether the default engine is the better one, alone and in company."""
 
-import time
-from collections.abc import Callable
+import itertools
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
@@ -9,13 +9,15 @@ from pydantic import BaseModel, Field
 
 from benchmarks.agents import book, look_up
 from benchmarks.home import fast_cpu, real, smollm2
+from benchmarks.rounds import Measured, interleaved, ratio
 from benchmarks.rows import Check, Row
 from langchain_car_vllm import ChatVllmMlx
 
 COMPANY = 8
 TOKENS = 8
-ALONE_ROUNDS = 2
+ALONE_ROUNDS = 5
 _ENGINES: tuple[Literal["simple", "batched"], ...] = ("simple", "batched")
+_DEFAULT = "batched (default)"
 _ASK = "Question {number}: which city should we see first, and why?"
 
 
@@ -35,55 +37,52 @@ def _kinds(model: ChatVllmMlx) -> dict[str, Any]:
     }
 
 
-def _seconds(ask: Callable[[list[str]], object], many: int, first: int) -> float:
-    """Return how long it takes until as many users have their answers."""
-    questions = [_ASK.format(number=first + n) for n in range(many)]
-    began = time.perf_counter()
-    ask(questions)
-    return time.perf_counter() - began
-
-
-def _measured(engine: Literal["simple", "batched"]) -> dict[tuple[str, int], float]:
-    model = ChatVllmMlx(
-        model=smollm2(),
-        engine=engine,
-        temperature=0,
-        max_tokens=TOKENS,
-        server_env=fast_cpu(),
-    )
-    model.warm_up()
+def _measured() -> dict[tuple[str, int], Measured]:
+    """Return the seconds of both engines by kind and company; they take turns."""
+    models = {
+        engine: ChatVllmMlx(
+            model=smollm2(),
+            engine=engine,
+            temperature=0,
+            max_tokens=TOKENS,
+            server_env=fast_cpu(),
+        )
+        for engine in _ENGINES
+    }
+    kinds = {engine: _kinds(model) for engine, model in models.items()}
     found = {}
-    for kind, asked in _kinds(model).items():
+    for kind in kinds["simple"]:
         tokens = {"max_tokens": 60} if kind == "constrained" else {}
+        numbers = itertools.count(step=COMPANY)
+        for many, rounds in ((1, ALONE_ROUNDS), (COMPANY, 1)):
 
-        def ask(questions: list[str], asked: Any = asked, tokens: Any = tokens) -> object:
-            return asked.batch(questions, **tokens)
+            def ask(engine: str, many: int = many, kind: str = kind, **given: Any) -> object:
+                first = next(numbers)  # noqa: B023 - used within its turn
+                questions = [_ASK.format(number=first + n) for n in range(many)]
+                return kinds[engine][kind].batch(questions, **given)
 
-        ask([_ASK.format(number=0)])
-        alone = [_seconds(ask, 1, 10 + turn) for turn in range(ALONE_ROUNDS)]
-        found[kind, 1] = median(alone)
-        found[kind, COMPANY] = _seconds(ask, COMPANY, 100)
-    model.unload(force=True)
+            calls = {engine: partial(ask, engine, **tokens) for engine in _ENGINES}
+            found[kind, many] = interleaved(calls, rounds)
     return found
 
 
 def rows() -> list[Row]:
     """Measure."""
     with real():
-        simple, batched = (_measured(engine) for engine in _ENGINES)
+        measured = _measured()
     return [
         Row(
             section="defaults",
             what=f"{kind}, {'one user' if many == 1 else f'{many} users at once'}",
             unit="s until all are answered",
-            figures={"simple": simple[kind, many], "batched (default)": batched[kind, many]},
+            figures={"simple": median(times["simple"]), _DEFAULT: median(times["batched"])},
             checks=(
                 Check(
                     "of the simple engine's",
-                    batched[kind, many] / simple[kind, many],
+                    ratio(times, "batched", "simple"),
                     1.25 if many == 1 else 1.0,
                 ),
             ),
         )
-        for kind, many in simple
+        for (kind, many), times in measured.items()
     ]

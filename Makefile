@@ -7,9 +7,12 @@ MODELS := $(CURDIR)/.models
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 RESULTS := .results
 SMOLLM2 := $(MODELS)/smollm2-135m
+SECTIONS ?=
+OUTPUT ?= .benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock lock-runtime lint format type test test-full conformance cov clean
+.PHONY: help install lock lock-runtime demo lint format type test test-full conformance bench bench-docs \
+  faults-repeat clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -59,6 +62,16 @@ test-full: test ## Everything, on the real server and real models
 
 conformance: install ## Write the table of docs/langchain.md from the last test runs
 	$(BIN)/python scripts/conformance.py
+
+$(VENV)/.bench: $(VENV)/.installed requirements/bench.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/bench.txt
+	touch $@
+
+bench: $(VENV)/.bench ## Measure every bar side by side; SECTIONS= for some, OUTPUT= for another folder
+	$(BIN)/python -m benchmarks $(SECTIONS) --output $(OUTPUT)
+
+bench-docs: $(VENV)/.bench ## Put the last run into docs/performance.md
+	$(BIN)/python -m benchmarks.report $(OUTPUT)
 
 faults-repeat: install ## The fault suite twenty times in a row
 	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q -n 2 || exit 1; done

@@ -24,7 +24,7 @@ RESTARTS = 3
 BAR = 1.5
 _SYSTEM = "You plan journeys, step by step, and keep to what was said before. " * 8
 _STEP = "Step {step} of {name}: name the next city, and say in a few words what to see there. "
-_SHORT, _LONG = 2, 26
+_SHORT, _LONG = 1, 20
 _PATIENCE = 60.0
 
 

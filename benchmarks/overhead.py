@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import httpx2
@@ -21,7 +22,7 @@ from langchain_car_vllm.server import ensure_server
 
 OURS, OPENAI, OLLAMA = "ChatVllmMlx", "ChatOpenAI", "ChatOllama"
 RAW, SDK = "raw HTTP", "OpenAI SDK"
-ROUNDS = 15
+ROUNDS = 11
 CALLS = 100
 COMPANY = 16
 GROWTH = (1, 4, 16, 64)
@@ -150,17 +151,17 @@ async def _growth(streams: Mapping[str, Callable[[], Awaitable[object]]]) -> Row
     walk through the whole program again and again. What was there before is frozen to leave that
     out; `kept` tells what it comes to with the program's heap.
     """
-    kept = {n: c for n, c in streams.items() if n in (OURS, OLLAMA)}
-    with_heap = {many: await _crowded(kept, many) for many in (GROWTH[0], GROWTH[-1])}
+    heap = await _crowded({n: streams[n] for n in (OURS, OLLAMA)}, (GROWTH[0], GROWTH[-1]))
     gc.collect()
     gc.freeze()
-    chosen = {n: c for n, c in streams.items() if n in (RAW, OURS, OLLAMA)}
-    frozen = {many: await _crowded(chosen, many) for many in GROWTH}
+    times = await _crowded({n: streams[n] for n in (RAW, OURS, OLLAMA)}, GROWTH)
     gc.unfreeze()
-    series = {name: [frozen[many][name] for many in GROWTH] for name in chosen}
-    figures = {name: values[-1] / values[0] for name, values in series.items()}
-    for name in kept:
-        figures[f"{name}, heap not frozen"] = with_heap[GROWTH[-1]][name] / with_heap[1][name]
+    series = {
+        name: [median(times[f"{name} {many}"]) * _MICRO / TOKENS / GROWTH[-1] for many in GROWTH]
+        for name in (RAW, OURS, OLLAMA)
+    }
+    figures = {name: _grown(times, name) for name in series}
+    figures |= {f"{name}, heap not frozen": _grown(heap, name) for name in (OURS, OLLAMA)}
     return Row(
         section="overhead",
         what=f"`astream`, per chunk, {GROWTH[-1]} at once against one",
@@ -172,10 +173,27 @@ async def _growth(streams: Mapping[str, Callable[[], Awaitable[object]]]) -> Row
 
 
 async def _crowded(
-    streams: Mapping[str, Callable[[], Awaitable[object]]], many: int
-) -> dict[str, float]:
-    calls = {name: _together(call, many) for name, call in streams.items()}
-    return medians(await ainterleaved(calls, max(3, ROUNDS // many)), _MICRO / TOKENS / many)
+    streams: Mapping[str, Callable[[], Awaitable[object]]], crowds: Sequence[int]
+) -> Measured:
+    """Measure the same number of streams, so many of them at once and the rest after them."""
+    calls = {
+        f"{name} {many}": _again(_together(call, many), GROWTH[-1] // many)
+        for name, call in streams.items()
+        for many in crowds
+    }
+    return await ainterleaved(calls, 3)
+
+
+def _grown(times: Measured, name: str) -> float:
+    return ratio(times, f"{name} {GROWTH[-1]}", f"{name} {GROWTH[0]}")
+
+
+def _again(call: Callable[[], Awaitable[object]], many: int) -> Callable[[], Awaitable[object]]:
+    async def repeated() -> None:
+        for _ in range(many):
+            await call()
+
+    return repeated
 
 
 async def _asynchronous(clients: Clients) -> list[Row]:

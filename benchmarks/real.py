@@ -20,10 +20,10 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.server import ensure_server
 
 COMPANY = 8
-TOKENS = 24
-ROUNDS = 6
-STARTS = 5
-PROCESSES = 9
+TOKENS = 16
+ROUNDS = 4
+STARTS = 4
+PROCESSES = 7
 _POLL = 0.05
 _STORY = "Story {number}: write a very long tale about a lighthouse keeper and the sea."
 _OURS, _BARE = "ChatVllmMlx", "bare asyncio"

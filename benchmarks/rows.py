@@ -88,11 +88,15 @@ def show(row: Row) -> None:
         )
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Write a run's rows as JSON."""
+def write(rows: list[Row], path: Path) -> list[Row]:
+    """Write a run's rows as JSON, beside those of sections that it left out; return them all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    measured = {row.section for row in rows}
+    kept = read(path)[1] if path.exists() else []
+    rows = [*(row for row in kept if row.section not in measured), *rows]
     found = {"machine": machine(), "rows": [asdict(row) for row in rows]}
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return rows
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:

@@ -1,9 +1,5 @@
-"""Measures what supervision costs, with the fake server: `python benchmarks/supervision.py`.
+"""What supervision costs, with the tests' fake server."""
 
-Prints each figure with its bar and ends with 1 where one falls.
-"""
-
-import json
 import os
 import statistics
 import subprocess
@@ -12,6 +8,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -19,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from faults.support import Fake
 
+from benchmarks.rows import Check, Row
 from langchain_car_vllm.server import lease, stop_server
 
 ATTACH = """
@@ -86,29 +84,27 @@ def idle_cost(fake: Fake, seconds: float = 20.0) -> tuple[float, float]:
     return process.memory_info().rss / 1e6, 100 * used / (time.monotonic() - began)
 
 
-def main() -> int:
-    """Measure, print, compare."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HOME"] = folder
+def rows() -> list[Row]:
+    """Measure."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"HOME": folder}):
+        os.environ.pop("CAR_HOME", None)
         fake = Fake(Path(folder) / "fake")
         os.environ["CAR_VLLM_MLX_BIN"] = str(fake.binary)
         spec = fake.spec()
         with lease(spec):
             pass
         memory, cpu = idle_cost(fake)
-        rows = [
+        found = [
             ("supervisor, resident", memory, 30.0, "MB"),
             ("supervisor, idle", cpu, 0.2, "% of a core"),
-            ("lease of a known server", request_cost(spec) * 1e3, 0.2, "ms"),
-            ("attach from another process", attach_cost(fake) * 1e3, 20.0, "ms"),
+            ("a request's supervision (lease and state)", request_cost(spec) * 1e3, 0.2, "ms"),
+            ("first lease of another process, imports aside", attach_cost(fake) * 1e3, 20.0, "ms"),
         ]
         stop_server(fake.directory())
-        rows.append(("from ready to released", release_cost(fake) * 1e3, 100.0, "ms"))
-    for name, value, bar, unit in rows:
-        print(f"{name:30} {value:8.3f} {unit:12} bar {bar:g} {'' if value <= bar else 'MISSED'}")
-    print(json.dumps({name: value for name, value, _, _ in rows}))
-    return 0 if all(value <= bar for _, value, bar, _ in rows) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        found.append(
+            ("from ready until a waiting call goes on", release_cost(fake) * 1e3, 100.0, "ms")
+        )
+    return [
+        Row("supervision", what, unit, {"ChatVllmMlx": value}, (Check("", value, bar, unit),))
+        for what, value, bar, unit in found
+    ]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -114,6 +114,8 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         ConfigurationError: A setting cannot work; the message says what to write instead.
         UnknownModelError: The model id names nothing that can be served.
     """
+
+    _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
 
     @model_validator(mode="after")
     def _complete_profile(self) -> Self:

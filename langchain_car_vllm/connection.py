@@ -2,10 +2,13 @@
 
 import asyncio
 import re
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import lru_cache
-from typing import Any, Literal, Protocol, Self
+from importlib import import_module
+from typing import Any, ClassVar, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -15,7 +18,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.paths import variable
-from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.wire.attach import described, find_described
 from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
@@ -118,6 +121,9 @@ class ServedModel(BaseModel):
     default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
     """Sent with every request; never serialised, since they may hold a key."""
 
+    _wire: ClassVar[str]
+    """The module that talks to the server; only calls import it."""
+
     def __init__(self, **given: Any) -> None:
         check_names(given, type(self).model_fields)
         try:
@@ -198,6 +204,7 @@ class ServedModel(BaseModel):
         """Hold a server for the time of one request."""
         with ExitStack() as stack:
             on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            on_waiting = _importing(self._wire, on_progress)
             connection: Connection
             if endpoint := self._external(model):
                 connection = Attached(described(endpoint))
@@ -206,9 +213,7 @@ class ServedModel(BaseModel):
                 from langchain_car_vllm import runtime, server  # noqa: PLC0415
 
                 connection = stack.enter_context(
-                    server.lease(
-                        spec, startup_timeout=self.startup_timeout, on_progress=on_progress
-                    )
+                    server.lease(spec, startup_timeout=self.startup_timeout, on_progress=on_waiting)
                 )
                 runtime.warn_about(connection.endpoint.version)
             watched = Watched(connection, on_progress)
@@ -220,6 +225,7 @@ class ServedModel(BaseModel):
         """Hold a server for the time of one request without blocking the event loop."""
         async with AsyncExitStack() as stack:
             on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            on_waiting = _importing(self._wire, on_progress)
             connection: Connection
             if endpoint := self._external(model):
                 known = find_described(endpoint)
@@ -232,7 +238,7 @@ class ServedModel(BaseModel):
 
                 connection = await stack.enter_async_context(
                     server.alease(
-                        spec, startup_timeout=self.startup_timeout, on_progress=on_progress
+                        spec, startup_timeout=self.startup_timeout, on_progress=on_waiting
                     )
                 )
                 runtime.warn_about(connection.endpoint.version)
@@ -309,6 +315,28 @@ def seconds(value: str | float, name: str, *, lowest: float = 0) -> float:
         allowed = "0 or more" + (", or -1 for ever" if lowest < 0 else "")
         raise ConfigurationError(f"`{name}` must be {allowed}, not `{value}`")
     return found
+
+
+def _importing(module: str, on_progress: OnProgress) -> OnProgress:
+    """Have a module imported while a server starts, instead of after it.
+
+    Args:
+        module: Takes seconds to import.
+        on_progress: Told of the wait as before.
+    """
+    if module in sys.modules:
+        return on_progress
+
+    def told(progress: Progress) -> None:
+        if progress.stage != "ready" and module not in sys.modules:
+            name = "langchain_car_vllm.import"
+            if not any(thread.name == name for thread in threading.enumerate()):
+                threading.Thread(
+                    target=import_module, args=(module,), name=name, daemon=True
+                ).start()
+        on_progress(progress)
+
+    return told
 
 
 def check_positive(name: str, value: float) -> None:

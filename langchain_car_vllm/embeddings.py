@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from langchain_core.embeddings import Embeddings
 from pydantic import model_validator
@@ -36,6 +36,8 @@ class VllmMlxEmbeddings(ServedModel, Embeddings):
     """Seconds a batch may take once the server is ready."""
     batch_size: int = 64
     """Most texts in one request; the server answers nobody else meanwhile."""
+
+    _wire: ClassVar[str] = "langchain_car_vllm.wire.embed"
 
     @model_validator(mode="after")
     def _check_embedding(self) -> Self:

@@ -1,0 +1,89 @@
+"""Puts a run into the documentation: `python -m benchmarks.report [FOLDER]`.
+
+Copies the JSON and draws the plots into `docs/performance/`, and writes the tables of
+`docs/performance.md` between its markers.
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import OUTPUT
+from benchmarks.plots import draw
+from benchmarks.rows import Check, Row, read, write
+
+DOCS = Path(__file__).parents[1] / "docs"
+_TITLES = {
+    "agents": "Agents",
+    "real": "The real server",
+    "overhead": "Client overhead",
+    "profile": "Profile",
+    "imports": "Import and runtime",
+    "supervision": "Supervision",
+    "defaults": "Launch defaults",
+}
+
+
+def main() -> None:
+    """Write the documentation's part of a run."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
+    machine, rows = read(folder / "results.json")
+    target = DOCS / "performance"
+    (target / "results.json").unlink(missing_ok=True)
+    write(rows, target / "results.json")
+    draw(rows, target)
+    page = DOCS / "performance.md"
+    text = page.read_text(encoding="utf-8")
+    text = _between(text, "machine", _machine(machine))
+    for section, title in _TITLES.items():
+        chosen = [row for row in rows if row.section == section]
+        if chosen:
+            text = _between(text, section, table(title, chosen))
+    page.write_text(text, encoding="utf-8")
+
+
+def _between(text: str, name: str, content: str) -> str:
+    """Replace what stands between a marker and its end."""
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    replaced, count = re.subn(
+        pattern, lambda found: found[1] + content + found[2], text, flags=re.DOTALL
+    )
+    assert count == 1, f"docs/performance.md has no place for `{name}`"
+    return replaced
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    libraries = ", ".join(f"{name} {found}" for name, found in machine["libraries"].items())
+    return (
+        f"{machine['cores']} cores, {machine['memory_gb']} GB, no GPU; {machine['system']}, "
+        f"Python {machine['python']}, {libraries}.\n"
+    )
+
+
+def table(title: str, rows: Iterable[Row]) -> str:
+    """Return rows as a Markdown table."""
+    lines = [f"| {title} | measured | against | bar | |", "|---|---|---|---|---|"]
+    for row in rows:
+        figures = ", ".join(f"{name} {_figure(value)}" for name, value in row.figures.items())
+        first, *others = row.checks or (None,)
+        lines.append(f"| {row.what} | {figures} {row.unit} | {_check(first)} |")
+        lines += [f"| | | {_check(check)} |" for check in others]
+    return "\n".join(lines) + "\n"
+
+
+def _check(check: Check | None) -> str:
+    if check is None:
+        return " | | "
+    value = f"{_figure(check.value)} {check.unit}".strip()
+    bar = f"{'at least' if check.at_least else 'at most'} {check.bar:g} {check.unit}".strip()
+    return f"{value} {check.what}".strip() + f" | {bar} | {'kept' if check.holds else '**missed**'}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+if __name__ == "__main__":
+    main()

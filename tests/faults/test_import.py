@@ -19,7 +19,7 @@ def on_progress(progress):
     if progress.stage != "load":
         return
     deadline = time.monotonic() + 30
-    while not hasattr(sys.modules.get("langchain_car_vllm.wire.chat"), "wrapped"):
+    while not hasattr(sys.modules.get("langchain_car_vllm.wire.chat"), "build"):
         assert time.monotonic() < deadline, "it was not imported"
         time.sleep(0.01)
     Path({gate!r}).touch()

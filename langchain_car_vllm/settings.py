@@ -4,8 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from langchain_car_vllm.connection import ServedModel
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.served_model import ServedModel
 from langchain_car_vllm.wire import parameters
 from langchain_car_vllm.wire.attach import check_served
 from langchain_car_vllm.wire.reasoning import Reasoning

@@ -1,0 +1,239 @@
+"""What the chat model and the embeddings have in common: which server, and how to reach it."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from langchain_car_vllm.configuration import (
+    check_positive,
+    check_revision,
+    check_server,
+    checked_url,
+    configuration_error,
+    flag,
+    seconds,
+    secret,
+)
+from langchain_car_vllm.connection import Attached, Connection, Watched
+from langchain_car_vllm.display import displayed
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models import ModelId, parse_model_id
+from langchain_car_vllm.paths import variable
+from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.wire.attach import described, find_described
+from langchain_car_vllm.wire.parameters import check_names
+
+
+class ServedModel(BaseModel):
+    """A model and the server that serves it: configuration only, no client, port or process.
+
+    Construction reads local files at most; it never uses the network and starts nothing.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str
+    """Catalog name, Hub repository or local directory, such as `vllm-mlx/qwen3-4b:4bit`."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; the default branch without one."""
+    keep_alive: str | float = Field(
+        default_factory=lambda: variable("CAR_VLLM_MLX_KEEP_ALIVE") or "10m"
+    )
+    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever.
+
+    A call can name its own: `llm.invoke(..., keep_alive=0)`.
+    """
+    startup_timeout: float | None = None
+    """Seconds to wait for the server to become ready; no limit without one."""
+    on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
+    """Called with a `Progress` while a call waits, from any thread: for the server, and for the
+    first token where that takes longer than two seconds."""
+    auto_install: bool = Field(default_factory=lambda: flag("CAR_VLLM_MLX_AUTO_INSTALL"))
+    """Whether `vllm-mlx` may be installed where it is missing."""
+    auto_pull: bool = True
+    """Whether the model may be downloaded where it is missing."""
+    server_args: list[str] = Field(default_factory=list)
+    """Appended to the server's command line."""
+    server_env: dict[str, SecretStr] = Field(default_factory=dict, exclude=True, repr=False)
+    """Added to the server's environment; never serialised, logged or traced."""
+    base_url: str | None = Field(default_factory=lambda: variable("CAR_VLLM_MLX_BASE_URL"))
+    """An endpoint that somebody else runs; nothing is installed, started or stopped then."""
+    api_key: SecretStr | None = Field(default_factory=lambda: secret("CAR_VLLM_MLX_API_KEY"))
+    """The key of `base_url`."""
+    default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+    """Sent with every request; never serialised, since they may hold a key."""
+
+    _wire: ClassVar[str]
+    """The module that talks to the server; only calls import it."""
+
+    def __init__(self, **given: Any) -> None:
+        check_names(given, type(self).model_fields)
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise configuration_error(error) from None
+
+    @model_validator(mode="after")
+    def _check_connection(self) -> Self:
+        if not self.model.strip():
+            raise ConfigurationError(
+                "`model` is empty", hint="name one, such as `vllm-mlx/qwen3-4b:4bit`"
+            )
+        if self.base_url is not None:
+            self.base_url = checked_url(self.base_url)
+        else:
+            parse_model_id(self.model)
+        seconds(self.keep_alive, "keep_alive", lowest=-1)
+        if self.startup_timeout is not None:
+            check_positive("startup_timeout", self.startup_timeout)
+        if self.revision is not None:
+            check_revision(self.revision)
+        check_server(self.server_args, self.server_env)
+        return self
+
+    def _model_id(self, model: str | None = None) -> ModelId:
+        name = model or self.model
+        if self.base_url is not None:
+            name = name.removeprefix("vllm-mlx/")
+            return ModelId(name=name, source=name, is_local=False)
+        return parse_model_id(name) if name.startswith((".", "~")) else _known_model_id(name)
+
+    def _name(self, model: object = None) -> str:
+        """Return the model's name for traces, also of one that does not exist."""
+        if not isinstance(model, str | None):
+            return str(model)  # refused by the call itself
+        try:
+            return self._model_id(model).name
+        except ConfigurationError:
+            return model or self.model
+
+    def _spec(
+        self,
+        model: str | None = None,
+        *,
+        engine: Literal["auto", "simple", "batched"] = "auto",
+        embeddings: bool = False,
+        keep_alive: str | float | None = None,
+    ) -> ServerSpec:
+        found = self._model_id(model)
+        alive = self.keep_alive if keep_alive is None else keep_alive
+        return ServerSpec(
+            source=found.source,
+            name=found.name,
+            revision=self.revision,
+            engine=engine,
+            server_args=tuple(self.server_args),
+            server_env=tuple(
+                (name, secret.get_secret_value()) for name, secret in self.server_env.items()
+            ),
+            embeddings=embeddings,
+            keep_alive=seconds(alive, "keep_alive", lowest=-1),
+            auto_install=self.auto_install,
+            auto_pull=self.auto_pull,
+        )
+
+    def _external(self, model: str | None) -> Endpoint | None:
+        if self.base_url is None:
+            return None
+        return Endpoint(
+            base_url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            served_model=self._model_id(model).name,
+        )
+
+    @contextmanager
+    def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Watched]:
+        """Hold a server for the time of one request."""
+        with ExitStack() as stack:
+            on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            on_waiting = _importing(self._wire, on_progress)
+            connection: Connection
+            if endpoint := self._external(model):
+                connection = Attached(described(endpoint))
+            else:
+                # Not needed for construction.
+                from langchain_car_vllm import runtime, server  # noqa: PLC0415
+
+                connection = stack.enter_context(
+                    server.lease(spec, startup_timeout=self.startup_timeout, on_progress=on_waiting)
+                )
+                runtime.warn_about(connection.endpoint.version)
+            watched = Watched(connection, on_progress)
+            stack.callback(watched.watch.end)
+            yield watched
+
+    @asynccontextmanager
+    async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Watched]:
+        """Hold a server for the time of one request without blocking the event loop."""
+        async with AsyncExitStack() as stack:
+            on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            on_waiting = _importing(self._wire, on_progress)
+            connection: Connection
+            if endpoint := self._external(model):
+                known = find_described(endpoint)
+                if known is None:
+                    known = await asyncio.to_thread(described, endpoint)
+                connection = Attached(known)
+            else:
+                # Not needed for construction.
+                from langchain_car_vllm import runtime, server  # noqa: PLC0415
+
+                connection = await stack.enter_async_context(
+                    server.alease(
+                        spec, startup_timeout=self.startup_timeout, on_progress=on_waiting
+                    )
+                )
+                runtime.warn_about(connection.endpoint.version)
+            watched = Watched(connection, on_progress)
+            stack.callback(watched.watch.end)
+            yield watched
+
+    def _unload(self, spec: ServerSpec, *, force: bool) -> None:
+        if self.base_url is not None:
+            raise ConfigurationError(
+                f"`{self.base_url}` is run by somebody else and cannot be unloaded from here"
+            )
+        # Not needed for construction.
+        from langchain_car_vllm import server  # noqa: PLC0415
+
+        server.stop_server(server.directory_of(spec), force=force)
+
+    def _header_items(self) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(self.default_headers.items()))
+
+
+@lru_cache(maxsize=256)
+def _known_model_id(name: str) -> ModelId:
+    """Remember what a name stands for wherever it is said: each call asks several times."""
+    return parse_model_id(name)
+
+
+def _importing(module: str, on_progress: OnProgress) -> OnProgress:
+    """Have a module imported while a server starts, instead of after it.
+
+    Args:
+        module: Takes seconds to import.
+        on_progress: Told of the wait as before.
+    """
+    if module in sys.modules:
+        return on_progress
+
+    def told(progress: Progress) -> None:
+        if progress.stage != "ready" and module not in sys.modules:
+            name = "langchain_car_vllm.import"
+            if not any(thread.name == name for thread in threading.enumerate()):
+                threading.Thread(
+                    target=import_module, args=(module,), name=name, daemon=True
+                ).start()
+        on_progress(progress)
+
+    return told

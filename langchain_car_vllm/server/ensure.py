@@ -15,7 +15,7 @@ from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.tenant import tenant_of
+from langchain_car_vllm.server.tenant import Tenant, tenant_of
 from langchain_car_vllm.server.waiting import Waiting
 
 
@@ -91,7 +91,7 @@ async def alease(
     policy: Policy | None = None,
 ) -> AsyncIterator[Lease]:
     """Do what `lease` does without blocking the event loop; cancelling it cancels no start."""
-    waiting = await asyncio.to_thread(_wait, spec, policy, startup_timeout, on_progress)
+    waiting = _wait(spec, policy, startup_timeout, on_progress)
     try:
         while (endpoint := await asyncio.to_thread(waiting.step)) is None:  # noqa: ASYNC110
             await asyncio.sleep(waiting.tick)
@@ -131,5 +131,9 @@ def _wait(
     startup_timeout: float | None,
     on_progress: OnProgress | None,
 ) -> Waiting:
-    tenant = tenant_of(directory_of(spec))
-    return Waiting(tenant, spec, policy or policy_from_environment(), startup_timeout, on_progress)
+    def find_tenant() -> Tenant:
+        return tenant_of(directory_of(spec))
+
+    return Waiting(
+        find_tenant, spec, policy or policy_from_environment(), startup_timeout, on_progress
+    )

@@ -2,8 +2,9 @@
 
 import threading
 import time
+from collections.abc import Callable
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import (
@@ -37,7 +38,8 @@ class Waiting:
     wait for it.
 
     Args:
-        tenant: This process's side of the server key.
+        find_tenant: Returns this process's side of the server key; called by the first step, since
+            it looks at files.
         spec: What to serve.
         policy: How long to wait for what.
         startup_timeout: Seconds to wait at most, None for ever.
@@ -46,14 +48,14 @@ class Waiting:
 
     def __init__(
         self,
-        tenant: Tenant,
+        find_tenant: Callable[[], Tenant],
         spec: ServerSpec,
         policy: Policy,
         startup_timeout: float | None,
         on_progress: OnProgress | None,
     ) -> None:
         self.policy = policy
-        self._tenant = tenant
+        self._find_tenant = find_tenant
         self._spec = spec
         self._guard = threading.Lock()
         self._given_up = self._leased = False
@@ -68,6 +70,10 @@ class Waiting:
         self._on_progress = on_progress
         self._shown: Progress | None = None
         self._stage_began = self._began
+
+    @cached_property
+    def _tenant(self) -> Tenant:
+        return self._find_tenant()
 
     @property
     def tick(self) -> float:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from faults.support import FAST, Background, Fake, ask, eventually
@@ -18,8 +19,11 @@ from langchain_car_vllm.server.waiting import Waiting
 
 
 def break_records(fake: Fake) -> None:
-    shutil.rmtree(fake.directory().clients)
-    fake.directory().clients.write_text("a disk that refuses")
+    clients = fake.directory().clients
+    while not clients.is_file():  # a supervisor makes the folder anew when it looks
+        shutil.rmtree(clients, ignore_errors=True)
+        with suppress(IsADirectoryError):
+            clients.write_text("a disk that refuses")
 
 
 def test_failed_record_on_acquire_leaks_no_lease(fake: Fake):
@@ -48,7 +52,7 @@ def test_failed_record_on_release_costs_neither_answer_nor_lease(fake: Fake, tmp
     except BaseException as caught:  # noqa: BLE001
         error = caught
     fake.directory().clients.unlink()
-    fake.directory().clients.mkdir()
+    fake.directory().clients.mkdir(exist_ok=True)
     assert (error, tenant.holders) == (None, 0)
 
 
@@ -56,7 +60,7 @@ def test_cancellation_at_the_end_of_a_step_leaks_no_lease(fake: Fake):
     """Giving up between a step's last look and its unlock still gives the lease back."""
     with lease(fake.spec(), policy=FAST):
         tenant = tenant_of(fake.directory())
-    waiting = Waiting(tenant, fake.spec(), FAST, None, None)
+    waiting = Waiting(lambda: tenant, fake.spec(), FAST, None, None)
 
     class Late:
         """The step's lock, with a cancellation exactly before its release."""

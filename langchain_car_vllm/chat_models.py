@@ -418,7 +418,8 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         Args:
             schema: A pydantic class, TypedDict, JSON schema or function schema.
             method: `json_schema` constrains every token to the schema; `function_calling` makes the
-                model call a tool; `json_mode` constrains it to any JSON object.
+                model call a tool; `json_mode` is `json_schema` where there is a schema, and any
+                JSON object without one.
             include_raw: Return `raw`, `parsed` and `parsing_error` instead of the object alone.
             strict: Whether the answer must follow the schema to the letter.
             **kwargs: More parameters of the call.
@@ -434,10 +435,10 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         if method == "function_calling":
             name = tool_name(openai_tools([schema])[0])
             bound = self.bind_tools([schema], tool_choice=name, strict=strict, **kwargs)
-        elif method == "json_schema":
-            bound = self.bind(response_format=response_format(schema, strict=strict), **kwargs)
         else:
-            bound = self.bind(response_format={"type": "json_object"}, **kwargs)
+            free = {"type": "json_object"}
+            form = free if schema is None else response_format(schema, strict=strict)
+            bound = self.bind(response_format=form, **kwargs)
         return with_parser(bound, parser_for(schema, method), include_raw=include_raw)
 
 

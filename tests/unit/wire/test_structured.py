@@ -129,6 +129,16 @@ def test_every_method_gives_the_object(serve, method, streamed):
     assert isinstance(answer, Joke)
 
 
+def test_json_mode_is_constrained_to_the_schema_where_there_is_one(serve):
+    """Free JSON lets a small model write on until its tokens run out."""
+    model, dialect = serve()
+    model.with_structured_output(Joke, method="json_mode").invoke("go")
+    model.with_structured_output(method="json_mode").invoke("go")
+    bound, free = (body["response_format"] for body in dialect.requests)
+    assert bound["json_schema"]["schema"]["properties"].keys() == Joke.model_fields.keys()
+    assert free == {"type": "json_object"}
+
+
 def test_a_typed_dict_and_a_schema_give_dicts(serve):
     """And a dict that does not fit is refused, which LangChain's own parser would not do."""
     model, _ = serve(saying({"name": "Ann", "age": 7}))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +35,7 @@ print(json.dumps({
     },
 }))
 """
+_RECORD_FIELDS = 3
 _IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
 
 
@@ -156,6 +158,17 @@ def broken_packages(python: Python) -> list[str]:
     )
 
 
+def forget_unreadable(python: Python) -> None:
+    """Remove metadata that an installer cannot read, as a killed one leaves it.
+
+    uv 0.13 fails on a folder without METADATA and on half a RECORD, also when it is told to install
+    the package anew. Without them it installs over what is there.
+    """
+    for metadata in python.site.glob("*.dist-info"):
+        if not (metadata / "METADATA").is_file() or not _rows(metadata / "RECORD"):
+            shutil.rmtree(metadata)
+
+
 def _pin(metadata: Path) -> tuple[str, str]:
     name, _, version = metadata.name.removesuffix(".dist-info").rpartition("-")
     return normalized(name), version
@@ -184,12 +197,13 @@ def _is_whole(site: Path, record: Path) -> bool:
 
 
 def _rows(record: Path) -> list[list[str]] | None:
-    """Return path, hash and size of a package's files, None where nothing was recorded."""
+    """Return path, hash and size of a package's files, None where that cannot be read."""
     try:
         with record.open(encoding="utf-8", newline="") as lines:
-            return [[*row, "", ""][:3] for row in csv.reader(lines) if row]
+            rows = [row for row in csv.reader(lines) if row]
     except (OSError, UnicodeDecodeError, csv.Error):
         return None
+    return rows if all(len(row) == _RECORD_FIELDS for row in rows) else None
 
 
 def former_python(root: Path) -> str | None:

@@ -13,6 +13,7 @@ from langchain_car_vllm.runtime.environment import (
     check_imports,
     check_locked,
     check_unused,
+    forget_unreadable,
     former_python,
     probe_python,
     python_binary,
@@ -91,6 +92,7 @@ def install(work: Work) -> Path:
 def _installed(work: Work, wanted: Requirements, former: Marker | None, *, ours: bool) -> Path:
     """Return the binary of an installation that has passed its test."""
     python = _ensure_python(work, ours=ours)
+    forget_unreadable(python)
     work.report.say("resolving packages")
     work.run_uv(
         "pip-install",

@@ -5,7 +5,7 @@ import pytest
 
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime import ensure_runtime
-from langchain_car_vllm.runtime.environment import Python, former_python
+from langchain_car_vllm.runtime.environment import Python, forget_unreadable, former_python
 from langchain_car_vllm.runtime.requirements import LOCK, locked_versions
 
 MAC = {"sys_platform": "darwin", "platform_machine": "arm64"}
@@ -90,3 +90,19 @@ def test_every_pin_of_the_lock_has_hashes():
     pins = [number for number, line in enumerate(lines) if "==" in line and line[0] != " "]
     assert len(pins) > 70
     assert all(lines[number + 1].startswith("    --hash=sha256:") for number in pins)
+
+
+def test_metadata_that_no_installer_can_read_is_forgotten(tmp_path):
+    """A killed uv leaves folders without METADATA, and half a RECORD, over which the next trips."""
+    whole = "a/__init__.py,sha256=x,1\na-1.dist-info/METADATA,,\n"
+    records = {"whole": whole, "none": None, "empty": "", "half": whole + "a/b.py,sha2"}
+    for name, record in records.items():
+        metadata = tmp_path / f"{name}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Name: a\n")
+        if record is not None:
+            (metadata / "RECORD").write_text(record)
+    (tmp_path / "begun-1.dist-info").mkdir()
+    (tmp_path / "begun-1.dist-info" / "RECORD").write_text(whole)
+    forget_unreadable(Python((3, 11), tmp_path, LINUX))
+    assert [path.name for path in tmp_path.glob("*-1.dist-info")] == ["whole-1.dist-info"]

@@ -32,7 +32,7 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.answer import Delta
-from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
+from langchain_car_vllm.wire.clients import Address, LoopClients, sync_clients
 from langchain_car_vllm.wire.clock import Clock, Refusals
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
@@ -56,11 +56,13 @@ class WireChat(ChatOpenAI):
 
     Attributes:
         endpoint: Whom it talks to.
+        http: What the synchronous client stands on.
         post: Makes the requests.
         refusals: How often a request is repeated that the server refused for the moment.
     """
 
     endpoint: Endpoint
+    http: httpx2.Client
     post: Post
     refusals: int = 2
 
@@ -127,9 +129,9 @@ class WireChat(ChatOpenAI):
 
     async def _acount(self, body: Body) -> int | None:
         request = count_request(self.model_name, body["messages"], body.get("tools") or ())
-        client = await self.async_client.current()
+        clients = await self.async_client.current()
         try:
-            return counted(await client.post(PATH, **request))
+            return counted(await clients.sdk.post(PATH, **request))
         except (openai.APIError, ValueError):
             return None
 
@@ -254,7 +256,7 @@ class WireChat(ChatOpenAI):
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
-                    response = stack.enter_context(posted(self.root_client, request))
+                    response = stack.enter_context(posted(self.http, request))
                     break
                 except openai.APIStatusError as error:
                     time.sleep(refusals.wait(error))
@@ -262,13 +264,13 @@ class WireChat(ChatOpenAI):
 
     @asynccontextmanager
     async def _asent(self, attempt: Attempt, clock: Clock, headers: Headers) -> AsyncIterator[Any]:
-        client = await self.async_client.current()
+        clients = await self.async_client.current()
         refusals = Refusals(self.refusals)
         async with AsyncExitStack() as stack:
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
-                    response = await stack.enter_async_context(aposted(client, request))
+                    response = await stack.enter_async_context(aposted(clients.http, request))
                     break
                 except openai.APIStatusError as error:
                     await asyncio.sleep(refusals.wait(error))
@@ -283,17 +285,18 @@ class WireChat(ChatOpenAI):
 def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     """Return a new wrapped ChatOpenAI; `wire.wrapped` keeps them."""
     address = Address(endpoint.base_url, endpoint.api_key, headers)
-    client = sync_client(address, endpoint.is_ours)
+    clients = sync_clients(address, endpoint.is_ours)
     loops = LoopClients(address, endpoint.is_ours)
     return WireChat(
         endpoint=endpoint,
+        http=clients.http,
         post=Post(address),
         refusals=refusals,
         model=endpoint.served_model,
         base_url=endpoint.base_url,
         api_key=SecretStr("not-needed"),
-        root_client=client,
-        client=client.chat.completions,
+        root_client=clients.sdk,
+        client=clients.sdk.chat.completions,
         root_async_client=loops,
         async_client=loops,
         use_responses_api=False,

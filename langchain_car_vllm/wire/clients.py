@@ -1,4 +1,6 @@
-"""The SDK's clients: one for all threads, one for each event loop, none before the first call.
+"""The SDK's clients and what they stand on, for all threads and for each event loop.
+
+None is made before the first call.
 
 They read nothing from the environment: no proxy, key, organisation or gateway of OpenAI's can send
 a local request elsewhere. Connections are kept alive. An asynchronous client belongs to the loop it
@@ -29,13 +31,27 @@ class Address(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
+class Clients(NamedTuple):
+    """The SDK's client, and the transport that it stands on."""
+
+    sdk: openai.OpenAI
+    http: httpx2.Client
+
+
+class AsyncClients(NamedTuple):
+    """The same for one event loop."""
+
+    sdk: openai.AsyncOpenAI
+    http: httpx2.AsyncClient
+
+
 _lock = threading.Lock()
-_sync: dict[Address, openai.OpenAI] = {}
-_async: dict[asyncio.AbstractEventLoop, dict[Address, openai.AsyncOpenAI]] = {}
+_sync: dict[Address, Clients] = {}
+_async: dict[asyncio.AbstractEventLoop, dict[Address, AsyncClients]] = {}
 
 
-def sync_client(address: Address, is_ours: IsOurs | None = None) -> openai.OpenAI:
-    """Return this process's client for `address`, safe for all its threads.
+def sync_clients(address: Address, is_ours: IsOurs | None = None) -> Clients:
+    """Return this process's clients for `address`, safe for all its threads.
 
     Args:
         address: Where it talks to.
@@ -43,21 +59,13 @@ def sync_client(address: Address, is_ours: IsOurs | None = None) -> openai.OpenA
     """
     with _lock:
         if address not in _sync:
-            _sync[address] = openai.OpenAI(
-                base_url=address.base_url,
-                api_key=address.api_key or "not-needed",
-                organization="",
-                project="",
-                max_retries=0,
-                timeout=_NO_LIMIT,
-                default_headers=_headers(address),
-                http_client=openai.DefaultHttpxClient(
-                    trust_env=False,
-                    verify=_verify(address),
-                    limits=_LIMITS,
-                    event_hooks=sync_hooks(is_ours),
-                ),
+            http = openai.DefaultHttpxClient(
+                trust_env=False,
+                verify=_verify(address),
+                limits=_LIMITS,
+                event_hooks=sync_hooks(is_ours),
             )
+            _sync[address] = Clients(openai.OpenAI(**_settings(address), http_client=http), http)
         return _sync[address]
 
 
@@ -66,50 +74,45 @@ class LoopClients:
 
     Args:
         address: Where the clients talk to.
-        is_ours: As for `sync_client`.
+        is_ours: As for `sync_clients`.
     """
 
     def __init__(self, address: Address, is_ours: IsOurs | None = None) -> None:
         self._address = address
         self._is_ours = is_ours
 
-    async def current(self) -> openai.AsyncOpenAI:
-        """Return the running loop's client; the loop closes it when it shuts down."""
+    async def current(self) -> AsyncClients:
+        """Return the running loop's clients; the loop closes them when it shuts down."""
         loop = asyncio.get_running_loop()
-        client = _async.get(loop, {}).get(self._address)
-        if client is None:
+        clients = _async.get(loop, {}).get(self._address)
+        if clients is None:
             if loop not in _closers:
                 _closers[loop] = _until_shutdown(loop)
                 await anext(_closers[loop])
-            # Building one reads certificates, which would block the loop.
-            client = await asyncio.to_thread(_make_async_client, self._address, self._is_ours, loop)
-        return client
+            # Building them reads certificates, which would block the loop.
+            clients = await asyncio.to_thread(
+                _make_async_clients, self._address, self._is_ours, loop
+            )
+        return clients
 
 
-def _make_async_client(
+def _make_async_clients(
     address: Address, is_ours: IsOurs | None, loop: asyncio.AbstractEventLoop
-) -> openai.AsyncOpenAI:
+) -> AsyncClients:
     with _lock:
         for gone in [known for known in _async if known.is_closed()]:
             del _async[gone]
             _closers.pop(gone, None)
         clients = _async.setdefault(loop, {})
         if address not in clients:
-            clients[address] = openai.AsyncOpenAI(
-                base_url=address.base_url,
-                api_key=address.api_key or "not-needed",
-                organization="",
-                project="",
-                max_retries=0,
-                timeout=_NO_LIMIT,
-                default_headers=_headers(address),
-                http_client=openai.DefaultAsyncHttpxClient(
-                    trust_env=False,
-                    verify=_verify(address),
-                    limits=_LIMITS,
-                    event_hooks=async_hooks(is_ours),
-                ),
+            http = openai.DefaultAsyncHttpxClient(
+                trust_env=False,
+                verify=_verify(address),
+                limits=_LIMITS,
+                event_hooks=async_hooks(is_ours),
             )
+            sdk = openai.AsyncOpenAI(**_settings(address), http_client=http)
+            clients[address] = AsyncClients(sdk, http)
         return clients[address]
 
 
@@ -121,18 +124,22 @@ async def _until_shutdown(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[Non
         yield
     finally:
         _closers.pop(loop, None)
-        for client in _async.pop(loop, {}).values():
-            await client.close()
+        for clients in _async.pop(loop, {}).values():
+            await clients.sdk.close()
 
 
-def _headers(address: Address) -> dict[str, str]:
+def _settings(address: Address) -> dict[str, Any]:
     # An empty organisation keeps the environment's out; then nothing need be said of it.
-    headers: dict[str, Any] = {
-        "OpenAI-Organization": openai.Omit(),
-        "OpenAI-Project": openai.Omit(),
-        **dict(address.headers),
+    unsaid = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+    return {
+        "base_url": address.base_url,
+        "api_key": address.api_key or "not-needed",
+        "organization": "",
+        "project": "",
+        "max_retries": 0,
+        "timeout": _NO_LIMIT,
+        "default_headers": {**unsaid, **dict(address.headers)},
     }
-    return headers
 
 
 def _verify(address: Address) -> bool:
@@ -149,8 +156,8 @@ def _forget() -> None:
 
 @atexit.register
 def _close() -> None:
-    for client in _sync.values():
-        client.close()
+    for clients in _sync.values():
+        clients.sdk.close()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
+from langchain_car_vllm.wire.clients import Address, LoopClients, sync_clients
 from langchain_car_vllm.wire.clock import Clock
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
@@ -32,15 +32,17 @@ class Embedder:
         Raises:
             AnswerError: The server refuses or fails, with its own words.
         """
-        client = sync_client(self._address, self._endpoint.is_ours)
+        clients = sync_clients(self._address, self._endpoint.is_ours)
         with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
-            return _vectors(client.post("/embeddings", **self._request(texts)), len(texts))
+            return _vectors(clients.sdk.post("/embeddings", **self._request(texts)), len(texts))
 
     async def aembed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the same without blocking the event loop."""
-        client = await LoopClients(self._address, self._endpoint.is_ours).current()
+        clients = await LoopClients(self._address, self._endpoint.is_ours).current()
         with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
-            return _vectors(await client.post("/embeddings", **self._request(texts)), len(texts))
+            return _vectors(
+                await clients.sdk.post("/embeddings", **self._request(texts)), len(texts)
+            )
 
     def _request(self, texts: Sequence[str]) -> dict[str, Any]:
         # The server takes texts only (token arrays are a 422) and always sends floats, so neither

@@ -16,7 +16,7 @@ import openai
 from langchain_car_vllm import __version__
 from langchain_car_vllm.wire.clients import Address
 
-_OK = httpx2.codes.BAD_REQUEST
+_FAILED = httpx2.codes.BAD_REQUEST
 """The first status that is a failure; redirects are followed."""
 
 
@@ -61,18 +61,18 @@ class Post:
 
 
 @contextmanager
-def posted(client: openai.OpenAI, request: httpx2.Request) -> Iterator[httpx2.Response]:
+def posted(http: httpx2.Client, request: httpx2.Request) -> Iterator[httpx2.Response]:
     """Send a request and yield its response, whose body has not been read.
 
     Raises:
         openai.APIStatusError: The server refused.
         httpx2.TransportError: It could not be reached.
     """
-    response = client._client.send(request, stream=True)  # noqa: SLF001 - it has no other door
+    response = http.send(request, stream=True)
     try:
-        if response.status_code >= _OK:
+        if response.status_code >= _FAILED:
             response.read()
-            raise client._make_status_error_from_response(response)  # noqa: SLF001
+            raise _refused(response)
         yield response
     finally:
         response.close()
@@ -80,14 +80,25 @@ def posted(client: openai.OpenAI, request: httpx2.Request) -> Iterator[httpx2.Re
 
 @asynccontextmanager
 async def aposted(
-    client: openai.AsyncOpenAI, request: httpx2.Request
+    http: httpx2.AsyncClient, request: httpx2.Request
 ) -> AsyncIterator[httpx2.Response]:
     """Do what `posted` does without blocking the event loop."""
-    response = await client._client.send(request, stream=True)  # noqa: SLF001
+    response = await http.send(request, stream=True)
     try:
-        if response.status_code >= _OK:
+        if response.status_code >= _FAILED:
             await response.aread()
-            raise client._make_status_error_from_response(response)  # noqa: SLF001
+            raise _refused(response)
         yield response
     finally:
         await response.aclose()
+
+
+def _refused(response: httpx2.Response) -> openai.APIStatusError:
+    try:
+        body = response.json()
+    except ValueError:
+        body = response.text
+    if isinstance(body, dict):
+        body = body.get("error", body)
+    message = f"the server answered {response.status_code}"
+    return openai.APIStatusError(message, response=response, body=body)

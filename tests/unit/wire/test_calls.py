@@ -18,7 +18,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint, Parsers
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer import Delta
-from langchain_car_vllm.wire.clients import Address, LoopClients, sync_client
+from langchain_car_vllm.wire.clients import Address, AsyncClients, LoopClients, sync_clients
 from langchain_car_vllm.wire.exchange import EmptyAnswerWarning
 from langchain_car_vllm.wire.request import body_for
 from langchain_car_vllm.wire.result import chunk_of
@@ -144,14 +144,15 @@ def test_langchain_6_nothing_in_the_environment_redirects_a_request(serve, monke
 def test_langchain_7_the_clients_are_those_the_sdk_is_made_for():
     """It comes with an HTTP library of its own, which reads nothing from the environment here."""
     address = Address("http://127.0.0.1:9/v1", None)
-    assert isinstance(sync_client(address)._client, openai.DefaultHttpxClient)
+    clients = sync_clients(address)
+    assert isinstance(clients.http, openai.DefaultHttpxClient)
 
-    async def made() -> openai.AsyncOpenAI:
+    async def made() -> AsyncClients:
         return await LoopClients(address).current()
 
-    client = asyncio.run(made())
-    assert isinstance(client._client, openai.DefaultAsyncHttpxClient)
-    assert client.max_retries == sync_client(address).max_retries == 0
+    async_clients = asyncio.run(made())
+    assert isinstance(async_clients.http, openai.DefaultAsyncHttpxClient)
+    assert async_clients.sdk.max_retries == clients.sdk.max_retries == 0
 
 
 def test_langchain_8_heartbeats_do_not_end_an_asynchronous_stream(serve, monkeypatch):

@@ -6,7 +6,15 @@ Importing this module imports openai, so only calls do it, never construction, b
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import (
     AsyncExitStack,
     ExitStack,
@@ -220,8 +228,8 @@ class WireChat(ChatOpenAI):
     ) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
             with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
-                with self._sent(attempt, clock, headers) as response:
-                    for data in response.iter_bytes():
+                with self._sent(attempt, clock, headers) as body:
+                    for data in body:
                         deltas = attempt.feed(data)
                         clock.check(attempt.answer.events)
                         if deltas:
@@ -236,8 +244,8 @@ class WireChat(ChatOpenAI):
     ) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
             with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
-                async with self._asent(attempt, clock, headers) as response:
-                    async for data in response.aiter_bytes():
+                async with self._asent(attempt, clock, headers) as body:
+                    async for data in body:
                         deltas = attempt.feed(data)
                         clock.check(attempt.answer.events)
                         for delta in deltas:
@@ -250,31 +258,33 @@ class WireChat(ChatOpenAI):
                     yield delta
 
     @contextmanager
-    def _sent(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Any]:
+    def _sent(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Iterable[bytes]]:
         refusals = Refusals(self.refusals)
         with ExitStack() as stack:
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
-                    response = stack.enter_context(posted(self.http, request))
+                    body = stack.enter_context(posted(self.http, request))
                     break
                 except openai.APIStatusError as error:
                     time.sleep(refusals.wait(error))
-            yield response
+            yield body
 
     @asynccontextmanager
-    async def _asent(self, attempt: Attempt, clock: Clock, headers: Headers) -> AsyncIterator[Any]:
+    async def _asent(
+        self, attempt: Attempt, clock: Clock, headers: Headers
+    ) -> AsyncIterator[AsyncIterable[bytes]]:
         clients = await self.async_client.current()
         refusals = Refusals(self.refusals)
         async with AsyncExitStack() as stack:
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
-                    response = await stack.enter_async_context(aposted(clients.http, request))
+                    body = await stack.enter_async_context(aposted(clients.http, request))
                     break
                 except openai.APIStatusError as error:
                     await asyncio.sleep(refusals.wait(error))
-            yield response
+            yield body
 
     def _request(self, attempt: Attempt, clock: Clock, headers: Headers) -> httpx2.Request:
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.

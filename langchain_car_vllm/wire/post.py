@@ -6,9 +6,9 @@ once. Errors are the SDK's, so that they are told in one place.
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import openai
@@ -33,6 +33,7 @@ class Post:
             {
                 "host": self._url.netloc.decode(),
                 "accept": "*/*",
+                "accept-encoding": "identity",
                 "connection": "keep-alive",
                 "content-type": "application/json",
                 "user-agent": f"langchain-car-vllm/{__version__}",
@@ -61,8 +62,8 @@ class Post:
 
 
 @contextmanager
-def posted(http: httpx2.Client, request: httpx2.Request) -> Iterator[httpx2.Response]:
-    """Send a request and yield its response, whose body has not been read.
+def posted(http: httpx2.Client, request: httpx2.Request) -> Iterator[Iterable[bytes]]:
+    """Send a request and yield the body of its response, in parts as they come.
 
     Raises:
         openai.APIStatusError: The server refused.
@@ -73,7 +74,7 @@ def posted(http: httpx2.Client, request: httpx2.Request) -> Iterator[httpx2.Resp
         if response.status_code >= _FAILED:
             response.read()
             raise _refused(response)
-        yield response
+        yield response.iter_bytes() if _is_encoded(response) else cast("Any", response.stream)
     finally:
         response.close()
 
@@ -81,16 +82,21 @@ def posted(http: httpx2.Client, request: httpx2.Request) -> Iterator[httpx2.Resp
 @asynccontextmanager
 async def aposted(
     http: httpx2.AsyncClient, request: httpx2.Request
-) -> AsyncIterator[httpx2.Response]:
+) -> AsyncIterator[AsyncIterable[bytes]]:
     """Do what `posted` does without blocking the event loop."""
     response = await http.send(request, stream=True)
     try:
         if response.status_code >= _FAILED:
             await response.aread()
             raise _refused(response)
-        yield response
+        yield response.aiter_bytes() if _is_encoded(response) else cast("Any", response.stream)
     finally:
         await response.aclose()
+
+
+def _is_encoded(response: httpx2.Response) -> bool:
+    """Return whether a proxy has compressed it, which nobody asked for."""
+    return "content-encoding" in response.headers
 
 
 def _refused(response: httpx2.Response) -> openai.APIStatusError:

@@ -1,38 +1,26 @@
-"""`ChatVllmMlx`: what a user configures, and the delegation of each call."""
+"""`ChatVllmMlx`: what a user of LangChain sees of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
+from collections.abc import Sequence
+from typing import Any, Self, cast
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForLLMRun,
-    CallbackManagerForLLMRun,
-)
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import model_validator
 
 from langchain_car_vllm import __version__
-from langchain_car_vllm.connection import Connection, Replay
-from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
 from langchain_car_vllm.models import model_profile
-from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.settings import ChatSettings
-from langchain_car_vllm.wire import parameters
 from langchain_car_vllm.wire.reasoning import PROVIDER
 from langchain_car_vllm.wire.structured import (
     Method,
     check_method,
     parser_for,
     response_format,
-    response_format_of,
     with_parser,
 )
 from langchain_car_vllm.wire.tools import (
@@ -42,13 +30,9 @@ from langchain_car_vllm.wire.tools import (
     openai_tools,
     tool_name,
 )
-from langchain_car_vllm.wire.wrapped import find_wrapped, wrapped
-
-if TYPE_CHECKING:
-    from langchain_car_vllm.wire.chat import WireChat
 
 
-class ChatVllmMlx(ChatSettings, BaseChatModel):
+class ChatVllmMlx(DelegatingChatModel):
     """Chat model that installs, starts and supervises `vllm-mlx` by itself.
 
     The first call finds `vllm-mlx` or installs it, downloads the model, starts the server and waits
@@ -115,8 +99,6 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         UnknownModelError: The model id names nothing that can be served.
     """
 
-    _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
-
     @model_validator(mode="after")
     def _complete_profile(self) -> Self:
         """Put what the user set over what is known; a copy for another model begins anew."""
@@ -170,7 +152,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
             found["ls_temperature"] = temperature
         if (most := given.get("max_tokens")) is not None:
             found["ls_max_tokens"] = most
-        if stops := _stops(stop if stop is not None else self.stop):
+        if stops := self._stops(stop):
             found["ls_stop"] = stops
         return found
 
@@ -183,127 +165,6 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
             for name, count in ((output or {}).get("token_usage") or {}).items():
                 total[name] = total.get(name, 0) + count
         return {"token_usage": total, "model_name": self._name()}
-
-    def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> "_Call":
-        given = {**self._parameters, **kwargs}
-        parameters.check_names(given, parameters.IN_A_CALL)
-        parameters.check_values(given)
-        model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
-        given = parameters.kept(given)
-        given["tools"] = openai_tools(given.get("tools") or ())
-        names = [tool_name(tool) for tool in given["tools"]]
-        given["tool_choice"] = normalized_choice(given.get("tool_choice"), names)
-        given["response_format"] = response_format_of(given.get("response_format"))
-        if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
-            parameters.warn_once("parallel_tool_calls")
-        given["streams_tool_calls"] = self.disable_streaming is False or None
-        profile: dict[str, Any] = dict(self.profile or {})
-        if profile.get("name") == self._name(model):
-            given.setdefault("max_input_tokens", profile.get("max_input_tokens"))
-        return _Call(
-            model=model,
-            spec=self._spec(model, engine=self.engine, keep_alive=keep_alive),
-            stop=_stops(stop if stop is not None else self.stop),
-            given=given,
-        )
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        call, replay = self._call(stop, kwargs), Replay()
-        while True:
-            with self._connection(call.spec, call.model) as connection:
-                try:
-                    return self._wrapped(call, connection)._generate(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
-                    )
-                except Replay.BROKEN as error:
-                    replay.decide(error, connection.explain(), connection)
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        call, replay = self._call(stop, kwargs), Replay()
-        while True:
-            async with self._aconnection(call.spec, call.model) as connection:
-                try:
-                    chat = await self._awrapped(call, connection)
-                    return await chat._agenerate(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
-                    )
-                except Replay.BROKEN as error:
-                    replay.decide(error, await connection.aexplain(), connection)
-
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        call, replay = self._call(stop, kwargs), Replay()
-        while True:
-            with self._connection(call.spec, call.model) as connection:
-                try:
-                    chunks = self._wrapped(call, connection)._stream(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
-                    )
-                    with closing(chunks):
-                        for chunk in chunks:
-                            replay.seen = True
-                            connection.watch.answered()
-                            yield chunk
-                except Replay.BROKEN as error:
-                    replay.decide(error, connection.explain(), connection)
-                else:
-                    return
-
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        call, replay = self._call(stop, kwargs), Replay()
-        while True:
-            async with self._aconnection(call.spec, call.model) as connection:
-                try:
-                    chat = await self._awrapped(call, connection)
-                    chunks = chat._astream(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
-                    )
-                    async with aclosing(chunks):
-                        async for chunk in chunks:
-                            replay.seen = True
-                            connection.watch.answered()
-                            yield chunk
-                except Replay.BROKEN as error:
-                    replay.decide(error, await connection.aexplain(), connection)
-                else:
-                    return
-
-    def _wrapped(self, call: "_Call", connection: Connection) -> "WireChat":
-        if connection.endpoint.managed:
-            _seen[call.spec.key()] = connection.endpoint
-        return self._chat(connection.endpoint)
-
-    def _chat(self, endpoint: Endpoint) -> "WireChat":
-        return wrapped(endpoint, self._header_items(), self.max_retries)
-
-    async def _awrapped(self, call: "_Call", connection: Connection) -> "WireChat":
-        found = find_wrapped(connection.endpoint, self._header_items(), self.max_retries)
-        if found is None:  # the first call imports and builds, which would block the loop
-            found = await asyncio.to_thread(self._wrapped, call, connection)
-        return found
 
     def warm_up(
         self,
@@ -367,7 +228,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
     ) -> int:
         """Return how many tokens messages and tools have, counted as `get_num_tokens` does."""
         converted = openai_tools(tools or ())
-        endpoint = self._external(None) or _seen.get(self._spec(engine=self.engine).key())
+        endpoint = self._external(None) or last_seen(self._spec(engine=self.engine))
         if messages and endpoint is not None and not _on_loop():
             counted = self._chat(endpoint).count_tokens(list(messages), converted)
             if counted is not None:
@@ -442,18 +303,7 @@ class ChatVllmMlx(ChatSettings, BaseChatModel):
         return with_parser(bound, parser_for(schema, method), include_raw=include_raw)
 
 
-class _Call(NamedTuple):
-    """One call: what is left of its arguments once the model is known."""
-
-    model: str | None
-    spec: ServerSpec
-    stop: list[str]
-    given: dict[str, Any]
-
-
 _WARMING_TEXT = "(warm-up)"
-_seen: dict[str, Endpoint] = {}
-"""Where each server was last found, so that tokens can be counted without starting one."""
 
 
 def _warming_parameters(tools: Sequence[Tool] | None) -> dict[str, Any]:
@@ -466,10 +316,3 @@ def _on_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _stops(stop: Sequence[str] | str | None) -> list[str]:
-    found = [stop] if isinstance(stop, str) else list(stop or ())
-    if not all(isinstance(text, str) for text in found):
-        raise ConfigurationError(f"`stop` must be a text or a list of texts, not `{stop!r}`")
-    return found

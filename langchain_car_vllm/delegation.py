@@ -1,0 +1,188 @@
+"""The delegation of a call: the server is held, its wrapped ChatOpenAI answers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from langchain_car_vllm.connection import Connection, Replay
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.settings import ChatSettings
+from langchain_car_vllm.wire import parameters
+from langchain_car_vllm.wire.structured import response_format_of
+from langchain_car_vllm.wire.tools import normalized_choice, openai_tools, tool_name
+from langchain_car_vllm.wire.wrapped import find_wrapped, wrapped
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.wire.chat import WireChat
+
+
+class Call(NamedTuple):
+    """One call: what is left of its arguments once the model is known.
+
+    Attributes:
+        model: The model that the call names, None for the configured one.
+        spec: The server that is to answer.
+        stop: Texts that end the answer.
+        given: What the wrapped chat is told.
+    """
+
+    model: str | None
+    spec: ServerSpec
+    stop: list[str]
+    given: dict[str, Any]
+
+
+class DelegatingChatModel(ChatSettings, BaseChatModel):
+    """A chat model whose answers come from the wrapped ChatOpenAI of a server that it holds.
+
+    A call whose server crashes before anything was seen of the answer is sent once more.
+    """
+
+    _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
+
+    def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Call:
+        given = {**self._parameters, **kwargs}
+        parameters.check_names(given, parameters.IN_A_CALL)
+        parameters.check_values(given)
+        model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
+        given = parameters.kept(given)
+        given["tools"] = openai_tools(given.get("tools") or ())
+        names = [tool_name(tool) for tool in given["tools"]]
+        given["tool_choice"] = normalized_choice(given.get("tool_choice"), names)
+        given["response_format"] = response_format_of(given.get("response_format"))
+        if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
+            parameters.warn_once("parallel_tool_calls")
+        given["streams_tool_calls"] = self.disable_streaming is False or None
+        profile: dict[str, Any] = dict(self.profile or {})
+        if profile.get("name") == self._name(model):
+            given.setdefault("max_input_tokens", profile.get("max_input_tokens"))
+        return Call(
+            model=model,
+            spec=self._spec(model, engine=self.engine, keep_alive=keep_alive),
+            stop=self._stops(stop),
+            given=given,
+        )
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call, replay = self._call(stop, kwargs), Replay()
+        while True:
+            with self._connection(call.spec, call.model) as connection:
+                try:
+                    return self._wrapped(call, connection)._generate(  # noqa: SLF001
+                        messages, call.stop, run_manager, **call.given
+                    )
+                except Replay.BROKEN as error:
+                    replay.decide(error, connection.explain(), connection)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call, replay = self._call(stop, kwargs), Replay()
+        while True:
+            async with self._aconnection(call.spec, call.model) as connection:
+                try:
+                    chat = await self._awrapped(call, connection)
+                    return await chat._agenerate(  # noqa: SLF001
+                        messages, call.stop, run_manager, **call.given
+                    )
+                except Replay.BROKEN as error:
+                    replay.decide(error, await connection.aexplain(), connection)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call, replay = self._call(stop, kwargs), Replay()
+        while True:
+            with self._connection(call.spec, call.model) as connection:
+                try:
+                    chunks = self._wrapped(call, connection)._stream(  # noqa: SLF001
+                        messages, call.stop, run_manager, **call.given
+                    )
+                    with closing(chunks):
+                        for chunk in chunks:
+                            replay.seen = True
+                            connection.watch.answered()
+                            yield chunk
+                except Replay.BROKEN as error:
+                    replay.decide(error, connection.explain(), connection)
+                else:
+                    return
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call, replay = self._call(stop, kwargs), Replay()
+        while True:
+            async with self._aconnection(call.spec, call.model) as connection:
+                try:
+                    chat = await self._awrapped(call, connection)
+                    chunks = chat._astream(  # noqa: SLF001
+                        messages, call.stop, run_manager, **call.given
+                    )
+                    async with aclosing(chunks):
+                        async for chunk in chunks:
+                            replay.seen = True
+                            connection.watch.answered()
+                            yield chunk
+                except Replay.BROKEN as error:
+                    replay.decide(error, await connection.aexplain(), connection)
+                else:
+                    return
+
+    def _wrapped(self, call: Call, connection: Connection) -> "WireChat":
+        if connection.endpoint.managed:
+            _seen[call.spec.key()] = connection.endpoint
+        return self._chat(connection.endpoint)
+
+    def _chat(self, endpoint: Endpoint) -> "WireChat":
+        return wrapped(endpoint, self._header_items(), self.max_retries)
+
+    async def _awrapped(self, call: Call, connection: Connection) -> "WireChat":
+        found = find_wrapped(connection.endpoint, self._header_items(), self.max_retries)
+        if found is None:  # the first call imports and builds, which would block the loop
+            found = await asyncio.to_thread(self._wrapped, call, connection)
+        return found
+
+    def _stops(self, stop: list[str] | None) -> list[str]:
+        given = self.stop if stop is None else stop
+        found = [given] if isinstance(given, str) else list(given or ())
+        if not all(isinstance(text, str) for text in found):
+            raise ConfigurationError(f"`stop` must be a text or a list of texts, not `{given!r}`")
+        return found
+
+
+_seen: dict[str, Endpoint] = {}
+
+
+def last_seen(spec: ServerSpec) -> Endpoint | None:
+    """Return where a call of this process last found a server, without looking for it again."""
+    return _seen.get(spec.key())

@@ -25,6 +25,7 @@ Tree:
 
 Errors that the *server* answers to a request carry LangChain's own exception classes as a second
 base; they live in `langchain_car_vllm.wire.errors`, since this module must not import LangChain.
+Where LangChain is in use, all of these are its `ModelError` as well.
 
 All of them survive pickling and carry `hint`, the one thing to do about it.
 """
@@ -39,7 +40,11 @@ def _restore(cls: "type[CarVllmError]", state: dict[str, Any]) -> "CarVllmError"
     return error
 
 
-class CarVllmError(Exception):
+class _Unasked(Exception):  # noqa: N818 - nobody raises it
+    """Stands where `wire.errors` puts LangChain's `ModelError`, once there is LangChain."""
+
+
+class CarVllmError(_Unasked):
     """Base of all errors of this package.
 
     Args:

@@ -42,7 +42,7 @@ class ServedModel(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str
-    """Catalog name, Hub repository or local directory, such as `vllm-mlx/qwen3-4b:4bit`."""
+    """Catalog name, Hub repository or local directory, such as `vllm-mlx/gemma-4-e4b-it`."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; the default branch without one."""
     keep_alive: str | float = Field(
@@ -86,7 +86,7 @@ class ServedModel(BaseModel):
     def _check_connection(self) -> Self:
         if not self.model.strip():
             raise ConfigurationError(
-                "`model` is empty", hint="name one, such as `vllm-mlx/qwen3-4b:4bit`"
+                "`model` is empty", hint="name one, such as `vllm-mlx/gemma-4-e4b-it`"
             )
         if self.base_url is not None:
             self.base_url = checked_url(self.base_url)

@@ -28,6 +28,7 @@ from langchain_core.exceptions import (
     ModelAPIError,
     ModelAuthenticationError,
     ModelConnectionError,
+    ModelError,
     ModelInvalidRequestError,
     ModelNotFoundError,
     ModelPermissionDeniedError,
@@ -36,7 +37,7 @@ from langchain_core.exceptions import (
     OutputParserException,
 )
 
-from langchain_car_vllm.errors import RequestError
+from langchain_car_vllm.errors import CarVllmError, RequestError
 
 __all__ = [
     "AnswerError",
@@ -53,6 +54,11 @@ __all__ = [
     "StructuredOutputError",
     "error_for_status",
 ]
+
+
+# LangChain's retry middleware asks only a `ModelError` whether it is worth a retry; all else it
+# repeats. The machine side raises most of our errors and must not import LangChain.
+CarVllmError.__bases__ = (ModelError,)
 
 
 class AnswerError(RequestError):

@@ -134,6 +134,15 @@ def test_the_models_of_the_examples_exist():
         assert parse_model_id(model).name
 
 
+def test_the_models_that_the_code_names_exist():
+    """So do those in hints and docstrings, which the user copies."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    named = set(re.findall(r"\bvllm-mlx/[\w.:-]*[\w]", sources))
+    assert named
+    for model in named:
+        assert parse_model_id(model).name
+
+
 def test_the_examples_of_the_chat_model_are_python():
     """Each block compiles, and each name it imports from the package is there."""
     blocks = re.findall(r"```python\n(.*?)```", LANGCHAIN, re.DOTALL)

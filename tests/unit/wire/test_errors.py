@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fakes.dialect import Reply
+from langchain.agents.middleware import ModelRequest, ModelRetryMiddleware
 from langchain_core import exceptions as core
 
 from langchain_car_vllm import ChatVllmMlx
@@ -222,6 +223,26 @@ def test_every_error_survives_pickling():
         assert (str(error), error.status) == (str(cls("what", hint="do", status=4)), 4)
     found = pickle.loads(pickle.dumps(errors.PromptTooLongError(9, 5)))
     assert (found.tokens, found.limit) == (9, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "attempts"), [({"model": "vllm-mlx/no-such-model:4bit"}, 1), ({}, 3)]
+)
+def test_the_retry_middleware_repeats_only_what_may_pass(serve, given, attempts):
+    """It asks nobody but a `ModelError`, and repeats whatever else is raised."""
+    model, _ = serve(Reply(status=500, detail="for now"), max_retries=0)
+    if given:
+        model = ChatVllmMlx(model="vllm-mlx/gemma-4-e4b-it")
+    tried = []
+
+    def answer(_: Any) -> Any:
+        tried.append(model.model)
+        return model.invoke("hi", **given)
+
+    middleware = ModelRetryMiddleware(max_retries=2, initial_delay=0.0, on_failure="error")
+    with pytest.raises(CarVllmError):
+        middleware.wrap_model_call(ModelRequest(model=model, messages=[]), answer)
+    assert len(tried) == attempts
 
 
 class TestReplay:

@@ -25,6 +25,7 @@ from contextlib import (
 )
 from typing import Any
 
+import httpcore2  # noqa: F401 - the first client imports it, in the middle of a call
 import httpx2
 import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
 import openai
@@ -306,7 +307,7 @@ def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: in
         base_url=endpoint.base_url,
         api_key=SecretStr("not-needed"),
         root_client=clients.sdk,
-        client=clients.sdk.chat.completions,
+        client=clients.sdk,  # the import of its `chat` takes as long as a call
         root_async_client=loops,
         async_client=loops,
         use_responses_api=False,

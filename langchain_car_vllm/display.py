@@ -176,7 +176,7 @@ class Line:
 
 
 class Records:
-    """Log records of level INFO: one per stage, and one every ten seconds of a download.
+    """Log records of level INFO: one per stage, and one every ten seconds of headway or news.
 
     Args:
         name: What is waited for.
@@ -188,14 +188,15 @@ class Records:
         self._clock = clock
         self._stage: Stage | None = None
         self._logged_at = 0.0
+        self._said = ""
 
     def draw(self, progress: Progress) -> None:
-        """Log a step that is new, or that has not been heard of for a while."""
-        now = self._clock()
-        is_due = progress.done is not None and now - self._logged_at >= _LOG_SECONDS
+        """Log a stage that is new, and at times what has changed within it."""
+        now, said = self._clock(), describe(self._name, progress)
+        is_due = said != self._said and now - self._logged_at >= _LOG_SECONDS
         if progress.stage != self._stage or is_due:
-            self._stage, self._logged_at = progress.stage, now
-            log.info("%s", describe(self._name, progress))
+            self._stage, self._logged_at, self._said = progress.stage, now, said
+            log.info("%s", said)
 
     def close(self) -> None:
         """Leave nothing."""

@@ -14,7 +14,7 @@ from langchain_car_vllm.models import (
     find_snapshot,
     read_model_facts,
 )
-from langchain_car_vllm.models.checks import HubFile
+from langchain_car_vllm.models.hub import HubFile
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.runtime import installed_version, resolve_existing

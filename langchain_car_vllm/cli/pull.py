@@ -19,6 +19,7 @@ from langchain_car_vllm.models.download import (
     measure_download,
     no_model,
 )
+from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.runtime import install_runtime
@@ -26,6 +27,7 @@ from langchain_car_vllm.server.child import Child, install_launcher
 from langchain_car_vllm.server.command import server_environment
 from langchain_car_vllm.server.context import Stall
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.locks import opened_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
 
@@ -66,14 +68,31 @@ def _download(source: str, revision: str | None, binary: Path, on_progress: OnPr
     directory.create()
     spec = ServerSpec(source, source, revision=revision)
     policy = policy_from_environment()
+    with explain_os_errors(directory.path), opened_lock(directory.supervisor_lock) as lock:
+        while not try_exclusive(lock):
+            on_progress(Progress("download", "", *measure_download(source, revision)))
+            time.sleep(policy.download_tick)
+        if find_snapshot(source, revision) is None:
+            _run(directory, spec, binary, policy, on_progress)
+
+
+def _run(
+    directory: ServerDirectory,
+    spec: ServerSpec,
+    binary: Path,
+    policy: Policy,
+    on_progress: OnProgress,
+) -> None:
+    source, revision = spec.source, spec.revision
     with explain_os_errors(directory.path):
         install_launcher(directory)
         command = download_command(directory.path, binary, source, revision)
+        environment = os.environ | absolute_folders(os.environ)
         child = Child(
             directory,
             command.program,
             command.arguments,
-            server_environment(spec, os.environ, offline=False) | command.environment,
+            command.complete(server_environment(spec, environment, offline=False)),
             log=directory.path / "download.log",
         )
     try:

@@ -25,8 +25,8 @@ from langchain_car_vllm.errors import (
 )
 from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id, read_model_facts
 from langchain_car_vllm.models.catalog import PREFIX, catalog
-from langchain_car_vllm.models.checks import HubFile, ask_hub
 from langchain_car_vllm.models.download import check_may_download
+from langchain_car_vllm.models.hub import HubFile, ask_hub
 from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.runtime import installed_version, resolve_existing

@@ -6,12 +6,12 @@ The supervisor runs the child and watches it; what is here is pure but for readi
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ModelDownloadError
-from langchain_car_vllm.models.downloader import VERDICT
+from langchain_car_vllm.models.downloader import FAST, VERDICT, is_on
 from langchain_car_vllm.models.families import family_facts
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import nearest_ids
@@ -20,7 +20,6 @@ from langchain_car_vllm.models.snapshot import repository_folder, wanted_files
 from langchain_car_vllm.runtime import interpreter_of
 
 _SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
-_TRUE = frozenset({"1", "true", "yes", "on"})
 _TAIL_BYTES = 32_768
 _MB = 1_000_000
 
@@ -37,6 +36,14 @@ class DownloadCommand(NamedTuple):
     program: Path
     arguments: tuple[str, ...]
     environment: dict[str, str]
+
+    def complete(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the child.
+
+        Args:
+            environment: The user's; a timeout of his own stays.
+        """
+        return {"HF_HUB_DOWNLOAD_TIMEOUT": "60", **environment, **self.environment}
 
 
 def check_may_download(source: str, *, auto_pull: bool = True) -> None:
@@ -55,7 +62,7 @@ def check_may_download(source: str, *, auto_pull: bool = True) -> None:
             hint=f"run `car-vllm pull {source}`",
         )
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if (paths.variable(name) or "").lower() in _TRUE:
+        if is_on(name):
             raise ModelDownloadError(
                 f"`{source}` is not on this machine, and {name} forbids the download",
                 hint=f"unset {name} once, or choose a model that `car-vllm list` shows",
@@ -80,7 +87,7 @@ def download_command(
     """
     arguments = ["download", source, *(["--mllm"] if family_facts(source).media else [])]
     # tqdm shows bytes on a terminal only, unless it believes that something else is above it.
-    environment = {"TQDM_POSITION": "-1", "PYTHONUNBUFFERED": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    environment = {"TQDM_POSITION": "-1", "PYTHONUNBUFFERED": "1"}
     interpreter = interpreter_of(binary)
     if interpreter is None:
         if revision is not None:
@@ -94,7 +101,7 @@ def download_command(
     script.chmod(0o700)
     if revision is not None:
         environment["CAR_VLLM_DOWNLOAD_REVISION"] = revision
-    if not paths.variable("HF_XET_HIGH_PERFORMANCE"):
+    if not is_on(FAST):
         environment["HF_HUB_DISABLE_XET"] = "1"
     return DownloadCommand(script, (str(binary), *arguments), environment)
 
@@ -175,9 +182,9 @@ def diagnose_download(
 
 
 def no_model(source: str) -> ModelDownloadError:
-    """Return the error for a repository that was fetched and is none that can be served."""
+    """Return the error for a repository that lacks what the server reads."""
     return ModelDownloadError(
-        f"`{source}` was downloaded and holds no model that vllm-mlx can serve",
+        f"`{source}` holds no model that vllm-mlx can serve",
         hint="choose a repository with `config.json`, a tokenizer and safetensors weights",
     )
 
@@ -269,6 +276,14 @@ _EXPLANATIONS = {
         f"connect to the network and try again; {_GOES_ON}",
     ),
     "proxy": ("the proxy does not let it through: {said}", "check HTTPS_PROXY and NO_PROXY"),
+    "certificate": (
+        "the certificate of the Hub, or of a proxy before it, is not trusted: {said}",
+        "set SSL_CERT_FILE to the certificates of your network, or connect to another one",
+    ),
+    "strange": (
+        "what answers is not the Hub: `{said}`",
+        "log in to the network in a browser, or check HF_ENDPOINT",
+    ),
     "cut": ("the connection broke again and again", f"try again; {_GOES_ON}"),
     "killed": ("it was killed by {said}", f"try again; {_GOES_ON}"),
     "down": ("the Hub is out of order", "try again later"),

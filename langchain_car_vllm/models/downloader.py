@@ -43,15 +43,21 @@ _KINDS = (
 _NEEDED = {"incomplete_path", "destination_path", "url_to_download", "headers", "expected_size"}
 _MEDIA_KEYS = {"vision_config", "audio_config", "vision_tower", "image_token_id", "audio_token_id"}
 _MEDIA_PATTERNS = ("*.safetensors", "*.model")
-# Who sets these asked for the Hub's own fast transfer, which starts files anew.
-_FAST = ("HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER")
+# Who sets it asked for the Hub's own fast transfer, which starts files anew.
+FAST = "HF_XET_HIGH_PERFORMANCE"
+_TRUE = ("1", "true", "yes", "on")
+
+
+def is_on(name: str) -> bool:
+    """Return whether a variable is set to what the Hub's own client takes for yes."""
+    return os.environ.get(name, "").lower() in _TRUE
 
 
 def main() -> None:
     """Run the download in this process."""
     binary, *arguments = sys.argv[1:]
     revision = os.environ.pop("CAR_VLLM_DOWNLOAD_REVISION", None)
-    if not any(os.environ.get(name) for name in _FAST):
+    if not is_on(FAST):
         _continue_partial_files()
     hub: Any = import_module("huggingface_hub")
     hub.snapshot_download = _decided(hub.snapshot_download, revision)

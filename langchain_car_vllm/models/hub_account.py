@@ -1,16 +1,27 @@
 """Where the Hub is, and who the user is there."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from langchain_car_vllm import paths
 
+_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "XDG_CACHE_HOME")
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 def hub_endpoint() -> str:
     """Return the address of the Hub: `HF_ENDPOINT`, else the public one."""
     return (paths.variable("HF_ENDPOINT") or _DEFAULT_ENDPOINT).rstrip("/")
+
+
+def absolute_folders(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the Hub's folders so that they mean the same from any working directory."""
+    return {
+        name: os.path.abspath(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH100, PTH111
+        for name, value in environment.items()
+        if name in _FOLDERS and value
+    }
 
 
 def hub_token() -> str | None:

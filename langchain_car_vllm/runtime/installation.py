@@ -1,5 +1,7 @@
 """The steps of one installation, under the lock: environment, packages, test."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +94,8 @@ def install(work: Work) -> Path:
 def _installed(work: Work, wanted: Requirements, former: Marker | None, *, ours: bool) -> Path:
     """Return the binary of an installation that has passed its test."""
     python = _ensure_python(work, ours=ours)
-    forget_unreadable(python)
+    with _explained_marks(work.root):
+        forget_unreadable(python)
     work.report.say("resolving packages")
     work.run_uv(
         "pip-install",
@@ -195,12 +198,19 @@ def _keep_former(root: Path, former: Marker) -> None:
         check_imports(root)
     except ProvisionError:
         return
-    write_marker(root, former._replace(state="complete"))
+    with suppress(OSError):  # such as a full disk, of which the failure itself tells
+        write_marker(root, former._replace(state="complete"))
 
 
 def _mark(root: Path, marker: Marker) -> None:
-    try:
+    with _explained_marks(root):
         write_marker(root, marker)
+
+
+@contextmanager
+def _explained_marks(root: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ProvisionError(
             "mark", str(error), hint=f"make `{root}` writable for you and free some disk space"

@@ -181,5 +181,6 @@ def _proven(root: Path, report: Reporter) -> Path | None:
         log.warning("the vllm-mlx in `%s` does not work: %s", root, error.detail)
         return None
     version = installed_version(found) or ""
-    write_marker(root, Marker("complete", ours=False, requirements="found", version=version))
+    with suppress(OSError):  # somebody else's folder: it is tested again next time
+        write_marker(root, Marker("complete", ours=False, requirements="found", version=version))
     return found

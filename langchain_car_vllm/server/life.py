@@ -32,6 +32,7 @@ from langchain_car_vllm.server.preparing import (
     check_model_can_be_had,
     fetch_model,
     install_runtime,
+    recheck_runtime,
     reserve_memory,
 )
 from langchain_car_vllm.server.serving import serve
@@ -76,7 +77,7 @@ class Life:
             runtime = install_runtime(context)
             launch = fetch_model(context, runtime)
             reserve_memory(context, launch.needed_bytes)
-            server = load(context, runtime, launch, self._servers)
+            server = load(context, recheck_runtime(context), launch, self._servers)
             serve(context, server.child, self._clients)
         except Ending as end:
             ending = {"reason": end.reason}

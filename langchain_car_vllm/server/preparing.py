@@ -23,7 +23,12 @@ from langchain_car_vllm.models.download import (
 from langchain_car_vllm.models.snapshot import is_in_hub_cache
 from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime, installed_version
+from langchain_car_vllm.runtime import (
+    VllmRuntime,
+    ensure_runtime,
+    installed_version,
+    interpreter_of,
+)
 from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.child import Child
 from langchain_car_vllm.server.command import Launch, as_asked, choose_engine, server_environment
@@ -67,6 +72,15 @@ def install_runtime(context: Context) -> VllmRuntime:
         RuntimeProvisioningError: There is none and none can be had.
     """
     context.update(phase="install", detail="")
+    return recheck_runtime(context)
+
+
+def recheck_runtime(context: Context) -> VllmRuntime:
+    """Do so once more where time has passed: an upgrade may be under way, which is waited for.
+
+    Raises:
+        RuntimeProvisioningError: There is none any more.
+    """
     outcome: list[VllmRuntime | BaseException] = []
     latest: list[Progress] = []
 
@@ -153,9 +167,11 @@ def _check_batching_of_media(runtime: VllmRuntime) -> None:
     oldest, newest = _BATCHING_MLX_VLM
     if version is None or (is_at_least(version, oldest) and not is_at_least(version, newest)):
         return
+    wanted = "mlx-vlm>={}.{}.{},<{}.{}.{}".format(*oldest, *newest)
+    command = f"uv pip install --python {interpreter_of(runtime.server)} '{wanted}'"
     raise ServerStartError(
         f"mlx-vlm {version} gives wrong text when it answers several multimodal requests at once",
-        hint='leave out `engine="batched"`, or run `car-vllm install --upgrade`',
+        hint=f'leave out `engine="batched"`, or run `{command}`',
     )
 
 
@@ -168,7 +184,7 @@ def _download(context: Context, runtime: VllmRuntime) -> Path:
         directory,
         command.program,
         command.arguments,
-        server_environment(spec, os.environ, offline=False) | command.environment,
+        command.complete(server_environment(spec, os.environ, offline=False)),
         log=directory.path / "download.log",
     )
 

@@ -29,6 +29,8 @@ class FakeHub:
         cut_after: Bytes after which a file's connection is cut, None for never.
         wrong_size: Bytes that the listing and headers promise beyond what a file has.
         failing_with: A status that answers everything, None for none.
+        redirecting: Whether files are answered from another path of the same host.
+        portal: A page that answers everything in the Hub's place, None for none.
         requests: `(method, path, status)` of all requests so far.
         bytes_sent: Bytes of files sent so far.
     """
@@ -42,6 +44,8 @@ class FakeHub:
         self.cut_after = None
         self.wrong_size = 0
         self.failing_with = None
+        self.redirecting = False
+        self.portal = None
         self.requests = []
         self.bytes_sent = 0
         self.endpoint = ""
@@ -86,11 +90,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, with_body):
         path = unquote(urlsplit(self.path).path)
-        if self.hub.failing_with:
+        if self.hub.portal:
+            self.send_json(self.hub.portal)
+        elif self.hub.failing_with:
             self.refuse(self.hub.failing_with, "", "the hub is down")
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+?))?/?", path):
             self.answer_api(*match.groups())
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif self.hub.redirecting and "/resolve/" in path:
+            self.send_response(307)
+            self.send_header("Location", path.replace("/resolve/", "/resolve-cache/"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve(?:-cache)?/([^/]+)/(.+)", path):
             self.answer_file(*match.groups(), with_body=with_body)
         else:
             self.refuse(404, "", "nothing here")
@@ -100,8 +111,11 @@ class _Handler(BaseHTTPRequestHandler):
         sent = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if hub.token and sent != hub.token:
             # The real one says the same of a private repository and of none.
-            code = "GatedRepo" if hub.gated else "RepoNotFound"
-            self.refuse(401, code, "Invalid username or password.")
+            if hub.gated or not sent:
+                code = "GatedRepo" if hub.gated else "RepoNotFound"
+                self.refuse(401, code, "Invalid username or password.")
+            else:
+                self.refuse(401, "", "Invalid credentials in Authorization header")
         elif repository not in hub.repositories:
             self.refuse(404 if sent else 401, "RepoNotFound", "Repository not found")
         elif hub.gated:
@@ -193,6 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
+        if message:
             self.send_header("X-Error-Message", message)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

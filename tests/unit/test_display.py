@@ -107,6 +107,16 @@ def test_a_slow_first_token_is_shown_until_it_comes(caplog):
     ]
 
 
+def test_a_long_stage_is_heard_of_again(caplog):
+    """Steps of an install are told as they change, every ten seconds at most."""
+    caplog.set_level(logging.INFO, "langchain_car_vllm")
+    now = 0.0
+    view = Records("m", lambda: now)
+    for now, step in ((0, "one"), (4, "two"), (11, "two"), (40, "two"), (60, "three")):
+        view.draw(Progress("install", step))
+    assert caplog.messages == [f"installing vllm-mlx: {step}" for step in ("one", "two", "three")]
+
+
 def test_a_display_can_be_used_again():
     """A second wait, such as after an idle stop, is shown like the first."""
     views = []

@@ -201,6 +201,48 @@ def test_pull_that_stands_still_is_given_up(cli: Cli, fake: Fake):
     assert "stood still for 0.5 s" in done.stderr
 
 
+def test_a_relative_folder_of_the_hub_is_the_users(
+    cli: Cli, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The child runs elsewhere and still fills the folder that the user meant."""
+    source = download(tmp_path / "elsewhere", "org/tiny").parents[1]
+    install(fake, f'mkdir -p "$HF_HOME/hub"; cp -R {source} "$HF_HOME/hub/"')
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    done = cli("pull", "org/tiny", HF_HOME="./hf")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "work" / done.stdout.strip() / "config.json").is_file()
+
+
+def test_a_second_pull_waits_for_the_first(cli: Cli, cache: Path, fake: Fake, tmp_path: Path):
+    """It downloads nothing itself and prints the same directory."""
+    source = download(tmp_path / "elsewhere", "org/tiny").parents[1]
+    started, gate, count = tmp_path / "started", tmp_path / "gate", tmp_path / "count"
+    install(
+        fake,
+        f"echo x >> {count}; touch {started}; while [ ! -e {gate} ]; do sleep 0.05; done; "
+        f"mkdir -p {cache}; cp -R {source} {cache}/",
+    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command("pull", "org/tiny"), **output)
+    try:
+        eventually(started.exists, "the download")
+        second = subprocess.Popen(command("pull", "org/tiny"), **output)
+        try:
+            assert second.stderr is not None
+            assert any("downloading org/tiny" in line for line in second.stderr)
+            gate.touch()
+            done = [pulling.communicate(timeout=PATIENCE)[0] for pulling in (first, second)]
+        finally:
+            second.kill()
+    finally:
+        first.kill()
+        first.wait()
+    assert done == [f"{cache}/models--org--tiny/snapshots/{COMMIT}\n"] * 2
+    assert count.read_text() == "x\n"
+
+
 def test_ctrl_c_ends_the_download(fake: Fake, tmp_path: Path):
     """The child ends with the command."""
     started = tmp_path / "pid"

@@ -52,6 +52,40 @@ def test_the_token_is_sent(hub, home, monkeypatch):
     check_model(MODEL)
 
 
+def test_the_token_goes_along_to_the_same_host(hub, monkeypatch):
+    """The Hub answers a file from another path of its own, which wants the token too."""
+    hub.token, hub.redirecting = "secret", True
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    check_model(MODEL)
+    assert [request for request in hub.requests if "resolve-cache" in request[1]]
+
+
+def test_a_token_that_is_none_is_told(hub, monkeypatch):
+    """An expired token is no missing repository."""
+    hub.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", "expired")
+    with pytest.raises(ModelDownloadError, match="refuses it: Invalid credentials") as caught:
+        check_model(MODEL)
+    assert "HF_TOKEN" in caught.value.hint
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_repository_without_a_model_is_told(hub, missing):
+    """One in another format exists, and is of no use."""
+    (hub.repositories[REPOSITORY] / missing).unlink()
+    with pytest.raises(ModelDownloadError, match="holds no model"):
+        check_model(MODEL)
+
+
+@pytest.mark.parametrize("page", ["<html>log in</html>", ["log in"], {"siblings": [1]}])
+def test_somebody_who_answers_for_the_hub(hub, page):
+    """The page of a café's network is no listing."""
+    hub.portal = page
+    with pytest.raises(ModelDownloadError, match="is not the Hub") as caught:
+        check_model(MODEL)
+    assert "log in" in caught.value.hint
+
+
 FAULTS = {
     "gated": ({"gated": True}, "gated repository and no HF_TOKEN"),
     "gated-to-strangers": ({"gated": True, "token": "x"}, "gated repository and no HF_TOKEN"),

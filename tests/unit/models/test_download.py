@@ -137,6 +137,32 @@ def test_fast_transfer_is_the_users_choice(tmp_path, monkeypatch):
     assert "HF_HUB_DISABLE_XET" not in command.environment
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "fast"),
+    [
+        ("HF_XET_HIGH_PERFORMANCE", "0", False),
+        ("HF_XET_HIGH_PERFORMANCE", "YES", True),
+        ("HF_HUB_ENABLE_HF_TRANSFER", "1", False),
+    ],
+)
+def test_fast_transfer_is_what_the_hubs_client_takes_for_it(
+    tmp_path, monkeypatch, name, value, fast
+):
+    """A variable that it ignores, or reads as no, must not cost the user what he has fetched."""
+    monkeypatch.setenv(name, value)
+    command = download_command(tmp_path, make_binary(tmp_path / "bin"), "org/tiny")
+    assert ("HF_HUB_DISABLE_XET" not in command.environment) is fast
+
+
+def test_a_timeout_of_the_users_stays(tmp_path):
+    """Ours is longer than the Hub's, and no more than a default."""
+    command = download_command(tmp_path, make_binary(tmp_path / "bin"), "org/tiny")
+    assert command.complete({})["HF_HUB_DOWNLOAD_TIMEOUT"] == "60"
+    theirs = {"HF_HUB_DOWNLOAD_TIMEOUT": "300", "TQDM_POSITION": "3"}
+    assert command.complete(theirs)["HF_HUB_DOWNLOAD_TIMEOUT"] == "300"
+    assert command.complete(theirs)["TQDM_POSITION"] == "-1"
+
+
 def test_a_binary_that_is_no_script(tmp_path):
     """A binary of an unknown kind is run as it is; it cannot be given a revision."""
     binary = tmp_path / "vllm-mlx"

@@ -141,15 +141,15 @@ def _prepare(root: Path, host: Host) -> Path:
 def _missing_mb(root: Path, host: Host) -> int:
     """Return the disk space in MB that the rest of an installation needs at most."""
     former = read_marker(root)
+    ours = former.ours if former else not (root / "pyvenv.cfg").exists()
+    wanted = wanted_requirements(ours=ours, system=host.system)
+    needed = needed_mb(system=host.system, is_locked=wanted.is_locked)
     if former is None:
-        return needed_mb(system=host.system)
+        return needed
     if former.state == "complete":
         # What a former set shares with the wanted one is not known before uv looks.
-        is_wanted = (
-            former.requirements == wanted_requirements(ours=former.ours, system=host.system).name
-        )
-        return 0 if is_wanted else needed_mb(system=host.system)
-    return max(0, needed_mb(system=host.system) - _size(root) // _MB)
+        return 0 if former.requirements == wanted.name else needed
+    return max(0, needed - _size(root) // _MB)
 
 
 def _size(root: Path) -> int:

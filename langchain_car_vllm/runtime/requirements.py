@@ -16,7 +16,9 @@ _UNLOCKED = "vllm-mlx>=0.6,<0.7"
 _LINUX_BACK_END = "mlx[cpu]"
 
 # Installed, the sets measure 1135 and 390 MB; with room for bytecode and for what uv unpacks.
+# What is not locked brings torch on Linux.
 _NEEDED_MB = {"darwin": 1800, "linux": 700}
+_UNLOCKED_MB = {"darwin": 1800, "linux": 6000}
 
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.+?))?\s*\\?$", re.MULTILINE)
 
@@ -57,9 +59,10 @@ def wanted_requirements(*, ours: bool, system: str = sys.platform) -> Requiremen
     return Requirements(" ".join(wanted), tuple(wanted), is_locked=False)
 
 
-def needed_mb(*, system: str = sys.platform) -> int:
+def needed_mb(*, system: str = sys.platform, is_locked: bool = True) -> int:
     """Return the disk space in MB that an installation needs at most."""
-    return _NEEDED_MB.get(system, max(_NEEDED_MB.values()))
+    known = _NEEDED_MB if is_locked else _UNLOCKED_MB
+    return known.get(system, max(known.values()))
 
 
 def locked_versions(environment: dict[str, str]) -> dict[str, str]:

@@ -110,9 +110,10 @@ def test_a_slow_first_token_is_shown_until_it_comes(caplog):
 def test_a_long_stage_is_heard_of_again(caplog):
     """Steps of an install are told as they change, every ten seconds at most."""
     caplog.set_level(logging.INFO, "langchain_car_vllm")
-    now = 0.0
-    view = Records("m", lambda: now)
-    for now, step in ((0, "one"), (4, "two"), (11, "two"), (40, "two"), (60, "three")):
+    steps = ((0, "one"), (4, "two"), (11, "two"), (40, "two"), (60, "three"))
+    times = iter(now for now, _ in steps)
+    view = Records("m", lambda: next(times))
+    for _, step in steps:
         view.draw(Progress("install", step))
     assert caplog.messages == [f"installing vllm-mlx: {step}" for step in ("one", "two", "three")]
 

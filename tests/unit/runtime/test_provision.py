@@ -289,6 +289,26 @@ def test_a_test_of_what_is_there_needs_nothing(fake_uv, managed, monkeypatch, ob
     assert ensure_runtime().version == "0.5.0"
 
 
+def test_a_folder_that_takes_no_mark_is_tested_each_time(fake_uv, managed, monkeypatch):
+    """Somebody else's install works although nothing can be written down beside it."""
+    make_foreign(managed, fake_uv, monkeypatch, version="0.6.0")
+    obstacle = managed / ".langchain-car-vllm.json"
+    obstacle.mkdir()
+    (obstacle / "file").touch()
+    assert ensure_runtime().server == (managed / "bin" / "vllm-mlx").resolve()
+
+
+def test_an_unlocked_install_needs_more_disk(fake_uv, monkeypatch, home):
+    """On Linux it brings torch, which the refusal has to know of."""
+    usage = shutil.disk_usage("/")._replace(free=2_000_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    monkeypatch.setenv("CAR_VLLM_MLX_SPEC", "vllm-mlx==0.6.0")
+    with pytest.raises(ProvisionError, match="needs 6000 MB"):
+        ensure_runtime()
+    monkeypatch.delenv("CAR_VLLM_MLX_SPEC")
+    assert ensure_runtime().server.exists()
+
+
 def test_cars_packages_survive(fake_uv, managed, monkeypatch):
     """Into an environment that CAR made only `vllm-mlx` goes, and the rest stays."""
     site = make_foreign(managed, fake_uv, monkeypatch, version=None)

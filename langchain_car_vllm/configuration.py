@@ -31,7 +31,7 @@ def seconds(value: str | float, name: str, *, lowest: float = 0) -> float:
     """
     try:
         found = float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
         if match is None:
             raise ConfigurationError(

@@ -173,8 +173,9 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         return found
 
     def _stops(self, stop: list[str] | None) -> list[str]:
-        given = self.stop if stop is None else stop
-        found = [given] if isinstance(given, str) else list(given or ())
+        given: Any = self.stop if stop is None else stop
+        is_list = given is None or isinstance(given, list | tuple | set | frozenset)
+        found = list(given or ()) if is_list else [given]
         if not all(isinstance(text, str) for text in found):
             raise ConfigurationError(f"`stop` must be a text or a list of texts, not `{given!r}`")
         return found

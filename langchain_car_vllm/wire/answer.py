@@ -127,6 +127,14 @@ class Answer:
                 hint="repeat the request; if the server was idle for too long, raise `timeout`",
             )
         self._mend_reason()
+        return [*deltas, *self._flushed()]
+
+    def passed(self, delta: Delta) -> list[Delta]:
+        """Return what passes the filters of a delta that was made after the end."""
+        return [*self._filtered(delta, 0), *self._flushed()]
+
+    def _flushed(self) -> list[Delta]:
+        deltas: list[Delta] = []
         for position, holder in enumerate(self._filters):
             if held := holder.end():
                 deltas.extend(self._filtered(held, position + 1))

@@ -12,7 +12,7 @@ from typing import Any
 
 from langchain_car_vllm.wire.answer import Answer, Delta, Filter, Usage
 from langchain_car_vllm.wire.errors import AnswerError
-from langchain_car_vllm.wire.result import Closing
+from langchain_car_vllm.wire.result import CallCollector, Closing
 
 Body = dict[str, Any]
 _CHARACTERS_PER_TOKEN = 4
@@ -39,6 +39,10 @@ class EmptyAnswerWarning(UserWarning):
     """The model used up all its tokens before it began to answer, or the answer got lost."""
 
 
+class CutOffCallWarning(UserWarning):
+    """A tool call was cut off, and is among the `invalid_tool_calls`."""
+
+
 class Attempt:
     """One request and what comes back of it.
 
@@ -63,6 +67,7 @@ class Attempt:
         self.failed: Callable[[AnswerError], Exception] = _as_it_is
         self._texts: list[str] = []
         self._thoughts: list[str] = []
+        self._calls = CallCollector()
 
     @property
     def text(self) -> str:
@@ -86,11 +91,30 @@ class Attempt:
     def end(self) -> list[Delta]:
         """Return what is left for the user once the answer has ended."""
         deltas = self._noted(self.answer.end())
-        if self.promotes and not self.called and not self.text.strip() and self.thought:
+        if self.answer.finish_reason == "length":
+            deltas.extend(self._spoiled())
+        if not self.promotes or self.answer.done:
+            return deltas
+        if not self.called and not self.text.strip() and self.thought:
             deltas.extend(self._noted(self._promoted()))
-        elif self.promotes and not self.answer.events and not self.answer.done:
+        elif not self.answer.events:
             self._tell_loss()
         return deltas
+
+    def _spoiled(self) -> list[Delta]:
+        """Keep calls that were cut off from being taken for whole ones.
+
+        LangChain completes what a stream leaves unfinished, and an agent would run it.
+        """
+        spoils = self._calls.spoils()
+        if not spoils:
+            return []
+        warnings.warn(
+            "the model used up its tokens in the middle of a tool call: raise `max_tokens`",
+            CutOffCallWarning,
+            stacklevel=2,
+        )
+        return [Delta(calls=spoils)]
 
     def usage(self) -> Usage | None:
         """Return the tokens, guessed where the answer was cut short before the server told."""
@@ -109,13 +133,15 @@ class Attempt:
                 self._texts.append(delta.text)
             if delta.thought:
                 self._thoughts.append(delta.thought)
-            self.called = self.called or bool(delta.calls)
+            if delta.calls:
+                self.called = True
+                self._calls.feed(delta.calls)
         return deltas
 
     def _promoted(self) -> list[Delta]:
         """Give the reasoning as the answer where a parser took the whole answer for reasoning."""
         if self.answer.finish_reason == "stop":
-            return [Delta(text=self.thought)]
+            return self.answer.passed(Delta(text=self.thought))
         if self.body.get("max_tokens") == 1:
             return []  # nobody expects an answer in one token
         warnings.warn(

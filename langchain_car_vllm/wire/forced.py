@@ -27,6 +27,7 @@ from langchain_car_vllm.wire.tools import tool_name
 
 ChoiceMethod = Literal["auto", "native", "grammar"]
 METHODS: Sequence[str] = ("auto", "native", "grammar")
+_BUSY = 503
 _WISH = "It calls a tool that helps to answer: its name and its arguments."
 
 
@@ -73,7 +74,9 @@ class ForcedCall(Exchange):
         )
 
     def _native(self) -> Attempt:
-        attempt = self._attempt(self.body, [*self._filters, ValidCalls(self._tools)])
+        attempt = self._attempt(
+            self.body, [*self._filters, ValidCalls(self._tools, single=self._single)]
+        )
         attempt.promotes = False
         return attempt
 
@@ -87,7 +90,7 @@ class ForcedCall(Exchange):
 
     def _refused(self, error: AnswerError) -> Exception:
         refused = isinstance(error, InvalidRequestError | ServerFailedError)
-        if not refused or isinstance(error, IncompleteAnswerError):
+        if not refused or isinstance(error, IncompleteAnswerError) or error.status == _BUSY:
             return error
         version = f" (vllm-mlx {self._version})" if self._version else ""
         hint = "constrained answers need vllm-mlx 0.5 or newer"
@@ -109,30 +112,31 @@ class ValidCalls:
 
     Args:
         tools: The functions that may be called, by name.
+        single: Whether all calls but the first are dropped.
     """
 
     done = False
 
-    def __init__(self, tools: Mapping[str, dict[str, Any]]) -> None:
+    def __init__(self, tools: Mapping[str, dict[str, Any]], *, single: bool = False) -> None:
         self._tools = tools
+        self._single = single
         self._texts: list[str] = []
-        self._chunks: list[ToolCallChunk] = []
+        self._calls = CallCollector()
 
     def feed(self, delta: Delta) -> Delta | None:
         """Let the reasoning pass."""
         self._texts.append(delta.text)
-        self._chunks.extend(delta.calls)
+        self._calls.feed(delta.calls)
         return Delta(thought=delta.thought) if delta.thought else None
 
     def end(self) -> Delta | None:
         """Return the answer where it holds valid calls only, and at least one."""
-        collector = CallCollector()
-        collector.feed(self._chunks)
-        valid, invalid = collector.parsed(whole=True)
+        valid, invalid = self._calls.parsed(whole=True)
         fits = all(_misfit(self._tools, call["name"], call["args"]) is None for call in valid)
         if not valid or invalid or not fits:
             return None
-        return Delta("".join(self._texts), calls=tuple(self._chunks))
+        chunks = self._calls.chunks()
+        return Delta("".join(self._texts), calls=tuple(chunks[:1] if self._single else chunks))
 
 
 class WrittenCalls:
@@ -240,4 +244,4 @@ def _parameters(function: Mapping[str, Any]) -> Schema:
 def _misfit(tools: Mapping[str, dict[str, Any]], name: str, args: dict[str, Any]) -> str | None:
     if name not in tools:
         return f"no tool is named `{name}`"
-    return complaint(args, _parameters(tools[name]))
+    return complaint(args, _parameters(tools[name]), unique=False)

@@ -151,7 +151,7 @@ class CallHoldback:
             return margin + 1
         try:
             _, end = json.JSONDecoder().raw_decode(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return len(self._held) if last else None
         return margin + end
 
@@ -194,7 +194,7 @@ def _calls_in(piece: str, names: Collection[str]) -> list[tuple[str, dict[str, A
         inner = inner[fence.end() :].rstrip().removesuffix("```").strip()
     try:
         value, end = json.JSONDecoder().raw_decode(inner)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if inner[end:].strip():
         return []
@@ -213,7 +213,7 @@ def _call(entry: Any, names: Collection[str]) -> tuple[str, dict[str, Any]] | No
     if isinstance(args, str):
         try:
             args = json.loads(args)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not (isinstance(name, str) and name in names and isinstance(args, dict)):
         return None

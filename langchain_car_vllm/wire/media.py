@@ -122,9 +122,10 @@ def _read(source: str | bytes | Path, kind: Kind) -> bytes:
 
 def _read_file(path: Path, kind: Kind) -> bytes:
     try:
+        path = path.expanduser()
         if path.stat().st_size > _MOST[kind]:
             raise InvalidRequestError(f"`{path}` is too large: at most {_MOST[kind] >> 20} MB go")
-        return path.expanduser().read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InvalidRequestError(f"`{path}` cannot be read: {error.strerror}") from error
 

@@ -38,7 +38,7 @@ class Post:
                 "content-type": "application/json",
                 "user-agent": f"langchain-car-vllm/{__version__}",
                 "authorization": f"Bearer {address.api_key or 'not-needed'}",
-                **dict(address.headers),
+                **_lowered(dict(address.headers)),
             }
         )
 
@@ -55,10 +55,17 @@ class Post:
         return httpx2.Request(
             "POST",
             self._url,
-            headers=httpx2.Headers({**self._headers, **headers}) if headers else self._headers,
+            headers=httpx2.Headers({**self._headers, **_lowered(headers)})
+            if headers
+            else self._headers,
             content=content.encode(),
             extensions={"timeout": timeout.as_dict()},
         )
+
+
+def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+    """Write names as ours are written, so that the user's value takes the place of ours."""
+    return {name.lower(): value for name, value in headers.items()}
 
 
 @contextmanager

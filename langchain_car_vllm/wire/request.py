@@ -21,6 +21,8 @@ from langchain_car_vllm.wire.tools import tool_name
 # lost, land on other answers, or stop the engine. A bias of nothing is a processor. Servers of ours
 # are mended when they are launched.
 _NO_BIAS = {"0": 0.0}
+# The server ends a stream without a word when its time is up: ours is to be up before.
+_GRACE_SECONDS = 5.0
 _RESERVED = ("model", "messages", "stream", "stream_options")
 
 
@@ -82,7 +84,7 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
     body: Body = {"model": endpoint.served_model, "messages": messages}
     body.update({name: given[name] for name in SAMPLING if given.get(name) is not None})
     if (timeout := given.get("timeout")) is not None:
-        body["timeout"] = timeout
+        body["timeout"] = timeout + _GRACE_SECONDS
     if tools := given.get("tools"):
         body["tools"] = tools
         if given.get("tool_choice") == "none":

@@ -178,6 +178,31 @@ class CallCollector:
             args.append(chunk["args"] or "")
             self._parts[chunk["index"] or 0] = (id_ or chunk["id"], names, args)
 
+    def chunks(self) -> list[ToolCallChunk]:
+        """Return one part for each call: LangChain merges parts of two chunks, not of one."""
+        return [
+            ToolCallChunk(
+                name="".join(names),
+                args="".join(parts),
+                id=id_,
+                index=index,
+                type="tool_call_chunk",
+            )
+            for index, (id_, names, parts) in self._parts.items()
+        ]
+
+    def spoils(self) -> tuple[ToolCallChunk, ...]:
+        """Return what, behind arguments that were cut off, keeps them from being completed."""
+        spoils = []
+        for index, (_, _, parts) in self._parts.items():
+            text = "".join(parts)
+            if _object(text, whole=True) is None:
+                end = next((e for e in _SPOILING if _object(text + e, whole=False) is None), "")
+                spoils.append(
+                    ToolCallChunk(name=None, args=end, id=None, index=index, type="tool_call_chunk")
+                )
+        return tuple(spoils)
+
     def parsed(self, *, whole: bool = False) -> tuple[list[ToolCall], list[InvalidToolCall]]:
         """Return the calls whose arguments are a JSON object, and the others.
 
@@ -202,6 +227,10 @@ class CallCollector:
                     )
                 )
         return valid, invalid
+
+
+# Within an object, a list, a text or behind a back slash: one of these closes what is not open.
+_SPOILING = ("]", "}", '"]', '"}', '""]', '""}')
 
 
 def _object(text: str, *, whole: bool) -> dict[str, Any] | None:

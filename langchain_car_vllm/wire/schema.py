@@ -12,7 +12,7 @@ from typing import Any
 
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
+from pydantic import BaseModel, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DecimalSchema
 
@@ -48,17 +48,36 @@ def json_schema(schema: Any) -> Schema:
     Raises:
         ConfigurationError: It is nothing that a schema can be made of.
     """
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema(schema_generator=_Generator)
-    if isinstance(schema, Mapping) and _is_json_schema(schema):
-        return dict(schema)
+    if isinstance(schema, Mapping):
+        schema = _unwrapped(schema)
+        if _is_json_schema(schema):
+            return dict(schema)
     try:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            return schema.model_json_schema(schema_generator=_Generator)
         return convert_to_json_schema(schema)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NameError, PydanticUserError) as error:
         raise ConfigurationError(
             f"no JSON schema can be made of `{schema!r}`",
             hint="give a pydantic class, a TypedDict or a JSON schema with a `title`",
         ) from error
+
+
+def _unwrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema in one of OpenAI's wrappers, with the wrapper's name for its title."""
+    wrapper = schema
+    for kind in ("json_schema", "function"):
+        if schema.get("type") == kind and isinstance(schema.get(kind), Mapping):
+            wrapper = schema[kind]
+    inner = wrapper.get("schema" if wrapper.get("type") != "function" else "parameters")
+    if wrapper is not schema and inner is None:
+        inner = wrapper.get("parameters")
+    if not isinstance(inner, Mapping) or "name" not in wrapper:
+        return wrapper
+    named = {"title": wrapper["name"]}
+    if "description" in wrapper:
+        named["description"] = wrapper["description"]
+    return {**named, **inner}
 
 
 def is_model(schema: Any) -> bool:
@@ -103,6 +122,8 @@ def _digest(
     names = _hoisted(schema, defs, names)
     found: Schema = {}
     for key, value in schema.items():
+        if key == "uniqueItems":
+            continue  # the grammar passes over it, and the server then refuses what it let through
         if key == "pattern":
             if pattern := weakened(str(value)):
                 found[key] = pattern
@@ -179,7 +200,7 @@ def _untitled(part: Any, name: str) -> Any:
 
 def refers_to_root(schema: Schema) -> bool:
     """Whether a schema refers to itself other than through its definitions."""
-    return bool(_ROOT_REFERENCE.search(json.dumps(schema)))
+    return bool(_ROOT_REFERENCE.search(json.dumps(schema, default=str)))
 
 
 def _hoisted(
@@ -219,15 +240,33 @@ def _reference(target: str, names: Mapping[str, str]) -> str:
     )
 
 
-def complaint(value: Any, schema: Schema) -> str | None:
-    """Return why a value does not fit a schema, None where it does."""
-    from jsonschema import SchemaError  # noqa: PLC0415 - not needed for construction
-    from jsonschema.validators import validator_for  # noqa: PLC0415
+def complaint(value: Any, schema: Schema, *, unique: bool = True) -> str | None:
+    """Return why a value does not fit a schema, None where it does.
 
-    validator = validator_for(schema)(schema)
+    Args:
+        value: What was answered.
+        schema: What it is to fit.
+        unique: Whether `uniqueItems` counts. Of a set pydantic takes an element twice, and no
+            grammar keeps a model from writing it so.
+    """
+    from jsonschema.exceptions import SchemaError, UnknownType  # noqa: PLC0415 - not at construction
+    from jsonschema.validators import extend, validator_for  # noqa: PLC0415
+    from referencing.exceptions import Unresolvable  # noqa: PLC0415
+
+    kind = validator_for(schema)
+    if not unique:
+        kind = extend(kind, {"uniqueItems": lambda *_: ()})  # type: ignore[no-untyped-call]
     try:
-        errors = list(validator.iter_errors(value))
-    except (SchemaError, ValueError, TypeError, re.error):
+        errors = list(kind(schema).iter_errors(value))
+    except (
+        SchemaError,
+        UnknownType,
+        Unresolvable,
+        RecursionError,
+        ValueError,
+        TypeError,
+        re.error,
+    ):
         return None  # a schema that cannot be checked forbids nothing
     if not errors:
         return None

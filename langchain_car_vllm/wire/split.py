@@ -40,6 +40,7 @@ class Structured(Exchange):
         for attempt in super().attempts():
             attempt.failed = _unfit
             yield attempt
+            check_whole(attempt.answer, attempt.text)
 
 
 class ToolsThenSchema(Exchange):
@@ -119,7 +120,7 @@ class Draft:
     def end(self) -> Delta | None:
         """Return the text where it fits the schema as it is."""
         try:
-            self.fits = complaint(json.loads(self.text), self._schema) is None
+            self.fits = complaint(json.loads(self.text), self._schema, unique=False) is None
         except (ValueError, RecursionError):
             self.fits = False
         return Delta(self._taken()) if self.fits and not self._called else None
@@ -158,7 +159,7 @@ class Fitting:
             StructuredOutputError: It is no JSON, or does not fit.
         """
         if self.answer is not None:
-            check_whole(self.answer)
+            check_whole(self.answer, self._text)
         check_fits(self._text, self._schema)
         return Delta(self._text)
 
@@ -177,12 +178,12 @@ def check_fits(text: str, schema: Schema) -> Any:
             answer=text,
             hint="raise `max_tokens`: it may have been cut off",
         ) from error
-    if misfit := complaint(value, schema):
+    if misfit := complaint(value, schema, unique=False):
         raise StructuredOutputError(f"the answer does not fit the schema: {misfit}", answer=text)
     return value
 
 
-def check_whole(answer: Answer) -> None:
+def check_whole(answer: Answer, text: str) -> None:
     """Refuse a structured answer that ran out of tokens: the server closes its brackets.
 
     Raises:
@@ -191,6 +192,7 @@ def check_whole(answer: Answer) -> None:
     if answer.finish_reason == "length":
         raise StructuredOutputError(
             "the answer was cut off before its end: `max_tokens` is too small",
+            answer=text,
             hint="raise `max_tokens`",
         )
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from operator import itemgetter
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -14,7 +13,7 @@ from langchain_core.output_parsers.openai_tools import (
 )
 from langchain_core.output_parsers.transform import BaseCumulativeTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.json import parse_json_markdown, parse_partial_json
 from pydantic import BaseModel, ValidationError
@@ -57,7 +56,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         try:
             value = parse_json_markdown(text, parser=parse_partial_json)
             return value if self.target is None else _instance(self.target, json.dumps(value))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def parse(self, text: str) -> Any:
@@ -79,7 +78,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
                 ) from error
         try:
             value = json.loads(_unfenced(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StructuredOutputError("the answer is no JSON", answer=text) from error
         if self.expected is not None and (misfit := complaint(value, self.expected)):
             raise StructuredOutputError(
@@ -117,6 +116,9 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
 def response_format(schema: Any, *, strict: bool | None = None) -> dict[str, Any]:
     """Return the `response_format` of a `json_schema` request."""
     found = json_schema(schema)
+    if strict is None and isinstance(schema, Mapping):
+        inner = next((schema[k] for k in ("json_schema", "function") if k in schema), schema)
+        strict = inner.get("strict") if isinstance(inner, Mapping) else None
     form: dict[str, Any] = {"name": found.get("title") or "answer", "schema": found}
     if strict is not None:
         form["strict"] = strict
@@ -159,11 +161,35 @@ def with_parser(
     """Return the model followed by its parser, with the raw message beside it where asked for."""
     if not include_raw:
         return bound | parser
-    parsed = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-    )
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=bound) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+    def answer(given: Any, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            raw = bound.invoke(given, config)
+        except StructuredOutputError as error:
+            return _unparsed(error)
+        try:
+            return {"raw": raw, "parsed": parser.invoke(raw, config), "parsing_error": None}
+        except Exception as error:  # noqa: BLE001 - what a parser may raise is its own affair
+            return {"raw": raw, "parsed": None, "parsing_error": error}
+
+    async def aanswer(given: Any, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            raw = await bound.ainvoke(given, config)
+        except StructuredOutputError as error:
+            return _unparsed(error)
+        try:
+            parsed = await parser.ainvoke(raw, config)
+        except Exception as error:  # noqa: BLE001
+            return {"raw": raw, "parsed": None, "parsing_error": error}
+        return {"raw": raw, "parsed": parsed, "parsing_error": None}
+
+    return RunnableLambda(answer, aanswer, name="structured_output")
+
+
+def _unparsed(error: StructuredOutputError) -> dict[str, Any]:
+    """Return the outcome where the server itself refused what the model wrote."""
+    raw = AIMessage(content=error.llm_output or "")
+    return {"raw": raw, "parsed": None, "parsing_error": error}
 
 
 def check_method(method: str, schema: Any, *, strict: bool | None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import PydanticUserError
 
 from langchain_car_vllm.errors import ConfigurationError
 
@@ -26,7 +27,7 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
     """
     try:
         converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NameError, PydanticUserError) as error:
         raise ConfigurationError(
             f"there is something among the tools that is none: {error}",
             hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON schemas",

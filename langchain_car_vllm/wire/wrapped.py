@@ -4,6 +4,7 @@ Unlike `wire.chat`, which a first call imports in a thread, this module imports 
 loop can look here at any time.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from langchain_car_vllm.endpoint import Endpoint
@@ -40,3 +41,7 @@ def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: 
             _chats.pop(next(iter(_chats)), None)
         found = _chats.setdefault(key, build(*key))
     return found
+
+
+# A child's requests would go out over its parent's connections.
+os.register_at_fork(after_in_child=_chats.clear)

@@ -169,6 +169,7 @@ class Dialect:
     Attributes:
         requests: The bodies of chat requests, in order.
         headers: Their headers, names in lower case.
+        peers: Address and port that they came from.
         vectors: What becomes of the vectors that are sent.
         closed: How many streams ended because the client went away.
         status: What `/v1/status` tells of the requests, None for a server without it.
@@ -192,6 +193,7 @@ class Dialect:
         self.max_request_tokens = max_request_tokens
         self.requests: list[dict[str, Any]] = []
         self.bodies: list[bytes] = []
+        self.peers: list[tuple[str, int]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.vectors: Callable[[list[dict[str, Any]]], Any] = lambda data: data
@@ -562,6 +564,8 @@ def handler_for(dialect: Dialect) -> type[BaseHTTPRequestHandler]:
         def _handle(self) -> None:
             length = int(self.headers.get("content-length") or 0)
             body = self.rfile.read(length)
+            if self.command == "POST":
+                dialect.peers.append(self.client_address)
             response = dialect.respond(self.command, self.path, dict(self.headers), body)
             self.send_response(response.status)
             self.send_header("content-type", response.content_type)

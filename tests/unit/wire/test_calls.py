@@ -2,10 +2,12 @@
 
 import asyncio
 import copy
+import os
 import pickle
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -160,6 +162,31 @@ def test_langchain_8_heartbeats_do_not_end_an_asynchronous_stream(serve, monkeyp
     monkeypatch.setenv("LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S", "0.05")
     model, _ = serve(Reply(text="very late", heartbeats=20, pause=0.2))
     assert asyncio.run(_astreamed(model, "hi", timeout=10)).content == "very late"
+
+
+@pytest.mark.parametrize("given", [{}, {"extra_headers": {"X-Other": "1"}}])
+def test_a_header_of_the_users_takes_the_place_of_ours(serve, given):
+    """A gateway has a key of its own, however the user writes the header's name."""
+    model, dialect = serve(default_headers={"Authorization": "Basic abc", "User-Agent": "mine"})
+    model.invoke("hi", **given)
+    assert dialect.headers[-1]["authorization"] == "Basic abc"
+    assert dialect.headers[-1]["user-agent"] == "mine"
+    model.invoke("hi", extra_headers={"AUTHORIZATION": "Basic def"})
+    assert dialect.headers[-1]["authorization"] == "Basic def"
+
+
+def test_a_forked_child_has_connections_of_its_own(serve):
+    """Over its parent's each could get the other's answer."""
+    model, dialect = serve()
+    model.invoke("hi")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with suppress(BaseException):
+            status = 0 if model.invoke("from the child").content else 1
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(set(dialect.peers)) == 2
 
 
 def test_server_4_usage_is_counted_once(serve):

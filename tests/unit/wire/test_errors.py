@@ -148,7 +148,7 @@ def test_timeout_is_sent_along_and_enforced_here(serve, way):
     }
     with pytest.raises(core.ModelTimeoutError, match=r"0\.3 s"):
         calls[way]()
-    assert dialect.requests[0]["timeout"] == 0.3
+    assert dialect.requests[0]["timeout"] > 0.3  # ours is to be up before
 
 
 @pytest.mark.parametrize("way", ["stream", "astream"])

@@ -84,12 +84,12 @@ def test_an_image_in_any_shape_goes_out_in_the_servers(see, shape):
     ]
 
 
-def test_a_path_is_read_here(see, tmp_path: Path):
-    """As a `Path` or a file: address."""
-    file = tmp_path / "a picture.png"
+def test_a_path_is_read_here(see, home: Path):
+    """As a `Path`, from the home folder too, or a file: address."""
+    file = home / "a picture.png"
     file.write_bytes(RED)
     model, dialect = see()
-    for url in (file, file.as_uri()):
+    for url in (file, Path("~/a picture.png"), file.as_uri()):
         model.invoke(ask({"type": "image", "url": url}))
     for body in dialect.requests:
         assert body["messages"][0]["content"][1]["image_url"]["url"] == URL

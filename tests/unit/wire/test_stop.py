@@ -92,3 +92,16 @@ def test_reasoning_is_not_cut(serve):
 
 def _fields(endpoint):
     return {name: getattr(endpoint, name) for name in Endpoint.__slots__}
+
+
+def test_stop_holds_in_reasoning_that_becomes_the_answer(serve):
+    """A parser that takes the whole answer for reasoning does not let the stop text through."""
+    model, _ = serve(Reply(thought="answer END secret"))
+    assert model.invoke("hi", stop=["END"]).content == "answer "
+
+
+def test_an_answer_that_is_stopped_at_once_is_no_lost_one(serve, recwarn):
+    """Nobody is told to raise `max_tokens`."""
+    model, _ = serve(Reply(thought="hm", text="\nanswer"))
+    assert model.invoke("hi", stop=["\n"]).content == ""
+    assert not list(recwarn)

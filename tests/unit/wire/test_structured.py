@@ -1,8 +1,10 @@
 """Structured output: schemas the grammar takes, objects the user gets, errors where it breaks."""
 
+import asyncio
 import enum
 import json
 import re
+from collections.abc import Callable
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,12 +15,19 @@ import pytest
 from fakes.dialect import Reply, example, helpful
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain.agents import create_agent
 from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.schema import complaint, digested, json_schema, weakened
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
 
 
 class Colour(enum.Enum):
@@ -173,6 +182,91 @@ def test_langchain_10_include_raw_catches_what_does_not_fit(serve):
     assert found["raw"].text == '{"setup": "Why"}'
     assert found["parsed"] is None
     assert isinstance(found["parsing_error"], StructuredOutputError)
+
+
+def test_include_raw_catches_what_the_server_refuses(serve):
+    """An answer that was cut off may be a 422, with nothing but words."""
+    model, _ = serve(Reply(status=422, detail="JSON Schema validation failed: 'punchline'"))
+    structured = model.with_structured_output(Joke, include_raw=True)
+    for found in (structured.invoke("go"), asyncio.run(structured.ainvoke("go"))):
+        assert found["parsed"] is None
+        assert isinstance(found["raw"], AIMessage)
+        assert isinstance(found["parsing_error"], StructuredOutputError)
+        assert "max_tokens" in str(found["parsing_error"])
+
+
+@pytest.mark.parametrize("form", [Joke, {"type": "json_object"}])
+def test_a_mended_answer_is_no_whole_one(serve, form):
+    """The server closes the brackets of what ran out of tokens, parser or none."""
+    model, _ = serve(saying({"setup": "Why"}, finish="length"))
+    with pytest.raises(StructuredOutputError, match="max_tokens") as caught:
+        model.bind(response_format=form).invoke("go")
+    assert caught.value.llm_output == '{"setup": "Why"}'
+
+
+WRAPPED = {
+    "json_schema": {
+        "type": "json_schema",
+        "json_schema": {"name": "joke", "strict": True, "schema": Joke.model_json_schema()},
+    },
+    "named": {"name": "joke", "strict": True, "schema": Joke.model_json_schema()},
+    "function": {
+        "type": "function",
+        "function": {"name": "joke", "strict": True, "parameters": Joke.model_json_schema()},
+    },
+}
+
+
+@pytest.mark.parametrize("schema", WRAPPED.values(), ids=WRAPPED)
+def test_openais_wrappers_of_a_schema_are_taken_off(serve, schema):
+    """The schema within is asked for and checked."""
+    model, dialect = serve(helpful)
+    found = model.with_structured_output(schema).invoke("go")
+    assert set(found) == {"setup", "punchline"}
+    form = dialect.requests[0]["response_format"]["json_schema"]
+    assert set(form["schema"]["properties"]) == {"setup", "punchline"}
+    assert form["strict"] is True
+    model, _ = serve(saying({"whatever": []}))
+    with pytest.raises(StructuredOutputError):
+        model.with_structured_output(schema).invoke("go")
+
+
+def test_an_element_that_comes_twice_fits_a_set(serve):
+    """No grammar keeps a model from repeating itself, and pydantic does not mind."""
+
+    class Tagged(BaseModel):
+        tags: set[str] | None
+
+    answer = {"tags": ["a", "a"]}
+    model, dialect = serve(saying(answer))
+    assert model.with_structured_output(Tagged).invoke("go") == Tagged(tags={"a"})
+    assert "uniqueItems" not in json.dumps(dialect.requests)
+    agent = create_agent(model, [add], response_format=Tagged)
+    assert agent.invoke({"messages": "go"})["structured_response"] == Tagged(tags={"a"})
+
+
+def test_an_answer_of_a_hundred_thousand_brackets_is_no_answer(serve):
+    """Deeper than anybody reads, it is an error like any other."""
+    model, _ = serve(Reply(text="[" * 100_000, pieces=["[" * 100_000]))
+    for schema in (Joke, Joke.model_json_schema()):
+        structured = model.with_structured_output(schema)
+        for call in (
+            lambda s=structured: s.invoke("go"),
+            lambda s=structured: list(s.stream("go")),
+        ):
+            with pytest.raises(StructuredOutputError):
+                call()
+
+
+def test_a_class_without_a_schema_is_refused(serve):
+    """A function cannot be written as JSON."""
+
+    class Strange(BaseModel):
+        call: Callable[[], None]
+
+    model, _ = serve()
+    with pytest.raises(ConfigurationError, match="no JSON schema"):
+        model.with_structured_output(Strange)
 
 
 def test_invalid_output_of_the_server_is_a_structured_output_error(serve):

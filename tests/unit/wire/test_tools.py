@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 import pytest
 from fakes.dialect import Reply, helpful
+from langchain_core.exceptions import ModelAPIError
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
@@ -13,6 +14,8 @@ from pydantic import BaseModel, Field
 
 from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
 from langchain_car_vllm.wire.errors import IncompleteAnswerError
+from langchain_car_vllm.wire.exchange import CutOffCallWarning
+from langchain_car_vllm.wire.tools import openai_tools
 
 HISTORY = [
     HumanMessage("2+2?"),
@@ -43,6 +46,13 @@ class Divide(TypedDict):
 def shout(text: str) -> str:
     """Say it loudly."""
     return text
+
+
+def sum_of(chunks) -> Any:
+    whole = None
+    for chunk in chunks:
+        whole = chunk if whole is None else whole + chunk
+    return whole
 
 
 def ways(model, messages, **given) -> dict[str, AIMessage]:
@@ -361,8 +371,74 @@ def test_a_native_call_that_was_cut_off_is_asked_for_again(serve):
     model, _ = serve(script)
     chunks = list(model.bind_tools([optional, Multiply], tool_choice="any").stream("go"))
     assert chunks[-1].response_metadata["tool_choice_method"] == "grammar"
-    left = list(model.bind_tools([optional]).stream("go"))
-    assert left[-1].response_metadata["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    "cut", ['{"a": 1', '{"a": [1, 2', '{"a": "/home/us', '{"a": "x\\\\', '{"a', "{"]
+)
+def test_a_call_that_was_cut_off_is_no_valid_one(serve, cut):
+    """LangChain would complete its arguments, and an agent would run it."""
+    call = {"index": 0, "id": "1", "function": {"name": "shout", "arguments": cut}}
+    choice = {"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "length"}
+    event = json.dumps({"choices": [choice]}).encode()
+    model, _ = serve(Reply(raw=b"data: " + event + b"\n\ndata: [DONE]\n\n"))
+    with pytest.warns(CutOffCallWarning, match="max_tokens"):
+        whole = sum_of(model.bind_tools([shout]).stream("go"))
+    assert whole.tool_calls == []
+    assert whole.invalid_tool_calls[0]["name"] == "shout"
+
+
+@pytest.mark.parametrize("choice", ["add", "any"])
+def test_at_most_one_call_where_one_is_wanted(serve, choice):
+    """A model that writes two of its own accord is heard once."""
+    model, _ = serve(Reply(calls=[("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})]))
+    bound = model.bind_tools([add, Multiply], tool_choice=choice, parallel_tool_calls=False)
+    for message in ways(bound, HISTORY).values():
+        assert [call["args"] for call in message.tool_calls] == [{"a": 1, "b": 2}]
+
+
+def test_forced_calls_that_come_in_parts_are_whole(serve):
+    """Held back until they are valid, they are given out in one chunk, which nobody merges."""
+    calls = [("add", {"a": 1, "b": 2}), ("Multiply", {"a": 3, "b": 4})]
+    model, _ = serve(Reply(calls=calls))
+    for message in ways(model.bind_tools([add, Multiply], tool_choice="any"), HISTORY).values():
+        assert called(message) == calls
+        assert not message.invalid_tool_calls
+
+
+def test_a_busy_server_is_no_missing_grammar(serve):
+    """It is told as what it is, and may be asked again."""
+    model, _ = serve(Reply(status=503, detail="busy"), max_retries=0)
+    with pytest.raises(ModelAPIError, match="busy") as caught:
+        model.bind_tools([add], tool_choice="add").invoke("go")
+    assert caught.value.is_retryable
+
+
+@pytest.mark.parametrize("part", [{"type": "int"}, {"$ref": "#/$defs/gone"}])
+def test_a_tool_whose_schema_cannot_be_checked_is_called(serve, part):
+    """What nobody can check forbids nothing."""
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": part}}}
+    model, _ = serve(Reply(calls=[("f", {"a": 1})]))
+    tools = [{"type": "function", "function": function}, add]
+    found = model.bind_tools(tools, tool_choice="any").invoke("go")
+    assert found.tool_calls[0]["args"] == {"a": 1}
+
+
+def test_text_of_a_hundred_thousand_brackets_is_text(serve):
+    """It looks like the beginning of a call, deeper than anybody reads."""
+    text = '{"name": ' + "[" * 100_000
+    model, _ = serve(Reply(text=text, pieces=[text]))
+    assert model.bind_tools([add]).invoke("go").content == text
+
+
+def test_a_function_that_nobody_can_describe_is_told():
+    """A name in its annotations that does not exist is an error of the caller's."""
+
+    def strange(a: "Gone") -> None:  # noqa: F821
+        """Do something."""
+
+    with pytest.raises(ConfigurationError, match="Gone"):
+        openai_tools([strange])
 
 
 def test_a_crash_under_the_grammar_is_a_crash(serve):

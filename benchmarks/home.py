@@ -73,6 +73,14 @@ def tiny(architecture: str, template: str) -> str:
     return str(folder)
 
 
+@contextmanager
+def with_bytecode() -> Iterator[dict[str, str]]:
+    """Yield an environment in which programs keep their bytecode, as users' do."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    with tempfile.TemporaryDirectory(prefix="bench-") as cache:
+        yield {**kept, "PYTHONPYCACHEPREFIX": cache}
+
+
 def fast_cpu() -> dict[str, str]:
     """The CPU wheel of MLX brings reference BLAS; OpenBLAS, where installed, is far faster."""
     found = sorted(Path("/usr/lib").glob("*/openblas-pthread/libblas.so.3"))

@@ -4,9 +4,8 @@ import os
 import subprocess
 import sys
 from statistics import median
-from tempfile import TemporaryDirectory
 
-from benchmarks.home import real
+from benchmarks.home import real, with_bytecode
 from benchmarks.rounds import Measured, medians, ratio
 from benchmarks.rows import Check, Row
 
@@ -38,11 +37,9 @@ print(taken, *started)
 """
 
 
-def _run(code: str, **variables: str) -> list[str]:
+def _run(code: str, environment: dict[str, str] | None = None) -> list[str]:
     """Return the words that a process prints."""
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", code]
-    environment = {**kept, **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
@@ -54,10 +51,10 @@ def _import_row() -> Row:
     """
     times: Measured = {"langchain-core": [], "ChatVllmMlx": []}
     late: set[str] = set()
-    with TemporaryDirectory(prefix="bench-") as cache:
+    with with_bytecode() as environment:
         for turn in range(-1, ROUNDS):
             code = _TIMED.format(core=CORE, ours=OURS)
-            alone, together, *modules = _run(code, PYTHONPYCACHEPREFIX=cache)
+            alone, together, *modules = _run(code, environment)
             late |= _LATE & set(modules)
             if turn >= 0:
                 times["langchain-core"].append(float(alone))

@@ -19,11 +19,9 @@ from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.runtime import installed_version, resolve_existing
 from langchain_car_vllm.server import directory_of
-from langchain_car_vllm.server.command import Launch, as_asked, choose_engine, serve_arguments
+from langchain_car_vllm.server.command import Launch, launch_for, serve_arguments
 from langchain_car_vllm.server.memory import (
     budget_bytes,
-    cache_limit_mb,
-    needed_bytes,
     reserving,
 )
 from langchain_car_vllm.server.spec import ServerSpec
@@ -95,34 +93,23 @@ def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) ->
     if runtime is not None:
         facts = facts_for_version(facts, installed_version(runtime))
     budget = budget_bytes()
-    engine = choose_engine(spec, multimodal=facts.multimodal)
-    cache_mb = cache_limit_mb(budget) if engine == "batched" else 0
-    weights = facts.weights_bytes or None
-    needed = weights and needed_bytes(
-        weights, facts.kv_bytes_per_token, facts.context_window, cache_mb, spec.server_args
-    )
     as_directory = directory is not None and (model.is_local or spec.revision)
-    asked = Launch(
+    launch = launch_for(
+        spec,
+        facts,
         str(directory) if as_directory else model.source,
         offline=directory is not None,
-        engine=engine,
-        multimodal=facts.multimodal,
-        tool_call_parser=facts.tool_call_parser,
-        reasoning_parser=facts.reasoning_parser,
-        sampling=facts.sampling,
-        context_window=facts.context_window,
-        cache_mb=cache_mb,
-        needed_bytes=needed or 0,
+        budget_bytes=budget,
     )
-    launch = as_asked(spec, asked)
+    weights = facts.weights_bytes or None
     taken = sum(state.reservation for _, state in reserving(directory_of(spec).key))
     return Plan(
         model,
         directory,
         facts,
-        as_asked(spec, launch),
+        launch,
         weights,
-        needed,
+        launch.needed_bytes if weights else None,
         budget,
         taken,
         _free_disk(),

@@ -73,6 +73,8 @@ class ModelFacts:
         sampling: The model's own sampling defaults, which the server does not read by itself; keys
             as in requests.
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
+        linear_attention: Whether some layers keep one state for the whole of what they have read,
+            which cannot be cut back to an earlier token.
         streams_tool_calls: False where the server's parser loses tool calls in a stream.
         weights_bytes: Size of the `*.safetensors` files.
         family: The family, None where unknown.
@@ -86,6 +88,7 @@ class ModelFacts:
     context_window: int | None
     sampling: dict[str, float] = field(default_factory=dict)
     preserve_thinking: bool = False
+    linear_attention: bool = False
     streams_tool_calls: bool = True
     weights_bytes: int = 0
     family: str | None = None
@@ -118,6 +121,7 @@ def read_model_facts(directory: Path, name: str) -> ModelFacts:
         context_window=_context_window(config),
         sampling=_sampling(directory),
         preserve_thinking=template is not None and "preserve_thinking" in template,
+        linear_attention=_has_linear_attention(config),
         streams_tool_calls=parser not in UNSTREAMED_PARSERS,
         weights_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         family=family.name,
@@ -212,6 +216,13 @@ def _sampling(directory: Path) -> dict[str, float]:
         and not isinstance(config[key], bool)
         and lowest <= config[key] <= highest
     }
+
+
+def _has_linear_attention(config: dict[str, Any]) -> bool:
+    text = _text_config(config)
+    kinds = text.get("layer_types")
+    named = isinstance(kinds, list) and "linear_attention" in kinds
+    return named or "linear_num_value_heads" in text
 
 
 def _kv_bytes_per_token(config: dict[str, Any]) -> int | None:

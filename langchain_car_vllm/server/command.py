@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from langchain_car_vllm.models.facts import ModelFacts
 from langchain_car_vllm.runtime.versions import is_at_least
+from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 
 _STRIPPED_PREFIXES = ("PYTHON", "OPENAI_", "LANGCHAIN_", "LANGSMITH_", "CAR_VLLM_LAUNCH_")
@@ -13,6 +15,10 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _OVERFLOW_POLICY = (0, 5, 0)
 _SERVER_TIMEOUT = 86_400
 """Seconds. The server's own limit counts queueing, so the client's is the one that holds."""
+# Tokens of a multimodal prompt that are read in one go. A prefix is stored only where more than
+# that are new, so up to so many are read again at each turn. With linear attention 256 keep turns
+# of any length flat; with sliding windows every other turn then finds no prefix (vllm-mlx 0.6.0).
+_CHUNK, _LINEAR_CHUNK = 512, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Launch:
         sampling: The model's own sampling defaults, by the server's flag names.
         context_window: Tokens that prompt and answer share.
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
+        linear_attention: Whether the prompt cache can only hold whole states.
         cache_mb: Limit of the batched engine's prompt cache, 0 for the server's own choice.
         needed_bytes: Memory to set aside.
         version: Of the `vllm-mlx` that is launched, None where unknown.
@@ -43,6 +50,7 @@ class Launch:
     sampling: Mapping[str, float] = field(default_factory=dict)
     context_window: int | None = None
     preserve_thinking: bool = False
+    linear_attention: bool = False
     cache_mb: int = 0
     needed_bytes: int = 0
     version: str | None = None
@@ -55,6 +63,51 @@ def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
     if spec.engine != "auto":
         return spec.engine
     return "simple" if multimodal else "batched"
+
+
+def launch_for(
+    spec: ServerSpec,
+    facts: ModelFacts,
+    model: str,
+    *,
+    offline: bool,
+    budget_bytes: int,
+    version: str | None = None,
+) -> Launch:
+    """Return how a chat model is served.
+
+    Args:
+        spec: What the user wants.
+        facts: What is known of the model.
+        model: What `vllm-mlx serve` is given.
+        offline: Whether the Hub need not be asked.
+        budget_bytes: Memory that all models together may take.
+        version: Of the `vllm-mlx` that is launched, None where unknown.
+    """
+    engine = choose_engine(spec, multimodal=facts.multimodal)
+    cache_mb = cache_limit_mb(budget_bytes) if engine == "batched" else 0
+    launch = Launch(
+        model,
+        offline=offline,
+        engine=engine,
+        multimodal=facts.multimodal,
+        tool_call_parser=facts.tool_call_parser,
+        reasoning_parser=facts.reasoning_parser,
+        sampling=facts.sampling,
+        context_window=facts.context_window,
+        preserve_thinking=facts.preserve_thinking,
+        linear_attention=facts.linear_attention,
+        cache_mb=cache_mb,
+        needed_bytes=needed_bytes(
+            facts.weights_bytes,
+            facts.kv_bytes_per_token,
+            facts.context_window,
+            cache_mb,
+            spec.server_args,
+        ),
+        version=version,
+    )
+    return as_asked(spec, launch)
 
 
 def as_asked(spec: ServerSpec, launch: Launch) -> Launch:
@@ -83,7 +136,8 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
         if launch.cache_mb:
             arguments += ["--cache-memory-mb", str(launch.cache_mb)]
         if launch.multimodal:
-            arguments += ["--chunked-prefill-tokens", "512"]
+            chunk = _LINEAR_CHUNK if launch.linear_attention else _CHUNK
+            arguments += ["--chunked-prefill-tokens", str(chunk)]
     return [*arguments, *_model_arguments(launch), *spec.server_args]
 
 

@@ -31,15 +31,13 @@ from langchain_car_vllm.runtime import (
 )
 from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.child import Child
-from langchain_car_vllm.server.command import Launch, as_asked, choose_engine, server_environment
+from langchain_car_vllm.server.command import Launch, launch_for, server_environment
 from langchain_car_vllm.server.context import Context, Ending, Stall
 from langchain_car_vllm.server.directory import server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import (
     budget_bytes,
-    cache_limit_mb,
     least_recently_used,
-    needed_bytes,
     reserving,
 )
 from langchain_car_vllm.server.spec import ServerSpec
@@ -131,30 +129,12 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
             needed_bytes=facts.weights_bytes,
             version=runtime.version,
         )
-    engine = choose_engine(spec, multimodal=facts.multimodal)
-    if engine == "batched" and (facts.multimodal or "--mllm" in spec.server_args):
-        _check_batching_of_media(runtime)
-    cache_mb = cache_limit_mb(budget) if engine == "batched" else 0
-    launch = Launch(
-        model,
-        offline=True,
-        engine=engine,
-        multimodal=facts.multimodal,
-        tool_call_parser=facts.tool_call_parser,
-        reasoning_parser=facts.reasoning_parser,
-        sampling=facts.sampling,
-        context_window=facts.context_window,
-        preserve_thinking=facts.preserve_thinking,
-        cache_mb=cache_mb,
-        needed_bytes=needed_bytes(
-            facts.weights_bytes,
-            facts.kv_bytes_per_token,
-            facts.context_window,
-            cache_mb,
-            spec.server_args,
-        ),
+    launch = launch_for(
+        spec, facts, model, offline=True, budget_bytes=budget, version=runtime.version
     )
-    return as_asked(spec, launch)
+    if launch.engine == "batched" and launch.multimodal:
+        _check_batching_of_media(runtime)
+    return launch
 
 
 def _check_batching_of_media(runtime: VllmRuntime) -> None:

@@ -124,6 +124,20 @@ def test_the_template_has_the_last_word(write_model, name, template, tool_call, 
     assert (facts.tool_call_parser, facts.reasoning_parser) == (tool_call, reasoning)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"text_config": {"layer_types": ["linear_attention", "full_attention"]}}, True),
+        ({"text_config": {"linear_num_value_heads": 32}}, True),
+        ({"text_config": {"layer_types": ["sliding_attention", "full_attention"]}}, False),
+        ({}, False),
+    ],
+)
+def test_linear_attention_is_read_from_the_config(write_model, config, expected):
+    """Such layers are told by their kind, or by sizes that only they have."""
+    assert read_model_facts(write_model(config, QWEN3), "org/x").linear_attention is expected
+
+
 def test_preserve_thinking_is_read_from_the_template(write_model):
     """Only templates that name `preserve_thinking` are sent it."""
     assert read_model_facts(write_model({}, QWEN36), "org/x").preserve_thinking

@@ -75,6 +75,9 @@ def test_batched_multimodal_prefills_in_chunks():
     """Without it the whole prefill blocks the server and nothing of a conversation is reused."""
     arguments = serve_arguments(SPEC, Launch("m", True, "batched", multimodal=True), 1)
     assert arguments[arguments.index("--chunked-prefill-tokens") + 1] == "512"
+    linear = Launch("m", True, "batched", multimodal=True, linear_attention=True)
+    arguments = serve_arguments(SPEC, linear, 1)
+    assert arguments[arguments.index("--chunked-prefill-tokens") + 1] == "256"
 
 
 def test_sampling_defaults_are_passed_since_the_server_ignores_the_file():

@@ -1,6 +1,7 @@
 """A home, a run state and an environment of the benchmark's own, gone when it ends."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,9 +44,14 @@ def replayed() -> Iterator[str]:
 
 @contextmanager
 def real() -> Iterator[None]:
-    """Have the real `vllm-mlx`, installed by the product inside of this checkout."""
+    """Have the real `vllm-mlx`, installed by the product inside of this checkout.
+
+    Nothing is left of earlier conversations: the server keeps prompts on the disk, and reuses
+    nothing for an exact repeat.
+    """
     home = ROOT / ".test-runtime" / "home"
     home.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(home / ".cache" / "vllm-mlx", ignore_errors=True)
     with (
         mock.patch.dict(os.environ, {"HOME": str(home)}),
         _surroundings(CAR_VLLM_MLX_BIN=str(ensure_runtime().server)),

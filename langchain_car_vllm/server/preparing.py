@@ -89,7 +89,9 @@ def recheck_runtime(context: Context) -> VllmRuntime:
         except BaseException as error:  # noqa: BLE001
             outcome.append(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(context.policy.start_tick)  # what is there is found sooner
     while not outcome:
         context.pause(context.policy.start_tick)
         if latest:

@@ -37,7 +37,7 @@ class Policy:
     """
 
     idle_tick: float = 1.0
-    start_tick: float = 0.05
+    start_tick: float = 0.02
     download_tick: float = 0.25
     client_tick: float = 0.02
     handshake: float = 30.0

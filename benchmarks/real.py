@@ -21,7 +21,7 @@ from langchain_car_vllm.server import ensure_server
 
 COMPANY = 8
 TOKENS = 64
-"""Of an answer: one step more of the batch, for who came a moment later, must not be what counts."""
+"""Of an answer: one step more of the batch, for who came a moment later, must not count."""
 ROUNDS = 4
 STARTS = 4
 PROCESSES = 7

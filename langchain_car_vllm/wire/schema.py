@@ -65,19 +65,15 @@ def json_schema(schema: Any) -> Schema:
 
 def _unwrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema in one of OpenAI's wrappers, with the wrapper's name for its title."""
-    wrapper = schema
-    for kind in ("json_schema", "function"):
-        if schema.get("type") == kind and isinstance(schema.get(kind), Mapping):
-            wrapper = schema[kind]
-    inner = wrapper.get("schema" if wrapper.get("type") != "function" else "parameters")
-    if wrapper is not schema and inner is None:
-        inner = wrapper.get("parameters")
+    kind = schema.get("type")
+    wrapper = schema.get(kind) if kind in ("json_schema", "function") else schema
+    if not isinstance(wrapper, Mapping):
+        return schema
+    inner = wrapper.get("parameters" if kind == "function" else "schema")
     if not isinstance(inner, Mapping) or "name" not in wrapper:
         return wrapper
-    named = {"title": wrapper["name"]}
-    if "description" in wrapper:
-        named["description"] = wrapper["description"]
-    return {**named, **inner}
+    told = {"title": wrapper["name"], "description": wrapper.get("description", "")}
+    return {name: text for name, text in told.items() if text} | dict(inner)
 
 
 def is_model(schema: Any) -> bool:

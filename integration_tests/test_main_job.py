@@ -10,7 +10,7 @@ from collections.abc import Callable
 from statistics import median
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.server import directory_of, running_servers
+from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.locks import is_held, open_lock
 from langchain_car_vllm.server.state import read_state
 
@@ -85,7 +85,8 @@ for _ in range(5):
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     times = [float(line) for line in done.stdout.split()]
     assert len(times) == 5
-    ((_, state),) = [entry for entry in running_servers() if entry[1].name == smollm2]
+    state = read_state(directory_of(model._spec()).state)
+    assert state is not None
     assert state.generation == 1
     bare = median(_bare_first_token(state.port, state.api_key, smollm2) for _ in range(5))
     assert median(times) < bare + 0.3

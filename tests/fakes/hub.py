@@ -178,8 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(size - begin))
         if status == 206:
             self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
+        self.note(status)  # before the client can know of it
         self.end_headers()
-        self.note(status)
         if with_body:
             with suppress(ConnectionError):
                 self.send_file(path, begin)
@@ -211,10 +211,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Error-Message", message)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.note(status)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-        self.note(status)
 
     def note(self, status):
         self.hub.requests.append((self.command, self.path, status))

@@ -63,13 +63,17 @@ def json_schema(schema: Any) -> Schema:
         ) from error
 
 
+def wrapper_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what OpenAI puts a schema into, with its name and `strict`; the schema without one."""
+    kind = schema.get("type")
+    found = schema.get(kind) if kind in ("json_schema", "function") else schema
+    return found if isinstance(found, Mapping) else schema
+
+
 def _unwrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema in one of OpenAI's wrappers, with the wrapper's name for its title."""
-    kind = schema.get("type")
-    wrapper = schema.get(kind) if kind in ("json_schema", "function") else schema
-    if not isinstance(wrapper, Mapping):
-        return schema
-    inner = wrapper.get("parameters" if kind == "function" else "schema")
+    wrapper = wrapper_of(schema)
+    inner = wrapper.get("parameters" if schema.get("type") == "function" else "schema")
     if not isinstance(inner, Mapping) or "name" not in wrapper:
         return wrapper
     told = {"title": wrapper["name"], "description": wrapper.get("description", "")}

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.errors import StructuredOutputError
-from langchain_car_vllm.wire.schema import Schema, complaint, is_model, json_schema
+from langchain_car_vllm.wire.schema import Schema, complaint, is_model, json_schema, wrapper_of
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 _FORMS = ("text", "json_object", "json_schema")
@@ -117,8 +117,7 @@ def response_format(schema: Any, *, strict: bool | None = None) -> dict[str, Any
     """Return the `response_format` of a `json_schema` request."""
     found = json_schema(schema)
     if strict is None and isinstance(schema, Mapping):
-        inner = next((schema[k] for k in ("json_schema", "function") if k in schema), schema)
-        strict = inner.get("strict") if isinstance(inner, Mapping) else None
+        strict = wrapper_of(schema).get("strict")
     form: dict[str, Any] = {"name": found.get("title") or "answer", "schema": found}
     if strict is not None:
         form["strict"] = strict

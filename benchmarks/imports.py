@@ -51,9 +51,9 @@ def _import_row() -> Row:
     """
     times: Measured = {"langchain-core": [], "ChatVllmMlx": []}
     late: set[str] = set()
+    code = _TIMED.format(core=CORE, ours=OURS)
     with with_bytecode() as environment:
         for turn in range(-1, ROUNDS):
-            code = _TIMED.format(core=CORE, ours=OURS)
             alone, together, *modules = _run(code, environment)
             late |= _LATE & set(modules)
             if turn >= 0:

@@ -20,10 +20,7 @@ from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.runtime import installed_version, resolve_existing
 from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.command import Launch, launch_for, serve_arguments
-from langchain_car_vllm.server.memory import (
-    budget_bytes,
-    reserving,
-)
+from langchain_car_vllm.server.memory import budget_bytes, reserving
 from langchain_car_vllm.server.spec import ServerSpec
 
 _MB = 1_000_000

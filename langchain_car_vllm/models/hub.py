@@ -40,7 +40,8 @@ def ask_hub(source: str, revision: str | None = None) -> list[HubFile]:
             do.
     """
     at = urllib.parse.quote(revision or "main", safe="")
-    listed = _request("GET", f"/api/models/{source}/revision/{at}?blobs=true", source, at)
+    opener = _opener()
+    listed = _request(opener, "GET", f"/api/models/{source}/revision/{at}?blobs=true", source, at)
     try:
         files = [_file(entry) for entry in json.loads(listed)["siblings"]]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -49,7 +50,7 @@ def ask_hub(source: str, revision: str | None = None) -> list[HubFile]:
     if not any(fnmatch(file.name, WEIGHTS) for file in files):
         raise no_model(source)
     # A gated repository lists its files to everybody; only reading one shows who may.
-    _request("HEAD", f"/{source}/resolve/{at}/config.json", source, at)
+    _request(opener, "HEAD", f"/{source}/resolve/{at}/config.json", source, at)
     return files
 
 
@@ -83,7 +84,9 @@ def _origin(address: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
-def _request(method: str, path: str, source: str, revision: str) -> bytes:
+def _request(
+    opener: urllib.request.OpenerDirector, method: str, path: str, source: str, revision: str
+) -> bytes:
     endpoint = hub_endpoint()
     if not endpoint.startswith(("http://", "https://")):
         raise ConfigurationError(
@@ -93,9 +96,6 @@ def _request(method: str, path: str, source: str, revision: str) -> bytes:
     request = urllib.request.Request(endpoint + path, method=method)  # noqa: S310
     if token := hub_token():
         request.add_unredirected_header("Authorization", f"Bearer {token}")
-    opener = urllib.request.build_opener(
-        _Redirects(), urllib.request.HTTPSHandler(context=_trusted())
-    )
     try:
         with opener.open(request, timeout=_TIMEOUT) as response:
             body: bytes = response.read()
@@ -114,12 +114,12 @@ def _request(method: str, path: str, source: str, revision: str) -> bytes:
         raise explained(source, revision, {"kind": kind, "said": str(reason)}) from error
 
 
-def _trusted() -> ssl.SSLContext:
-    """Return what is trusted: some Pythons for macOS bring no certificates of their own."""
-    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def _opener() -> urllib.request.OpenerDirector:
+    """Return what follows and trusts: some Pythons for macOS bring no certificates of their own."""
+    trusted = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if file := paths.variable("SSL_CERT_FILE"):
-        context.load_verify_locations(file)
-    return context
+        trusted.load_verify_locations(file)
+    return urllib.request.build_opener(_Redirects(), urllib.request.HTTPSHandler(context=trusted))
 
 
 def _kind(status: int, code: str, said: str) -> str:

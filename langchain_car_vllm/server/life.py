@@ -32,8 +32,8 @@ from langchain_car_vllm.server.preparing import (
     check_model_can_be_had,
     fetch_model,
     install_runtime,
-    recheck_runtime,
     reserve_memory,
+    usable_runtime,
 )
 from langchain_car_vllm.server.serving import serve
 from langchain_car_vllm.server.spec import ServerSpec
@@ -77,7 +77,8 @@ class Life:
             runtime = install_runtime(context)
             launch = fetch_model(context, runtime)
             reserve_memory(context, launch.needed_bytes)
-            server = load(context, recheck_runtime(context), launch, self._servers)
+            # An upgrade may have begun while memory was awaited.
+            server = load(context, usable_runtime(context), launch, self._servers)
             serve(context, server.child, self._clients)
         except Ending as end:
             ending = {"reason": end.reason}

@@ -64,20 +64,20 @@ def check_model_can_be_had(spec: ServerSpec) -> None:
 
 
 def install_runtime(context: Context) -> VllmRuntime:
-    """Find the runtime or install it, in a thread, so that the supervisor stays responsive.
+    """Find the runtime or install it, as the stage that this is.
 
     Raises:
         RuntimeProvisioningError: There is none and none can be had.
     """
     context.update(phase="install", detail="")
-    return recheck_runtime(context)
+    return usable_runtime(context)
 
 
-def recheck_runtime(context: Context) -> VllmRuntime:
-    """Do so once more where time has passed: an upgrade may be under way, which is waited for.
+def usable_runtime(context: Context) -> VllmRuntime:
+    """Return the runtime once nobody changes it, in a thread: the supervisor stays responsive.
 
     Raises:
-        RuntimeProvisioningError: There is none any more.
+        RuntimeProvisioningError: There is none and none can be had.
     """
     outcome: list[VllmRuntime | BaseException] = []
     latest: list[Progress] = []

@@ -118,7 +118,13 @@ def _opener() -> urllib.request.OpenerDirector:
     """Return what follows and trusts: some Pythons for macOS bring no certificates of their own."""
     trusted = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if file := paths.variable("SSL_CERT_FILE"):
-        trusted.load_verify_locations(file)
+        try:
+            trusted.load_verify_locations(file)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the certificates of SSL_CERT_FILE, `{file}`, cannot be read: {error}",
+                hint="unset SSL_CERT_FILE, or set it to a file of certificates in PEM form",
+            ) from error
     return urllib.request.build_opener(_Redirects(), urllib.request.HTTPSHandler(context=trusted))
 
 

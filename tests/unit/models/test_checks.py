@@ -127,6 +127,17 @@ def test_a_strange_endpoint(monkeypatch):
         check_model(MODEL)
 
 
+@pytest.mark.parametrize("written", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(tmp_path, monkeypatch, written):
+    """`SSL_CERT_FILE` must lead to certificates."""
+    file = tmp_path / "certificates.pem"
+    if written:
+        file.write_text(written)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE"):
+        check_model(MODEL)
+
+
 def test_a_download_that_is_not_wanted(monkeypatch):
     """Without a copy here, `auto_pull=False` and `HF_HUB_OFFLINE` refuse without asking the Hub."""
     with pytest.raises(ModelDownloadError, match="auto_pull=False"):

@@ -195,7 +195,7 @@ def _cold_start(model: str) -> Row:
 _SECOND = """
 import sys, time
 sys.path.insert(0, {root!r})
-import langchain_car_vllm.server.ensure, langchain_car_vllm.server.stopping
+import langchain_car_vllm.server.client.lease, langchain_car_vllm.server.client.stop
 import langchain_car_vllm.runtime, langchain_car_vllm.wire.chat
 from benchmarks.real import _bare_first_token, _body
 from langchain_car_vllm import ChatVllmMlx

@@ -15,15 +15,15 @@ from pydantic import model_validator
 from langchain_car_vllm import __version__
 from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
 from langchain_car_vllm.models import model_profile
-from langchain_car_vllm.wire.reasoning import PROVIDER
-from langchain_car_vllm.wire.structured import (
+from langchain_car_vllm.wire.output_parser import (
     Method,
     check_method,
     parser_for,
     response_format,
     with_parser,
 )
-from langchain_car_vllm.wire.tools import (
+from langchain_car_vllm.wire.reasoning import PROVIDER
+from langchain_car_vllm.wire.request.tools import (
     Tool,
     ToolChoice,
     normalized_choice,

@@ -6,7 +6,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
-from langchain_car_vllm.wire.watch import Watch
+from langchain_car_vllm.wire.transport.request_progress import Watch
 
 
 class Connection(Protocol):

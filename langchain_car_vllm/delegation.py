@@ -18,10 +18,10 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings
-from langchain_car_vllm.wire import parameters
-from langchain_car_vllm.wire.structured import response_format_of
-from langchain_car_vllm.wire.tools import normalized_choice, openai_tools, tool_name
-from langchain_car_vllm.wire.wrapped import find_wrapped, wrapped
+from langchain_car_vllm.wire.chat_cache import find_wrapped, wrapped
+from langchain_car_vllm.wire.output_parser import response_format_of
+from langchain_car_vllm.wire.request import parameters
+from langchain_car_vllm.wire.request.tools import normalized_choice, openai_tools, tool_name
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from langchain_core.embeddings import Embeddings
 from pydantic import model_validator
 
-from langchain_car_vllm.configuration import check_positive
 from langchain_car_vllm.connection import Connection, Replay
 from langchain_car_vllm.served_model import ServedModel
+from langchain_car_vllm.setting_checks import check_positive
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.embed import Embedder

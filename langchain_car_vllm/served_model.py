@@ -11,7 +11,15 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from langchain_car_vllm.configuration import (
+from langchain_car_vllm.connection import Attached, Connection, Watched
+from langchain_car_vllm.display import displayed
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models import ModelId, parse_model_id
+from langchain_car_vllm.paths import variable
+from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.setting_checks import (
     check_positive,
     check_revision,
     check_server,
@@ -21,16 +29,8 @@ from langchain_car_vllm.configuration import (
     seconds,
     secret,
 )
-from langchain_car_vllm.connection import Attached, Connection, Watched
-from langchain_car_vllm.display import displayed
-from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.models import ModelId, parse_model_id
-from langchain_car_vllm.paths import variable
-from langchain_car_vllm.progress import OnProgress, Progress
-from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.wire.attach import described, find_described
-from langchain_car_vllm.wire.parameters import check_names
+from langchain_car_vllm.wire.request.parameters import check_names
+from langchain_car_vllm.wire.transport.remote import described, find_described
 
 
 class ServedModel(BaseModel):

@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.served_model import ServedModel
-from langchain_car_vllm.wire import parameters
-from langchain_car_vllm.wire.attach import check_served
 from langchain_car_vllm.wire.reasoning import Reasoning
+from langchain_car_vllm.wire.request import parameters
+from langchain_car_vllm.wire.transport.remote import check_served
 
 
 class ChatSettings(ServedModel):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from langchain_car_vllm.wire import attach
+from langchain_car_vllm.wire.transport import remote
 
 _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 
@@ -31,4 +31,4 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _forgotten_endpoints() -> None:
     """Another test's server may have had the port that this one's gets."""
-    attach.forget()
+    remote.forget()

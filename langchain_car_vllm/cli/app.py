@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.chat import run
 from langchain_car_vllm.cli.doctor import doctor
 from langchain_car_vllm.cli.install import install
+from langchain_car_vllm.cli.models import list_models, plan, show
 from langchain_car_vllm.cli.pull import pull
+from langchain_car_vllm.cli.run import run
 from langchain_car_vllm.cli.servers import logs, ps, stop
-from langchain_car_vllm.cli.shelf import list_models, plan, show
 from langchain_car_vllm.errors import CarVllmError
 
 app = typer.Typer(

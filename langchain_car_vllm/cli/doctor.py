@@ -6,8 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import typer
 
-from langchain_car_vllm.cli.checks import CHECKS
 from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.cli.machine_checks import CHECKS
 from langchain_car_vllm.cli.output import AsJson, print_json
 from langchain_car_vllm.cli.selftest import selftests
 from langchain_car_vllm.errors import CarVllmError

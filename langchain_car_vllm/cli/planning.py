@@ -14,9 +14,9 @@ from langchain_car_vllm.models import (
     find_snapshot,
     read_model_facts,
 )
+from langchain_car_vllm.models.compatibility import facts_for_version
 from langchain_car_vllm.models.hub import HubFile
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.runtime import installed_version, resolve_existing
 from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.command import Launch, launch_for, serve_arguments

@@ -23,13 +23,13 @@ from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.runtime import install_runtime
-from langchain_car_vllm.server.child import Child, install_launcher
 from langchain_car_vllm.server.command import server_environment
-from langchain_car_vllm.server.context import Stall
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import opened_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.supervisor.child import Child, install_launcher
+from langchain_car_vllm.server.supervisor.context import Stall
 
 
 def pull(

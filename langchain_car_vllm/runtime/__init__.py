@@ -1,17 +1,17 @@
 """The installed software: host check, locating and provisioning `vllm-mlx`."""
 
-from langchain_car_vllm.runtime.ensure import (
-    VllmRuntime,
-    ensure_runtime,
-    install_runtime,
-    upgrade_runtime,
-)
 from langchain_car_vllm.runtime.locate import (
     installed_version,
     interpreter_of,
     overriding_binary,
     resolve_existing,
     search_dirs,
+)
+from langchain_car_vllm.runtime.runtime import (
+    VllmRuntime,
+    ensure_runtime,
+    install_runtime,
+    upgrade_runtime,
 )
 from langchain_car_vllm.runtime.versions import version_warning, warn_about
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ProvisionError, RuntimeMissingError
 from langchain_car_vllm.progress import OnProgress
-from langchain_car_vllm.runtime.environment import check_imports, server_binary
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
-from langchain_car_vllm.runtime.installation import Work, install
+from langchain_car_vllm.runtime.install_steps import Work, install
 from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
 from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import needed_mb, wanted_requirements
 from langchain_car_vllm.runtime.uv_binary import find_uv
+from langchain_car_vllm.runtime.virtual_environment import check_imports, server_binary
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langchain_car_vllm.endpoint import Endpoint
-    from langchain_car_vllm.server.ensure import Lease, alease, directory_of, ensure_server, lease
+    from langchain_car_vllm.server.client.lease import (
+        Lease,
+        alease,
+        directory_of,
+        ensure_server,
+        lease,
+    )
+    from langchain_car_vllm.server.client.liveness import health_ok
+    from langchain_car_vllm.server.client.stop import running_servers, stop_server
     from langchain_car_vllm.server.policy import Policy
-    from langchain_car_vllm.server.probe import health_ok
     from langchain_car_vllm.server.spec import ServerSpec
-    from langchain_car_vllm.server.stopping import running_servers, stop_server
 
 __all__ = [
     "Endpoint",
@@ -27,16 +33,16 @@ __all__ = [
 
 _HOMES = {
     "Endpoint": "langchain_car_vllm.endpoint",
-    "Lease": "langchain_car_vllm.server.ensure",
+    "Lease": "langchain_car_vllm.server.client.lease",
     "Policy": "langchain_car_vllm.server.policy",
     "ServerSpec": "langchain_car_vllm.server.spec",
-    "alease": "langchain_car_vllm.server.ensure",
-    "directory_of": "langchain_car_vllm.server.ensure",
-    "ensure_server": "langchain_car_vllm.server.ensure",
-    "health_ok": "langchain_car_vllm.server.probe",
-    "lease": "langchain_car_vllm.server.ensure",
-    "running_servers": "langchain_car_vllm.server.stopping",
-    "stop_server": "langchain_car_vllm.server.stopping",
+    "alease": "langchain_car_vllm.server.client.lease",
+    "directory_of": "langchain_car_vllm.server.client.lease",
+    "ensure_server": "langchain_car_vllm.server.client.lease",
+    "health_ok": "langchain_car_vllm.server.client.liveness",
+    "lease": "langchain_car_vllm.server.client.lease",
+    "running_servers": "langchain_car_vllm.server.client.stop",
+    "stop_server": "langchain_car_vllm.server.client.stop",
 }
 
 

@@ -40,18 +40,24 @@ from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.wire.answer import Delta
-from langchain_car_vllm.wire.clients import Address, LoopClients, sync_clients
-from langchain_car_vllm.wire.clock import Clock, Refusals
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.result import chunk_of, closing_chunk, result_of
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
-from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
-from langchain_car_vllm.wire.history import holds_media, prepared
-from langchain_car_vllm.wire.post import Post, aposted, posted
+from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
+from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.reasoning import REASONING
-from langchain_car_vllm.wire.request import exchange_for
-from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
-from langchain_car_vllm.wire.tokens import PATH, check_fits, count_request, counted, may_overflow
+from langchain_car_vllm.wire.request.messages import holds_media, prepared
+from langchain_car_vllm.wire.request.token_count import (
+    PATH,
+    check_fits,
+    count_request,
+    counted,
+    may_overflow,
+)
+from langchain_car_vllm.wire.transport.clients import Address, LoopClients, sync_clients
+from langchain_car_vllm.wire.transport.error_mapping import mapped_encoding, mapped_errors
+from langchain_car_vllm.wire.transport.send import Post, aposted, posted
+from langchain_car_vllm.wire.transport.timeouts import Clock, Refusals
 
 Headers = dict[str, str] | None
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.wire.clients import Address, LoopClients, sync_clients
-from langchain_car_vllm.wire.clock import Clock
 from langchain_car_vllm.wire.errors import ServerFailedError
-from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
+from langchain_car_vllm.wire.transport.clients import Address, LoopClients, sync_clients
+from langchain_car_vllm.wire.transport.error_mapping import mapped_encoding, mapped_errors
+from langchain_car_vllm.wire.transport.timeouts import Clock
 
 
 class Embedder:

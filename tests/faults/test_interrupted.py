@@ -13,8 +13,8 @@ from faults.support import FAST, Background, Fake, ask, eventually
 
 from langchain_car_vllm.errors import CarVllmError, ServerStoppedError
 from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.client.admission import Turn
 from langchain_car_vllm.server.directory import server_directory
-from langchain_car_vllm.server.turns import Turn
 
 
 def test_stop_ends_the_server_it_met_and_not_its_successors(fake: Fake):
@@ -95,7 +95,7 @@ def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
 
 def test_keyboard_interrupt_while_the_record_is_written(fake: Fake, monkeypatch):
     """Ctrl-C at any point of the way to the lease leaves no holder behind."""
-    from langchain_car_vllm.server import tenant as tenant_module
+    from langchain_car_vllm.server.client import process_lease as tenant_module
 
     fake.directory().create()
     tenant = tenant_module.tenant_of(fake.directory())

@@ -13,9 +13,9 @@ from faults.support import FAST, Background, Fake, ask, eventually
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.server import alease, lease, stop_server
+from langchain_car_vllm.server.client.process_lease import tenant_of
+from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock, try_exclusive
-from langchain_car_vllm.server.tenant import tenant_of
-from langchain_car_vllm.server.waiting import Waiting
 
 
 def break_records(fake: Fake) -> None:

@@ -14,6 +14,7 @@ from faults.support import FAST, ClientProcess, Fake, eventually
 
 from langchain_car_vllm.errors import ServerStartingError, ServerStoppedError
 from langchain_car_vllm.server import alease, lease, stop_server
+from langchain_car_vllm.server.client.process_lease import tenant_of
 from langchain_car_vllm.server.locks import (
     close_lock,
     is_held,
@@ -22,7 +23,6 @@ from langchain_car_vllm.server.locks import (
     release,
     try_exclusive,
 )
-from langchain_car_vllm.server.tenant import tenant_of
 
 
 def outcome(fake: Fake, seconds: float = 6.0, **changes: object) -> BaseException | None:

@@ -10,8 +10,8 @@ import pytest
 from faults.support import FAST, Background, ClientProcess, Fake, eventually
 
 from langchain_car_vllm.server import alease, lease
+from langchain_car_vllm.server.client.admission import Turn
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.turns import Turn
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_forked_child_keeps_no_turn(directory: ServerDirectory):
 import os, sys
 from pathlib import Path
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.turns import Turn
+from langchain_car_vllm.server.client.admission import Turn
 turn = Turn(ServerDirectory(Path({str(directory.path)!r})))
 assert turn.try_take()
 if not os.fork():

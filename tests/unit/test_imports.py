@@ -12,7 +12,7 @@ def modules_after(statement: str) -> set[str]:
 
 def test_supervisor_knows_no_langchain():
     """The supervisor stays small: none of the client's libraries is in it."""
-    found = modules_after("import langchain_car_vllm.server.supervisor")
+    found = modules_after("import langchain_car_vllm.server.supervisor.__main__")
     heavy = {"langchain_core", "langchain_openai", "openai", "pydantic", "httpx", "httpx2", "typer"}
     assert not heavy & found
 

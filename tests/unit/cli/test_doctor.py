@@ -9,7 +9,7 @@ import pytest
 from faults.support import FAST, Fake
 from unit.cli.conftest import Cli
 
-from langchain_car_vllm.cli import checks
+from langchain_car_vllm.cli import machine_checks
 from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.server import lease
 
@@ -86,6 +86,6 @@ def test_a_port_that_is_not_held_is_found(monkeypatch: pytest.MonkeyPatch):
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(checks, "HeldPort", Loose)
+    monkeypatch.setattr(machine_checks, "HeldPort", Loose)
     with pytest.raises(Finding, match="a stranger can bind"):
-        dict(checks.CHECKS)["port"]()
+        dict(machine_checks.CHECKS)["port"]()

@@ -1,7 +1,7 @@
 import pytest
 
 from langchain_car_vllm.models import ModelFacts
-from langchain_car_vllm.models.versions import facts_for_version
+from langchain_car_vllm.models.compatibility import facts_for_version
 from langchain_car_vllm.runtime import version_warning
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime import ensure_runtime
-from langchain_car_vllm.runtime.environment import Python, forget_unreadable, former_python
 from langchain_car_vllm.runtime.requirements import LOCK, locked_versions
+from langchain_car_vllm.runtime.virtual_environment import Python, forget_unreadable, former_python
 
 MAC = {"sys_platform": "darwin", "platform_machine": "arm64"}
 INTEL_MAC = {"sys_platform": "darwin", "platform_machine": "x86_64"}
@@ -57,7 +57,7 @@ def test_an_environment_of_an_unsupported_python_is_left_alone(fake_uv, managed,
     (managed / ".langchain-car-vllm.json").unlink()
     (managed / "bin" / "vllm-mlx").unlink()
     newer = (sys.version_info[0], sys.version_info[1] + 1)
-    monkeypatch.setattr("langchain_car_vllm.runtime.environment.OLDEST_PYTHON", newer)
+    monkeypatch.setattr("langchain_car_vllm.runtime.virtual_environment.OLDEST_PYTHON", newer)
     calls = len(fake_uv.calls)
     with pytest.raises(ProvisionError, match="vllm-mlx needs") as caught:
         ensure_runtime()

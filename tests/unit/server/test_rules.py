@@ -5,17 +5,17 @@ import random
 
 import pytest
 
-from langchain_car_vllm.server.backoff import is_spent, recent_crashes, start_time
 from langchain_car_vllm.server.command import (
     Launch,
     choose_engine,
     serve_arguments,
     server_environment,
 )
-from langchain_car_vllm.server.idle import Use, idle_deadline
 from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
+from langchain_car_vllm.server.supervisor.idle import Use, idle_deadline
+from langchain_car_vllm.server.supervisor.restarts import is_spent, recent_crashes, start_time
 
 SPEC = ServerSpec(source="org/model", name="org/model")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from langchain_car_vllm import errors
-from langchain_car_vllm.server.diagnosis import diagnose
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.state import (
     State,
@@ -16,6 +15,7 @@ from langchain_car_vllm.server.state import (
     read_state,
     write_state,
 )
+from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 
 ERRORS = [
     errors.UvMissingError(("PATH", "~/.local/bin")),

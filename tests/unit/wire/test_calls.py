@@ -19,12 +19,17 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint, Parsers
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.wire.answer import Delta
-from langchain_car_vllm.wire.clients import Address, AsyncClients, LoopClients, sync_clients
-from langchain_car_vllm.wire.exchange import EmptyAnswerWarning
-from langchain_car_vllm.wire.request import body_for
-from langchain_car_vllm.wire.result import chunk_of
-from langchain_car_vllm.wire.sse import EventReader
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.result import chunk_of
+from langchain_car_vllm.wire.answer.sse import EventReader
+from langchain_car_vllm.wire.exchange.exchange import EmptyAnswerWarning
+from langchain_car_vllm.wire.exchange.strategy import body_for
+from langchain_car_vllm.wire.transport.clients import (
+    Address,
+    AsyncClients,
+    LoopClients,
+    sync_clients,
+)
 
 
 def _streamed(model: ChatVllmMlx, text: str, **given: Any) -> AIMessage:

@@ -20,7 +20,8 @@ from langchain_car_vllm.errors import (
     ServerCrashedError,
     ServerStoppedError,
 )
-from langchain_car_vllm.wire import clock, errors
+from langchain_car_vllm.wire import errors
+from langchain_car_vllm.wire.transport import timeouts
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m", managed=True)
 
@@ -169,8 +170,8 @@ def test_text_that_is_held_back_is_no_pause_of_the_servers(serve, way):
 def test_the_users_own_time_is_no_pause_of_the_servers(monkeypatch):
     """Whoever takes long over a chunk does not lose the stream to a heartbeat."""
     now = SimpleNamespace(monotonic=lambda: float(now.seconds), seconds=0)
-    monkeypatch.setattr(clock, "time", now)
-    pause = clock.Clock(ENDPOINT, 2, total=False)
+    monkeypatch.setattr(timeouts, "time", now)
+    pause = timeouts.Clock(ENDPOINT, 2, total=False)
     pause.check(1)
     now.seconds = 3
     pause.resume()

@@ -21,12 +21,12 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.wire.answer import Delta
-from langchain_car_vllm.wire.exchange import Exchange
-from langchain_car_vllm.wire.faults import mapped_encoding, mapped_errors
-from langchain_car_vllm.wire.request import exchange_for
-from langchain_car_vllm.wire.result import chunk_of, closing_chunk, result_of
-from langchain_car_vllm.wire.wrapped import wrapped
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.result import chunk_of, closing_chunk, result_of
+from langchain_car_vllm.wire.chat_cache import wrapped
+from langchain_car_vllm.wire.exchange.exchange import Exchange
+from langchain_car_vllm.wire.exchange.strategy import exchange_for
+from langchain_car_vllm.wire.transport.error_mapping import mapped_encoding, mapped_errors
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m")
 PIXEL = (

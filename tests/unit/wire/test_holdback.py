@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_car_vllm.wire.answer import Delta
-from langchain_car_vllm.wire.holdback import CallHoldback
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.text_calls import CallHoldback
 
 CALL = {"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}}
 TEXT = json.dumps(CALL)

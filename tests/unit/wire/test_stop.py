@@ -6,9 +6,9 @@ from hypothesis import given as over
 from hypothesis import strategies as st
 
 from langchain_car_vllm.endpoint import Endpoint, Parsers
-from langchain_car_vllm.wire.answer import Delta
-from langchain_car_vllm.wire.request import exchange_for
-from langchain_car_vllm.wire.stop import StopCutter
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.stop_texts import StopCutter
+from langchain_car_vllm.wire.exchange.strategy import exchange_for
 
 SIMPLE = Endpoint("http://127.0.0.1:9/v1", None, "m", engine="simple", parsers=Parsers())
 

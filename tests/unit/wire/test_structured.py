@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.errors import StructuredOutputError
-from langchain_car_vllm.wire.schema import complaint, digested, json_schema, weakened
+from langchain_car_vllm.wire.request.schema import complaint, digested, json_schema, weakened
 
 
 def add(a: int, b: int) -> int:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 
 from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
 from langchain_car_vllm.wire.errors import IncompleteAnswerError
-from langchain_car_vllm.wire.exchange import CutOffCallWarning
-from langchain_car_vllm.wire.tools import openai_tools
+from langchain_car_vllm.wire.exchange.exchange import CutOffCallWarning
+from langchain_car_vllm.wire.request.tools import openai_tools
 
 HISTORY = [
     HumanMessage("2+2?"),

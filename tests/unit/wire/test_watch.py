@@ -13,7 +13,7 @@ from fakes.dialect import Dialect, Reply, Server
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.wire.watch import log, progress_of
+from langchain_car_vllm.wire.transport.request_progress import log, progress_of
 
 PATIENCE = 15.0
 THREAD = "langchain_car_vllm.watch"

@@ -14,7 +14,7 @@ from typing import Any
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
-from langchain_car_vllm.wire.attach import get_json
+from langchain_car_vllm.wire.transport.remote import get_json
 
 log = logging.getLogger("langchain_car_vllm")
 

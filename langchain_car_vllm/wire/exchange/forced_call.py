@@ -12,18 +12,18 @@ from typing import Any, Literal
 from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.errors import ForcedToolCallError
-from langchain_car_vllm.wire.answer import Answer, Delta, Filter
+from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
+from langchain_car_vllm.wire.answer.result import CallCollector
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     IncompleteAnswerError,
     InvalidRequestError,
     ServerFailedError,
 )
-from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange, new_call_id
+from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange, new_call_id
 from langchain_car_vllm.wire.reasoning import without_thinking
-from langchain_car_vllm.wire.result import CallCollector
-from langchain_car_vllm.wire.schema import Schema, complaint, digested, refers_to_root
-from langchain_car_vllm.wire.tools import tool_name
+from langchain_car_vllm.wire.request.schema import Schema, complaint, digested, refers_to_root
+from langchain_car_vllm.wire.request.tools import tool_name
 
 ChoiceMethod = Literal["auto", "native", "grammar"]
 METHODS: Sequence[str] = ("auto", "native", "grammar")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from langchain_car_vllm.server.idle import Use
+from langchain_car_vllm.server.supervisor.idle import Use
 
 
 def record_name() -> str:

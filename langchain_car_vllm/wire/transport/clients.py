@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
-from langchain_car_vllm.wire.guard import IsOurs, async_hooks, sync_hooks
+from langchain_car_vllm.wire.transport.port_guard import IsOurs, async_hooks, sync_hooks
 
 _NO_LIMIT = httpx2.Timeout(None, connect=10.0)
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)

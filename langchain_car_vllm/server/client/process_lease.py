@@ -5,7 +5,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from langchain_car_vllm.server.clients import record_name, touch_record, write_record
+from langchain_car_vllm.server.client.spawn import Start
+from langchain_car_vllm.server.client_record import record_name, touch_record, write_record
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import (
     close_lock,
@@ -18,7 +19,6 @@ from langchain_car_vllm.server.locks import (
 )
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.starter import Start
 from langchain_car_vllm.server.state import State, read_state
 
 

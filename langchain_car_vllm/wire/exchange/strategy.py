@@ -6,16 +6,16 @@ from typing import Any, Literal, TypeGuard
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts
-from langchain_car_vllm.wire.answer import Filter
+from langchain_car_vllm.wire.answer.reader import Filter
+from langchain_car_vllm.wire.answer.stop_texts import StopCutter
+from langchain_car_vllm.wire.answer.text_calls import CallHoldback
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.exchange import Body, Exchange
-from langchain_car_vllm.wire.forced import METHODS, ForcedCall, has_tool_history
-from langchain_car_vllm.wire.holdback import CallHoldback
-from langchain_car_vllm.wire.parameters import SAMPLING, SERVERS
+from langchain_car_vllm.wire.exchange.exchange import Body, Exchange
+from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
+from langchain_car_vllm.wire.exchange.structured import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.reasoning import reasoning_parameters
-from langchain_car_vllm.wire.split import Structured, ToolsThenSchema
-from langchain_car_vllm.wire.stop import StopCutter
-from langchain_car_vllm.wire.tools import tool_name
+from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS
+from langchain_car_vllm.wire.request.tools import tool_name
 
 # mlx-lm 0.31.3 mixes up the logits processors of a batch in which a request has none: grammars are
 # lost, land on other answers, or stop the engine. A bias of nothing is a processor. Servers of ours

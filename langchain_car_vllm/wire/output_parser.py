@@ -20,7 +20,13 @@ from pydantic import BaseModel, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.errors import StructuredOutputError
-from langchain_car_vllm.wire.schema import Schema, complaint, is_model, json_schema, wrapper_of
+from langchain_car_vllm.wire.request.schema import (
+    Schema,
+    complaint,
+    is_model,
+    json_schema,
+    wrapper_of,
+)
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 _FORMS = ("text", "json_object", "json_schema")

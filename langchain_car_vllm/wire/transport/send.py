@@ -14,7 +14,7 @@ import httpx2
 import openai
 
 from langchain_car_vllm import __version__
-from langchain_car_vllm.wire.clients import Address
+from langchain_car_vllm.wire.transport.clients import Address
 
 _FAILED = httpx2.codes.BAD_REQUEST
 """The first status that is a failure; redirects are followed."""

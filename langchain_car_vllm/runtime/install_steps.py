@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
 from langchain_car_vllm.runtime.commands import run_step
-from langchain_car_vllm.runtime.environment import (
+from langchain_car_vllm.runtime.host import Host
+from langchain_car_vllm.runtime.locate import installed_version
+from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
+from langchain_car_vllm.runtime.reporter import Reporter
+from langchain_car_vllm.runtime.requirements import Requirements, wanted_requirements
+from langchain_car_vllm.runtime.virtual_environment import (
     NEWEST_PYTHON,
     OLDEST_PYTHON,
     Python,
@@ -21,11 +26,6 @@ from langchain_car_vllm.runtime.environment import (
     python_binary,
     server_binary,
 )
-from langchain_car_vllm.runtime.host import Host
-from langchain_car_vllm.runtime.locate import installed_version
-from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
-from langchain_car_vllm.runtime.reporter import Reporter
-from langchain_car_vllm.runtime.requirements import Requirements, wanted_requirements
 
 _NEWER_PYTHON = (NEWEST_PYTHON[0], NEWEST_PYTHON[1] + 1)
 _PYTHON_RANGE = "cpython>={}.{},<{}.{}".format(*OLDEST_PYTHON, *_NEWER_PYTHON)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from langchain_car_vllm.wire.answer import Delta
+from langchain_car_vllm.wire.answer.reader import Delta
 
 
 class StopCutter:

@@ -16,13 +16,13 @@ from langchain_car_vllm.errors import (
     ServerStoppedError,
 )
 from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.client.admission import Turn
+from langchain_car_vllm.server.client.liveness import is_serving
+from langchain_car_vllm.server.client.process_lease import Tenant, tenants
+from langchain_car_vllm.server.client.spawn import NoReportError, Start
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.probe import is_serving
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.starter import NoReportError, Start
 from langchain_car_vllm.server.state import STARTING, Reason, State, decode_error
-from langchain_car_vllm.server.tenant import Tenant, tenants
-from langchain_car_vllm.server.turns import Turn
 
 _LOST_STARTS = 3
 _CRASHES: tuple[Reason, ...] = ("crash", "lost")

@@ -21,7 +21,7 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import decode_error
 
-_PACKAGE_PARENT = Path(__file__).parents[2]
+_PACKAGE_PARENT = Path(__file__).parents[3]
 _NEEDED = ("psutil", "packaging", "uv")
 """What the supervisor imports from elsewhere; each may lie in a folder of its own."""
 

@@ -13,6 +13,7 @@ from langchain_car_vllm.errors import (
     UnknownModelError,
 )
 from langchain_car_vllm.models import find_snapshot, read_model_facts
+from langchain_car_vllm.models.compatibility import facts_for_version
 from langchain_car_vllm.models.download import (
     check_may_download,
     diagnose_download,
@@ -21,7 +22,6 @@ from langchain_car_vllm.models.download import (
     no_model,
 )
 from langchain_car_vllm.models.snapshot import is_in_hub_cache
-from langchain_car_vllm.models.versions import facts_for_version
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import (
     VllmRuntime,
@@ -30,9 +30,8 @@ from langchain_car_vllm.runtime import (
     interpreter_of,
 )
 from langchain_car_vllm.runtime.versions import is_at_least
-from langchain_car_vllm.server.child import Child
+from langchain_car_vllm.server.client.stop import clean_up
 from langchain_car_vllm.server.command import Launch, launch_for, server_environment
-from langchain_car_vllm.server.context import Context, Ending, Stall
 from langchain_car_vllm.server.directory import server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import (
@@ -42,7 +41,8 @@ from langchain_car_vllm.server.memory import (
 )
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, ask_to_make_room, read_state
-from langchain_car_vllm.server.stopping import clean_up
+from langchain_car_vllm.server.supervisor.child import Child
+from langchain_car_vllm.server.supervisor.context import Context, Ending, Stall
 
 _GB = 1e9
 # The first version that works here, and the first one after it that is known not to.

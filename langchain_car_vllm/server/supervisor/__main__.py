@@ -17,13 +17,13 @@ from typing import Any
 
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.models.hub_account import absolute_folders
-from langchain_car_vllm.server.context import Held
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
-from langchain_car_vllm.server.life import Life
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import encode_error
+from langchain_car_vllm.server.supervisor.context import Held
+from langchain_car_vllm.server.supervisor.lifecycle import Life
 
 _LOCK_PATIENCE = 1.0
 _STANDARD_ERROR = 2

@@ -6,7 +6,7 @@ import httpx2
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.wire.faults import timed_out
+from langchain_car_vllm.wire.transport.error_mapping import timed_out
 
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.25

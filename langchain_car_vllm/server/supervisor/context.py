@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.inbox import Inbox
 from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import Reason, State, is_of_this_machine, write_state
+from langchain_car_vllm.server.supervisor.signals import Inbox
 
 
 class Held(NamedTuple):

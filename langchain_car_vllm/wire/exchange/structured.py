@@ -9,15 +9,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_car_vllm.wire.answer import Answer, Delta, Filter
+from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     InvalidRequestError,
     StructuredOutputError,
 )
-from langchain_car_vllm.wire.exchange import Attempt, Body, Exchange
+from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.reasoning import REASONING, without_thinking
-from langchain_car_vllm.wire.schema import Schema, complaint, digested
+from langchain_car_vllm.wire.request.schema import Schema, complaint, digested
 
 _WISH = "Give this answer as JSON."
 

@@ -6,12 +6,12 @@ import time
 
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
-from langchain_car_vllm.server.child import Child
+from langchain_car_vllm.server.client.liveness import is_ready
 from langchain_car_vllm.server.command import Launch, serve_arguments, server_environment
-from langchain_car_vllm.server.context import Context, Stall
-from langchain_car_vllm.server.diagnosis import diagnose
 from langchain_car_vllm.server.port import HeldPort, is_refused
-from langchain_car_vllm.server.probe import is_ready
+from langchain_car_vllm.server.supervisor.child import Child
+from langchain_car_vllm.server.supervisor.context import Context, Stall
+from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 
 _PORT_ATTEMPTS = 3
 _PORT_GRACE = 1.0

@@ -21,24 +21,24 @@ from langchain_car_vllm.errors import (
     ServerCrashedError,
     ServerStartError,
 )
-from langchain_car_vllm.server.backoff import is_spent, recent_crashes, start_time
-from langchain_car_vllm.server.child import install_launcher
-from langchain_car_vllm.server.clients import ClientRecords
-from langchain_car_vllm.server.context import Context, Ending, Held
+from langchain_car_vllm.server.client.stop import end_lost_server
+from langchain_car_vllm.server.client_record import ClientRecords
 from langchain_car_vllm.server.directory import ServerDirectory, explained
-from langchain_car_vllm.server.loading import Server, load
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.preparing import (
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.state import State, decode_error, encode_error, read_state
+from langchain_car_vllm.server.supervisor.child import install_launcher
+from langchain_car_vllm.server.supervisor.context import Context, Ending, Held
+from langchain_car_vllm.server.supervisor.load import Server, load
+from langchain_car_vllm.server.supervisor.prepare import (
     check_model_can_be_had,
     fetch_model,
     install_runtime,
     reserve_memory,
     usable_runtime,
 )
-from langchain_car_vllm.server.serving import serve
-from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import State, decode_error, encode_error, read_state
-from langchain_car_vllm.server.stopping import end_lost_server
+from langchain_car_vllm.server.supervisor.restarts import is_spent, recent_crashes, start_time
+from langchain_car_vllm.server.supervisor.serve import serve
 
 
 class Life:

@@ -23,8 +23,8 @@ from langchain_core.messages.tool import ToolCall
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.models import family_facts
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.media import Medium, kind_of, read_medium
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
+from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 from langchain_core.messages.tool import ToolCallChunk
 
+from langchain_car_vllm.wire.answer.sse import EventReader
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     IncompleteAnswerError,
     ServerFailedError,
     error_for_status,
 )
-from langchain_car_vllm.wire.sse import EventReader
 
 _DONE = b"[DONE]"
 _decode = json.JSONDecoder().decode

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from langchain_car_vllm.wire.answer import Answer, Delta, Filter, Usage
+from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
+from langchain_car_vllm.wire.answer.result import CallCollector, Closing
 from langchain_car_vllm.wire.errors import AnswerError
-from langchain_car_vllm.wire.result import CallCollector, Closing
 
 Body = dict[str, Any]
 _CHARACTERS_PER_TOKEN = 4

@@ -5,13 +5,13 @@ import time
 from typing import NoReturn
 
 from langchain_car_vllm.errors import ServerCrashedError
-from langchain_car_vllm.server.backoff import recent_crashes
-from langchain_car_vllm.server.child import Child
-from langchain_car_vllm.server.clients import ClientRecords
-from langchain_car_vllm.server.context import Context, Ending
-from langchain_car_vllm.server.diagnosis import diagnose
-from langchain_car_vllm.server.idle import idle_deadline
+from langchain_car_vllm.server.client_record import ClientRecords
 from langchain_car_vllm.server.locks import release, try_exclusive
+from langchain_car_vllm.server.supervisor.child import Child
+from langchain_car_vllm.server.supervisor.context import Context, Ending
+from langchain_car_vllm.server.supervisor.diagnosis import diagnose
+from langchain_car_vllm.server.supervisor.idle import idle_deadline
+from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 
 _MANY_RECORDS = 100
 

@@ -12,11 +12,11 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.server.client.process_lease import Tenant, tenant_of
+from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.tenant import Tenant, tenant_of
-from langchain_car_vllm.server.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)

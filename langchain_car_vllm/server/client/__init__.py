@@ -1,0 +1,1 @@
+"""What a program does with a supervised server: lease it, wait for it, stop it."""

@@ -1,0 +1,1 @@
+"""What the detached process does: prepare, load, serve and end one server."""

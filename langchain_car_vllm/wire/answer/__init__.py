@@ -1,0 +1,1 @@
+"""What comes in: from bytes to LangChain messages."""

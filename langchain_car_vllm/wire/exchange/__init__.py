@@ -1,0 +1,1 @@
+"""One call of the model: which requests it takes, and what ends it."""

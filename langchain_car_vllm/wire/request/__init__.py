@@ -1,0 +1,1 @@
+"""What goes out: parameters, tools, messages, media, schemas."""

@@ -22,7 +22,7 @@ from langchain_car_vllm.server import lease, stop_server
 ATTACH = """
 import time
 from langchain_car_vllm.server import ServerSpec, lease
-spec = ServerSpec(source={model!r}, name={model!r}, keep_alive=60.0)
+spec = ServerSpec(source={model!r}, served_name={model!r}, keep_alive=60.0)
 began = time.perf_counter()
 with lease(spec):
     print(time.perf_counter() - began)

@@ -128,7 +128,7 @@ class ServedModel(BaseModel):
         alive = self.keep_alive if keep_alive is None else keep_alive
         return ServerSpec(
             source=found.source,
-            name=found.name,
+            served_name=found.name,
             revision=self.revision,
             engine=engine,
             server_args=tuple(self.server_args),
@@ -154,7 +154,7 @@ class ServedModel(BaseModel):
     def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Watched]:
         """Hold a server for the time of one request."""
         with ExitStack() as stack:
-            on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            on_progress = stack.enter_context(displayed(spec.served_name, self.on_progress))
             on_waiting = _importing(self._wire, on_progress)
             connection: Connection
             if endpoint := self._external(model):
@@ -175,7 +175,7 @@ class ServedModel(BaseModel):
     async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Watched]:
         """Hold a server for the time of one request without blocking the event loop."""
         async with AsyncExitStack() as stack:
-            on_progress = stack.enter_context(displayed(spec.name, self.on_progress))
+            on_progress = stack.enter_context(displayed(spec.served_name, self.on_progress))
             on_waiting = _importing(self._wire, on_progress)
             connection: Connection
             if endpoint := self._external(model):

@@ -185,9 +185,9 @@ def _listeners() -> str:
 
 def _identity() -> str:
     """Prove that a process is told from others, alive and dead, and so are boots."""
-    marker = secrets.token_hex(8)
-    with _child(_LISTENS, marker) as (child, _):
-        who = Identity(child.pid, marker)
+    tag = secrets.token_hex(8)
+    with _child(_LISTENS, tag) as (child, _):
+        who = Identity(child.pid, tag)
         if who.find() is None:
             raise Finding(f"process {child.pid} is not recognised while it lives")
         child.kill()
@@ -226,7 +226,7 @@ def _models() -> str:
 def _servers() -> str:
     running = {directory.path: state for directory, state in running_servers()}
     lost = [
-        model_id(state.name)
+        model_id(state.served_name)
         for directory in server_directories()
         if (state := read_state(directory.state)) is not None
         and state.phase != "stopped"

@@ -60,7 +60,7 @@ def stop(
         raise typer.Exit(1)
     for directory, state in chosen:
         stop_server(directory)
-        say(f"stopped `{model_id(state.name)}`")
+        say(f"stopped `{model_id(state.served_name)}`")
 
 
 def logs(
@@ -128,13 +128,13 @@ def _of_model(
         name = parse_model_id(model).name
     except UnknownModelError:
         name = os.path.abspath(os.path.expanduser(model))  # noqa: PTH100, PTH111
-    return [entry for entry in servers if entry[1].name in (name, model)]
+    return [entry for entry in servers if entry[1].served_name in (name, model)]
 
 
 def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
     return {
-        "model": model_id(state.name),
-        "served_model": state.name,
+        "model": model_id(state.served_name),
+        "served_model": state.served_name,
         "stage": state.phase,
         "detail": state.detail,
         "base_url": f"http://127.0.0.1:{state.port}/v1" if state.port else None,
@@ -151,7 +151,7 @@ def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
 
 def _row(state: State) -> tuple[str, ...]:
     return (
-        model_id(state.name),
+        model_id(state.served_name),
         state.phase,
         state.engine or "-",
         str(state.port or "-"),

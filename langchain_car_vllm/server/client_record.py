@@ -4,15 +4,12 @@ The modification time is the monotonic clock's: it is as fine as the uses are sh
 of the wall clock disturbs the order of uses.
 """
 
-import math
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
-
-from langchain_car_vllm.server.supervisor.idle import Use
 
 
 def record_name() -> str:
@@ -40,72 +37,3 @@ def touch_record(path: Path, keep_alive: float) -> None:
 def _stamp(path: Path) -> None:
     now = time.monotonic_ns()
     os.utime(path, ns=(now, now))
-
-
-class ClientRecords:
-    """The supervisor's view of the records: every change is an event on its own clock."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._seen: dict[str, tuple[int, Use]] = {}
-
-    @property
-    def uses(self) -> list[Use]:
-        """The clients as last polled."""
-        return [use for _, use in self._seen.values()]
-
-    def poll(self, now: float) -> bool:
-        """Look at all records.
-
-        Args:
-            now: Monotonic seconds, the time of whatever is new.
-
-        Returns:
-            Whether there was an event.
-        """
-        found: dict[str, tuple[int, Use]] = {}
-        happened = False
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                with suppress(FileNotFoundError, ValueError):
-                    stamp = entry.stat().st_mtime_ns
-                    before = self._seen.get(entry.name)
-                    if before is not None and before[0] == stamp:
-                        found[entry.name] = before
-                        continue
-                    keep_alive = float(Path(entry.path).read_text(encoding="ascii"))
-                    found[entry.name] = stamp, Use(keep_alive, now)
-                    happened = True
-        self._seen = found
-        return happened
-
-    def forget_dead(self, before: float = math.inf) -> None:
-        """Remove the records of processes that are gone.
-
-        Args:
-            before: Those whose wish ran out by then; a dead client's wish holds until it does.
-        """
-        for name, (_, use) in list(self._seen.items()):
-            ran_out = use.keep_alive >= 0 and use.last_event + use.keep_alive < before
-            if (ran_out or before == math.inf) and not _is_alive(name):
-                self._remove(name)
-
-    def forget_all(self) -> None:
-        """Remove all records: the wishes of one life bind no other."""
-        for name in list(self._seen):
-            self._remove(name)
-
-    def _remove(self, name: str) -> None:
-        self._seen.pop(name)
-        (self._folder / name).unlink(missing_ok=True)
-
-
-def _is_alive(name: str) -> bool:
-    pid, _, created = name.partition("-")
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
-    except (psutil.Error, ValueError):
-        return False

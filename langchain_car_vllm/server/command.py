@@ -125,7 +125,7 @@ def as_asked(spec: ServerSpec, launch: Launch) -> Launch:
 def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
     """Return the arguments of `vllm-mlx`, without the key."""
     arguments = ["serve", launch.model, "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--served-model-name", spec.name, "--timeout", str(_SERVER_TIMEOUT)]
+    arguments += ["--served-model-name", spec.served_name, "--timeout", str(_SERVER_TIMEOUT)]
     if spec.embeddings:
         arguments += ["--lazy-load-model", "--embedding-model", launch.model]
         if launch.version is None or is_at_least(launch.version, _OVERFLOW_POLICY):

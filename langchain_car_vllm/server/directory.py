@@ -43,12 +43,12 @@ class ServerDirectory:
         """Held by the supervisor for its whole life."""
         return self.path / "supervisor.lock"
 
-    def life_lock(self, marker: str) -> Path:
-        """Held by the supervisor of that marker for its life, so that its state can be believed.
+    def author_lock(self, tag: str) -> Path:
+        """Held by the supervisor of that tag for its life, so that its state can be believed.
 
         The name never comes again, so this lock file is removed with its holder.
         """
-        return self.path / f"life-{marker}.lock"
+        return self.path / f"life-{tag}.lock"
 
     @property
     def server_lock(self) -> Path:

@@ -1,14 +1,13 @@
 """How much memory a server needs, how much there is, and whose turn it is to go."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import psutil
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
-from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
+from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.spec import argument_value
 from langchain_car_vllm.server.state import State, read_state
 
@@ -82,28 +81,3 @@ def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:
                 if is_held(descriptor):
                     found.append((directory, state))
     return found
-
-
-def least_recently_used(
-    servers: Sequence[tuple[ServerDirectory, State]],
-) -> list[tuple[ServerDirectory, State]]:
-    """Return the ready servers that serve nobody, in the order in which they are to go."""
-    idle = [entry for entry in servers if entry[1].phase == "ready" and _is_idle(entry[0])]
-    return sorted(idle, key=lambda entry: _last_use(entry[0].clients))
-
-
-def _is_idle(directory: ServerDirectory) -> bool:
-    with opened_lock(directory.lease_lock) as descriptor:
-        return try_exclusive(descriptor)
-
-
-def _last_use(clients: Path) -> tuple[bool, float]:
-    """Return whether somebody wants it kept for ever, and when it was last used."""
-    for_ever, latest = False, 0.0
-    for record in clients.glob("[!.]*"):
-        try:
-            latest = max(latest, record.stat().st_mtime)
-            for_ever = for_ever or record.read_text(encoding="ascii").startswith("-")
-        except FileNotFoundError:
-            continue
-    return for_ever, latest

@@ -24,11 +24,11 @@ class Identity:
 
     Attributes:
         pid: Process id, also its group where it leads one.
-        marker: A random text that stands on its command line and on no other's.
+        tag: A random text that stands on its command line and on no other's.
     """
 
     pid: int
-    marker: str
+    tag: str
 
     def find(self) -> psutil.Process | None:
         """Return the live process, or None when it is gone, a zombie or somebody else."""
@@ -36,7 +36,7 @@ class Identity:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
                 return None
-            return process if self.marker in process.cmdline() else None
+            return process if self.tag in process.cmdline() else None
         except psutil.Error:
             return None
 

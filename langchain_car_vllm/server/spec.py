@@ -17,7 +17,7 @@ class ServerSpec:
 
     Attributes:
         source: What `vllm-mlx serve` is given: a Hub repository or an absolute directory.
-        name: The served model name: the user's id without `vllm-mlx/`.
+        served_name: The served model name: the user's id without `vllm-mlx/`.
         revision: Hub revision, None for the default branch.
         engine: Which engine; `auto` decides once the model is known.
         server_args: Appended last to the command line.
@@ -30,7 +30,7 @@ class ServerSpec:
     """
 
     source: str
-    name: str
+    served_name: str
     revision: str | None = None
     engine: Engine = "auto"
     server_args: tuple[str, ...] = ()
@@ -41,7 +41,9 @@ class ServerSpec:
     auto_pull: bool = True
 
     def __repr__(self) -> str:
-        return f"ServerSpec({self.source!r}, name={self.name!r}, engine={self.engine!r})"
+        return (
+            f"ServerSpec({self.source!r}, served_name={self.served_name!r}, engine={self.engine!r})"
+        )
 
     def key(self, binary: str | None = None) -> str:
         """Return the identity as 16 hexadecimal digits.
@@ -52,7 +54,7 @@ class ServerSpec:
         identity = [
             PROTOCOL,
             self.source,
-            self.name,
+            self.served_name,
             self.revision,
             self.engine,
             self.server_args,

@@ -18,8 +18,11 @@ from langchain_car_vllm.endpoint import Endpoint, Parsers
 from langchain_car_vllm.server.process import Identity, boot_id, machine_id
 from langchain_car_vllm.server.spec import PROTOCOL
 
-Phase = Literal["queued", "install", "download", "load", "ready", "draining", "stopped"]
+Phase = Literal["queued", "install", "download", "load", "ready", "stopping", "stopped"]
 Reason = Literal["user", "idle", "evicted", "crash", "failed", "lost"]
+# What the file calls them: supervisors of every version read it.
+_STORED_FIELDS = {"served_name": "name"}
+_STORED_STOPPING = "draining"
 STARTING: tuple[Phase, ...] = ("queued", "install", "download", "load")
 
 
@@ -33,7 +36,7 @@ class State:
         host: Name of the machine, for people.
         machine: What tells it from every other.
         boot_id: Which boot of that machine; times and processes of another boot mean nothing.
-        name: The served model name.
+        served_name: The served model name.
         source: What is served.
         supervisor: The process that wrote this.
         server: The server process, None before it was spawned and after it is gone.
@@ -64,7 +67,7 @@ class State:
     host: str
     machine: str
     boot_id: str
-    name: str
+    served_name: str
     source: str
     supervisor: Identity
     server: Identity | None = None
@@ -100,7 +103,7 @@ class State:
         return Endpoint(
             base_url=f"http://127.0.0.1:{self.port}/v1",
             api_key=self.api_key,
-            served_model=self.name,
+            served_model=self.served_name,
             version=self.version,
             engine=self.engine,
             parsers=Parsers(self.tool_call_parser, self.reasoning_parser),
@@ -119,12 +122,7 @@ def read_state(path: Path) -> State | None:
         values = json.loads(path.read_bytes())
         if values["protocol"] != PROTOCOL:
             return None
-        known = {f.name: values[f.name] for f in dataclasses.fields(State) if f.name in values}
-        for name in ("supervisor", "server"):
-            if known.get(name) is not None:
-                known[name] = Identity(**known[name])
-        known["crashes"] = tuple(known["crashes"])
-        return State(**known)
+        return _decode_state(values)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
@@ -134,13 +132,34 @@ def write_state(path: Path, state: State) -> None:
     scratch = path.with_suffix(".new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(dataclasses.asdict(state), file)
+        json.dump(_encode_state(state), file)
         file.flush()
         # The file system's own stamps are coarse and its numbers come again: readers could not tell
         # two states that follow each other closely.
         now = time.time_ns()
         os.utime(file.fileno(), ns=(now, now))
     scratch.replace(path)
+
+
+def _decode_state(values: dict[str, Any]) -> State:
+    stored = {f.name: _STORED_FIELDS.get(f.name, f.name) for f in dataclasses.fields(State)}
+    known = {field: values[name] for field, name in stored.items() if name in values}
+    known["phase"] = "stopping" if values["phase"] == _STORED_STOPPING else values["phase"]
+    for name in ("supervisor", "server"):
+        if (identity := known.get(name)) is not None:
+            known[name] = Identity(identity["pid"], identity["marker"])
+    known["crashes"] = tuple(known["crashes"])
+    return State(**known)
+
+
+def _encode_state(state: State) -> dict[str, Any]:
+    values = dataclasses.asdict(state)
+    for name in ("supervisor", "server"):
+        if (identity := values[name]) is not None:
+            values[name] = {"pid": identity["pid"], "marker": identity["tag"]}
+    if state.phase == "stopping":
+        values["phase"] = _STORED_STOPPING
+    return {_STORED_FIELDS.get(name, name): value for name, value in values.items()}
 
 
 def is_of_this_machine(state: State) -> bool:

@@ -83,7 +83,7 @@ class Fake:
 
     def spec(self, **changes: object) -> ServerSpec:
         """Return a spec of the fake model."""
-        fields = {"source": str(self.model), "name": str(self.model), "keep_alive": 60.0}
+        fields = {"source": str(self.model), "served_name": str(self.model), "keep_alive": 60.0}
         return ServerSpec(**{**fields, **changes})
 
     def open_gate(self, name: str) -> None:
@@ -200,7 +200,12 @@ class ClientProcess:
         **changes,
     ) -> None:
         wait = "sys.stdin.read()"
-        fields = {"source": str(fake.model), "name": str(fake.model), "keep_alive": 60.0, **changes}
+        fields = {
+            "source": str(fake.model),
+            "served_name": str(fake.model),
+            "keep_alive": 60.0,
+            **changes,
+        }
         code = f"""
 import sys
 from langchain_car_vllm.server import Policy, ServerSpec, lease

@@ -17,7 +17,7 @@ from langchain_car_vllm.server import ServerSpec, directory_of, lease, stop_serv
 from langchain_car_vllm.server.state import read_state
 
 POLICY = dataclasses.replace(FAST, download_tick=0.01)
-SPEC = ServerSpec(source="org/model", name="org/model")
+SPEC = ServerSpec(source="org/model", served_name="org/model")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_progress_reaches_every_waiting_process(hub: Fake, home: Path):
     hub.switch(download_from=str(hub.model), download_gate=hub.gate("download"))
     code = f"""
 from langchain_car_vllm.server import Policy, ServerSpec, lease
-spec = ServerSpec(source="org/model", name="org/model")
+spec = ServerSpec(source="org/model", served_name="org/model")
 def tell(progress):
     print(progress.stage, progress.done, flush=True)
 with lease(spec, policy=Policy.from_dict({POLICY.to_dict()!r}), on_progress=tell):

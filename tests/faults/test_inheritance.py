@@ -112,7 +112,7 @@ def test_fork_during_a_gentle_stop_leaves_the_lease_free(fake: Fake):
     with lease(fake.spec(), policy=FAST):
         pass
     stopping = Background(lambda: stop_server(fake.directory(), force=False, policy=FAST))
-    fake.wait_for_phase("draining")
+    fake.wait_for_phase("stopping")
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -138,7 +138,7 @@ def test_pipes_of_the_client_are_not_inherited(fake: Fake):
             "-c",
             f"""
 from langchain_car_vllm.server import Policy, ServerSpec, lease
-spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=60.0)
+spec = ServerSpec(source={str(fake.model)!r}, served_name={str(fake.model)!r}, keep_alive=60.0)
 with lease(spec, policy=Policy.from_dict({FAST.to_dict()!r})):
     pass
 """,

@@ -60,11 +60,11 @@ def test_stop_that_is_held_up_leaves_the_successor_alone(fake: Fake):
         pass
     code = f"""
 from langchain_car_vllm.server import Policy, ServerSpec, directory_of, stop_server
-spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r})
+spec = ServerSpec(source={str(fake.model)!r}, served_name={str(fake.model)!r})
 print(stop_server(directory_of(spec), policy=Policy.from_dict({FAST.to_dict()!r})))
 """
     stopper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    fake.wait_for_phase("draining")
+    fake.wait_for_phase("stopping")
     stopper.send_signal(signal.SIGSTOP)
     with lease(fake.spec(), policy=FAST) as held:
         stopper.send_signal(signal.SIGCONT)
@@ -95,19 +95,19 @@ def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
 
 def test_keyboard_interrupt_while_the_record_is_written(fake: Fake, monkeypatch):
     """Ctrl-C at any point of the way to the lease leaves no holder behind."""
-    from langchain_car_vllm.server.client import process_lease as tenant_module
+    from langchain_car_vllm.server.client import process_lease as lease_module
 
     fake.directory().create()
-    tenant = tenant_module.tenant_of(fake.directory())
-    real = tenant_module.write_record
+    process_lease = lease_module.process_lease_of(fake.directory())
+    real = lease_module.write_record
 
     def interrupted(path, keep_alive):
         real(path, keep_alive)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(tenant_module, "write_record", interrupted)
+    monkeypatch.setattr(lease_module, "write_record", interrupted)
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), lease(fake.spec(), policy=FAST):
         pass
     signal.signal(signal.SIGINT, usual)
-    assert tenant.holders == 0
+    assert process_lease.holders == 0

@@ -13,7 +13,7 @@ from faults.support import FAST, Background, Fake, ask, eventually
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.server import alease, lease, stop_server
-from langchain_car_vllm.server.client.process_lease import tenant_of
+from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock, try_exclusive
 
@@ -29,11 +29,11 @@ def break_records(fake: Fake) -> None:
 def test_failed_record_on_acquire_leaks_no_lease(fake: Fake):
     """A record that cannot be written fails the call and leaves no holder behind."""
     fake.directory().create()
-    tenant = tenant_of(fake.directory())
+    process_lease = process_lease_of(fake.directory())
     break_records(fake)
     with pytest.raises(CarVllmError), lease(fake.spec(), policy=FAST):
         pass
-    assert tenant.holders == 0
+    assert process_lease.holders == 0
     descriptor = open_lock(fake.directory().lease_lock)
     assert try_exclusive(descriptor)
     close_lock(descriptor)
@@ -42,25 +42,25 @@ def test_failed_record_on_acquire_leaks_no_lease(fake: Fake):
 def test_failed_record_on_release_costs_neither_answer_nor_lease(fake: Fake, tmp_path):
     """A disk that fills up during a request costs neither its answer nor the lease."""
     answers = []
-    tenant = None
+    process_lease = None
     error = None
     try:
         with lease(fake.spec(keep_alive=5.0), policy=FAST) as held:
             answers.append(ask(held.endpoint))
-            tenant = tenant_of(fake.directory())
+            process_lease = process_lease_of(fake.directory())
             break_records(fake)
     except BaseException as caught:  # noqa: BLE001
         error = caught
     fake.directory().clients.unlink()
     fake.directory().clients.mkdir(exist_ok=True)
-    assert (error, tenant.holders) == (None, 0)
+    assert (error, process_lease.holders) == (None, 0)
 
 
 def test_cancellation_at_the_end_of_a_step_leaks_no_lease(fake: Fake):
     """Giving up between a step's last look and its unlock still gives the lease back."""
     with lease(fake.spec(), policy=FAST):
-        tenant = tenant_of(fake.directory())
-    waiting = Waiting(lambda: tenant, fake.spec(), FAST, None, None)
+        process_lease = process_lease_of(fake.directory())
+    waiting = Waiting(lambda: process_lease, fake.spec(), FAST, None, None)
 
     class Late:
         """The step's lock, with a cancellation exactly before its release."""
@@ -81,9 +81,9 @@ def test_cancellation_at_the_end_of_a_step_leaks_no_lease(fake: Fake):
         def release(self) -> None:
             self.lock.release()
 
-    waiting._guard = Late()
+    waiting._mutex = Late()
     waiting.step()
-    assert tenant.holders == 0
+    assert process_lease.holders == 0
 
 
 def test_fork_during_a_start_does_not_keep_start_lock(fake: Fake):

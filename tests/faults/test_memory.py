@@ -39,12 +39,12 @@ def models(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[ServerSpec]:
         shutil.copytree(fake.model, folder)
         with (folder / "model.safetensors").open("wb") as file:
             file.truncate(1_000_000_000)
-        specs.append(fake.spec(source=str(folder), name=str(folder)))
+        specs.append(fake.spec(source=str(folder), served_name=str(folder)))
     return specs
 
 
 def names() -> set[str]:
-    return {state.name[-1] for _, state in running_servers()}
+    return {state.served_name[-1] for _, state in running_servers()}
 
 
 def use(spec: ServerSpec) -> None:
@@ -86,16 +86,18 @@ def test_model_that_can_never_fit_is_refused_with_the_numbers(
 def test_busy_servers_are_waited_for_visibly(fake: Fake, models: list[ServerSpec]):
     """The third model waits until one of the two busy ones is released."""
     clients = [
-        ClientProcess(fake, source=spec.source, name=spec.name, keep_alive=0.0)
+        ClientProcess(fake, source=spec.source, served_name=spec.served_name, keep_alive=0.0)
         for spec in models[:2]
     ]
     for client in clients:
         assert client.read() == "began"
         assert client.read() == "leased 1"
     call = Background(lambda: use(models[2]))
-    state = fake.wait_for_phase("queued", source=models[2].source, name=models[2].name)
+    state = fake.wait_for_phase(
+        "queued", source=models[2].source, served_name=models[2].served_name
+    )
     while not state.shortfall:
-        state = fake.state(source=models[2].source, name=models[2].name)
+        state = fake.state(source=models[2].source, served_name=models[2].served_name)
     assert "waits for" in state.detail
     clients[0].finish()
     call.result()
@@ -152,14 +154,14 @@ def test_wrong_budget_is_a_clear_error(fake: Fake, monkeypatch: pytest.MonkeyPat
 def test_queued_supervisor_that_is_killed_is_replaced(fake: Fake, models: list[ServerSpec]):
     """Who waits for memory goes on waiting with another supervisor."""
     clients = [
-        ClientProcess(fake, source=spec.source, name=spec.name, keep_alive=0.0)
+        ClientProcess(fake, source=spec.source, served_name=spec.served_name, keep_alive=0.0)
         for spec in models[:2]
     ]
     for client in clients:
         assert client.read() == "began"
         assert client.read() == "leased 1"
     call = Background(lambda: use(models[2]))
-    changes = {"source": models[2].source, "name": models[2].name}
+    changes = {"source": models[2].source, "served_name": models[2].served_name}
     eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")
     os.kill(fake.state(**changes).supervisor.pid, signal.SIGKILL)
     eventually(lambda: fake.state(**changes).generation == 2, "the next supervisor")
@@ -205,11 +207,13 @@ def test_stream_whose_consumer_calls_two_other_models(
 
 def test_queue_is_left_when_nobody_waits_any_more(fake: Fake, models: list[ServerSpec]):
     """A server that nobody waits for does not stay in the queue for memory."""
-    clients = [ClientProcess(fake, source=spec.source, name=spec.name) for spec in models[:2]]
+    clients = [
+        ClientProcess(fake, source=spec.source, served_name=spec.served_name) for spec in models[:2]
+    ]
     for client in clients:
         assert client.read() == "began"
         assert client.read() == "leased 1"
-    changes = {"source": models[2].source, "name": models[2].name}
+    changes = {"source": models[2].source, "served_name": models[2].served_name}
     with pytest.raises(ServerStartingError):
         lease(models[2], policy=FAST, startup_timeout=1.0).__enter__()
     fake.wait_until_unsupervised(**changes)

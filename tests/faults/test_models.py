@@ -32,7 +32,7 @@ def test_a_model_of_lm_studio_is_served_from_its_folder(fake: Fake, home: Path):
     """What LM Studio has downloaded is served without a download, by its path."""
     folder = home / ".lmstudio" / "models" / "org" / "model"
     shutil.copytree(fake.model, folder)
-    spec = fake.spec(source="org/model", name="org/model", auto_pull=False)
+    spec = fake.spec(source="org/model", served_name="org/model", auto_pull=False)
     with lease(spec, policy=FAST) as held:
         assert ask(held.endpoint)
         assert held.endpoint.served_model == "org/model"

@@ -14,7 +14,7 @@ from faults.support import FAST, ClientProcess, Fake, eventually
 
 from langchain_car_vllm.errors import ServerStartingError, ServerStoppedError
 from langchain_car_vllm.server import alease, lease, stop_server
-from langchain_car_vllm.server.client.process_lease import tenant_of
+from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.locks import (
     close_lock,
     is_held,
@@ -78,7 +78,7 @@ def test_two_hundred_cancelled_tasks_leak_nothing(fake: Fake):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(main())
-    assert tenant_of(fake.directory()).holders == 0
+    assert process_lease_of(fake.directory()).holders == 0
     fake.wait_for_phase("ready")
 
 

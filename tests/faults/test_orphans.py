@@ -86,7 +86,7 @@ def test_supervisor_killed_while_draining_leaves_nobody(fake: Fake):
     with lease(fake.spec(), policy=FAST):
         pass
     stopping = Background(lambda: stop_server(fake.directory(), policy=FAST))
-    state = fake.wait_for_phase("draining")
+    state = fake.wait_for_phase("stopping")
     os.kill(state.supervisor.pid, signal.SIGKILL)
     assert stopping.result()
     nobody_left(fake)

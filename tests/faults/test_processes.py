@@ -81,7 +81,7 @@ def test_interpreter_exit_does_not_wait_for_a_load(fake: Fake):
     code = f"""
 from langchain_car_vllm.server import Policy, ServerSpec, lease
 policy = Policy.from_dict({FAST.to_dict()!r})
-spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=0.0)
+spec = ServerSpec(source={str(fake.model)!r}, served_name={str(fake.model)!r}, keep_alive=0.0)
 def leave(progress):
     if progress.stage == "load":
         print("gave up")
@@ -108,7 +108,7 @@ def test_supervisor_outlives_its_virtual_environment(fake: Fake, tmp_path: Path)
     code = f"""
 from langchain_car_vllm.server import Policy, ServerSpec, lease
 policy = Policy.from_dict({FAST.to_dict()!r})
-spec = ServerSpec(source={str(fake.model)!r}, name={str(fake.model)!r}, keep_alive=60.0)
+spec = ServerSpec(source={str(fake.model)!r}, served_name={str(fake.model)!r}, keep_alive=60.0)
 def leave(progress):
     if progress.stage == "load":
         raise SystemExit
@@ -141,7 +141,7 @@ def test_virtual_environment_that_is_deleted_while_the_model_is_downloaded(
     code = f"""
 from langchain_car_vllm.server import Policy, ServerSpec, lease
 policy = Policy.from_dict({FAST.to_dict()!r})
-spec = ServerSpec(source="org/model", name="org/model", keep_alive=0.1)
+spec = ServerSpec(source="org/model", served_name="org/model", keep_alive=0.1)
 def leave(progress):
     if progress.stage == "download":
         raise SystemExit
@@ -151,7 +151,7 @@ lease(spec, policy=policy, on_progress=leave).__enter__()
     subprocess.run(
         [environment / "bin" / "python", "-P", "-c", code], env=clean, check=True, timeout=30
     )
-    changes = {"source": "org/model", "name": "org/model", "keep_alive": 0.1}
+    changes = {"source": "org/model", "served_name": "org/model", "keep_alive": 0.1}
     fake.wait_for_phase("download", **changes)
     shutil.rmtree(environment)
     fake.open_gate("download")

@@ -77,7 +77,7 @@ def test_nothing_is_installed_for_a_model_that_cannot_be_had(
     bare: Fake, home: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A model that may not be fetched, or is gone, is refused before uv is asked for anything."""
-    remote = {"source": "org/model", "name": "org/model"}
+    remote = {"source": "org/model", "served_name": "org/model"}
     with pytest.raises(ModelDownloadError, match="auto_pull=False"):
         lease(bare.spec(**remote, auto_pull=False), policy=FAST).__enter__()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

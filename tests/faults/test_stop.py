@@ -47,7 +47,7 @@ def test_call_during_a_stop_waits_and_starts_again(fake: Fake):
     with lease(fake.spec(), policy=FAST):
         pass
     stopping = Background(lambda: stop(fake))
-    fake.wait_for_phase("draining")
+    fake.wait_for_phase("stopping")
     with lease(fake.spec(), policy=FAST) as held:
         assert held.endpoint.generation == 2
         assert ask(held.endpoint)

@@ -66,7 +66,7 @@ def test_port_stolen_between_probe_and_bind(fake: Fake):
     eventually(fake.starts, "the server to load")
     port = fake.state().port
     assert port is not None
-    stranger = Stranger(port, fake.spec().name)
+    stranger = Stranger(port, fake.spec().served_name)
     try:
         fake.open_gate("load")
         endpoint = call.result()
@@ -144,7 +144,7 @@ def test_stranger_on_the_port_of_a_dead_server_hears_nothing(fake: Fake, victim:
     """A request that is sent after its server died says nothing to who listens there now."""
     with lease(fake.spec(), policy=FAST) as held:
         port = die(fake, victim)
-        stranger = Stranger(port, fake.spec().name)
+        stranger = Stranger(port, fake.spec().served_name)
         try:
             ask_in_vain(held.endpoint, way)
             assert isinstance(held.explain(), ServerCrashedError)
@@ -159,7 +159,7 @@ def test_kept_connection_of_a_dead_server_is_not_renewed_to_a_stranger(fake: Fak
     with lease(fake.spec(), policy=FAST) as held:
         assert client_of(held.endpoint).invoke([HumanMessage("hi")]).text
         port = die(fake, "server")
-        stranger = Stranger(port, fake.spec().name)
+        stranger = Stranger(port, fake.spec().served_name)
         try:
             ask_in_vain(held.endpoint, way)
         finally:
@@ -171,7 +171,7 @@ def test_next_call_finds_its_own_server_again(fake: Fake):
     """The chat model's next call ignores the stranger and starts a server of its own."""
     model = ChatVllmMlx(model=str(fake.model), max_tokens=3)
     assert model.invoke("hi").text
-    stranger = Stranger(die(fake, "supervisor"), fake.spec().name)
+    stranger = Stranger(die(fake, "supervisor"), fake.spec().served_name)
     try:
         assert model.invoke("hi").text.strip() == "tok0 tok1 tok2"
     finally:

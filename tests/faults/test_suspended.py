@@ -55,7 +55,7 @@ def test_suspended_supervisor_that_holds_the_lease_is_woken(fake: Fake):
     fake.switch(save_lines=20)
     with lease(fake.spec(keep_alive=0.0), policy=FAST):
         supervisor = fake.state().supervisor.pid
-    fake.wait_for_phase("draining")
+    fake.wait_for_phase("stopping")
     os.kill(supervisor, signal.SIGSTOP)
     with lease(fake.spec(), policy=FAST) as held:
         assert ask(held.endpoint)

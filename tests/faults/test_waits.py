@@ -21,7 +21,7 @@ def models(fake: Fake, monkeypatch: pytest.MonkeyPatch):
         shutil.copytree(fake.model, folder)
         with (folder / "model.safetensors").open("wb") as file:
             file.truncate(1_000_000_000)
-        specs.append(fake.spec(source=str(folder), name=str(folder)))
+        specs.append(fake.spec(source=str(folder), served_name=str(folder)))
     return specs
 
 
@@ -31,7 +31,7 @@ def test_two_processes_that_each_hold_one_model_and_want_a_third(fake: Fake, mod
         f"""
     from langchain_car_vllm.errors import ServerStartingError, InsufficientMemoryError
     sys.stdin.readline()
-    other = ServerSpec(**{{**{{'keep_alive': 60.0}}, 'source': {m.source!r}, 'name': {m.name!r}}})
+    other = ServerSpec({m.source!r}, {m.served_name!r}, keep_alive=60.0)
     try:
         with lease(other, policy=policy, startup_timeout=8): print('third', flush=True)
     except (ServerStartingError, InsufficientMemoryError) as error:
@@ -39,7 +39,7 @@ def test_two_processes_that_each_hold_one_model_and_want_a_third(fake: Fake, mod
         for m in models[2:]
     ]
     clients = [
-        ClientProcess(fake, then, source=spec.source, name=spec.name)
+        ClientProcess(fake, then, source=spec.source, served_name=spec.served_name)
         for then, spec in zip(wants, models[:2], strict=True)
     ]
     for client in clients:

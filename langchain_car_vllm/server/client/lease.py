@@ -12,7 +12,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.progress import OnProgress
-from langchain_car_vllm.server.client.process_lease import Tenant, tenant_of
+from langchain_car_vllm.server.client.process_lease import ProcessLease, process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
@@ -131,9 +131,9 @@ def _wait(
     startup_timeout: float | None,
     on_progress: OnProgress | None,
 ) -> Waiting:
-    def find_tenant() -> Tenant:
-        return tenant_of(directory_of(spec))
+    def find_process_lease() -> ProcessLease:
+        return process_lease_of(directory_of(spec))
 
     return Waiting(
-        find_tenant, spec, policy or policy_from_environment(), startup_timeout, on_progress
+        find_process_lease, spec, policy or policy_from_environment(), startup_timeout, on_progress
     )

@@ -22,7 +22,7 @@ from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, read_state
 
 
-class Tenant:
+class ProcessLease:
     """Shared by all threads and tasks of a process that use one server key.
 
     The lease is one shared `flock` for the whole process, held while any of its requests is under
@@ -38,7 +38,7 @@ class Tenant:
     def __init__(self, directory: ServerDirectory) -> None:
         directory.create()
         self.directory = directory
-        self._guard = threading.Lock()
+        self._mutex = threading.Lock()
         with explain_os_errors(directory.path):
             self._lease = open_lock(directory.lease_lock)
             self._supervisor = open_lock(directory.supervisor_lock)
@@ -62,7 +62,7 @@ class Tenant:
         Raises:
             StateDirectoryError: This process's record cannot be written.
         """
-        with self._guard, explain_os_errors(self.directory.path):
+        with self._mutex, explain_os_errors(self.directory.path):
             if self._holders == 0 and not try_shared(self._lease):
                 return False
             try:
@@ -82,7 +82,7 @@ class Tenant:
         """
         if self._is_abandoned:
             return
-        with self._guard:
+        with self._mutex:
             try:
                 self._tell_end(keep_alive)
             except OSError:
@@ -111,14 +111,14 @@ class Tenant:
 
     def is_author_alive(self, state: State) -> bool:
         """Ask the kernel whether the very supervisor that wrote a state lives."""
-        marker = state.supervisor.marker
-        with self._guard:
-            if self._author is None or self._author[0] != marker:
+        tag = state.supervisor.tag
+        with self._mutex:
+            if self._author is None or self._author[0] != tag:
                 if self._author is not None:
                     close_lock(self._author[1])
                 self._author = None
                 with suppress(FileNotFoundError):
-                    self._author = marker, open_existing(self.directory.life_lock(marker))
+                    self._author = tag, open_existing(self.directory.author_lock(tag))
             return self._author is not None and is_held(self._author[1])
 
     def is_supervisor_alive(self) -> bool:
@@ -127,7 +127,7 @@ class Tenant:
 
     def begin_start(self, spec: ServerSpec, policy: Policy) -> Start:
         """Start a supervisor, or join the attempt of this process that is under way."""
-        with self._guard:
+        with self._mutex:
             if self._start is None or not self._start.is_alive():
                 self._start = Start(self.directory, spec, policy)
             return self._start
@@ -138,7 +138,7 @@ class Tenant:
 
     def retire(self) -> None:
         """Close the files of a directory that is gone, unless a request still holds the lease."""
-        with self._guard:
+        with self._mutex:
             if self._holders == 0:
                 author = [self._author[1]] if self._author else []
                 for descriptor in (self._lease, self._supervisor, self._server, *author):
@@ -161,34 +161,34 @@ class Tenant:
         self._keep_alive = keep_alive
 
 
-_tenants: dict[str, Tenant] = {}
-_tenants_guard = threading.Lock()
+_leases: dict[str, ProcessLease] = {}
+_leases_mutex = threading.Lock()
 
 
-def tenant_of(directory: ServerDirectory) -> Tenant:
-    """Return this process's tenant of a server key."""
-    with _tenants_guard:
+def process_lease_of(directory: ServerDirectory) -> ProcessLease:
+    """Return this process's lease of a server key."""
+    with _leases_mutex:
         name = str(directory.path)
-        known = _tenants.get(name)
+        known = _leases.get(name)
         if known is None or not known.is_current():
-            _tenants[name] = Tenant(directory)
+            _leases[name] = ProcessLease(directory)
             if known is not None:
                 known.retire()
-        return _tenants[name]
+        return _leases[name]
 
 
-def tenants() -> list[Tenant]:
+def process_leases() -> list[ProcessLease]:
     """Return all server keys that this process has used."""
-    with _tenants_guard:
-        return list(_tenants.values())
+    with _leases_mutex:
+        return list(_leases.values())
 
 
 def _forget_after_fork() -> None:
-    global _tenants_guard  # noqa: PLW0603
-    _tenants_guard = threading.Lock()
-    for tenant in _tenants.values():
-        tenant.abandon()
-    _tenants.clear()
+    global _leases_mutex  # noqa: PLW0603
+    _leases_mutex = threading.Lock()
+    for held in _leases.values():
+        held.abandon()
+    _leases.clear()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)

@@ -74,10 +74,10 @@ class Start(threading.Thread):
 
     def _spawn(self) -> None:
         order = json.dumps({"spec": self._spec.to_dict(), "policy": self._policy.to_dict()})
-        module, nonce = "langchain_car_vllm.server.supervisor", secrets.token_hex(8)
+        module, tag = "langchain_car_vllm.server.supervisor", secrets.token_hex(8)
         interpreter = _interpreter()
         try:
-            process = _Process([interpreter, "-P", "-m", module, str(self._directory.path), nonce])
+            process = _Process([interpreter, "-P", "-m", module, str(self._directory.path), tag])
         except OSError as error:
             raise ServerStartError(
                 f"`{interpreter}` cannot run the supervisor: {error.strerror}",

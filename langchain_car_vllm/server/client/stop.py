@@ -1,6 +1,5 @@
 """Ending servers from outside: stop means that nobody is left."""
 
-import dataclasses
 import signal
 import time
 from contextlib import suppress
@@ -20,16 +19,10 @@ from langchain_car_vllm.server.locks import (
     release,
 )
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
-from langchain_car_vllm.server.process import Identity, boot_id, kill_group
-from langchain_car_vllm.server.state import (
-    Reason,
-    State,
-    is_of_this_machine,
-    read_state,
-    write_state,
-)
+from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.server.recovery import clean_up
+from langchain_car_vllm.server.state import State, read_state
 
-_LOCK_PATIENCE = 1.0
 _LOOK_PATIENCE = 0.05
 """Others look at the lease by taking it for an instant."""
 
@@ -106,7 +99,7 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
             asked, asked_at = state.supervisor, time.monotonic()
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
-        begun = state is not None and state.phase in ("draining", "stopped")
+        begun = state is not None and state.phase in ("stopping", "stopped")
         if not begun and time.monotonic() - asked_at > policy.stop_patience:
             if process is None:
                 raise ServerError(
@@ -118,33 +111,3 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
             asked_at = time.monotonic()
         time.sleep(policy.client_tick)
     return stopped
-
-
-def end_lost_server(state: State, policy: Policy) -> None:
-    """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
-    if state.server is not None and state.boot_id == boot_id() and state.server.find():
-        kill_group(state.server.pid, policy.kill_grace)
-
-
-def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool:
-    """End what a lost supervisor left, and say in its place that the server is stopped.
-
-    Args:
-        directory: Of the server key.
-        policy: How long to wait for the kernel.
-        reason: Why it stopped.
-
-    Returns:
-        Whether there was anything to do.
-    """
-    with opened_lock(directory.supervisor_lock) as lock:
-        if not acquire_exclusive(lock, _LOCK_PATIENCE):
-            return False
-        state = read_state(directory.state)
-        if state is None or state.phase == "stopped" or not is_of_this_machine(state):
-            return False
-        end_lost_server(state, policy)
-        ended = dataclasses.replace(state, phase="stopped", reason=reason, server=None)
-        ended = dataclasses.replace(ended, port=None, api_key=None, reservation=0)
-        write_state(directory.state, ended)
-        return True

@@ -18,7 +18,7 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.admission import Turn
 from langchain_car_vllm.server.client.liveness import is_serving
-from langchain_car_vllm.server.client.process_lease import Tenant, tenants
+from langchain_car_vllm.server.client.process_lease import ProcessLease, process_leases
 from langchain_car_vllm.server.client.spawn import NoReportError, Start
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
@@ -38,8 +38,8 @@ class Waiting:
     wait for it.
 
     Args:
-        find_tenant: Returns this process's side of the server key; called by the first step, since
-            it looks at files.
+        find_process_lease: Returns this process's side of the server key; the first step calls it,
+            since it looks at files.
         spec: What to serve.
         policy: How long to wait for what.
         startup_timeout: Seconds to wait at most, None for ever.
@@ -48,16 +48,16 @@ class Waiting:
 
     def __init__(
         self,
-        find_tenant: Callable[[], Tenant],
+        find_process_lease: Callable[[], ProcessLease],
         spec: ServerSpec,
         policy: Policy,
         startup_timeout: float | None,
         on_progress: OnProgress | None,
     ) -> None:
         self.policy = policy
-        self._find_tenant = find_tenant
+        self._find_process_lease = find_process_lease
         self._spec = spec
-        self._guard = threading.Lock()
+        self._mutex = threading.Lock()
         self._given_up = self._leased = False
         self._start: Start | None = None
         self._turn: Turn | None = None
@@ -72,8 +72,8 @@ class Waiting:
         self._stage_began = self._began
 
     @cached_property
-    def _tenant(self) -> Tenant:
-        return self._find_tenant()
+    def _process_lease(self) -> ProcessLease:
+        return self._find_process_lease()
 
     @property
     def tick(self) -> float:
@@ -88,7 +88,7 @@ class Waiting:
             CarVllmError: The server cannot be had, for the reason that its type tells.
             ServerStartingError: `startup_timeout` ran out; the start goes on.
         """
-        with self._guard:
+        with self._mutex:
             try:
                 endpoint = None if self._given_up else self._advance()
             finally:
@@ -104,11 +104,11 @@ class Waiting:
     def give_up(self) -> None:
         """Give the lease back. Never blocks: a step under way does it at its end."""
         self._given_up = True
-        if self._guard.acquire(blocking=False):
+        if self._mutex.acquire(blocking=False):
             try:
                 self._release()
             finally:
-                self._guard.release()
+                self._mutex.release()
 
     def explain_step(self, endpoint: Endpoint, waited: float) -> tuple[CarVllmError | None] | None:
         """Look at what became of a server whose connection broke.
@@ -123,11 +123,11 @@ class Waiting:
             None while it is not known, else `ServerStoppedError`, `ServerCrashedError`, or None
             where the server is well, in a tuple.
         """
-        supervised = self._tenant.is_supervisor_alive()
-        state = self._tenant.state()
+        supervised = self._process_lease.is_supervisor_alive()
+        state = self._process_lease.state()
         if verdict := _verdict(state, endpoint, supervised=supervised):
             return (verdict,)
-        alive = self._tenant.is_server_alive()
+        alive = self._process_lease.is_server_alive()
         if alive and waited > _AFTERMATH:
             return (None,)
         if waited > self.policy.settle:
@@ -136,19 +136,19 @@ class Waiting:
 
     def _advance(self) -> Endpoint | None:
         if not self._leased:
-            self._leased = self._tenant.acquire(self._spec.keep_alive)
+            self._leased = self._process_lease.acquire(self._spec.keep_alive)
             if not self._leased:
-                self._rouse(self._tenant.state())
+                self._rouse(self._process_lease.state())
                 self._show(Progress("queued", "waiting for the server to stop"))
                 return None
-        supervised = self._tenant.is_supervisor_alive()
-        state = self._tenant.state()
+        supervised = self._process_lease.is_supervisor_alive()
+        state = self._process_lease.state()
         if self._known is None:
             self._known = state.generation if state else 0
             if state and supervised and state.phase in STARTING:
                 self._known -= 1
         if state and supervised and self._is_ready(state):
-            directory = self._tenant.directory
+            directory = self._process_lease.directory
             endpoint = state.endpoint(
                 directory.log, partial(is_serving, directory, state.generation)
             )
@@ -170,8 +170,8 @@ class Waiting:
         """
         return (
             state.phase == "ready"
-            and self._tenant.is_author_alive(state)
-            and self._tenant.is_server_alive()
+            and self._process_lease.is_author_alive(state)
+            and self._process_lease.is_server_alive()
         )
 
     def _has_turn(self, endpoint: Endpoint) -> bool:
@@ -179,7 +179,7 @@ class Waiting:
         if not (endpoint.engine == "batched" and endpoint.multimodal):
             return True
         if self._turn is None:
-            self._turn = Turn(self._tenant.directory)
+            self._turn = Turn(self._process_lease.directory)
         return self._turn.try_take()
 
     def _rouse(self, state: State | None) -> None:
@@ -198,7 +198,7 @@ class Waiting:
         if state.phase in STARTING:
             self._check_not_blocking_itself(state)
             self._show(Progress(state.phase, state.detail, state.done, state.total))  # type: ignore[arg-type]
-        elif state.phase == "draining":
+        elif state.phase == "stopping":
             self._show(Progress("queued", "waiting for the server to stop"))
 
     def _check_not_blocking_itself(self, state: State) -> None:
@@ -206,7 +206,7 @@ class Waiting:
 
         Another thread's request may end and make room, so it is not raised at once.
         """
-        used = {tenant.directory.key for tenant in tenants() if tenant.holders}
+        used = {held.directory.key for held in process_leases() if held.holders}
         if not state.shortfall or not used & state.blocked_by.keys():
             self._blocked_since = None
             return
@@ -214,7 +214,7 @@ class Waiting:
         self._blocked_since = self._blocked_since or now
         if now - self._blocked_since > self.policy.own_memory:
             error = InsufficientMemoryError(
-                f"`{self._spec.name}` cannot start while this process uses another model: "
+                f"`{self._spec.served_name}` cannot start while this process uses another model: "
                 f"{state.detail}",
                 hint="end that stream first, choose smaller models, or raise "
                 "CAR_VLLM_MLX_MEMORY_GB",
@@ -234,21 +234,23 @@ class Waiting:
         if state is not None and state.generation > (self._known or 0):
             self._judge(state)
             self._known = state.generation
-        self._start = self._tenant.begin_start(self._spec, self.policy)
+        self._start = self._process_lease.begin_start(self._spec, self.policy)
 
     def _judge(self, state: State) -> None:
         """Raise the failure of a start that we waited for; a lost one is tried again."""
         if state.phase == "stopped" and state.reason == "failed" and state.error is not None:
             raise decode_error(state.error)
         if state.phase == "stopped" and state.reason == "user":
-            raise ServerStoppedError(f"`{self._spec.name}` was stopped while it was starting")
+            raise ServerStoppedError(
+                f"`{self._spec.served_name}` was stopped while it was starting"
+            )
         if state.reason == "crash":
             return
         self._lost += 1
         if self._lost >= _LOST_STARTS:
             raise ServerStartError(
-                f"the supervisor of `{self._spec.name}` was lost {self._lost} times",
-                log_path=self._tenant.directory.supervisor_log,
+                f"the supervisor of `{self._spec.served_name}` was lost {self._lost} times",
+                log_path=self._process_lease.directory.supervisor_log,
             )
 
     def _check_timeout(self) -> None:
@@ -256,10 +258,10 @@ class Waiting:
         if limit is not None and time.monotonic() - self._began > limit:
             stage = self._shown.stage if self._shown else "queued"
             raise ServerStartingError(
-                f"`{self._spec.name}` is not ready after {limit:g} s (stage: {stage}); "
+                f"`{self._spec.served_name}` is not ready after {limit:g} s (stage: {stage}); "
                 "the start goes on",
                 hint="call again later, or raise `startup_timeout`",
-                log_path=self._tenant.directory.log,
+                log_path=self._process_lease.directory.log,
             )
 
     def _show(self, progress: Progress) -> None:
@@ -282,7 +284,7 @@ class Waiting:
         finally:
             if self._leased:
                 self._leased = False
-                self._tenant.release(self._spec.keep_alive)
+                self._process_lease.release(self._spec.keep_alive)
 
 
 def _verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> CarVllmError | None:
@@ -305,7 +307,7 @@ def _ended(state: State | None, endpoint: Endpoint) -> str | None:
     if state is None:
         return "unknown"
     if state.generation == endpoint.generation:
-        return "user" if state.phase == "draining" else state.reason
+        return "user" if state.phase == "stopping" else state.reason
     told = state.generation == endpoint.generation + 1 and state.previous not in (None, *_CRASHES)
     return state.previous if told else "unknown"
 

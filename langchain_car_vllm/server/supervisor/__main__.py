@@ -22,8 +22,8 @@ from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import encode_error
-from langchain_car_vllm.server.supervisor.context import Held
-from langchain_car_vllm.server.supervisor.lifecycle import Life
+from langchain_car_vllm.server.supervisor.context import SupervisorLock
+from langchain_car_vllm.server.supervisor.lifecycle import Supervisor
 
 _LOCK_PATIENCE = 1.0
 _STANDARD_ERROR = 2
@@ -70,7 +70,7 @@ def _close_inherited() -> None:
 
 def _begin(
     directory: ServerDirectory, spec: ServerSpec, policy: Policy, report: int
-) -> Life | None:
+) -> Supervisor | None:
     """Take the lock, write the first state and tell the parent how it went."""
     try:
         with explain_os_errors(directory.path):
@@ -79,7 +79,7 @@ def _begin(
                 _tell(report, {"ok": False, "taken": True})
                 return None
             _empty_log()
-            life = Life(directory, spec, policy, Held(lock, sys.argv[2]))
+            life = Supervisor(directory, spec, policy, SupervisorLock(lock, sys.argv[2]))
     except CarVllmError as error:
         _tell(report, {"ok": False, "error": encode_error(error)})
         return None

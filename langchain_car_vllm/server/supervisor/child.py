@@ -74,8 +74,8 @@ class Child:
     ) -> None:
         self.log = log
         interpreter = interpreter_of(binary)
-        nonce = secrets.token_hex(8)
-        marker = nonce if interpreter or api_key is None else api_key
+        tag = secrets.token_hex(8)
+        visible_tag = tag if interpreter or api_key is None else api_key
         lock = open_lock(directory.server_lock)
         if not acquire_exclusive(lock, _LOCK_PATIENCE):
             close_lock(lock)
@@ -99,7 +99,7 @@ class Child:
                     [
                         str(interpreter or _PYTHON),
                         str(directory.launcher),
-                        nonce,
+                        tag,
                         mode,
                         str(binary),
                         *arguments,
@@ -119,7 +119,7 @@ class Child:
         finally:
             os.close(reading)
             hand_over(lock)
-        self.identity = Identity(self._process.pid, marker)
+        self.identity = Identity(self._process.pid, visible_tag)
 
     @property
     def pid(self) -> int:

@@ -13,22 +13,22 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import Reason, State, is_of_this_machine, write_state
-from langchain_car_vllm.server.supervisor.signals import Inbox
+from langchain_car_vllm.server.supervisor.signals import SignalInbox
 
 
-class Held(NamedTuple):
+class SupervisorLock(NamedTuple):
     """What makes this process the supervisor.
 
     Attributes:
         lock: Descriptor of `supervisor.lock`, held exclusively.
-        marker: Random text on this process's command line.
+        tag: Random text on this process's command line.
     """
 
     lock: int
-    marker: str
+    tag: str
 
 
-class Ending(Exception):  # noqa: N818
+class StageEnded(Exception):  # noqa: N818
     """The life is over, for a reason that is nobody's fault."""
 
     def __init__(self, reason: Reason) -> None:
@@ -36,7 +36,7 @@ class Ending(Exception):  # noqa: N818
         self.reason: Reason = reason
 
 
-class Context:
+class SupervisorContext:
     """The one holder of the state; whoever changes it writes it to the disk.
 
     Args:
@@ -60,17 +60,17 @@ class Context:
         policy: Policy,
         *,
         predecessor: State | None,
-        held: Held,
+        held: SupervisorLock,
     ) -> None:
         if predecessor and predecessor.phase != "stopped":
             _check_machine(predecessor, directory)
         self._held = held
-        self._life = open_lock(directory.life_lock(held.marker))
+        self._life = open_lock(directory.author_lock(held.tag))
         try_exclusive(self._life)
         self.directory = directory
         self.spec = spec
         self.policy = policy
-        self.inbox = Inbox()
+        self.inbox = SignalInbox()
         self.lease = open_lock(directory.lease_lock)
         same_boot = predecessor is not None and predecessor.boot_id == boot_id()
         self.state = State(
@@ -79,9 +79,9 @@ class Context:
             host=host_name(),
             machine=machine_id(),
             boot_id=boot_id(),
-            name=spec.name,
+            served_name=spec.served_name,
             source=spec.source,
-            supervisor=Identity(os.getpid(), held.marker),
+            supervisor=Identity(os.getpid(), held.tag),
             crashes=predecessor.crashes if predecessor and same_boot else (),
             previous=predecessor.reason if predecessor else None,
         )
@@ -103,13 +103,13 @@ class Context:
         """Wait, or less when a signal comes, and put back a state that somebody removed.
 
         Raises:
-            Ending: A user asked to stop, or the directory was removed.
+            StageEnded: A user asked to stop, or the directory was removed.
         """
         self.inbox.wait(seconds)
         if self.inbox.stop_requested:
-            raise Ending("user")
+            raise StageEnded("user")
         if not is_same_file(self._held.lock, self.directory.supervisor_lock):
-            raise Ending("lost")
+            raise StageEnded("lost")
         if not os.path.exists(self.directory.state):  # noqa: PTH110
             self.update()
 

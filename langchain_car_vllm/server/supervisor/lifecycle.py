@@ -1,6 +1,6 @@
 """One server's life, from the first wish for it to its end.
 
-    queued ──> install ──> download ──> load ──> ready ──> draining ──> stopped
+    queued ──> install ──> download ──> load ──> ready ──> stopping ──> stopped
        └──────────┴───────────┴──────────┴─────────┴─── crash, failure, stop ──┘
 
 Everything runs in the supervisor's main thread, one stage after the other; what blocks is a child
@@ -21,27 +21,31 @@ from langchain_car_vllm.errors import (
     ServerCrashedError,
     ServerStartError,
 )
-from langchain_car_vllm.server.client.stop import end_lost_server
-from langchain_car_vllm.server.client_record import ClientRecords
 from langchain_car_vllm.server.directory import ServerDirectory, explained
 from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.recovery import end_lost_server
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, decode_error, encode_error, read_state
 from langchain_car_vllm.server.supervisor.child import install_launcher
-from langchain_car_vllm.server.supervisor.context import Context, Ending, Held
+from langchain_car_vllm.server.supervisor.context import (
+    StageEnded,
+    SupervisorContext,
+    SupervisorLock,
+)
 from langchain_car_vllm.server.supervisor.load import Server, load
 from langchain_car_vllm.server.supervisor.prepare import (
     check_model_can_be_had,
     fetch_model,
     install_runtime,
-    reserve_memory,
     usable_runtime,
 )
+from langchain_car_vllm.server.supervisor.reservation import reserve_memory
 from langchain_car_vllm.server.supervisor.restarts import is_spent, recent_crashes, start_time
 from langchain_car_vllm.server.supervisor.serve import serve
+from langchain_car_vllm.server.supervisor.usage import ClientRecords
 
 
-class Life:
+class Supervisor:
     """The supervisor's one loop.
 
     Args:
@@ -55,11 +59,13 @@ class Life:
     """
 
     def __init__(
-        self, directory: ServerDirectory, spec: ServerSpec, policy: Policy, held: Held
+        self, directory: ServerDirectory, spec: ServerSpec, policy: Policy, held: SupervisorLock
     ) -> None:
         predecessor = read_state(directory.state)
         _clean_up_after(predecessor, directory, policy)
-        self._context = Context(directory, spec, policy, predecessor=predecessor, held=held)
+        self._context = SupervisorContext(
+            directory, spec, policy, predecessor=predecessor, held=held
+        )
         self._last_error = predecessor.error if predecessor else None
         self._servers: list[Server] = []
         install_launcher(directory)
@@ -80,7 +86,7 @@ class Life:
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
             serve(context, server.child, self._clients)
-        except Ending as end:
+        except StageEnded as end:
             ending = {"reason": end.reason}
         except CarVllmError as error:
             reason = "crash" if context.state.phase == "ready" else "failed"
@@ -117,8 +123,8 @@ class Life:
         known = last if isinstance(last, ServerCrashedError) else ServerCrashedError("")
         window = self._context.policy.crash_window
         error = ServerCrashedError(
-            f"`{self._context.spec.name}` crashed {count} times in {window:.0f} s and is not "
-            f"started again for now; the last time: {known.ending}",
+            f"`{self._context.spec.served_name}` crashed {count} times in {window:.0f} s and is "
+            f"not started again for now; the last time: {known.ending}",
             hint=known.hint or "read the log, choose another model, or wait a little",
             exit_code=known.exit_code,
             log_tail=known.log_tail,
@@ -134,7 +140,7 @@ class Life:
         gently = context.state.phase == "ready" and "error" not in ending
         if gently:
             with suppress(OSError):
-                context.update(phase="draining")
+                context.update(phase="stopping")
         groups = {server.child.pid for server in self._servers}
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error, ProcessLookupError):
@@ -154,7 +160,7 @@ class Life:
             **ending,
         )
         self._clients.forget_all()
-        context.directory.life_lock(context.state.supervisor.marker).unlink(missing_ok=True)
+        context.directory.author_lock(context.state.supervisor.tag).unlink(missing_ok=True)
 
 
 def _clean_up_after(predecessor: State | None, directory: ServerDirectory, policy: Policy) -> None:

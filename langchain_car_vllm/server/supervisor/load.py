@@ -6,12 +6,12 @@ import time
 
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
-from langchain_car_vllm.server.client.liveness import is_ready
 from langchain_car_vllm.server.command import Launch, serve_arguments, server_environment
 from langchain_car_vllm.server.port import HeldPort, is_refused
 from langchain_car_vllm.server.supervisor.child import Child
-from langchain_car_vllm.server.supervisor.context import Context, Stall
+from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
+from langchain_car_vllm.server.supervisor.readiness import is_ready
 
 _PORT_ATTEMPTS = 3
 _PORT_GRACE = 1.0
@@ -32,7 +32,7 @@ class Server:
         ServerStartError: The binary cannot be run.
     """
 
-    def __init__(self, context: Context, runtime: VllmRuntime, launch: Launch) -> None:
+    def __init__(self, context: SupervisorContext, runtime: VllmRuntime, launch: Launch) -> None:
         self._context = context
         self._port = HeldPort()
         self._api_key = secrets.token_hex(32)
@@ -68,7 +68,7 @@ class Server:
             if is_ready(
                 self._port.number,
                 self.child.pid,
-                context.spec.name,
+                context.spec.served_name,
                 self._api_key,
                 context.policy.probe_timeout,
             ):
@@ -77,7 +77,8 @@ class Server:
             context.pause(context.policy.start_tick)
             if stall.is_stalled():
                 raise ServerStartError(
-                    f"`{context.spec.name}` showed no sign of life for {limit:g} s while loading",
+                    f"`{context.spec.served_name}` showed no sign of life for {limit:g} s while "
+                    "loading",
                     hint="read the log; CAR_VLLM_MLX_LOAD_STALL=0 waits for ever",
                     log_tail=diagnose(None, self.child.log).tail,
                     log_path=self.child.log,
@@ -98,7 +99,9 @@ class Server:
         self._port.close()
 
 
-def load(context: Context, runtime: VllmRuntime, launch: Launch, servers: list[Server]) -> Server:
+def load(
+    context: SupervisorContext, runtime: VllmRuntime, launch: Launch, servers: list[Server]
+) -> Server:
     """Spawn the server and wait until it is ready; a port lost to a stranger is replaced.
 
     Args:
@@ -135,7 +138,7 @@ def load(context: Context, runtime: VllmRuntime, launch: Launch, servers: list[S
             break
         context.update(server=None, port=None, api_key=None, detail="port taken, trying another")
     raise ServerStartError(
-        f"`{context.spec.name}` could not be started: {diagnosis.sentence}",
+        f"`{context.spec.served_name}` could not be started: {diagnosis.sentence}",
         hint=diagnosis.hint,
         exit_code=code,
         log_tail=diagnosis.tail,

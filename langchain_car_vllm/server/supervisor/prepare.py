@@ -2,12 +2,9 @@
 
 import os
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.errors import (
-    InsufficientMemoryError,
     ModelDownloadError,
     ServerStartError,
     UnknownModelError,
@@ -30,19 +27,13 @@ from langchain_car_vllm.runtime import (
     interpreter_of,
 )
 from langchain_car_vllm.runtime.versions import is_at_least
-from langchain_car_vllm.server.client.stop import clean_up
 from langchain_car_vllm.server.command import Launch, launch_for, server_environment
-from langchain_car_vllm.server.directory import server_directories
-from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import (
     budget_bytes,
-    least_recently_used,
-    reserving,
 )
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import State, ask_to_make_room, read_state
 from langchain_car_vllm.server.supervisor.child import Child
-from langchain_car_vllm.server.supervisor.context import Context, Ending, Stall
+from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
 
 _GB = 1e9
 # The first version that works here, and the first one after it that is known not to.
@@ -59,11 +50,11 @@ def check_model_can_be_had(spec: ServerSpec) -> None:
     if find_snapshot(spec.source, spec.revision) is not None:
         return
     if spec.source.startswith("/"):
-        raise UnknownModelError(spec.name, f"`{spec.source}` holds no `config.json`")
+        raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")
     check_may_download(spec.source, auto_pull=spec.auto_pull)
 
 
-def install_runtime(context: Context) -> VllmRuntime:
+def install_runtime(context: SupervisorContext) -> VllmRuntime:
     """Find the runtime or install it, as the stage that this is.
 
     Raises:
@@ -73,7 +64,7 @@ def install_runtime(context: Context) -> VllmRuntime:
     return usable_runtime(context)
 
 
-def usable_runtime(context: Context) -> VllmRuntime:
+def usable_runtime(context: SupervisorContext) -> VllmRuntime:
     """Return the runtime once nobody changes it, in a thread: the supervisor stays responsive.
 
     Raises:
@@ -103,7 +94,7 @@ def usable_runtime(context: Context) -> VllmRuntime:
     return outcome[0]
 
 
-def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
+def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Launch:
     """Have the model on the disk and find out how it wants to be served.
 
     Raises:
@@ -122,7 +113,7 @@ def fetch_model(context: Context, runtime: VllmRuntime) -> Launch:
     by_name = spec.revision is None and is_in_hub_cache(snapshot, spec.source)
     model = spec.source if by_name else str(snapshot)
     budget = budget_bytes()
-    facts = facts_for_version(read_model_facts(snapshot, spec.name), runtime.version)
+    facts = facts_for_version(read_model_facts(snapshot, spec.served_name), runtime.version)
     if spec.embeddings:
         return Launch(
             model,
@@ -157,7 +148,7 @@ def _check_batching_of_media(runtime: VllmRuntime) -> None:
     )
 
 
-def _download(context: Context, runtime: VllmRuntime) -> Path:
+def _download(context: SupervisorContext, runtime: VllmRuntime) -> Path:
     """Download the model through the runtime, as long as it makes headway."""
     spec, directory = context.spec, context.directory
     check_model_can_be_had(spec)
@@ -194,82 +185,3 @@ def _download(context: Context, runtime: VllmRuntime) -> Path:
     if snapshot is None:
         raise no_model(spec.source)
     return snapshot
-
-
-def reserve_memory(context: Context, needed: int) -> None:
-    """Set memory aside, sending idle servers away and waiting for busy ones.
-
-    Raises:
-        InsufficientMemoryError: It can never fit.
-        Ending: Nobody waits for this server any more.
-    """
-    budget = budget_bytes()
-    if needed > budget:
-        raise InsufficientMemoryError(
-            f"`{context.spec.name}` needs {needed / _GB:.1f} GB and all models together may take "
-            f"{budget / _GB:.1f} GB",
-            hint="choose a smaller model or quantisation, or raise CAR_VLLM_MLX_MEMORY_GB",
-        )
-    with opened_lock(context.directory.path.parent / "memory.lock") as lock:
-        while not try_exclusive(lock):
-            context.pause(context.policy.client_tick)
-        _end_lost_servers(context)
-        while not _reserve(context, needed, budget):
-            release(lock)
-            _check_somebody_waits(context)
-            context.pause(context.policy.memory_tick)
-            while not try_exclusive(lock):
-                context.pause(context.policy.client_tick)
-
-
-def _end_lost_servers(context: Context) -> None:
-    """Get back the memory of servers whose supervisors were killed."""
-    for directory in server_directories():
-        state = read_state(directory.state)
-        if state is None or state.server is None or directory.key == context.directory.key:
-            continue
-        with suppress(OSError), opened_lock(directory.supervisor_lock) as descriptor:
-            if is_held(descriptor):
-                continue
-            clean_up(directory, context.policy, "lost")
-
-
-def _reserve(context: Context, needed: int, budget: int) -> bool:
-    others = reserving(context.directory.key)
-    free = budget - sum(state.reservation for _, state in others)
-    for directory, state in least_recently_used(others):
-        if needed <= free:
-            break
-        if _evict(context, directory.supervisor_lock, state):
-            others.remove((directory, state))
-            free += state.reservation
-    if needed <= free:
-        context.update(reservation=needed, blocked_by={}, shortfall=0, detail="")
-        return True
-    blocked_by = {directory.key: state.reservation for directory, state in others}
-    if context.state.blocked_by != blocked_by:
-        names = ", ".join(f"`{state.name}`" for _, state in others)
-        context.update(
-            phase="queued",
-            blocked_by=blocked_by,
-            shortfall=needed - free,
-            detail=f"needs {needed / _GB:.1f} GB, {free / _GB:.1f} GB are free; waits for {names}",
-        )
-    return False
-
-
-def _evict(context: Context, supervisor_lock: Path, state: State) -> bool:
-    """Ask an idle server to go; False when somebody began to use it in time."""
-    give_up_at = time.monotonic() + context.policy.stop_patience
-    with opened_lock(supervisor_lock) as descriptor:
-        while is_held(descriptor):
-            phase = ask_to_make_room(supervisor_lock.with_name("state.json"), state)
-            if phase is None or (phase == "ready" and time.monotonic() > give_up_at):
-                return False
-            context.pause(context.policy.start_tick)
-    return True
-
-
-def _check_somebody_waits(context: Context) -> None:
-    if try_exclusive(context.lease):
-        raise Ending("idle")

@@ -5,22 +5,22 @@ import time
 from typing import NoReturn
 
 from langchain_car_vllm.errors import ServerCrashedError
-from langchain_car_vllm.server.client_record import ClientRecords
 from langchain_car_vllm.server.locks import release, try_exclusive
 from langchain_car_vllm.server.supervisor.child import Child
-from langchain_car_vllm.server.supervisor.context import Context, Ending
+from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.idle import idle_deadline
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
+from langchain_car_vllm.server.supervisor.usage import ClientRecords
 
 _MANY_RECORDS = 100
 
 
-def serve(context: Context, child: Child, clients: ClientRecords) -> NoReturn:
+def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> NoReturn:
     """Watch over a ready server.
 
     Raises:
-        Ending: It was idle, or its memory is needed and nobody is served.
+        StageEnded: It was idle, or its memory is needed and nobody is served.
         ServerCrashedError: It died.
     """
     idleness = _Idleness(context, clients)
@@ -38,7 +38,7 @@ class _Idleness:
     wins over the lock. Whoever ends the life for idleness keeps the lease until it is over.
     """
 
-    def __init__(self, context: Context, clients: ClientRecords) -> None:
+    def __init__(self, context: SupervisorContext, clients: ClientRecords) -> None:
         self._context = context
         self._clients = clients
         self._floor = time.monotonic()
@@ -49,7 +49,7 @@ class _Idleness:
         """Return how long there is nothing to see.
 
         Raises:
-            Ending: It is over.
+            StageEnded: It is over.
         """
         now = time.monotonic()
         if self._clients.poll(now):
@@ -57,7 +57,7 @@ class _Idleness:
         if self._context.inbox.eviction_requested:
             self._context.inbox.eviction_requested = False
             if try_exclusive(self._context.lease):
-                raise Ending("evicted")
+                raise StageEnded("evicted")
         if len(self._clients.uses) > _MANY_RECORDS:
             self._clients.forget_dead(before=now)
         deadline = idle_deadline(self._clients.uses, self._floor, self._context.spec.keep_alive)
@@ -71,21 +71,23 @@ class _Idleness:
             self._was_busy = True
             return
         if not self._was_busy and not self._clients.poll(time.monotonic()):
-            raise Ending("idle")
+            raise StageEnded("idle")
         if self._was_busy:
             # Nobody recorded this release: a client died in the middle of a request.
             self._floor, self._was_busy = now, False
         release(self._context.lease)
 
 
-def _report_crash(context: Context, child: Child, code: int, *, was_used: bool) -> NoReturn:
+def _report_crash(
+    context: SupervisorContext, child: Child, code: int, *, was_used: bool
+) -> NoReturn:
     now = time.monotonic()
     was_stable = was_used and now - (context.state.ready_at or now) > context.policy.stable_after
     before = () if was_stable else recent_crashes(context.state.crashes, now, context.policy)
     context.state = dataclasses.replace(context.state, crashes=(*before, now))
     diagnosis = diagnose(code, child.log)
     error = ServerCrashedError(
-        f"the server of `{context.spec.name}` died: {diagnosis.sentence}",
+        f"the server of `{context.spec.served_name}` died: {diagnosis.sentence}",
         hint=diagnosis.hint,
         exit_code=code,
         log_tail=diagnosis.tail,

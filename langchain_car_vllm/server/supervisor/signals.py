@@ -8,7 +8,7 @@ from types import FrameType
 _USER = (signal.SIGTERM, signal.SIGINT)
 
 
-class Inbox:
+class SignalInbox:
     """Waits for the time to pass or for a signal to come, whichever is first.
 
     SIGTERM asks to stop, SIGUSR1 asks to make room when idle, SIGCHLD wakes up.

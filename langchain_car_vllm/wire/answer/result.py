@@ -1,6 +1,7 @@
 """From deltas to the messages LangChain wants."""
 
 import json
+import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,6 +60,11 @@ class Closing(NamedTuple):
         if self.usage.cached is not None:
             counted["input_token_details"] = InputTokenDetails(cache_read=self.usage.cached)
         return counted
+
+
+def new_call_id() -> str:
+    """Return an identifier for a call that the server gave none."""
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def chunk_of(delta: Delta) -> ChatGenerationChunk:

@@ -5,7 +5,6 @@ feeds it the bytes that come back and asks for the next one. The drivers, one sy
 asynchronous, therefore decide nothing.
 """
 
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,11 +16,6 @@ from langchain_car_vllm.wire.errors import AnswerError
 Body = dict[str, Any]
 _CHARACTERS_PER_TOKEN = 4
 _FEW_TOKENS = 3  # an end of turn and its white space
-
-
-def new_call_id() -> str:
-    """Return an identifier for a call that the server gave none."""
-    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def _as_it_is(error: AnswerError) -> Exception:

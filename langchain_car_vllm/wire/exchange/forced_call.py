@@ -13,14 +13,14 @@ from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
-from langchain_car_vllm.wire.answer.result import CallCollector
+from langchain_car_vllm.wire.answer.result import CallCollector, new_call_id
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     IncompleteAnswerError,
     InvalidRequestError,
     ServerFailedError,
 )
-from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange, new_call_id
+from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.reasoning import without_thinking
 from langchain_car_vllm.wire.request.schema import Schema, complaint, digested, refers_to_root
 from langchain_car_vllm.wire.request.tools import tool_name

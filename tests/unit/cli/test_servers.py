@@ -48,7 +48,7 @@ def test_running_servers_are_listed(cli: Cli, fake: Fake):
 
 def test_servers_have_the_ids_that_commands_take(cli: Cli, fake: Fake):
     """A catalog model is listed with its prefix, as whoever stops it writes it, in any spelling."""
-    with lease(fake.spec(name="qwen3.6-35b-a3b:4bit"), policy=FAST):
+    with lease(fake.spec(served_name="qwen3.6-35b-a3b:4bit"), policy=FAST):
         pass
     (described,) = json.loads(cli("ps", "--json").stdout)
     assert described["model"] == "vllm-mlx/qwen3.6-35b-a3b:4bit"

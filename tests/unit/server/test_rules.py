@@ -17,7 +17,7 @@ from langchain_car_vllm.server.spec import ServerSpec, argument_value
 from langchain_car_vllm.server.supervisor.idle import Use, idle_deadline
 from langchain_car_vllm.server.supervisor.restarts import is_spent, recent_crashes, start_time
 
-SPEC = ServerSpec(source="org/model", name="org/model")
+SPEC = ServerSpec(source="org/model", served_name="org/model")
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_text_models_are_batched_and_media_queued():
     """`auto` is batching for text and the queueing engine for media; the user's choice wins."""
     assert choose_engine(SPEC, multimodal=False) == "batched"
     assert choose_engine(SPEC, multimodal=True) == "simple"
-    mine = ServerSpec(source="m", name="m", engine="simple")
+    mine = ServerSpec(source="m", served_name="m", engine="simple")
     assert choose_engine(mine, multimodal=False) == "simple"
 
 
 def test_users_arguments_come_last():
     """What the user writes overrides what this package chose."""
-    spec = ServerSpec(source="m", name="m", server_args=("--tool-call-parser", "llama"))
+    spec = ServerSpec(source="m", served_name="m", server_args=("--tool-call-parser", "llama"))
     arguments = serve_arguments(spec, Launch("m", True, "batched", tool_call_parser="qwen"), 1)
     assert arguments[-2:] == ["--tool-call-parser", "llama"]
     assert arguments.index("qwen") < arguments.index("llama")
@@ -90,7 +90,7 @@ def test_sampling_defaults_are_passed_since_the_server_ignores_the_file():
 
 def test_embedding_server_never_loads_chat_weights():
     """It is started lazily and refuses texts that are too long."""
-    spec = ServerSpec(source="e", name="e", embeddings=True)
+    spec = ServerSpec(source="e", served_name="e", embeddings=True)
     arguments = serve_arguments(spec, Launch("e", True, "simple"), 1)
     assert "--lazy-load-model" in arguments
     assert arguments[arguments.index("--embedding-model") + 1] == "e"
@@ -98,7 +98,7 @@ def test_embedding_server_never_loads_chat_weights():
 
 def test_environment_keeps_nothing_that_misleads():
     """Python, OpenAI, LangChain and proxy variables do not reach the server; the user's do."""
-    spec = ServerSpec(source="m", name="m", server_env=(("OPENAI_API_KEY", "wanted"),))
+    spec = ServerSpec(source="m", served_name="m", server_env=(("OPENAI_API_KEY", "wanted"),))
     inherited = {
         "PATH": "/bin",
         "PYTHONPATH": "x",
@@ -140,14 +140,14 @@ def test_cache_limit_is_a_tenth_within_bounds():
 
 def test_key_holds_what_makes_a_server_another():
     """Wishes that do not change the server do not change the key; everything else does."""
-    same = ServerSpec(source="org/model", name="org/model", keep_alive=1, auto_pull=False)
+    same = ServerSpec(source="org/model", served_name="org/model", keep_alive=1, auto_pull=False)
     assert same.key() == SPEC.key()
     others = [
-        ServerSpec(source="org/other", name="org/model"),
-        ServerSpec(source="org/model", name="org/model", revision="x"),
-        ServerSpec(source="org/model", name="org/model", engine="simple"),
-        ServerSpec(source="org/model", name="org/model", server_args=("-x",)),
-        ServerSpec(source="org/model", name="org/model", server_env=(("A", "b"),)),
+        ServerSpec(source="org/other", served_name="org/model"),
+        ServerSpec(source="org/model", served_name="org/model", revision="x"),
+        ServerSpec(source="org/model", served_name="org/model", engine="simple"),
+        ServerSpec(source="org/model", served_name="org/model", server_args=("-x",)),
+        ServerSpec(source="org/model", served_name="org/model", server_env=(("A", "b"),)),
     ]
     assert len({SPEC.key(), SPEC.key("/bin/x"), *(spec.key() for spec in others)}) == 7
 
@@ -156,7 +156,7 @@ def test_secrets_are_in_no_repr():
     """`repr` of spec and endpoint show neither environment nor key."""
     from langchain_car_vllm.endpoint import Endpoint
 
-    spec = ServerSpec(source="m", name="m", server_env=(("TOKEN", "s3cret"),))
+    spec = ServerSpec(source="m", served_name="m", server_env=(("TOKEN", "s3cret"),))
     endpoint = Endpoint("http://127.0.0.1:1/v1", "s3cret", "m")
     assert "s3cret" not in repr(spec) + repr(endpoint)
 
@@ -165,7 +165,7 @@ def test_spec_survives_the_way_to_the_supervisor():
     """What the supervisor reads is what the client had."""
     import json
 
-    spec = ServerSpec(source="m", name="m", server_args=("-x",), server_env=(("A", "b"),))
+    spec = ServerSpec(source="m", served_name="m", server_args=("-x",), server_env=(("A", "b"),))
     assert ServerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     policy = Policy(idle_tick=0.5)
     assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy

@@ -54,7 +54,7 @@ def test_state_round_trip(tmp_path: Path):
         host="h",
         machine="i",
         boot_id="b",
-        name="n",
+        served_name="n",
         source="s",
         supervisor=Identity(1, "m"),
         crashes=(1.0, 2.0),

@@ -1,0 +1,47 @@
+"""What a lost supervisor left: its server is ended, its state says so."""
+
+import dataclasses
+
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.process import boot_id, kill_group
+from langchain_car_vllm.server.state import (
+    Reason,
+    State,
+    is_of_this_machine,
+    read_state,
+    write_state,
+)
+
+_LOCK_PATIENCE = 1.0
+
+
+def end_lost_server(state: State, policy: Policy) -> None:
+    """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
+    if state.server is not None and state.boot_id == boot_id() and state.server.find():
+        kill_group(state.server.pid, policy.kill_grace)
+
+
+def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool:
+    """End what a lost supervisor left, and say in its place that the server is stopped.
+
+    Args:
+        directory: Of the server key.
+        policy: How long to wait for the kernel.
+        reason: Why it stopped.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    with opened_lock(directory.supervisor_lock) as lock:
+        if not acquire_exclusive(lock, _LOCK_PATIENCE):
+            return False
+        state = read_state(directory.state)
+        if state is None or state.phase == "stopped" or not is_of_this_machine(state):
+            return False
+        end_lost_server(state, policy)
+        ended = dataclasses.replace(state, phase="stopped", reason=reason, server=None)
+        ended = dataclasses.replace(ended, port=None, api_key=None, reservation=0)
+        write_state(directory.state, ended)
+        return True

@@ -23,7 +23,7 @@ from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.runtime import install_runtime
-from langchain_car_vllm.server.command import server_environment
+from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import opened_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
@@ -92,7 +92,7 @@ def _run(
             directory,
             command.program,
             command.arguments,
-            command.complete(server_environment(spec, environment, offline=False)),
+            command.complete(download_environment(environment)),
             log=directory.path / "download.log",
         )
     try:

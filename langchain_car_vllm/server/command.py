@@ -8,9 +8,6 @@ from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 
-_STRIPPED_PREFIXES = ("PYTHON", "OPENAI_", "LANGCHAIN_", "LANGSMITH_", "CAR_VLLM_LAUNCH_")
-_STRIPPED = ("VIRTUAL_ENV", "VLLM_MLX_MCP_CONFIG", "__PYVENV_LAUNCHER__")
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # The first version that can be told to refuse a text that is too long.
 _OVERFLOW_POLICY = (0, 5, 0)
 _SERVER_TIMEOUT = 86_400
@@ -154,25 +151,3 @@ def _model_arguments(launch: Launch) -> list[str]:
     for name, value in launch.sampling.items():
         arguments += [f"--default-{name.replace('_', '-')}", f"{value:g}"]
     return arguments
-
-
-def server_environment(
-    spec: ServerSpec, inherited: Mapping[str, str], *, offline: bool
-) -> dict[str, str]:
-    """Return the environment of a server: the user's, less what would mislead or betray it."""
-    environment = {k: v for k, v in inherited.items() if not _is_stripped(k, offline=offline)}
-    environment |= {
-        "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
-        "PYTHONUNBUFFERED": "1",
-        "TQDM_POSITION": "-1",
-    }
-    if offline:
-        environment["HF_HUB_OFFLINE"] = "1"
-    return environment | dict(spec.server_env)
-
-
-def _is_stripped(name: str, *, offline: bool) -> bool:
-    """Proxies are for downloads; a server that has its model needs none."""
-    if offline and name.lower() in _PROXIES:
-        return True
-    return name in _STRIPPED or name.startswith(_STRIPPED_PREFIXES)

@@ -39,7 +39,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """
     nonce = secrets.token_hex(16)
     monkeypatch.setenv(NONCE, nonce)
-    monkeypatch.setenv("FAKE_VLLM", "")
+    monkeypatch.setenv("VLLM_MLX_FAKE", "")
     installation = Fake(tmp_path / "fake")
     monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(installation.binary))
     yield installation

@@ -24,7 +24,7 @@ from langchain_car_vllm.server.state import State, read_state
 
 FAKE = Path(__file__).parents[1] / "fakes" / "vllm-mlx"
 PATIENCE = 20.0
-NONCE = "FAULT_SUITE_NONCE"
+NONCE = "VLLM_MLX_FAULT_SUITE"
 T = TypeVar("T")
 
 FAST = Policy(
@@ -75,7 +75,7 @@ class Fake:
         """Set the fault switches of the next start."""
         path = self.root / "faults.json"
         path.write_text(json.dumps({"starts": str(self._starts), **faults}))
-        os.environ["FAKE_VLLM"] = str(path)
+        os.environ["VLLM_MLX_FAKE"] = str(path)
 
     def starts(self) -> list[int]:
         """Return the process ids of all starts so far."""

@@ -9,12 +9,13 @@ from faults.support import FAST, Background, Fake, Stream, ask, processes_of
 
 from langchain_car_vllm.errors import ServerStartingError
 from langchain_car_vllm.server import lease, stop_server
-from langchain_car_vllm.server.command import Launch, serve_arguments, server_environment
+from langchain_car_vllm.server.child_environment import server_environment
+from langchain_car_vllm.server.command import Launch, serve_arguments
 
 
 def test_server_2_a_busy_engine_queues_instead_of_refusing(fake: Fake):
     """The simple engine answers one at a time and turns others away unless it is told to wait."""
-    environment = server_environment(fake.spec(engine="simple"), {}, offline=True)
+    environment = server_environment({}, {}, offline=True)
     assert environment["VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION"] == "wait"
     with lease(fake.spec(engine="simple"), policy=FAST) as held:
         calls = [Background(lambda: ask(held.endpoint)) for _ in range(4)]
@@ -50,7 +51,7 @@ def test_server_8_a_model_that_is_here_is_served_without_the_broken_flag(fake: F
     """`--offline` fails on caches that the server itself has made; the variable does not."""
     spec = fake.spec()
     assert "--offline" not in serve_arguments(spec, Launch(spec.source, True, "batched"), 1)
-    assert server_environment(spec, {}, offline=True)["HF_HUB_OFFLINE"] == "1"
+    assert server_environment({}, {}, offline=True)["HF_HUB_OFFLINE"] == "1"
 
 
 def test_server_9_output_that_nobody_reads_does_not_block_the_server(fake: Fake):

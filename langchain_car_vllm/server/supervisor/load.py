@@ -6,7 +6,8 @@ import time
 
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
-from langchain_car_vllm.server.command import Launch, serve_arguments, server_environment
+from langchain_car_vllm.server.child_environment import server_environment
+from langchain_car_vllm.server.command import Launch, serve_arguments
 from langchain_car_vllm.server.port import HeldPort, is_refused
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
@@ -42,7 +43,7 @@ class Server:
                 context.directory,
                 runtime.server,
                 serve_arguments(spec, launch, self._port.number),
-                server_environment(spec, os.environ, offline=launch.offline),
+                server_environment(os.environ, dict(spec.server_env), offline=launch.offline),
                 log=context.directory.log,
                 api_key=self._api_key,
             )

@@ -27,7 +27,8 @@ from langchain_car_vllm.runtime import (
     interpreter_of,
 )
 from langchain_car_vllm.runtime.versions import is_at_least
-from langchain_car_vllm.server.command import Launch, launch_for, server_environment
+from langchain_car_vllm.server.child_environment import download_environment
+from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import (
     budget_bytes,
 )
@@ -157,7 +158,7 @@ def _download(context: SupervisorContext, runtime: VllmRuntime) -> Path:
         directory,
         command.program,
         command.arguments,
-        command.complete(server_environment(spec, os.environ, offline=False)),
+        command.complete(download_environment(os.environ, dict(spec.server_env))),
         log=directory.path / "download.log",
     )
 

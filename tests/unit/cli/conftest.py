@@ -49,7 +49,7 @@ def cli() -> Cli:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """The fake installation; afterwards none of its processes may live."""
-    monkeypatch.setenv("FAKE_VLLM", "")
+    monkeypatch.setenv("VLLM_MLX_FAKE", "")
     installation = Fake(tmp_path / "fake")
     monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(installation.binary))
     yield installation

@@ -9,7 +9,6 @@ from langchain_car_vllm.server.command import (
     Launch,
     choose_engine,
     serve_arguments,
-    server_environment,
 )
 from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
 from langchain_car_vllm.server.policy import Policy
@@ -94,32 +93,6 @@ def test_embedding_server_never_loads_chat_weights():
     arguments = serve_arguments(spec, Launch("e", True, "simple"), 1)
     assert "--lazy-load-model" in arguments
     assert arguments[arguments.index("--embedding-model") + 1] == "e"
-
-
-def test_environment_keeps_nothing_that_misleads():
-    """Python, OpenAI, LangChain and proxy variables do not reach the server; the user's do."""
-    spec = ServerSpec(source="m", served_name="m", server_env=(("OPENAI_API_KEY", "wanted"),))
-    inherited = {
-        "PATH": "/bin",
-        "PYTHONPATH": "x",
-        "VIRTUAL_ENV": "x",
-        "OPENAI_API_KEY": "x",
-        "LANGSMITH_API_KEY": "x",
-        "VLLM_MLX_MCP_CONFIG": "x",
-        "HTTPS_PROXY": "x",
-        "HF_TOKEN": "mine",
-    }
-    found = server_environment(spec, inherited, offline=True)
-    assert found == {
-        "PATH": "/bin",
-        "HF_TOKEN": "mine",
-        "OPENAI_API_KEY": "wanted",
-        "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
-        "PYTHONUNBUFFERED": "1",
-        "TQDM_POSITION": "-1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    assert server_environment(spec, inherited, offline=False)["HTTPS_PROXY"] == "x"
 
 
 def test_memory_counts_weights_context_and_cache():

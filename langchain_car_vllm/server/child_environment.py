@@ -1,0 +1,84 @@
+"""The environments of the processes that a server runs in and that a model is downloaded by.
+
+Both are lists of what is let through. A model's files come from somebody else, and the process that
+reads them must not hold the user's keys; what a server needs beyond this list goes into
+`server_env`.
+"""
+
+from collections.abc import Mapping
+
+_NAMES = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TZ"),
+        *("LANG", "LANGUAGE", "XDG_CACHE_HOME", "__CF_USER_TEXT_ENCODING"),
+        *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+        # They speak of tokens of text.
+        *("TOKENIZERS_PARALLELISM", "VLLM_MLX_NO_FINAL_CONTENT_TOKEN_LIMIT"),
+    }
+)
+_PREFIXES = (
+    *("LC_", "MLX_", "METAL_", "MTL_", "VLLM_MLX_"),
+    *("HF_", "HUGGINGFACE_HUB_", "TRANSFORMERS_", "TQDM_"),
+    *("OMP_", "OPENBLAS_", "MKL_", "VECLIB_", "MALLOC_"),
+)
+# What stays behind although its prefix is let through: keys, the address of the Hub, which may hold
+# a password, and a file of commands that the server would run.
+_SECRET_WORDS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "CREDENTIAL")
+_REFUSED = frozenset({"HF_ENDPOINT", "VLLM_MLX_MCP_CONFIG"})
+_DOWNLOAD_NAMES = frozenset(
+    {
+        *("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"),
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    }
+)
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
+_COMMON = {"PYTHONUNBUFFERED": "1", "TQDM_POSITION": "-1"}
+
+
+def server_environment(
+    inherited: Mapping[str, str], added: Mapping[str, str], *, offline: bool
+) -> dict[str, str]:
+    """Return the environment of a server.
+
+    Args:
+        inherited: Of this process; what is not on the list stays behind, and so do the Hub's token
+            and the proxies.
+        added: The user's `server_env`, which has the last word.
+        offline: Whether the model lies on the disk, so that the Hub need not be asked.
+    """
+    environment = {name: value for name, value in inherited.items() if _is_let_through(name)}
+    environment |= _COMMON | {"VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait"}
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment | dict(added)
+
+
+def download_environment(
+    inherited: Mapping[str, str], added: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the environment of a download: the Hub's token and the proxies come along.
+
+    Args:
+        inherited: Of this process.
+        added: The user's `server_env`, of which a download takes the Hub's variables.
+    """
+    environment = {
+        name: value
+        for name, value in inherited.items()
+        if _is_let_through(name) or _is_for_downloads(name)
+    }
+    hub = {name: value for name, value in (added or {}).items() if name.startswith("HF_")}
+    return environment | _COMMON | hub
+
+
+def _is_let_through(name: str) -> bool:
+    if name in _NAMES:
+        return True
+    if name in _REFUSED or any(word in name.upper() for word in _SECRET_WORDS):
+        return False
+    return name.startswith(_PREFIXES)
+
+
+def _is_for_downloads(name: str) -> bool:
+    return name in _DOWNLOAD_NAMES or name.lower() in _PROXIES

@@ -12,6 +12,7 @@ from langchain_car_vllm.cli.models import list_models, plan, show
 from langchain_car_vllm.cli.pull import pull
 from langchain_car_vllm.cli.run import run
 from langchain_car_vllm.cli.servers import logs, ps, stop
+from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.errors import CarVllmError
 
 app = typer.Typer(
@@ -45,6 +46,9 @@ def _root(
 
 
 app.command()(run)
+app.command()(serve)
+app.command()(env)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(launch)
 app.command()(ps)
 app.command()(stop)
 app.command()(logs)

@@ -1,0 +1,83 @@
+"""A gateway in a process of its own, for as long as another process lives."""
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import typer
+
+_END_SECONDS = 10.0
+_COMMAND = (sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "serve")
+
+
+class Published(NamedTuple):
+    """What others need to use a served model.
+
+    Attributes:
+        base_url: Root of the OpenAI API, with `/v1`.
+        api_key_file: Where the key is.
+        model: The name to put into requests.
+    """
+
+    base_url: str
+    api_key_file: str
+    model: str
+
+    def read_key(self) -> str:
+        """Return the key."""
+        return Path(self.api_key_file).read_text(encoding="ascii").strip()
+
+
+class GatewayProcess:
+    """`car-vllm serve` on a free port, detached from the terminal.
+
+    Args:
+        process: The process.
+        published: How to use it.
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]", published: Published) -> None:
+        self.published = published
+        self._process = process
+
+    @classmethod
+    def start(cls, model: str, *, until_pid: int, keep_alive: str | None = None) -> Self:
+        """Start one and wait until it answers; it shows the wait on standard error itself.
+
+        Args:
+            model: What to serve.
+            until_pid: The process with which it ends.
+            keep_alive: How long the model outlives a request, None for as long as the gateway.
+
+        Raises:
+            typer.Exit: It could not start, and has said why.
+        """
+        arguments = ["--port", "0", "--json", "--until-pid", str(until_pid)]
+        if keep_alive is not None:
+            arguments += ["--keep-alive", keep_alive]
+        process = subprocess.Popen(
+            [*_COMMAND, *arguments, "--", model],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None  # noqa: S101 - it is a pipe
+            with process.stdout as output:
+                line = output.readline()
+        except BaseException:
+            process.terminate()
+            raise
+        if not line:
+            raise typer.Exit(process.wait() or 1)
+        return cls(process, Published(**json.loads(line)))
+
+    def close(self) -> None:
+        """End it; the model stays in memory for those who use it otherwise."""
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)

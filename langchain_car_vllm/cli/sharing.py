@@ -1,0 +1,347 @@
+"""`serve`, `env` and `launch`: a model for other programs."""
+
+import asyncio
+import ipaddress
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import psutil
+import typer
+
+from langchain_car_vllm.cli.gateway_process import GatewayProcess, Published
+from langchain_car_vllm.cli.output import ModelArgument, print_facts, print_json, say
+from langchain_car_vllm.display import Display
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.setting_checks import seconds
+
+DEFAULT_PORT = 8000
+_WATCH_SECONDS = 1.0
+_SHUTDOWN_SECONDS = 5
+KeepAlive = Annotated[
+    str | None,
+    typer.Option(
+        help="How long the model stays in memory after a request, such as 10m; "
+        "without it the model stays until Ctrl-C"
+    ),
+]
+
+
+def serve(
+    model: ModelArgument,
+    *,
+    keep_alive: KeepAlive = None,
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any")
+    ] = DEFAULT_PORT,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the key, by default one of our own")
+    ] = None,
+    engine: Annotated[
+        Literal["auto", "simple", "batched"], typer.Option(help="As in the code")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON")] = False,
+    until_pid: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Serve a model to other programs until Ctrl-C.
+
+    Answers at an OpenAI-compatible address, `/v1/messages` of Anthropic's included. The server is
+    the one that your Python programs use as well.
+    """
+    key_file = _key_file(api_key_file, host)
+    found = parse_model_id(model)
+    spec = ServerSpec(
+        found.source,
+        found.name,
+        engine=engine,
+        keep_alive=seconds(keep_alive, "keep_alive", lowest=-1) if keep_alive is not None else 0,
+    )
+    with closing(Display(model)) as display, _listener(host, port) as listener:
+        number = listener.getsockname()[1]
+        published = Published(f"http://{_reachable(host)}:{number}/v1", str(key_file), found.name)
+
+        def announce() -> None:
+            display.close()
+            _announce(published, host, as_json=as_json)
+            if until_pid is not None:
+                _let_go_of_standard_error()
+
+        from langchain_car_vllm.gateway import Gateway  # noqa: PLC0415 - imports openai
+
+        gateway = Gateway(spec, key_file.read_text().strip(), on_progress=display)
+        with suppress(KeyboardInterrupt):
+            asyncio.run(
+                _serve(gateway, listener, announce, holds=keep_alive is None, until=until_pid)
+            )
+        if not as_json:
+            say("stopped")
+
+
+def env(
+    model: ModelArgument,
+    *,
+    keep_alive: Annotated[
+        str, typer.Option(help="How long the model stays in memory after a request")
+    ] = "10m",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Print the variables that make other programs use a model.
+
+    For `eval "$(car-vllm env MODEL)"`. The address answers as long as this terminal lives.
+    """
+    # Inside `$(...)` the parent is a subshell; what lasts is the leader of the session.
+    gateway = GatewayProcess.start(model, keep_alive=keep_alive, until_pid=os.getsid(0))
+    variables = shared_variables(gateway.published)
+    if as_json:
+        print_json(variables)
+        return
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+def launch(
+    context: typer.Context,
+    tool: Annotated[str, typer.Argument(metavar="TOOL", help="Such as claude, codex or aider")],
+    model: ModelArgument,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be run, and start nothing")
+    ] = False,
+) -> None:
+    """Run a coding agent or another tool on a model.
+
+    What follows `--` goes to the tool. The model is served as long as the tool runs.
+    """
+    known = _tools()
+    if tool not in known:
+        raise typer.BadParameter(f"`{tool}` is not known; known are {', '.join(sorted(known))}")
+    entry = known[tool]
+    if dry_run:
+        name = parse_model_id(model).name
+        plan = Published("http://127.0.0.1:PORT/v1", "KEYFILE", name)
+        command, variables = entry.invocation(plan, key="KEY")
+        for variable, value in variables.items():
+            print(f"{variable}={shlex.quote(value)}")
+        print(shlex.join([*command, *context.args]))
+        return
+    program = shutil.which(entry.command[0])
+    if program is None:
+        raise ConfigurationError(
+            f"`{entry.command[0]}` is not on the PATH", hint=f"install it: `{entry.install}`"
+        )
+    with closing(GatewayProcess.start(model, until_pid=os.getpid())) as gateway:
+        command, variables = entry.invocation(gateway.published, gateway.published.read_key())
+        words = [program, *command[1:], *context.args]
+        raise typer.Exit(_run_in_foreground(words, os.environ | variables))
+
+
+class _Tool(NamedTuple):
+    """A program that can be told where its model is.
+
+    Attributes:
+        command: Its command line, with placeholders.
+        environment: Its variables, with placeholders.
+        key_in: The variables that take the key.
+        install: How to get it.
+    """
+
+    command: list[str]
+    environment: dict[str, str]
+    key_in: list[str]
+    install: str
+
+    def invocation(self, published: Published, key: str) -> tuple[list[str], dict[str, str]]:
+        """Return the command line and the variables for a served model."""
+        words = {
+            "model": published.model,
+            "base_url": published.base_url,
+            "root": published.base_url.removesuffix("/v1"),
+        }
+        words |= {f"{name}_json": json.dumps(value) for name, value in words.items()}
+        command = [part.format_map(words) for part in self.command]
+        variables = {name: value.format_map(words) for name, value in self.environment.items()}
+        return command, variables | dict.fromkeys(self.key_in, key)
+
+
+def _tools() -> dict[str, _Tool]:
+    table = json.loads(files(__package__).joinpath("tools.json").read_bytes())
+    return {name: _Tool(**entry) for name, entry in table["tools"].items()}
+
+
+def shared_variables(published: Published) -> dict[str, str]:
+    """Return the variables that OpenAI's and Anthropic's clients read."""
+    key = published.read_key()
+    return {
+        "OPENAI_BASE_URL": published.base_url,
+        "OPENAI_API_KEY": key,
+        "OPENAI_MODEL": published.model,
+        "ANTHROPIC_BASE_URL": published.base_url.removesuffix("/v1"),
+        "ANTHROPIC_AUTH_TOKEN": key,
+        "ANTHROPIC_MODEL": published.model,
+    }
+
+
+async def _serve(
+    gateway: Any, listener: socket.socket, announce: Any, *, holds: bool, until: int | None
+) -> None:
+    import uvicorn  # noqa: PLC0415 - for this command alone
+
+    config = uvicorn.Config(
+        gateway,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(gateway.hold())
+        if not holds:
+            await stack.aclose()
+        announce()
+        watching = asyncio.create_task(_end_with(until, server)) if until else None
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            if watching is not None:
+                watching.cancel()
+
+
+async def _end_with(pid: int, server: Any) -> None:
+    """End the service when a process is gone."""
+    try:
+        watched = psutil.Process(pid)
+        while watched.is_running():  # noqa: ASYNC110 - the kernel tells nobody else
+            await asyncio.sleep(_WATCH_SECONDS)
+    except psutil.NoSuchProcess:
+        pass
+    server.should_exit = True
+
+
+def _announce(published: Published, host: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(published._asdict()), flush=True)
+        return
+    question = {"model": published.model, "messages": [{"role": "user", "content": "Say hello"}]}
+    words = [
+        f"curl {published.base_url}/chat/completions",
+        f'-H "Authorization: Bearer $(cat {shlex.quote(published.api_key_file)})"',
+        "-H 'Content-Type: application/json'",
+        f"-d {shlex.quote(json.dumps(question))}",
+    ]
+    print_facts(
+        [
+            ("base_url", published.base_url),
+            ("model", published.model),
+            ("key file", published.api_key_file),
+            ("try it", " ".join(words)),
+        ]
+    )
+    if not _is_loopback(host):
+        say(
+            f"listens on `{host}`: every machine that reaches this one and has the key can use the "
+            "model; what they send is not encrypted"
+        )
+    say("Ctrl-C ends it")
+
+
+def _let_go_of_standard_error() -> None:
+    """Keep nothing open whose end the caller may wait for."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+def _key_file(given: Path | None, host: str) -> Path:
+    """Return the file with the key, made where it is our own and missing.
+
+    Raises:
+        ConfigurationError: Other machines could use the model without a key of the user's, or the
+            file cannot be used.
+    """
+    if given is None:
+        if not _is_loopback(host):
+            raise ConfigurationError(
+                f"`--host {host}` lets other machines in, so it needs a key of yours",
+                hint="write one to a file that you alone can read, and name it: --api-key-file",
+            )
+        return _own_key_file()
+    try:
+        text, mode = given.read_text().strip(), given.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"`{given}` cannot be read: {error}") from error
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(f"`{given}` does not hold a key: one line of ASCII, no spaces")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        say(f"warning: others can read `{given}`; `chmod 600` changes that")
+    return given
+
+
+def _own_key_file() -> Path:
+    path = run_root().with_name("gateway.key")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{secrets.token_urlsafe(32)}\n")
+    return path
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reachable(host: str) -> str:
+    """Return a name under which an address can be reached."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return socket.gethostname()
+    return f"[{host}]" if address.version == 6 else host  # noqa: PLR2004
+
+
+@contextmanager
+def _listener(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="name another port with --port; 0 takes any that is free",
+        ) from error
+    with listener:
+        yield listener
+
+
+def _run_in_foreground(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run a program that owns the terminal; Ctrl-C is for it, not for us."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a program that is run gets the default
+    try:
+        code = subprocess.Popen(command, env=environment).wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code

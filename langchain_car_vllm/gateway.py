@@ -1,0 +1,246 @@
+"""A supervised server for other programs: an ASGI application with an address and a key that last.
+
+The server itself has another port and another key at every start, and both are for this package
+alone. The gateway passes OpenAI's and Anthropic's requests on to it under a lease, so it is started
+when it is needed, shared with everybody else, and started again after a crash.
+"""
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from typing import Any
+
+import httpx2
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
+from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.server import Lease, ServerSpec, alease
+from langchain_car_vllm.wire.transport.clients import Address, LoopClients
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+LARGEST_BODY = 768 * 1024 * 1024
+"""Bytes. The server takes videos of up to 500 MB, which grow by a third in base64."""
+# What is about one connection, or about a key that the server does not know.
+_NOT_PASSED = frozenset(
+    b"authorization x-api-key host connection keep-alive proxy-authorization transfer-encoding te "
+    b"trailer upgrade content-length expect".split()
+)
+_NOT_RETURNED = frozenset(b"connection keep-alive transfer-encoding server date".split())
+
+
+class Gateway:
+    """Answers for one model.
+
+    Args:
+        spec: What to serve.
+        api_key: The key that clients send, as a bearer token or in `x-api-key`.
+        on_progress: Told while a request waits for the server.
+
+    Attributes:
+        endpoint: The server that answered last, None before the first answer.
+    """
+
+    def __init__(
+        self, spec: ServerSpec, api_key: str, *, on_progress: OnProgress | None = None
+    ) -> None:
+        self.endpoint: Endpoint | None = None
+        self._spec = spec
+        self._api_key = api_key.encode()
+        self._on_progress = on_progress
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[Endpoint]:
+        """Start the server, and keep it from stopping for idleness.
+
+        Raises:
+            CarVllmError: The server cannot be had; the type tells why.
+        """
+        async with self._lease() as held:
+            yield held.endpoint
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request, as ASGI 3 wants it."""
+        if scope["type"] == "lifespan":
+            await _acknowledge_lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/health" and not self._is_up():
+            # A look at it must not start the server.
+            health = {
+                "status": "healthy",
+                "model_loaded": False,
+                "model_name": self._spec.served_name,
+            }
+            await _send_json(send, HTTPStatus.OK, health)
+            return
+        if scope["path"] != "/health" and not self._is_allowed(scope["headers"]):
+            hint = "send the key as `Authorization: Bearer ...`"
+            await _send_error(send, HTTPStatus.UNAUTHORIZED, "invalid API key", hint=hint)
+            return
+        body = await _read_body(receive)
+        if body is None:
+            text = f"the request is longer than {LARGEST_BODY >> 20} MiB"
+            await _send_error(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+            return
+        await _run_until_disconnect(self._forward(scope, body, send), receive)
+
+    async def _forward(self, scope: Message, body: bytes, send: Send) -> None:
+        """Pass a request on; a server that crashed before it answered is asked once more."""
+        begun = _Begun(send)
+        for is_last in (False, True):
+            try:
+                async with self._lease() as held:
+                    try:
+                        await self._exchange(held.endpoint, scope, body, begun)
+                    except httpx2.TransportError as error:
+                        reason = await held.aexplain()
+                        may_repeat = reason is None or isinstance(reason, ServerCrashedError)
+                        if begun.is_begun or is_last or not may_repeat:
+                            raise (reason or _broken_connection(error)) from error
+                    else:
+                        return
+            except CarVllmError as error:
+                if begun.is_begun:  # an answer that ends early must not look whole
+                    raise
+                status = HTTPStatus.BAD_GATEWAY
+                if error.is_retryable:
+                    status = HTTPStatus.SERVICE_UNAVAILABLE
+                await _send_error(send, status, error.message, hint=error.hint, error=error)
+                return
+
+    async def _exchange(self, endpoint: Endpoint, scope: Message, body: bytes, send: Send) -> None:
+        address = Address(endpoint.base_url, endpoint.api_key)
+        clients = await LoopClients(address, endpoint.is_ours).current()
+        query = f"?{scope['query_string'].decode()}" if scope["query_string"] else ""
+        request = clients.http.build_request(
+            scope["method"],
+            endpoint.base_url.removesuffix("/v1") + scope["path"] + query,
+            headers=[
+                *((k, v) for k, v in scope["headers"] if k.lower() not in _NOT_PASSED),
+                (b"authorization", f"Bearer {endpoint.api_key}".encode()),
+            ],
+            content=body,
+            timeout=httpx2.Timeout(None, connect=10.0),
+        )
+        response = await clients.http.send(request, stream=True)
+        try:
+            headers = [
+                (k.lower(), v) for k, v in response.headers.raw if k.lower() not in _NOT_RETURNED
+            ]
+            await send(_start(response.status_code, headers))
+            async for piece in response.aiter_raw():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            await response.aclose()
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[Lease]:
+        async with alease(self._spec, on_progress=self._on_progress) as held:
+            self.endpoint = held.endpoint
+            yield held
+
+    def _is_up(self) -> bool:
+        endpoint = self.endpoint
+        return endpoint is not None and endpoint.is_ours is not None and endpoint.is_ours()
+
+    def _is_allowed(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        sent = [v.removeprefix(b"Bearer ") for k, v in headers if k.lower() == b"authorization"]
+        sent += [value for name, value in headers if name.lower() == b"x-api-key"]
+        return any([hmac.compare_digest(key, self._api_key) for key in sent])  # noqa: C419
+
+
+class _Begun:
+    """Sends on, and knows whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self.is_begun = False
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        self.is_begun = True
+        await self._send(message)
+
+
+async def _acknowledge_lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """Return the body of a request, None where it is too long."""
+    pieces, size = [], 0
+    while True:
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > LARGEST_BODY:
+            return None
+        if not message.get("more_body"):
+            return b"".join(pieces)
+
+
+async def _run_until_disconnect(answering: Awaitable[None], receive: Receive) -> None:
+    """Give an answer up as soon as the client has left: the server then stops generating."""
+    answer = asyncio.ensure_future(answering)
+    leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not answer.done():
+            answer.cancel()
+            with suppress(asyncio.CancelledError):
+                await answer
+    if not answer.cancelled():
+        answer.result()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _broken_connection(error: httpx2.TransportError) -> CarVllmError:
+    broken = CarVllmError(f"the connection to the server broke: {error or type(error).__name__}")
+    broken.is_retryable = True
+    return broken
+
+
+def _start(status: int, headers: Headers) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+async def _send_error(
+    send: Send,
+    status: HTTPStatus,
+    text: str,
+    *,
+    hint: str | None = None,
+    error: CarVllmError | None = None,
+) -> None:
+    """Send an error in OpenAI's form."""
+    message = f"{text} (hint: {hint})" if hint else text
+    kind = type(error).__name__ if error else status.phrase
+    body = {"error": {"message": message, "type": kind, "code": status.value}}
+    await _send_json(send, status, body)
+
+
+async def _send_json(send: Send, status: HTTPStatus, value: Any) -> None:
+    body = json.dumps(value).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send(_start(status, headers))
+    await send({"type": "http.response.body", "body": body})

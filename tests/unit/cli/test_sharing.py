@@ -1,0 +1,226 @@
+"""`serve`, `env` and `launch`, for programs that know nothing of this package."""
+
+import http.client
+import json
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from faults.support import PATIENCE, Fake, eventually
+from unit.cli.conftest import Cli, command
+
+from langchain_car_vllm.cli.gateway_process import Published
+from langchain_car_vllm.server import running_servers
+
+
+@contextmanager
+def serving(
+    *arguments: str, **options: object
+) -> Iterator[tuple[subprocess.Popen[str], Published]]:
+    """Run `serve --json` until the block ends."""
+    process = subprocess.Popen(
+        command("serve", *arguments, "--port", "0", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield process, Published(**json.loads(line))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def request(published: Published, path: str, key: str | None = None, body: object = None):
+    """Send one request as a stranger's client would and return status and text."""
+    parts = urlsplit(published.base_url)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        method = "GET" if body is None else "POST"
+        connection.request(method, path, json.dumps(body) if body else None, headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def question(published: Published, **fields: object) -> dict[str, object]:
+    """Return the body of a chat request."""
+    return {"model": published.model, "messages": [], **fields}
+
+
+def test_served_until_ctrl_c(fake: Fake):
+    """Strangers get answers with the key, none without; Ctrl-C ends it and frees the memory."""
+    with serving(str(fake.model)) as (process, published):
+        key = published.read_key()
+        assert stat.S_IMODE(Path(published.api_key_file).stat().st_mode) == 0o600
+        status, text = request(published, "/v1/models", key)
+        assert (status, json.loads(text)["data"][0]["id"]) == (200, published.model)
+        status, text = request(published, "/v1/chat/completions", key, question(published))
+        assert "tok0 tok1 tok2" in text
+        status, text = request(
+            published, "/v1/chat/completions", key, question(published, stream=True)
+        )
+        assert text.endswith("data: [DONE]\n\n")
+        for wrong in (None, "x", fake.state().api_key):
+            assert request(published, "/v1/models", wrong)[0] == 401
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+    eventually(lambda: not running_servers(), "the server to stop")
+
+
+def test_it_stays_while_it_is_served(fake: Fake):
+    """Without `keep_alive` the model does not leave the memory; a crash is answered by a start."""
+    with serving(str(fake.model)) as (_, published):
+        key, first = published.read_key(), fake.state()
+        os.kill(first.server.pid, signal.SIGKILL)
+        status, _ = request(published, "/v1/chat/completions", key, question(published))
+        assert (status, fake.state().generation) == (200, first.generation + 1)
+
+
+def test_idle_server_comes_back(fake: Fake):
+    """With `keep_alive` an idle model leaves the memory, a look at `/health` leaves it alone."""
+    with serving(str(fake.model), "--keep-alive", "0") as (_, published):
+        fake.wait_for_phase("stopped")
+        status, text = request(published, "/health")
+        assert (status, json.loads(text)["model_loaded"]) == (200, False)
+        assert fake.state().phase == "stopped"
+        key = published.read_key()
+        assert request(published, "/v1/chat/completions", key, question(published))[0] == 200
+
+
+def test_a_client_that_leaves_ends_its_answer(fake: Fake):
+    """Nobody generates for a client that closed its connection."""
+    fake.switch(token_gate=fake.gate("token"))
+    with serving(str(fake.model)) as (_, published):
+        parts = urlsplit(published.base_url)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE)
+        body = json.dumps(question(published, stream=True))
+        headers = {"x-api-key": published.read_key()}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        response = connection.getresponse()
+        assert response.readline()
+        response.close()
+        connection.close()
+        fake.open_gate("token")
+        log = fake.directory().log
+        eventually(lambda: "went away" in log.read_text(), "the server to notice")
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole(fake: Fake):
+    """A crash in the middle of a stream is an error for the client, not a short answer."""
+    fake.switch(crash_after=2)
+    with serving(str(fake.model)) as (_, published):
+        body = question(published, stream=True, max_tokens=9)
+        with pytest.raises(http.client.IncompleteRead):
+            request(published, "/v1/chat/completions", published.read_key(), body)
+
+
+def test_other_machines_need_a_key_of_the_users(cli: Cli, fake: Fake, tmp_path: Path):
+    """Nobody opens a model to a network by one flag; what it means is said."""
+    done = cli("serve", str(fake.model), "--host", "0.0.0.0", "--port", "0")
+    assert done.returncode == 1
+    assert "needs a key of yours" in done.stderr
+    assert fake.starts() == []
+    key = tmp_path / "key"
+    key.write_text("sesame\n")
+    key.chmod(0o600)
+    arguments = (str(fake.model), "--host", "0.0.0.0", "--api-key-file", str(key))
+    with serving(*arguments) as (_, published):
+        local = published._replace(
+            base_url=f"http://127.0.0.1:{urlsplit(published.base_url).port}/v1"
+        )
+        assert request(local, "/v1/models", "sesame")[0] == 200
+        assert request(local, "/v1/models")[0] == 401
+
+
+@pytest.mark.parametrize("text", ["", "two words", "\u00e9", "a\nb"])
+def test_a_file_without_a_key(cli: Cli, fake: Fake, tmp_path: Path, text: str):
+    """What cannot be a key is refused before anything starts."""
+    file = tmp_path / "key"
+    file.write_text(text)
+    done = cli("serve", str(fake.model), "--api-key-file", str(file))
+    assert (done.returncode, fake.starts()) == (1, [])
+    assert "does not hold a key" in done.stderr
+
+
+def test_a_port_that_is_taken(cli: Cli, fake: Fake):
+    """The port is tried before the model is started."""
+    with serving(str(fake.model)) as (_, published):
+        port = str(urlsplit(published.base_url).port)
+        done = cli("serve", str(fake.model), "--port", port)
+    assert done.returncode == 1
+    assert "hint: name another port" in done.stderr
+
+
+def test_variables_for_a_shell(fake: Fake):
+    """`eval "$(car-vllm env MODEL)"` is all that another program needs."""
+    script = (
+        f'eval "$({shlex.join(command("env", str(fake.model)))})"; '
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(_ASKS)}"
+    )
+    shell = subprocess.run(
+        ["/bin/sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE,
+        start_new_session=True,
+        check=False,
+    )
+    assert shell.stdout == "200\n", shell.stderr
+
+
+_ASKS = """
+import os, urllib.request
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/models")
+request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
+print(urllib.request.urlopen(request).status)
+"""
+
+
+def test_a_tool_is_launched_on_a_model(cli: Cli, fake: Fake, tmp_path: Path):
+    """The tool gets address, key and model, its own arguments, and its exit code comes back."""
+    tool = tmp_path / "bin" / "aider"
+    tool.parent.mkdir()
+    asks = f"{shlex.quote(sys.executable)} -c {shlex.quote(_TOOL)}"
+    tool.write_text(f'#!/bin/sh\necho "$@"\n{asks}\nexit 7\n')
+    tool.chmod(0o755)
+    path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
+    done = cli("launch", "aider", str(fake.model), "--", "--no-git", PATH=path)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.splitlines() == [f"--model openai/{fake.model} --no-git", "200"]
+
+
+_TOOL = _ASKS.replace("OPENAI_BASE_URL", "OPENAI_API_BASE")
+
+
+@pytest.mark.parametrize("tool", ["aider", "claude", "codex", "dcode", "opencode"])
+def test_a_dry_run_starts_nothing(cli: Cli, tool: str):
+    """What would be run is shown for every tool, for a model that need not be here."""
+    done = cli("launch", tool, "mlx-community/Qwen3-4B-4bit", "--dry-run", "--", "hello there")
+    assert done.returncode == 0, done.stderr
+    last = shlex.split(done.stdout.splitlines()[-1])
+    assert last[0] == tool
+    assert last[-1] == "hello there"
+    assert "Qwen3-4B-4bit" in done.stdout
+
+
+def test_a_tool_that_is_missing(cli: Cli, fake: Fake):
+    """The error says how to install it; nothing is started."""
+    done = cli("launch", "codex", str(fake.model), PATH="/nonexistent")
+    assert (done.returncode, fake.starts()) == (1, [])
+    assert "hint: install it: `npm install" in done.stderr

@@ -23,7 +23,7 @@ from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.state import State, read_state
 
 FAKE = Path(__file__).parents[1] / "fakes" / "vllm-mlx"
-PATIENCE = 20.0
+PATIENCE = 60.0
 NONCE = "VLLM_MLX_FAULT_SUITE"
 T = TypeVar("T")
 

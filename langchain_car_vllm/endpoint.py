@@ -1,8 +1,10 @@
 """What a ready server looks like to whoever talks to it."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,20 +15,73 @@ class Parsers:
     reasoning: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What is served and how: all that the state on the disk and the endpoint have in common.
+
+    A fact that is added here is written, read, handed on and shown without further code; whoever
+    plans the launch gives it its value (`langchain_car_vllm.server.command`). None is unknown.
+
+    Attributes:
+        version: The version of `vllm-mlx`.
+        engine: `simple` or `batched`.
+        parsers: The parsers it was started with.
+        streams_tool_calls: False where its tool call parser loses calls in a stream.
+        multimodal: Whether the server takes its multimodal route.
+        media: The kinds it takes beside text, of `image`, `audio` and `video`.
+        context_window: Tokens that prompt and answer share, as the model was trained.
+        kv_room_tokens: Tokens of all live requests together that the memory set aside holds.
+        max_sequences: Requests that the server works on at the same time.
+    """
+
+    version: str | None = None
+    engine: str | None = None
+    parsers: Parsers | None = None
+    streams_tool_calls: bool | None = None
+    multimodal: bool | None = None
+    media: tuple[str, ...] | None = None
+    context_window: int | None = None
+    kv_room_tokens: int | None = None
+    max_sequences: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts by name."""
+        return {name: getattr(self, name) for name in SERVING_FACTS}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON values, the parsers each by itself."""
+        parsers = self.parsers or Parsers()
+        values = self.facts()
+        del values["parsers"]
+        return {
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+            "tool_call_parser": parsers.tool_call,
+            "reasoning_parser": parsers.reasoning,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_dict` gave, also of a version that knew fewer facts or more."""
+        known: dict[str, Any] = {k: values[k] for k in SERVING_FACTS if k in values}
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        if known.get("engine") is not None:
+            parsers = Parsers(values.get("tool_call_parser"), values.get("reasoning_parser"))
+            known["parsers"] = parsers
+        return cls(**known)
+
+
+SERVING_FACTS = tuple(fact.name for fact in dataclasses.fields(Serving))
+
+
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A server that can be talked to.
+class Endpoint(Serving):
+    """A server that can be talked to, with what is known of it.
 
     Attributes:
         base_url: Root of the OpenAI API, such as `http://127.0.0.1:50123/v1`.
         api_key: The bearer key, None where the endpoint wants none. Never shown in `repr`.
         served_model: The name to put into requests.
-        version: The version of `vllm-mlx`, None where unknown.
-        engine: `simple` or `batched`, None where unknown.
-        parsers: The parsers it was started with; None where unknown.
-        multimodal: Whether it takes media; None where unknown.
         generation: Counts the starts under one key; another number is another process.
-        context_window: Tokens that prompt and answer share, None where unknown.
         log_path: The server's log, None for an endpoint that somebody else runs.
         managed: Whether this package supervises the server.
         is_ours: Tells whether that very server still lives, so that nobody else listens on its
@@ -36,12 +91,7 @@ class Endpoint:
     base_url: str
     api_key: str | None
     served_model: str
-    version: str | None = None
-    engine: str | None = None
-    parsers: Parsers | None = None
-    multimodal: bool | None = None
     generation: int = 0
-    context_window: int | None = None
     log_path: Path | None = None
     managed: bool = False
     is_ours: Callable[[], bool] | None = field(default=None, compare=False, repr=False)

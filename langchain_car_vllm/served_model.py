@@ -16,6 +16,7 @@ from langchain_car_vllm.display import displayed
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
+from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.spec import ServerSpec
@@ -144,10 +145,12 @@ class ServedModel(BaseModel):
     def _external(self, model: str | None) -> Endpoint | None:
         if self.base_url is None:
             return None
+        name = self._model_id(model).name
         return Endpoint(
             base_url=self.base_url,
             api_key=self.api_key.get_secret_value() if self.api_key else None,
-            served_model=self._model_id(model).name,
+            served_model=name,
+            **serving_of_name(name).facts(),
         )
 
     @contextmanager

@@ -11,6 +11,8 @@ the family tests, which drive the server's real parsers with it.
 import re
 from typing import NamedTuple
 
+from langchain_car_vllm.endpoint import Serving
+
 
 class Family(NamedTuple):
     """What is known of a family.
@@ -273,6 +275,12 @@ def family_facts(name: str) -> Family:
     """
     short = name.rstrip("/").rsplit("/", 1)[-1].lower()
     return next((family for family in FAMILIES if re.search(family.pattern, short)), UNKNOWN)
+
+
+def serving_of_name(name: str) -> Serving:
+    """Return what clients can know of a model that somebody else serves, by its name."""
+    family = family_facts(name)
+    return Serving(streams_tool_calls=family.streams_tool_calls, media=family.media or None)
 
 
 def family_of_type(model_type: str) -> Family:

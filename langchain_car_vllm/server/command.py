@@ -1,9 +1,11 @@
 """From what is known to a command line and an environment. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.models.facts import ModelFacts
+from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts
 from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
@@ -25,32 +27,22 @@ class Launch:
     Attributes:
         model: What `vllm-mlx serve` is given.
         offline: Whether the Hub need not be asked.
-        engine: `simple` or `batched`.
-        multimodal: Whether the model takes media.
-        tool_call_parser: None for a model without a tool format of its own.
-        reasoning_parser: None for a model that does not think.
+        serving: What its clients are told.
         sampling: The model's own sampling defaults, by the server's flag names.
-        context_window: Tokens that prompt and answer share.
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         linear_attention: Whether the prompt cache can only hold whole states.
         cache_mb: Limit of the batched engine's prompt cache, 0 for the server's own choice.
         needed_bytes: Memory to set aside.
-        version: Of the `vllm-mlx` that is launched, None where unknown.
     """
 
     model: str
     offline: bool
-    engine: str
-    multimodal: bool = False
-    tool_call_parser: str | None = None
-    reasoning_parser: str | None = None
+    serving: Serving
     sampling: Mapping[str, float] = field(default_factory=dict)
-    context_window: int | None = None
     preserve_thinking: bool = False
     linear_attention: bool = False
     cache_mb: int = 0
     needed_bytes: int = 0
-    version: str | None = None
 
 
 def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
@@ -83,15 +75,11 @@ def launch_for(
     """
     engine = choose_engine(spec, multimodal=facts.multimodal)
     cache_mb = cache_limit_mb(budget_bytes) if engine == "batched" else 0
-    launch = Launch(
+    return Launch(
         model,
         offline=offline,
-        engine=engine,
-        multimodal=facts.multimodal,
-        tool_call_parser=facts.tool_call_parser,
-        reasoning_parser=facts.reasoning_parser,
+        serving=serving_for(spec, facts, engine=engine, version=version),
         sampling=facts.sampling,
-        context_window=facts.context_window,
         preserve_thinking=facts.preserve_thinking,
         linear_attention=facts.linear_attention,
         cache_mb=cache_mb,
@@ -102,20 +90,31 @@ def launch_for(
             cache_mb,
             spec.server_args,
         ),
-        version=version,
     )
-    return as_asked(spec, launch)
 
 
-def as_asked(spec: ServerSpec, launch: Launch) -> Launch:
-    """Return a launch with the parsers that the user's own arguments name, which win."""
-    tool_call = argument_value(spec.server_args, "--tool-call-parser")
-    reasoning = argument_value(spec.server_args, "--reasoning-parser")
-    return replace(
-        launch,
-        tool_call_parser=tool_call or launch.tool_call_parser,
-        reasoning_parser=reasoning or launch.reasoning_parser,
-        multimodal=launch.multimodal or "--mllm" in spec.server_args,
+def serving_for(
+    spec: ServerSpec, facts: ModelFacts, *, engine: str, version: str | None
+) -> Serving:
+    """Return what clients are told of a server; what the user's own arguments name wins.
+
+    Args:
+        spec: What the user wants.
+        facts: What is known of the model.
+        engine: `simple` or `batched`.
+        version: Of the `vllm-mlx` that is launched, None where unknown.
+    """
+    tool_call = argument_value(spec.server_args, "--tool-call-parser") or facts.tool_call_parser
+    reasoning = argument_value(spec.server_args, "--reasoning-parser") or facts.reasoning_parser
+    multimodal = facts.multimodal or "--mllm" in spec.server_args
+    return Serving(
+        version=version,
+        engine=engine,
+        parsers=Parsers(tool_call, reasoning),
+        streams_tool_calls=tool_call not in UNSTREAMED_PARSERS,
+        multimodal=multimodal,
+        media=(family_facts(spec.served_name).media or None) if multimodal else (),
+        context_window=facts.context_window,
     )
 
 
@@ -125,14 +124,14 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
     arguments += ["--served-model-name", spec.served_name, "--timeout", str(_SERVER_TIMEOUT)]
     if spec.embeddings:
         arguments += ["--lazy-load-model", "--embedding-model", launch.model]
-        if launch.version is None or is_at_least(launch.version, _OVERFLOW_POLICY):
+        if launch.serving.version is None or is_at_least(launch.serving.version, _OVERFLOW_POLICY):
             arguments += ["--embedding-overflow-policy", "error"]
         return [*arguments, *spec.server_args]
-    if launch.engine == "batched":
+    if launch.serving.engine == "batched":
         arguments.append("--continuous-batching")
         if launch.cache_mb:
             arguments += ["--cache-memory-mb", str(launch.cache_mb)]
-        if launch.multimodal:
+        if launch.serving.multimodal:
             chunk = _LINEAR_CHUNK if launch.linear_attention else _CHUNK
             arguments += ["--chunked-prefill-tokens", str(chunk)]
     return [*arguments, *_model_arguments(launch), *spec.server_args]
@@ -141,10 +140,11 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
 def _model_arguments(launch: Launch) -> list[str]:
     """Return what the model's own files ask for; the server reads none of it by itself."""
     arguments = []
-    if launch.tool_call_parser:
-        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", launch.tool_call_parser]
-    if launch.reasoning_parser:
-        arguments += ["--reasoning-parser", launch.reasoning_parser]
+    parsers = launch.serving.parsers or Parsers()
+    if parsers.tool_call:
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", parsers.tool_call]
+    if parsers.reasoning:
+        arguments += ["--reasoning-parser", parsers.reasoning]
     if launch.preserve_thinking:
         # Without it agents lose arguments, and no prefix of a prompt is ever found again.
         arguments += ["--default-chat-template-kwargs", '{"preserve_thinking": true}']

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import psutil
 
 from langchain_car_vllm import errors
-from langchain_car_vllm.endpoint import Endpoint, Parsers
+from langchain_car_vllm.endpoint import Endpoint, Serving
 from langchain_car_vllm.server.process import Identity, boot_id, machine_id
 from langchain_car_vllm.server.spec import PROTOCOL
 
@@ -43,12 +43,7 @@ class State:
         port: The port that is held for the server, None before.
         api_key: The server's bearer key.
         binary: The `vllm-mlx` that runs.
-        version: Its version.
-        engine: `simple` or `batched`.
-        tool_call_parser: As on its command line.
-        reasoning_parser: As on its command line.
-        multimodal: Whether the model takes media.
-        context_window: Tokens.
+        serving: What it serves and how, as far as that is known by now.
         ready_at: Monotonic seconds, None before.
         detail: One line about the phase.
         done: Bytes so far, in `download`.
@@ -74,12 +69,7 @@ class State:
     port: int | None = None
     api_key: str | None = field(default=None, repr=False)
     binary: str | None = None
-    version: str | None = None
-    engine: str | None = None
-    tool_call_parser: str | None = None
-    reasoning_parser: str | None = None
-    multimodal: bool | None = None
-    context_window: int | None = None
+    serving: Serving = field(default_factory=Serving)
     ready_at: float | None = None
     detail: str = ""
     done: int | None = None
@@ -104,15 +94,11 @@ class State:
             base_url=f"http://127.0.0.1:{self.port}/v1",
             api_key=self.api_key,
             served_model=self.served_name,
-            version=self.version,
-            engine=self.engine,
-            parsers=Parsers(self.tool_call_parser, self.reasoning_parser),
-            multimodal=self.multimodal,
             generation=self.generation,
-            context_window=self.context_window,
             log_path=log,
             managed=True,
             is_ours=is_ours,
+            **self.serving.facts(),
         )
 
 
@@ -149,6 +135,8 @@ def _decode_state(values: dict[str, Any]) -> State:
         if (identity := known.get(name)) is not None:
             known[name] = Identity(identity["pid"], identity["marker"])
     known["crashes"] = tuple(known["crashes"])
+    # Its facts lie beside the others in the file, as they always did.
+    known["serving"] = Serving.from_dict(values)
     return State(**known)
 
 
@@ -159,6 +147,8 @@ def _encode_state(state: State) -> dict[str, Any]:
             values[name] = {"pid": identity["pid"], "marker": identity["tag"]}
     if state.phase == "stopping":
         values["phase"] = _STORED_STOPPING
+    del values["serving"]
+    values |= state.serving.to_dict()
     return {_STORED_FIELDS.get(name, name): value for name, value in values.items()}
 
 

@@ -7,6 +7,7 @@ LangChain's there.
 import pytest
 from faults.support import FAST, Background, Fake, Stream, ask, processes_of
 
+from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.errors import ServerStartingError
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.child_environment import server_environment
@@ -50,7 +51,8 @@ def test_server_7_another_server_on_the_port_is_not_taken_for_ours(fake: Fake):
 def test_server_8_a_model_that_is_here_is_served_without_the_broken_flag(fake: Fake):
     """`--offline` fails on caches that the server itself has made; the variable does not."""
     spec = fake.spec()
-    assert "--offline" not in serve_arguments(spec, Launch(spec.source, True, "batched"), 1)
+    launch = Launch(spec.source, True, Serving(engine="batched"))
+    assert "--offline" not in serve_arguments(spec, launch, 1)
     assert server_environment({}, {}, offline=True)["HF_HUB_OFFLINE"] == "1"
 
 

@@ -119,11 +119,7 @@ def load(
         detail="",
         done=None,
         total=None,
-        engine=launch.engine,
-        multimodal=launch.multimodal,
-        tool_call_parser=launch.tool_call_parser,
-        reasoning_parser=launch.reasoning_parser,
-        context_window=launch.context_window,
+        serving=launch.serving,
     )
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         server = Server(context, runtime, launch)

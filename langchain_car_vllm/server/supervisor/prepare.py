@@ -4,6 +4,7 @@ import os
 import threading
 from pathlib import Path
 
+from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.errors import (
     ModelDownloadError,
     ServerStartError,
@@ -108,7 +109,7 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Launch:
         done=None,
         total=None,
         binary=str(runtime.server),
-        version=runtime.version,
+        serving=Serving(version=runtime.version),
     )
     snapshot = find_snapshot(spec.source, spec.revision) or _download(context, runtime)
     by_name = spec.revision is None and is_in_hub_cache(snapshot, spec.source)
@@ -119,14 +120,13 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Launch:
         return Launch(
             model,
             offline=True,
-            engine="simple",
+            serving=Serving(version=runtime.version, engine="simple", parsers=Parsers()),
             needed_bytes=facts.weights_bytes,
-            version=runtime.version,
         )
     launch = launch_for(
         spec, facts, model, offline=True, budget_bytes=budget, version=runtime.version
     )
-    if launch.engine == "batched" and launch.multimodal:
+    if launch.serving.engine == "batched" and launch.serving.multimodal:
         _check_batching_of_media(runtime)
     return launch
 

@@ -5,7 +5,6 @@ from typing import Any, Literal, TypeGuard
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts
 from langchain_car_vllm.wire.answer.reader import Filter
 from langchain_car_vllm.wire.answer.stop_texts import StopCutter
 from langchain_car_vllm.wire.answer.text_calls import CallHoldback
@@ -136,15 +135,9 @@ def _streams(endpoint: Endpoint, given: Mapping[str, Any], *, wanted: bool) -> b
     Parsers that lose streamed tool calls never stream with tools, unless the user insists.
     """
     kept = given.get("streams_tool_calls")
-    if given.get("tools") and not kept and _loses_streamed_calls(endpoint):
+    if given.get("tools") and not kept and endpoint.streams_tool_calls is False:
         return False
     return wanted or endpoint.engine == "simple"
-
-
-def _loses_streamed_calls(endpoint: Endpoint) -> bool:
-    if endpoint.parsers is not None:
-        return endpoint.parsers.tool_call in UNSTREAMED_PARSERS
-    return not family_facts(endpoint.served_model).streams_tool_calls
 
 
 def _stops_by_itself(endpoint: Endpoint, given: Mapping[str, Any]) -> bool:

@@ -21,7 +21,6 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.models import family_facts
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
@@ -121,12 +120,12 @@ class _Outgoing:
 
     def _check_taken(self, kind: str) -> None:
         """Refuse what the server would drop in silence."""
-        name = self._endpoint.served_model
-        media = family_facts(name).media
-        if self._endpoint.multimodal is False or (media and kind not in media):
-            takes = ", ".join(("text", *(media if self._endpoint.multimodal else ())))
+        media = self._endpoint.media
+        if media is not None and kind not in media:
+            takes = ", ".join(("text", *media))
             raise InvalidRequestError(
-                f"`{name}` takes no {kind}", hint=f"it takes {takes}; choose another model"
+                f"`{self._endpoint.served_model}` takes no {kind}",
+                hint=f"it takes {takes}; choose another model",
             )
 
     def _label(self, medium: Medium) -> list[dict[str, Any]]:

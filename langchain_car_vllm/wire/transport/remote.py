@@ -57,10 +57,12 @@ def forget() -> None:
 def _with(endpoint: Endpoint, health: dict[str, Any]) -> Endpoint:
     engine = health.get("engine_type")
     kind = health.get("model_type")
+    multimodal = kind == "mllm" if kind in ("mllm", "llm") else None
     return dataclasses.replace(
         endpoint,
         engine=engine if engine in ("simple", "batched") else None,
-        multimodal=kind == "mllm" if kind in ("mllm", "llm") else None,
+        multimodal=multimodal,
+        media=() if multimodal is False else endpoint.media,
     )
 
 

@@ -14,6 +14,7 @@ from fakes.hub import running_hub, write_model
 from faults.support import FAST, PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
+from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.server import lease
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -104,6 +105,14 @@ def test_show_reads_a_local_model(cli: Cli, fake: Fake):
     assert "not on this machine" not in cli("show", str(fake.model)).stderr
 
 
+def test_show_tells_every_fact_that_clients_are_told(cli: Cli, fake: Fake):
+    """Whatever is known of a server shows before it runs, under the names of the state file."""
+    known = json.loads(cli("show", str(fake.model), "--json").stdout)
+    assert Serving().to_dict().keys() <= known.keys()
+    assert known["engine"] == "batched"
+    assert known["media"] == []
+
+
 def test_the_plan_is_what_happens(cli: Cli, fake: Fake):
     """The command line, the engine and the memory are those of the real start."""
     extra = ("--max-tokens", "77")
@@ -118,12 +127,12 @@ def test_the_plan_is_what_happens(cli: Cli, fake: Fake):
     words = shlex.split(planned["command"])
     words[words.index("PORT")] = str(state.port)
     assert real[-len(words) :] == words
-    assert planned["engine"] == state.engine
+    assert planned["engine"] == state.serving.engine
     assert planned["memory_bytes"] == state.reservation
     assert planned["memory_taken_bytes"] == 0
     beside = json.loads(cli("plan", str(fake.model), "--json").stdout)
     assert beside["memory_taken_bytes"] == state.reservation
-    assert planned["runtime_version"] == state.version == "0.6.0"
+    assert planned["runtime_version"] == state.serving.version == "0.6.0"
     assert planned["fits"] == {"host": True, "hub": True, "disk": True, "memory": True}
 
 

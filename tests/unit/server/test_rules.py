@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.server.command import (
     Launch,
     choose_engine,
@@ -65,23 +66,25 @@ def test_text_models_are_batched_and_media_queued():
 def test_users_arguments_come_last():
     """What the user writes overrides what this package chose."""
     spec = ServerSpec(source="m", served_name="m", server_args=("--tool-call-parser", "llama"))
-    arguments = serve_arguments(spec, Launch("m", True, "batched", tool_call_parser="qwen"), 1)
+    launch = Launch("m", True, Serving(engine="batched", parsers=Parsers("qwen")))
+    arguments = serve_arguments(spec, launch, 1)
     assert arguments[-2:] == ["--tool-call-parser", "llama"]
     assert arguments.index("qwen") < arguments.index("llama")
 
 
 def test_batched_multimodal_prefills_in_chunks():
     """Without it the whole prefill blocks the server and nothing of a conversation is reused."""
-    arguments = serve_arguments(SPEC, Launch("m", True, "batched", multimodal=True), 1)
+    serving = Serving(engine="batched", multimodal=True)
+    arguments = serve_arguments(SPEC, Launch("m", True, serving), 1)
     assert arguments[arguments.index("--chunked-prefill-tokens") + 1] == "512"
-    linear = Launch("m", True, "batched", multimodal=True, linear_attention=True)
+    linear = Launch("m", True, serving, linear_attention=True)
     arguments = serve_arguments(SPEC, linear, 1)
     assert arguments[arguments.index("--chunked-prefill-tokens") + 1] == "256"
 
 
 def test_sampling_defaults_are_passed_since_the_server_ignores_the_file():
     """`generation_config.json` reaches the server as `--default-*`."""
-    launch = Launch("m", True, "simple", sampling={"temperature": 0.6, "top_k": 20})
+    launch = Launch("m", True, Serving(engine="simple"), sampling={"temperature": 0.6, "top_k": 20})
     arguments = serve_arguments(SPEC, launch, 1)
     assert arguments[arguments.index("--default-temperature") + 1] == "0.6"
     assert arguments[arguments.index("--default-top-k") + 1] == "20"
@@ -90,7 +93,7 @@ def test_sampling_defaults_are_passed_since_the_server_ignores_the_file():
 def test_embedding_server_never_loads_chat_weights():
     """It is started lazily and refuses texts that are too long."""
     spec = ServerSpec(source="e", served_name="e", embeddings=True)
-    arguments = serve_arguments(spec, Launch("e", True, "simple"), 1)
+    arguments = serve_arguments(spec, Launch("e", True, Serving(engine="simple")), 1)
     assert "--lazy-load-model" in arguments
     assert arguments[arguments.index("--embedding-model") + 1] == "e"
 

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from langchain_car_vllm import errors
+from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.state import (
     State,
@@ -58,10 +60,87 @@ def test_state_round_trip(tmp_path: Path):
         source="s",
         supervisor=Identity(1, "m"),
         crashes=(1.0, 2.0),
+        serving=Serving(engine="batched", parsers=Parsers("qwen"), media=("image",)),
     )
     write_state(tmp_path / "state.json", state)
     assert read_state(tmp_path / "state.json") == state
     assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_every_fact_reaches_the_endpoint(tmp_path: Path):
+    """A fact of `Serving` crosses the file and becomes one of the endpoint, whichever it is."""
+    samples = {
+        "str": "x",
+        "bool": False,
+        "int": 7,
+        "tuple": ("image", "audio"),
+        "Parsers": Parsers("a", "b"),
+    }
+    kinds = {fact.name: str(fact.type).partition(" | ")[0] for fact in fields(Serving)}
+    serving = Serving(**{name: samples[_kind(kind)] for name, kind in kinds.items()})
+    state = State(1, "ready", "h", "i", "b", "n", "s", Identity(1, "m"), serving=serving)
+    write_state(tmp_path / "state.json", state)
+    read = read_state(tmp_path / "state.json")
+    assert read == state
+    assert read.endpoint(tmp_path).facts() == serving.facts()
+
+
+def _kind(annotation: str) -> str:
+    name = annotation.removeprefix("langchain_car_vllm.endpoint.").partition("[")[0]
+    return name.removeprefix("<class '").removesuffix("'>")
+
+
+# What version 0.1.0 wrote of a ready server.
+FORMER = {
+    "generation": 3,
+    "phase": "ready",
+    "host": "h",
+    "machine": "i",
+    "boot_id": "b",
+    "name": "n",
+    "source": "s",
+    "supervisor": {"pid": 1, "marker": "m"},
+    "server": {"pid": 2, "marker": "k"},
+    "port": 50123,
+    "api_key": "k",
+    "binary": "/bin/vllm-mlx",
+    "version": "0.6.0",
+    "engine": "batched",
+    "tool_call_parser": "qwen",
+    "reasoning_parser": None,
+    "multimodal": False,
+    "context_window": 4096,
+    "ready_at": 1.5,
+    "detail": "",
+    "done": None,
+    "total": None,
+    "reservation": 7,
+    "blocked_by": {},
+    "shortfall": 0,
+    "crashes": [],
+    "reason": None,
+    "previous": "idle",
+    "error": None,
+    "protocol": 1,
+}
+
+
+def test_the_state_of_the_version_before_is_understood(tmp_path: Path):
+    """Its running servers go on: every fact is found where it was, new ones are unknown."""
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(FORMER))
+    state = read_state(path)
+    assert state is not None
+    assert state.serving == Serving(
+        version="0.6.0",
+        engine="batched",
+        parsers=Parsers("qwen", None),
+        multimodal=False,
+        context_window=4096,
+    )
+    assert state.endpoint(tmp_path).engine == "batched"
+    write_state(path, state)
+    assert json.loads(path.read_text()).items() >= FORMER.items()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"protocol": 0}'])

@@ -26,7 +26,7 @@ from langchain_car_vllm.wire.reasoning import PROVIDER
 from langchain_car_vllm.wire.request.tools import (
     Tool,
     ToolChoice,
-    normalized_choice,
+    normalize_choice,
     openai_tools,
     tool_name,
 )
@@ -37,7 +37,8 @@ class ChatVllmMlx(DelegatingChatModel):
 
     The first call finds `vllm-mlx` or installs it, downloads the model, starts the server and waits
     until it answers; later calls of any process of the same user share that server, which stops by
-    itself after `keep_alive`. A call's answer comes from a wrapped `ChatOpenAI`.
+    itself after `keep_alive`. A wrapped
+    `ChatOpenAI` converts the messages; streaming goes its own way for speed.
 
     The object holds configuration only, so it can be pickled, copied and configured freely.
 
@@ -258,7 +259,7 @@ class ChatVllmMlx(DelegatingChatModel):
             ConfigurationError: The server takes no tool of that name, or the choice names none.
         """
         converted = openai_tools(tools, strict=strict)
-        choice = normalized_choice(tool_choice, [tool_name(tool) for tool in converted])
+        choice = normalize_choice(tool_choice, [tool_name(tool) for tool in converted])
         if choice is not None:
             kwargs["tool_choice"] = choice
         if parallel_tool_calls is not None:

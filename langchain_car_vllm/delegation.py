@@ -1,4 +1,7 @@
-"""The delegation of a call: the server is held, its wrapped ChatOpenAI answers."""
+"""The delegation of a call: the server is held while its wrapped ChatOpenAI answers.
+
+The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for speed.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -18,10 +21,10 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings
-from langchain_car_vllm.wire.chat_cache import find_wrapped, wrapped
+from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
 from langchain_car_vllm.wire.request import parameters
-from langchain_car_vllm.wire.request.tools import normalized_choice, openai_tools, tool_name
+from langchain_car_vllm.wire.request.tools import normalize_choice, openai_tools, tool_name
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
@@ -34,7 +37,7 @@ class Call(NamedTuple):
         model: The model that the call names, None for the configured one.
         spec: The server that is to answer.
         stop: Texts that end the answer.
-        given: What the wrapped chat is told.
+        given: The parameters that the wrapped `ChatOpenAI` gets.
     """
 
     model: str | None
@@ -44,9 +47,10 @@ class Call(NamedTuple):
 
 
 class DelegatingChatModel(ChatSettings, BaseChatModel):
-    """A chat model whose answers come from the wrapped ChatOpenAI of a server that it holds.
+    """A chat model whose answers come from a server that it holds.
 
-    A call whose server crashes before anything was seen of the answer is sent once more.
+    The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for speed. A
+    call whose server crashes before anything was seen of the answer is sent once more.
     """
 
     _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
@@ -56,10 +60,10 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         parameters.check_names(given, parameters.IN_A_CALL)
         parameters.check_values(given)
         model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
-        given = parameters.kept(given)
+        given = parameters.without_ignored(given)
         given["tools"] = openai_tools(given.get("tools") or ())
         names = [tool_name(tool) for tool in given["tools"]]
-        given["tool_choice"] = normalized_choice(given.get("tool_choice"), names)
+        given["tool_choice"] = normalize_choice(given.get("tool_choice"), names)
         given["response_format"] = response_format_of(given.get("response_format"))
         if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
             parameters.warn_once("parallel_tool_calls")
@@ -85,7 +89,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         while True:
             with self._connection(call.spec, call.model) as connection:
                 try:
-                    return self._wrapped(call, connection)._generate(  # noqa: SLF001
+                    return self._chat_for(call, connection)._generate(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
                 except Replay.BROKEN as error:
@@ -102,7 +106,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:
-                    chat = await self._awrapped(call, connection)
+                    chat = await self._achat_for(call, connection)
                     return await chat._agenerate(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
@@ -120,7 +124,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         while True:
             with self._connection(call.spec, call.model) as connection:
                 try:
-                    chunks = self._wrapped(call, connection)._stream(  # noqa: SLF001
+                    chunks = self._chat_for(call, connection)._stream(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
                     with closing(chunks):
@@ -144,7 +148,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:
-                    chat = await self._awrapped(call, connection)
+                    chat = await self._achat_for(call, connection)
                     chunks = chat._astream(  # noqa: SLF001
                         messages, call.stop, run_manager, **call.given
                     )
@@ -158,18 +162,18 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                 else:
                     return
 
-    def _wrapped(self, call: Call, connection: Connection) -> "WireChat":
+    def _chat_for(self, call: Call, connection: Connection) -> "WireChat":
         if connection.endpoint.managed:
             _seen[call.spec.key()] = connection.endpoint
         return self._chat(connection.endpoint)
 
     def _chat(self, endpoint: Endpoint) -> "WireChat":
-        return wrapped(endpoint, self._header_items(), self.max_retries)
+        return chat_for(endpoint, self._header_items(), self.max_retries)
 
-    async def _awrapped(self, call: Call, connection: Connection) -> "WireChat":
-        found = find_wrapped(connection.endpoint, self._header_items(), self.max_retries)
+    async def _achat_for(self, call: Call, connection: Connection) -> "WireChat":
+        found = cached_chat(connection.endpoint, self._header_items(), self.max_retries)
         if found is None:  # the first call imports and builds, which would block the loop
-            found = await asyncio.to_thread(self._wrapped, call, connection)
+            found = await asyncio.to_thread(self._chat_for, call, connection)
         return found
 
     def _stops(self, stop: list[str] | None) -> list[str]:

@@ -1,7 +1,7 @@
-"""The wrapped ChatOpenAI: its clients and its message conversion, spoken in the server's dialect.
+"""The wrapped `ChatOpenAI`, which speaks the server's dialect.
 
-Importing this module imports openai, so only calls do it, never construction, by way of
-`wire.wrapped`.
+The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for speed. Importing
+this module imports openai, so only calls do it, never construction, by way of `wire.chat_cache`.
 """
 
 import asyncio
@@ -41,22 +41,22 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.result import chunk_of, closing_chunk, result_of
+from langchain_car_vllm.wire.answer.result import last_chunk, to_chunk, to_result
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.reasoning import REASONING
-from langchain_car_vllm.wire.request.messages import holds_media, prepared
+from langchain_car_vllm.wire.request.messages import holds_media, to_server_messages
 from langchain_car_vllm.wire.request.token_count import (
     PATH,
     check_fits,
     count_request,
-    counted,
     may_overflow,
+    read_count,
 )
 from langchain_car_vllm.wire.transport.clients import Address, LoopClients, sync_clients
-from langchain_car_vllm.wire.transport.error_mapping import mapped_encoding, mapped_errors
-from langchain_car_vllm.wire.transport.send import Post, aposted, posted
+from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
+from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.timeouts import Clock, Refusals
 
 Headers = dict[str, str] | None
@@ -65,20 +65,20 @@ Headers = dict[str, str] | None
 class WireChat(ChatOpenAI):
     """A ChatOpenAI that talks to one vllm-mlx endpoint.
 
-    It keeps nothing of a call: parameters come with each, as `ChatVllmMlx` merged them. Where
-    ChatOpenAI would go through the SDK's model objects, the raw response is read, each event parsed
-    once from JSON straight into LangChain's chunk.
+    `ChatOpenAI` converts the messages; streaming goes its own way for speed: the raw response is
+    read, and each event is parsed once from JSON straight into LangChain's chunk. Nothing of a call
+    is kept: parameters come with each, as `ChatVllmMlx` merged them.
 
     Attributes:
         endpoint: Whom it talks to.
         http: What the synchronous client stands on.
-        post: Makes the requests.
+        request: Makes the requests.
         refusals: How often a request is repeated that the server refused for the moment.
     """
 
     endpoint: Endpoint
     http: httpx2.Client
-    post: Post
+    request: ChatRequest
     refusals: int = 2
 
     def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
@@ -88,7 +88,7 @@ class WireChat(ChatOpenAI):
         self, input_: Any, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return the messages as the server takes them, with what the model thought."""
-        messages = prepared(self._convert_input(input_).to_messages(), self.endpoint)
+        messages = to_server_messages(self._convert_input(input_).to_messages(), self.endpoint)
         # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
         payload = BaseChatOpenAI._get_request_payload(self, messages, stop=stop, **kwargs)  # noqa: SLF001
         for message, sent in zip(messages, payload["messages"], strict=True):
@@ -104,7 +104,7 @@ class WireChat(ChatOpenAI):
         *,
         streamed: bool,
     ) -> Exchange:
-        with mapped_encoding():
+        with map_encoding_errors():
             sent = self._get_request_payload(messages)["messages"]
         streamed = streamed or holds_media(messages)
         return exchange_for(self.endpoint, sent, stop, given, streamed=streamed)
@@ -138,7 +138,7 @@ class WireChat(ChatOpenAI):
     def _count(self, body: Body) -> int | None:
         request = count_request(self.model_name, body["messages"], body.get("tools") or ())
         try:
-            return counted(self.root_client.post(PATH, **request))
+            return read_count(self.root_client.post(PATH, **request))
         except (openai.APIError, ValueError):
             return None
 
@@ -146,7 +146,7 @@ class WireChat(ChatOpenAI):
         request = count_request(self.model_name, body["messages"], body.get("tools") or ())
         clients = await self.async_client.current()
         try:
-            return counted(await clients.sdk.post(PATH, **request))
+            return read_count(await clients.sdk.post(PATH, **request))
         except (openai.APIError, ValueError):
             return None
 
@@ -176,7 +176,7 @@ class WireChat(ChatOpenAI):
         self._check_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
         deltas = list(self._deltas(exchange, clock, kwargs.get("extra_headers")))
-        return result_of(deltas, exchange.closing())
+        return to_result(deltas, exchange.answer_end())
 
     async def _agenerate(
         self,
@@ -191,7 +191,7 @@ class WireChat(ChatOpenAI):
         deltas = [
             delta async for delta in self._adeltas(exchange, clock, kwargs.get("extra_headers"))
         ]
-        return result_of(deltas, exchange.closing())
+        return to_result(deltas, exchange.answer_end())
 
     def _stream(
         self,
@@ -205,11 +205,11 @@ class WireChat(ChatOpenAI):
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
         with closing(self._deltas(exchange, clock, kwargs.get("extra_headers"))) as deltas:
             for delta in deltas:
-                chunk = chunk_of(delta)
+                chunk = to_chunk(delta)
                 if run_manager:
                     run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield closing_chunk(exchange.closing())
+        yield last_chunk(exchange.answer_end())
 
     async def _astream(
         self,
@@ -224,17 +224,17 @@ class WireChat(ChatOpenAI):
         deltas = self._adeltas(exchange, clock, kwargs.get("extra_headers"))
         async with aclosing(deltas):
             async for delta in deltas:
-                chunk = chunk_of(delta)
+                chunk = to_chunk(delta)
                 if run_manager:
                     await run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield closing_chunk(exchange.closing())
+        yield last_chunk(exchange.answer_end())
 
     def _deltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
-            with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
+            with map_errors(self.endpoint, clock.timeout, attempt.failed):
                 with self._sent(attempt, clock, headers) as body:
                     for data in body:
                         deltas = attempt.feed(data)
@@ -250,7 +250,7 @@ class WireChat(ChatOpenAI):
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
-            with mapped_errors(self.endpoint, clock.timeout, attempt.failed):
+            with map_errors(self.endpoint, clock.timeout, attempt.failed):
                 async with self._asent(attempt, clock, headers) as body:
                     async for data in body:
                         deltas = attempt.feed(data)
@@ -271,7 +271,7 @@ class WireChat(ChatOpenAI):
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
-                    body = stack.enter_context(posted(self.http, request))
+                    body = stack.enter_context(open_stream(self.http, request))
                     break
                 except openai.APIStatusError as error:
                     time.sleep(refusals.wait(error))
@@ -287,7 +287,7 @@ class WireChat(ChatOpenAI):
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
-                    body = await stack.enter_async_context(aposted(clients.http, request))
+                    body = await stack.enter_async_context(aopen_stream(clients.http, request))
                     break
                 except openai.APIStatusError as error:
                     await asyncio.sleep(refusals.wait(error))
@@ -295,19 +295,19 @@ class WireChat(ChatOpenAI):
 
     def _request(self, attempt: Attempt, clock: Clock, headers: Headers) -> httpx2.Request:
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.
-        with mapped_encoding():
-            return self.post.request(attempt.body, clock.transport, headers)
+        with map_encoding_errors():
+            return self.request.build(attempt.body, clock.transport, headers)
 
 
 def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
-    """Return a new wrapped ChatOpenAI; `wire.wrapped` keeps them."""
+    """Return a new wrapped `ChatOpenAI`; `wire.chat_cache` keeps them."""
     address = Address(endpoint.base_url, endpoint.api_key, headers)
     clients = sync_clients(address, endpoint.is_ours)
     loops = LoopClients(address, endpoint.is_ours)
     return WireChat(
         endpoint=endpoint,
         http=clients.http,
-        post=Post(address),
+        request=ChatRequest(address),
         refusals=refusals,
         model=endpoint.served_model,
         base_url=endpoint.base_url,

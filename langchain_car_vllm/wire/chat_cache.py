@@ -1,4 +1,4 @@
-"""The wrapped ChatOpenAI of each endpoint, made at the first call to it.
+"""The wrapped `ChatOpenAI` of each endpoint, made at the first call to it.
 
 Unlike `wire.chat`, which a first call imports in a thread, this module imports no openai: an event
 loop can look here at any time.
@@ -17,14 +17,14 @@ _MOST = 64
 _chats: dict[_Key, "WireChat"] = {}
 
 
-def find_wrapped(
+def cached_chat(
     endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int
 ) -> "WireChat | None":
-    """Return what `wrapped` has made for these arguments, None for nothing; never blocks."""
+    """Return what `chat_for` has made for these arguments, None for nothing; never blocks."""
     return _chats.get((endpoint, headers, refusals))
 
 
-def wrapped(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> "WireChat":
+def chat_for(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> "WireChat":
     """Return the wrapped ChatOpenAI for an endpoint, the same one for the same arguments.
 
     Args:

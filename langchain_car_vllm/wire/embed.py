@@ -6,7 +6,7 @@ from typing import Any
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.clients import Address, LoopClients, sync_clients
-from langchain_car_vllm.wire.transport.error_mapping import mapped_encoding, mapped_errors
+from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.timeouts import Clock
 
 
@@ -33,13 +33,13 @@ class Embedder:
             AnswerError: The server refuses or fails, with its own words.
         """
         clients = sync_clients(self._address, self._endpoint.is_ours)
-        with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
+        with map_errors(self._endpoint, self._timeout), map_encoding_errors():
             return _vectors(clients.sdk.post("/embeddings", **self._request(texts)), len(texts))
 
     async def aembed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the same without blocking the event loop."""
         clients = await LoopClients(self._address, self._endpoint.is_ours).current()
-        with mapped_errors(self._endpoint, self._timeout), mapped_encoding():
+        with map_errors(self._endpoint, self._timeout), map_encoding_errors():
             return _vectors(
                 await clients.sdk.post("/embeddings", **self._request(texts)), len(texts)
             )

@@ -19,12 +19,13 @@ from langchain_core.utils.json import parse_json_markdown, parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.wire.answer.collector import check_not_cut
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.request.schema import (
     Schema,
-    complaint,
     is_model,
     json_schema,
+    validation_error,
     wrapper_of,
 )
 
@@ -57,7 +58,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         if not partial:
             if _only_calls(result[0]):
                 return None
-            check_finish(result[0])
+            check_not_cut(_finish_reason(result[0]), text)
             return self._whole(text)
         try:
             value = parse_json_markdown(text, parser=parse_partial_json)
@@ -76,17 +77,17 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
     def _whole(self, text: str) -> Any:
         if self.target is not None:
             try:
-                return _instance(self.target, _unfenced(text))
+                return _instance(self.target, _without_fence(text))
             except ValueError as error:
                 raise StructuredOutputError(
                     f"the answer does not fit `{self.target.__name__}`: {_first(error)}",
                     answer=text,
                 ) from error
         try:
-            value = json.loads(_unfenced(text))
+            value = json.loads(_without_fence(text))
         except (ValueError, RecursionError) as error:
             raise StructuredOutputError("the answer is no JSON", answer=text) from error
-        if self.expected is not None and (misfit := complaint(value, self.expected)):
+        if self.expected is not None and (misfit := validation_error(value, self.expected)):
             raise StructuredOutputError(
                 f"the answer does not fit the schema: {misfit}", answer=text
             )
@@ -94,7 +95,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002
         whole: list[Any] = []
-        yield from super()._transform(_kept(input, whole))
+        yield from super()._transform(_tee(input, whole))
         self._check_end(whole)
 
     async def _atransform(
@@ -102,7 +103,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         input: AsyncIterator[str | BaseMessage],  # noqa: A002
     ) -> AsyncIterator[Any]:
         whole: list[Any] = []
-        async for part in super()._atransform(_akept(input, whole)):
+        async for part in super()._atransform(_atee(input, whole)):
             yield part
         self._check_end(whole)
 
@@ -171,7 +172,7 @@ def with_parser(
         try:
             raw = bound.invoke(given, config)
         except StructuredOutputError as error:
-            return _unparsed(error)
+            return _without_object(error)
         try:
             return {"raw": raw, "parsed": parser.invoke(raw, config), "parsing_error": None}
         except Exception as error:  # noqa: BLE001 - what a parser may raise is its own affair
@@ -181,7 +182,7 @@ def with_parser(
         try:
             raw = await bound.ainvoke(given, config)
         except StructuredOutputError as error:
-            return _unparsed(error)
+            return _without_object(error)
         try:
             parsed = await parser.ainvoke(raw, config)
         except Exception as error:  # noqa: BLE001
@@ -191,7 +192,7 @@ def with_parser(
     return RunnableLambda(answer, aanswer, name="structured_output")
 
 
-def _unparsed(error: StructuredOutputError) -> dict[str, Any]:
+def _without_object(error: StructuredOutputError) -> dict[str, Any]:
     """Return the outcome where the server itself refused what the model wrote."""
     raw = AIMessage(content=error.llm_output or "")
     return {"raw": raw, "parsed": None, "parsing_error": error}
@@ -213,19 +214,9 @@ def check_method(method: str, schema: Any, *, strict: bool | None) -> None:
         raise ConfigurationError("`strict` has no meaning for the method `json_mode`")
 
 
-def check_finish(generation: Generation) -> None:
-    """Refuse an answer that ran out of tokens: the server closes its brackets (vllm-mlx 0.6.0).
-
-    Raises:
-        StructuredOutputError: It was cut off.
-    """
+def _finish_reason(generation: Generation) -> str | None:
     message = generation.message if isinstance(generation, ChatGeneration) else None
-    if message is not None and message.response_metadata.get("finish_reason") == "length":
-        raise StructuredOutputError(
-            "the answer was cut off before its end: `max_tokens` is too small",
-            answer=generation.text,
-            hint="raise `max_tokens`",
-        )
+    return message.response_metadata.get("finish_reason") if message is not None else None
 
 
 def _only_calls(generation: Generation) -> bool:
@@ -233,7 +224,7 @@ def _only_calls(generation: Generation) -> bool:
     return not generation.text and bool(getattr(message, "tool_calls", ()))
 
 
-def _unfenced(text: str) -> str:
+def _without_fence(text: str) -> str:
     text = text.strip()
     if text.startswith("```"):
         text = text.partition("\n")[2].rstrip().removesuffix("```")
@@ -254,13 +245,13 @@ def _first(error: ValueError) -> str:
     return f"{place}: {found['msg']}" if place else found["msg"]
 
 
-def _kept(parts: Iterator[Any], kept: list[Any]) -> Iterator[Any]:
+def _tee(parts: Iterator[Any], kept: list[Any]) -> Iterator[Any]:
     for part in parts:
         kept.append(part)
         yield part
 
 
-async def _akept(parts: AsyncIterator[Any], kept: list[Any]) -> AsyncIterator[Any]:
+async def _atee(parts: AsyncIterator[Any], kept: list[Any]) -> AsyncIterator[Any]:
     async for part in parts:
         kept.append(part)
         yield part

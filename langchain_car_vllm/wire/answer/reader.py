@@ -45,8 +45,12 @@ class Filter(Protocol):
     def feed(self, delta: Delta) -> Delta | None:
         """Return what may go on now, None for nothing."""
 
-    def end(self) -> Delta | None:
-        """Return what was held back and may go on after all."""
+    def end(self, finish_reason: str | None) -> Delta | None:
+        """Return what was held back and may go on after all.
+
+        Args:
+            finish_reason: Why the server stopped, None where nobody waited for its reason.
+        """
 
 
 class Usage(NamedTuple):
@@ -127,17 +131,17 @@ class Answer:
                 hint="repeat the request; if the server was idle for too long, raise `timeout`",
             )
         self._mend_reason()
-        return [*deltas, *self._flushed()]
+        return [*deltas, *self._flush()]
 
-    def passed(self, delta: Delta) -> list[Delta]:
+    def add(self, delta: Delta) -> list[Delta]:
         """Return what passes the filters of a delta that was made after the end."""
-        return [*self._filtered(delta, 0), *self._flushed()]
+        return [*self._filter(delta, 0), *self._flush()]
 
-    def _flushed(self) -> list[Delta]:
+    def _flush(self) -> list[Delta]:
         deltas: list[Delta] = []
         for position, holder in enumerate(self._filters):
-            if held := holder.end():
-                deltas.extend(self._filtered(held, position + 1))
+            if held := holder.end(self.finish_reason):
+                deltas.extend(self._filter(held, position + 1))
         return deltas
 
     def _mend_reason(self) -> None:
@@ -161,10 +165,10 @@ class Answer:
             delta = self._event(payload)
             if delta is not None:
                 self.events += 1
-                deltas.extend(self._filtered(delta, 0))
+                deltas.extend(self._filter(delta, 0))
         return deltas
 
-    def _filtered(self, delta: Delta, start: int) -> list[Delta]:
+    def _filter(self, delta: Delta, start: int) -> list[Delta]:
         for holder in self._filters[start:]:
             passed = holder.feed(delta)
             self.done = self.done or holder.done
@@ -178,13 +182,13 @@ class Answer:
             event = _decode(payload.decode())
         except (ValueError, RecursionError) as error:
             raise ServerFailedError(
-                f"the server sent something that is no JSON: {_shown(payload)}"
+                f"the server sent something that is no JSON: {_excerpt(payload)}"
             ) from error
         try:
             return self._read(event)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ServerFailedError(
-                f"the server sent JSON that is no answer: {_shown(payload)}"
+                f"the server sent JSON that is no answer: {_excerpt(payload)}"
             ) from error
 
     def _read(self, event: dict[str, Any]) -> Delta | None:
@@ -275,6 +279,6 @@ def _failure(error: Any) -> Exception:
     return error_for_status(code if isinstance(code, int) else 500, str(error.get("message") or ""))
 
 
-def _shown(payload: bytes) -> str:
+def _excerpt(payload: bytes) -> str:
     text = payload[:120].decode(errors="replace")
     return f"`{text}`" if text else "nothing"

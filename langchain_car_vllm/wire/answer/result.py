@@ -17,7 +17,7 @@ from langchain_car_vllm.wire.answer.reader import Delta, Usage
 from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING
 
 
-class Closing(NamedTuple):
+class AnswerEnd(NamedTuple):
     """What stands at the end of an answer.
 
     Attributes:
@@ -67,7 +67,7 @@ def new_call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-def chunk_of(delta: Delta) -> ChatGenerationChunk:
+def to_chunk(delta: Delta) -> ChatGenerationChunk:
     """Return the chunk of a stream for `delta`."""
     if delta.calls:
         message = AIMessageChunk(
@@ -93,14 +93,14 @@ def chunk_of(delta: Delta) -> ChatGenerationChunk:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _pattern(model: _Model) -> _Model:
+def _all_set(model: _Model) -> _Model:
     """Count all fields as set, so that the set that says so can be everybody's."""
     model.__pydantic_fields_set__.update(type(model).model_fields)
     return model
 
 
-_MESSAGE = _pattern(AIMessageChunk(content=""))
-_CHUNK = _pattern(ChatGenerationChunk(message=_MESSAGE))
+_MESSAGE = _all_set(AIMessageChunk(content=""))
+_CHUNK = _all_set(ChatGenerationChunk(message=_MESSAGE))
 
 
 def _unvalidated(pattern: _Model, **fields: Any) -> _Model:
@@ -117,20 +117,20 @@ def _unvalidated(pattern: _Model, **fields: Any) -> _Model:
     return made
 
 
-def closing_chunk(closing: Closing) -> ChatGenerationChunk:
+def last_chunk(end: AnswerEnd) -> ChatGenerationChunk:
     """Return the last chunk of a stream, which carries the metadata and the usage."""
     message = AIMessageChunk(
         content="",
-        response_metadata=closing.metadata(),
-        usage_metadata=closing.usage_metadata(),
+        response_metadata=end.metadata(),
+        usage_metadata=end.usage_metadata(),
         chunk_position="last",
     )
     return ChatGenerationChunk(
-        message=message, generation_info={"finish_reason": closing.finish_reason}
+        message=message, generation_info={"finish_reason": end.finish_reason}
     )
 
 
-def result_of(deltas: Iterable[Delta], closing: Closing) -> ChatResult:
+def to_result(deltas: Iterable[Delta], end: AnswerEnd) -> ChatResult:
     """Return the whole answer as one message."""
     texts: list[str] = []
     thoughts: list[str] = []
@@ -139,30 +139,30 @@ def result_of(deltas: Iterable[Delta], closing: Closing) -> ChatResult:
         texts.append(delta.text)
         thoughts.append(delta.thought)
         calls.feed(delta.calls)
-    valid, invalid = calls.parsed()
+    valid, invalid = calls.parse()
     thought = "".join(thoughts)
-    metadata = closing.metadata()
+    metadata = end.metadata()
     message = AIMessage(
         content="".join(texts),
         additional_kwargs={REASONING: thought} if thought else {},
         response_metadata=metadata,
         tool_calls=valid,
         invalid_tool_calls=invalid,
-        usage_metadata=closing.usage_metadata(),
+        usage_metadata=end.usage_metadata(),
     )
     generation = ChatGeneration(
-        message=message, generation_info={"finish_reason": closing.finish_reason}
+        message=message, generation_info={"finish_reason": end.finish_reason}
     )
-    return ChatResult(generations=[generation], llm_output=_llm_output(closing))
+    return ChatResult(generations=[generation], llm_output=_llm_output(end))
 
 
-def _llm_output(closing: Closing) -> dict[str, Any]:
-    found: dict[str, Any] = {"model_name": closing.model, "model_provider": PROVIDER}
-    if closing.usage:
+def _llm_output(end: AnswerEnd) -> dict[str, Any]:
+    found: dict[str, Any] = {"model_name": end.model, "model_provider": PROVIDER}
+    if end.usage:
         found["token_usage"] = {
-            "prompt_tokens": closing.usage.prompt,
-            "completion_tokens": closing.usage.completion,
-            "total_tokens": closing.usage.prompt + closing.usage.completion,
+            "prompt_tokens": end.usage.prompt,
+            "completion_tokens": end.usage.completion,
+            "total_tokens": end.usage.prompt + end.usage.completion,
         }
     return found
 
@@ -209,7 +209,7 @@ class CallCollector:
                 )
         return tuple(spoils)
 
-    def parsed(self, *, whole: bool = False) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+    def parse(self, *, whole: bool = False) -> tuple[list[ToolCall], list[InvalidToolCall]]:
         """Return the calls whose arguments are a JSON object, and the others.
 
         Args:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from langchain_car_vllm.wire.answer.reader import Delta
 
 
-class StopCutter:
+class StopFilter:
     """Cuts an answer before the first stop text, which never reaches the user even in part.
 
     Args:
@@ -41,7 +41,7 @@ class StopCutter:
         self._held = text[len(text) - kept :]
         return self._with(delta, text[: len(text) - kept])
 
-    def end(self) -> Delta | None:
+    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
         """Return what looked like the start of a stop text and was none."""
         held, self._held = self._held, ""
         return Delta(held) if held else None

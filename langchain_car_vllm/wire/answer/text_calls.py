@@ -27,7 +27,7 @@ _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*(?:"[^"\\]*)?)?\Z')
 _CALL_KEYS = ("name", "type", "function", "tool", "arguments", "parameters", "args", "id")
 
 
-class CallHoldback:
+class TextCallFilter:
     """Turns calls written as text into tool calls.
 
     Args:
@@ -52,22 +52,22 @@ class CallHoldback:
         if delta.calls:
             self._native = True
             if self._calls:  # the server counts from 0, and knows nothing of the written ones
-                delta = delta._replace(calls=tuple(map(self._numbered, delta.calls)))
+                delta = delta._replace(calls=tuple(map(self._renumber, delta.calls)))
         self._held += delta.text
-        text, chunks = self._released(last=False)
+        text, chunks = self._release(last=False)
         if not (text or chunks or delta.thought or delta.calls):
             return None
         return Delta(text, delta.thought, (*delta.calls, *chunks))
 
-    def end(self) -> Delta | None:
+    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
         """Return what was held back, as the call or as the text it is."""
-        text, chunks = self._released(last=True)
+        text, chunks = self._release(last=True)
         return Delta(text, calls=tuple(chunks)) if text or chunks else None
 
-    def _numbered(self, chunk: ToolCallChunk) -> ToolCallChunk:
+    def _renumber(self, chunk: ToolCallChunk) -> ToolCallChunk:
         return ToolCallChunk(**{**chunk, "index": (chunk["index"] or 0) + self._calls})
 
-    def _released(self, *, last: bool) -> tuple[str, list[ToolCallChunk]]:
+    def _release(self, *, last: bool) -> tuple[str, list[ToolCallChunk]]:
         texts: list[str] = []
         chunks: list[ToolCallChunk] = []
         while self._held:
@@ -101,7 +101,7 @@ class CallHoldback:
         if size is None:
             return "", [], True
         piece, self._held = self._held[:size], self._held[size:]
-        calls = self._parsed(piece)
+        calls = self._calls_of(piece)
         self._after_call = bool(calls)
         return ("", calls, False) if calls else (piece, [], False)
 
@@ -155,7 +155,7 @@ class CallHoldback:
             return len(self._held) if last else None
         return margin + end
 
-    def _parsed(self, piece: str) -> list[ToolCallChunk]:
+    def _calls_of(self, piece: str) -> list[ToolCallChunk]:
         if self._native:  # the server's parser found calls, so text beside them is text
             return []
         found = _calls_in(piece.strip(), self._names)

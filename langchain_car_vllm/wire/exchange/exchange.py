@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
-from langchain_car_vllm.wire.answer.result import CallCollector, Closing
+from langchain_car_vllm.wire.answer.result import AnswerEnd, CallCollector
 from langchain_car_vllm.wire.errors import AnswerError
 
 Body = dict[str, Any]
@@ -80,22 +80,22 @@ class Attempt:
 
     def feed(self, data: bytes) -> list[Delta]:
         """Return what `data` completes for the user."""
-        return self._noted(self.answer.feed(data))
+        return self._note(self.answer.feed(data))
 
     def end(self) -> list[Delta]:
         """Return what is left for the user once the answer has ended."""
-        deltas = self._noted(self.answer.end())
+        deltas = self._note(self.answer.end())
         if self.answer.finish_reason == "length":
-            deltas.extend(self._spoiled())
+            deltas.extend(self._spoil_calls())
         if not self.promotes or self.answer.done:
             return deltas
         if not self.called and not self.text.strip() and self.thought:
-            deltas.extend(self._noted(self._promoted()))
+            deltas.extend(self._note(self._promote_thought()))
         elif not self.answer.events:
             self._tell_loss()
         return deltas
 
-    def _spoiled(self) -> list[Delta]:
+    def _spoil_calls(self) -> list[Delta]:
         """Keep calls that were cut off from being taken for whole ones.
 
         LangChain completes what a stream leaves unfinished, and an agent would run it.
@@ -121,7 +121,7 @@ class Attempt:
             )
         return self.answer.usage
 
-    def _noted(self, deltas: list[Delta]) -> list[Delta]:
+    def _note(self, deltas: list[Delta]) -> list[Delta]:
         for delta in deltas:
             if delta.text:
                 self._texts.append(delta.text)
@@ -132,10 +132,10 @@ class Attempt:
                 self._calls.feed(delta.calls)
         return deltas
 
-    def _promoted(self) -> list[Delta]:
+    def _promote_thought(self) -> list[Delta]:
         """Give the reasoning as the answer where a parser took the whole answer for reasoning."""
         if self.answer.finish_reason == "stop":
-            return self.answer.passed(Delta(text=self.thought))
+            return self.answer.add(Delta(text=self.thought))
         if self.body.get("max_tokens") == 1:
             return []  # nobody expects an answer in one token
         warnings.warn(
@@ -179,11 +179,11 @@ class Exchange:
         """Yield the requests to send, each after the one before was answered in full."""
         yield self._attempt(self.body, self._filters)
 
-    def closing(self) -> Closing:
+    def answer_end(self) -> AnswerEnd:
         """Return what stands at the end of the answer, once it has ended."""
         last = self._sent[-1]
         answer = last.answer
-        return Closing(
+        return AnswerEnd(
             finish_reason=_reason(last),
             model=answer.model or str(self.body["model"]),
             usage=self._usage(),

@@ -12,17 +12,24 @@ from typing import Any, Literal
 from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.errors import ForcedToolCallError
-from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
+from langchain_car_vllm.wire.answer.collector import CollectingFilter, check_not_cut
+from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.result import CallCollector, new_call_id
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     IncompleteAnswerError,
     InvalidRequestError,
     ServerFailedError,
+    StructuredOutputError,
 )
 from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.reasoning import without_thinking
-from langchain_car_vllm.wire.request.schema import Schema, complaint, digested, refers_to_root
+from langchain_car_vllm.wire.request.schema import (
+    Schema,
+    grammar_schema,
+    refers_to_root,
+    validation_error,
+)
 from langchain_car_vllm.wire.request.tools import tool_name
 
 ChoiceMethod = Literal["auto", "native", "grammar"]
@@ -75,16 +82,15 @@ class ForcedCall(Exchange):
 
     def _native(self) -> Attempt:
         attempt = self._attempt(
-            self.body, [*self._filters, ValidCalls(self._tools, single=self._single)]
+            self.body, [*self._filters, NativeCallFilter(self._tools, single=self._single)]
         )
         attempt.promotes = False
         return attempt
 
     def _grammar(self) -> Attempt:
         schema = calls_schema(self._tools, single=self._single)
-        written = WrittenCalls(self._tools)
-        attempt = self._attempt(constrained(self.body, schema), [written])
-        written.answer = attempt.answer
+        body = constrain_to_calls(self.body, schema)
+        attempt = self._attempt(body, [GrammarCallFilter(self._tools)])
         attempt.failed = self._refused
         return attempt
 
@@ -105,7 +111,7 @@ class ForcedCall(Exchange):
         return {"tool_choice_method": self._used}
 
 
-class ValidCalls:
+class NativeCallFilter(CollectingFilter):
     """Holds everything but the reasoning back until it is clear whether the calls are valid.
 
     A call cannot be taken back once it went out, so it waits for its last argument.
@@ -115,67 +121,50 @@ class ValidCalls:
         single: Whether all calls but the first are dropped.
     """
 
-    done = False
-
     def __init__(self, tools: Mapping[str, dict[str, Any]], *, single: bool = False) -> None:
+        super().__init__()
         self._tools = tools
         self._single = single
-        self._texts: list[str] = []
         self._calls = CallCollector()
 
     def feed(self, delta: Delta) -> Delta | None:
-        """Let the reasoning pass."""
-        self._texts.append(delta.text)
+        """Collect text and calls, and let the reasoning pass."""
         self._calls.feed(delta.calls)
-        return Delta(thought=delta.thought) if delta.thought else None
+        return super().feed(delta)
 
-    def end(self) -> Delta | None:
+    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
         """Return the answer where it holds valid calls only, and at least one."""
-        valid, invalid = self._calls.parsed(whole=True)
+        valid, invalid = self._calls.parse(whole=True)
         fits = all(_misfit(self._tools, call["name"], call["args"]) is None for call in valid)
         if not valid or invalid or not fits:
             return None
         chunks = self._calls.chunks()
-        return Delta("".join(self._texts), calls=tuple(chunks[:1] if self._single else chunks))
+        return Delta(self.text, calls=tuple(chunks[:1] if self._single else chunks))
 
 
-class WrittenCalls:
+class GrammarCallFilter(CollectingFilter):
     """Turns what the grammar made the model write into tool calls.
 
     Args:
         tools: The functions that may be called, by name.
-
-    Attributes:
-        answer: The answer that it is written in.
     """
 
-    done = False
-    answer: Answer | None = None
-
     def __init__(self, tools: Mapping[str, dict[str, Any]]) -> None:
+        super().__init__()
         self._tools = tools
-        self._texts: list[str] = []
 
-    def feed(self, delta: Delta) -> Delta | None:
-        """Collect the text."""
-        self._texts.append(delta.text)
-        return None
-
-    def end(self) -> Delta:
+    def end(self, finish_reason: str | None) -> Delta | None:
         """Return the calls.
 
         Raises:
             ForcedToolCallError: It is not whole, or does not fit.
         """
-        # The server closes the brackets of what ran out of tokens (vllm-mlx 0.6.0).
-        if self.answer is not None and self.answer.finish_reason == "length":
-            raise ForcedToolCallError(
-                "the call was cut off before its end: `max_tokens` is too small",
-                hint="raise `max_tokens`",
-            )
-        text = "".join(self._texts)
         try:
-            value = json.loads(text)
+            check_not_cut(finish_reason, self.text)
+        except StructuredOutputError as error:
+            raise ForcedToolCallError(error.message, hint=error.hint) from error
+        try:
+            value = json.loads(self.text)
             entries = value if isinstance(value, list) else [value]
             calls = [(str(entry["name"]), dict(entry["arguments"])) for entry in entries]
         except (KeyError, RecursionError, TypeError, ValueError) as error:
@@ -220,11 +209,13 @@ def calls_schema(tools: Mapping[str, dict[str, Any]], *, single: bool) -> Schema
     ]
     form = forms[0] if len(forms) == 1 else {"anyOf": forms}
     if single:
-        return digested(form, apart)
-    return digested({"type": "array", "items": form, "minItems": 1, "maxItems": len(forms)}, apart)
+        return grammar_schema(form, apart)
+    return grammar_schema(
+        {"type": "array", "items": form, "minItems": 1, "maxItems": len(forms)}, apart
+    )
 
 
-def constrained(body: Body, schema: Schema) -> Body:
+def constrain_to_calls(body: Body, schema: Schema) -> Body:
     """Return a body that asks for tool calls as JSON, without any tools."""
     left = {k: v for k, v in body.items() if k not in ("tools", "tool_choice", "stop")}
     left = without_thinking(left)
@@ -244,4 +235,4 @@ def _parameters(function: Mapping[str, Any]) -> Schema:
 def _misfit(tools: Mapping[str, dict[str, Any]], name: str, args: dict[str, Any]) -> str | None:
     if name not in tools:
         return f"no tool is named `{name}`"
-    return complaint(args, _parameters(tools[name]), unique=False)
+    return validation_error(args, _parameters(tools[name]), unique=False)

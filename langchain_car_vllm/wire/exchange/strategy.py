@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeGuard
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer.reader import Filter
-from langchain_car_vllm.wire.answer.stop_texts import StopCutter
-from langchain_car_vllm.wire.answer.text_calls import CallHoldback
+from langchain_car_vllm.wire.answer.stop_texts import StopFilter
+from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange.exchange import Body, Exchange
 from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
@@ -56,10 +56,10 @@ def exchange_for(
     if _streams(endpoint, given, wanted=streamed or bool(stops)):
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
-    cutter: list[Filter] = [StopCutter(stops, told=told)] if stops else []
+    cutter: list[Filter] = [StopFilter(stops, told=told)] if stops else []
     if not tools or choice == "none":
         return Structured(body, form, cutter) if _constrains(form) else Exchange(body, cutter)
-    filters: list[Filter] = [CallHoldback([tool_name(tool) for tool in tools]), *cutter]
+    filters: list[Filter] = [TextCallFilter([tool_name(tool) for tool in tools]), *cutter]
     if choice in (None, "auto"):
         return (
             ToolsThenSchema(body, form, filters) if _constrains(form) else Exchange(body, filters)

@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
+from langchain_car_vllm.wire.answer.collector import CollectingFilter, check_not_cut
+from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     InvalidRequestError,
@@ -17,7 +18,7 @@ from langchain_car_vllm.wire.errors import (
 )
 from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
 from langchain_car_vllm.wire.reasoning import REASONING, without_thinking
-from langchain_car_vllm.wire.request.schema import Schema, complaint, digested
+from langchain_car_vllm.wire.request.schema import Schema, grammar_schema, validation_error
 
 _WISH = "Give this answer as JSON."
 
@@ -32,7 +33,7 @@ class Structured(Exchange):
     """
 
     def __init__(self, body: Body, form: Mapping[str, Any], filters: Sequence[Filter] = ()) -> None:
-        asked = {**without_thinking(body), "response_format": digested_form(form)}
+        asked = {**without_thinking(body), "response_format": grammar_form(form)}
         super().__init__(asked, filters)
 
     def attempts(self) -> Iterator[Attempt]:
@@ -40,7 +41,7 @@ class Structured(Exchange):
         for attempt in super().attempts():
             attempt.failed = _unfit
             yield attempt
-            check_whole(attempt.answer, attempt.text)
+            check_not_cut(attempt.answer.finish_reason, attempt.text)
 
 
 class ToolsThenSchema(Exchange):
@@ -60,21 +61,19 @@ class ToolsThenSchema(Exchange):
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the plain request, then the constrained one where it brought no call."""
-        draft = Draft(self._schema)
+        draft = DraftFilter(self._schema)
         first = self._attempt(self.body, [*self._filters, draft])
         first.promotes = False
         yield first
         if first.called or draft.fits:
             return
         self._used = "grammar"
-        fitting = Fitting(self._schema)
-        second = self._attempt(self._constrained(first, draft), [fitting])
-        fitting.answer = second.answer
+        second = self._attempt(self._constrain(first, draft), [SchemaFilter(self._schema)])
         second.promotes = False
         second.failed = _unfit
         yield second
 
-    def _constrained(self, first: Attempt, draft: "Draft") -> Body:
+    def _constrain(self, first: Attempt, draft: "DraftFilter") -> Body:
         body = {k: v for k, v in self.body.items() if k not in ("tools", "tool_choice", "stop")}
         messages = list(body["messages"])
         if said := draft.text.strip() or first.thought:
@@ -82,86 +81,72 @@ class ToolsThenSchema(Exchange):
             if first.thought:
                 answer[REASONING] = first.thought
             messages += [answer, {"role": "user", "content": _WISH}]
-        form = digested_form(self._form)
+        form = grammar_form(self._form)
         return {**without_thinking(body), "messages": messages, "response_format": form}
 
     def _extra(self) -> dict[str, Any]:
         return {"structured_output_method": self._used}
 
 
-class Draft:
+class DraftFilter(CollectingFilter):
     """Holds the text of a step back until it is clear that the step calls a tool, or fits.
 
     Args:
         schema: What the text would have to fit.
 
     Attributes:
-        text: What was held back.
         fits: Whether the text was JSON that fits.
     """
 
-    done = False
-
     def __init__(self, schema: Schema) -> None:
+        super().__init__()
         self._schema = schema
         self._called = False
-        self.text = ""
         self.fits = False
 
     def feed(self, delta: Delta) -> Delta | None:
         """Let reasoning and calls pass, and the text of a step that calls."""
-        self._called = self._called or bool(delta.calls)
-        self.text += delta.text
-        text = self._taken() if self._called else ""
+        if not (self._called or delta.calls):
+            return super().feed(delta)
+        self._called = True
+        text = self.text + delta.text
+        self._texts.clear()
         if not (text or delta.thought or delta.calls):
             return None
         return Delta(text, delta.thought, delta.calls)
 
-    def end(self) -> Delta | None:
+    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
         """Return the text where it fits the schema as it is."""
+        if self._called:
+            return None
         try:
-            self.fits = complaint(json.loads(self.text), self._schema, unique=False) is None
+            misfit = validation_error(json.loads(self.text), self._schema, unique=False)
         except (ValueError, RecursionError):
-            self.fits = False
-        return Delta(self._taken()) if self.fits and not self._called else None
-
-    def _taken(self) -> str:
-        text, self.text = self.text, ""
-        return text
+            return None
+        self.fits = misfit is None
+        return Delta(self.text) if self.fits else None
 
 
-class Fitting:
+class SchemaFilter(CollectingFilter):
     """Holds a constrained answer back until it is validated against the schema as it was meant.
 
     Args:
         schema: The original schema.
-
-    Attributes:
-        answer: The answer that the text is of.
     """
 
-    done = False
-    answer: Answer | None = None
-
     def __init__(self, schema: Schema) -> None:
+        super().__init__()
         self._schema = schema
-        self._text = ""
 
-    def feed(self, delta: Delta) -> Delta | None:
-        """Collect the text."""
-        self._text += delta.text
-        return None
-
-    def end(self) -> Delta:
+    def end(self, finish_reason: str | None) -> Delta | None:
         """Return the text.
 
         Raises:
             StructuredOutputError: It is no JSON, or does not fit.
         """
-        if self.answer is not None:
-            check_whole(self.answer, self._text)
-        check_fits(self._text, self._schema)
-        return Delta(self._text)
+        whole = super().end(finish_reason)
+        check_fits(self.text, self._schema)
+        return whole
 
 
 def check_fits(text: str, schema: Schema) -> Any:
@@ -178,23 +163,9 @@ def check_fits(text: str, schema: Schema) -> Any:
             answer=text,
             hint="raise `max_tokens`: it may have been cut off",
         ) from error
-    if misfit := complaint(value, schema, unique=False):
+    if misfit := validation_error(value, schema, unique=False):
         raise StructuredOutputError(f"the answer does not fit the schema: {misfit}", answer=text)
     return value
-
-
-def check_whole(answer: Answer, text: str) -> None:
-    """Refuse a structured answer that ran out of tokens: the server closes its brackets.
-
-    Raises:
-        StructuredOutputError: It was cut off.
-    """
-    if answer.finish_reason == "length":
-        raise StructuredOutputError(
-            "the answer was cut off before its end: `max_tokens` is too small",
-            answer=text,
-            hint="raise `max_tokens`",
-        )
 
 
 def schema_of(form: Mapping[str, Any]) -> Schema:
@@ -210,11 +181,11 @@ def schema_of(form: Mapping[str, Any]) -> Schema:
     return found
 
 
-def digested_form(form: Mapping[str, Any]) -> dict[str, Any]:
+def grammar_form(form: Mapping[str, Any]) -> dict[str, Any]:
     """Return a `response_format` whose schema the server's grammar takes."""
     if form.get("type") != "json_schema":
         return dict(form)
-    inner = {"name": "answer", **form["json_schema"], "schema": digested(schema_of(form))}
+    inner = {"name": "answer", **form["json_schema"], "schema": grammar_schema(schema_of(form))}
     return {"type": "json_schema", "json_schema": inner}
 
 

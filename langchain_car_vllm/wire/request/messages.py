@@ -40,7 +40,7 @@ def holds_media(messages: Iterable[BaseMessage]) -> bool:
     )
 
 
-def prepared(messages: Sequence[BaseMessage], endpoint: Endpoint) -> list[BaseMessage]:
+def to_server_messages(messages: Sequence[BaseMessage], endpoint: Endpoint) -> list[BaseMessage]:
     """Return the messages in the forms the server takes, contents as one text where they are text.
 
     Media in tool results follow in a user message of their own: the batched engine shows the model
@@ -63,7 +63,7 @@ def prepared(messages: Sequence[BaseMessage], endpoint: Endpoint) -> list[BaseMe
             texts = [b for b in ready.content if _text(b) is not None]
             pictures = [b for b in ready.content if _text(b) is None]
             shown += [{"type": "text", "text": f"Result of {ready.tool_call_id}:"}, *pictures]
-            ready = ready.model_copy(update={"content": _joined(texts, "\n")})
+            ready = ready.model_copy(update={"content": _join(texts, "\n")})
         found.append(ready)
     if shown:
         found.append(HumanMessage(content=shown))
@@ -101,7 +101,7 @@ class _Outgoing:
     def _content(self, content: Sequence[Any]) -> Content:
         # The server itself puts a line break between the texts of a message.
         if all(_text(block) is not None for block in content):
-            return _joined(content, "\n")
+            return _join(content, "\n")
         return [part for block in content for part in self._parts(block)]
 
     def _parts(self, block: Any) -> list[dict[str, Any]]:
@@ -148,7 +148,7 @@ def _answer(message: AIMessage) -> AIMessage:
     content = message.content if isinstance(message.content, list) else [message.content]
     thought = reasoning_of(message)
     return AIMessage(
-        content=_joined((block for block in content if _text(block) is not None), ""),
+        content=_join((block for block in content if _text(block) is not None), ""),
         tool_calls=message.tool_calls or _function_call(message),
         invalid_tool_calls=message.invalid_tool_calls,
         additional_kwargs={REASONING: thought} if thought else {},
@@ -168,7 +168,7 @@ def _function_call(message: AIMessage) -> list[ToolCall]:
     return [ToolCall(name=name, args=args, id=name)] if isinstance(args, dict) else []
 
 
-def _joined(blocks: Iterable[Any], joint: str) -> str:
+def _join(blocks: Iterable[Any], joint: str) -> str:
     return joint.join(text for block in blocks if (text := _text(block)))
 
 

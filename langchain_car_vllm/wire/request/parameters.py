@@ -202,7 +202,7 @@ def check_values(given: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"`{name}` must be more than 0, not {value}")
 
 
-def kept(given: Mapping[str, Any]) -> dict[str, Any]:
+def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the server does not ignore."""
     return {name: value for name, value in given.items() if name not in IGNORED}
 

@@ -1,8 +1,8 @@
-"""JSON schemas: from what the user wrote to what the server's grammar can digest.
+"""JSON schemas: from what the user wrote to what the server's grammar takes.
 
 The grammar (llguidance, in vllm-mlx 0.5.0 and later) refuses ordinary schemas with a causeless 500:
 `uniqueItems`, unknown formats, `oneOf`, look-around in patterns, references into nested `$defs`.
-The digested schema asks for a little less; the answer is validated against the original.
+The converted schema asks for a little less; the answer is validated against the original.
 """
 
 import json
@@ -49,7 +49,7 @@ def json_schema(schema: Any) -> Schema:
         ConfigurationError: It is nothing that a schema can be made of.
     """
     if isinstance(schema, Mapping):
-        schema = _unwrapped(schema)
+        schema = _unwrap(schema)
         if _is_json_schema(schema):
             return dict(schema)
     try:
@@ -70,7 +70,7 @@ def wrapper_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else schema
 
 
-def _unwrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema in one of OpenAI's wrappers, with the wrapper's name for its title."""
     wrapper = wrapper_of(schema)
     inner = wrapper.get("parameters" if schema.get("type") == "function" else "schema")
@@ -85,7 +85,7 @@ def is_model(schema: Any) -> bool:
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
-def digested(schema: Schema, parts: Mapping[str, Schema] | None = None) -> Schema:
+def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) -> Schema:
     """Return a schema that the server's grammar takes and that every fitting answer fits.
 
     Args:
@@ -97,18 +97,18 @@ def digested(schema: Schema, parts: Mapping[str, Schema] | None = None) -> Schem
     """
     defs: dict[str, Schema] = {name: {} for name in parts or {}}
     for name, part in (parts or {}).items():
-        defs[name] = _digest(part, defs, {"#": f"#/$defs/{name}"})
-    root: Schema = _digest(schema, defs, {name: name for name in defs})
+        defs[name] = _convert(part, defs, {"#": f"#/$defs/{name}"})
+    root: Schema = _convert(schema, defs, {name: name for name in defs})
     if defs:
         root["$defs"] = defs
     root["x-guidance"] = _GUIDANCE
     return root
 
 
-def _digest(
+def _convert(
     schema: Any, defs: dict[str, Schema], names: Mapping[str, str], *, closed: bool = True
 ) -> Any:
-    """Digest a schema and everything in it.
+    """Convert a schema and everything in it.
 
     Args:
         schema: The schema; True and False are schemas too.
@@ -119,23 +119,23 @@ def _digest(
     """
     if not isinstance(schema, Mapping):
         return schema
-    names = _hoisted(schema, defs, names)
+    names = _hoist_definitions(schema, defs, names)
     found: Schema = {}
     for key, value in schema.items():
         if key == "uniqueItems":
             continue  # the grammar passes over it, and the server then refuses what it let through
         if key == "pattern":
-            if pattern := weakened(str(value)):
+            if pattern := weaken_pattern(str(value)):
                 found[key] = pattern
         elif key not in _DEFS:
-            found[key] = _digest_word(key, value, defs, names)
-    found = _with_named_keys(found, defs)
+            found[key] = _convert_word(key, value, defs, names)
+    found = _name_keys(found, defs)
     if closed and "properties" in found and not {"patternProperties", "allOf"} & found.keys():
         found.setdefault("additionalProperties", False)
     return found
 
 
-def _with_named_keys(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
+def _name_keys(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
     """Name the keys that `propertyNames` allows: the grammar passes over that word."""
     allowed = schema.get("propertyNames")
     if isinstance(allowed, Mapping) and "$ref" in allowed:
@@ -148,7 +148,7 @@ def _with_named_keys(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
     return {**left, "properties": dict.fromkeys(keys, value), "additionalProperties": False}
 
 
-def weakened(pattern: str) -> str | None:
+def weaken_pattern(pattern: str) -> str | None:
     """Return a pattern without look-around and word borders, which the grammar does not have.
 
     All that fits the pattern fits what is returned: None, for any text, where that cannot be had.
@@ -177,18 +177,20 @@ def weakened(pattern: str) -> str | None:
     return "".join(kept) if not open_groups else None
 
 
-def _digest_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> Any:
-    """Digest the value of one of a schema's words."""
+def _convert_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> Any:
+    """Convert the value of one of a schema's words."""
     if key == "$ref":
         return _reference(str(value), names)
     if key in _MAPS and isinstance(value, Mapping):
-        return {name: _untitled(_digest(part, defs, names), name) for name, part in value.items()}
+        return {
+            name: _drop_title(_convert(part, defs, names), name) for name, part in value.items()
+        }
     if key in _LISTS and isinstance(value, list):
-        return [_digest(part, defs, names, closed=key != "allOf") for part in value]
-    return _digest(value, defs, names) if key in _SINGLE else value
+        return [_convert(part, defs, names, closed=key != "allOf") for part in value]
+    return _convert(value, defs, names) if key in _SINGLE else value
 
 
-def _untitled(part: Any, name: str) -> Any:
+def _drop_title(part: Any, name: str) -> Any:
     """Drop a title that only repeats the name: the server writes the schema into the prompt."""
     if not isinstance(part, dict):
         return part
@@ -203,7 +205,7 @@ def refers_to_root(schema: Schema) -> bool:
     return bool(_ROOT_REFERENCE.search(json.dumps(schema, default=str)))
 
 
-def _hoisted(
+def _hoist_definitions(
     schema: Mapping[str, Any], defs: dict[str, Schema], names: Mapping[str, str]
 ) -> Mapping[str, str]:
     """Move a schema's own definitions to the root and return what is in scope inside of it."""
@@ -215,7 +217,7 @@ def _hoisted(
         scope[name] = _free(name, defs)
         defs[scope[name]] = {}
     for name, part in own.items():
-        defs[scope[name]] = _digest(part, defs, scope)
+        defs[scope[name]] = _convert(part, defs, scope)
     return scope
 
 
@@ -240,7 +242,7 @@ def _reference(target: str, names: Mapping[str, str]) -> str:
     )
 
 
-def complaint(value: Any, schema: Schema, *, unique: bool = True) -> str | None:
+def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str | None:
     """Return why a value does not fit a schema, None where it does.
 
     Args:

@@ -32,7 +32,7 @@ def count_request(
     return {"cast_to": object, "body": body, "options": {"timeout": _SECONDS}}
 
 
-def counted(answer: Any) -> int | None:
+def read_count(answer: Any) -> int | None:
     """Return the number in an answer, None where there is none."""
     found = answer.get("input_tokens") if isinstance(answer, Mapping) else None
     return found if isinstance(found, int) else None

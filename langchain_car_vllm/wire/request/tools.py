@@ -46,7 +46,7 @@ def tool_name(tool: dict[str, Any]) -> str:
     return str((tool.get("function") or {}).get("name") or "")
 
 
-def normalized_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, Any] | None:
+def normalize_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, Any] | None:
     """Return a tool choice as `auto`, `none`, `required` or a named function.
 
     Raises:
@@ -54,7 +54,7 @@ def normalized_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[st
     """
     if choice is None or choice is False:
         return None
-    name = _chosen(choice) if isinstance(choice, dict) else choice
+    name = _choice_name(choice) if isinstance(choice, dict) else choice
     if name in ("auto", "none"):
         return str(name)
     if name is True or name in ("any", "required"):
@@ -69,7 +69,7 @@ def normalized_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[st
     return {"type": "function", "function": {"name": name}}
 
 
-def _chosen(choice: dict[str, Any]) -> str:
+def _choice_name(choice: dict[str, Any]) -> str:
     """Return the word or the name in OpenAI's or Anthropic's form of a choice."""
     function = choice.get("function")
     named = function if isinstance(function, dict) else choice

@@ -19,7 +19,7 @@ from langchain_car_vllm.wire.errors import (
 
 
 @contextmanager
-def mapped_errors(
+def map_errors(
     endpoint: Endpoint,
     timeout: float | None,
     told: Callable[[AnswerError], Exception] | None = None,
@@ -51,7 +51,7 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
         text = _detail(error)
         raise error_for_status(error.status_code, text) from error
     except (openai.APITimeoutError, httpx2.TimeoutException) as error:
-        raise timed_out(endpoint, timeout) from error
+        raise timeout_error(endpoint, timeout) from error
     except (openai.APIConnectionError, httpx2.TransportError) as error:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
         failed = ConnectionFailedError(
@@ -64,7 +64,7 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
 
 
 @contextmanager
-def mapped_encoding() -> Iterator[None]:
+def map_encoding_errors() -> Iterator[None]:
     """Raise what keeps a request from being written as JSON as an `InvalidRequestError`."""
     try:
         yield
@@ -72,7 +72,7 @@ def mapped_encoding() -> Iterator[None]:
         raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from error
 
 
-def timed_out(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutError:
+def timeout_error(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutError:
     """Return the error for a request whose time ran out."""
     return RequestTimeoutError(
         "the server did not answer in time"

@@ -20,7 +20,7 @@ _FAILED = httpx2.codes.BAD_REQUEST
 """The first status that is a failure; redirects are followed."""
 
 
-class Post:
+class ChatRequest:
     """Sends chat requests to one address.
 
     Args:
@@ -42,7 +42,7 @@ class Post:
             }
         )
 
-    def request(
+    def build(
         self, body: Mapping[str, Any], timeout: httpx2.Timeout, headers: Mapping[str, str] | None
     ) -> httpx2.Request:
         """Return the request for a body.
@@ -69,7 +69,7 @@ def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def posted(http: httpx2.Client, request: httpx2.Request) -> Iterator[Iterable[bytes]]:
+def open_stream(http: httpx2.Client, request: httpx2.Request) -> Iterator[Iterable[bytes]]:
     """Send a request and yield the body of its response, in parts as they come.
 
     Raises:
@@ -87,10 +87,10 @@ def posted(http: httpx2.Client, request: httpx2.Request) -> Iterator[Iterable[by
 
 
 @asynccontextmanager
-async def aposted(
+async def aopen_stream(
     http: httpx2.AsyncClient, request: httpx2.Request
 ) -> AsyncIterator[AsyncIterable[bytes]]:
-    """Do what `posted` does without blocking the event loop."""
+    """Do what `open_stream` does without blocking the event loop."""
     response = await http.send(request, stream=True)
     try:
         if response.status_code >= _FAILED:

@@ -6,7 +6,7 @@ import httpx2
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.wire.transport.error_mapping import timed_out
+from langchain_car_vllm.wire.transport.error_mapping import timeout_error
 
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.25
@@ -52,7 +52,7 @@ class Clock:
         if events != self._events and not self._total:
             self._since, self._events = now, events
         elif now - self._since > self.timeout:
-            raise timed_out(self._endpoint, self.timeout)
+            raise timeout_error(self._endpoint, self.timeout)
 
     def resume(self) -> None:
         """Count a pause from now on: the user has taken his time over what he got."""

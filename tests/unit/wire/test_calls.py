@@ -20,7 +20,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint, Parsers
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.result import chunk_of
+from langchain_car_vllm.wire.answer.result import to_chunk
 from langchain_car_vllm.wire.answer.sse import EventReader
 from langchain_car_vllm.wire.exchange.exchange import EmptyAnswerWarning
 from langchain_car_vllm.wire.exchange.strategy import body_for
@@ -82,7 +82,7 @@ def test_a_batch_of_eight_answers_all(serve):
     assert len(dialect.requests) == 8
 
 
-def test_langchain_1_and_server_1_max_tokens_keeps_the_name_the_server_reads(serve, ask):
+def test_max_tokens_keeps_the_name_the_server_reads(serve, ask):
     """`max_tokens` goes out as such and never as `max_completion_tokens`."""
     model, dialect = serve(max_tokens=9)
     ask(model, "hi")
@@ -91,7 +91,7 @@ def test_langchain_1_and_server_1_max_tokens_keeps_the_name_the_server_reads(ser
     assert not any("max_completion_tokens" in body for body in dialect.requests)
 
 
-def test_langchain_2_reasoning_arrives_and_goes_back(serve, ask):
+def test_reasoning_arrives_and_goes_back(serve, ask):
     """What the model thought is kept on the message and sent back in the history."""
     model, dialect = serve(Reply(text="four", thought="two and two"))
     answer = ask(model, "2+2?")
@@ -102,7 +102,7 @@ def test_langchain_2_reasoning_arrives_and_goes_back(serve, ask):
     assert sent["reasoning_content"] == "two and two"
 
 
-def test_langchain_2_reasoning_goes_back_from_v1_blocks_too(serve):
+def test_reasoning_goes_back_from_v1_blocks_too(serve):
     """With `output_version="v1"` the reasoning is a block of the content."""
     model, dialect = serve(Reply(text="four", thought="two and two"), output_version="v1")
     answer = model.invoke("2+2?")
@@ -113,7 +113,7 @@ def test_langchain_2_reasoning_goes_back_from_v1_blocks_too(serve):
 
 
 @pytest.mark.parametrize("one_index", [False, True])
-def test_langchain_3_streamed_reasoning_and_calls_stay_apart_in_v1(serve, one_index):
+def test_streamed_reasoning_and_calls_stay_apart_in_v1(serve, one_index):
     """With `output_version="v1"` a streamed call is not merged into the reasoning block."""
     calls = [("add", {"a": 3}), ("add", {"a": 4})]
     reply = Reply(thought="use the tool", calls=calls, one_index=one_index)
@@ -124,14 +124,14 @@ def test_langchain_3_streamed_reasoning_and_calls_stay_apart_in_v1(serve, one_in
     assert [call["args"] for call in whole.tool_calls] == [{"a": 3}, {"a": 4}]
 
 
-def test_langchain_5_a_second_event_loop_works_and_leaves_no_socket(serve):
+def test_a_second_event_loop_works_and_leaves_no_socket(serve):
     """Each `asyncio.run` gets a client of its own, closed with its loop."""
     model, _ = serve()
     for _ in range(3):
         assert asyncio.run(model.ainvoke("hi")).content
 
 
-def test_langchain_6_nothing_in_the_environment_redirects_a_request(serve, monkeypatch):
+def test_nothing_in_the_environment_redirects_a_request(serve, monkeypatch):
     """Neither OpenAI's variables nor a proxy change where a request goes or as whom."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -162,7 +162,7 @@ def test_langchain_7_the_clients_are_those_the_sdk_is_made_for():
     assert async_clients.sdk.max_retries == clients.sdk.max_retries == 0
 
 
-def test_langchain_8_heartbeats_do_not_end_an_asynchronous_stream(serve, monkeypatch):
+def test_heartbeats_do_not_end_an_asynchronous_stream(serve, monkeypatch):
     """Comments before the first token are no answer and no failure, however long they last."""
     monkeypatch.setenv("LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S", "0.05")
     model, _ = serve(Reply(text="very late", heartbeats=20, pause=0.2))
@@ -194,7 +194,7 @@ def test_a_forked_child_has_connections_of_its_own(serve):
     assert len(set(dialect.peers)) == 2
 
 
-def test_server_4_usage_is_counted_once(serve):
+def test_usage_is_counted_once(serve):
     """The server tells it on the finish chunk and again on one of its own."""
     model, _ = serve(Reply(text="one two three", usage=(21, 3), cached=16))
     chunks = list(model.stream("hi"))
@@ -209,7 +209,7 @@ def test_server_4_usage_is_counted_once(serve):
     ]
 
 
-def test_server_12_a_parser_that_swallows_the_answer_yields_no_empty_message(serve, ask):
+def test_a_parser_that_swallows_the_answer_yields_no_empty_message(serve, ask):
     """Where all of a finished answer came as reasoning, it is the answer as well."""
     model, _ = serve(Reply(thought="The answer is four."))
     assert ask(model, "2+2?").content == "The answer is four."
@@ -362,7 +362,7 @@ def test_earlier_thoughts_stay_in_the_prompt_of_a_model_that_thinks():
 @pytest.mark.parametrize("delta", [Delta("text"), Delta(thought="thought"), Delta("both", "of")])
 def test_a_chunk_made_fast_is_one_made_by_the_book(delta):
     """Copied from a pattern, it equals the validated one and shares nothing with others."""
-    chunk, other = chunk_of(delta), chunk_of(delta)
+    chunk, other = to_chunk(delta), to_chunk(delta)
     kwargs = {"reasoning_content": delta.thought} if delta.thought else {}
     message = AIMessageChunk(
         content=delta.text,
@@ -378,12 +378,12 @@ def test_a_chunk_made_fast_is_one_made_by_the_book(delta):
 
 def test_a_chunk_made_fast_can_be_used_like_any_other():
     """It takes new attributes, copies, pickles and merges."""
-    chunk = chunk_of(Delta("one"))
+    chunk = to_chunk(Delta("one"))
     chunk.message.id, chunk.message.note = "run-1", "mine"
     for same in (pickle.loads(pickle.dumps(chunk)), copy.deepcopy(chunk)):
         assert same == chunk
         assert same.message.note == "mine"
-    assert not hasattr(chunk_of(Delta("two")).message, "note")
-    assert (chunk + chunk_of(Delta("two"))).text == "onetwo"
-    unset = chunk_of(Delta("three")).message.model_dump(exclude_unset=True)
+    assert not hasattr(to_chunk(Delta("two")).message, "note")
+    assert (chunk + to_chunk(Delta("two"))).text == "onetwo"
+    unset = to_chunk(Delta("three")).message.model_dump(exclude_unset=True)
     assert unset["content"] == "three"

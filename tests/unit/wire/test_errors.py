@@ -39,7 +39,7 @@ ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m", managed=True)
         (504, core.ModelTimeoutError, True),
     ],
 )
-def test_langchain_9_the_servers_own_text_and_langchains_class(serve, status, expected, retryable):
+def test_the_servers_own_text_and_langchains_class(serve, status, expected, retryable):
     """The SDK drops FastAPI's `detail`; here it is the message, under the class that fits."""
     model, dialect = serve(Reply(status=status, detail="because of the moon"), max_retries=0)
     for call in (

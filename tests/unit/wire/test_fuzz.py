@@ -22,11 +22,11 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.result import chunk_of, closing_chunk, result_of
-from langchain_car_vllm.wire.chat_cache import wrapped
+from langchain_car_vllm.wire.answer.result import last_chunk, to_chunk, to_result
+from langchain_car_vllm.wire.chat_cache import chat_for
 from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
-from langchain_car_vllm.wire.transport.error_mapping import mapped_encoding, mapped_errors
+from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m")
 PIXEL = (
@@ -134,9 +134,9 @@ def messages(draw: Any) -> BaseMessage:  # noqa: PLR0911
 @given(st.lists(messages(), max_size=4))
 def test_any_conversation_is_a_payload_or_a_typed_error(conversation):
     """What LangChain can build, the server's request schema takes, or the user is told why not."""
-    chat = wrapped(ENDPOINT, (), 0)
+    chat = chat_for(ENDPOINT, (), 0)
     try:
-        with mapped_encoding():
+        with map_encoding_errors():
             sent = chat._get_request_payload(conversation)["messages"]
             body = exchange_for(ENDPOINT, sent, None, {}, streamed=False).body
             encoded = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
@@ -207,20 +207,20 @@ def run(exchange: Exchange, answers: list[list[bytes]]) -> None:
     left = iter(answers)
     for attempt in exchange.attempts():
         assert complaint_about(json.loads(json.dumps(attempt.body))) is None
-        with mapped_errors(ENDPOINT, None, attempt.failed):
+        with map_errors(ENDPOINT, None, attempt.failed):
             for part in next(left):
                 found += attempt.feed(part)
                 if attempt.done:
                     break
             found += attempt.end()
-    closing = exchange.closing()
+    closing = exchange.answer_end()
     whole: ChatGenerationChunk | None = None
     for delta in found:
-        chunk = chunk_of(delta)
+        chunk = to_chunk(delta)
         whole = chunk if whole is None else whole + chunk
-    last = closing_chunk(closing)
+    last = last_chunk(closing)
     whole = last if whole is None else whole + last
-    message = result_of(found, closing).generations[0].message
+    message = to_result(found, closing).generations[0].message
     assert message.text == whole.message.text
     assert [c["name"] for c in message.tool_calls] == [c["name"] for c in whole.message.tool_calls]
     assert message.usage_metadata == whole.message.usage_metadata

@@ -158,7 +158,7 @@ def test_audio_and_video_go_out_under_the_servers_names(see):
         ({"type": "hologram"}, "`hologram`"),
     ],
 )
-def test_server_b6_broken_media_is_refused_here(see, block, match):
+def test_broken_media_is_refused_here(see, block, match):
     """With the reason, before anything is sent; the server would answer 500."""
     model, dialect = see()
     with pytest.raises(InvalidRequestError, match=match):
@@ -175,7 +175,7 @@ def test_an_image_that_is_too_large_is_refused_here(see):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_server_b7_a_text_model_takes_noinline(serve, shape):
+def test_a_text_model_takes_no_image(serve, shape):
     """The server would drop it and answer all the same."""
     model, dialect = serve(Reply(text="I see."), dialect={"multimodal": False})
     with pytest.raises(InvalidRequestError, match="takes no image"):
@@ -184,14 +184,14 @@ def test_server_b7_a_text_model_takes_noinline(serve, shape):
 
 
 @pytest.mark.parametrize("engine", ["simple", "batched"])
-def test_server_b4_a_request_with_media_is_always_streamed(see, engine):
+def test_a_request_with_media_is_always_streamed(see, engine):
     """A repeated image fails or answers wrongly otherwise, on the simple engine."""
     model, dialect = see(engine=engine)
     assert model.invoke(ask(SHAPES["openai"])).content == "I see."
     assert dialect.requests[0]["stream"] is True
 
 
-def test_server_b5_the_order_of_images_shows_in_the_text(see):
+def test_the_order_of_images_shows_in_the_text(see):
     """The batched engine's cache knows the set of images and the text, not their order."""
     model, dialect = see()
     for images in ((RED, BLUE), (BLUE, RED)):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from langchain_car_vllm.endpoint import Endpoint, Parsers
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.stop_texts import StopCutter
+from langchain_car_vllm.wire.answer.stop_texts import StopFilter
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 
 SIMPLE = Endpoint("http://127.0.0.1:9/v1", None, "m", engine="simple", parsers=Parsers())
@@ -16,8 +16,8 @@ SIMPLE = Endpoint("http://127.0.0.1:9/v1", None, "m", engine="simple", parsers=P
 @over(st.lists(st.text("abc", max_size=4)), st.lists(st.text("abc", min_size=1), min_size=1))
 def test_an_answer_ends_before_the_first_stop_text(pieces, stop):
     """However the text is cut, the result is the text up to the first stop text."""
-    cutter = StopCutter(stop)
-    passed = [cutter.feed(Delta(piece)) for piece in pieces] + [cutter.end()]
+    cutter = StopFilter(stop)
+    passed = [cutter.feed(Delta(piece)) for piece in pieces] + [cutter.end("stop")]
     text = "".join(pieces)
     places = [text.find(s) for s in stop if s in text]
     # A shorter stop text can complete before a longer one that begins earlier.
@@ -30,7 +30,7 @@ def test_an_answer_ends_before_the_first_stop_text(pieces, stop):
 @pytest.mark.parametrize("engine", ["simple", "batched"])
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize("stop", [["you"], "you", ["zzz", "you"], ["y", "you"]])
-def test_server_3_stop_is_enforced_here(serve, engine, way, stop):
+def test_stop_is_enforced_here(serve, engine, way, stop):
     """A string or a list, at construction or in the call; the server gets a list or nothing."""
     reply = Reply(pieces=["Hello ", "my friend, y", "ou", " and", " more"])
     for fields, given in (({"stop": stop}, {}), ({}, {"stop": stop})):
@@ -75,7 +75,7 @@ def test_the_simple_engine_is_told_where_it_heeds_only_the_answer():
 
 def test_the_usage_is_kept_where_the_server_ends_by_itself():
     """A server that was told sends the stop text and its usage; one that goes on is cut off."""
-    cutter = StopCutter(["you"], told=True)
+    cutter = StopFilter(["you"], told=True)
     assert cutter.feed(Delta("one you")) == Delta("one ")
     assert not cutter.done
     assert cutter.feed(Delta(" and me")) is None

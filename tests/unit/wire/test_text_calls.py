@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.text_calls import CallHoldback
+from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
 
 CALL = {"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}}
 TEXT = json.dumps(CALL)
@@ -48,8 +48,8 @@ TEXTS = [
 
 def run(pieces, names=("add",)):
     """Return the text and the calls that come out."""
-    holdback = CallHoldback(names)
-    passed = [holdback.feed(Delta(piece)) for piece in pieces] + [holdback.end()]
+    holdback = TextCallFilter(names)
+    passed = [holdback.feed(Delta(piece)) for piece in pieces] + [holdback.end("stop")]
     deltas = [delta for delta in passed if delta]
     calls = [(c["name"], json.loads(c["args"])) for delta in deltas for c in delta.calls]
     return "".join(delta.text for delta in deltas), calls
@@ -81,23 +81,23 @@ def test_text_before_calls_stays_and_calls_may_follow_each_other(cut):
 
 def test_ordinary_text_is_not_delayed():
     """Only what begins like a call waits."""
-    holdback = CallHoldback(["add"])
+    holdback = TextCallFilter(["add"])
     passed = [holdback.feed(Delta(piece)) for piece in ("Hello", " there", ", you")]
     assert [delta.text for delta in passed if delta] == ["Hello", " there", ", you"]
 
 
 def test_foreign_json_and_code_flow_on_at_once():
     """An answer that is JSON but no call is let go at its first key, code at its first line."""
-    holdback = CallHoldback(["add"])
+    holdback = TextCallFilter(["add"])
     assert holdback.feed(Delta('{"city')) is None
     assert holdback.feed(Delta('": "Par')) == Delta('{"city": "Par')
-    holdback = CallHoldback(["add"])
+    holdback = TextCallFilter(["add"])
     assert holdback.feed(Delta("```python\nx = 1")) == Delta("```python\nx = 1")
 
 
 def test_a_call_of_the_servers_after_a_written_one_is_a_call_of_its_own():
     """Both count from 0, and LangChain would merge what has one number."""
-    holdback = CallHoldback(["add"])
+    holdback = TextCallFilter(["add"])
     native = {"name": "add", "args": '{"a": 2}', "id": "1", "index": 0, "type": "tool_call_chunk"}
     written = holdback.feed(Delta('{"name": "add", "arguments": {"a": 1}}'))
     found = [*written.calls, *holdback.feed(Delta(calls=(native,))).calls]
@@ -109,7 +109,7 @@ def test_a_call_of_the_servers_after_a_written_one_is_a_call_of_its_own():
 
 def test_text_beside_calls_that_the_server_found_is_text():
     """Once the server's own parser works, JSON in the text is not turned into a second call."""
-    holdback = CallHoldback(["add"])
+    holdback = TextCallFilter(["add"])
     chunk = {"name": "add", "args": "{}", "id": "1", "index": 0, "type": "tool_call_chunk"}
     assert holdback.feed(Delta(calls=(chunk,))) == Delta(calls=(chunk,))
     assert holdback.feed(Delta(TEXT)) == Delta(TEXT)

@@ -1,0 +1,55 @@
+"""Text that is held back until its end, and the check that it has one."""
+
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.errors import StructuredOutputError
+
+
+class CollectingFilter:
+    """Holds the text of an answer back until it can be judged; reasoning passes at once.
+
+    Attributes:
+        done: Never set: the answer is wanted to its end.
+    """
+
+    done = False
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The text that was held back so far."""
+        return "".join(self._texts)
+
+    def feed(self, delta: Delta) -> Delta | None:
+        """Collect the text and let the reasoning pass."""
+        if delta.text:
+            self._texts.append(delta.text)
+        return Delta(thought=delta.thought) if delta.thought else None
+
+    def end(self, finish_reason: str | None) -> Delta | None:
+        """Return the text, once it is whole.
+
+        Raises:
+            StructuredOutputError: It was cut off.
+        """
+        check_not_cut(finish_reason, self.text)
+        return Delta(self.text)
+
+
+def check_not_cut(finish_reason: str | None, text: str) -> None:
+    """Refuse JSON that ran out of tokens: the server closes its brackets (vllm-mlx 0.6.0).
+
+    Args:
+        finish_reason: Why the server stopped.
+        text: What was answered.
+
+    Raises:
+        StructuredOutputError: It was cut off.
+    """
+    if finish_reason == "length":
+        raise StructuredOutputError(
+            "the answer was cut off before its end: `max_tokens` is too small",
+            answer=text,
+            hint="raise `max_tokens`",
+        )

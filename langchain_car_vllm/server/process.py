@@ -77,6 +77,17 @@ def boot_id(platform: str = sys.platform) -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
+def namespace(kind: str) -> str | None:
+    """Return which `net` or `pid` namespace this process lives in, None where there are none.
+
+    Containers on one machine share its boot, but neither ports nor process ids.
+    """
+    try:
+        return str(Path(f"/proc/self/ns/{kind}").readlink())
+    except OSError:
+        return None
+
+
 def group_members(group: int) -> Iterator[psutil.Process]:
     """Yield the live processes of a group; zombies count as gone."""
     for process in psutil.process_iter():

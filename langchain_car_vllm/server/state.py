@@ -15,7 +15,7 @@ import psutil
 
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Endpoint, Serving
-from langchain_car_vllm.server.process import Identity, boot_id, machine_id
+from langchain_car_vllm.server.process import Identity, boot_id, machine_id, namespace
 from langchain_car_vllm.server.spec import PROTOCOL
 
 Phase = Literal["queued", "install", "download", "load", "ready", "stopping", "stopped"]
@@ -36,6 +36,8 @@ class State:
         host: Name of the machine, for people.
         machine: What tells it from every other.
         boot_id: Which boot of that machine; times and processes of another boot mean nothing.
+        network: Which network namespace the port belongs to, None where there are none.
+        processes: Which process namespace the pids belong to, None where there are none.
         served_name: The served model name.
         source: What is served.
         supervisor: The process that wrote this.
@@ -65,6 +67,8 @@ class State:
     served_name: str
     source: str
     supervisor: Identity
+    network: str | None = None
+    processes: str | None = None
     server: Identity | None = None
     port: int | None = None
     api_key: str | None = field(default=None, repr=False)
@@ -155,6 +159,17 @@ def _encode_state(state: State) -> dict[str, Any]:
 def is_of_this_machine(state: State) -> bool:
     """Tell whether a state was written here, in this boot or an earlier one."""
     return state.boot_id == boot_id() or state.machine == machine_id()
+
+
+def is_of_this_container(state: State) -> bool:
+    """Tell whether a state's port and pids mean here what they mean to its supervisor.
+
+    Namespaces of another boot, or of a version that did not note them, tell nothing.
+    """
+    if state.boot_id != boot_id():
+        return True
+    seen = ((state.network, "net"), (state.processes, "pid"))
+    return all(noted is None or noted == namespace(kind) for noted, kind in seen)
 
 
 def ask_to_make_room(path: Path, seen: State) -> Phase | None:

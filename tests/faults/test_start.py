@@ -2,9 +2,11 @@
 
 import asyncio
 import dataclasses
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -249,18 +251,47 @@ def test_stall_limit_of_zero_waits_for_ever(fake: Fake):
     assert fake.wait_for_phase("load")
 
 
-def test_wrong_model_name_in_health_is_never_ready(fake: Fake):
-    """A server that serves another name is not ours."""
-    fake.switch(model_name="another")
-    with pytest.raises(ServerStartingError):
-        lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+UNREADY = {
+    "another model": ({"model_name": "another"}, "`/health` names the model 'another'"),
+    "unwell": ({"health": "unhealthy"}, "`/health` says `unhealthy`"),
+    "any key": ({"any_key": True}, "`/v1/models` answers 200 to a wrong key"),
+    "no health": ({"health_status": 503}, "`/health` answers 503"),
+    "drip": ({"health_drips": True}, "`/health` answers nothing"),
+}
 
 
-def test_server_that_accepts_any_key_is_never_ready(fake: Fake):
-    """A wrong key must be turned away before the right one is shown."""
-    fake.switch(any_key=True)
-    with pytest.raises(ServerStartingError):
-        lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+@pytest.mark.parametrize("case", UNREADY)
+def test_server_that_listens_but_fails_a_test_ends_at_the_stall_limit(fake: Fake, case: str):
+    """The tests make it compute and log, which is no sign of life; the error names the test."""
+    faults, sentence = UNREADY[case]
+    fake.switch(access_log=True, **faults)
+    policy = dataclasses.replace(FAST, load_stall=1.0, probe_timeout=0.5)
+    with pytest.raises(ServerStartError) as caught:
+        lease(fake.spec(), policy=policy).__enter__()
+    assert sentence in caught.value.message
+    assert fake.state().reason == "failed"
+    assert len(fake.starts()) == 1
+
+
+def test_stranger_on_the_port_does_not_end_a_load_that_goes_on(fake: Fake):
+    """While our server computes, a stranger on its port is no failed test of ours."""
+    fake.switch(load_gate=fake.gate("load"), load_ticks=True)
+    policy = dataclasses.replace(FAST, load_stall=1.0)
+    call = Background(lambda: lease(fake.spec(), policy=policy).__enter__().endpoint)
+    eventually(fake.gate_is_awaited, "the load")
+    port = fake.state().port
+    assert port is not None
+    with socket.create_server(("127.0.0.1", port), reuse_port=False) as stranger:
+        until = time.monotonic() + 2.5
+        stranger.settimeout(0.1)
+        while time.monotonic() < until:
+            with suppress(TimeoutError):
+                stranger.accept()[0].close()
+        assert fake.state().phase == "load"
+    fake.open_gate("load")
+    endpoint = call.result()
+    assert endpoint is not None
+    assert ask(endpoint)
 
 
 def test_supervisor_killed_before_its_first_word_is_replaced(

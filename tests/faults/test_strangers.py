@@ -1,22 +1,27 @@
 """A stranger on the port never hears a key or a prompt, before, during or after our server."""
 
 import asyncio
+import dataclasses
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Background, Fake, ask, eventually
+from faults.support import FAST, PATIENCE, Background, Fake, ask, can_mount, eventually, fill
 from langchain_core.messages import HumanMessage
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
 from langchain_car_vllm.server import Endpoint, lease, stop_server
 from langchain_car_vllm.server.port import is_refused
+from langchain_car_vllm.server.state import write_state
 from langchain_car_vllm.wire.chat import WireChat
 from langchain_car_vllm.wire.errors import ConnectionFailedError
 
@@ -177,3 +182,90 @@ def test_next_call_finds_its_own_server_again(fake: Fake):
     finally:
         stranger.leave()
     assert not stranger.heard
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_stranger_on_the_port_of_a_stopping_server_hears_nothing(fake: Fake, way: str):
+    """A server closes its listener before it saves and ends; its port is anybody's by then."""
+    fake.switch(save_gate=fake.gate("save"))
+    with lease(fake.spec(), policy=FAST) as held:
+        port = fake.state().port
+        assert port is not None
+        stop = Background(lambda: stop_server(fake.directory(), policy=FAST))
+        eventually(lambda: Path(f"{fake.gate('save')}.awaited").exists(), "the save")
+        stranger = Stranger(port, fake.spec().served_name)
+        try:
+            assert held.endpoint.is_ours is not None
+            assert not held.endpoint.is_ours()
+            ask_in_vain(held.endpoint, way)
+        finally:
+            stranger.leave()
+        fake.open_gate("save")
+        stop.result()
+        assert isinstance(held.explain(), ServerStoppedError)
+    assert not stranger.heard
+
+
+@can_mount
+def test_server_whose_stop_cannot_be_told_does_not_linger_without_its_listener(
+    fake: Fake, mount, monkeypatch: pytest.MonkeyPatch
+):
+    """On a full disk it is killed at once: clients would take its port for its own."""
+    folder = mount("size=256k")
+    monkeypatch.setenv("CAR_HOME", str(folder))
+    fake.switch(save_gate=fake.gate("save"))
+    with lease(fake.spec(), policy=FAST) as held:
+        fill(folder)
+        os.kill(fake.state().supervisor.pid, signal.SIGTERM)
+        fake.wait_until_unsupervised()
+        assert not Path(f"{fake.gate('save')}.awaited").exists()
+        assert held.endpoint.is_ours is not None
+        assert not held.endpoint.is_ours()
+        (folder / "filler").unlink()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="namespaces need root on Linux"
+)
+@pytest.mark.parametrize("kinds", [["--net"], ["--pid", "--fork", "--mount-proc"]])
+@pytest.mark.parametrize("phase", ["load", "ready"])
+def test_server_of_another_container_is_refused(fake: Fake, kinds: list[str], phase: str):
+    """Containers that share a home share neither ports nor process ids: the error says so."""
+    fake.switch(load_gate=fake.gate("load"))
+    call = Background(lambda: lease(fake.spec(), policy=FAST).__enter__().endpoint)
+    eventually(fake.gate_is_awaited, "the load")
+    if phase == "ready":
+        fake.open_gate("load")
+        call.result()
+    code = f"""
+from langchain_car_vllm.errors import StateDirectoryError
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+fields = {fake.spec().to_dict()!r}
+try:
+    lease(ServerSpec.from_dict(fields)).__enter__()
+except StateDirectoryError as error:
+    print(error)
+"""
+    command = ["unshare", *kinds, sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "another container on this machine uses it" in said.stdout, said
+    assert "CAR_HOME" in said.stdout
+    fake.open_gate("load")
+    endpoint = call.result()
+    assert endpoint is not None
+    assert ask(endpoint)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="namespaces need root on Linux"
+)
+def test_dead_server_of_another_container_is_replaced(fake: Fake):
+    """A container that was removed, and restarted as another one, leaves nothing that matters."""
+    with lease(fake.spec(), policy=FAST):
+        state = fake.state()
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    fake.wait_until_unsupervised()
+    write_state(fake.directory().state, dataclasses.replace(state, network="net:[1]"))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+        assert held.endpoint.generation == 2

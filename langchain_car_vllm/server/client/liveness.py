@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
-from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.server.state import is_of_this_container, read_state
 
 _SUCCESS = range(200, 300)
 
@@ -35,7 +35,9 @@ def health_ok(endpoint: str, timeout: float) -> bool:
 
 
 def is_serving(directory: ServerDirectory, generation: int) -> bool:
-    """Tell whether the server of a generation lives: as long as it does, its port is its own.
+    """Tell whether the server of a generation serves: as long as it does, its port is its own.
+
+    One that is stopping has closed its listener before it saves its prefix cache and ends.
 
     It asks the kernel and the disk anew and keeps nothing open, so any thread, and any child of a
     fork, may call it.
@@ -50,4 +52,9 @@ def is_serving(directory: ServerDirectory, generation: int) -> bool:
     finally:
         close_lock(descriptor)
     state = read_state(directory.state)
-    return state is not None and state.generation == generation
+    return (
+        state is not None
+        and state.generation == generation
+        and state.phase == "ready"
+        and is_of_this_container(state)
+    )

@@ -14,6 +14,7 @@ from langchain_car_vllm.errors import (
     ServerStartError,
     ServerStartingError,
     ServerStoppedError,
+    StateDirectoryError,
 )
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.admission import Turn
@@ -22,7 +23,13 @@ from langchain_car_vllm.server.client.process_lease import ProcessLease, process
 from langchain_car_vllm.server.client.spawn import NoReportError, Start
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import STARTING, Reason, State, decode_error
+from langchain_car_vllm.server.state import (
+    STARTING,
+    Reason,
+    State,
+    decode_error,
+    is_of_this_container,
+)
 
 _LOST_STARTS = 3
 _CRASHES: tuple[Reason, ...] = ("crash", "lost")
@@ -143,10 +150,9 @@ class Waiting:
                 return None
         supervised = self._process_lease.is_supervisor_alive()
         state = self._process_lease.state()
-        if self._known is None:
-            self._known = state.generation if state else 0
-            if state and supervised and state.phase in STARTING:
-                self._known -= 1
+        if state and supervised:
+            self._check_container(state)
+        self._note_generation(state, supervised=supervised)
         if state and supervised and self._is_ready(state):
             directory = self._process_lease.directory
             endpoint = state.endpoint(
@@ -173,6 +179,25 @@ class Waiting:
             and self._process_lease.is_author_alive(state)
             and self._process_lease.is_server_alive()
         )
+
+    def _note_generation(self, state: State | None, *, supervised: bool) -> None:
+        """Remember the last generation that ended before this wait began."""
+        if self._known is None:
+            self._known = state.generation if state else 0
+            if state and supervised and state.phase in STARTING:
+                self._known -= 1
+
+    def _check_container(self, state: State) -> None:
+        """Refuse the server of another container: its port is somebody else's here.
+
+        What a container that is gone left behind is its successor's to clean up.
+        """
+        if not is_of_this_container(state) and self._process_lease.is_author_alive(state):
+            raise StateDirectoryError(
+                self._process_lease.directory.path,
+                "another container on this machine uses it",
+                hint="give each container a CAR_HOME of its own",
+            )
 
     def _has_turn(self, endpoint: Endpoint) -> bool:
         """Batching is wrong or slow for several multimodal requests at once: they take turns."""

@@ -10,7 +10,7 @@ from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
+from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id, namespace
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import Reason, State, is_of_this_machine, write_state
 from langchain_car_vllm.server.supervisor.signals import SignalInbox
@@ -79,6 +79,8 @@ class SupervisorContext:
             host=host_name(),
             machine=machine_id(),
             boot_id=boot_id(),
+            network=namespace("net"),
+            processes=namespace("pid"),
             served_name=spec.served_name,
             source=spec.source,
             supervisor=Identity(os.getpid(), held.tag),

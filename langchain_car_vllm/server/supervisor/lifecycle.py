@@ -137,10 +137,16 @@ class Supervisor:
     def _finish(self, ending: dict[str, Any]) -> None:
         """Leave nobody behind and say why it is over."""
         context = self._context
-        gently = context.state.phase == "ready" and "error" not in ending
+        gently = (
+            context.state.phase == "ready" and "error" not in ending and ending["reason"] != "lost"
+        )
         if gently:
-            with suppress(OSError):
+            try:
                 context.update(phase="stopping")
+            except OSError:
+                # Clients would still take it for ready, and send to whoever listens on its port
+                # while it saves.
+                gently = False
         groups = {server.child.pid for server in self._servers}
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error, ProcessLookupError):

@@ -12,7 +12,10 @@ from langchain_car_vllm.server.port import HeldPort, is_refused
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
-from langchain_car_vllm.server.supervisor.readiness import is_ready
+from langchain_car_vllm.server.supervisor.readiness import (
+    ReadinessStall,
+    failed_test,
+)
 
 _PORT_ATTEMPTS = 3
 _PORT_GRACE = 1.0
@@ -61,30 +64,36 @@ class Server:
         """Wait for readiness; False when the process ended first.
 
         Raises:
-            ServerStartError: It showed no sign of life for too long.
+            ServerStartError: It showed no sign of life for too long, or did not pass the readiness
+                tests although it listened.
         """
         context, limit = self._context, self._context.policy.load_stall
-        stall = Stall(limit, self.child.activity)
+        stall, readiness = Stall(limit, self.child.activity), ReadinessStall(limit)
         while self.child.exit_code() is None:
-            if is_ready(
+            failed = failed_test(
                 self._port.number,
                 self.child.pid,
                 context.spec.served_name,
                 self._api_key,
                 context.policy.probe_timeout,
-            ):
+            )
+            if failed is None:
                 return True
             self.child.trim_log(context.policy.log_limit)
             context.pause(context.policy.start_tick)
-            if stall.is_stalled():
-                raise ServerStartError(
-                    f"`{context.spec.served_name}` showed no sign of life for {limit:g} s while "
-                    "loading",
-                    hint="read the log; CAR_VLLM_MLX_LOAD_STALL=0 waits for ever",
-                    log_tail=diagnose(None, self.child.log).tail,
-                    log_path=self.child.log,
-                )
+            if readiness.is_stalled(failed, time.monotonic()):
+                raise self._stall_error(f"listened for {limit:g} s, but {failed.sentence}")
+            if not failed.has_listener and stall.is_stalled():
+                raise self._stall_error(f"showed no sign of life for {limit:g} s while loading")
         return False
+
+    def _stall_error(self, what: str) -> ServerStartError:
+        return ServerStartError(
+            f"`{self._context.spec.served_name}` {what}",
+            hint="read the log; CAR_VLLM_MLX_LOAD_STALL=0 waits forever",
+            log_tail=diagnose(None, self.child.log).tail,
+            log_path=self.child.log,
+        )
 
     def end(self, *, gently: bool) -> None:
         """Leave nobody of the process group and nobody on the port, then let the port go."""

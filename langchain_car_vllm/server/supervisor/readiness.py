@@ -3,27 +3,89 @@
 import http.client
 import json
 import secrets
-from typing import Any
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import psutil
 
 from langchain_car_vllm.server.port import is_refused
 from langchain_car_vllm.server.process import group_members
 
+_LONGEST_ANSWER = 1_000_000
+_LONGEST_NAME = 80
 
-def is_ready(port: int, group: int, served_model: str, api_key: str, timeout: float) -> bool:
-    """Tell whether our server is ready on a port that we hold.
+
+class FailedTest(NamedTuple):
+    """A test that a server did not pass.
+
+    Attributes:
+        rank: How many tests it passed before.
+        sentence: What is wrong, such as `/health` names another model.
+    """
+
+    rank: int
+    sentence: str
+
+    @property
+    def has_listener(self) -> bool:
+        """Whether the server listens, so that the tests themselves keep it busy."""
+        return self.rank > 1
+
+
+_NOT_LISTENING = FailedTest(0, "nothing listens on its port")
+
+
+def failed_test(
+    port: int, group: int, served_model: str, api_key: str, timeout: float
+) -> FailedTest | None:
+    """Return the first test that our server does not pass on a port that we hold, None if ready.
 
     In this order, so that a stranger on the port never sees the key: the listener belongs to our
     process group, `/health` names our model, a wrong key is turned away, the right one is not.
     """
-    return (
-        not is_refused(port)
-        and _listens(group, port)
-        and _names_model(port, served_model, timeout)
-        and _status(port, secrets.token_hex(16), timeout) == http.HTTPStatus.UNAUTHORIZED
-        and _status(port, api_key, timeout) == http.HTTPStatus.OK
-    )
+    if is_refused(port):
+        return _NOT_LISTENING
+    if not _listens(group, port):
+        return FailedTest(1, "it does not listen on its port itself")
+    if problem := _health_problem(port, served_model, timeout):
+        return FailedTest(2, f"`/health` {problem}")
+    status = _status(port, secrets.token_hex(16), timeout)
+    if status != http.HTTPStatus.UNAUTHORIZED:
+        return FailedTest(3, f"`/v1/models` answers {_said(status)} to a wrong key, not 401")
+    status = _status(port, api_key, timeout)
+    if status != http.HTTPStatus.OK:
+        return FailedTest(4, f"`/v1/models` answers {_said(status)} to the right key, not 200")
+    return None
+
+
+class ReadinessStall:
+    """Tells a server that listens but fails the same test for too long.
+
+    What it computes or logs then is no sign of life: the tests themselves make it do so.
+
+    Args:
+        limit: Seconds without a further test passed that are too many, 0 for none.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._best = _NOT_LISTENING
+        self._since = 0.0
+
+    def is_stalled(self, failed: FailedTest, now: float) -> bool:
+        """Return whether no further test was passed for too long.
+
+        Args:
+            failed: The test that was not passed just now.
+            now: Monotonic seconds.
+        """
+        if failed.rank > self._best.rank:
+            self._best, self._since = failed, now
+        is_tested = self._best.has_listener
+        return bool(self._limit) and is_tested and now - self._since > self._limit
 
 
 def _listens(group: int, port: int) -> bool:
@@ -37,19 +99,23 @@ def _listens(group: int, port: int) -> bool:
     return False
 
 
-def _names_model(port: int, served_model: str, timeout: float) -> bool:
+def _health_problem(port: int, served_model: str, timeout: float) -> str | None:
     answer = _get(port, "/health", {}, timeout)
     if answer is None or answer[0] != http.HTTPStatus.OK:
-        return False
+        return f"answers {_said(answer and answer[0])}, not 200"
     try:
         health: Any = json.loads(answer[1])
-    except ValueError:
-        return False
-    return (
-        isinstance(health, dict)
-        and health.get("model_name") == served_model
-        and health.get("status") != "unhealthy"
-    )
+    except (ValueError, RecursionError):
+        health = None
+    if not isinstance(health, dict):
+        return "does not answer with a JSON object"
+    if (name := health.get("model_name")) != served_model:
+        return f"names the model {str(name)[:_LONGEST_NAME]!r}, not {served_model!r}"
+    return "says `unhealthy`" if health.get("status") == "unhealthy" else None
+
+
+def _said(status: int | None) -> str:
+    return "nothing" if status is None else str(int(status))
 
 
 def _status(port: int, api_key: str, timeout: float) -> int | None:
@@ -60,10 +126,31 @@ def _status(port: int, api_key: str, timeout: float) -> int | None:
 def _get(port: int, path: str, headers: dict[str, str], timeout: float) -> tuple[int, bytes] | None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        return response.status, response.read()
+        connection.connect()
+        with _deadline(connection.sock, timeout) as is_cut:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            body = response.read(_LONGEST_ANSWER)
+            return None if is_cut.is_set() else (response.status, body)
     except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
+
+
+@contextmanager
+def _deadline(connection: socket.socket, seconds: float) -> Iterator[threading.Event]:
+    """Cut a connection off whose answer drips in; its own timeout is for each read alone."""
+    is_cut = threading.Event()
+
+    def cut() -> None:
+        is_cut.set()
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.start()
+    try:
+        yield is_cut
+    finally:
+        timer.cancel()

@@ -5,6 +5,10 @@ UV := $(BIN)/uv
 TESTS ?= tests
 MODELS := $(CURDIR)/.models
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
+# uv trusts what the system trusts, as behind a proxy that inspects TLS; a bare container has nothing.
+ifneq ($(wildcard /etc/ssl/cert.pem /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),)
+export UV_SYSTEM_CERTS ?= 1
+endif
 RESULTS := .results
 SMOLLM2 := $(MODELS)/smollm2-135m
 SECTIONS ?=
@@ -12,10 +16,10 @@ OUTPUT ?= .benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-runtime demo lint format type test test-full conformance bench bench-docs \
-  faults-repeat clean
+  faults-repeat faults-darwin clean
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Set up the development environment in .venv
 
@@ -75,6 +79,9 @@ bench-docs: $(VENV)/.bench ## Put the last run into docs/performance.md
 
 faults-repeat: install ## The fault suite twenty times in a row
 	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q -n 2 || exit 1; done
+
+faults-darwin: install ## The fault suite under Darwin's rules
+	DARWIN_RULES=1 $(BIN)/python -m pytest tests/faults -n 2
 
 clean: ## Remove what the build made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from darwin_tcp import _everywhere, darwin_rules  # noqa: F401
 
 from langchain_car_vllm.wire.transport import remote
 

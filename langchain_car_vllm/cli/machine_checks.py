@@ -32,13 +32,14 @@ from langchain_car_vllm.server import running_servers
 from langchain_car_vllm.server.directory import explain_os_errors, server_directories
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.memory import budget_bytes
-from langchain_car_vllm.server.port import HeldPort, is_refused
+from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.state import read_state
 
 _MB = 1_000_000
 _EPHEMERAL_TRIES = 2000
 _PATIENCE = 20.0
+_CONNECT_PATIENCE = 5.0
 
 _HOLDS_LOCK = """
 import fcntl, os, sys
@@ -137,19 +138,26 @@ def _port() -> str:
     """Prove that a port can be held for a server, and that everybody else is kept off it."""
     held = HeldPort()
     with closing(held):
-        if not is_refused(held.number):
-            raise Finding(f"connecting to the held port {held.number} is not refused")
+        if not is_free(held.number):
+            raise Finding(f"the held port {held.number} cannot be bound by the server")
         for address in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
             if _can_bind(address, held.number):
                 raise Finding(f"a stranger can bind the held port on {address}")
         if held.number in _ephemeral_ports():
             raise Finding("the system gives the held port to whoever asks for any port")
         with closing(socket.create_server(("127.0.0.1", held.number))):
-            if is_refused(held.number):
+            if is_free(held.number) or not _can_connect(held.number):
                 raise Finding("a server on the held port cannot be reached")
-        if not is_refused(held.number) or _can_bind("127.0.0.1", held.number):
+        if not is_free(held.number) or _can_bind("127.0.0.1", held.number):
             raise Finding("the port is lost when the server on it ends")
     return "a port is held for the server, kept from others, and outlives the server on it"
+
+
+def _can_connect(port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), _CONNECT_PATIENCE).close()
+        return True
+    return False
 
 
 def _can_bind(address: str, port: int) -> bool:

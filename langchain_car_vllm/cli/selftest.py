@@ -34,7 +34,7 @@ from langchain_car_vllm.server import (
 )
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
-from langchain_car_vllm.server.port import is_refused
+from langchain_car_vllm.server.port import is_free
 from langchain_car_vllm.server.state import State, read_state
 
 _PATIENCE = 20.0
@@ -184,13 +184,13 @@ def _state(directory: ServerDirectory) -> State:
 
 
 def _check_gone(directory: ServerDirectory, state: State) -> None:
-    """Wait until neither server nor supervisor live and the port refuses."""
+    """Wait until neither server nor supervisor live and the port is free."""
     lock = open_lock(directory.supervisor_lock)
     try:
         _eventually(
             lambda: (
                 not (state.server and state.server.find())
-                and is_refused(state.port or 0)
+                and is_free(state.port or 0)
                 and not is_held(lock)
             ),
             "the server is still there",

@@ -1,5 +1,6 @@
 """A port that stays ours from before the server is spawned until after it is gone."""
 
+import errno
 import socket
 import sys
 
@@ -7,9 +8,10 @@ import sys
 class HeldPort:
     """A bound socket that never listens.
 
-    While it is bound, `bind(0)` gives the port to nobody, a plain bind fails, connecting is
-    refused, and the server, which binds with SO_REUSEADDR, can still listen. On macOS two sockets
-    may share a port only on different addresses, so there the wildcard is held.
+    While it is bound, `bind(0)` gives the port to nobody, a plain bind fails, nobody can connect
+    (Linux refuses, macOS does not answer), and the server, which binds with SO_REUSEADDR, can still
+    listen. On macOS two sockets may share a port only on different addresses, so there the wildcard
+    is held.
 
     Attributes:
         number: The port.
@@ -26,12 +28,18 @@ class HeldPort:
         self._socket.close()
 
 
-def is_refused(port: int, timeout: float = 1.0) -> bool:
-    """Tell whether nobody listens on a loopback port."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout).close()
-    except ConnectionError:
-        return True
-    except OSError:
-        return False
-    return False
+def is_free(port: int) -> bool:
+    """Tell whether no socket but a `HeldPort` has a port of 127.0.0.1.
+
+    It binds the very address and never connects: macOS drops what is sent to a socket that is bound
+    but does not listen, so that connecting would tell nothing until its timeout.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+    return True

@@ -339,6 +339,7 @@ def test_supervisor_that_never_reports_is_an_error_with_its_last_words(
 
 def test_frozen_program_is_told_which_variable_to_set(fake: Fake, monkeypatch: pytest.MonkeyPatch):
     """Without a Python of its own a program needs `CAR_VLLM_PYTHON`."""
+    monkeypatch.delenv("CAR_VLLM_PYTHON", raising=False)
     monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(ConfigurationError, match="CAR_VLLM_PYTHON"):
         lease(fake.spec(), policy=FAST).__enter__()

@@ -8,7 +8,7 @@ from faults.support import FAST, Background, ClientProcess, Fake, Stream, ask
 
 from langchain_car_vllm.errors import ServerBusyError, ServerStoppedError
 from langchain_car_vllm.server import lease, stop_server
-from langchain_car_vllm.server.port import is_refused
+from langchain_car_vllm.server.port import is_free
 
 
 def stop(fake: Fake) -> bool:
@@ -22,7 +22,7 @@ def test_stop_leaves_nothing(fake: Fake):
     port = fake.state().port
     assert port is not None
     assert stop(fake)
-    assert is_refused(port)
+    assert is_free(port)
     assert fake.state().reason == "user"
     assert not stop(fake)
 

@@ -20,7 +20,7 @@ from langchain_core.messages import HumanMessage
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
 from langchain_car_vllm.server import Endpoint, lease, stop_server
-from langchain_car_vllm.server.port import is_refused
+from langchain_car_vllm.server.port import is_free
 from langchain_car_vllm.server.state import write_state
 from langchain_car_vllm.wire.chat import WireChat
 from langchain_car_vllm.wire.errors import ConnectionFailedError
@@ -106,7 +106,7 @@ def test_impostor_of_the_same_user_hears_no_key(fake: Fake, keys: str):
     try:
         port = fake.state().port
         assert port is not None
-        eventually(lambda: not is_refused(port), "the stranger to listen")
+        eventually(lambda: not is_free(port), "the stranger to listen")
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
             state = fake.state()
@@ -128,7 +128,7 @@ def die(fake: Fake, victim: str) -> int:
     os.kill(state.server.pid if victim == "server" else state.supervisor.pid, signal.SIGKILL)
     fake.wait_until_unsupervised()
     port = state.port
-    eventually(lambda: is_refused(port), "the port to be free")
+    eventually(lambda: is_free(port), "the port to be free")
     return port
 
 

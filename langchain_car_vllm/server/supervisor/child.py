@@ -33,6 +33,7 @@ _LAUNCHER = Path(__file__).with_name("launch.py").read_text(encoding="utf-8")
 _LOCK_PATIENCE = 5.0
 _KEPT_LOGS = 3
 _PIECE = 1_000_000
+_SAVING_LOOK = 0.5
 # The virtual environment may be gone when it is needed.
 _PYTHON = os.path.realpath(sys.executable)
 _SAVING = b"Saving prefix cache"
@@ -190,12 +191,17 @@ class Child:
             began: Size of the log when the stop began; what stands before says nothing of it.
         """
         seen = self.activity()
-        now = time.monotonic()
+        now = looked_at = time.monotonic()
         deadline, latest = now + policy.stop_grace, now + policy.save_limit
+        # The look goes over all processes of the machine.
+        interval = min(_SAVING_LOOK, policy.stop_grace / 4, policy.save_stall / 4)
         while (now := time.monotonic()) < min(deadline, latest):
             if self.exit_code() is not None:
                 return
             time.sleep(policy.start_tick)
+            if now - looked_at < interval:
+                continue
+            looked_at = now
             if (activity := self.activity()) != seen and self._is_saving(began):
                 seen, deadline = activity, now + policy.save_stall
 

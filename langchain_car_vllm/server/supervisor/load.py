@@ -8,7 +8,7 @@ from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, serve_arguments
-from langchain_car_vllm.server.port import HeldPort, is_refused
+from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
@@ -104,7 +104,7 @@ class Server:
             self.child.kill(policy)
         # Whoever still listens after that is a stranger, and may stay.
         deadline = time.monotonic() + _PORT_GRACE
-        while not is_refused(self._port.number) and time.monotonic() < deadline:
+        while not is_free(self._port.number) and time.monotonic() < deadline:
             time.sleep(policy.start_tick)
         self._port.close()
 

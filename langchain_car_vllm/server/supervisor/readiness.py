@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from langchain_car_vllm.server.port import is_refused
 from langchain_car_vllm.server.process import group_members
 
 _LONGEST_ANSWER = 1_000_000
@@ -32,10 +31,10 @@ class FailedTest(NamedTuple):
     @property
     def has_listener(self) -> bool:
         """Whether the server listens, so that the tests themselves keep it busy."""
-        return self.rank > 1
+        return self.rank > 0
 
 
-_NOT_LISTENING = FailedTest(0, "nothing listens on its port")
+_NOT_LISTENING = FailedTest(0, "it does not listen on its port")
 
 
 def failed_test(
@@ -45,19 +44,19 @@ def failed_test(
 
     In this order, so that a stranger on the port never sees the key: the listener belongs to our
     process group, `/health` names our model, a wrong key is turned away, the right one is not.
+    Nothing connects before the first of them passes: on macOS a connection to a port that is held
+    but not listened on is neither accepted nor refused.
     """
-    if is_refused(port):
-        return _NOT_LISTENING
     if not _listens(group, port):
-        return FailedTest(1, "it does not listen on its port itself")
+        return _NOT_LISTENING
     if problem := _health_problem(port, served_model, timeout):
-        return FailedTest(2, f"`/health` {problem}")
+        return FailedTest(1, f"`/health` {problem}")
     status = _status(port, secrets.token_hex(16), timeout)
     if status != http.HTTPStatus.UNAUTHORIZED:
-        return FailedTest(3, f"`/v1/models` answers {_said(status)} to a wrong key, not 401")
+        return FailedTest(2, f"`/v1/models` answers {_said(status)} to a wrong key, not 401")
     status = _status(port, api_key, timeout)
     if status != http.HTTPStatus.OK:
-        return FailedTest(4, f"`/v1/models` answers {_said(status)} to the right key, not 200")
+        return FailedTest(3, f"`/v1/models` answers {_said(status)} to the right key, not 200")
     return None
 
 
@@ -89,14 +88,18 @@ class ReadinessStall:
 
 
 def _listens(group: int, port: int) -> bool:
-    for process in group_members(group):
-        try:
-            connections = process.net_connections("tcp4")
-        except psutil.Error:
-            continue
-        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
-            return True
-    return False
+    """Ask the system for the listeners of the group; its leader, mostly the one, comes first."""
+    return _has_listener(group, port) or any(
+        _has_listener(process.pid, port) for process in group_members(group)
+    )
+
+
+def _has_listener(pid: int, port: int) -> bool:
+    try:
+        connections = psutil.Process(pid).net_connections("tcp4")
+    except psutil.Error:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
 
 def _health_problem(port: int, served_model: str, timeout: float) -> str | None:

@@ -12,7 +12,7 @@ from faults.support import FAST, PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.server import lease, stop_server
-from langchain_car_vllm.server.port import is_refused
+from langchain_car_vllm.server.port import is_free
 
 
 def start(fake: Fake) -> None:
@@ -66,7 +66,7 @@ def test_stop_ends_the_server(cli: Cli, fake: Fake, wanted: str):
     done = cli("stop", str(fake.model) if wanted == "model" else wanted)
     assert done.returncode == 0
     assert done.stderr == f"stopped `{fake.model}`\n"
-    assert is_refused(port)
+    assert is_free(port)
     assert fake.state().reason == "user"
 
 

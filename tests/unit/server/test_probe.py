@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from langchain_car_vllm.server import health_ok
-from langchain_car_vllm.server.port import HeldPort, is_refused
+from langchain_car_vllm.server.port import HeldPort, is_free
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def test_held_port_is_refused_and_taken(platform: str):
     """Nobody can connect, a plain bind fails, and the server's own kind of bind still works."""
     held = HeldPort(platform)
     try:
-        assert is_refused(held.number)
+        assert is_free(held.number)
         with socket.socket() as plain, pytest.raises(OSError, match="in use"):
             plain.bind(("127.0.0.1", held.number))
         with socket.socket() as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(("127.0.0.1", held.number))
             server.listen()
-            assert not is_refused(held.number)
+            assert not is_free(held.number)
     finally:
         held.close()

@@ -13,10 +13,12 @@ from langchain_car_vllm.runtime.runtime import (
     install_runtime,
     upgrade_runtime,
 )
+from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.runtime.versions import version_warning, warn_about
 
 __all__ = [
     "VllmRuntime",
+    "absolute_settings",
     "ensure_runtime",
     "install_runtime",
     "installed_version",

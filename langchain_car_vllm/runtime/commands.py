@@ -4,7 +4,7 @@ import os
 import selectors
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from langchain_car_vllm.paths import variable
 
 _TICK = 0.5
 _TAIL = 200
-_DETAIL_LINES = 12
+_DETAIL_LINES = 3
 _PATIENCE = 5.0
 
 # They describe the Python that runs this package, or the one it was started from.
@@ -32,6 +32,7 @@ def run_step(
     command: Sequence[object],
     *,
     directory: Path,
+    environment: Mapping[str, str] | None = None,
     on_line: OnLine | None = None,
     keep_open: tuple[int, ...] = (),
 ) -> str:
@@ -41,6 +42,7 @@ def run_step(
         step: Its name in errors.
         command: Program and arguments, strings and paths.
         directory: Where it runs.
+        environment: By default the clean one.
         on_line: Called with each line as it comes, and with None twice a second without one. An
             exception that it raises ends the program and passes through.
         keep_open: File descriptors that the program inherits.
@@ -56,7 +58,7 @@ def run_step(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=directory,
-            env=clean_environment(),
+            env=clean_environment() if environment is None else environment,
             pass_fds=keep_open,
         )
     except OSError as error:
@@ -74,15 +76,39 @@ def run_step(
     return text
 
 
-def _failure(command: Sequence[object], code: int, said: deque[str]) -> str:
+def _failure(command: Sequence[object], code: int, said: Sequence[str]) -> str:
     end = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
-    words = "\n".join(list(said)[-_DETAIL_LINES:]).strip()
+    words = "\n".join(_last_words(said))
     return f"`{Path(str(command[0])).name}` {end}" + (f": {words}" if words else "")
 
 
+def _last_words(said: Sequence[str]) -> list[str]:
+    """Return what a program said of its failure: uv names it first, Python at the end.
+
+    The hints of uv are about options that the user does not type.
+    """
+    lines = []
+    is_hint = False
+    for line in said:
+        is_hint = line.startswith("hint:") or (is_hint and line.startswith(" "))
+        if line.strip() and not is_hint:
+            lines.append(line)
+    began = next((n for n, line in enumerate(lines) if line.startswith(_UV_ERRORS)), None)
+    if began is None:
+        return lines[-_DETAIL_LINES:]
+    causes = [line for line in lines[began:] if line.lstrip().startswith(_UV_CAUSES)]
+    return [lines[began], causes[-1]] if causes else lines[began : began + _DETAIL_LINES]
+
+
+_UV_CAUSES = ("cause:", "Caused by:")
+_UV_ERRORS = ("error:", "  \u00d7 ")
 _FALSE = frozenset({"0", "false", "no", "off"})
 _HINTS = (
     (("No space left on device", "os error 28"), "free some disk space and try again"),
+    (
+        ("invalid peer certificate", "UnknownIssuer", "certificate verify failed"),
+        "a proxy seems to inspect TLS: have the system trust its certificate, or set SSL_CERT_FILE",
+    ),
     (
         (
             "dns error",
@@ -113,6 +139,8 @@ def hint_for(text: str) -> str | None:
     """
     if (variable("UV_OFFLINE") or "0").lower() not in _FALSE:
         return "unset UV_OFFLINE, connect to the network and try again"
+    if "network was disabled" in text:
+        return "take `offline` out of your `uv.toml`, connect to the network and try again"
     return next((hint for marks, hint in _HINTS if any(mark in text for mark in marks)), None)
 
 
@@ -143,7 +171,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
             if not selector.select(_TICK):
                 yield None
                 if process.poll() is not None:
-                    # A grandchild may hold the pipe open for ever.
+                    # A grandchild may hold the pipe open forever.
                     break
                 continue
             chunk = os.read(process.stdout.fileno(), 65536)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
-from langchain_car_vllm.runtime.commands import run_step
+from langchain_car_vllm.runtime.commands import clean_environment, run_step
 from langchain_car_vllm.runtime.host import Host
 from langchain_car_vllm.runtime.locate import installed_version
 from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import Requirements, wanted_requirements
+from langchain_car_vllm.runtime.uv_settings import uv_environment
 from langchain_car_vllm.runtime.virtual_environment import (
     NEWEST_PYTHON,
     OLDEST_PYTHON,
@@ -56,13 +57,15 @@ class Work(NamedTuple):
         Raises:
             ProvisionError: It failed.
         """
-        run_step(
-            step,
-            [self.uv, *arguments],
-            directory=directory,
-            on_line=self.report.uv_line,
-            keep_open=(self.lock,),
-        )
+        with uv_environment(clean_environment()) as environment:
+            run_step(
+                step,
+                [self.uv, *arguments],
+                directory=directory,
+                environment=environment,
+                on_line=self.report.uv_line,
+                keep_open=(self.lock,),
+            )
 
 
 def install(work: Work) -> Path:

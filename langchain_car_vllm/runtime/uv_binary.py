@@ -66,7 +66,7 @@ def _works(candidate: Path) -> bool:
             text=True,
             check=False,
             timeout=_PATIENCE,
-            env=clean_environment(),
+            env={n: v for n, v in clean_environment().items() if not n.startswith("UV_")},
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -17,6 +17,7 @@ from typing import Any
 
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.models.hub_account import absolute_folders
+from langchain_car_vllm.runtime import absolute_settings
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
 from langchain_car_vllm.server.policy import Policy
@@ -47,7 +48,7 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(0 if report and json.loads(report)["ok"] else 1)
     os.close(reading)
-    os.environ.update(absolute_folders(os.environ))
+    os.environ.update({**absolute_folders(os.environ), **absolute_settings(os.environ)})
     _detach(directory)
     # Where the user's Hub cache and token are holds for finding the model as well.
     os.environ.update((k, v) for k, v in spec.server_env if k.startswith("HF_"))

@@ -1,0 +1,310 @@
+"""The real uv under settings that were made for somebody's own projects."""
+
+import hashlib
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+import tomllib
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import uv
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.runtime.commands import clean_environment, hint_for
+from langchain_car_vllm.runtime.host import current_host
+from langchain_car_vllm.runtime.install_steps import Work
+from langchain_car_vllm.runtime.reporter import Reporter
+from langchain_car_vllm.runtime.uv_settings import (
+    _toml,
+    absolute_settings,
+    has_system_certificates,
+    uv_environment,
+)
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    """A folder with one tiny wheel."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr(
+            "tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def install(wheels, home, monkeypatch):
+    """Install the wheel as the runtime is: by hash, in `~/.car`, from another folder."""
+    digest = hashlib.sha256(next(wheels.iterdir()).read_bytes()).hexdigest()
+    root = home / ".car" / "visual-runtime"
+    root.mkdir(parents=True)
+    lock = wheels.parent / "requirements.lock"
+    lock.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+    monkeypatch.setenv("UV_CACHE_DIR", str(wheels.parent / "cache"))
+    monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    here = wheels.parent / "project"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run():
+        with Path(os.devnull).open("rb") as held:
+            work = Work(root, Path(uv.find_uv_bin()), held.fileno(), current_host(), Reporter(None))
+            work.run_uv(
+                "venv", "venv", "--allow-existing", "--python", sys.executable, root, directory=root
+            )
+            work.run_uv(
+                "pip-install",
+                *("pip", "install", "--python", root / "bin" / "python", "--no-deps"),
+                *("--require-hashes", "--requirement", lock),
+                directory=root,
+            )
+        return [
+            path for path in root.glob("lib/python*/site-packages/tiny.py") if not path.is_symlink()
+        ]
+
+    return run
+
+
+HOSTILE = """
+exclude-newer = "2020-01-01T00:00:00Z"
+no-binary = true
+resolution = "lowest"
+link-mode = "symlink"
+constraint-dependencies = ["tiny<1"]
+override-dependencies = ["tiny==0.5"]
+[pip]
+target = "/nonexistent/elsewhere"
+no-binary = [":all:"]
+"""
+
+
+@pytest.mark.parametrize("place", [".config/uv/uv.toml", "uv.toml", ".car/uv.toml"])
+def test_settings_files_for_projects_do_not_steer_the_install(install, home, place):
+    """An age gate, constraints and a target of the user's, or of a folder above, are not ours."""
+    file = home / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(HOSTILE)
+    assert install()
+
+
+def test_a_project_in_the_home_does_not_steer_the_install(install, home):
+    """A `pyproject.toml` above the runtime is somebody's project."""
+    (home / "pyproject.toml").write_text(
+        "[project]\nname = 'mine'\nversion = '1'\n[tool.uv]\n"
+        "constraint-dependencies = ['tiny<1']\nexclude-newer = '2020-01-01T00:00:00Z'\n"
+    )
+    assert install()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"UV_EXCLUDE_NEWER": "2020-01-01T00:00:00Z"},
+        {"UV_CONSTRAINT": "constraints.txt"},
+        {"UV_OVERRIDE": "constraints.txt"},
+        {"UV_PROJECT": "elsewhere"},
+        {"UV_WORKING_DIRECTORY": "elsewhere", "UV_WORKING_DIR": "elsewhere"},
+        {"UV_NO_CACHE": "1", "UV_LINK_MODE": "symlink"},
+        {"UV_NO_BINARY": "1"},
+        {"UV_PYTHON": "3.1"},
+        {"UV_RESOLUTION": "lowest", "UV_PRERELEASE": "allow"},
+        {"UV_SYSTEM_PYTHON": "1"},
+        {"UV_NO_CONFIG": "1", "UV_TORCH_BACKEND": "nonsense"},
+        {"FORCE_COLOR": "1"},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_variables_for_projects_do_not_steer_the_install(install, monkeypatch, variables):
+    """What the environment asks for other installs changes nothing of this one."""
+    Path("constraints.txt").write_text("tiny==0.5\n")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert install()
+
+
+@pytest.mark.parametrize("where", ["variable", "file", "named file", "pip table"])
+def test_where_packages_are_is_kept(install, home, wheels, monkeypatch, where):
+    """An index of the user's is used, also by a path relative to where it is named."""
+    monkeypatch.delenv("UV_FIND_LINKS")
+    line = 'find-links = ["../../../wheels"]\n'
+    if where == "variable":
+        monkeypatch.setenv("UV_FIND_LINKS", "../wheels")
+    elif where == "named file":
+        Path("mine.toml").write_text('find-links = ["../wheels"]\n')
+        monkeypatch.setenv("UV_CONFIG_FILE", "mine.toml")
+    else:
+        file = home / ".config" / "uv" / "uv.toml"
+        file.parent.mkdir(parents=True)
+        head = "[pip]\n" if where == "pip table" else ""
+        file.write_text(
+            head + line.replace("../../../", f"{os.path.relpath(wheels.parent, file.parent)}/")
+        )
+    assert install()
+
+
+def test_the_supervisor_finds_what_relative_variables_mean(monkeypatch, tmp_path):
+    """Before it leaves the user's folder, what names files there becomes absolute."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wheels").mkdir()
+    found = absolute_settings(
+        {
+            "CAR_UV": "bin/uv",
+            "SSL_CERT_FILE": "~/certs.pem",
+            "UV_INDEX": "mine=./wheels https://example.invalid/simple",
+            "UV_LINK_MODE": "copy",
+        }
+    )
+    assert found == {
+        "CAR_UV": f"{tmp_path}/bin/uv",
+        "SSL_CERT_FILE": f"{os.environ['HOME']}/certs.pem",
+        "UV_INDEX": f"mine={tmp_path}/wheels https://example.invalid/simple",
+    }
+
+
+def test_a_settings_file_that_cannot_be_read_is_named(home):
+    """Nonsense in `uv.toml` is told with the file's name."""
+    file = home / ".config" / "uv" / "uv.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("index = [")
+    with pytest.raises(ProvisionError, match=r"uv\.toml") as caught, uv_environment({}):
+        pass
+    assert "correct" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("variables", "settings", "value"),
+    [
+        ({}, "", "1"),
+        ({"UV_SYSTEM_CERTS": "0"}, "", "0"),
+        ({"UV_NATIVE_TLS": "0"}, "", None),
+        ({"SSL_CERT_FILE": "/certs.pem"}, "", None),
+        ({}, "native-tls = false", "0"),
+        ({}, "system-certs = true", "1"),
+    ],
+)
+def test_uv_trusts_what_the_system_trusts(home, variables, settings, value):
+    """Unless the user says otherwise, by any of the ways that there are."""
+    assert has_system_certificates("darwin")
+    file = home / ".config" / "uv" / "uv.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(settings)
+    with uv_environment(variables) as environment:
+        expected = value if has_system_certificates() or variables or settings else None
+        assert environment.get("UV_SYSTEM_CERTS") == expected
+
+
+def test_proxies_of_a_settings_file_are_kept(home):
+    """A proxy in `uv.toml` is used, and one in the environment wins."""
+    file = home / ".config" / "uv" / "uv.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        'https-proxy = "http://a:1"\nhttp-proxy = "http://b:2"\nno-proxy = ["c", "d"]\n'
+    )
+    with uv_environment({"http_proxy": "http://own:3"}) as environment:
+        assert environment["HTTPS_PROXY"] == "http://a:1"
+        assert environment["NO_PROXY"] == "c,d"
+        assert "HTTP_PROXY" not in environment
+
+
+@pytest.fixture
+def untrusted_index(tmp_path):
+    """An index that is served with a certificate which nobody trusts."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    options = f"-x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    subprocess.run(
+        ["openssl", "req", *options.split(), *subject],
+        check=True,
+        capture_output=True,
+    )
+    (tmp_path / "simple" / "tiny").mkdir(parents=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=tmp_path)
+
+        def log_message(self, *args):
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            """A client that does not trust us hangs up."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"https://localhost:{server.server_port}/simple"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_proxy_that_inspects_tls_is_told_from_no_network(install, untrusted_index, monkeypatch):
+    """The hint is about certificates, and uv's own about its options is left out."""
+    for name in ("UV_FIND_LINKS", "UV_OFFLINE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("UV_DEFAULT_INDEX", untrusted_index)
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    with pytest.raises(ProvisionError, match="invalid peer certificate") as caught:
+        install()
+    assert "SSL_CERT_FILE" in caught.value.hint
+    assert "--system-certs" not in str(caught.value)
+    assert len(str(caught.value.message).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "error: Request failed\n  Caused by: invalid peer certificate: UnknownIssuer",
+        "error: Failed to download https://github.com/x\n  invalid peer certificate: BadSignature",
+    ],
+)
+def test_certificates_come_before_the_network(text):
+    """A failed request that names a certificate is not called a missing network."""
+    assert "SSL_CERT_FILE" in hint_for(f"error sending request {text}")
+
+
+VALUES = st.recursive(
+    st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab-", min_size=1), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(VALUES)
+def test_settings_are_written_as_they_were_read(value):
+    """What is kept of a settings file is the same TOML value again."""
+    assert tomllib.loads(f"x = {_toml(value)}")["x"] == value
+
+
+def test_the_environment_of_uv_is_clean(monkeypatch):
+    """Nothing that belongs to this Python, and no colours, reach uv."""
+    monkeypatch.setenv("PYTHONPATH", "/x")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with uv_environment(clean_environment()) as environment:
+        assert not {"PYTHONPATH", "FORCE_COLOR"} & environment.keys()
+        assert environment["NO_COLOR"] == "1"

@@ -1,5 +1,6 @@
 """The command line: which commands there are, and how errors end them."""
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -12,6 +13,7 @@ from langchain_car_vllm.cli.models import list_models, plan, show
 from langchain_car_vllm.cli.pull import pull
 from langchain_car_vllm.cli.run import run
 from langchain_car_vllm.cli.servers import logs, ps, stop
+from langchain_car_vllm.cli.service import app as service
 from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.errors import CarVllmError
 
@@ -49,6 +51,7 @@ app.command()(run)
 app.command()(serve)
 app.command()(env)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(launch)
+app.add_typer(service, name="service")
 app.command()(ps)
 app.command()(stop)
 app.command()(logs)
@@ -66,6 +69,7 @@ def main() -> None:
     Exit codes: 0, 1 for an error that is told in one sentence, 2 for wrong usage, 130 for Ctrl-C.
     """
     _show_log_records()
+    _accept_any_character()
     try:
         app()
     except CarVllmError as error:
@@ -80,3 +84,10 @@ def _show_log_records() -> None:
     log = logging.getLogger("langchain_car_vllm")
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)
+
+
+def _accept_any_character() -> None:
+    """Replace what a terminal or a pipe cannot encode, instead of failing over an answer."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

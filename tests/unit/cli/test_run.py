@@ -2,11 +2,14 @@
 
 import os
 import pty
+import select
+import shlex
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from fakes.dialect import Dialect, Reply, Server
 from faults.support import PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
@@ -17,7 +20,7 @@ def test_one_answer(cli: Cli, fake: Fake):
     done = cli("run", str(fake.model), "Say", "hi", "--max-tokens", "2", "--verbose")
     assert (done.returncode, done.stdout) == (0, "tok0 tok1 \n"), done.stderr
     assert "load" in done.stderr
-    assert "5 tokens in, 3 tokens out" in done.stderr
+    assert "5 tokens in, 3 tokens out at " in done.stderr
     assert len(fake.starts()) == 1
 
 
@@ -87,25 +90,83 @@ def test_ctrl_c_ends_an_answer(fake: Fake, tmp_path: Path):
     assert fake.state().phase == "ready"
 
 
-def test_a_conversation_on_a_terminal(monkeypatch: pytest.MonkeyPatch, socket_enabled: None):
-    """Questions follow each other, with what was said before, until Ctrl-D."""
-    replies = iter(("One.", "Two."))
-    dialect = Dialect(served_model="m", script=lambda _: Reply(next(replies)))
+@contextmanager
+def talking_on_a_terminal(server: Server) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """Run a conversation whose three streams are a terminal; yields its other end."""
     ours, theirs = pty.openpty()
+    environment = os.environ | {"CAR_VLLM_MLX_BASE_URL": server.base_url, "TERM": "xterm"}
+    process = subprocess.Popen(
+        command("run", "m", "-v"), stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    try:
+        yield ours, process
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+class Screen:
+    """What a terminal has shown so far."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self.text = ""
+
+    def shows(self, *texts: str) -> bool:
+        """Read what is there, and tell whether all texts were shown since the last match."""
+        while select.select([self._terminal], [], [], 0.05)[0]:
+            try:
+                self.text += os.read(self._terminal, 1 << 16).decode(errors="replace")
+            except OSError:  # Linux says so when the other end is closed
+                break
+        if found := all(text in self.text for text in texts):
+            self.text = ""
+        return found
+
+
+def test_a_conversation_on_a_terminal(socket_enabled: None):
+    """History, pasted lines, fences, commands and Ctrl-C work as a person expects."""
+    numbers = iter(range(1, 9))
+    dialect = Dialect(served_model="m", script=lambda _: Reply(f"Answer {next(numbers)}."))
+    with Server(dialect) as server, talking_on_a_terminal(server) as (terminal, process):
+        screen = Screen(terminal)
+
+        def typed(text: bytes, *shown: str) -> None:
+            os.write(terminal, text)
+            eventually(lambda: screen.shows(*shown), f"{shown} in {screen.text!r}", 3 * PATIENCE)
+
+        eventually(lambda: screen.shows("/help", ">>>"), "the prompt", 3 * PATIENCE)
+        typed(b"first\r", "Answer 1.", "tokens out", ">>>")
+        typed(b"half a question\x03", "Ctrl-D or /bye", ">>>")
+        typed(b"\x1b[200~two\nlines\x1b[201~\r", "Answer 2.", ">>>")
+        typed(b'"""a\rb"""\r', "Answer 3.", ">>>")
+        typed(b"/help\r", "/clear", ">>>")
+        typed(b"/nothing\r", "is not a command", ">>>")
+        typed(b"/clear\r", "forgotten", ">>>")
+        typed(b"last\r", "Answer 4.", ">>>")
+        os.write(terminal, b"/bye\r")
+        assert process.wait(PATIENCE) == 0
+    contents = [[m["content"] for m in request["messages"]] for request in dialect.requests]
+    assert contents == [
+        ["first"],
+        ["first", "Answer 1.", "two\nlines"],
+        ["first", "Answer 1.", "two\nlines", "Answer 2.", "a\nb"],
+        ["last"],
+    ]
+
+
+def test_closed_and_narrow_streams(socket_enabled: None):
+    """A closed standard input is none, and what ASCII cannot say is replaced."""
+    dialect = Dialect(served_model="m", script=lambda _: Reply("caf\u00e9 \u2713"))
     with Server(dialect) as server:
-        monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", server.base_url)
-        with subprocess.Popen(
-            command("run", "m"),
-            stdin=theirs,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as talking:
-            os.close(theirs)
-            os.write(ours, b"first\n\nsecond\n\x04")
-            said, told = talking.communicate(timeout=2 * PATIENCE)
-    os.close(ours)
-    assert talking.returncode == 0, told
-    assert said.replace(">>> ", "") == "One.\nTwo.\n"
-    first, second = ([m["content"] for m in r["messages"]] for r in dialect.requests)
-    assert (first, second) == (["first"], ["first", "One.", "second"])
+        environment = os.environ | {
+            "CAR_VLLM_MLX_BASE_URL": server.base_url,
+            "PYTHONIOENCODING": "ascii",
+        }
+        line = f"{shlex.join(command('run', 'm', 'hi'))} <&-"
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], env=environment, capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, done.stdout) == (0, "caf? ?\n"), done.stderr

@@ -1,0 +1,126 @@
+"""A conversation with a model in a terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from langchain_car_vllm.cli.output import say
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
+
+    from langchain_car_vllm import ChatVllmMlx
+
+GREETING = "ask something; /help lists what else there is, Ctrl-D ends the conversation"
+_HELP = """\
+/clear   forget the conversation
+/bye     end it, as Ctrl-D does
+\"\"\"      begin and end a question of several lines; pasted lines are one question as they are
+Ctrl-C   end an answer, or empty the line"""
+_FENCE = '"""'
+_END = ("/bye", "/exit", "/quit")
+
+
+class Conversation:
+    """What was said, and how answers are shown.
+
+    Args:
+        llm: Answers.
+        system: What the model is told first, None for nothing.
+        verbose: Whether tokens and rates are told after each answer.
+    """
+
+    def __init__(self, llm: "ChatVllmMlx", system: str | None, *, verbose: bool) -> None:
+        self._llm = llm
+        self._system = system
+        self._verbose = verbose
+        self._said: list[BaseMessage] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        from langchain_core.messages import SystemMessage  # noqa: PLC0415 - LangChain is slow
+
+        self._said = [SystemMessage(self._system)] if self._system else []
+
+    def ask(self, question: str) -> None:
+        """Print the answer as it comes; an answer that is cut off is not remembered."""
+        from langchain_core.messages import AIMessageChunk, HumanMessage  # noqa: PLC0415
+
+        asked = [*self._said, HumanMessage(question)]
+        answer: AIMessageChunk | None = None
+        began = first = time.monotonic()
+        for chunk in self._llm.stream(asked):
+            if answer is None:
+                first = time.monotonic()
+            answer = chunk if answer is None else answer + chunk
+            _show_thought(chunk.additional_kwargs.get("reasoning_content"))
+            print(chunk.text, end="", flush=True)
+        print()
+        if answer is None:
+            return
+        self._said = [*asked, answer]
+        if self._verbose and (usage := answer.usage_metadata):
+            written = usage["output_tokens"]
+            line = f"{usage['input_tokens']} tokens in, {written} tokens out"
+            seconds = time.monotonic() - first
+            if written > 1 and seconds > 0:
+                line += f" at {(written - 1) / seconds:.1f} tokens/s"
+            say(f"{line}, first after {first - began:.1f} s")
+
+    def converse(self, questions: Iterator[str], interrupted: Callable[[], None]) -> None:
+        """Answer questions until they end.
+
+        Args:
+            questions: What a person types, commands among it.
+            interrupted: Called when Ctrl-C has ended an answer.
+        """
+        for text in questions:
+            if text in _END:
+                return
+            if text == "/clear":
+                self.clear()
+                say("the conversation is forgotten")
+            elif text in ("/help", "/?"):
+                say(_HELP)
+            elif text.startswith("/") and "\n" not in text and " " not in text:
+                say(f"`{text}` is not a command; /help lists them")
+            else:
+                try:
+                    self.ask(text)
+                except KeyboardInterrupt:
+                    interrupted()
+                    say("")
+
+
+def read_questions() -> Iterator[str]:
+    """Yield what a person types: a line, pasted lines, or what stands between two \"\"\"."""
+    from prompt_toolkit import PromptSession  # noqa: PLC0415 - for a conversation alone
+
+    session: PromptSession[str] = PromptSession()
+    held: list[str] | None = None
+    while True:
+        try:
+            line = session.prompt(">>> " if held is None else "... ")
+        except KeyboardInterrupt:
+            held = None
+            say("Ctrl-D or /bye ends the conversation")
+            continue
+        except EOFError:
+            return
+        if held is None and line.lstrip().startswith(_FENCE):
+            held, line = [], line.lstrip().removeprefix(_FENCE)
+        if held is not None:
+            held.append(line)
+            if not line.rstrip().endswith(_FENCE):
+                continue
+            line, held = "\n".join(held).rstrip().removesuffix(_FENCE), None
+        if line.strip():
+            yield line.strip()
+
+
+def _show_thought(thought: object) -> None:
+    """Show what the model thinks to a person, dimmed; a pipe gets the answer alone."""
+    if isinstance(thought, str) and thought and sys.stderr is not None and sys.stderr.isatty():
+        print(f"\x1b[2m{thought}\x1b[0m", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,93 @@
+"""`service`, with the system's own programs replaced by executables that note their arguments."""
+
+import plistlib
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from unit.cli.conftest import Cli
+
+from langchain_car_vllm.cli.service import Launchd, Service, Systemd, find_supervisor
+from langchain_car_vllm.errors import ConfigurationError
+
+SERVICE = Service(
+    ["/opt/py thon/bin/python", "-c", 'print("100%")', "org/model", "$HOME"],
+    {"CAR_HOME": "/srv/car home"},
+    Path("/srv/gateway.log"),
+)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A `systemctl` that notes what it is asked for, and says that all is well."""
+    program = tmp_path / "bin" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path / "notes"))}\n')
+    program.chmod(0o755)
+    return tmp_path / "notes"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_installed_seen_and_removed(cli: Cli, notes: Path, home: Path):
+    """The unit is written, started, seen and removed again; nothing is left."""
+    path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
+    unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
+    assert cli("service", "status", PATH=path).returncode == 1
+    done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", "--port", "8123", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert '"mlx-community/Qwen3-4B-4bit" "--host" "127.0.0.1" "--port" "8123"' in unit.read_text()
+    assert cli("service", "status", PATH=path).returncode == 0
+    assert cli("service", "remove", PATH=path).returncode == 0
+    assert not unit.exists()
+    assert notes.read_text().splitlines() == [
+        "--user daemon-reload",
+        "--user enable --now car-vllm.service",
+        "--user is-active car-vllm.service",
+        "--user disable --now car-vllm.service",
+    ]
+
+
+def test_a_system_without_services(cli: Cli):
+    """The error names what can be done instead."""
+    done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", PATH="/nonexistent")
+    assert done.returncode == 1
+    assert "hint: run `car-vllm serve` in a terminal instead" in done.stderr
+
+
+def test_the_agent_of_a_mac(tmp_path: Path):
+    """The property list holds the command as it is, and launchd is told by the user's domain."""
+    agent = find_supervisor("darwin", tmp_path, 501)
+    assert isinstance(agent, Launchd)
+    assert agent.file == tmp_path / "Library/LaunchAgents/dev.car.vllm-mlx.plist"
+    content = plistlib.loads(agent.encode(SERVICE))
+    assert content["ProgramArguments"] == SERVICE.command
+    assert content["EnvironmentVariables"] == SERVICE.environment
+    assert content["RunAtLoad"] is True
+    assert agent.start() == [["launchctl", "bootstrap", "gui/501", str(agent.file)]]
+    assert agent.stop() == [["launchctl", "bootout", "gui/501/dev.car.vllm-mlx"]]
+
+
+def test_the_unit_is_one_that_systemd_reads(tmp_path: Path):
+    """`systemd-analyze verify` accepts it where it is installed; words keep their spaces."""
+    text = Systemd(tmp_path).encode(SERVICE).decode()
+    assert 'ExecStart="/opt/py thon/bin/python" "-c" "print(\\"100%%\\")"' in text
+    assert '"$$HOME"' in text
+    assert 'Environment="CAR_HOME=/srv/car home"' in text
+    analyze = shutil.which("systemd-analyze")
+    if analyze is not None:
+        unit = tmp_path / "car-vllm.service"
+        runnable = SERVICE._replace(command=[sys.executable, *SERVICE.command[1:]])
+        unit.write_bytes(Systemd(tmp_path).encode(runnable))
+        done = subprocess.run(
+            [analyze, "verify", str(unit)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_home():
+    """A service has nowhere to be kept."""
+    with pytest.raises(ConfigurationError, match="home"):
+        find_supervisor("linux", None, 501)

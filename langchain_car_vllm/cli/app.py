@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from langchain_car_vllm.cli.bench import bench
+from langchain_car_vllm.cli.completion import PROGRAM, completion
 from langchain_car_vllm.cli.doctor import doctor
+from langchain_car_vllm.cli.familiar import FamiliarGroup
 from langchain_car_vllm.cli.install import install
 from langchain_car_vllm.cli.models import list_models, plan, show
 from langchain_car_vllm.cli.pull import pull
@@ -18,6 +21,8 @@ from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.errors import CarVllmError
 
 app = typer.Typer(
+    cls=FamiliarGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Run local models with vllm-mlx, and see and end their servers",
     no_args_is_help=True,
     add_completion=False,
@@ -40,11 +45,25 @@ def _root(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and end"
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and end",
         ),
     ] = False,
 ) -> None:
     """Run local models with vllm-mlx, and see and end their servers."""
+
+
+def _help(context: typer.Context) -> None:
+    """Print the commands."""
+    print(context.parent.get_help() if context.parent else "")
+
+
+def _version() -> None:
+    """Print the version."""
+    _print_version(wanted=True)
 
 
 app.command()(run)
@@ -60,7 +79,11 @@ app.command()(show)
 app.command()(plan)
 app.command()(pull)
 app.command()(install)
+app.command()(bench)
 app.command()(doctor)
+app.command()(completion)
+app.command("help", hidden=True)(_help)
+app.command("version", hidden=True)(_version)
 
 
 def main() -> None:
@@ -71,7 +94,7 @@ def main() -> None:
     _show_log_records()
     _accept_any_character()
     try:
-        app()
+        app(prog_name=PROGRAM)
     except CarVllmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -159,7 +159,7 @@ def test_a_conversation_on_a_terminal(socket_enabled: None):
 
 def test_closed_and_narrow_streams(socket_enabled: None):
     """A closed standard input is none, and what ASCII cannot say is replaced."""
-    dialect = Dialect(served_model="m", script=lambda _: Reply("caf\u00e9 \u2713"))
+    dialect = Dialect(served_model="m", script=lambda _: Reply("na\u00efve \u2713"))
     with Server(dialect) as server:
         environment = os.environ | {
             "CAR_VLLM_MLX_BASE_URL": server.base_url,
@@ -169,4 +169,4 @@ def test_closed_and_narrow_streams(socket_enabled: None):
         done = subprocess.run(
             ["/bin/sh", "-c", line], env=environment, capture_output=True, text=True, check=False
         )
-    assert (done.returncode, done.stdout) == (0, "caf? ?\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "na?ve ?\n"), done.stderr

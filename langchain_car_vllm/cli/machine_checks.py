@@ -28,13 +28,13 @@ from langchain_car_vllm.runtime.host import check_host, current_host
 from langchain_car_vllm.runtime.marker import is_incomplete
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
-from langchain_car_vllm.server import running_servers
-from langchain_car_vllm.server.directory import explain_os_errors, server_directories
+from langchain_car_vllm.server import lost_servers, running_servers, stop_server
+from langchain_car_vllm.server.directory import explain_os_errors
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
-from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.server.state import is_of_this_machine
 
 _MB = 1_000_000
 _EPHEMERAL_TRIES = 2000
@@ -202,10 +202,11 @@ def _identity() -> str:
         child.wait()
         if who.find() is not None:
             raise Finding(f"process {child.pid} is still seen after its end")
-    if not boot_id():
-        raise Finding("the system has no id of this boot")
-    if not machine_id():
-        raise Finding("the machine has no id")
+    if not boot_id() or not machine_id():
+        raise Warned(
+            "processes are recognised; nobody may ask for the ids of this machine and this boot",
+            "a sandbox forbids it; the machine's name stands in for them",
+        )
     return f"processes are recognised; boot {boot_id()} of `{host_name()}`"
 
 
@@ -232,18 +233,17 @@ def _models() -> str:
 
 
 def _servers() -> str:
-    running = {directory.path: state for directory, state in running_servers()}
-    lost = [
-        model_id(state.served_name)
-        for directory in server_directories()
-        if (state := read_state(directory.state)) is not None
-        and state.phase != "stopped"
-        and directory.path not in running
-    ]
-    if lost:
-        names = ", ".join(f"`{name}`" for name in lost)
-        raise Warned(f"the supervisors of {names} were killed; the next call cleans up after them")
-    return f"{len(running)} running in `{run_root()}`"
+    """Tell what runs, and mend what a supervisor that was killed left behind."""
+    for directory, state in lost_servers():
+        name = f"`{model_id(state.served_name)}`"
+        if not stop_server(directory):
+            raise Warned(
+                f"machine `{state.host}` may be using `{directory.path}` for {name}",
+                "set CAR_HOME to a directory of this machine's own",
+            )
+        whose = "was killed" if is_of_this_machine(state) else f"ran on `{state.host}`"
+        raise Warned(f"the supervisor of {name} {whose}; what it left is cleaned up now")
+    return f"{len(running_servers())} running in `{run_root()}`"
 
 
 @contextmanager

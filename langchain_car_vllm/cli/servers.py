@@ -21,9 +21,9 @@ from langchain_car_vllm.cli.output import (
 )
 from langchain_car_vllm.errors import UnknownModelError
 from langchain_car_vllm.models import parse_model_id
-from langchain_car_vllm.server import running_servers, stop_server
+from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
-from langchain_car_vllm.server.state import State, read_state
+from langchain_car_vllm.server.state import State, is_used_elsewhere, read_state
 
 _FOLLOW = 0.1
 
@@ -53,14 +53,16 @@ def stop(
     """
     if everything == (model is not None):
         raise typer.BadParameter("name one MODEL, or --all")
-    running = running_servers()
+    running = [*running_servers(), *lost_servers()]
     chosen = running if model is None else _of_model(model, running)
     if model is not None and not chosen:
         say(f"error: `{model}` is not running")
         raise typer.Exit(1)
     for directory, state in chosen:
-        stop_server(directory)
-        say(f"stopped `{model_id(state.served_name)}`")
+        if stop_server(directory):
+            say(f"stopped `{model_id(state.served_name)}`")
+        elif is_used_elsewhere(state, directory.path):
+            say(f"`{model_id(state.served_name)}` is left to machine `{state.host}`")
 
 
 def logs(

@@ -1,14 +1,16 @@
 """Whether this machine can run `vllm-mlx` at all, asked before a byte is downloaded."""
 
 import platform
-import subprocess
 import sys
 from typing import NamedTuple
 
 from langchain_car_vllm.errors import UnsupportedPlatformError
+from langchain_car_vllm.runtime.mac import KernelAnswer, ask_kernel
 
 # MLX has wheels for macOS 14 and newer on Apple silicon, and for glibc 2.35 and newer on Linux.
 _OLDEST_MACOS = (14, 0)
+# What macOS calls itself towards programs that were built for an old one.
+_COMPATIBLE_MACOS = "10.16"
 _OLDEST_GLIBC = (2, 35)
 _LINUX_MACHINES = ("x86_64", "aarch64", "arm64")
 _ELSEWHERE = "pass `base_url` to talk to a vllm-mlx server on another machine"
@@ -19,7 +21,8 @@ class Host(NamedTuple):
 
     Attributes:
         system: As `sys.platform` says: `darwin`, `linux`, ...
-        machine: The processor's own architecture, also where Python runs translated by Rosetta.
+        machine: The processor's own architecture, also where Python runs translated by Rosetta;
+            empty where nobody says.
         release: Version of macOS or of glibc, empty where unknown.
     """
 
@@ -31,19 +34,40 @@ class Host(NamedTuple):
 def current_host() -> Host:
     """Return this machine."""
     if platform.system() == "Darwin":
-        return mac_host(_sysctl())
+        return mac_host(
+            platform.machine(),
+            platform.version(),
+            platform.mac_ver()[0],
+            ask_kernel("hw.optional.arm64", "kern.osproductversion"),
+        )
     return Host(sys.platform, platform.machine(), _numbers(platform.libc_ver()[1]))
 
 
-def mac_host(sysctl: str) -> Host:
-    """Return the Mac that `sysctl hw.optional.arm64 kern.osproductversion` describes.
+def mac_host(machine: str, kernel: str, product: str, answer: KernelAnswer) -> Host:
+    """Return a Mac, as far as anybody says what it is; what nobody says is left empty.
 
     A Python for Intel under Rosetta calls the machine `x86_64`, and an old one calls every macOS
-    10.16; the kernel tells the truth to both.
+    10.16. The kernel tells the truth to both, unless a sandbox keeps it from answering.
+
+    Args:
+        machine: What Python calls the processor; `arm64` is proof.
+        kernel: Its version as `uname -v` prints it, which names the processor it was built for.
+        product: What Python calls the version of macOS.
+        answer: To `hw.optional.arm64` and `kern.osproductversion`.
     """
-    found = dict(line.split(": ", 1) for line in sysctl.splitlines() if ": " in line)
-    machine = "arm64" if found.get("hw.optional.arm64") == "1" else "x86_64"
-    return Host("darwin", machine, _numbers(found.get("kern.osproductversion", "")))
+    release = _numbers(answer.values.get("kern.osproductversion", ""))
+    if not release and not product.startswith(_COMPATIBLE_MACOS):
+        release = _numbers(product)
+    is_arm = answer.values.get("hw.optional.arm64") == "1"
+    if machine == "arm64" or "ARM64" in kernel or is_arm:
+        return Host("darwin", "arm64", release)
+    is_intel = answer.is_complete or "X86_64" in kernel
+    return Host("darwin", "x86_64" if is_intel else "", release)
+
+
+def is_translated(host: Host) -> bool:
+    """Tell whether this Python is one for Intel that Rosetta translates."""
+    return host.system == "darwin" and host.machine == "arm64" and platform.machine() == "x86_64"
 
 
 def unsupported(system: str = sys.platform) -> UnsupportedPlatformError:
@@ -68,7 +92,7 @@ def check_host(host: Host) -> None:
 
 
 def _check_mac(host: Host) -> None:
-    if host.machine != "arm64":
+    if host.machine == "x86_64":
         raise UnsupportedPlatformError(
             "vllm-mlx needs a Mac with Apple silicon, this one has an Intel processor",
             hint=_ELSEWHERE,
@@ -95,16 +119,6 @@ def _check_linux(host: Host) -> None:
             f"vllm-mlx needs glibc 2.35 or newer on Linux, this is {_dotted(host.release)}",
             hint=f"use a newer distribution, such as Debian 12 or Ubuntu 22.04, or {_ELSEWHERE}",
         )
-
-
-def _sysctl() -> str:
-    command = ["/usr/sbin/sysctl", "-i", "hw.optional.arm64", "kern.osproductversion"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        # A sandbox may forbid it; what Python says of itself is right in most of them.
-        own = int(platform.machine() == "arm64")
-        return f"hw.optional.arm64: {own}\nkern.osproductversion: {platform.mac_ver()[0]}\n"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

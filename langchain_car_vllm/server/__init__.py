@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         lease,
     )
     from langchain_car_vllm.server.client.liveness import health_ok
-    from langchain_car_vllm.server.client.stop import running_servers, stop_server
+    from langchain_car_vllm.server.client.stop import lost_servers, running_servers, stop_server
     from langchain_car_vllm.server.policy import Policy
     from langchain_car_vllm.server.spec import ServerSpec
 
@@ -27,6 +27,7 @@ __all__ = [
     "ensure_server",
     "health_ok",
     "lease",
+    "lost_servers",
     "running_servers",
     "stop_server",
 ]
@@ -41,6 +42,7 @@ _HOMES = {
     "ensure_server": "langchain_car_vllm.server.client.lease",
     "health_ok": "langchain_car_vllm.server.client.liveness",
     "lease": "langchain_car_vllm.server.client.lease",
+    "lost_servers": "langchain_car_vllm.server.client.stop",
     "running_servers": "langchain_car_vllm.server.client.stop",
     "stop_server": "langchain_car_vllm.server.client.stop",
 }

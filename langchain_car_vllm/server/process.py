@@ -1,10 +1,8 @@
 """Processes: who they are, whether they live, and how they are ended."""
 
 import os
-import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+
+from langchain_car_vllm.runtime.mac import ask_kernel, platform_uuid
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +56,39 @@ def host_name() -> str:
 
 @cache
 def machine_id(platform: str = sys.platform) -> str:
-    """Return what tells this machine from every other, whatever name its network gives it."""
+    """Return what tells this machine from every other, whatever name its network gives it.
+
+    Empty where a sandbox lets nobody ask; that says nothing about the machine.
+    """
     if platform == "darwin":
-        command = ["/usr/sbin/ioreg", "-rd1", "-c", "IOPlatformExpertDevice"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = re.search(r'"IOPlatformUUID" = "([^"]+)"', said)
-        return found[1] if found else host_name()
+        return platform_uuid() or ""
     try:
         return Path("/etc/machine-id").read_text(encoding="ascii").strip() or host_name()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return host_name()
 
 
 @cache
 def boot_id(platform: str = sys.platform) -> str:
-    """Return what tells this boot of the machine from every other."""
+    """Return what tells this boot of the machine from every other, empty where nobody may ask."""
     if platform == "darwin":
-        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return ask_kernel("kern.bootsessionuuid").values.get("kern.bootsessionuuid", "")
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def is_this_boot(noted: str) -> bool:
+    """Tell whether a boot that was noted may be this one: one that is unknown may be."""
+    return noted == boot_id() or not noted or not boot_id()
+
+
+def is_this_machine(noted: str, noted_host: str) -> bool:
+    """Tell whether a machine that was noted is this one; without an id the name decides."""
+    if noted and machine_id():
+        return noted == machine_id()
+    return noted_host == host_name()
 
 
 def namespace(kind: str) -> str | None:

@@ -5,11 +5,11 @@ import dataclasses
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.process import boot_id, kill_group
+from langchain_car_vllm.server.process import is_this_boot, kill_group
 from langchain_car_vllm.server.state import (
     Reason,
     State,
-    is_of_this_machine,
+    is_used_elsewhere,
     read_state,
     write_state,
 )
@@ -19,7 +19,7 @@ _LOCK_PATIENCE = 1.0
 
 def end_lost_server(state: State, policy: Policy) -> None:
     """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
-    if state.server is not None and state.boot_id == boot_id() and state.server.find():
+    if state.server is not None and is_this_boot(state.boot_id) and state.server.find():
         kill_group(state.server.pid, policy.kill_grace)
 
 
@@ -38,7 +38,7 @@ def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool
         if not acquire_exclusive(lock, _LOCK_PATIENCE):
             return False
         state = read_state(directory.state)
-        if state is None or state.phase == "stopped" or not is_of_this_machine(state):
+        if state is None or state.phase == "stopped" or is_used_elsewhere(state, directory.path):
             return False
         end_lost_server(state, policy)
         ended = dataclasses.replace(state, phase="stopped", reason=reason, server=None)

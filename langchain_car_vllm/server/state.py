@@ -15,7 +15,13 @@ import psutil
 
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Endpoint, Serving
-from langchain_car_vllm.server.process import Identity, boot_id, machine_id, namespace
+from langchain_car_vllm.server.disk import is_on_local_disk
+from langchain_car_vllm.server.process import (
+    Identity,
+    boot_id,
+    is_this_machine,
+    namespace,
+)
 from langchain_car_vllm.server.spec import PROTOCOL
 
 Phase = Literal["queued", "install", "download", "load", "ready", "stopping", "stopped"]
@@ -158,7 +164,16 @@ def _encode_state(state: State) -> dict[str, Any]:
 
 def is_of_this_machine(state: State) -> bool:
     """Tell whether a state was written here, in this boot or an earlier one."""
-    return state.boot_id == boot_id() or state.machine == machine_id()
+    is_known_boot = bool(state.boot_id) and state.boot_id == boot_id()
+    return is_known_boot or is_this_machine(state.machine, state.host)
+
+
+def is_used_elsewhere(state: State, folder: Path) -> bool:
+    """Tell whether another machine may be using a folder that it left such a state in.
+
+    On a local disk it cannot: the state came with a copy of the disk, as a new Mac gets it.
+    """
+    return not is_of_this_machine(state) and not is_on_local_disk(folder)
 
 
 def is_of_this_container(state: State) -> bool:

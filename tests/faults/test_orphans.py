@@ -7,11 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually, processes_of
+from faults.support import (
+    FAST,
+    Background,
+    ClientProcess,
+    Fake,
+    altered_supervisor,
+    ask,
+    eventually,
+    processes_of,
+)
 
 from langchain_car_vllm.errors import ServerCrashedError, StateDirectoryError
-from langchain_car_vllm.server import lease, running_servers, stop_server
+from langchain_car_vllm.server import lease, lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.process import Identity, group_members
 from langchain_car_vllm.server.state import State, write_state
 
@@ -156,14 +166,50 @@ def test_lost_server_is_found_by_identity_and_ended(fake: Fake):
     orphan.stdin.close()
 
 
-def test_state_of_another_host_is_an_error_that_says_what_to_set(fake: Fake):
-    """A home that two machines share cannot hold the run state."""
+REMOTE = """
+import psutil
+mounts = psutil.disk_partitions
+def remote(all=False):
+    return [mount._replace(fstype="nfs4") for mount in mounts(all)]
+psutil.disk_partitions = remote
+"""
+
+
+def test_state_of_another_host_is_an_error_that_says_what_to_set(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A home on a network that two machines share cannot hold the run state."""
     stale(fake, Identity(1, "x"), host="another-machine", machine="x", boot_id="y")
+    monkeypatch.setattr(psutil, "disk_partitions", psutil.disk_partitions)
+    exec(REMOTE)
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, REMOTE)))
     assert not stop_server(fake.directory(), policy=FAST)
     with pytest.raises(StateDirectoryError, match="another-machine") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
     assert fake.state().host == "another-machine"
     assert "CAR_HOME" in (caught.value.hint or "")
+
+
+def moved_in(fake: Fake) -> None:
+    """Leave the state of a server that ran when the disk of another Mac was copied."""
+    stale(fake, Identity(1, "x"), host="old-mac.local", machine="x", boot_id="y")
+
+
+def test_state_that_came_with_a_copied_disk_is_lost(fake: Fake):
+    """On a disk of this machine's own nobody else can be running: the next call starts anew."""
+    moved_in(fake)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+    assert fake.state().host != "old-mac.local"
+
+
+def test_stop_mends_what_came_with_a_copied_disk(fake: Fake):
+    """A stop says in the old machine's place that the server is stopped."""
+    moved_in(fake)
+    assert [state.host for _, state in lost_servers()] == ["old-mac.local"]
+    assert stop_server(fake.directory(), policy=FAST)
+    assert fake.state().phase == "stopped"
+    assert not lost_servers()
 
 
 def test_stale_ready_state_never_reaches_a_stranger_on_the_port(fake: Fake):

@@ -37,6 +37,17 @@ def running_servers() -> list[tuple[ServerDirectory, State]]:
     return found
 
 
+def lost_servers() -> list[tuple[ServerDirectory, State]]:
+    """Return every server key whose state says that it runs, though nobody supervises it."""
+    return [
+        (directory, state)
+        for directory in server_directories()
+        if (state := read_state(directory.state)) is not None
+        and state.phase != "stopped"
+        and not _is_supervised(directory)
+    ]
+
+
 def stop_server(
     directory: ServerDirectory, *, force: bool = True, policy: Policy | None = None
 ) -> bool:

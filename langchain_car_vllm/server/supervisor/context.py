@@ -12,7 +12,7 @@ from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusi
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id, namespace
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import Reason, State, is_of_this_machine, write_state
+from langchain_car_vllm.server.state import Reason, State, is_used_elsewhere, write_state
 from langchain_car_vllm.server.supervisor.signals import SignalInbox
 
 
@@ -118,7 +118,7 @@ class SupervisorContext:
 
 def _check_machine(predecessor: State, directory: ServerDirectory) -> None:
     """Refuse a directory that a supervisor of another machine may be using."""
-    if not is_of_this_machine(predecessor):
+    if is_used_elsewhere(predecessor, directory.path):
         raise StateDirectoryError(
             directory.path,
             f"machine `{predecessor.host}` uses it too",

@@ -63,7 +63,7 @@ def test_what_is_odd_is_a_warning(cli: Cli, tmp_path: Path):
 
 
 def test_a_lost_supervisor_is_seen(cli: Cli, fake: Fake):
-    """State that nobody keeps is a warning with the model's name."""
+    """State that nobody keeps is a warning with the model's name, and is mended."""
     with lease(fake.spec(), policy=FAST):
         state = fake.state()
     process = state.supervisor.find()
@@ -73,6 +73,8 @@ def test_a_lost_supervisor_is_seen(cli: Cli, fake: Fake):
     servers = verdicts(cli)["servers"]
     assert servers["verdict"] == "warning"
     assert str(fake.model) in servers["said"]
+    assert verdicts(cli)["servers"]["verdict"] == "ok"
+    assert fake.state().phase == "stopped"
 
 
 def test_a_port_that_is_not_held_is_found(monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,13 @@
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from langchain_car_vllm.errors import UnsupportedPlatformError
 from langchain_car_vllm.runtime.host import Host, check_host, current_host, mac_host
+from langchain_car_vllm.runtime.mac import KernelAnswer, ask_kernel, platform_uuid
+from langchain_car_vllm.server import process
+from langchain_car_vllm.server.process import boot_id, host_name, machine_id
 
 
 @pytest.mark.parametrize(
@@ -38,18 +44,45 @@ def test_other_machines_are_refused(host, reason):
     assert "base_url" in caught.value.hint
 
 
+ARM = "Darwin Kernel Version 25.1.0: root:xnu-12377.41.6~2/RELEASE_ARM64_T6000"
+INTEL = "Darwin Kernel Version 23.6.0: root:xnu-10063.141.1~2/RELEASE_X86_64"
+DENIED = KernelAnswer({}, is_complete=False)
+
+
+def answer(**values):
+    names = {"arm": "hw.optional.arm64", "macos": "kern.osproductversion"}
+    return KernelAnswer({names[name]: value for name, value in values.items()}, is_complete=True)
+
+
 @pytest.mark.parametrize(
-    ("sysctl", "host"),
+    ("machine", "kernel", "said", "host"),
     [
-        ("hw.optional.arm64: 1\nkern.osproductversion: 15.1\n", Host("darwin", "arm64", (15, 1))),
-        ("kern.osproductversion: 14.7.2\n", Host("darwin", "x86_64", (14, 7, 2))),
-        ("hw.optional.arm64: 1\n", Host("darwin", "arm64")),
-        ("", Host("darwin", "x86_64")),
+        ("arm64", ARM, answer(arm="1", macos="15.1"), Host("darwin", "arm64", (15, 1))),
+        ("x86_64", ARM, answer(arm="1", macos="15.1"), Host("darwin", "arm64", (15, 1))),
+        ("x86_64", "", answer(arm="1", macos="26.2"), Host("darwin", "arm64", (26, 2))),
+        ("x86_64", INTEL, answer(macos="14.7.2"), Host("darwin", "x86_64", (14, 7, 2))),
+        ("arm64", ARM, DENIED, Host("darwin", "arm64", (14, 5))),
+        ("x86_64", ARM, DENIED, Host("darwin", "arm64", (14, 5))),
+        ("x86_64", INTEL, DENIED, Host("darwin", "x86_64", (14, 5))),
+        ("x86_64", "", DENIED, Host("darwin", "", (14, 5))),
+        (
+            "x86_64",
+            "",
+            answer(macos="15.0")._replace(is_complete=False),
+            Host("darwin", "", (15, 0)),
+        ),
     ],
 )
-def test_the_kernel_tells_the_truth_under_rosetta(sysctl, host):
-    """On a Mac the kernel is asked, since a translated Python does not know its processor."""
-    assert mac_host(sysctl) == host
+def test_a_mac_is_known_by_whoever_answers(machine, kernel, said, host):
+    """Rosetta hides the processor, a sandbox the kernel; neither makes the Mac an Intel one."""
+    assert mac_host(machine, kernel, "14.5", said) == host
+    if host.machine != "x86_64":
+        check_host(host)
+
+
+def test_the_name_for_old_programs_is_no_version():
+    """To an old Python every macOS is 10.16, which says nothing."""
+    assert mac_host("arm64", ARM, "10.16", DENIED).release == ()
 
 
 def test_this_machine_is_known():
@@ -57,14 +90,55 @@ def test_this_machine_is_known():
     check_host(current_host())
 
 
-def test_a_sandbox_without_sysctl(monkeypatch):
-    """Where the kernel cannot be asked, Python's own word counts."""
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """Put programs in the place of the system's own."""
 
-    def refuse(*_args, **_kwargs):
-        raise PermissionError
+    def write(**scripts):
+        for name, script in scripts.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+        run = subprocess.run
+        monkeypatch.setattr(
+            subprocess, "run", lambda c, **k: run([tmp_path / Path(c[0]).name, *c[1:]], **k)
+        )
 
-    monkeypatch.setattr("subprocess.run", refuse)
-    monkeypatch.setattr("platform.system", lambda: "Darwin")
-    monkeypatch.setattr("platform.machine", lambda: "arm64")
-    monkeypatch.setattr("platform.mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
-    assert current_host() == Host("darwin", "arm64", (15, 2))
+    return write
+
+
+def test_the_kernel_is_asked_without_the_name_for_old_programs(tools, monkeypatch):
+    """A variable of the user's that has the kernel lie does not reach the question."""
+    monkeypatch.setenv("SYSTEM_VERSION_COMPAT", "1")
+    tools(sysctl='echo "kern.osproductversion: ${SYSTEM_VERSION_COMPAT:-26.1}"')
+    assert ask_kernel("kern.osproductversion").values == {"kern.osproductversion": "26.1"}
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 1", "echo 'operation not permitted' >&2; exit 1", "exit 0"]
+)
+def test_a_denied_question_is_no_answer(tools, script):
+    """A tool that runs, says nothing and fails, as under a sandbox, has not said no."""
+    tools(sysctl=script, ioreg=script)
+    assert ask_kernel("hw.optional.arm64") == DENIED
+    assert platform_uuid() is None
+
+
+def test_the_ids_of_a_mac(tools):
+    """The machine and the boot are read from what the tools print."""
+    tools(
+        ioreg="""echo '  "IOPlatformUUID" = "A1-B2"'""",
+        sysctl="echo 'kern.bootsessionuuid: C3-D4'",
+    )
+    assert machine_id.__wrapped__("darwin") == "A1-B2"
+    assert boot_id.__wrapped__("darwin") == "C3-D4"
+
+
+def test_ids_that_nobody_may_ask_for_exclude_nothing(tools, monkeypatch):
+    """Without ids a state may be of this boot, and the machine's name decides."""
+    tools(ioreg="exit 1", sysctl="exit 1")
+    assert machine_id.__wrapped__("darwin") == boot_id.__wrapped__("darwin") == ""
+    monkeypatch.setattr(process, "machine_id", lambda: "")
+    monkeypatch.setattr(process, "boot_id", lambda: "")
+    assert process.is_this_boot("any")
+    assert process.is_this_machine("any", host_name())
+    assert not process.is_this_machine("any", "another")

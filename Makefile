@@ -15,7 +15,7 @@ SECTIONS ?=
 OUTPUT ?= .benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock lock-runtime demo lint format type test test-full conformance bench bench-docs \
+.PHONY: help install lock lock-runtime demo lint format type test test-full conformance bench bench-docs docs \
   faults-repeat faults-darwin clean
 
 help: ## Show the targets
@@ -37,6 +37,9 @@ lock: ## Compile the development lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --constraint requirements/dev.txt --group bench pyproject.toml \
 	  -o requirements/bench.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --constraint requirements/dev.txt --group examples --group docs pyproject.toml \
+	  -o requirements/examples.txt
 
 lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
 	$(BIN)/python scripts/lock_runtime.py
@@ -61,7 +64,14 @@ test: lint ## Everything fast
 	$(BIN)/python -m pytest $(TESTS) -n 2 --junitxml=$(RESULTS)/fast.xml
 	$(BIN)/python -m pytest integration_tests -m "not full" --junitxml=$(RESULTS)/real.xml
 
-test-full: test ## Everything, on the real server and real models
+$(VENV)/.examples: $(VENV)/.installed requirements/examples.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/examples.txt
+	touch $@
+
+docs: $(VENV)/.examples ## Build the site of the documentation in site/, strictly
+	$(BIN)/mkdocs build --quiet --strict
+
+test-full: test $(VENV)/.examples ## Everything, on the real server and real models
 	$(BIN)/python -m pytest integration_tests -m full --junitxml=$(RESULTS)/full.xml
 
 conformance: install ## Write the table of docs/langchain.md from the last test runs

@@ -53,8 +53,8 @@ lint: install ## Ruff, import contracts, spelling, types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --platform linux --cache-dir .mypy_cache/linux
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 format: install ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

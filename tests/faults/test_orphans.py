@@ -181,7 +181,7 @@ def test_state_of_another_host_is_an_error_that_says_what_to_set(
     """A home on a network that two machines share cannot hold the run state."""
     stale(fake, Identity(1, "x"), host="another-machine", machine="x", boot_id="y")
     monkeypatch.setattr(psutil, "disk_partitions", psutil.disk_partitions)
-    exec(REMOTE)
+    exec(REMOTE, {})
     monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, REMOTE)))
     assert not stop_server(fake.directory(), policy=FAST)
     with pytest.raises(StateDirectoryError, match="another-machine") as caught:

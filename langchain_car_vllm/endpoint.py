@@ -1,7 +1,7 @@
 """What a ready server looks like to whoever talks to it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +30,8 @@ class Serving:
         multimodal: Whether the server takes its multimodal route.
         media: The kinds it takes beside text, of `image`, `audio` and `video`.
         context_window: Tokens that prompt and answer share, as the model was trained.
-        kv_room_tokens: Tokens of all live requests together that the memory set aside holds.
+        max_input_tokens: Tokens that prompt and answer can have in the memory that is set aside.
+        kv_room_tokens: Tokens that all live requests together can have in it; see `kv_tokens`.
         max_sequences: Requests that the server works on at the same time.
     """
 
@@ -41,8 +42,20 @@ class Serving:
     multimodal: bool | None = None
     media: tuple[str, ...] | None = None
     context_window: int | None = None
+    max_input_tokens: int | None = None
     kv_room_tokens: int | None = None
     max_sequences: int | None = None
+
+    def kv_tokens(self, requests: Sequence[int]) -> int:
+        """Return how much of `kv_room_tokens` live requests take.
+
+        A batch is as wide as its longest row: mlx-lm pads the others.
+
+        Args:
+            requests: The tokens of each, prompt and answer together.
+        """
+        longest = max(requests, default=0)
+        return longest * len(requests) if self.engine == "batched" else longest
 
     def facts(self) -> dict[str, Any]:
         """Return the facts by name."""

@@ -106,7 +106,7 @@ def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) ->
         facts,
         launch,
         weights,
-        launch.needed_bytes if weights else None,
+        launch.memory.needed if weights else None,
         budget,
         taken,
         _free_disk(),

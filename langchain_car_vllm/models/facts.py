@@ -15,6 +15,7 @@ from langchain_car_vllm.models.families import (
     template_tool_format,
 )
 from langchain_car_vllm.models.json_files import read_object
+from langchain_car_vllm.models.kv_cache import KvCache, kv_cache_of
 
 # The server's own rule for its multimodal route (vllm-mlx 0.6.0, `vllm_mlx/api/utils.py`).
 _MULTIMODAL_KEYS = (
@@ -57,7 +58,6 @@ _SAMPLING = {
     "presence_penalty": (-2.0, 2.0),
     "repetition_penalty": (0.01, 10.0),
 }
-_KV_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,7 @@ class ModelFacts:
         streams_tool_calls: False where the server's parser loses tool calls in a stream.
         weights_bytes: Size of the `*.safetensors` files.
         family: The family, None where unknown.
-        kv_bytes_per_token: Memory that one token of context takes in the cache at 16 bits, None
-            where `config.json` does not tell.
+        kv: What a conversation takes in memory, None where `config.json` does not tell.
     """
 
     tool_call_parser: str | None
@@ -92,7 +91,7 @@ class ModelFacts:
     streams_tool_calls: bool = True
     weights_bytes: int = 0
     family: str | None = None
-    kv_bytes_per_token: int | None = None
+    kv: KvCache | None = None
 
 
 def read_model_facts(directory: Path, name: str) -> ModelFacts:
@@ -125,7 +124,7 @@ def read_model_facts(directory: Path, name: str) -> ModelFacts:
         streams_tool_calls=parser not in UNSTREAMED_PARSERS,
         weights_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         family=family.name,
-        kv_bytes_per_token=_kv_bytes_per_token(config),
+        kv=kv_cache_of(config),
     )
 
 
@@ -223,18 +222,3 @@ def _has_linear_attention(config: dict[str, Any]) -> bool:
     kinds = text.get("layer_types")
     named = isinstance(kinds, list) and "linear_attention" in kinds
     return named or "linear_num_value_heads" in text
-
-
-def _kv_bytes_per_token(config: dict[str, Any]) -> int | None:
-    text = _text_config(config)
-    heads = text.get("num_attention_heads")
-    layers = text.get("num_hidden_layers")
-    if not (isinstance(heads, int) and isinstance(layers, int) and heads > 0):
-        return None
-    head_size = text.get("head_dim") or text.get("hidden_size", 0) // heads
-    key_heads = text.get("num_key_value_heads") or heads
-    kinds = text.get("layer_types")
-    if isinstance(kinds, list):
-        # Linear and sliding layers hold a bounded state, whatever the length of the context.
-        layers = sum(kind == "full_attention" for kind in kinds)
-    return int(2 * layers * key_heads * head_size * _KV_BYTES)

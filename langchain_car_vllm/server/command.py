@@ -1,13 +1,14 @@
 """From what is known to a command line and an environment. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.models.facts import ModelFacts
 from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts
 from langchain_car_vllm.runtime.versions import is_at_least
-from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
+from langchain_car_vllm.server.memory import Memory, memory_for
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 
 # The first version that can be told to refuse a text that is too long.
@@ -31,8 +32,7 @@ class Launch:
         sampling: The model's own sampling defaults, by the server's flag names.
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         linear_attention: Whether the prompt cache can only hold whole states.
-        cache_mb: Limit of the batched engine's prompt cache, 0 for the server's own choice.
-        needed_bytes: Memory to set aside.
+        memory: What is set aside.
     """
 
     model: str
@@ -41,8 +41,7 @@ class Launch:
     sampling: Mapping[str, float] = field(default_factory=dict)
     preserve_thinking: bool = False
     linear_attention: bool = False
-    cache_mb: int = 0
-    needed_bytes: int = 0
+    memory: Memory = field(default_factory=partial(Memory, 0))
 
 
 def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
@@ -74,22 +73,29 @@ def launch_for(
         version: Of the `vllm-mlx` that is launched, None where unknown.
     """
     engine = choose_engine(spec, multimodal=facts.multimodal)
-    cache_mb = cache_limit_mb(budget_bytes) if engine == "batched" else 0
+    serving = serving_for(spec, facts, engine=engine, version=version)
+    memory = memory_for(
+        facts.weights_bytes,
+        facts.kv,
+        facts.context_window,
+        batched=engine == "batched",
+        chunked=engine == "batched" and bool(serving.multimodal),
+        budget=budget_bytes,
+        server_args=spec.server_args,
+    )
     return Launch(
         model,
         offline=offline,
-        serving=serving_for(spec, facts, engine=engine, version=version),
+        serving=replace(
+            serving,
+            max_input_tokens=memory.context,
+            kv_room_tokens=memory.room,
+            max_sequences=memory.sequences,
+        ),
         sampling=facts.sampling,
         preserve_thinking=facts.preserve_thinking,
         linear_attention=facts.linear_attention,
-        cache_mb=cache_mb,
-        needed_bytes=needed_bytes(
-            facts.weights_bytes,
-            facts.kv_bytes_per_token,
-            facts.context_window,
-            cache_mb,
-            spec.server_args,
-        ),
+        memory=memory,
     )
 
 
@@ -129,8 +135,11 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
         return [*arguments, *spec.server_args]
     if launch.serving.engine == "batched":
         arguments.append("--continuous-batching")
-        if launch.cache_mb:
-            arguments += ["--cache-memory-mb", str(launch.cache_mb)]
+        if launch.memory.cache_mb:
+            arguments += ["--cache-memory-mb", str(launch.memory.cache_mb)]
+        if sequences := launch.memory.sequences:
+            arguments += ["--max-num-seqs", str(sequences)]
+            arguments += ["--completion-batch-size", str(sequences)]
         if launch.serving.multimodal:
             chunk = _LINEAR_CHUNK if launch.linear_attention else _CHUNK
             arguments += ["--chunked-prefill-tokens", str(chunk)]

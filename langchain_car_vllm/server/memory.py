@@ -1,74 +1,192 @@
-"""How much memory a server needs, how much there is, and whose turn it is to go."""
+"""How much memory a server needs, how much there is, and the context that fits. Pure but for two.
+
+A plan sets aside, beside the weights, what reading a prompt takes for a moment (an estimate: nobody
+has measured it on a Mac yet), what the server keeps of earlier prompts, and keys and values for the
+conversations under way.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psutil
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.paths import variable
+from langchain_car_vllm.runtime.metal import working_set_limit
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.spec import argument_value
 from langchain_car_vllm.server.state import State, read_state
 
 _SHARE = 0.75
-_CONTEXT_TOKENS = 8192
+_MB = 1_000_000
 _CACHE_SHARE = 0.1
 _CACHE_MB = (256, 8192)
-_MB = 1_000_000
+# Of the weights, while a prompt is read: in steps of 2,048 tokens, and in chunks of at most 512.
+_PREFILL_SHARE, _CHUNK_SHARE = 0.15, 0.05
+_LEAST_PREFILL = 1_000_000_000
+# A plan below that is none: no agent gets by with less.
+_LEAST_CONTEXT = 8192
+# So much is set aside wherever there is room; beyond it a model leaves half of the room to others.
+_EASY_CONTEXT = 32_768
+_OTHERS_SHARE = 1 / 8
+_MOST_SEQUENCES = 32
+_LEAST_SEQUENCE = 1024
+_MOST_ROOM = _MOST_SEQUENCES * _LEAST_CONTEXT
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a server sets aside, in bytes but for the tokens.
+
+    Attributes:
+        weights: Of the model.
+        prefill: While a prompt is read; 0 where the model's layers are unknown.
+        cache: Limit of the batched engine's prompt cache.
+        kv: Keys and values of the conversations under way; 0 where their cost is unknown.
+        context: Tokens that one conversation can have, None where nothing bounds them.
+        room: Tokens of all conversations together, None where their cost is unknown.
+        sequences: Conversations at the same time, None for the server's own limit.
+    """
+
+    weights: int
+    prefill: int = 0
+    cache: int = 0
+    kv: int = 0
+    context: int | None = None
+    room: int | None = None
+    sequences: int | None = None
+
+    @property
+    def needed(self) -> int:
+        """What is set aside in all."""
+        return self.weights + self.prefill + self.cache + self.kv
+
+    @property
+    def cache_mb(self) -> int:
+        """The limit of the prompt cache in MB, 0 for an engine without one."""
+        return self.cache // _MB
 
 
 def budget_bytes() -> int:
     """Return the memory that all servers may take together.
 
-    `CAR_VLLM_MLX_MEMORY_GB` in GB of 10^9 bytes, by default three quarters of the machine's.
+    `CAR_VLLM_MLX_MEMORY_GB` in GB of 10^9 bytes. By default three quarters of the machine's memory,
+    on a Mac at most what Metal recommends.
 
     Raises:
-        ConfigurationError: The variable is no positive number.
+        ConfigurationError: The variable is not a positive number.
     """
     value = variable("CAR_VLLM_MLX_MEMORY_GB")
     if value is None:
-        return int(psutil.virtual_memory().total * _SHARE)
+        total = psutil.virtual_memory().total
+        return working_set_limit(total, int(total * _SHARE))
     try:
         gigabytes = float(value)
     except ValueError:
         gigabytes = 0.0
     if not 0 < gigabytes < float("inf"):
-        raise ConfigurationError(f"CAR_VLLM_MLX_MEMORY_GB must be a number of GB, not `{value}`")
+        raise ConfigurationError(
+            f"CAR_VLLM_MLX_MEMORY_GB must be a number of GB, not `{value}`",
+            hint="write a number such as `CAR_VLLM_MLX_MEMORY_GB=20`, or unset it",
+        )
     return int(gigabytes * 1e9)
 
 
-def cache_limit_mb(budget: int) -> int:
-    """Return what the batched engine may keep of earlier prompts, in MB."""
-    least, most = _CACHE_MB
-    return min(max(int(budget * _CACHE_SHARE / _MB), least), most)
-
-
-def needed_bytes(
+def memory_for(
     weights: int,
-    kv_per_token: int | None,
-    context_window: int | None,
-    cache_mb: int,
+    kv: KvCache | None,
+    window: int | None,
+    *,
+    batched: bool,
+    chunked: bool,
+    budget: int,
     server_args: Sequence[str] = (),
-) -> int:
-    """Return what a server is to set aside.
+) -> Memory:
+    """Return what a chat server sets aside; more than the budget where it cannot fit.
 
     Args:
-        weights: Bytes of the weights on the disk.
-        kv_per_token: Bytes of cache that a token of context takes, None where unknown.
-        context_window: Tokens, None where unknown.
-        cache_mb: Limit of the prompt cache, 0 for an engine without one.
-        server_args: The user's; `--max-kv-size` and `--cache-memory-mb` count.
+        weights: Bytes that the server loads.
+        kv: What a conversation takes, None where unknown.
+        window: Tokens that the model was made for, None where unknown.
+        batched: Whether it answers several at once.
+        chunked: Whether it reads prompts in small chunks.
+        budget: Bytes that all servers may take together.
+        server_args: The user's; `--max-kv-size`, `--cache-memory-mb`, `--max-num-seqs` and
+            `--completion-batch-size` count.
     """
-    tokens = min(context_window or _CONTEXT_TOKENS, _CONTEXT_TOKENS)
-    tokens = _number(server_args, "--max-kv-size", tokens)
-    cache = _number(server_args, "--cache-memory-mb", cache_mb)
-    return weights + (kv_per_token or 0) * tokens + cache * _MB
+    # Of a model whose layers nobody knows neither prompts nor conversations are estimated.
+    prefill = _prefill_bytes(weights, chunked=chunked) if kv else 0
+    cache = _cache_bytes(budget, budget - weights - prefill, server_args) if batched else 0
+    most = _most_sequences(server_args) if batched else 1
+    if kv is None:
+        return Memory(weights, prefill, cache, context=window, sequences=None if batched else 1)
+    free = max(0, budget - weights - prefill - cache)
+    context = _context(kv, window, free, budget, _number(server_args, "--max-kv-size"))
+    room, sequences, company = _company(kv, context, free, most)
+    return Memory(weights, prefill, cache, kv.size(context) + company, context, room, sequences)
 
 
-def _number(arguments: Sequence[str], flag: str, default: int) -> int:
+def _company(kv: KvCache, context: int, free: int, most: int) -> tuple[int, int, int]:
+    """Return what is set aside for others beside the one long conversation.
+
+    Returns:
+        Tokens of all conversations together, how many there can be, and the bytes that come to
+        those of the one.
+    """
+    if most == 1:
+        return context, 1, 0
+    one = kv.size(context)
+    room = context
+    if kv.per_token:
+        # A model that is made for less than there is room for serves more at a time instead.
+        room += max(0, min(_MOST_ROOM - context, (free // 2 - one) // kv.per_token))
+    grown = (room - context) * kv.per_token
+    sequences = min(most, max(1, room // _LEAST_SEQUENCE))
+    if kv.overhead:
+        # Each conversation has windows and states of its own.
+        spare = max(0, min(free // 4, free - one - grown))
+        sequences = min(sequences, 1 + spare // kv.overhead)
+    if not kv.per_token:
+        room = context * sequences
+    return room, sequences, grown + (sequences - 1) * kv.overhead
+
+
+def _context(kv: KvCache, window: int | None, free: int, budget: int, wanted: int | None) -> int:
+    """Return how many tokens of one conversation are set aside."""
+    longest = window or _EASY_CONTEXT
+    if wanted:
+        return min(wanted, window or wanted)
+    others = min(int(budget * _OTHERS_SHARE), free // 4)
+    easy = kv.tokens(free - others, min(longest, _EASY_CONTEXT))
+    return max(min(longest, _LEAST_CONTEXT), easy, kv.tokens(free // 2, longest))
+
+
+def _prefill_bytes(weights: int, *, chunked: bool) -> int:
+    share = _CHUNK_SHARE if chunked else _PREFILL_SHARE
+    return min(weights, max(_LEAST_PREFILL, int(weights * share)))
+
+
+def _cache_bytes(budget: int, free: int, server_args: Sequence[str]) -> int:
+    """Return what the batched engine may keep of earlier prompts."""
+    chosen = _number(server_args, "--cache-memory-mb")
+    if chosen is not None:
+        return chosen * _MB
+    least, most = (limit * _MB for limit in _CACHE_MB)
+    share = min(max(int(budget * _CACHE_SHARE), least), most)
+    return max(least, min(share, free // 4)) // _MB * _MB
+
+
+def _most_sequences(server_args: Sequence[str]) -> int:
+    names = ("--max-num-seqs", "--completion-batch-size")
+    chosen = [count for name in names if (count := _number(server_args, name))]
+    return min(chosen, default=_MOST_SEQUENCES)
+
+
+def _number(arguments: Sequence[str], flag: str) -> int | None:
     value = argument_value(arguments, flag)
-    return int(value) if value and value.isdigit() else default
+    return int(value) if value and value.isdecimal() else None
 
 
 def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:

@@ -126,7 +126,7 @@ def test_own_stream_is_no_obstacle_where_another_can_go(fake: Fake, models: list
 
 
 def test_context_and_cache_count(fake: Fake, models: list[ServerSpec]):
-    """The reservation holds the cache of the context and the server's prompt cache."""
+    """The reservation holds what reading takes, the conversations and the server's prompt cache."""
     config = {
         "model_type": "llama",
         "max_position_embeddings": 4096,
@@ -139,9 +139,11 @@ def test_context_and_cache_count(fake: Fake, models: list[ServerSpec]):
     with lease(models[0], policy=FAST):
         state = read_state(directory_of(models[0]).state)
     assert state is not None
-    cache_mb = 260
-    kv = 2 * 10 * 4 * 64 * 2 * 4096
-    assert state.reservation == 1_000_000_000 + kv + cache_mb * 1_000_000
+    weights, prefill, cache, token = 1_000_000_000, 1_000_000_000, 256_000_000, 2 * 10 * 4 * 64 * 2
+    room = state.serving.kv_room_tokens
+    assert room is not None
+    assert room >= state.serving.max_input_tokens == 4096
+    assert state.reservation == weights + prefill + cache + room * token
 
 
 def test_wrong_budget_is_a_clear_error(fake: Fake, monkeypatch: pytest.MonkeyPatch):

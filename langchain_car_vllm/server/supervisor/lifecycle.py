@@ -82,7 +82,7 @@ class Supervisor:
             check_model_can_be_had(context.spec)
             runtime = install_runtime(context)
             launch = fetch_model(context, runtime)
-            reserve_memory(context, launch.needed_bytes)
+            reserve_memory(context, launch.memory.needed)
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
             serve(context, server.child, self._clients)

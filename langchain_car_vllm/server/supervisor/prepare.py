@@ -27,12 +27,11 @@ from langchain_car_vllm.runtime import (
     installed_version,
     interpreter_of,
 )
+from langchain_car_vllm.runtime.metal import learn_working_set
 from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.command import Launch, launch_for
-from langchain_car_vllm.server.memory import (
-    budget_bytes,
-)
+from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
@@ -78,7 +77,9 @@ def usable_runtime(context: SupervisorContext) -> VllmRuntime:
     def work() -> None:
         try:
             auto_install = context.spec.auto_install
-            outcome.append(ensure_runtime(auto_install=auto_install, on_progress=latest.append))
+            runtime = ensure_runtime(auto_install=auto_install, on_progress=latest.append)
+            learn_working_set(runtime.server)
+            outcome.append(runtime)
         except BaseException as error:  # noqa: BLE001
             outcome.append(error)
 
@@ -121,7 +122,7 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Launch:
             model,
             offline=True,
             serving=Serving(version=runtime.version, engine="simple", parsers=Parsers()),
-            needed_bytes=facts.weights_bytes,
+            memory=Memory(facts.weights_bytes),
         )
     launch = launch_for(
         spec, facts, model, offline=True, budget_bytes=budget, version=runtime.version

@@ -5,6 +5,7 @@ import pytest
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import family_facts, model_profile, parse_model_id, read_model_facts
 from langchain_car_vllm.models.catalog import catalog
+from langchain_car_vllm.models.kv_cache import KvCache
 
 QWEN3 = "{% if tools %}<tool_call>{% endif %}{% if enable_thinking is false %}<think>{% endif %}"
 QWEN3_INSTRUCT = "{% if tools %}<tool_call>{% endif %}<|im_start|>assistant\n"
@@ -231,7 +232,7 @@ def test_weights_and_cache_are_measured(write_model):
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
     facts = read_model_facts(folder, "org/x")
     assert facts.weights_bytes == 1000
-    assert facts.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
+    assert facts.kv == KvCache(2 * 30 * 3 * 64 * 2)
 
 
 def test_linear_layers_take_no_cache(write_model):
@@ -244,7 +245,8 @@ def test_linear_layers_take_no_cache(write_model):
         "layer_types": ["linear_attention"] * 3 + ["full_attention"],
     }
     facts = read_model_facts(write_model({"text_config": text}), "org/x")
-    assert facts.kv_bytes_per_token == 2 * 1 * 2 * 128 * 2
+    assert facts.kv is not None
+    assert facts.kv.per_token == 2 * 1 * 2 * 128 * 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from langchain_car_vllm.server.command import (
     choose_engine,
     serve_arguments,
 )
-from langchain_car_vllm.server.memory import cache_limit_mb, needed_bytes
+from langchain_car_vllm.server.memory import Memory
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 from langchain_car_vllm.server.supervisor.idle import Use, idle_deadline
@@ -98,20 +98,14 @@ def test_embedding_server_never_loads_chat_weights():
     assert arguments[arguments.index("--embedding-model") + 1] == "e"
 
 
-def test_memory_counts_weights_context_and_cache():
-    """The user's own limits replace the defaults."""
-    assert needed_bytes(1000, 10, 4096, 2) == 1000 + 40_960 + 2_000_000
-    assert needed_bytes(1000, 10, 262_144, 0) == 1000 + 81_920
-    assert needed_bytes(1000, None, None, 0) == 1000
-    assert needed_bytes(0, 10, 4096, 2, ["--max-kv-size=100"]) == 1000 + 2_000_000
-    assert needed_bytes(0, 0, 1, 2, ["--cache-memory-mb", "7"]) == 7_000_000
-
-
-def test_cache_limit_is_a_tenth_within_bounds():
-    """Neither useless on a small Mac nor greedy on a large one."""
-    assert cache_limit_mb(1_000_000_000) == 256
-    assert cache_limit_mb(12_000_000_000) == 1200
-    assert cache_limit_mb(1_000_000_000_000) == 8192
+def test_the_server_is_told_what_was_planned():
+    """Its own limits are those of the plan, so that it agrees with who may send."""
+    launch = Launch(
+        "m", True, Serving(engine="batched"), memory=Memory(1, cache=7_000_000, sequences=3)
+    )
+    arguments = serve_arguments(SPEC, launch, 1)
+    for name, value in (("cache-memory-mb", 7), ("max-num-seqs", 3), ("completion-batch-size", 3)):
+        assert arguments[arguments.index(f"--{name}") + 1] == str(value)
 
 
 def test_key_holds_what_makes_a_server_another():

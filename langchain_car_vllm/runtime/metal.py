@@ -1,0 +1,136 @@
+"""What Metal gives: its own figure, asked once for each install and version of macOS, and kept.
+
+Only MLX can ask, and importing it takes a second, so whoever starts a server asks and everybody
+else reads what was kept.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from langchain_car_vllm import paths
+from langchain_car_vllm.runtime.locate import installed_version, interpreter_of
+
+_FILE = "metal.json"
+_SECONDS = 60.0
+_ASK = (
+    "import mlx.core as mx; info = getattr(mx, 'device_info', None) or mx.metal.device_info; "
+    "print('bytes', int(info()['max_recommended_working_set_size']))"
+)
+_SMALL_MAC = 33 * 2**30
+_SMALL_SHARE, _LARGE_SHARE = 2 / 3, 3 / 4
+
+
+def working_set_limit(total: int, share: int) -> int:
+    """Return what models may take of a machine's memory.
+
+    On a Mac that is the smaller of the share and Metal's figure: the one that was kept, before that
+    what recent versions of macOS give. Where the user raised `iogpu.wired_limit_mb`, Metal's figure
+    says so, and it counts alone.
+
+    Args:
+        total: Bytes of memory of the machine.
+        share: What models may take of it where nothing else is known.
+    """
+    if platform.system() != "Darwin":
+        return share
+    kept = _read()
+    if kept is None:
+        return min(share, int(total * (_SMALL_SHARE if total < _SMALL_MAC else _LARGE_SHARE)))
+    figure = int(kept["bytes"])
+    return figure if kept["wired_limit_mb"] else min(share, figure)
+
+
+def known_working_set() -> int | None:
+    """Return Metal's figure in bytes, None where it has not been asked, or is not there."""
+    kept = _read() if platform.system() == "Darwin" else None
+    return int(kept["bytes"]) if kept else None
+
+
+def learn_working_set(binary: Path) -> None:
+    """Ask Metal through an install's own MLX, unless that is known; nothing depends on an answer.
+
+    Args:
+        binary: The `vllm-mlx` of the install.
+    """
+    if platform.system() != "Darwin":
+        return
+    identity = _identity(binary)
+    kept = _read()
+    if kept is not None and all(kept.get(name) == value for name, value in identity.items()):
+        return
+    interpreter = interpreter_of(binary)
+    figure = _ask(interpreter) if interpreter else None
+    if figure:
+        _write({**identity, "bytes": figure})
+
+
+def _ask(interpreter: Path) -> int | None:
+    try:
+        done = subprocess.run(
+            [str(interpreter), "-c", _ASK],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    last = done.stdout.strip().rpartition("\n")[2].split()
+    known = len(last) == 2 and last[0] == "bytes" and last[1].isdecimal()  # noqa: PLR2004
+    return int(last[1]) if known else None
+
+
+def _identity(binary: Path) -> dict[str, Any]:
+    """Return what the figure depends on."""
+    return {
+        "binary": str(binary),
+        "mlx": installed_version(binary, "mlx"),
+        "system": os.uname().release,
+        "wired_limit_mb": _wired_limit_mb(),
+    }
+
+
+def _wired_limit_mb() -> int:
+    """Return the limit that the user set, 0 where it is the system's own."""
+    value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
+    try:
+        ask = ctypes.CDLL(None).sysctlbyname
+        failed = ask(b"iogpu.wired_limit_mb", ctypes.byref(value), ctypes.byref(size), None, 0)
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else value.value
+
+
+def _file() -> Path:
+    return paths.car_home() / "run" / _FILE
+
+
+def _read() -> dict[str, Any] | None:
+    """Return what was kept, None where another macOS runs now."""
+    try:
+        kept = json.loads(_file().read_bytes())
+        usable = (
+            isinstance(kept["bytes"], int)
+            and kept["bytes"] > 0
+            and kept["system"] == os.uname().release
+            and kept["wired_limit_mb"] == _wired_limit_mb()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kept if usable else None
+
+
+def _write(kept: dict[str, Any]) -> None:
+    file = _file()
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f"{_FILE}.{os.getpid()}")
+        draft.write_text(json.dumps(kept), encoding="utf-8")
+        draft.replace(file)

@@ -1,0 +1,134 @@
+"""Metal's figure for the memory of a Mac: asked once, kept, and asked again when it may differ."""
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm.runtime import metal
+from langchain_car_vllm.runtime.metal import (
+    known_working_set,
+    learn_working_set,
+    working_set_limit,
+)
+
+GIB = 2**30
+
+
+class Mac:
+    """A machine that looks like a Mac: an install whose MLX answers, a kernel with a limit."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._log = root / "asked"
+        self._mlx = root / "mlx"
+        self._mlx.mkdir()
+        self.binary = root / "bin" / "vllm-mlx"
+        self.binary.parent.mkdir()
+        self.binary.write_text(f"#!{sys.executable}\n")
+        monkeypatch.setenv("PYTHONPATH", str(root))
+        monkeypatch.setattr(platform, "system", lambda: "Darwin")
+        self.limit(0)
+        self.answers(11 * GIB)
+
+    def answers(self, figure: int) -> None:
+        (self._mlx / "__init__.py").touch()
+        (self._mlx / "core.py").write_text(
+            f"open({str(self._log)!r}, 'a').write('x')\n"
+            f"def device_info(): return {{'max_recommended_working_set_size': {figure}}}\n"
+        )
+
+    def breaks(self) -> None:
+        (self._mlx / "core.py").write_text("raise ImportError('no Metal device')")
+
+    def limit(self, megabytes: int) -> None:
+        self._monkeypatch.setattr(metal, "_wired_limit_mb", lambda: megabytes)
+
+    def updated(self) -> None:
+        real = os.uname()
+        newer = os.uname_result((*real[:2], "99.0", *real[3:]))
+        self._monkeypatch.setattr(os, "uname", lambda: newer)
+
+    @property
+    def asked(self) -> int:
+        return len(self._log.read_text()) if self._log.exists() else 0
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mac:
+    return Mac(tmp_path, monkeypatch)
+
+
+def test_it_is_asked_once(mac: Mac):
+    """Every later start and every reader has what was kept."""
+    assert known_working_set() is None
+    for _ in range(3):
+        learn_working_set(mac.binary)
+    assert mac.asked == 1
+    assert known_working_set() == 11 * GIB
+
+
+def test_the_smaller_of_share_and_figure_counts(mac: Mac):
+    """Metal may give less than the share, or more."""
+    learn_working_set(mac.binary)
+    assert working_set_limit(16 * GIB, 12 * GIB) == 11 * GIB
+    assert working_set_limit(16 * GIB, 10 * GIB) == 10 * GIB
+
+
+@pytest.mark.parametrize(
+    ("memory", "share"), [(8, 2 / 3), (24, 2 / 3), (32, 2 / 3), (36, 3 / 4), (128, 3 / 4)]
+)
+def test_before_it_is_asked_a_rule_holds(mac: Mac, memory: int, share: float):
+    """Two thirds up to 32 GB, three quarters above."""
+    total = memory * GIB
+    assert working_set_limit(total, total * 3 // 4) == pytest.approx(total * share)
+
+
+def test_a_limit_that_the_user_raised_counts(mac: Mac):
+    """`iogpu.wired_limit_mb` moves Metal's own figure, which then counts alone."""
+    learn_working_set(mac.binary)
+    mac.limit(14_000)
+    assert known_working_set() is None
+    mac.answers(14_000 * 2**20)
+    learn_working_set(mac.binary)
+    assert working_set_limit(16 * GIB, 12 * GIB) == 14_000 * 2**20
+    assert mac.asked == 2
+
+
+def test_another_macos_is_asked_anew(mac: Mac):
+    """An update may move the figure, so what was kept no longer counts."""
+    learn_working_set(mac.binary)
+    mac.updated()
+    assert known_working_set() is None
+    learn_working_set(mac.binary)
+    assert mac.asked == 2
+
+
+def test_no_answer_changes_nothing(mac: Mac):
+    """Without a Metal device, or with a broken install, the rule goes on to hold."""
+    mac.breaks()
+    learn_working_set(mac.binary)
+    learn_working_set(mac.binary.with_name("missing"))
+    assert known_working_set() is None
+    assert working_set_limit(64 * GIB, 48 * GIB) == 48 * GIB
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "{}", json.dumps({"bytes": "many"})])
+def test_a_damaged_note_is_none(mac: Mac, home: Path, kept: str):
+    """What cannot be read is asked again."""
+    file = home / ".car" / "run" / "metal.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(kept)
+    assert known_working_set() is None
+    learn_working_set(mac.binary)
+    assert known_working_set() == 11 * GIB
+
+
+def test_elsewhere_nobody_is_asked(tmp_path: Path):
+    """Linux has no Metal: the share counts."""
+    learn_working_set(tmp_path / "vllm-mlx")
+    assert known_working_set() is None
+    assert working_set_limit(16 * GIB, 12 * GIB) == 12 * GIB

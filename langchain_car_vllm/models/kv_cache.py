@@ -215,8 +215,8 @@ def _state_bytes(text: Mapping[str, Any]) -> int:
         kernel = _number(text, "linear_conv_kernel_dim") or 1
         state = values * (_number(text, "linear_key_head_dim") or 0)
         return (kernel - 1) * (2 * keys + values) * _KV_BYTES + state * _STATE_BYTES
-    if heads := _number(text, "mamba_num_heads", "mamba_n_heads"):
-        inner = heads * (_number(text, "mamba_head_dim", "mamba_d_head") or 0)
+    if mamba_heads := _number(text, "mamba_num_heads", "mamba_n_heads"):
+        inner = mamba_heads * (_number(text, "mamba_head_dim", "mamba_d_head") or 0)
         size = _number(text, "ssm_state_size", "mamba_d_state") or 0
         groups = _number(text, "n_groups", "mamba_n_groups") or 1
         kernel = _number(text, "conv_kernel", "mamba_d_conv") or 1

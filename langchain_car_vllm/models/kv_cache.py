@@ -221,7 +221,7 @@ def _state_bytes(text: Mapping[str, Any]) -> int:
         groups = _number(text, "n_groups", "mamba_n_groups") or 1
         kernel = _number(text, "conv_kernel", "mamba_d_conv") or 1
         return (kernel - 1) * (inner + 2 * groups * size) * _KV_BYTES + inner * size * _STATE_BYTES
-    if kernel := _number(text, "conv_L_cache"):
-        return kernel * (_number(text, "hidden_size") or 0) * _KV_BYTES
+    if length := _number(text, "conv_L_cache"):
+        return length * (_number(text, "hidden_size") or 0) * _KV_BYTES
     expanded = (_number(text, "hidden_size") or 0) * (_number(text, "mamba_expand") or 1)
     return expanded * (_number(text, "mamba_d_state") or 0) * _STATE_BYTES

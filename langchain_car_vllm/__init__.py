@@ -17,9 +17,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import the public names on first use, so that the supervisor never pays for LangChain."""
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415
+        from langchain_car_vllm.version import VERSION  # noqa: PLC0415
 
-        return version("langchain-car-vllm")
+        return VERSION
     if name in _HOMES:
         from importlib import import_module  # noqa: PLC0415
 

@@ -18,6 +18,7 @@ Tree:
     │   ├── ServerStartingError                  `startup_timeout` ran out; the start goes on
     │   ├── ServerStoppedError                   somebody stopped the server under a request
     │   ├── ServerCrashedError                   the server died under a request
+    │   ├── PackageChangedError                  this package was upgraded under the running program
     │   ├── ServerBusyError                      `unload()` would have cut somebody off
     │   └── InsufficientMemoryError              the model does not fit into the memory budget
     └── RequestError                             an answer that cannot be given
@@ -243,6 +244,24 @@ class ServerCrashedError(ServerError):
     ) -> None:
         super().__init__(message, **fields)
         self.ending = ending
+
+
+class PackageChangedError(ServerError):
+    """This package was upgraded, or downgraded, while the program runs.
+
+    Args:
+        running: The version that the program runs, None where unknown.
+        found: The version that it met.
+    """
+
+    def __init__(self, running: str | None, found: str | None) -> None:
+        super().__init__(
+            f"langchain-car-vllm was changed from {running or 'an older version'} to "
+            f"{found or 'an older version'} while this program runs",
+            hint="restart this program",
+        )
+        self.running = running
+        self.found = found
 
 
 class ServerBusyError(ServerError):

@@ -17,7 +17,7 @@ from langchain_car_vllm.runtime.metal import working_set_limit
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.spec import argument_value
-from langchain_car_vllm.server.state import State, read_state
+from langchain_car_vllm.server.state import State, read_any_state
 
 _SHARE = 0.75
 _MB = 1_000_000
@@ -193,7 +193,7 @@ def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:
     """Return the live servers that have memory set aside, but for one key."""
     found = []
     for directory in server_directories():
-        state = read_state(directory.state)
+        state = read_any_state(directory.state)
         if state is not None and state.reservation and directory.key != apart_from:
             with opened_lock(directory.supervisor_lock) as descriptor:
                 if is_held(descriptor):

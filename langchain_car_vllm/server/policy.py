@@ -64,8 +64,12 @@ class Policy:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Policy":
-        """Rebuild what `to_dict` gave."""
-        return cls(**{**values, "backoff": tuple(values["backoff"])})
+        """Rebuild what `to_dict` gave; timings that only another version knows are left out."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {name: value for name, value in values.items() if name in names}
+        if "backoff" in known:
+            known["backoff"] = tuple(known["backoff"])
+        return cls(**known)
 
 
 def policy_from_environment() -> Policy:

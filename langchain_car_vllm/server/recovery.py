@@ -1,7 +1,5 @@
 """What a lost supervisor left: its server is ended, its state says so."""
 
-import dataclasses
-
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock
 from langchain_car_vllm.server.policy import Policy
@@ -10,8 +8,8 @@ from langchain_car_vllm.server.state import (
     Reason,
     State,
     is_used_elsewhere,
-    read_state,
-    write_state,
+    mark_stopped,
+    read_any_state,
 )
 
 _LOCK_PATIENCE = 1.0
@@ -37,11 +35,9 @@ def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool
     with opened_lock(directory.supervisor_lock) as lock:
         if not acquire_exclusive(lock, _LOCK_PATIENCE):
             return False
-        state = read_state(directory.state)
+        state = read_any_state(directory.state)
         if state is None or state.phase == "stopped" or is_used_elsewhere(state, directory.path):
             return False
         end_lost_server(state, policy)
-        ended = dataclasses.replace(state, phase="stopped", reason=reason, server=None)
-        ended = dataclasses.replace(ended, port=None, api_key=None, reservation=0)
-        write_state(directory.state, ended)
+        mark_stopped(directory.state, reason)
         return True

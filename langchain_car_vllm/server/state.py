@@ -29,6 +29,16 @@ Reason = Literal["user", "idle", "evicted", "crash", "failed", "lost"]
 # What the file calls them: supervisors of every version read it.
 _STORED_FIELDS = {"served_name": "name"}
 _STORED_STOPPING = "draining"
+_UNREADABLE = (
+    FileNotFoundError,
+    NotADirectoryError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 STARTING: tuple[Phase, ...] = ("queued", "install", "download", "load")
 
 
@@ -42,6 +52,7 @@ class State:
         host: Name of the machine, for people.
         machine: What tells it from every other.
         boot_id: Which boot of that machine; times and processes of another boot mean nothing.
+        package: The version of this package that the supervisor runs, None before it was noted.
         network: Which network namespace the port belongs to, None where there are none.
         processes: Which process namespace the pids belong to, None where there are none.
         served_name: The served model name.
@@ -73,6 +84,7 @@ class State:
     served_name: str
     source: str
     supervisor: Identity
+    package: str | None = None
     network: str | None = None
     processes: str | None = None
     server: Identity | None = None
@@ -118,36 +130,111 @@ def read_state(path: Path) -> State | None:
         values = json.loads(path.read_bytes())
         if values["protocol"] != PROTOCOL:
             return None
-        return _decode_state(values)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        state = _decode_state(values)
+    except _UNREADABLE:
+        return None
+    is_usable = state.phase != "ready" or (state.port and state.api_key)
+    return state if is_usable else None
+
+
+def read_header(path: Path) -> State | None:
+    """Return what the supervisor of any version says, all other fields at their defaults.
+
+    These fields keep their names and meanings forever, so that versions that run side by side see,
+    stop and count each other's servers: `protocol`, `package`, `generation`, `phase`, `name`,
+    `host`, `machine`, `boot_id`, `network`, `processes`, `supervisor`, `server`, `reservation`.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+        reservation = values.get("reservation")
+        return State(
+            protocol=int(values["protocol"]),
+            package=_text(values.get("package")),
+            generation=int(values["generation"]),
+            phase=_decode_phase(str(values["phase"])),
+            served_name=str(values["name"]),
+            source="",
+            host=str(values["host"]),
+            machine=str(values["machine"]),
+            boot_id=str(values["boot_id"]),
+            network=_text(values.get("network")),
+            processes=_text(values.get("processes")),
+            supervisor=_decode_identity(values["supervisor"]),
+            server=_decode_identity(values["server"]) if values.get("server") else None,
+            reservation=max(0, reservation) if isinstance(reservation, int) else 0,
+        )
+    except _UNREADABLE:
         return None
 
 
-def write_state(path: Path, state: State) -> None:
-    """Replace the state in one step; readers see the old one or the new one."""
+def read_any_state(path: Path) -> State | None:
+    """Return the state, of another version its header alone, None where nothing can be read."""
+    return read_state(path) or read_header(path)
+
+
+def write_state(path: Path, state: State) -> tuple[int, int]:
+    """Replace the state in one step; readers see the old one or the new one.
+
+    Returns:
+        Its `state_stamp`.
+    """
+    return _write(path, _encode_state(state))
+
+
+def state_stamp(path: Path) -> tuple[int, int] | None:
+    """Return what tells a state file from those before and after it, None where there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def mark_stopped(path: Path, reason: Reason) -> None:
+    """Say in the place of a lost supervisor, of whatever version, that its server is stopped."""
+    values = json.loads(path.read_bytes())
+    values.update(phase="stopped", reason=reason, server=None, port=None, api_key=None)
+    _write(path, {**values, "reservation": 0})
+
+
+def _write(path: Path, values: dict[str, Any]) -> tuple[int, int]:
     scratch = path.with_suffix(".new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(_encode_state(state), file)
+        json.dump(values, file)
         file.flush()
         # The file system's own stamps are coarse and its numbers come again: readers could not tell
         # two states that follow each other closely.
         now = time.time_ns()
         os.utime(file.fileno(), ns=(now, now))
+        found = os.fstat(file.fileno())
     scratch.replace(path)
+    return found.st_ino, found.st_mtime_ns
 
 
 def _decode_state(values: dict[str, Any]) -> State:
     stored = {f.name: _STORED_FIELDS.get(f.name, f.name) for f in dataclasses.fields(State)}
     known = {field: values[name] for field, name in stored.items() if name in values}
-    known["phase"] = "stopping" if values["phase"] == _STORED_STOPPING else values["phase"]
+    known["phase"] = _decode_phase(values["phase"])
     for name in ("supervisor", "server"):
         if (identity := known.get(name)) is not None:
-            known[name] = Identity(identity["pid"], identity["marker"])
+            known[name] = _decode_identity(identity)
     known["crashes"] = tuple(known["crashes"])
     # Its facts lie beside the others in the file, as they always did.
     known["serving"] = Serving.from_dict(values)
     return State(**known)
+
+
+def _decode_phase(stored: str) -> Phase:
+    return "stopping" if stored == _STORED_STOPPING else stored  # type: ignore[return-value]
+
+
+def _decode_identity(stored: dict[str, Any]) -> Identity:
+    return Identity(int(stored["pid"]), str(stored["marker"]))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _encode_state(state: State) -> dict[str, Any]:
@@ -193,7 +280,7 @@ def ask_to_make_room(path: Path, seen: State) -> Phase | None:
     Returns:
         The phase it is in, None where it is no longer the one that was seen.
     """
-    state = read_state(path)
+    state = read_any_state(path)
     if state is None or state.generation != seen.generation:
         return None
     process = state.supervisor.find() if state.phase == "ready" else None

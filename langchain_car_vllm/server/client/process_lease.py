@@ -14,7 +14,9 @@ from langchain_car_vllm.server.locks import (
     is_same_file,
     open_existing,
     open_lock,
+    opened_lock,
     release,
+    try_exclusive,
     try_shared,
 )
 from langchain_car_vllm.server.policy import Policy
@@ -104,6 +106,11 @@ class ProcessLease:
             if cached is None or cached[0] != stamp:
                 self._cached = cached = stamp, read_state(self.directory.state)
         return cached[1]
+
+    def is_idle(self) -> bool:
+        """Tell whether no process, this one included, holds the lease."""
+        with opened_lock(self.directory.lease_lock) as descriptor:
+            return try_exclusive(descriptor)
 
     def is_server_alive(self) -> bool:
         """Ask the kernel whether the server process lives."""

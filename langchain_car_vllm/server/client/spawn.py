@@ -17,6 +17,7 @@ from typing import Any
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
+from langchain_car_vllm.server.order import Order, encode_order
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import decode_error
@@ -73,7 +74,7 @@ class Start(threading.Thread):
                 self._spawn()
 
     def _spawn(self) -> None:
-        order = json.dumps({"spec": self._spec.to_dict(), "policy": self._policy.to_dict()})
+        order = encode_order(Order(self._spec, self._policy))
         module, tag = "langchain_car_vllm.server.supervisor", secrets.token_hex(8)
         interpreter = _interpreter()
         try:

@@ -21,7 +21,7 @@ from langchain_car_vllm.server.locks import (
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.recovery import clean_up
-from langchain_car_vllm.server.state import State, read_state
+from langchain_car_vllm.server.state import State, read_any_state
 
 _LOOK_PATIENCE = 0.05
 """Others look at the lease by taking it for an instant."""
@@ -31,7 +31,7 @@ def running_servers() -> list[tuple[ServerDirectory, State]]:
     """Return every server key of this CAR_HOME that has a living supervisor, with its state."""
     found = []
     for directory in server_directories():
-        state = read_state(directory.state)
+        state = read_any_state(directory.state)
         if state is not None and state.phase != "stopped" and _is_supervised(directory):
             found.append((directory, state))
     return found
@@ -102,7 +102,7 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
     stopped = False
     while _is_supervised(directory):
         stopped = True
-        state = read_state(directory.state)
+        state = read_any_state(directory.state)
         process = state.supervisor.find() if state else None
         if state is not None and process is not None and state.supervisor != asked:
             if asked is not None:

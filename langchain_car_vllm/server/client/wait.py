@@ -10,7 +10,8 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import (
     CarVllmError,
     InsufficientMemoryError,
-    ServerCrashedError,
+    PackageChangedError,
+    ServerError,
     ServerStartError,
     ServerStartingError,
     ServerStoppedError,
@@ -19,20 +20,22 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.admission import Turn
 from langchain_car_vllm.server.client.liveness import is_serving
+from langchain_car_vllm.server.client.outcome import crash_error, verdict
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_leases
+from langchain_car_vllm.server.client.replacement import Replacement
 from langchain_car_vllm.server.client.spawn import NoReportError, Start
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import PROTOCOL, ServerSpec
 from langchain_car_vllm.server.state import (
     STARTING,
-    Reason,
     State,
     decode_error,
     is_of_this_container,
+    read_header,
 )
+from langchain_car_vllm.version import VERSION
 
 _LOST_STARTS = 3
-_CRASHES: tuple[Reason, ...] = ("crash", "lost")
 _AFTERMATH = 0.3
 _EAGER = 2.0
 _PATIENT = 4
@@ -71,6 +74,7 @@ class Waiting:
         self._known: int | None = None
         self._lost = 0
         self._blocked_since: float | None = None
+        self._unreadable_since: float | None = None
         self._began = self._news_at = time.monotonic()
         self._news: State | None = None
         self._startup_timeout = startup_timeout
@@ -81,6 +85,10 @@ class Waiting:
     @cached_property
     def _process_lease(self) -> ProcessLease:
         return self._find_process_lease()
+
+    @cached_property
+    def _replacement(self) -> Replacement:
+        return Replacement(self._process_lease, self.policy)
 
     @property
     def tick(self) -> float:
@@ -132,17 +140,20 @@ class Waiting:
         """
         supervised = self._process_lease.is_supervisor_alive()
         state = self._process_lease.state()
-        if verdict := _verdict(state, endpoint, supervised=supervised):
-            return (verdict,)
+        if error := verdict(state, endpoint, supervised=supervised):
+            return (error,)
         alive = self._process_lease.is_server_alive()
         if alive and waited > _AFTERMATH:
             return (None,)
         if waited > self.policy.settle:
-            return (None if alive else _crashed(endpoint, "died"),)
+            return (None if alive else crash_error(endpoint, "died"),)
         return None
 
     def _advance(self) -> Endpoint | None:
         if not self._leased:
+            if self._replacement.is_under_way():
+                self._show(Progress("queued", "waiting for the server of an older release to stop"))
+                return None
             self._leased = self._process_lease.acquire(self._spec.keep_alive)
             if not self._leased:
                 self._rouse(self._process_lease.state())
@@ -219,12 +230,29 @@ class Waiting:
     def _watch(self, state: State | None) -> None:
         self._rouse(state)
         if state is None:
+            self._check_readable()
             return
+        self._unreadable_since = None
         if state.phase in STARTING:
             self._check_not_blocking_itself(state)
             self._show(Progress(state.phase, state.detail, state.done, state.total))  # type: ignore[arg-type]
         elif state.phase == "stopping":
             self._show(Progress("queued", "waiting for the server to stop"))
+
+    def _check_readable(self) -> None:
+        """Raise where a supervisor runs and its state stays unreadable."""
+        now = time.monotonic()
+        self._unreadable_since = self._unreadable_since or now
+        if now - self._unreadable_since < self.policy.handshake:
+            return
+        directory = self._process_lease.directory
+        if (header := read_header(directory.state)) and header.protocol != PROTOCOL:
+            raise PackageChangedError(VERSION, header.package)
+        raise ServerError(
+            f"the state of `{self._spec.served_name}` cannot be read",
+            hint=f"end the supervisor by hand and remove `{directory.path}`",
+            log_path=directory.supervisor_log,
+        )
 
     def _check_not_blocking_itself(self, state: State) -> None:
         """Raise where this very process holds the memory that is waited for, and keeps it.
@@ -310,34 +338,3 @@ class Waiting:
             if self._leased:
                 self._leased = False
                 self._process_lease.release(self._spec.keep_alive)
-
-
-def _verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> CarVllmError | None:
-    reason = _ended(state, endpoint)
-    if reason == "unknown":
-        return _crashed(endpoint, "died")
-    if state is None or reason not in (None, *_CRASHES):
-        return ServerStoppedError(
-            f"the server of `{endpoint.served_model}` was stopped while it was answering",
-            hint="call again, it starts by itself",
-            log_path=endpoint.log_path,
-        )
-    if reason == "crash" and state.error is not None:
-        return decode_error(state.error)
-    return None if supervised else _crashed(endpoint, "was killed with its supervisor")
-
-
-def _ended(state: State | None, endpoint: Endpoint) -> str | None:
-    """Return why the endpoint's generation ended, `unknown` where no state tells, None if alive."""
-    if state is None:
-        return "unknown"
-    if state.generation == endpoint.generation:
-        return "user" if state.phase == "stopping" else state.reason
-    told = state.generation == endpoint.generation + 1 and state.previous not in (None, *_CRASHES)
-    return state.previous if told else "unknown"
-
-
-def _crashed(endpoint: Endpoint, how: str) -> ServerCrashedError:
-    return ServerCrashedError(
-        f"the server of `{endpoint.served_model}` {how}", log_path=endpoint.log_path
-    )

@@ -20,6 +20,7 @@ from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime import absolute_settings
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
+from langchain_car_vllm.server.order import decode_order
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import encode_error
@@ -36,9 +37,12 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _close_inherited()
     directory = ServerDirectory(Path(sys.argv[1]))
-    order = json.loads(sys.stdin.readline())
-    spec = ServerSpec.from_dict(order["spec"])
-    policy = Policy.from_dict(order["policy"])
+    try:
+        spec, policy = decode_order(sys.stdin.readline())
+    except CarVllmError as error:
+        sys.stdout.write(json.dumps({"ok": False, "error": encode_error(error)}) + "\n")
+        sys.stdout.flush()
+        os._exit(1)
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)

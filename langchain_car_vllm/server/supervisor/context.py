@@ -12,8 +12,15 @@ from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusi
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id, namespace
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import Reason, State, is_used_elsewhere, write_state
+from langchain_car_vllm.server.state import (
+    Reason,
+    State,
+    is_used_elsewhere,
+    state_stamp,
+    write_state,
+)
 from langchain_car_vllm.server.supervisor.signals import SignalInbox
+from langchain_car_vllm.version import VERSION
 
 
 class SupervisorLock(NamedTuple):
@@ -72,6 +79,7 @@ class SupervisorContext:
         self.policy = policy
         self.inbox = SignalInbox()
         self.lease = open_lock(directory.lease_lock)
+        self._written: tuple[int, int] | None = None
         same_boot = predecessor is not None and predecessor.boot_id == boot_id()
         self.state = State(
             generation=predecessor.generation + 1 if predecessor else 1,
@@ -79,6 +87,7 @@ class SupervisorContext:
             host=host_name(),
             machine=machine_id(),
             boot_id=boot_id(),
+            package=VERSION,
             network=namespace("net"),
             processes=namespace("pid"),
             served_name=spec.served_name,
@@ -93,7 +102,7 @@ class SupervisorContext:
         """Change the state and write it, unless the directory is no longer ours."""
         self.state = dataclasses.replace(self.state, **changes)
         if is_same_file(self._held.lock, self.directory.supervisor_lock):
-            write_state(self.directory.state, self.state)
+            self._written = write_state(self.directory.state, self.state)
 
     def show(self, detail: str, done: int | None = None, total: int | None = None) -> None:
         """Tell those who wait how far it is; written only when it is news."""
@@ -102,7 +111,7 @@ class SupervisorContext:
             self.update(detail=detail, done=done, total=total)
 
     def pause(self, seconds: float) -> None:
-        """Wait, or less when a signal comes, and put back a state that somebody removed.
+        """Wait, or less when a signal comes, and put back a state that somebody removed or changed.
 
         Raises:
             StageEnded: A user asked to stop, or the directory was removed.
@@ -112,7 +121,7 @@ class SupervisorContext:
             raise StageEnded("user")
         if not is_same_file(self._held.lock, self.directory.supervisor_lock):
             raise StageEnded("lost")
-        if not os.path.exists(self.directory.state):  # noqa: PTH110
+        if state_stamp(self.directory.state) != self._written:
             self.update()
 
 

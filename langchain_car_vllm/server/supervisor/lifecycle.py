@@ -25,7 +25,7 @@ from langchain_car_vllm.server.directory import ServerDirectory, explained
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.recovery import end_lost_server
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import State, decode_error, encode_error, read_state
+from langchain_car_vllm.server.state import State, decode_error, encode_error, read_any_state
 from langchain_car_vllm.server.supervisor.child import install_launcher
 from langchain_car_vllm.server.supervisor.context import (
     StageEnded,
@@ -61,7 +61,7 @@ class Supervisor:
     def __init__(
         self, directory: ServerDirectory, spec: ServerSpec, policy: Policy, held: SupervisorLock
     ) -> None:
-        predecessor = read_state(directory.state)
+        predecessor = read_any_state(directory.state)
         _clean_up_after(predecessor, directory, policy)
         self._context = SupervisorContext(
             directory, spec, policy, predecessor=predecessor, held=held

@@ -10,7 +10,7 @@ from langchain_car_vllm.server.directory import ServerDirectory, server_director
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import budget_bytes, reserving
 from langchain_car_vllm.server.recovery import clean_up
-from langchain_car_vllm.server.state import State, ask_to_make_room, read_state
+from langchain_car_vllm.server.state import State, ask_to_make_room, read_any_state
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 
 _GB = 1e9
@@ -45,7 +45,7 @@ def reserve_memory(context: SupervisorContext, needed: int) -> None:
 def _end_lost_servers(context: SupervisorContext) -> None:
     """Get back the memory of servers whose supervisors were killed."""
     for directory in server_directories():
-        state = read_state(directory.state)
+        state = read_any_state(directory.state)
         if state is None or state.server is None or directory.key == context.directory.key:
             continue
         with suppress(OSError), opened_lock(directory.supervisor_lock) as descriptor:

@@ -59,6 +59,8 @@ def test_state_round_trip(tmp_path: Path):
         served_name="n",
         source="s",
         supervisor=Identity(1, "m"),
+        port=1,
+        api_key="k",
         crashes=(1.0, 2.0),
         serving=Serving(engine="batched", parsers=Parsers("qwen"), media=("image",)),
     )

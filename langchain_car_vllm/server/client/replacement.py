@@ -1,0 +1,66 @@
+"""The server of an older release makes room for one of this release, once nobody uses it."""
+
+import time
+
+from packaging.version import InvalidVersion, Version
+
+from langchain_car_vllm.server.client.process_lease import ProcessLease
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.state import State, ask_to_make_room
+from langchain_car_vllm.version import VERSION
+
+
+class Replacement:
+    """One caller's wish to be served by this release.
+
+    A server that somebody uses is used as it is, and one of a newer release always.
+
+    Args:
+        process_lease: This process's side of the server key.
+        policy: How long to wait for the old server to begin its stop.
+    """
+
+    def __init__(self, process_lease: ProcessLease, policy: Policy) -> None:
+        self._process_lease = process_lease
+        self._policy = policy
+        self._asked_at: float | None = None
+        self._is_over = False
+
+    def is_under_way(self) -> bool:
+        """Tell whether an old server is about to stop; the lease must not be held meanwhile."""
+        if not self._is_over:
+            self._is_over = not self._is_expected()
+        return not self._is_over
+
+    def _is_expected(self) -> bool:
+        state = self._process_lease.state()
+        if state is None or not self._is_old(state):
+            return False
+        now = time.monotonic()
+        if self._asked_at is None:
+            if not self._process_lease.is_idle():
+                return False
+            self._asked_at = now
+            ask_to_make_room(self._process_lease.directory.state, state)
+        return now - self._asked_at < self._policy.stop_patience
+
+    def _is_old(self, state: State) -> bool:
+        return (
+            state.phase == "ready"
+            and is_older(state.package)
+            and self._process_lease.is_author_alive(state)
+        )
+
+
+def is_older(package: str | None) -> bool:
+    """Tell whether a release of this package is older than the one that runs.
+
+    Args:
+        package: Its version, None for one that did not note it.
+    """
+    if package is None or package == VERSION:
+        return package is None
+    try:
+        return Version(package) < Version(VERSION)
+    except InvalidVersion:
+        return False

@@ -1,5 +1,6 @@
 """Somebody to talk to for the time of one request, and what to do when the connection breaks."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from langchain_car_vllm.endpoint import Endpoint
@@ -22,6 +23,12 @@ class Connection(Protocol):
     async def aexplain(self) -> CarVllmError | None:
         """Return the same without blocking the event loop."""
 
+    def was_alone(self, crash: ServerCrashedError) -> bool:
+        """Tell whether this request was the only one under way when the server crashed."""
+
+    def take_blame(self, crashes: Sequence[ServerCrashedError]) -> None:
+        """Have crashes that this very request caused not count against its neighbours."""
+
 
 class Attached:
     """An endpoint that somebody else runs: nothing is known of its life.
@@ -41,6 +48,13 @@ class Attached:
         """Return None: nobody here can tell."""
         return None
 
+    def was_alone(self, crash: ServerCrashedError) -> bool:  # noqa: ARG002
+        """Return False: nobody here can tell."""
+        return False
+
+    def take_blame(self, crashes: Sequence[ServerCrashedError]) -> None:
+        """Do nothing: nobody here counts crashes."""
+
 
 class Watched:
     """A connection whose server is asked what it does where its answer lets one wait.
@@ -54,6 +68,8 @@ class Watched:
         self.endpoint = connection.endpoint
         self.explain = connection.explain
         self.aexplain = connection.aexplain
+        self.was_alone = connection.was_alone
+        self.take_blame = connection.take_blame
         self.watch = Watch(connection.endpoint, on_progress)
 
 
@@ -61,7 +77,9 @@ class Replay:
     """Decides whether a call whose connection broke is sent once more.
 
     Only a crash, or a connection refused before the lease was re-checked, is repeated, once, and
-    only if nothing of the answer was seen. What exhausted the memory would do so again.
+    only if nothing of the answer was seen. What exhausted the memory would do so again. A request
+    that crashed the server twice while it was the only one is to blame for it: it may not be
+    retried, and its crashes do not count against the others.
 
     Attributes:
         seen: Whether the user has seen a part of the answer.
@@ -72,12 +90,18 @@ class Replay:
     def __init__(self) -> None:
         self.seen = False
         self._replayed = False
+        self._own: list[ServerCrashedError] = []
 
     def decide(
         self, error: CarVllmError, reason: CarVllmError | None, connection: Connection
     ) -> None:
         """Return where the call is to be sent again; else raise what happened."""
         refused = isinstance(error, ConnectionFailedError) and error.refused
+        if isinstance(reason, ServerCrashedError) and connection.was_alone(reason):
+            self._own.append(reason)
+        if len(self._own) > 1:
+            connection.take_blame(self._own)
+            raise _poisonous(self._own[-1]) from error
         crashed = (isinstance(reason, ServerCrashedError) and reason.is_retryable) or (
             reason is None and refused and connection.endpoint.managed
         )
@@ -85,3 +109,11 @@ class Replay:
             self._replayed = True
             return
         raise (reason or error) from error
+
+
+def _poisonous(crash: ServerCrashedError) -> ServerCrashedError:
+    """Return the crash of a request that crashed the server before."""
+    crash.is_retryable = False
+    crash.message = f"this request crashed the server twice; {crash.message}"
+    crash.hint = crash.hint or "change the request, or report it to vllm-mlx with the log"
+    return crash

@@ -235,9 +235,15 @@ class ServerCrashedError(ServerError):
         message: One sentence that says what happened.
         ending: How it ended and its last error, such as `killed by SIGABRT: [METAL] ...`.
         **fields: As `ServerError` takes them.
+
+    Attributes:
+        clients: How many processes had requests under way, None where unknown.
+        crashed_at: Monotonic seconds of the crash, by which the supervisor counts it.
     """
 
     is_retryable = True
+    clients: int | None = None
+    crashed_at: float | None = None
 
     def __init__(
         self, message: str, *, ending: str = "for an unknown reason", **fields: Any

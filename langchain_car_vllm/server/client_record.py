@@ -6,10 +6,15 @@ of the wall clock disturbs the order of uses.
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
+
+_MARK = ".held-"
 
 
 def record_name() -> str:
@@ -32,6 +37,40 @@ def touch_record(path: Path, keep_alive: float) -> None:
     except FileNotFoundError:
         with suppress(FileNotFoundError):
             write_record(path, keep_alive)
+
+
+def mark_path(folder: Path) -> Path:
+    """Return the file that this process holds locked while it has requests under way."""
+    return folder / f"{_MARK}{record_name()}"
+
+
+def holders(folder: Path) -> list[int]:
+    """Return the process ids of the clients that have requests under way."""
+    return [pid for path, pid in _marks(folder) if _is_locked(path)]
+
+
+def remove_dead_marks(folder: Path) -> None:
+    """Remove the marks of processes that are gone."""
+    for path, pid in _marks(folder):
+        if not psutil.pid_exists(pid):
+            path.unlink(missing_ok=True)
+
+
+def _marks(folder: Path) -> Iterator[tuple[Path, int]]:
+    with suppress(OSError, ValueError):
+        for path in folder.glob(f"{_MARK}*"):
+            yield path, int(path.name.removeprefix(_MARK).partition("-")[0])
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = open_existing(path)
+    except OSError:
+        return False
+    try:
+        return is_held(descriptor)
+    finally:
+        close_lock(descriptor)
 
 
 def _stamp(path: Path) -> None:

@@ -76,6 +76,11 @@ class ServerDirectory:
         return self.path / "clients"
 
     @property
+    def blame(self) -> Path:
+        """Crashes that a single request caused again and again, named by their times."""
+        return self.path / "blame"
+
+    @property
     def log(self) -> Path:
         """The server's output."""
         return self.path / "server.log"

@@ -32,6 +32,8 @@ class Policy:
         crash_window: See `crash_budget`.
         stable_after: Ready this long, with an answer given, a server's crashes are forgotten.
         own_memory: For memory that the waiting process itself may be holding.
+        drain_patience: For busy servers to make room before all others are asked as well.
+        suspended_patience: For a suspended client to go on before its lease counts no more.
         memory_tick: Between two looks at a memory budget that is taken.
         log_limit: Bytes that the server's log may grow to before it is cut.
     """
@@ -55,7 +57,9 @@ class Policy:
     crash_window: float = 180.0
     stable_after: float = 60.0
     own_memory: float = 30.0
-    memory_tick: float = 0.25
+    drain_patience: float = 60.0
+    suspended_patience: float = 30.0
+    memory_tick: float = 0.1
     log_limit: int = 50_000_000
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ Reason = Literal["user", "idle", "evicted", "crash", "failed", "lost"]
 # What the file calls them: supervisors of every version read it.
 _STORED_FIELDS = {"served_name": "name"}
 _STORED_STOPPING = "draining"
+_MOST_BYTES = 2**50
 _UNREADABLE = (
     FileNotFoundError,
     NotADirectoryError,
@@ -68,6 +69,10 @@ class State:
         done: Bytes so far, in `download`.
         total: Bytes in all, in `download`.
         reservation: Bytes of memory set aside.
+        needed: Bytes of memory that are waited for, in `queued`.
+        queued_at: Monotonic seconds since which memory is waited for, None where it is not.
+        victims: Keys of the servers that are to make room for this one.
+        is_wanted: Whether another start is to get this one's memory, so that new requests wait.
         blocked_by: Keys whose reservations are waited for, with their bytes, in `queued`.
         shortfall: Bytes that are missing, in `queued`.
         crashes: Monotonic seconds of the crashes that still count.
@@ -97,6 +102,10 @@ class State:
     done: int | None = None
     total: int | None = None
     reservation: int = 0
+    needed: int = 0
+    queued_at: float | None = None
+    victims: tuple[str, ...] = ()
+    is_wanted: bool = False
     blocked_by: dict[str, int] = field(default_factory=dict)
     shortfall: int = 0
     crashes: tuple[float, ...] = ()
@@ -130,11 +139,9 @@ def read_state(path: Path) -> State | None:
         values = json.loads(path.read_bytes())
         if values["protocol"] != PROTOCOL:
             return None
-        state = _decode_state(values)
+        return _decode_state(values)
     except _UNREADABLE:
         return None
-    is_usable = state.phase != "ready" or (state.port and state.api_key)
-    return state if is_usable else None
 
 
 def read_header(path: Path) -> State | None:
@@ -146,7 +153,6 @@ def read_header(path: Path) -> State | None:
     """
     try:
         values = json.loads(path.read_bytes())
-        reservation = values.get("reservation")
         return State(
             protocol=int(values["protocol"]),
             package=_text(values.get("package")),
@@ -161,7 +167,7 @@ def read_header(path: Path) -> State | None:
             processes=_text(values.get("processes")),
             supervisor=_decode_identity(values["supervisor"]),
             server=_decode_identity(values["server"]) if values.get("server") else None,
-            reservation=max(0, reservation) if isinstance(reservation, int) else 0,
+            reservation=_bytes(values.get("reservation")),
         )
     except _UNREADABLE:
         return None
@@ -220,6 +226,9 @@ def _decode_state(values: dict[str, Any]) -> State:
         if (identity := known.get(name)) is not None:
             known[name] = _decode_identity(identity)
     known["crashes"] = tuple(known["crashes"])
+    known["victims"] = tuple(map(str, known.get("victims", ())))
+    known["reservation"] = _bytes(known.get("reservation"))
+    known["needed"] = _bytes(known.get("needed"))
     # Its facts lie beside the others in the file, as they always did.
     known["serving"] = Serving.from_dict(values)
     return State(**known)
@@ -231,6 +240,11 @@ def _decode_phase(stored: str) -> Phase:
 
 def _decode_identity(stored: dict[str, Any]) -> Identity:
     return Identity(int(stored["pid"]), str(stored["marker"]))
+
+
+def _bytes(value: object) -> int:
+    """Return a size of memory that no sum can be spoilt with."""
+    return min(max(0, value), _MOST_BYTES) if isinstance(value, int) else 0
 
 
 def _text(value: object) -> str | None:

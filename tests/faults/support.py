@@ -37,6 +37,8 @@ FAST = Policy(
     save_limit=3.0,
     own_memory=0.5,
     stop_patience=1.0,
+    drain_patience=5.0,
+    suspended_patience=0.5,
     backoff=(0.02, 0.04, 0.06, 0.08, 0.1),
     crash_window=30.0,
 )

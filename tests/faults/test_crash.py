@@ -8,6 +8,7 @@ import time
 import pytest
 from faults.support import FAST, ClientProcess, Fake, Stream, ask, eventually
 
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ServerCrashedError
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import lease
@@ -129,3 +130,40 @@ def test_out_of_memory_is_not_retryable(fake: Fake):
         error = eventually(held.explain, "the crash to be noticed")
     assert not error.is_retryable
     assert "memory" in (error.hint or "")
+
+
+def test_request_that_crashes_the_server_is_to_blame_alone(fake: Fake):
+    """Three poisoned calls are six crashes, and another program's call is still answered."""
+    fake.switch(poison="kill me")
+    chat = ChatVllmMlx(model=str(fake.model), max_tokens=3)
+    for _ in range(3):
+        with pytest.raises(ServerCrashedError, match="crashed the server twice") as caught:
+            chat.invoke("please kill me")
+        assert not caught.value.is_retryable
+        assert caught.value.hint
+    assert len(fake.starts()) == 6
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+
+
+async def test_async_request_that_crashes_the_server_is_to_blame_alone(fake: Fake):
+    """The asynchronous twin decides alike."""
+    fake.switch(poison="kill me")
+    chat = ChatVllmMlx(model=str(fake.model), max_tokens=3)
+    with pytest.raises(ServerCrashedError, match="crashed the server twice") as caught:
+        await chat.ainvoke("please kill me")
+    assert not caught.value.is_retryable
+    assert len(list(fake.directory(keep_alive=600.0).blame.iterdir())) == 2
+
+
+def test_request_in_company_of_the_poisoned_one_is_not_to_blame(fake: Fake):
+    """Who was under way beside it cannot be told from it, and may try again."""
+    fake.switch(poison="kill me")
+    chat = ChatVllmMlx(model=str(fake.model), max_tokens=3)
+    with (
+        lease(fake.spec(), policy=FAST),
+        pytest.raises(ServerCrashedError) as caught,
+    ):
+        chat.invoke("please kill me")
+    assert caught.value.is_retryable
+    assert "twice" not in str(caught.value)

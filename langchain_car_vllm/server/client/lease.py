@@ -3,13 +3,13 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.paths import variable
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_lease_of
@@ -48,6 +48,19 @@ class Lease:
         while not (found := await asyncio.to_thread(self._look, began)):  # noqa: ASYNC110
             await asyncio.sleep(self._waiting.policy.client_tick)
         return found[0]
+
+    def was_alone(self, crash: ServerCrashedError) -> bool:
+        """Tell whether this request was the only one under way when the server crashed."""
+        return self._waiting.was_alone(crash)
+
+    def take_blame(self, crashes: Sequence[ServerCrashedError]) -> None:
+        """Have crashes that this very request caused not count against its neighbours."""
+        folder = self._waiting.directory.blame
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for crash in crashes:
+                if crash.crashed_at is not None:
+                    (folder / repr(crash.crashed_at)).touch(mode=0o600)
 
     def _look(self, began: float) -> tuple[CarVllmError | None] | None:
         return self._waiting.explain_step(self.endpoint, time.monotonic() - began)

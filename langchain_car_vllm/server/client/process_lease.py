@@ -6,9 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.server.client.spawn import Start
-from langchain_car_vllm.server.client_record import record_name, touch_record, write_record
+from langchain_car_vllm.server.client_record import (
+    mark_path,
+    record_name,
+    touch_record,
+    write_record,
+)
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import (
+    acquire_exclusive,
     close_lock,
     is_held,
     is_same_file,
@@ -22,6 +28,9 @@ from langchain_car_vllm.server.locks import (
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, read_state
+
+_MARK_PATIENCE = 0.1
+"""The supervisor looks at a mark by taking it for an instant."""
 
 
 class ProcessLease:
@@ -52,6 +61,8 @@ class ProcessLease:
         self._author: tuple[str, int] | None = None
         self._cached: tuple[tuple[int, int], State | None] | None = None
         self._start: Start | None = None
+        self._mark: int | None = None
+        self._mark_path = mark_path(directory.clients)
 
     @property
     def holders(self) -> int:
@@ -68,10 +79,13 @@ class ProcessLease:
             if self._holders == 0 and not try_shared(self._lease):
                 return False
             try:
+                if self._holders == 0:
+                    self._mark_use()
                 if keep_alive != self._keep_alive:
                     self._write_record(keep_alive)
             except BaseException:
                 if self._holders == 0:
+                    self._unmark_use()
                     release(self._lease)
                 raise
             self._holders += 1
@@ -92,6 +106,7 @@ class ProcessLease:
             finally:
                 self._holders -= 1
                 if self._holders == 0:
+                    self._unmark_use()
                     release(self._lease)
 
     def state(self) -> State | None:
@@ -147,6 +162,7 @@ class ProcessLease:
         """Close the files of a directory that is gone, unless a request still holds the lease."""
         with self._mutex:
             if self._holders == 0:
+                self._close_mark()
                 author = [self._author[1]] if self._author else []
                 for descriptor in (self._lease, self._supervisor, self._server, *author):
                     close_lock(descriptor)
@@ -154,6 +170,23 @@ class ProcessLease:
     def abandon(self) -> None:
         """Forget everything after `fork`: the lease is the parent's."""
         self._is_abandoned = True
+
+    def _mark_use(self) -> None:
+        """Let the supervisor see which processes hold the lease; the lock itself does not tell."""
+        path = self._mark_path
+        if self._mark is None or not is_same_file(self._mark, path):
+            self._close_mark()
+            self._mark = open_lock(path)
+        acquire_exclusive(self._mark, _MARK_PATIENCE)
+
+    def _unmark_use(self) -> None:
+        if self._mark is not None:
+            release(self._mark)
+
+    def _close_mark(self) -> None:
+        if self._mark is not None:
+            close_lock(self._mark)
+            self._mark = None
 
     def _tell_end(self, keep_alive: float) -> None:
         if keep_alive != self._keep_alive:

@@ -11,6 +11,7 @@ from langchain_car_vllm.errors import (
     CarVllmError,
     InsufficientMemoryError,
     PackageChangedError,
+    ServerCrashedError,
     ServerError,
     ServerStartError,
     ServerStartingError,
@@ -20,10 +21,15 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.admission import Turn
 from langchain_car_vllm.server.client.liveness import is_serving
+from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
-from langchain_car_vllm.server.client.process_lease import ProcessLease, process_leases
+from langchain_car_vllm.server.client.process_lease import (
+    ProcessLease,
+    process_leases,
+)
 from langchain_car_vllm.server.client.replacement import Replacement
 from langchain_car_vllm.server.client.spawn import NoReportError, Start
+from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import PROTOCOL, ServerSpec
 from langchain_car_vllm.server.state import (
@@ -36,6 +42,7 @@ from langchain_car_vllm.server.state import (
 from langchain_car_vllm.version import VERSION
 
 _LOST_STARTS = 3
+_HIDDEN = 10
 _AFTERMATH = 0.3
 _EAGER = 2.0
 _PATIENT = 4
@@ -67,6 +74,7 @@ class Waiting:
         self.policy = policy
         self._find_process_lease = find_process_lease
         self._spec = spec
+        self._request = Request()
         self._mutex = threading.Lock()
         self._given_up = self._leased = False
         self._start: Start | None = None
@@ -125,6 +133,15 @@ class Waiting:
             finally:
                 self._mutex.release()
 
+    @property
+    def directory(self) -> ServerDirectory:
+        """Of the server key."""
+        return self._process_lease.directory
+
+    def was_alone(self, crash: ServerCrashedError) -> bool:
+        """Tell whether no other request of any process was under way at a crash."""
+        return crash.clients == 1 and self._process_lease.holders == 1
+
     def explain_step(self, endpoint: Endpoint, waited: float) -> tuple[CarVllmError | None] | None:
         """Look at what became of a server whose connection broke.
 
@@ -150,15 +167,10 @@ class Waiting:
         return None
 
     def _advance(self) -> Endpoint | None:
-        if not self._leased:
-            if self._replacement.is_under_way():
-                self._show(Progress("queued", "waiting for the server of an older release to stop"))
-                return None
-            self._leased = self._process_lease.acquire(self._spec.keep_alive)
-            if not self._leased:
-                self._rouse(self._process_lease.state())
-                self._show(Progress("queued", "waiting for the server to stop"))
-                return None
+        if not self._leased and (obstacle := self._try_lease()):
+            self._rouse(self._process_lease.state())
+            self._show(Progress("queued", obstacle))
+            return None
         supervised = self._process_lease.is_supervisor_alive()
         state = self._process_lease.state()
         if state and supervised:
@@ -187,9 +199,35 @@ class Waiting:
         """
         return (
             state.phase == "ready"
+            and state.port is not None
             and self._process_lease.is_author_alive(state)
             and self._process_lease.is_server_alive()
         )
+
+    def _try_lease(self) -> str | None:
+        """Take the lease; return what is waited for where it cannot be had yet."""
+        if self._replacement.is_under_way():
+            return "waiting for the server of an older release to stop"
+        if self._is_others_turn():
+            return "waiting for a turn: another model gets the memory first"
+        self._leased = self._process_lease.acquire(self._spec.keep_alive)
+        self._request.is_leased = self._leased
+        return None if self._leased else "waiting for the server to stop"
+
+    def _is_others_turn(self) -> bool:
+        """Tell whether the server is to make room for another, so that no new request may begin.
+
+        A request from within another would wait for itself, so it passes; where threads hide that,
+        it passes after a while.
+        """
+        state = self._process_lease.state()
+        if state is None or not (state.phase == "ready" and state.is_wanted):
+            return False
+        waited = time.monotonic() - self._began
+        is_own = waited > self.policy.drain_patience and any(h.holders for h in process_leases())
+        if is_own or self._request.is_nested():
+            return False
+        return self._process_lease.is_author_alive(state)
 
     def _note_generation(self, state: State | None, *, supervised: bool) -> None:
         """Remember the last generation that ended before this wait began."""
@@ -257,15 +295,18 @@ class Waiting:
     def _check_not_blocking_itself(self, state: State) -> None:
         """Raise where this very process holds the memory that is waited for, and keeps it.
 
-        Another thread's request may end and make room, so it is not raised at once.
+        Another thread's request may end and make room, so it is not raised at once, and late where
+        this request does not seem to be part of the one that holds it.
         """
         used = {held.directory.key for held in process_leases() if held.holders}
-        if not state.shortfall or not used & state.blocked_by.keys():
+        others = sum(size for key, size in state.blocked_by.items() if key not in used)
+        if not state.shortfall or not used & state.blocked_by.keys() or others >= state.shortfall:
             self._blocked_since = None
             return
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
-        if now - self._blocked_since > self.policy.own_memory:
+        patience = self.policy.own_memory * (1 if self._request.is_nested() else _HIDDEN)
+        if now - self._blocked_since > patience:
             error = InsufficientMemoryError(
                 f"`{self._spec.served_name}` cannot start while this process uses another model: "
                 f"{state.detail}",
@@ -277,17 +318,30 @@ class Waiting:
 
     def _consider(self, state: State | None) -> None:
         """Nobody supervises: raise what ended the start we waited for, or start."""
+        is_told = state is not None and state.generation > (self._known or 0)
         if self._start is not None:
             if self._start.is_alive():
                 return
-            if (error := self._start.error) is not None:
-                self._lost += isinstance(error, NoReportError)
-                if not isinstance(error, NoReportError) or self._lost >= _LOST_STARTS:
-                    raise copy(error)
-        if state is not None and state.generation > (self._known or 0):
+            self._judge_attempt(self._start.error, is_told=is_told)
+        if state is not None and is_told:
             self._judge(state)
             self._known = state.generation
         self._start = self._process_lease.begin_start(self._spec, self.policy)
+
+    def _judge_attempt(self, error: CarVllmError | None, *, is_told: bool) -> None:
+        """Raise what kept a supervisor from being there.
+
+        Args:
+            error: What the attempt came to.
+            is_told: Whether its supervisor wrote a state, which is judged, and counted, by itself.
+        """
+        if error is None:
+            return
+        if not isinstance(error, NoReportError):
+            raise copy(error)
+        self._lost += not is_told
+        if self._lost >= _LOST_STARTS:
+            raise copy(error)
 
     def _judge(self, state: State) -> None:
         """Raise the failure of a start that we waited for; a lost one is tried again."""
@@ -336,5 +390,5 @@ class Waiting:
                 self._turn = None
         finally:
             if self._leased:
-                self._leased = False
+                self._leased = self._request.is_leased = False
                 self._process_lease.release(self._spec.keep_alive)

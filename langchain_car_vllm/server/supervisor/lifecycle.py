@@ -40,7 +40,12 @@ from langchain_car_vllm.server.supervisor.prepare import (
     usable_runtime,
 )
 from langchain_car_vllm.server.supervisor.reservation import reserve_memory
-from langchain_car_vllm.server.supervisor.restarts import is_spent, recent_crashes, start_time
+from langchain_car_vllm.server.supervisor.restarts import (
+    is_spent,
+    recent_crashes,
+    start_time,
+    take_blamed,
+)
 from langchain_car_vllm.server.supervisor.serve import serve
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
 
@@ -109,8 +114,9 @@ class Supervisor:
         context, policy = self._context, self._context.policy
         now = time.monotonic()
         crashes = recent_crashes(context.state.crashes, now, policy)
-        if is_spent(crashes, policy):
-            raise self._budget_error(len(crashes))
+        blamed = take_blamed(context.directory.blame, now, policy)
+        if is_spent(counted := [crash for crash in crashes if crash not in blamed], policy):
+            raise self._budget_error(len(counted))
         due = start_time(crashes, policy, random.Random())  # noqa: S311
         if due > now:
             detail = f"starts again in {due - now:.0f} s after a crash"

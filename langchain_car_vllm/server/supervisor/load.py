@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import signal
 import time
+from typing import Literal
 
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
@@ -11,13 +13,21 @@ from langchain_car_vllm.server.command import Launch, serve_arguments
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
-from langchain_car_vllm.server.supervisor.diagnosis import diagnose
+from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
 from langchain_car_vllm.server.supervisor.readiness import (
     ReadinessStall,
     failed_test,
 )
+from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers
 
 _PORT_ATTEMPTS = 3
+_DEATH_ATTEMPTS = 2
+_AGAIN = {"port": "port taken, trying another", "death": "it was killed, trying once more"}
+_SHELL_BASE = 128
+_KILLED = {
+    *(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
+    *(_SHELL_BASE + number for number in (signal.SIGKILL, signal.SIGTERM)),
+}
 _PORT_GRACE = 1.0
 
 
@@ -121,7 +131,8 @@ def load(
         servers: Gets the one that runs, so that whoever ends the life can end it too.
 
     Raises:
-        ServerStartError: It ended or fell silent before it was ready.
+        ServerStartError: It ended or fell silent before it was ready. One that somebody killed, or
+            that ran out of memory, is tried once more, with the idle neighbours gone.
     """
     context.update(
         phase="load",
@@ -130,7 +141,8 @@ def load(
         total=None,
         serving=launch.serving,
     )
-    for attempt in range(1, _PORT_ATTEMPTS + 1):
+    attempts = {"port": _PORT_ATTEMPTS, "death": _DEATH_ATTEMPTS}
+    while True:
         server = Server(context, runtime, launch)
         servers[:] = [server]
         if server.wait_until_ready():
@@ -140,13 +152,26 @@ def load(
         diagnosis = diagnose(code, log)
         servers.clear()
         server.end(gently=False)
-        if not diagnosis.port_taken or attempt == _PORT_ATTEMPTS:
+        cause = _passing_cause(code, diagnosis)
+        if cause is None or attempts[cause] <= 1:
             break
-        context.update(server=None, port=None, api_key=None, detail="port taken, trying another")
-    raise ServerStartError(
+        attempts[cause] -= 1
+        context.update(server=None, port=None, api_key=None, detail=_AGAIN[cause])
+        if cause == "death":
+            evict_idle_servers(context)
+    error = ServerStartError(
         f"`{context.spec.served_name}` could not be started: {diagnosis.sentence}",
         hint=diagnosis.hint,
         exit_code=code,
         log_tail=diagnosis.tail,
         log_path=log,
     )
+    error.is_retryable = cause is not None and not diagnosis.out_of_memory
+    raise error
+
+
+def _passing_cause(code: int | None, diagnosis: Diagnosis) -> Literal["port", "death"] | None:
+    """Return what ended a start and may not do so again, None for all else."""
+    if diagnosis.port_taken:
+        return "port"
+    return "death" if diagnosis.out_of_memory or code in _KILLED else None

@@ -1,7 +1,9 @@
-"""Whether and when a server that crashed may start again. Pure: the clock is passed in."""
+"""Whether and when a server that crashed may start again; the clock is passed in."""
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from langchain_car_vllm.server.policy import Policy
 
@@ -9,6 +11,19 @@ from langchain_car_vllm.server.policy import Policy
 def recent_crashes(crashes: Sequence[float], now: float, policy: Policy) -> tuple[float, ...]:
     """Return the crashes that still count, oldest first."""
     return tuple(crash for crash in crashes if now - crash < policy.crash_window)
+
+
+def take_blamed(folder: Path, now: float, policy: Policy) -> set[float]:
+    """Return the crashes that single requests took the blame for; old entries are removed."""
+    blamed = set()
+    for entry in folder.glob("*"):
+        with suppress(ValueError, OSError):
+            crash = float(entry.name)
+            if now - crash < policy.crash_window:
+                blamed.add(crash)
+            else:
+                entry.unlink()
+    return blamed
 
 
 def is_spent(crashes: Sequence[float], policy: Policy) -> bool:

@@ -1,4 +1,4 @@
-"""A ready server's days: until nobody uses it, its memory is needed, or it dies."""
+"""The ready stage: crash watch, idleness, eviction."""
 
 import dataclasses
 import time
@@ -9,6 +9,7 @@ from langchain_car_vllm.server.locks import release, try_exclusive
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
+from langchain_car_vllm.server.supervisor.draining import Eviction
 from langchain_car_vllm.server.supervisor.idle import idle_deadline
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
@@ -26,7 +27,8 @@ def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> N
     idleness = _Idleness(context, clients)
     while True:
         if (code := child.exit_code()) is not None:
-            _report_crash(context, child, code, was_used=idleness.was_used)
+            served = len(clients.holders())
+            _report_crash(context, child, code, was_used=idleness.was_used, served=served)
         child.trim_log(context.policy.log_limit)
         context.pause(idleness.seconds_to_next_look())
 
@@ -44,6 +46,7 @@ class _Idleness:
         self._floor = time.monotonic()
         self._was_busy = False
         self.was_used = False
+        self._eviction = Eviction(context, clients)
 
     def seconds_to_next_look(self) -> float:
         """Return how long there is nothing to see.
@@ -54,10 +57,8 @@ class _Idleness:
         now = time.monotonic()
         if self._clients.poll(now):
             self.was_used, self._was_busy = True, False
-        if self._context.inbox.eviction_requested:
-            self._context.inbox.eviction_requested = False
-            if try_exclusive(self._context.lease):
-                raise StageEnded("evicted")
+        if self._eviction.is_under_way(now):
+            return self._context.policy.start_tick
         if len(self._clients.uses) > _MANY_RECORDS:
             self._clients.forget_dead(before=now)
         deadline = idle_deadline(self._clients.uses, self._floor, self._context.spec.keep_alive)
@@ -79,7 +80,7 @@ class _Idleness:
 
 
 def _report_crash(
-    context: SupervisorContext, child: Child, code: int, *, was_used: bool
+    context: SupervisorContext, child: Child, code: int, *, was_used: bool, served: int
 ) -> NoReturn:
     now = time.monotonic()
     was_stable = was_used and now - (context.state.ready_at or now) > context.policy.stable_after
@@ -94,5 +95,6 @@ def _report_crash(
         log_path=child.log,
         ending=diagnosis.sentence,
     )
+    error.clients, error.crashed_at = served, now
     error.is_retryable = not (diagnosis.out_of_memory or diagnosis.unsupported)
     raise error

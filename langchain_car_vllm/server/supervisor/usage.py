@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from langchain_car_vllm.server.client_record import holders, remove_dead_marks
 from langchain_car_vllm.server.supervisor.idle import Use
 
 
@@ -50,6 +51,10 @@ class ClientRecords:
         self._seen = found
         return happened
 
+    def holders(self) -> list[int]:
+        """Return the process ids of the clients that have requests under way."""
+        return holders(self._folder)
+
     def forget_dead(self, before: float = math.inf) -> None:
         """Remove the records of processes that are gone.
 
@@ -63,6 +68,7 @@ class ClientRecords:
 
     def forget_all(self) -> None:
         """Remove all records: the wishes of one life bind no other."""
+        remove_dead_marks(self._folder)
         for name in list(self._seen):
             self._remove(name)
 

@@ -1,0 +1,117 @@
+"""Who makes room for whom: the decision on memory, for any neighbours."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_car_vllm.server.supervisor.eviction import Neighbour, decide
+
+MINE = (50.0, "mine")
+BUDGET = 100
+
+
+@st.composite
+def neighbours(draw: st.DrawFn) -> list[Neighbour]:
+    """Servers within the budget, and starts that wait, each with victims of its own."""
+    servers: list[Neighbour] = []
+    left = BUDGET
+    for number in range(draw(st.integers(0, 6))):
+        size = draw(st.integers(1, 40))
+        if size > left:
+            break
+        left -= size
+        is_ready, is_leaving = draw(st.sampled_from([(True, False), (False, True), (False, False)]))
+        servers.append(
+            Neighbour(
+                key=f"server{number}",
+                reservation=size,
+                is_evictable=is_ready,
+                is_leaving=is_leaving,
+                is_idle=is_ready and draw(st.booleans()),
+                order=(draw(st.booleans()), draw(st.floats(0, 100))),
+            )
+        )
+    free = [server.key for server in servers if server.is_evictable or server.is_leaving]
+    starts = []
+    for number in range(draw(st.integers(0, 3))):
+        victims = draw(st.lists(st.sampled_from(free), unique=True)) if free else []
+        free = [key for key in free if key not in victims]
+        place = (draw(st.floats(0, 100)), f"start{number}")
+        needed = draw(st.integers(1, BUDGET))
+        starts.append(
+            Neighbour(f"start{number}", place=place, needed=needed, victims=tuple(victims))
+        )
+    return [*servers, *starts]
+
+
+@given(needed=st.integers(0, BUDGET), others=neighbours())
+def test_decision_keeps_every_promise(needed: int, others: list[Neighbour]):
+    """The budget holds, earlier starts keep what they were promised, nobody goes in vain."""
+    decision = decide(needed, MINE, BUDGET, others)
+    size = {other.key: other.reservation for other in others}
+    earlier = [o for o in others if o.place is not None and o.place < MINE]
+    taken = {key for other in earlier for key in other.victims}
+    promised = sum(max(0, o.needed - sum(size[k] for k in o.victims)) for o in earlier)
+    left = BUDGET - sum(size.values()) - promised
+    assert decision.free == left
+    assert decision.is_granted == (needed <= left)
+    chosen = decision.victims
+    assert not set(chosen) & taken
+    assert all(o.is_evictable or o.is_leaving for o in others if o.key in chosen)
+    if decision.is_granted:
+        assert not chosen
+    elif chosen:
+        gained = sum(size[key] for key in chosen)
+        assert left + gained >= needed
+        assert all(left + gained - size[key] < needed for key in chosen)
+    else:
+        rest = [o for o in others if (o.is_evictable or o.is_leaving) and o.key not in taken]
+        assert left + sum(o.reservation for o in rest) < needed
+
+
+@given(needed=st.integers(0, BUDGET), others=neighbours())
+def test_busy_ones_go_only_where_idle_ones_do_not_suffice(needed: int, others: list[Neighbour]):
+    """Whoever is served is asked to make room last."""
+    decision = decide(needed, MINE, BUDGET, others)
+    taken = {k for o in others if o.place is not None and o.place < MINE for k in o.victims}
+    unused = [o for o in others if (o.is_idle or o.is_leaving) and o.key not in taken]
+    idle = {o.key: o.reservation for o in unused}
+    if not set(decision.victims) <= set(idle):
+        assert decision.free + sum(idle.values()) < needed
+
+
+def server(key: str, size: int, used: float, *, is_idle: bool = True) -> Neighbour:
+    return Neighbour(key, size, is_evictable=True, is_idle=is_idle, order=(False, used))
+
+
+def test_least_recently_used_goes_first():
+    """Of idle servers that would each suffice, the one goes that was used longest ago."""
+    others = [server("b", 40, 2.0), server("a", 40, 1.0)]
+    assert decide(50, MINE, BUDGET, others).victims == ("a",)
+
+
+def test_small_server_that_helps_nobody_stays():
+    """One that cannot make enough room is not sent away, however long it was unused."""
+    others = [server("small", 5, 1.0), server("big", 60, 2.0)]
+    assert decide(60, MINE, BUDGET, others).victims == ("big",)
+    others = [server("small", 5, 1.0), server("busy", 90, 2.0, is_idle=False)]
+    assert decide(50, MINE, BUDGET, others).victims == ("busy",)
+
+
+def test_one_that_is_leaving_already_is_waited_for_alone():
+    """Nobody else is sent away while a server that was asked saves its cache."""
+    leaving = Neighbour("leaving", 50, is_leaving=True)
+    assert decide(40, MINE, BUDGET, [server("a", 50, 1.0), leaving]).victims == ("leaving",)
+
+
+def test_small_start_passes_one_that_waits_for_its_victims():
+    """What fits beside the promise need not wait; what would take of it has to."""
+    others = [server("a", 60, 1.0), Neighbour("e", place=(1.0, "e"), needed=70, victims=("a",))]
+    assert decide(30, MINE, BUDGET, others).is_granted
+    assert not decide(31, MINE, BUDGET, others).is_granted
+
+
+def test_impatient_start_asks_all_that_could_help():
+    """Whoever ends first makes room."""
+    others = [server("a", 50, 1.0, is_idle=False), server("b", 50, 2.0, is_idle=False)]
+    assert decide(40, MINE, BUDGET, others).victims == ("a",)
+    assert decide(40, MINE, BUDGET, others, is_impatient=True).victims == ("a", "b")

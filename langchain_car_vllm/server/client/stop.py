@@ -42,7 +42,7 @@ def lost_servers() -> list[tuple[ServerDirectory, State]]:
     return [
         (directory, state)
         for directory in server_directories()
-        if (state := read_state(directory.state)) is not None
+        if (state := read_any_state(directory.state)) is not None
         and state.phase != "stopped"
         and not _is_supervised(directory)
     ]

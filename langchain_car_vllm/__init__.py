@@ -1,16 +1,24 @@
 """LangChain chat model that installs, starts and supervises `vllm-mlx` on first use."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from langchain_car_vllm import errors
 
 if TYPE_CHECKING:
     from langchain_car_vllm.chat_models import ChatVllmMlx
     from langchain_car_vllm.embeddings import VllmMlxEmbeddings
+    from langchain_car_vllm.errors import *  # noqa: F403
+    from langchain_car_vllm.progress import Progress
 
-__all__ = ["ChatVllmMlx", "VllmMlxEmbeddings", "__version__"]
+__all__ = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors"]  # noqa: F405
+__all__ += errors.__all__
 
 _HOMES = {
     "ChatVllmMlx": "langchain_car_vllm.chat_models",
+    "Progress": "langchain_car_vllm.progress",
     "VllmMlxEmbeddings": "langchain_car_vllm.embeddings",
+    **dict.fromkeys(errors.__all__, "langchain_car_vllm.errors"),
 }
 
 
@@ -21,7 +29,9 @@ def __getattr__(name: str) -> Any:
 
         return VERSION
     if name in _HOMES:
-        from importlib import import_module  # noqa: PLC0415
-
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

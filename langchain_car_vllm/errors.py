@@ -1,10 +1,10 @@
 """Every exception a user can meet.
 
-Tree:
+Tree, with the class of LangChain that each is too:
 
-    CarVllmError
+    CarVllmError                                 ModelError
     ├── ConfigurationError (also ValueError)     a setting, argument or variable that cannot work
-    │   └── UnknownModelError                    the model id names nothing we can serve
+    │   └── UnknownModelError                    the model id names nothing that can be served
     ├── StateDirectoryError                      the run state cannot be kept where it should be
     ├── RuntimeProvisioningError
     │   ├── UnsupportedPlatformError             vllm-mlx does not run on this machine
@@ -22,17 +22,90 @@ Tree:
     │   ├── ServerBusyError                      `unload()` would have cut somebody off
     │   └── InsufficientMemoryError              the model does not fit into the memory budget
     └── RequestError                             an answer that cannot be given
-        └── ForcedToolCallError                  the model would not call the tool it had to
+        ├── ForcedToolCallError                  the model would not call the tool it had to
+        └── AnswerError                          what the server answered
+            ├── InvalidRequestError              ModelInvalidRequestError: it refuses the request
+            ├── AuthenticationError              ModelAuthenticationError: the key is wrong
+            ├── PermissionDeniedError            ModelPermissionDeniedError: the key may not do that
+            ├── ModelMissingError                ModelNotFoundError: it serves another model
+            ├── RateLimitError                   ModelRateLimitError: too many requests
+            ├── ServerFailedError                ModelAPIError: it failed while it answered
+            │   └── IncompleteAnswerError        the answer broke off
+            ├── ConnectionFailedError            ModelConnectionError: nobody answers, or no longer
+            ├── RequestTimeoutError              ModelTimeoutError: `timeout` ran out
+            ├── PromptTooLongError               ContextOverflowError: the prompt cannot fit
+            └── StructuredOutputError            OutputParserException: the answer is not what the
+                                                 schema asks for
 
-Errors that the *server* answers to a request carry LangChain's own exception classes as a second
-base; they live in `langchain_car_vllm.wire.errors`, since this module must not import LangChain.
-Where LangChain is in use, all of these are its `ModelError` as well.
-
-All of them survive pickling and carry `hint`, the one thing to do about it.
+All of them survive pickling and carry `hint`, the one thing to do about it. `AnswerError` and what
+is below it need LangChain's classes and are imported when they are first asked for.
 """
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.wire.errors import (
+        AnswerError,
+        AuthenticationError,
+        ConnectionFailedError,
+        IncompleteAnswerError,
+        InvalidRequestError,
+        ModelMissingError,
+        PermissionDeniedError,
+        PromptTooLongError,
+        RateLimitError,
+        RequestTimeoutError,
+        ServerFailedError,
+        StructuredOutputError,
+    )
+
+__all__ = [
+    "AnswerError",
+    "AuthenticationError",
+    "CarVllmError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "ForcedToolCallError",
+    "IncompleteAnswerError",
+    "InsufficientMemoryError",
+    "InvalidRequestError",
+    "ModelDownloadError",
+    "ModelMissingError",
+    "NotFoundAfterInstallError",
+    "PermissionDeniedError",
+    "PromptTooLongError",
+    "ProvisionError",
+    "RateLimitError",
+    "RequestError",
+    "RequestTimeoutError",
+    "RuntimeMissingError",
+    "RuntimeProvisioningError",
+    "ServerBusyError",
+    "ServerCrashedError",
+    "ServerError",
+    "ServerFailedError",
+    "ServerStartError",
+    "ServerStartingError",
+    "ServerStoppedError",
+    "StateDirectoryError",
+    "StructuredOutputError",
+    "UnknownModelError",
+    "UnsupportedPlatformError",
+    "UvMissingError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what the wire raises when it is first asked for: it needs LangChain."""
+    if name in __all__:
+        return getattr(import_module("langchain_car_vllm.wire.errors"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _restore(cls: "type[CarVllmError]", state: dict[str, Any]) -> "CarVllmError":
@@ -41,11 +114,11 @@ def _restore(cls: "type[CarVllmError]", state: dict[str, Any]) -> "CarVllmError"
     return error
 
 
-class _Unasked(Exception):  # noqa: N818 - nobody raises it
-    """Stands where `wire.errors` puts LangChain's `ModelError`, once there is LangChain."""
+class _WithoutLangChain(Exception):  # noqa: N818 - nobody raises it
+    """The base of all errors in a process that uses no LangChain, such as the supervisor."""
 
 
-class CarVllmError(_Unasked):
+class CarVllmError(_WithoutLangChain):
     """Base of all errors of this package.
 
     Args:
@@ -71,6 +144,14 @@ class CarVllmError(_Unasked):
         return _restore, (type(self), self.__dict__)
 
 
+def derive_from(model_error: type[Exception]) -> None:
+    """Make all errors LangChain's `ModelError`, whose `is_retryable` its retry middleware reads.
+
+    `wire.errors` calls it; this module must not import LangChain.
+    """
+    CarVllmError.__bases__ = (model_error,)
+
+
 class ConfigurationError(CarVllmError, ValueError):
     """A setting, argument or environment variable that cannot work."""
 
@@ -80,7 +161,7 @@ class UnknownModelError(ConfigurationError):
 
     Args:
         model: The id as the user wrote it.
-        detail: Why it is no model id.
+        detail: Why it is not a model id.
         nearest: Ids that the user may have meant, best first.
     """
 
@@ -91,7 +172,7 @@ class UnknownModelError(ConfigurationError):
             else "write `vllm-mlx/<catalog name>`, `<org>/<repo>` on the Hub, or a directory that "
             "starts with `/`, `./`, `../` or `~`"
         )
-        super().__init__(f"`{model}` is no model id: {detail}", hint=hint)
+        super().__init__(f"`{model}` is not a model id: {detail}", hint=hint)
         self.model = model
         self.nearest = nearest
 

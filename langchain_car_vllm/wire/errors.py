@@ -1,22 +1,8 @@
 """What the server answers to a request, as exceptions.
 
 Each carries LangChain's own class for the same condition as a second base, so code that catches
-either works, and `is_retryable` as LangChain's retry middleware reads it.
-
-Tree:
-
-    RequestError
-    ├── InvalidRequestError       (ModelInvalidRequestError)     the server refuses the request
-    ├── AuthenticationError       (ModelAuthenticationError)     the key is wrong
-    ├── PermissionDeniedError     (ModelPermissionDeniedError)   the key may not do that
-    ├── ModelMissingError         (ModelNotFoundError)           the endpoint serves another model
-    ├── RateLimitError            (ModelRateLimitError)          too many requests
-    ├── ServerFailedError         (ModelAPIError)                the server failed while answering
-    │   └── IncompleteAnswerError                                the stream ended without an end
-    ├── ConnectionFailedError     (ModelConnectionError)         nobody answers, or no longer
-    ├── RequestTimeoutError       (ModelTimeoutError)            `timeout` ran out
-    ├── PromptTooLongError        (ContextOverflowError)         the prompt cannot fit
-    └── StructuredOutputError     (OutputParserException)        the answer does not fit the schema
+either works, and `is_retryable` as LangChain's retry middleware reads it. The tree is in
+`langchain_car_vllm.errors`, from where users import them too.
 
 This module must stay free of openai: constructing a model imports it.
 """
@@ -37,7 +23,7 @@ from langchain_core.exceptions import (
     OutputParserException,
 )
 
-from langchain_car_vllm.errors import CarVllmError, RequestError
+from langchain_car_vllm.errors import RequestError, derive_from
 
 __all__ = [
     "AnswerError",
@@ -56,9 +42,7 @@ __all__ = [
 ]
 
 
-# LangChain's retry middleware asks only a `ModelError` whether it is worth a retry; all else it
-# repeats. The machine side raises most of our errors and must not import LangChain.
-CarVllmError.__bases__ = (ModelError,)
+derive_from(ModelError)
 
 
 class AnswerError(RequestError):

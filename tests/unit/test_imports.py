@@ -28,13 +28,65 @@ def test_public_names():
     import langchain_car_vllm
     from langchain_car_vllm import runtime, server
 
-    assert langchain_car_vllm.__all__ == ["ChatVllmMlx", "VllmMlxEmbeddings", "__version__"]
+    own = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors"]
+    assert langchain_car_vllm.__all__ == [*own, *langchain_car_vllm.errors.__all__]
     for name in langchain_car_vllm.__all__:
         assert getattr(langchain_car_vllm, name)
     for name in ("search_dirs", "resolve_existing", "ensure_runtime"):
         assert callable(getattr(runtime, name))
     for name in ("health_ok", "ensure_server", "ServerSpec", "Endpoint"):
         assert callable(getattr(server, name))
+
+
+def test_names_are_found_by_completion():
+    """`dir` and with it Tab show what can be imported, and nothing else."""
+    import rlcompleter
+
+    import langchain_car_vllm
+
+    completer = rlcompleter.Completer({"car": langchain_car_vllm})
+    shown = [completer.complete("car.", state) for state in range(80)]
+    for name in set(langchain_car_vllm.__all__) - {"__version__"}:
+        assert any(text is not None and text.startswith(f"car.{name}") for text in shown), name
+    assert set(dir(langchain_car_vllm)) == set(langchain_car_vllm.__all__)
+
+
+def test_every_error_is_imported_from_one_place():
+    """Each class of an error in the package is in `errors`, whoever raises it, and in its tree."""
+    import importlib
+    import pkgutil
+
+    import langchain_car_vllm
+    from langchain_car_vllm import errors
+
+    inside = langchain_car_vllm.__path__, "langchain_car_vllm."
+    for module in pkgutil.walk_packages(*inside):
+        if not module.name.endswith((".__main__", ".launch", ".downloader", ".tiny_server")):
+            importlib.import_module(module.name)
+    classes, todo = [], [errors.CarVllmError]
+    while todo:
+        found = todo.pop()
+        classes.append(found)
+        todo += found.__subclasses__()
+    # Raised and caught within the package.
+    private = {"NoReportError", "StageEnded"}
+    public = [cls for cls in classes if cls.__name__ not in private]
+    assert {cls.__name__ for cls in public} == set(errors.__all__)
+    for cls in public:
+        assert getattr(errors, cls.__name__) is cls
+        assert f" {cls.__name__}" in str(errors.__doc__)
+
+
+def test_errors_of_the_wire_are_imported_on_their_own():
+    """`from langchain_car_vllm.errors import RateLimitError` works in a fresh process."""
+    modules_after("from langchain_car_vllm.errors import RateLimitError, PromptTooLongError")
+
+
+def test_the_package_runs_as_a_module():
+    """`python -m langchain_car_vllm` is the command line."""
+    command = [sys.executable, "-m", "langchain_car_vllm", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
 
 
 def test_unknown_attribute_is_an_attribute_error():

@@ -15,7 +15,7 @@ SECTIONS ?=
 OUTPUT ?= .benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock lock-runtime demo lint format type test test-full conformance bench bench-docs docs \
+.PHONY: help install lock lock-runtime demo lint format type test test-full conformance bench bench-docs docs variables \
   faults-repeat faults-darwin clean
 
 help: ## Show the targets
@@ -80,6 +80,9 @@ conformance: install ## Write the table of docs/langchain.md from the last test 
 $(VENV)/.bench: $(VENV)/.installed requirements/bench.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/bench.txt
 	touch $@
+
+variables: install ## Write the tables of environment variables into the documentation
+	$(BIN)/python scripts/variables.py
 
 bench: $(VENV)/.bench ## Measure every bar side by side; SECTIONS= for some, OUTPUT= for another folder
 	$(BIN)/python -m benchmarks $(SECTIONS) --output $(OUTPUT)

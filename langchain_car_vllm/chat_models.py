@@ -14,6 +14,7 @@ from pydantic import model_validator
 
 from langchain_car_vllm import __version__
 from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
+from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.wire.output_parser import (
     Method,
@@ -127,7 +128,7 @@ class ChatVllmMlx(DelegatingChatModel):
     @property
     def lc_secrets(self) -> dict[str, str]:
         """The fields that are secrets, and the variables they come from."""
-        return {"api_key": "CAR_VLLM_MLX_API_KEY"}
+        return {"api_key": CAR_VLLM_MLX_API_KEY.name}
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -6,13 +6,13 @@ something to wait for.
 
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from langchain_car_vllm import paths
+from langchain_car_vllm.environment import CAR_VLLM_MLX_PROGRESS
+from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("langchain_car_vllm")
 
-_OFF = frozenset({"0", "false", "no", "off"})
 _SHOWN: frozenset[Stage] = frozenset({"queued", "install", "download", "load", "prefill"})
 _TITLES: dict[Stage, str] = {
     "queued": "waiting",
@@ -50,7 +49,7 @@ class View(Protocol):
 
 
 # A process has one screen: of several waits at once, as of a `batch`, one is drawn.
-_screen = threading.Lock()
+_screen = ProcessLock()
 
 
 class Display:
@@ -134,7 +133,7 @@ def _amount(done: int | None, total: int | None) -> str:
 
 def suitable_view(name: str) -> View | None:
     """Return the view that suits this process, None where it is to be silent."""
-    if (paths.variable("CAR_VLLM_MLX_PROGRESS") or "").lower() in _OFF:
+    if not CAR_VLLM_MLX_PROGRESS.read():
         return None
     if publish := notebook_line():
         return Line(name, publish)

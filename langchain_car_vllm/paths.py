@@ -1,19 +1,15 @@
-"""Folders and environment variables: the one place that knows their names.
+"""Where things lie: the home, the run state and the managed runtime.
 
-Nothing here touches the disk at import. `CAR_HOME` moves the run state only; the managed runtime
-stays in `~/.car/visual-runtime`, which CAR shares.
+`CAR_HOME` moves the run state only; the managed runtime stays in `~/.car/visual-runtime`, which
+CAR shares.
 """
 
 import os
 import tempfile
 from pathlib import Path
 
-from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
-
-
-def variable(name: str) -> str | None:
-    """Return an environment variable, treating an empty one as unset."""
-    return os.environ.get(name) or None
+from langchain_car_vllm import environment
+from langchain_car_vllm.errors import StateDirectoryError
 
 
 def home() -> Path | None:
@@ -21,7 +17,7 @@ def home() -> Path | None:
 
     The password database is not asked: a process that hides HOME wants its home left alone.
     """
-    value = variable("HOME")
+    value = environment.HOME.read()
     return Path(value) if value and Path(value).is_absolute() else None
 
 
@@ -32,13 +28,7 @@ def car_home() -> Path:
         ConfigurationError: `CAR_HOME` is not an absolute path.
         StateDirectoryError: There is no home, and the temporary folder is not safely ours.
     """
-    if value := variable("CAR_HOME"):
-        path = Path(value)
-        if not path.is_absolute():
-            raise ConfigurationError(
-                f"CAR_HOME must be an absolute path, not `{value}`",
-                hint="set CAR_HOME to a local directory such as `/Users/you/.car`",
-            )
+    if path := environment.CAR_HOME.read():
         return path
     if base := home():
         return base / ".car"

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from langchain_car_vllm import environment
 from langchain_car_vllm.connection import Attached, Connection, Watched
 from langchain_car_vllm.display import displayed
+from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.families import serving_of_name
-from langchain_car_vllm.paths import variable
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import (
@@ -26,12 +27,14 @@ from langchain_car_vllm.setting_checks import (
     check_server,
     checked_url,
     configuration_error,
-    flag,
-    seconds,
-    secret,
 )
 from langchain_car_vllm.wire.request.parameters import check_names
 from langchain_car_vllm.wire.transport.remote import described, find_described
+
+
+def _key_of_endpoint() -> SecretStr | None:
+    key = environment.CAR_VLLM_MLX_API_KEY.read()
+    return SecretStr(key) if key else None
 
 
 class ServedModel(BaseModel):
@@ -46,9 +49,7 @@ class ServedModel(BaseModel):
     """Catalog name, Hub repository or local directory, such as `vllm-mlx/gemma-4-e4b-it`."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; the default branch without one."""
-    keep_alive: str | float = Field(
-        default_factory=lambda: variable("CAR_VLLM_MLX_KEEP_ALIVE") or "10m"
-    )
+    keep_alive: str | float = Field(default_factory=environment.CAR_VLLM_MLX_KEEP_ALIVE.read)
     """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever.
 
     A call can name its own: `llm.invoke(..., keep_alive=0)`.
@@ -58,7 +59,7 @@ class ServedModel(BaseModel):
     on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
     """Called with a `Progress` while a call waits, from any thread: for the server, and for the
     first token where that takes longer than two seconds."""
-    auto_install: bool = Field(default_factory=lambda: flag("CAR_VLLM_MLX_AUTO_INSTALL"))
+    auto_install: bool = Field(default_factory=environment.CAR_VLLM_MLX_AUTO_INSTALL.read)
     """Whether `vllm-mlx` may be installed where it is missing."""
     auto_pull: bool = True
     """Whether the model may be downloaded where it is missing."""
@@ -66,9 +67,9 @@ class ServedModel(BaseModel):
     """Appended to the server's command line."""
     server_env: dict[str, SecretStr] = Field(default_factory=dict, exclude=True, repr=False)
     """Added to the server's environment; never serialised, logged or traced."""
-    base_url: str | None = Field(default_factory=lambda: variable("CAR_VLLM_MLX_BASE_URL"))
+    base_url: str | None = Field(default_factory=environment.CAR_VLLM_MLX_BASE_URL.read)
     """An endpoint that somebody else runs; nothing is installed, started or stopped then."""
-    api_key: SecretStr | None = Field(default_factory=lambda: secret("CAR_VLLM_MLX_API_KEY"))
+    api_key: SecretStr | None = Field(default_factory=_key_of_endpoint)
     """The key of `base_url`."""
     default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
     """Sent with every request; never serialised, since they may hold a key."""
@@ -99,6 +100,7 @@ class ServedModel(BaseModel):
         if self.revision is not None:
             check_revision(self.revision)
         check_server(self.server_args, self.server_env)
+        environment.check_variables()
         return self
 
     def _model_id(self, model: str | None = None) -> ModelId:

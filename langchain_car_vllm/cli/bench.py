@@ -10,6 +10,7 @@ import typer
 
 from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_json, print_table, say
 from langchain_car_vllm.display import Display
+from langchain_car_vllm.environment import CAR_VLLM_MLX_WIRED
 from langchain_car_vllm.errors import CarVllmError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def bench(
     variants: dict[str, dict[str, Any]] = {"": {}}
     if wired:
         variants = {
-            name: {"server_env": {"CAR_VLLM_MLX_WIRED": value}, "keep_alive": 0}
+            name: {"server_env": {CAR_VLLM_MLX_WIRED.name: value}, "keep_alive": 0}
             for name, value in (("wired off", "0"), ("wired on", "1"))
         }
     results = {name: _measured(model, settings) for name, settings in variants.items()}

@@ -16,8 +16,9 @@ import psutil
 
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import model_id, size
+from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, CAR_VLLM_PYTHON
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.paths import car_home, managed_root, run_root, variable
+from langchain_car_vllm.paths import car_home, managed_root, run_root
 from langchain_car_vllm.runtime import (
     installed_version,
     overriding_binary,
@@ -64,8 +65,8 @@ def _host() -> str:
 
 
 def _python() -> str:
-    if variable("CAR_VLLM_PYTHON"):
-        return f"supervisors run under CAR_VLLM_PYTHON=`{variable('CAR_VLLM_PYTHON')}`"
+    if python := CAR_VLLM_PYTHON.read():
+        return f"supervisors run under CAR_VLLM_PYTHON=`{python}`"
     if not sys.executable or getattr(sys, "frozen", False):
         raise Finding(
             "this program has no Python of its own to run supervisors with",
@@ -80,9 +81,11 @@ def _uv() -> str:
 
 def _runtime() -> str:
     root = managed_root()
-    named = variable("CAR_VLLM_MLX_BIN")
+    named = CAR_VLLM_MLX_BIN.read()
     if named and overriding_binary() is None:
-        raise Warned(f"CAR_VLLM_MLX_BIN=`{named}` is no file and is ignored", "unset or correct it")
+        raise Warned(
+            f"CAR_VLLM_MLX_BIN=`{named}` is not a file and is ignored", "unset or correct it"
+        )
     found = resolve_existing()
     if found is None:
         if root is not None and is_incomplete(root):

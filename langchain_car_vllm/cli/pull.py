@@ -1,6 +1,5 @@
 """`pull`: a model's files."""
 
-import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from langchain_car_vllm.cli.output import ModelArgument, say
 from langchain_car_vllm.display import Display
+from langchain_car_vllm.environment import inherited
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.download import (
@@ -87,7 +87,7 @@ def _run(
     with explain_os_errors(directory.path):
         install_launcher(directory)
         command = download_command(directory.path, binary, source, revision)
-        environment = os.environ | absolute_folders(os.environ)
+        environment = inherited() | absolute_folders(inherited())
         child = Child(
             directory,
             command.program,

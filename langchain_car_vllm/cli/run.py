@@ -9,6 +9,7 @@ import typer
 from langchain_car_vllm.cli.conversation import GREETING, Conversation, read_questions
 from langchain_car_vllm.cli.output import ModelArgument, say
 from langchain_car_vllm.display import Display
+from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
 
 
 def run(
@@ -25,8 +26,12 @@ def run(
         bool | None, typer.Option("--think/--no-think", help="Whether the model thinks")
     ] = None,
     keep_alive: Annotated[
-        str, typer.Option(help="How long the server stays afterwards, such as 30s, 10m, 0 or -1")
-    ] = "10m",
+        str | None,
+        typer.Option(
+            help="How long the server stays afterwards, such as 30s, 10m, 0 or -1",
+            show_default=f"{CAR_VLLM_MLX_KEEP_ALIVE.name}, or {CAR_VLLM_MLX_KEEP_ALIVE.default}",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell tokens and rates")] = False,
 ) -> None:
     """Ask a model, starting its server.
@@ -42,7 +47,7 @@ def run(
             temperature=temperature,
             max_tokens=max_tokens,
             reasoning=think,
-            keep_alive=keep_alive,
+            keep_alive=CAR_VLLM_MLX_KEEP_ALIVE.read() if keep_alive is None else keep_alive,
             on_progress=display,
         )
         conversation = Conversation(llm, system, verbose=verbose)

@@ -23,6 +23,7 @@ import psutil
 
 from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, overridden
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
 from langchain_car_vllm.server import (
     Policy,
@@ -54,8 +55,11 @@ def selftests() -> Iterator[list[tuple[str, Callable[[], str]]]]:
     """Set up a machine of its own and yield the steps; at the end nothing of it is left."""
     with TemporaryDirectory(prefix="car-vllm-selftest-") as folder, ExitStack() as stack:
         root = Path(folder).resolve()
-        variables = {"CAR_HOME": str(root / "home"), "CAR_VLLM_MLX_BIN": str(_installed(root))}
-        stack.enter_context(_environment(variables))
+        variables = {
+            CAR_HOME.name: str(root / "home"),
+            CAR_VLLM_MLX_BIN.name: str(_installed(root)),
+        }
+        stack.enter_context(overridden(variables))
         stack.callback(_end_everything, root)
         trial = _Trial(_model(root))
         yield [
@@ -217,20 +221,6 @@ def _model(root: Path) -> Path:
     (model / "tokenizer.json").write_text("{}", encoding="utf-8")
     (model / "model.safetensors").write_bytes(bytes(8))
     return model
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    former = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _end_everything(root: Path) -> None:

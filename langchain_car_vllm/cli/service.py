@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple, Protocol
 
 import typer
 
-from langchain_car_vllm import paths
+from langchain_car_vllm import environment, paths
 from langchain_car_vllm.cli.output import ModelArgument, print_facts, say
 from langchain_car_vllm.cli.sharing import DEFAULT_PORT
 from langchain_car_vllm.errors import ConfigurationError
@@ -107,7 +107,7 @@ class Systemd:
     """
 
     def __init__(self, home: Path) -> None:
-        configuration = paths.variable("XDG_CONFIG_HOME")
+        configuration = environment.XDG_CONFIG_HOME.read()
         root = Path(configuration) if configuration else home / ".config"
         self.file = root / "systemd" / "user" / _UNIT
 
@@ -179,12 +179,12 @@ def install(
         command += ["--api-key-file", str(api_key_file.absolute())]
     log = paths.run_root().with_name(_SERVED.name)
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    environment = {name: value for name in _KEPT if (value := paths.variable(name)) is not None}
+    variables = {v.name: text for v in _KEPT if (text := v.text()) is not None}
     supervisor = _ours()
     if supervisor.file.exists():
         _run_all(supervisor.stop(), check=False)
     supervisor.file.parent.mkdir(parents=True, exist_ok=True)
-    supervisor.file.write_bytes(supervisor.encode(Service(command, environment, log)))
+    supervisor.file.write_bytes(supervisor.encode(Service(command, variables, log)))
     _run_all(supervisor.start(), check=True)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")
@@ -213,7 +213,13 @@ def remove() -> None:
 
 
 # What decides where things are; keys and tokens stay out of a file that lasts.
-_KEPT = ("CAR_HOME", "CAR_VLLM_MLX_BIN", "CAR_VLLM_MLX_MEMORY_GB", "HF_HOME", "HF_HUB_CACHE")
+_KEPT = (
+    environment.CAR_HOME,
+    environment.CAR_VLLM_MLX_BIN,
+    environment.CAR_VLLM_MLX_MEMORY_GB,
+    environment.HF_HOME,
+    environment.HF_HUB_CACHE,
+)
 
 
 def _ours() -> Supervisor:

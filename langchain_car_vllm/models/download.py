@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from langchain_car_vllm.environment import (
+    CAR_VLLM_DOWNLOAD_REVISION,
+    HF_HUB_OFFLINE,
+    HF_XET_HIGH_PERFORMANCE,
+    TRANSFORMERS_OFFLINE,
+    is_hub_flag_on,
+)
 from langchain_car_vllm.errors import ModelDownloadError
-from langchain_car_vllm.models.downloader import FAST, VERDICT, is_on
+from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.families import family_facts
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import nearest_ids
@@ -61,8 +68,9 @@ def check_may_download(source: str, *, auto_pull: bool = True) -> None:
             f"`{source}` is not on this machine, and `auto_pull=False` forbids the download",
             hint=f"run `car-vllm pull {source}`",
         )
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if is_on(name):
+    for variable in (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE):
+        if is_hub_flag_on(variable):
+            name = variable.name
             raise ModelDownloadError(
                 f"`{source}` is not on this machine, and {name} forbids the download",
                 hint=f"unset {name} once, or choose a model that `car-vllm list` shows",
@@ -100,8 +108,8 @@ def download_command(
     script.write_text(f"{_first_lines(interpreter)}\n{_SCRIPT}", encoding="utf-8")
     script.chmod(0o700)
     if revision is not None:
-        environment["CAR_VLLM_DOWNLOAD_REVISION"] = revision
-    if not is_on(FAST):
+        environment[CAR_VLLM_DOWNLOAD_REVISION.name] = revision
+    if not is_hub_flag_on(HF_XET_HIGH_PERFORMANCE):
         environment["HF_HUB_DISABLE_XET"] = "1"
     return DownloadCommand(script, (str(binary), *arguments), environment)
 

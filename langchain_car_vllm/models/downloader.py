@@ -44,11 +44,11 @@ _NEEDED = {"incomplete_path", "destination_path", "url_to_download", "headers", 
 _MEDIA_KEYS = {"vision_config", "audio_config", "vision_tower", "image_token_id", "audio_token_id"}
 _MEDIA_PATTERNS = ("*.safetensors", "*.model")
 # Who sets it asked for the Hub's own fast transfer, which starts files anew.
-FAST = "HF_XET_HIGH_PERFORMANCE"
+_FAST = "HF_XET_HIGH_PERFORMANCE"
 _TRUE = ("1", "true", "yes", "on")
 
 
-def is_on(name: str) -> bool:
+def _is_on(name: str) -> bool:
     """Return whether a variable is set to what the Hub's own client takes for yes."""
     return os.environ.get(name, "").lower() in _TRUE
 
@@ -57,7 +57,7 @@ def main() -> None:
     """Run the download in this process."""
     binary, *arguments = sys.argv[1:]
     revision = os.environ.pop("CAR_VLLM_DOWNLOAD_REVISION", None)
-    if not is_on(FAST):
+    if not _is_on(_FAST):
         _continue_partial_files()
     hub: Any = import_module("huggingface_hub")
     hub.snapshot_download = _decided(hub.snapshot_download, revision)

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import truststore
 
-from langchain_car_vllm import paths
+from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.download import explained, no_model
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
@@ -117,7 +117,7 @@ def _request(
 def _opener() -> urllib.request.OpenerDirector:
     """Return what follows and trusts: some Pythons for macOS bring no certificates of their own."""
     trusted = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if file := paths.variable("SSL_CERT_FILE"):
+    if file := SSL_CERT_FILE.read():
         try:
             trusted.load_verify_locations(file)
         except OSError as error:

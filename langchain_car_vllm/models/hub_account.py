@@ -4,23 +4,29 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from langchain_car_vllm import paths
+from langchain_car_vllm import environment, paths
 
-_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "XDG_CACHE_HOME")
+_FOLDERS = (
+    environment.HF_HOME,
+    environment.HF_HUB_CACHE,
+    environment.HUGGINGFACE_HUB_CACHE,
+    environment.HF_TOKEN_PATH,
+    environment.XDG_CACHE_HOME,
+)
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 def hub_endpoint() -> str:
     """Return the address of the Hub: `HF_ENDPOINT`, else the public one."""
-    return (paths.variable("HF_ENDPOINT") or _DEFAULT_ENDPOINT).rstrip("/")
+    return (environment.HF_ENDPOINT.read() or _DEFAULT_ENDPOINT).rstrip("/")
 
 
-def absolute_folders(environment: Mapping[str, str]) -> dict[str, str]:
+def absolute_folders(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the Hub's folders so that they mean the same from any working directory."""
     return {
-        name: os.path.abspath(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH100, PTH111
-        for name, value in environment.items()
-        if name in _FOLDERS and value
+        folder.name: os.path.abspath(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH100, PTH111
+        for folder in _FOLDERS
+        if (value := variables.get(folder.name))
     }
 
 
@@ -29,10 +35,10 @@ def hub_token() -> str | None:
 
     `HF_TOKEN`, else the file that `hf auth login` writes.
     """
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if value := paths.variable(name):
+    for variable in (environment.HF_TOKEN, environment.HUGGING_FACE_HUB_TOKEN):
+        if value := variable.read():
             return value.strip()
-    file = paths.variable("HF_TOKEN_PATH") or _usual_file()
+    file = environment.HF_TOKEN_PATH.read() or _usual_file()
     try:
         text = Path(os.path.expanduser(file)).read_text(encoding="utf-8") if file else ""  # noqa: PTH111
     except (OSError, UnicodeDecodeError):
@@ -41,9 +47,9 @@ def hub_token() -> str | None:
 
 
 def _usual_file() -> str | None:
-    if value := paths.variable("HF_HOME"):
+    if value := environment.HF_HOME.read():
         return f"{value}/token"
-    if value := paths.variable("XDG_CACHE_HOME"):
+    if value := environment.XDG_CACHE_HOME.read():
         return f"{value}/huggingface/token"
     home = paths.home()
     return str(home / ".cache" / "huggingface" / "token") if home else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from langchain_car_vllm import paths
+from langchain_car_vllm import environment, paths
 from langchain_car_vllm.models.facts import is_multimodal
 from langchain_car_vllm.models.json_files import read_object
 
@@ -43,11 +43,11 @@ def find_snapshot(source: str, revision: str | None = None) -> Path | None:
 
 def hub_cache() -> Path | None:
     """Return the folder of the Hub cache by the Hub's own rules, None without a home."""
-    if value := paths.variable("HF_HUB_CACHE") or paths.variable("HUGGINGFACE_HUB_CACHE"):
+    if value := environment.HF_HUB_CACHE.read() or environment.HUGGINGFACE_HUB_CACHE.read():
         return _expanded(value)
-    if value := paths.variable("HF_HOME"):
+    if value := environment.HF_HOME.read():
         return _expanded(value) / "hub"
-    if value := paths.variable("XDG_CACHE_HOME"):
+    if value := environment.XDG_CACHE_HOME.read():
         return _expanded(value) / "huggingface" / "hub"
     base = paths.home()
     return base / ".cache" / "huggingface" / "hub" if base else None

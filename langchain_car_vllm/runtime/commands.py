@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from langchain_car_vllm.environment import UV_OFFLINE, inherited, is_off
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.paths import variable
 
 _TICK = 0.5
 _TAIL = 200
@@ -24,7 +24,7 @@ OnLine = Callable[[str | None], None]
 
 def clean_environment() -> dict[str, str]:
     """Return the environment without what belongs to the Python that runs this package."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    return {name: value for name, value in inherited().items() if not name.startswith(_FOREIGN)}
 
 
 def run_step(
@@ -102,7 +102,6 @@ def _last_words(said: Sequence[str]) -> list[str]:
 
 _UV_CAUSES = ("cause:", "Caused by:")
 _UV_ERRORS = ("error:", "  \u00d7 ")
-_FALSE = frozenset({"0", "false", "no", "off"})
 _HINTS = (
     (("No space left on device", "os error 28"), "free some disk space and try again"),
     (
@@ -137,7 +136,7 @@ def hint_for(text: str) -> str | None:
 
     Offline, uv says only that there is no such version.
     """
-    if (variable("UV_OFFLINE") or "0").lower() not in _FALSE:
+    if not is_off(UV_OFFLINE.read() or "0"):
         return "unset UV_OFFLINE, connect to the network and try again"
     if "network was disabled" in text:
         return "take `offline` out of your `uv.toml`, connect to the network and try again"

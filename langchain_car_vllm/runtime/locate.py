@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from langchain_car_vllm import paths
+from langchain_car_vllm import environment, paths
 from langchain_car_vllm.runtime.marker import is_incomplete
 from langchain_car_vllm.runtime.versions import MINIMUM, is_at_least
 
@@ -34,7 +34,7 @@ def search_dirs() -> list[Path]:
     """
     home = paths.home()
     managed = paths.managed_root()
-    on_path = (paths.variable("PATH") or "").split(os.pathsep)
+    on_path = (environment.PATH.read() or "").split(os.pathsep)
     found = [
         *(Path(entry) for entry in on_path if entry),
         *([home / ".local" / "bin"] if home else []),
@@ -47,13 +47,13 @@ def search_dirs() -> list[Path]:
 
 def _uv_tool_dirs(home: Path | None) -> Iterator[Path]:
     """Yield where `uv tool install vllm-mlx` puts links and environments, by uv's own rules."""
-    for name in ("UV_TOOL_BIN_DIR", "XDG_BIN_HOME"):
-        if value := paths.variable(name):
+    for variable in (environment.UV_TOOL_BIN_DIR, environment.XDG_BIN_HOME):
+        if value := variable.read():
             yield Path(value)
     tool = Path(SERVER_BINARY) / "bin"
-    if value := paths.variable("UV_TOOL_DIR"):
+    if value := environment.UV_TOOL_DIR.read():
         yield Path(value) / tool
-    if value := paths.variable("XDG_DATA_HOME"):
+    if value := environment.XDG_DATA_HOME.read():
         yield Path(value) / "uv" / "tools" / tool
     if home:
         yield home / ".local" / "share" / "uv" / "tools" / tool
@@ -77,7 +77,7 @@ def resolve_existing() -> Path | None:
 
 def overriding_binary() -> Path | None:
     """Return the real path of the binary that `CAR_VLLM_MLX_BIN` names, None if it names none."""
-    override = paths.variable("CAR_VLLM_MLX_BIN")
+    override = environment.CAR_VLLM_MLX_BIN.read()
     if override and os.path.isfile(override):  # noqa: PTH113
         return Path(override).resolve()
     return None

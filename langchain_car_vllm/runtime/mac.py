@@ -1,9 +1,10 @@
 """What macOS says of itself, asked of its own tools; a sandbox may forbid any of them to answer."""
 
-import os
 import re
 import subprocess
 from typing import NamedTuple
+
+from langchain_car_vllm.environment import inherited
 
 _PATIENCE = 10.0
 # With it in the environment the kernel calls every macOS 10.16.
@@ -37,7 +38,7 @@ def platform_uuid() -> str | None:
 
 
 def _run(*command: str) -> tuple[int, str]:
-    environment = {name: value for name, value in os.environ.items() if name != _COMPATIBLE}
+    environment = {name: value for name, value in inherited().items() if name != _COMPATIBLE}
     try:
         done = subprocess.run(
             command,

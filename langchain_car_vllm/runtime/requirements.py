@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from langchain_car_vllm import paths
+from langchain_car_vllm.environment import CAR_VLLM_MLX_SPEC
 
 LOCK = Path(__file__).parent / "requirements.lock"
 
@@ -45,7 +45,7 @@ def wanted_requirements(*, ours: bool, system: str = sys.platform) -> Requiremen
             versions that its maker did not choose.
         system: What it is for, as `sys.platform` says.
     """
-    spec = paths.variable("CAR_VLLM_MLX_SPEC")
+    spec = CAR_VLLM_MLX_SPEC.read()
     if spec is None and ours:
         digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
         return Requirements(

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from langchain_car_vllm import paths
+from langchain_car_vllm.environment import CAR_VLLM_MLX_AUTO_INSTALL
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
 from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
 from langchain_car_vllm.runtime.versions import warn_about
-
-_OFF = frozenset({"0", "false", "no", "off"})
 
 
 class VllmRuntime(NamedTuple):
@@ -84,9 +82,9 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
 
 
 def _provided(*, auto_install: bool, on_progress: OnProgress | None) -> Path:
-    setting = paths.variable("CAR_VLLM_MLX_AUTO_INSTALL")
-    if setting is not None and setting.lower() in _OFF:
-        return prove(on_progress, reason=f"CAR_VLLM_MLX_AUTO_INSTALL={setting}")
+    setting = CAR_VLLM_MLX_AUTO_INSTALL
+    if not setting.read():
+        return prove(on_progress, reason=f"{setting.name}={setting.text()}")
     if not auto_install:
         return prove(on_progress, reason="auto_install=False")
     return provision(on_progress)

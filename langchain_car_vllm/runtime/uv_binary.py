@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uv
 
-from langchain_car_vllm import paths
+from langchain_car_vllm import environment, paths
 from langchain_car_vllm.errors import UvMissingError
 from langchain_car_vllm.runtime.commands import clean_environment
 
@@ -35,10 +35,10 @@ def find_uv() -> Path:
 
 
 def _candidates() -> Iterator[tuple[str, Path | None]]:
-    if value := paths.variable("CAR_UV"):
+    if value := environment.CAR_UV.read():
         yield f"CAR_UV={value}", Path(value).absolute()
     on_path = shutil.which("uv")
-    yield "PATH", Path(on_path).absolute() if on_path else None
+    yield environment.PATH.name, Path(on_path).absolute() if on_path else None
     yield "the `uv` package", _packaged()
     if home := paths.home():
         yield "~/.local/bin", home / ".local" / "bin" / "uv"

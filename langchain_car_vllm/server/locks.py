@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from langchain_car_vllm.process_state import reset_after_fork
 from langchain_car_vllm.runtime.host import unsupported
 
 try:
@@ -132,4 +133,4 @@ def _close_after_fork() -> None:
     _open.clear()
 
 
-os.register_at_fork(after_in_child=_close_after_fork)
+reset_after_fork(_close_after_fork)

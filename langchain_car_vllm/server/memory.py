@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.environment import CAR_VLLM_MLX_MEMORY_GB
 from langchain_car_vllm.models.kv_cache import KvCache
-from langchain_car_vllm.paths import variable
 from langchain_car_vllm.runtime.metal import working_set_limit
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock
@@ -78,19 +77,10 @@ def budget_bytes() -> int:
     Raises:
         ConfigurationError: The variable is not a positive number.
     """
-    value = variable("CAR_VLLM_MLX_MEMORY_GB")
-    if value is None:
+    gigabytes = CAR_VLLM_MLX_MEMORY_GB.read()
+    if gigabytes is None:
         total = psutil.virtual_memory().total
         return working_set_limit(total, int(total * _SHARE))
-    try:
-        gigabytes = float(value)
-    except ValueError:
-        gigabytes = 0.0
-    if not 0 < gigabytes < float("inf"):
-        raise ConfigurationError(
-            f"CAR_VLLM_MLX_MEMORY_GB must be a number of GB, not `{value}`",
-            hint="write a number such as `CAR_VLLM_MLX_MEMORY_GB=20`, or unset it",
-        )
     return int(gigabytes * 1e9)
 
 

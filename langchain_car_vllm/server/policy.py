@@ -1,11 +1,10 @@
 """All timings of the machine side, so that tests can run it fast without sleeping."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.environment import CAR_VLLM_MLX_DOWNLOAD_STALL, CAR_VLLM_MLX_LOAD_STALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,7 @@ class Policy:
         client_tick: Between two looks of a waiting client.
         handshake: For a supervisor to take its lock and write its first state.
         probe_timeout: For one answer of a server that is starting.
-        download_stall: Without a byte, a log line or CPU time while downloading; 0 waits for ever.
+        download_stall: Without a byte, a log line or CPU time while downloading; 0 waits forever.
         load_stall: The same while loading.
         stop_grace: For a server that has nothing left to save to end after SIGINT.
         save_stall: Without CPU time or a log line while the server saves its prefix cache.
@@ -44,8 +43,8 @@ class Policy:
     client_tick: float = 0.02
     handshake: float = 30.0
     probe_timeout: float = 3.0
-    download_stall: float = 180.0
-    load_stall: float = 300.0
+    download_stall: float = CAR_VLLM_MLX_DOWNLOAD_STALL.default
+    load_stall: float = CAR_VLLM_MLX_LOAD_STALL.default
     stop_grace: float = 5.0
     save_stall: float = 10.0
     save_limit: float = 120.0
@@ -79,21 +78,9 @@ class Policy:
 def policy_from_environment() -> Policy:
     """Return the default policy with the stall limits of the environment.
 
-    `CAR_VLLM_MLX_DOWNLOAD_STALL` and `CAR_VLLM_MLX_LOAD_STALL` are seconds, 0 waits for ever.
-
     Raises:
         ConfigurationError: One of them is not a number of seconds.
     """
-    limits = {}
-    for field in ("download_stall", "load_stall"):
-        name = f"CAR_VLLM_MLX_{field.upper()}"
-        value = os.environ.get(name)
-        if not value:
-            continue
-        try:
-            limits[field] = float(value)
-        except ValueError:
-            limits[field] = -1.0
-        if not 0 <= limits[field] < float("inf"):
-            raise ConfigurationError(f"{name} must be seconds, 0 for no limit, not `{value}`")
-    return Policy(**limits)  # type: ignore[arg-type]
+    return Policy(
+        download_stall=CAR_VLLM_MLX_DOWNLOAD_STALL.read(), load_stall=CAR_VLLM_MLX_LOAD_STALL.read()
+    )

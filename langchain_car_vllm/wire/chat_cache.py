@@ -4,10 +4,10 @@ Unlike `wire.chat`, which a first call imports in a thread, this module imports 
 loop can look here at any time.
 """
 
-import os
 from typing import TYPE_CHECKING
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.process_state import reset_after_fork
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
@@ -44,4 +44,4 @@ def chat_for(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals:
 
 
 # A child's requests would go out over its parent's connections.
-os.register_at_fork(after_in_child=_chats.clear)
+reset_after_fork(_chats.clear)

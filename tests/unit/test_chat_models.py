@@ -12,8 +12,8 @@ import pytest
 from langchain_core.load import dumpd, load
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnknownModelError
-from langchain_car_vllm.setting_checks import seconds
 
 MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
 

@@ -24,8 +24,6 @@ COMMANDS = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 LANGCHAIN = (ROOT / "docs" / "langchain.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 _ARROW = re.compile(r"^\s+(\S+) --> (\S+?)(?:: (.+))?$", re.MULTILINE)
-# They pass between processes of the package and are no settings.
-_INTERNAL = ("CAR_VLLM_LAUNCH_", "CAR_VLLM_DOWNLOAD_")
 
 
 def _picture() -> list[tuple[str, str, str]]:
@@ -83,23 +81,6 @@ def test_the_timings_are_those_of_the_policy():
         assert float(value) == getattr(Policy(), name), name
 
 
-def test_the_readme_lists_the_environment_variables():
-    """Each variable that the code names is in the table, and none that it does not."""
-    named = {
-        name
-        for module in PACKAGE.rglob("*.py")
-        for name in re.findall(r"\bCAR_[A-Z_]*[A-Z]\b", module.read_text(encoding="utf-8"))
-        if not name.startswith(_INTERNAL)
-    }
-    table = README.split("| variable |")[1].split("\n\n")[0]
-    listed = {
-        name
-        for cell in re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE)
-        for name in re.findall(r"`(CAR_\w+)`", cell)
-    }
-    assert listed == named
-
-
 def test_the_commands_are_listed():
     """Each command of `car-vllm` has its row, and no other."""
     rows = re.findall(r"^\| `car-vllm (\w+)", COMMANDS, re.MULTILINE)
@@ -119,7 +100,11 @@ def test_the_layers_are_those_of_the_contract():
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("supervision", "langchain"))],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+    ],
 )
 def test_links_lead_somewhere(page: str):
     """Each link to a file of the project names one that is there."""

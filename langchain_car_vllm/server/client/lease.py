@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, HOME
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
-from langchain_car_vllm.paths import variable
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
@@ -125,11 +125,11 @@ def ensure_server(spec: ServerSpec) -> Endpoint:
 
 def directory_of(spec: ServerSpec) -> ServerDirectory:
     """Return where the run state of a spec lies."""
-    override = variable("CAR_VLLM_MLX_BIN")
+    override = CAR_VLLM_MLX_BIN.read()
     # `Path.is_file` raises where a folder may not be entered.
     is_usable = override is not None and os.path.isfile(override)  # noqa: PTH113
     used = os.path.realpath(override) if override and is_usable else None
-    return _directory(spec, used, variable("CAR_HOME"), variable("HOME"))
+    return _directory(spec, used, CAR_HOME.text(), HOME.text())
 
 
 @lru_cache(maxsize=256)

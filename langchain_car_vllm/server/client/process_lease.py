@@ -1,10 +1,10 @@
 """This process's side of one server key: its lease, its record and its view of the state."""
 
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 
+from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.server.client.spawn import Start
 from langchain_car_vllm.server.client_record import (
     mark_path,
@@ -49,7 +49,7 @@ class ProcessLease:
     def __init__(self, directory: ServerDirectory) -> None:
         directory.create()
         self.directory = directory
-        self._mutex = threading.Lock()
+        self._mutex = ProcessLock()
         with explain_os_errors(directory.path):
             self._lease = open_lock(directory.lease_lock)
             self._supervisor = open_lock(directory.supervisor_lock)
@@ -202,7 +202,7 @@ class ProcessLease:
 
 
 _leases: dict[str, ProcessLease] = {}
-_leases_mutex = threading.Lock()
+_leases_mutex = ProcessLock()
 
 
 def process_lease_of(directory: ServerDirectory) -> ProcessLease:
@@ -224,11 +224,9 @@ def process_leases() -> list[ProcessLease]:
 
 
 def _forget_after_fork() -> None:
-    global _leases_mutex  # noqa: PLW0603
-    _leases_mutex = threading.Lock()
     for held in _leases.values():
         held.abandon()
     _leases.clear()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+reset_after_fork(_forget_after_fork)

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from langchain_car_vllm.environment import CAR_VLLM_PYTHON, inherited
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
@@ -121,7 +122,7 @@ class _Process:
             self._pid = os.posix_spawn(
                 shutil.which(command[0]) or command[0],
                 command,
-                {**os.environ, "PYTHONPATH": _import_path()},
+                inherited() | {"PYTHONPATH": _import_path()},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, reading, 0),
                     (os.POSIX_SPAWN_DUP2, writing, 1),
@@ -191,7 +192,7 @@ def _interpreter() -> str:
     Raises:
         ConfigurationError: The program is frozen or embedded, and CAR_VLLM_PYTHON names none.
     """
-    if python := os.environ.get("CAR_VLLM_PYTHON"):
+    if python := CAR_VLLM_PYTHON.read():
         return python
     if sys.executable and not getattr(sys, "frozen", False):
         return sys.executable

@@ -1,6 +1,5 @@
 """One caller's way to a ready server, in short steps that threads and tasks can take alike."""
 
-import threading
 import time
 from collections.abc import Callable
 from copy import copy
@@ -18,6 +17,7 @@ from langchain_car_vllm.errors import (
     ServerStoppedError,
     StateDirectoryError,
 )
+from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.admission import Turn
 from langchain_car_vllm.server.client.liveness import is_serving
@@ -75,7 +75,7 @@ class Waiting:
         self._find_process_lease = find_process_lease
         self._spec = spec
         self._request = Request()
-        self._mutex = threading.Lock()
+        self._mutex = ProcessLock()
         self._given_up = self._leased = False
         self._start: Start | None = None
         self._turn: Turn | None = None

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from langchain_car_vllm.environment import adopt, inherited
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime import absolute_settings
@@ -52,10 +53,10 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(0 if report and json.loads(report)["ok"] else 1)
     os.close(reading)
-    os.environ.update({**absolute_folders(os.environ), **absolute_settings(os.environ)})
+    adopt(absolute_folders(inherited()) | absolute_settings(inherited()))
     _detach(directory)
     # Where the user's Hub cache and token are holds for finding the model as well.
-    os.environ.update((k, v) for k, v in spec.server_env if k.startswith("HF_"))
+    adopt({k: v for k, v in spec.server_env if k.startswith("HF_")})
     try:
         life = _begin(directory, spec, policy, writing)
         if life is not None:

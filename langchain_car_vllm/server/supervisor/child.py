@@ -11,6 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from langchain_car_vllm.environment import (
+    CAR_VLLM_LAUNCH_KEY,
+    CAR_VLLM_LAUNCH_PARENT,
+    CAR_VLLM_LAUNCH_PIPE,
+)
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import interpreter_of
 from langchain_car_vllm.server.directory import ServerDirectory
@@ -87,11 +92,11 @@ class Child:
         reading, self._pipe = os.pipe()
         variables = {
             **environment,
-            "CAR_VLLM_LAUNCH_PIPE": str(reading),
-            "CAR_VLLM_LAUNCH_PARENT": str(os.getpid()),
+            CAR_VLLM_LAUNCH_PIPE.name: str(reading),
+            CAR_VLLM_LAUNCH_PARENT.name: str(os.getpid()),
         }
         if api_key is not None:
-            variables["CAR_VLLM_LAUNCH_KEY"] = api_key
+            variables[CAR_VLLM_LAUNCH_KEY.name] = api_key
         mode = "run" if interpreter else "exec"
         _rotate(log)
         try:

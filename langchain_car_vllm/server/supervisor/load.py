@@ -1,11 +1,11 @@
 """The server process with its port, from spawn to ready and to the end."""
 
-import os
 import secrets
 import signal
 import time
 from typing import Literal
 
+from langchain_car_vllm.environment import inherited
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.server.child_environment import server_environment
@@ -56,7 +56,7 @@ class Server:
                 context.directory,
                 runtime.server,
                 serve_arguments(spec, launch, self._port.number),
-                server_environment(os.environ, dict(spec.server_env), offline=launch.offline),
+                server_environment(inherited(), dict(spec.server_env), offline=launch.offline),
                 log=context.directory.log,
                 api_key=self._api_key,
             )

@@ -1,10 +1,10 @@
 """What comes before the server is spawned: the runtime, the model and room in memory."""
 
-import os
 import threading
 from pathlib import Path
 
 from langchain_car_vllm.endpoint import Parsers, Serving
+from langchain_car_vllm.environment import inherited
 from langchain_car_vllm.errors import (
     ModelDownloadError,
     ServerStartError,
@@ -159,7 +159,7 @@ def _download(context: SupervisorContext, runtime: VllmRuntime) -> Path:
         directory,
         command.program,
         command.arguments,
-        command.complete(download_environment(os.environ, dict(spec.server_env))),
+        command.complete(download_environment(inherited(), dict(spec.server_env))),
         log=directory.path / "download.log",
     )
 

@@ -4,12 +4,12 @@ Source: the request schema of vllm-mlx 0.6.0 (`api/models.py`), which ignores wh
 """
 
 import difflib
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.process_state import ProcessLock
 
 SAMPLING = (
     "temperature",
@@ -167,7 +167,7 @@ _KINDS: dict[str, _Kind] = {
 _POSITIVE = ("timeout", "max_tokens", "thinking_budget")
 
 _warned: set[str] = set()
-_lock = threading.Lock()
+_lock = ProcessLock()
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:

@@ -9,14 +9,13 @@ was made for, so a second `asyncio.run` gets one of its own; it is closed when i
 
 import asyncio
 import atexit
-import os
-import threading
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 import httpx2
 import openai
 
+from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.wire.transport.port_guard import IsOurs, async_hooks, sync_hooks
 
 _NO_LIMIT = httpx2.Timeout(None, connect=10.0)
@@ -45,7 +44,7 @@ class AsyncClients(NamedTuple):
     http: httpx2.AsyncClient
 
 
-_lock = threading.Lock()
+_lock = ProcessLock()
 _sync: dict[Address, Clients] = {}
 _async: dict[asyncio.AbstractEventLoop, dict[Address, AsyncClients]] = {}
 
@@ -147,8 +146,6 @@ def _verify(address: Address) -> bool:
 
 
 def _forget() -> None:
-    global _lock  # noqa: PLW0603 - a child must not wait for a thread of its parent's
-    _lock = threading.Lock()
     _sync.clear()
     _async.clear()
     _closers.clear()
@@ -160,4 +157,4 @@ def _close() -> None:
         clients.sdk.close()
 
 
-os.register_at_fork(after_in_child=_forget)
+reset_after_fork(_forget)

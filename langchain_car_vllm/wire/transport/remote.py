@@ -3,13 +3,13 @@
 import dataclasses
 import http.client
 import json
-import threading
 import time
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     ModelMissingError,
@@ -19,7 +19,7 @@ from langchain_car_vllm.wire.errors import (
 _SECONDS = 2.0
 _FRESH_SECONDS = 60.0
 _known: dict[str, tuple[float, dict[str, Any]]] = {}
-_lock = threading.Lock()
+_lock = ProcessLock()
 
 
 def described(endpoint: Endpoint) -> Endpoint:

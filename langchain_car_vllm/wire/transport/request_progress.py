@@ -5,7 +5,6 @@ the process asks the server's `/v1/status` once a second; it ends when nobody wa
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
 from langchain_car_vllm.wire.transport.remote import get_json
 
@@ -40,7 +40,7 @@ class Watch:
     def __init__(self, endpoint: Endpoint, on_progress: OnProgress) -> None:
         self.endpoint = endpoint
         self._on_progress = on_progress
-        self._guard = threading.Lock()
+        self._guard = ProcessLock()
         self._began = time.monotonic()
         self._told: Progress | None = None
         self._told_at = self._began
@@ -114,7 +114,7 @@ class _Watcher:
     """The thread that asks, alive only while a request is under way."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = ProcessLock()
         self._watches: set[Watch] = set()
         self._is_running = False
 
@@ -167,4 +167,4 @@ def _forget() -> None:
     _watcher = _Watcher()
 
 
-os.register_at_fork(after_in_child=_forget)
+reset_after_fork(_forget)

@@ -1,0 +1,298 @@
+"""Every environment variable that the package reads, declared once.
+
+A new one is one line below: its kind, name, meaning and default. The tables of the documentation
+are written from here by `make variables`. An empty variable counts as unset.
+
+This is the only module that touches `os.environ`; `models/downloader.py` and
+`server/supervisor/launch.py`, which run alone in the server's Python, read what is handed to them.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from langchain_car_vllm.durations import seconds
+from langchain_car_vllm.errors import ConfigurationError
+
+T = TypeVar("T")
+Group = Literal["own", "shared", "internal"]
+
+_ON = frozenset({"1", "true", "yes", "on"})
+_OFF = frozenset({"0", "false", "no", "off"})
+
+
+def is_off(value: str) -> bool:
+    """Return whether a text says no."""
+    return value.strip().lower() in _OFF
+
+
+@dataclass(frozen=True, slots=True)
+class Variable(Generic[T]):
+    """One environment variable.
+
+    Attributes:
+        name: As the user writes it.
+        meaning: One line for the documentation.
+        default: What an unset one stands for.
+        parse: Makes a value of the text; raises ValueError saying what is expected.
+        default_text: The default for the documentation.
+        group: `own` is a setting of this package, `shared` one that other programs read too,
+            `internal` passes between processes of the package.
+        is_secret: Whether its value may not be shown.
+    """
+
+    name: str
+    meaning: str
+    default: T
+    parse: Callable[[str], T]
+    default_text: str = ""
+    group: Group = "own"
+    is_secret: bool = False
+
+    def text(self) -> str | None:
+        """Return the variable as it is written, None where it is unset or empty."""
+        return os.environ.get(self.name) or None
+
+    def read(self) -> T:
+        """Return the variable's value.
+
+        Raises:
+            ConfigurationError: It is set to what cannot work.
+        """
+        text = self.text()
+        if text is None:
+            return self.default
+        try:
+            return self.parse(text)
+        except ConfigurationError:
+            raise
+        except ValueError as error:
+            shown = "" if self.is_secret else f", not `{text}`"
+            raise ConfigurationError(
+                f"{self.name} must be {error}{shown}",
+                hint=f"{self.name}: {self.meaning}",
+            ) from None
+
+
+VARIABLES: dict[str, "Variable[object]"] = {}
+"""All of them by name."""
+
+
+def _declare(variable: Variable[T]) -> Variable[T]:
+    VARIABLES[variable.name] = variable  # type: ignore[assignment]
+    return variable
+
+
+def _text(
+    name: str,
+    meaning: str,
+    default_text: str = "",
+    *,
+    group: Group = "own",
+    is_secret: bool = False,
+) -> Variable[str | None]:
+    return _declare(Variable(name, meaning, None, str, default_text, group, is_secret))
+
+
+def _folder(name: str, meaning: str, default_text: str) -> Variable[Path | None]:
+    return _declare(Variable(name, meaning, None, _absolute_path, default_text))
+
+
+def _flag(name: str, meaning: str, *, default: bool) -> Variable[bool]:
+    return _declare(Variable(name, meaning, default, _switch, str(int(default))))
+
+
+def _number(name: str, meaning: str, default: float) -> Variable[float]:
+    return _declare(Variable(name, meaning, default, _natural_number, f"{default:g}"))
+
+
+def _gigabytes(name: str, meaning: str, default_text: str) -> Variable[float | None]:
+    return _declare(Variable(name, meaning, None, _positive_number, default_text))
+
+
+def _duration(name: str, meaning: str, default: str) -> Variable[str]:
+    def parse(text: str) -> str:
+        seconds(text, name, lowest=-1)
+        return text
+
+    return _declare(Variable(name, meaning, default, parse, default))
+
+
+def _choice(name: str, meaning: str, choices: tuple[str, ...]) -> Variable[str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(" or ".join(f"`{choice}`" for choice in choices))
+        return text.lower()
+
+    return _declare(Variable(name, meaning, choices[0], parse, choices[0]))
+
+
+def _shared(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
+    return _text(name, meaning, group="shared", is_secret=is_secret)
+
+
+def _internal(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
+    return _text(name, meaning, group="internal", is_secret=is_secret)
+
+
+def _absolute_path(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise ValueError("an absolute path")
+    return path
+
+
+def _switch(text: str) -> bool:
+    if text.strip().lower() in _ON | _OFF:
+        return not is_off(text)
+    raise ValueError("`1` or `0`")
+
+
+def _natural_number(text: str) -> float:
+    number = _finite(text)
+    if number is None or number < 0:
+        raise ValueError("a number, 0 or more")
+    return number
+
+
+def _positive_number(text: str) -> float:
+    number = _finite(text)
+    if number is None or number <= 0:
+        raise ValueError("a number above 0")
+    return number
+
+
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+CAR_VLLM_MLX_BIN = _text(
+    "CAR_VLLM_MLX_BIN",
+    "use this `vllm-mlx` as it is, whatever its version; ignored when it is not a file",
+    "the first one found",
+)
+CAR_HOME = _folder(
+    "CAR_HOME", "where run state and logs go; an absolute path on a local disk", "`~/.car`"
+)
+CAR_VLLM_MLX_BASE_URL = _text(
+    "CAR_VLLM_MLX_BASE_URL", "a server that somebody else runs; nothing is started or stopped then"
+)
+CAR_VLLM_MLX_API_KEY = _text("CAR_VLLM_MLX_API_KEY", "the key of that server", is_secret=True)
+CAR_VLLM_MLX_KEEP_ALIVE = _duration(
+    "CAR_VLLM_MLX_KEEP_ALIVE",
+    "how long a server outlives its last request, such as `30m`, `0` or `-1` for forever",
+    "10m",
+)
+CAR_VLLM_MLX_AUTO_INSTALL = _flag(
+    "CAR_VLLM_MLX_AUTO_INSTALL", "`0` forbids installing `vllm-mlx`", default=True
+)
+CAR_VLLM_MLX_SPEC = _text(
+    "CAR_VLLM_MLX_SPEC",
+    "install this requirement, such as `vllm-mlx==0.6.0`, instead of the locked set",
+)
+CAR_VLLM_MLX_MEMORY_GB = _gigabytes(
+    "CAR_VLLM_MLX_MEMORY_GB",
+    "memory in GB that all servers may take together",
+    "three quarters of the machine's, on a Mac at most what Metal recommends",
+)
+CAR_VLLM_MLX_WIRED = _choice(
+    "CAR_VLLM_MLX_WIRED",
+    "whether weights are wired in memory: `auto`, `0` never, `1` always",
+    ("auto", "0", "1"),
+)
+CAR_VLLM_MLX_DOWNLOAD_STALL = _number(
+    "CAR_VLLM_MLX_DOWNLOAD_STALL",
+    "seconds without a sign of life before a download is given up; `0` waits forever",
+    180,
+)
+CAR_VLLM_MLX_LOAD_STALL = _number(
+    "CAR_VLLM_MLX_LOAD_STALL",
+    "seconds without a sign of life before a load is given up; `0` waits forever",
+    300,
+)
+CAR_VLLM_MLX_PROGRESS = _flag(
+    "CAR_VLLM_MLX_PROGRESS", "`0` shows nothing of installs, downloads and loads", default=True
+)
+CAR_UV = _text("CAR_UV", "the `uv` to install with", "the first one found")
+CAR_VLLM_PYTHON = _text(
+    "CAR_VLLM_PYTHON",
+    "the Python that runs the supervisor, for programs that are frozen or embedded",
+    "the program's own",
+)
+
+HF_HOME = _shared("HF_HOME", "the Hub's folder of models and the token")
+HF_HUB_CACHE = _shared("HF_HUB_CACHE", "the folder of the Hub's models")
+HUGGINGFACE_HUB_CACHE = _shared("HUGGINGFACE_HUB_CACHE", "the older name of `HF_HUB_CACHE`")
+HF_TOKEN = _shared("HF_TOKEN", "who you are on the Hub", is_secret=True)
+HUGGING_FACE_HUB_TOKEN = _shared(
+    "HUGGING_FACE_HUB_TOKEN", "the older name of `HF_TOKEN`", is_secret=True
+)
+HF_TOKEN_PATH = _shared("HF_TOKEN_PATH", "the file that holds the token")
+HF_ENDPOINT = _shared("HF_ENDPOINT", "which Hub")
+HF_HUB_OFFLINE = _shared("HF_HUB_OFFLINE", "`1` forbids asking the Hub")
+TRANSFORMERS_OFFLINE = _shared("TRANSFORMERS_OFFLINE", "`1` forbids asking the Hub")
+HF_XET_HIGH_PERFORMANCE = _shared(
+    "HF_XET_HIGH_PERFORMANCE", "`1` downloads with all cores, without continuing inside a file"
+)
+UV_OFFLINE = _shared("UV_OFFLINE", "`1` forbids uv the network")
+UV_TOOL_BIN_DIR = _shared("UV_TOOL_BIN_DIR", "where `uv tool install` puts its links")
+UV_TOOL_DIR = _shared("UV_TOOL_DIR", "where `uv tool install` puts its environments")
+XDG_BIN_HOME = _shared("XDG_BIN_HOME", "where programs of the user lie")
+XDG_DATA_HOME = _shared("XDG_DATA_HOME", "where uv keeps its tools")
+XDG_CONFIG_HOME = _shared("XDG_CONFIG_HOME", "where settings of the user lie")
+XDG_CACHE_HOME = _shared("XDG_CACHE_HOME", "where the Hub keeps its cache")
+SSL_CERT_FILE = _shared("SSL_CERT_FILE", "certificates to trust beside those of the system")
+HOME = _shared("HOME", "the user's folder")
+PATH = _shared("PATH", "the folders that are searched for `vllm-mlx` and `uv`")
+
+CAR_VLLM_LAUNCH_KEY = _internal("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)
+CAR_VLLM_LAUNCH_PIPE = _internal("CAR_VLLM_LAUNCH_PIPE", "ends when the supervisor does")
+CAR_VLLM_LAUNCH_PARENT = _internal("CAR_VLLM_LAUNCH_PARENT", "the supervisor's process id")
+CAR_VLLM_DOWNLOAD_REVISION = _internal("CAR_VLLM_DOWNLOAD_REVISION", "what to download")
+
+
+def is_hub_flag_on(variable: Variable[str | None]) -> bool:
+    """Return whether a variable is set to what the Hub's own client takes for yes."""
+    return (variable.text() or "").lower() in _ON
+
+
+def check_variables() -> None:
+    """Read every setting once.
+
+    Raises:
+        ConfigurationError: One is set to what cannot work.
+    """
+    for variable in VARIABLES.values():
+        variable.read()
+
+
+def inherited() -> dict[str, str]:
+    """Return the variables of this process, to build a child's environment from."""
+    return dict(os.environ)
+
+
+def adopt(values: Mapping[str, str]) -> None:
+    """Set variables of this process and of its children to come."""
+    os.environ.update(values)
+
+
+@contextmanager
+def overridden(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for a while."""
+    former = {name: os.environ.get(name) for name in values}
+    adopt(values)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

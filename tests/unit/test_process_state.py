@@ -1,0 +1,108 @@
+"""A forked child neither hangs in a lock of its parent's nor uses what is its parent's."""
+
+import importlib
+import os
+import pkgutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import langchain_car_vllm
+from langchain_car_vllm.process_state import ProcessLock
+
+# Programs, and what runs in the server's Python alone.
+_NOT_IMPORTED = (".__main__", ".supervisor.launch", ".downloader", ".tiny_server")
+_KINDS = (ProcessLock, type(threading.Lock()), type(threading.RLock()))
+
+
+def lock_names() -> list[tuple[str, str, str | None]]:
+    """Return where the package keeps locks: a module, its attribute, and that one's attribute."""
+    found = []
+    for module in pkgutil.walk_packages(langchain_car_vllm.__path__, "langchain_car_vllm."):
+        if module.name.endswith(_NOT_IMPORTED):
+            continue
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, _KINDS):
+                found.append((module.name, name, None))
+            elif type(value).__module__ == module.name:
+                inner = getattr(value, "__dict__", {})
+                found += [
+                    (module.name, name, attribute)
+                    for attribute, part in inner.items()
+                    if isinstance(part, _KINDS)
+                ]
+    return found
+
+
+def lock_at(module: str, name: str, attribute: str | None) -> ProcessLock:
+    """Return the lock that has that place now."""
+    value = getattr(importlib.import_module(module), name)
+    return getattr(value, attribute) if attribute else value
+
+
+@contextmanager
+def held_by_another_thread(lock: ProcessLock) -> Iterator[None]:
+    """Have another thread hold a lock."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        lock.acquire()
+        held.set()
+        done.wait()
+        lock.release()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def code_of_child(work) -> int:
+    """Fork, do some work in the child and return its exit code."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            code = 0 if work() else 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_the_locks_are_found():
+    """The search finds those of modules and those of their objects."""
+    places = lock_names()
+    assert any(attribute is None for _, _, attribute in places)
+    assert any(attribute is not None for _, _, attribute in places)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("place", lock_names(), ids=lambda place: ".".join(filter(None, place)))
+def test_a_child_gets_every_lock(place: tuple[str, str, str | None]):
+    """A fork while another thread holds a lock leaves it free in the child, held in the parent."""
+    lock = lock_at(*place)
+    with held_by_another_thread(lock):
+        assert code_of_child(lambda: lock_at(*place).acquire(timeout=5)) == 0
+        assert not lock.acquire(blocking=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_thread_that_forks_keeps_its_own_lock():
+    """The child goes on inside the block that its parent forked in."""
+    lock = ProcessLock()
+
+    def is_kept() -> bool:
+        was_held = not lock.acquire(blocking=False)
+        lock.release()
+        return was_held and lock.acquire(blocking=False)
+
+    with lock:
+        assert code_of_child(is_kept) == 0
+        assert not lock.acquire(blocking=False)
+    assert lock.acquire(blocking=False)

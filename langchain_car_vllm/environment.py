@@ -256,6 +256,10 @@ CAR_VLLM_LAUNCH_KEY = _internal("CAR_VLLM_LAUNCH_KEY", "the server's key", is_se
 CAR_VLLM_LAUNCH_PIPE = _internal("CAR_VLLM_LAUNCH_PIPE", "ends when the supervisor does")
 CAR_VLLM_LAUNCH_PARENT = _internal("CAR_VLLM_LAUNCH_PARENT", "the supervisor's process id")
 CAR_VLLM_DOWNLOAD_REVISION = _internal("CAR_VLLM_DOWNLOAD_REVISION", "what to download")
+CAR_VLLM_DOWNLOAD_TRUST = _internal("CAR_VLLM_DOWNLOAD_TRUST", "1 to fetch code too")
+CAR_VLLM_DOWNLOAD_OWN_CODE = _internal(
+    "CAR_VLLM_DOWNLOAD_OWN_CODE", "model types whose code in a repository is never asked for"
+)
 
 
 def is_hub_flag_on(variable: Variable[str | None]) -> bool:

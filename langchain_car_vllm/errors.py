@@ -4,7 +4,9 @@ Tree, with the class of LangChain that each is too:
 
     CarVllmError                                 ModelError
     ├── ConfigurationError (also ValueError)     a setting, argument or variable that cannot work
-    │   └── UnknownModelError                    the model id names nothing that can be served
+    │   ├── UnknownModelError                    the model id names nothing that can be served
+    │   └── UnservableModelError                 the model is there, and vllm-mlx cannot serve it
+    │       └── UntrustedCodeError               it brings code that nobody trusts
     ├── StateDirectoryError                      the run state cannot be kept where it should be
     ├── RuntimeProvisioningError
     │   ├── UnsupportedPlatformError             vllm-mlx does not run on this machine
@@ -175,6 +177,27 @@ class UnknownModelError(ConfigurationError):
         super().__init__(f"`{model}` is not a model id: {detail}", hint=hint)
         self.model = model
         self.nearest = nearest
+
+
+class UnservableModelError(ConfigurationError):
+    """A model that is there and cannot be served: parts are missing, damaged or unreadable."""
+
+
+class UntrustedCodeError(UnservableModelError):
+    """A model that brings code of its own, which runs only where the user trusts it by name.
+
+    Args:
+        model: The model's name.
+        detail: What would run.
+    """
+
+    def __init__(self, model: str, detail: str) -> None:
+        super().__init__(
+            f"`{model}` brings code of its own, which would run with your rights: {detail}",
+            hint='choose another conversion, or trust it: `server_args=["--trust-remote-code"]`',
+        )
+        self.model = model
+        self.detail = detail
 
 
 class StateDirectoryError(CarVllmError):

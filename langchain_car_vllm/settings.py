@@ -78,6 +78,7 @@ class ChatSettings(ServedModel):
             return
         # Not needed by a construction that asks nobody.
         from langchain_car_vllm.models.checks import check_model  # noqa: PLC0415
+        from langchain_car_vllm.models.remote_code import is_trusted  # noqa: PLC0415
         from langchain_car_vllm.server.memory import budget_bytes  # noqa: PLC0415
 
         check_model(
@@ -85,6 +86,7 @@ class ChatSettings(ServedModel):
             self.revision,
             auto_pull=self.auto_pull,
             budget_bytes=budget_bytes(),
+            trust=is_trusted(self.server_args),
         )
 
     @property

@@ -28,6 +28,7 @@ from langchain_car_vllm.models.catalog import PREFIX, catalog
 from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.hub import HubFile, ask_hub
 from langchain_car_vllm.models.ids import is_repository
+from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.runtime import installed_version, resolve_existing
 from langchain_car_vllm.runtime.host import check_host, current_host
@@ -107,7 +108,7 @@ def plan(
         engine=engine,
         server_args=tuple(server_arg or ()),
     )
-    hub, files = _ask_hub(found, revision)
+    hub, files = _ask_hub(found, spec)
     plan_ = plan_for(found, spec, files)
     host = _host_problem()
     verdicts = {
@@ -246,13 +247,14 @@ def _pairs(items: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in items)
 
 
-def _ask_hub(model: ModelId, revision: str | None) -> tuple[str | None, list[HubFile]]:
+def _ask_hub(model: ModelId, spec: ServerSpec) -> tuple[str | None, list[HubFile]]:
     """Return why the Hub does not give a model that is not here, and the files that it lists."""
-    if find_snapshot(model.source, revision) is not None:
+    trust = is_trusted(spec.server_args)
+    if find_snapshot(model.source, spec.revision, trust=trust) is not None:
         return None, []
     try:
         check_may_download(model.source)
-        return None, ask_hub(model.source, revision)
+        return None, ask_hub(model.source, spec.revision, trust=trust)
     except ModelDownloadError as error:
         return error.message, []
 

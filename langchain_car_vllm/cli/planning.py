@@ -3,7 +3,6 @@
 import shlex
 import shutil
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,10 @@ from langchain_car_vllm.models import (
 )
 from langchain_car_vllm.models.compatibility import facts_for_version
 from langchain_car_vllm.models.hub import HubFile
-from langchain_car_vllm.models.snapshot import hub_cache
+from langchain_car_vllm.models.remote_code import is_trusted
+from langchain_car_vllm.models.servable import check_servable
+from langchain_car_vllm.models.snapshot import hub_cache, served_source
+from langchain_car_vllm.models.weights import weight_names
 from langchain_car_vllm.runtime import installed_version, resolve_existing
 from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.command import Launch, launch_for, serve_arguments
@@ -24,7 +26,6 @@ from langchain_car_vllm.server.memory import budget_bytes, reserving
 from langchain_car_vllm.server.spec import ServerSpec
 
 _MB = 1_000_000
-_WEIGHTS = "*.safetensors"
 
 
 class Plan(NamedTuple):
@@ -84,17 +85,21 @@ def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) ->
     Raises:
         ConfigurationError: The model's own files cannot be read.
     """
-    directory = find_snapshot(model.source, spec.revision)
-    facts = read_model_facts(directory, model.name) if directory else _facts_of_name(model, files)
+    trust = is_trusted(spec.server_args)
+    directory = find_snapshot(model.source, spec.revision, trust=trust)
+    if directory is not None:
+        check_servable(directory, model.name, trust=trust)
+        facts = read_model_facts(directory, model.name, trust=trust)
+    else:
+        facts = _facts_of_name(model, files)
     runtime = resolve_existing()
     if runtime is not None:
         facts = facts_for_version(facts, installed_version(runtime))
     budget = budget_bytes()
-    as_directory = directory is not None and (model.is_local or spec.revision)
     launch = launch_for(
         spec,
         facts,
-        str(directory) if as_directory else model.source,
+        served_source(directory, model.source, spec.revision) if directory else model.source,
         offline=directory is not None,
         budget_bytes=budget,
     )
@@ -114,8 +119,9 @@ def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) ->
 
 
 def _facts_of_name(model: ModelId, files: Sequence[HubFile]) -> ModelFacts:
-    listed = sum(file.size for file in files if fnmatch(file.name, _WEIGHTS))
     family = family_facts(model.name)
+    names = weight_names([file.name for file in files], multimodal=bool(family.media))
+    listed = sum(file.size for file in files if file.name in names)
     return ModelFacts(
         tool_call_parser=family.tool_call_parser,
         reasoning_parser=family.reasoning_parser if family.thinks else None,

@@ -20,6 +20,8 @@ from langchain_car_vllm.models.download import (
     no_model,
 )
 from langchain_car_vllm.models.hub_account import absolute_folders
+from langchain_car_vllm.models.remote_code import TRUST, is_trusted
+from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.runtime import install_runtime
@@ -38,41 +40,47 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit, by default the main branch")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Fetch the code that the model brings, and let it run")
+    ] = False,
 ) -> None:
     """Download a model.
 
     Prints the directory that holds it; what is there already is not fetched again.
     """
     source = parse_model_id(model).source
-    snapshot = find_snapshot(source, revision)
+    arguments = (TRUST,) if trust_remote_code else ()
+    spec = ServerSpec(source, source, revision=revision, server_args=arguments)
+    snapshot = find_snapshot(source, revision, trust=trust_remote_code)
     if snapshot is None:
         check_may_download(source)
         with closing(Display(source)) as display:
             runtime = install_runtime(on_progress=display)
-            _download(source, revision, runtime.server, display)
-        snapshot = find_snapshot(source, revision)
+            _download(spec, runtime.server, display)
+        snapshot = find_snapshot(source, revision, trust=trust_remote_code)
     else:
         say(f"`{source}` is on this machine")
     if snapshot is None:
         raise no_model(source)
+    check_servable(snapshot, source, trust=trust_remote_code)
     print(snapshot)
 
 
-def _download(source: str, revision: str | None, binary: Path, on_progress: OnProgress) -> None:
+def _download(spec: ServerSpec, binary: Path, on_progress: OnProgress) -> None:
     """Run the download to its end; it ends with this process, however that dies.
 
     Raises:
         ModelDownloadError: It failed or stood still; what arrived stays.
     """
+    source, revision = spec.source, spec.revision
     directory = ServerDirectory(run_root().with_name("pull") / source.replace("/", "--"))
     directory.create()
-    spec = ServerSpec(source, source, revision=revision)
     policy = policy_from_environment()
     with explain_os_errors(directory.path), opened_lock(directory.supervisor_lock) as lock:
         while not try_exclusive(lock):
             on_progress(Progress("download", "", *measure_download(source, revision)))
             time.sleep(policy.download_tick)
-        if find_snapshot(source, revision) is None:
+        if find_snapshot(source, revision, trust=is_trusted(spec.server_args)) is None:
             _run(directory, spec, binary, policy, on_progress)
 
 
@@ -86,7 +94,8 @@ def _run(
     source, revision = spec.source, spec.revision
     with explain_os_errors(directory.path):
         install_launcher(directory)
-        command = download_command(directory.path, binary, source, revision)
+        trust = is_trusted(spec.server_args)
+        command = download_command(directory.path, binary, source, revision, trust=trust)
         environment = inherited() | absolute_folders(inherited())
         child = Child(
             directory,

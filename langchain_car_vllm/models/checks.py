@@ -1,12 +1,13 @@
 """What can be known of a model's chances before anything is installed, fetched or launched."""
 
 import shutil
-from fnmatch import fnmatch
 
 from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
 from langchain_car_vllm.models.download import check_may_download, explained, measure_download
-from langchain_car_vllm.models.hub import WEIGHTS, HubFile, ask_hub
+from langchain_car_vllm.models.facts import read_model_facts
+from langchain_car_vllm.models.hub import HubModel, ask_hub_model
 from langchain_car_vllm.models.ids import ModelId
+from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import find_snapshot, hub_cache
 
 _GB = 1e9
@@ -18,6 +19,7 @@ def check_model(
     *,
     auto_pull: bool = True,
     budget_bytes: int | None = None,
+    trust: bool = False,
 ) -> None:
     """Check that a model can be had and will fit; fetches no file and starts nothing.
 
@@ -29,46 +31,43 @@ def check_model(
         revision: A branch, tag or commit; None is the default branch.
         auto_pull: Whether it may be downloaded.
         budget_bytes: Memory that all models together may take, None for no limit.
+        trust: Whether the user trusts code that the model brings.
 
     Raises:
-        UnknownModelError: The directory holds no weights in the format that MLX reads.
+        UnknownModelError: There is no such model.
+        UnservableModelError: The server cannot load what is there.
         ModelDownloadError: It is not here and cannot be fetched; says why and what to do.
         InsufficientMemoryError: Its weights alone exceed the budget.
     """
-    snapshot = find_snapshot(model.source, revision)
+    snapshot = find_snapshot(model.source, revision, trust=trust)
     if snapshot is not None:
-        files = [HubFile(path.name, path.stat().st_size) for path in snapshot.glob(WEIGHTS)]
-        if not files:
-            raise UnknownModelError(model.name, f"`{snapshot}` holds no `{WEIGHTS}` weights")
+        check_servable(snapshot, model.name, trust=trust)
+        weights = read_model_facts(snapshot, model.name, trust=trust).weights_bytes
     elif model.is_local:
         raise UnknownModelError(model.name, f"`{model.source}` holds no `config.json`")
     else:
         check_may_download(model.source, auto_pull=auto_pull)
-        files = ask_hub(model.source, revision)
-        _check_disk(model.source, revision, files)
+        listed = ask_hub_model(model.source, revision, trust=trust)
+        _check_disk(model.source, revision, listed)
+        weights = sum(file.size for file in listed.loaded)
     if budget_bytes is not None:
-        _check_memory(model, files, budget_bytes)
+        _check_memory(model, weights, budget_bytes)
 
 
-def _check_disk(source: str, revision: str | None, files: list[HubFile]) -> None:
+def _check_disk(source: str, revision: str | None, listed: HubModel) -> None:
     cache = hub_cache()
     if cache is None:
         return
     folder = next(path for path in (cache, *cache.parents) if path.exists())
     done, _ = measure_download(source, revision)
-    needed = max(0, sum(file.size for file in files if _is_fetched(file.name)) - done)
+    needed = max(0, sum(file.size for file in listed.fetched) - done)
     free = shutil.disk_usage(folder).free
     if needed > free:
         verdict = {"kind": "disk", "needed": needed, "free": free, "folder": str(cache)}
         raise explained(source, revision, verdict)
 
 
-def _is_fetched(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in (WEIGHTS, "*.json", "*.jinja"))
-
-
-def _check_memory(model: ModelId, files: list[HubFile], budget: int) -> None:
-    weights = sum(file.size for file in files if fnmatch(file.name, WEIGHTS))
+def _check_memory(model: ModelId, weights: int, budget: int) -> None:
     if weights > budget:
         raise InsufficientMemoryError(
             f"the weights of `{model.name}` take {weights / _GB:.1f} GB and all models together "

@@ -5,29 +5,40 @@ The supervisor runs the child and watches it; what is here is pure but for readi
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.environment import (
+    CAR_VLLM_DOWNLOAD_OWN_CODE,
     CAR_VLLM_DOWNLOAD_REVISION,
+    CAR_VLLM_DOWNLOAD_TRUST,
     HF_HUB_OFFLINE,
     HF_XET_HIGH_PERFORMANCE,
     TRANSFORMERS_OFFLINE,
     is_hub_flag_on,
 )
-from langchain_car_vllm.errors import ModelDownloadError
+from langchain_car_vllm.errors import CarVllmError, ModelDownloadError, UntrustedCodeError
 from langchain_car_vllm.models.downloader import VERDICT
-from langchain_car_vllm.models.families import family_facts
+from langchain_car_vllm.models.families import family_facts, own_code_types
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import nearest_ids
-from langchain_car_vllm.models.json_files import read_object
-from langchain_car_vllm.models.snapshot import repository_folder, wanted_files
+from langchain_car_vllm.models.model_files import printable
+from langchain_car_vllm.models.servable import find_missing
+from langchain_car_vllm.models.snapshot import (
+    find_commit,
+    listed_size,
+    repository_folder,
+    tree_listing,
+    wanted_files,
+)
 from langchain_car_vllm.runtime import interpreter_of
 
 _SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
 _TAIL_BYTES = 32_768
+_BLOB = re.compile(r"[\w\-]{1,128}", re.ASCII)
 _MB = 1_000_000
 
 
@@ -78,7 +89,12 @@ def check_may_download(source: str, *, auto_pull: bool = True) -> None:
 
 
 def download_command(
-    directory: Path, binary: Path, source: str, revision: str | None = None
+    directory: Path,
+    binary: Path,
+    source: str,
+    revision: str | None = None,
+    *,
+    trust: bool = False,
 ) -> DownloadCommand:
     """Return the child that downloads a model through the runtime's `vllm-mlx download`.
 
@@ -89,6 +105,7 @@ def download_command(
         binary: The runtime's `vllm-mlx`.
         source: The Hub repository.
         revision: A branch, tag or commit; None is the default branch.
+        trust: Whether the code that the model brings is fetched too, and may be used.
 
     Raises:
         ModelDownloadError: A revision is asked of a binary that cannot be given one.
@@ -109,6 +126,9 @@ def download_command(
     script.chmod(0o700)
     if revision is not None:
         environment[CAR_VLLM_DOWNLOAD_REVISION.name] = revision
+    environment[CAR_VLLM_DOWNLOAD_OWN_CODE.name] = ",".join(own_code_types())
+    if trust:
+        environment[CAR_VLLM_DOWNLOAD_TRUST.name] = "1"
     if not is_hub_flag_on(HF_XET_HIGH_PERFORMANCE):
         environment["HF_HUB_DISABLE_XET"] = "1"
     return DownloadCommand(script, (str(binary), *arguments), environment)
@@ -133,35 +153,27 @@ def measure_download(source: str, revision: str | None = None) -> tuple[int, int
     if folder is None:
         return 0, None
     blobs = folder / "blobs"
-    listing = _listing(folder, revision or "main")
-    if listing is None:
+    commit = find_commit(source, revision)
+    listing = tree_listing(folder, commit) if commit else None
+    if commit is None or listing is None:
         return sum(map(_size, blobs.glob("*"))), None
     done = total = 0
-    for blob, size in listing:
+    snapshot = folder / "snapshots" / commit
+    for name in wanted_files(snapshot, listing):
+        size = listed_size(listing[name]) or 0
+        # Without symbolic links a whole file lies in the snapshot itself.
+        parts = [snapshot / name, *_blobs(blobs, listing[name])]
         total += size
-        parts = (blobs / blob, *blobs.glob(f"{blob}*.incomplete"))
         done += min(size, max(map(_size, parts)))
     return done, total
 
 
-def _listing(folder: Path, revision: str) -> list[tuple[str, int]] | None:
-    """Return name and size of the blobs that are fetched, as huggingface_hub recorded them."""
-    try:
-        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = revision
-    found = read_object(folder / "trees" / f"{commit}.json")
-    files = found.get("files") if found else None
-    if not isinstance(files, dict):
-        return None
-    wanted = wanted_files(folder / "snapshots" / commit, files)
-    return [_blob(files[name]) for name in wanted if isinstance(files[name], dict)]
-
-
-def _blob(entry: dict[str, Any]) -> tuple[str, int]:
-    name = entry.get("lfs_sha256") or entry.get("blob_id") or "unknown"
-    size = entry.get("size")
-    return str(name), size if isinstance(size, int) else 0
+def _blobs(folder: Path, entry: Mapping[str, Any]) -> list[Path]:
+    """Return where a file's content may lie, whole and in part."""
+    name = entry.get("lfs_sha256") or entry.get("blob_id")
+    if not isinstance(name, str) or not _BLOB.fullmatch(name):
+        return []
+    return [folder / name, *folder.glob(f"{name}*.incomplete")]
 
 
 def _size(path: Path) -> int:
@@ -173,7 +185,7 @@ def _size(path: Path) -> int:
 
 def diagnose_download(
     source: str, revision: str | None, log: Path, exit_code: int | None = None
-) -> ModelDownloadError:
+) -> CarVllmError:
     """Return what a failed download's log means.
 
     Args:
@@ -186,15 +198,37 @@ def diagnose_download(
     verdict = _verdict(text) or _guess(text)
     if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
         verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
+    if verdict["kind"] == "code":
+        return UntrustedCodeError(source, printable(verdict.get("said")))
+    if verdict["kind"] == "no-model":
+        return unservable(source, verdict.get("names"))
     return explained(source, revision, verdict)
 
 
-def no_model(source: str) -> ModelDownloadError:
-    """Return the error for a repository that lacks what the server reads."""
+def no_model(source: str, reason: str = "", hint: str = "") -> ModelDownloadError:
+    """Return the error for a repository that lacks what the server reads.
+
+    Args:
+        source: The Hub repository.
+        reason: What it lacks.
+        hint: What to do about it.
+    """
     return ModelDownloadError(
-        f"`{source}` holds no model that vllm-mlx can serve",
-        hint="choose a repository with `config.json`, a tokenizer and safetensors weights",
+        f"`{source}` holds no model that vllm-mlx can serve{f': {reason}' if reason else ''}",
+        hint=hint or "choose a repository with `config.json`, a tokenizer and safetensors weights",
     )
+
+
+def unservable(source: str, names: Any) -> ModelDownloadError:
+    """Return the error for a repository whose files are of no use to the server.
+
+    Args:
+        source: The Hub repository.
+        names: Its files.
+    """
+    listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    obstacle = find_missing(listed, lambda _name: None)
+    return no_model(source, obstacle.reason, obstacle.hint) if obstacle else no_model(source)
 
 
 def explained(source: str, revision: str | None, verdict: dict[str, Any]) -> ModelDownloadError:
@@ -291,6 +325,10 @@ _EXPLANATIONS = {
     "strange": (
         "what answers is not the Hub: `{said}`",
         "log in to the network in a browser, or check HF_ENDPOINT",
+    ),
+    "slow": (
+        "what answers for the Hub did not finish within {said} s",
+        "try again, or check the network and HF_ENDPOINT",
     ),
     "cut": ("the connection broke again and again", f"try again; {_GOES_ON}"),
     "killed": ("it was killed by {said}", f"try again; {_GOES_ON}"),

@@ -9,15 +9,20 @@ What it changes, and why:
 
 * huggingface_hub (at least 1.31 to 2.4) throws a partial file away and starts it anew. All of a
   model's files are fetched at once, so that an interruption near the end loses nearly everything.
-  Here a partial file stays and is continued by a Range request.
+  Here a partial file stays and is continued by a Range request. What was continued is compared with
+  its hash, and fetched anew where a part of it was somebody else's.
 * `vllm-mlx download` knows no revision (0.6.0). `CAR_VLLM_DOWNLOAD_REVISION` gives it one.
 * It guesses by name whether a model is multimodal, and leaves weights out where it is not. Here the
   `config.json` that has arrived has the last word.
+* It fetches code that the model brings. Here that stays where it is unless the user trusts it
+  (`CAR_VLLM_DOWNLOAD_TRUST`), and a model that would have the server run some ends the process
+  before any weights are fetched. So does a repository without weights that the server reads.
 * It tries three times whatever the reason. What no repetition cures ends it at once, with a line
   that starts with `VERDICT` and says why in JSON.
 """
 
 import functools
+import hashlib
 import inspect
 import json
 import os
@@ -43,6 +48,12 @@ _KINDS = (
 _NEEDED = {"incomplete_path", "destination_path", "url_to_download", "headers", "expected_size"}
 _MEDIA_KEYS = {"vision_config", "audio_config", "vision_tower", "image_token_id", "audio_token_id"}
 _MEDIA_PATTERNS = ("*.safetensors", "*.model")
+# The server loads no weights from other folders, and not this second copy of them.
+_UNREAD = ("*/*.safetensors", "*consolidated.safetensors")
+_CODE = "*.py"
+_DATA = {"tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json"}
+_MOST_SETTINGS = 64_000_000
+_MOST_NAMES = 200
 # Who sets it asked for the Hub's own fast transfer, which starts files anew.
 _FAST = "HF_XET_HIGH_PERFORMANCE"
 _TRUE = ("1", "true", "yes", "on")
@@ -81,34 +92,63 @@ def _continue_partial_files() -> None:
         destination, part = call["destination_path"], call["incomplete_path"]
         if destination.exists() or call.get("force_download"):
             return original(*args, **kwargs)
-        expected = call["expected_size"]
-        with part.open("ab") as file:
-            if expected is not None and file.tell() > expected:
-                file.truncate(0)
-                file.seek(0)
-            if expected is None or file.tell() < expected:
-                module.http_get(
-                    call["url_to_download"],
-                    file,
-                    resume_size=file.tell(),
-                    headers=call["headers"],
-                    expected_size=expected,
-                    tqdm_class=call.get("tqdm_class"),
-                )
+        if _fetch(module, call) and not _has_hash(part, destination.name):
+            part.unlink()
+            _fetch(module, call)
         return module._chmod_and_move(part, destination)  # noqa: SLF001
 
     module._download_to_tmp_and_move = continued  # noqa: SLF001
 
 
+def _fetch(module: Any, call: dict[str, Any]) -> bool:
+    """Fetch what is missing of a file, and return whether a part of it was there."""
+    expected = call["expected_size"]
+    with call["incomplete_path"].open("ab") as file:
+        if expected is not None and file.tell() > expected:
+            file.truncate(0)
+            file.seek(0)
+        there = file.tell()
+        if expected is None or there < expected:
+            module.http_get(
+                call["url_to_download"],
+                file,
+                resume_size=there,
+                headers=call["headers"],
+                expected_size=expected,
+                tqdm_class=call.get("tqdm_class"),
+            )
+    return bool(there)
+
+
+def _has_hash(part: Path, name: str) -> bool:
+    """Return whether a file holds what its name in the cache says: its hash, as Git or LFS have it.
+
+    A name of another kind proves nothing, so that the file is not believed.
+    """
+    if len(name) == hashlib.sha256().digest_size * 2:
+        found = hashlib.sha256()
+    else:
+        found = hashlib.sha1(b"blob %d\0" % part.stat().st_size)  # noqa: S324 - Git's own
+    with part.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            found.update(piece)
+    return found.hexdigest() == name
+
+
 def _decided(snapshot_download: Callable[..., Any], revision: str | None) -> Callable[..., Any]:
     """Return a `snapshot_download` of one revision that ends the process where it cannot work."""
+    trust = os.environ.pop("CAR_VLLM_DOWNLOAD_TRUST", "") == "1"
 
     @functools.wraps(snapshot_download)
     def download(model: str, **kwargs: Any) -> Any:
         if revision is not None:
             kwargs["revision"] = revision
-        _check_disk(model, revision, kwargs.get("allow_patterns"))
+        kwargs["ignore_patterns"] = [*_UNREAD, *([] if trust else [_CODE])]
+        _check_listing(model, revision, kwargs)
         try:
+            if not trust:
+                settings = {**kwargs, "allow_patterns": ["*.json"]}
+                _check_code(Path(snapshot_download(model, **settings)))
             path = snapshot_download(model, **kwargs)
             if kwargs.get("allow_patterns") and _is_multimodal(Path(path)):
                 kwargs["allow_patterns"] = [*kwargs["allow_patterns"], *_MEDIA_PATTERNS]
@@ -142,20 +182,61 @@ def _end_if_final(error: Exception) -> None:
         _end("refused", error)
 
 
-def _check_disk(model: str, revision: str | None, patterns: list[str] | None) -> None:
-    """End the process where the Hub says that the files will not fit."""
+def _check_code(snapshot: Path) -> None:
+    """End the process where a model's settings have the server run code of the model's own."""
+    own = os.environ.get("CAR_VLLM_DOWNLOAD_OWN_CODE", "").split(",")
+    for file in sorted(snapshot.glob("*.json")):
+        if file.name in _DATA or file.stat().st_size > _MOST_SETTINGS:
+            continue
+        try:
+            found = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(found, dict):
+            continue
+        is_config = file.name == "config.json"
+        if is_config and found.get("model_file") is not None:
+            _end("code", f"`model_file` of `{file.name}`")
+        known = is_config and found.get("model_type") in own and _MEDIA_KEYS.isdisjoint(found)
+        if not known and _has_key(found, "auto_map"):
+            _end("code", f"`auto_map` of `{file.name}`")
+
+
+def _has_key(found: Any, key: str) -> bool:
+    waiting = [found]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if part.get(key):
+                return True
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+    return False
+
+
+def _check_listing(model: str, revision: str | None, kwargs: dict[str, Any]) -> None:
+    """End the process where the Hub lists nothing to serve, or more than fits on the disk."""
     hub = import_module("huggingface_hub")
     try:
         found = hub.HfApi().model_info(model, revision=revision, files_metadata=True)
     except Exception as error:  # noqa: BLE001 - the download itself will say what is wrong
         _end_if_final(error)
         return
+    files = found.siblings or []
+    names = [file.rfilename for file in files]
+    if "config.json" not in names or not any(fnmatch(name, "*.safetensors") for name in names):
+        _end("no-model", None, names=names[:_MOST_NAMES])
+    patterns, ignored = kwargs.get("allow_patterns"), kwargs["ignore_patterns"]
     cache = Path(hub.constants.HF_HUB_CACHE)
-    blobs = cache / ("models--" + model.replace("/", "--")) / "blobs"
+    folder = cache / ("models--" + model.replace("/", "--"))
+    blobs = folder / "blobs"
+    snapshot = folder / "snapshots" / str(found.sha)
     needed = sum(
-        _missing(blobs, file)
-        for file in found.siblings or []
-        if not patterns or any(fnmatch(file.rfilename, pattern) for pattern in patterns)
+        _missing(blobs, snapshot, file)
+        for file in files
+        if (not patterns or any(fnmatch(file.rfilename, pattern) for pattern in patterns))
+        and not any(fnmatch(file.rfilename, pattern) for pattern in ignored)
     )
     blobs.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(blobs).free
@@ -163,14 +244,19 @@ def _check_disk(model: str, revision: str | None, patterns: list[str] | None) ->
         _end("disk", None, needed=needed + _RESERVE, free=free, folder=str(cache))
 
 
-def _missing(blobs: Path, file: Any) -> int:
-    """Return how many bytes of a file are still to be fetched."""
+def _missing(blobs: Path, snapshot: Path, file: Any) -> int:
+    """Return how many bytes of a file are still to be fetched.
+
+    Without symbolic links a whole file lies in the snapshot, and no blob is kept.
+    """
     name = (file.lfs.sha256 if file.lfs else file.blob_id) or "unknown"
+    whole = snapshot / file.rfilename
     present = [path.stat().st_size for path in blobs.glob(f"{name}*")]
+    present += [whole.stat().st_size] if whole.is_file() else []
     return max(0, (file.size or 0) - max(present, default=0))
 
 
-def _end(kind: str, error: Exception | None, **facts: Any) -> None:
+def _end(kind: str, error: Exception | str | None, **facts: Any) -> None:
     lines = str(error or "").strip().splitlines()
     verdict = {"kind": kind, "said": lines[-1] if lines else "", **facts}
     sys.stdout.write(f"\n{VERDICT}{json.dumps(verdict)}\n")

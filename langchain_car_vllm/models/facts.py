@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
+from langchain_car_vllm.models.config import ModelConfig, config_of
 from langchain_car_vllm.models.families import (
     UNKNOWN,
     UNSTREAMED_PARSERS,
@@ -14,40 +15,16 @@ from langchain_car_vllm.models.families import (
     template_thinks,
     template_tool_format,
 )
-from langchain_car_vllm.models.json_files import read_object
 from langchain_car_vllm.models.kv_cache import KvCache, kv_cache_of
-
-# The server's own rule for its multimodal route (vllm-mlx 0.6.0, `vllm_mlx/api/utils.py`).
-_MULTIMODAL_KEYS = (
-    "vision_config",
-    "audio_config",
-    "vision_tower",
-    "mm_vision_tower",
-    "image_token_id",
-    "image_token_index",
-    "audio_token_id",
-    "audio_token_index",
+from langchain_car_vllm.models.model_files import (
+    ModelFileError,
+    list_folder,
+    load_object,
+    read_object,
+    read_text,
 )
-_MULTIMODAL_ARCHITECTURES = (
-    "vlforcondition",
-    "vlforcausal",
-    "visionforcondition",
-    "visionforcausal",
-    "multimodalitycausallm",
-    "llava",
-    "idefics",
-    "paligemma",
-    "pixtral",
-    "molmo",
-    "phi3v",
-    "phi4v",
-    "cogvlm",
-    "internvl",
-    "deepseekvl",
-    "mllama",
-    "gemma3forconditional",
-    "gemma4forconditional",
-)
+from langchain_car_vllm.models.remote_code import find_code
+from langchain_car_vllm.models.weights import INDEX, weight_names
 
 # Ranges that the server's `--default-*` options make sense in.
 _SAMPLING = {
@@ -76,7 +53,7 @@ class ModelFacts:
         linear_attention: Whether some layers keep one state for the whole of what they have read,
             which cannot be cut back to an earlier token.
         streams_tool_calls: False where the server's parser loses tool calls in a stream.
-        weights_bytes: Size of the `*.safetensors` files.
+        weights_bytes: Size of the weights that the server loads.
         family: The family, None where unknown.
         kv: What a conversation takes in memory, None where `config.json` does not tell.
     """
@@ -94,58 +71,57 @@ class ModelFacts:
     kv: KvCache | None = None
 
 
-def read_model_facts(directory: Path, name: str) -> ModelFacts:
+def read_model_facts(directory: Path, name: str, *, trust: bool = False) -> ModelFacts:
     """Return what a complete local copy of a model says about itself.
 
     Args:
         directory: Holds `config.json`, the weights and the tokenizer.
         name: The model's id; it tells the family before `model_type` does.
+        trust: Whether the user trusts code that the model brings.
 
     Raises:
-        ConfigurationError: `config.json` is missing or no JSON object.
+        UntrustedCodeError: It brings code that nobody trusts.
+        UnservableModelError: `config.json` is missing or cannot be read.
     """
-    config = read_object(directory / "config.json")
-    if config is None:
-        raise ConfigurationError(
-            f"`{directory}` holds no readable `config.json`",
-            hint="download the model again, or name a directory that holds an MLX model",
-        )
+    try:
+        files = list_folder(directory)
+        values = load_object(directory / "config.json")
+    except ModelFileError as error:
+        raise UnservableModelError(
+            f"`{directory}` holds no readable `config.json`: {error.message}",
+            hint=error.hint or "download the model again, or name a directory with an MLX model",
+        ) from error
+    if not trust and (code := find_code(files, lambda file: read_object(directory / file))):
+        raise UntrustedCodeError(name, code)
+    config = config_of(values)
     template = read_chat_template(directory)
     family = _family(name, directory, config)
     parser = _tool_call_parser(family, template)
     return ModelFacts(
         tool_call_parser=parser,
         reasoning_parser=_reasoning_parser(family, template),
-        multimodal=is_multimodal(config),
-        context_window=_context_window(config),
+        multimodal=config.multimodal,
+        context_window=config.context_window,
         sampling=_sampling(directory),
         preserve_thinking=template is not None and "preserve_thinking" in template,
-        linear_attention=_has_linear_attention(config),
+        linear_attention=config.linear_attention,
         streams_tool_calls=parser not in UNSTREAMED_PARSERS,
-        weights_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        weights_bytes=_weights_bytes(directory, files, config),
         family=family.name,
-        kv=kv_cache_of(config),
+        kv=kv_cache_of(values),
     )
 
 
-def is_multimodal(config: dict[str, Any]) -> bool:
-    """Return whether the server will serve a model of this `config.json` as multimodal."""
-    architectures = config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    return any(key in config for key in _MULTIMODAL_KEYS) or any(
-        mark in name.lower()
-        for name in names
-        if isinstance(name, str)
-        for mark in _MULTIMODAL_ARCHITECTURES
-    )
+def _weights_bytes(directory: Path, files: dict[str, int | None], config: ModelConfig) -> int:
+    index = read_object(directory / INDEX) if config.multimodal else None
+    names = weight_names(files, multimodal=config.multimodal, index=index)
+    return sum(files[name] or 0 for name in names)
 
 
 def read_chat_template(directory: Path) -> str | None:
     """Return a model's chat template from wherever it keeps it, None where it has none."""
-    try:
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        pass
+    if (template := read_text(directory / "chat_template.jinja")) is not None:
+        return template
     for file in ("chat_template.json", "tokenizer_config.json"):
         found = (read_object(directory / file) or {}).get("chat_template")
         if isinstance(found, str):
@@ -166,14 +142,13 @@ def _best_template(named: list[Any]) -> str | None:
     return templates.get("tool_use") or templates.get("default")
 
 
-def _family(name: str, directory: Path, config: dict[str, Any]) -> Family:
+def _family(name: str, directory: Path, config: ModelConfig) -> Family:
     by_name = family_facts(name)
     if by_name is UNKNOWN:
         by_name = family_facts(directory.name)
     if by_name is not UNKNOWN:
         return by_name
-    model_type = config.get("model_type")
-    return family_of_type(model_type) if isinstance(model_type, str) else UNKNOWN
+    return family_of_type(config.model_type) if config.model_type else UNKNOWN
 
 
 def _tool_call_parser(family: Family, template: str | None) -> str | None:
@@ -193,19 +168,6 @@ def _reasoning_parser(family: Family, template: str | None) -> str | None:
     return family.reasoning_parser if thinks else None
 
 
-def _context_window(config: dict[str, Any]) -> int | None:
-    for part in (config, _text_config(config)):
-        found = part.get("max_position_embeddings")
-        if isinstance(found, int) and found > 0:
-            return found
-    return None
-
-
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    found = config.get("text_config")
-    return found if isinstance(found, dict) else config
-
-
 def _sampling(directory: Path) -> dict[str, float]:
     config = read_object(directory / "generation_config.json") or {}
     return {
@@ -215,10 +177,3 @@ def _sampling(directory: Path) -> dict[str, float]:
         and not isinstance(config[key], bool)
         and lowest <= config[key] <= highest
     }
-
-
-def _has_linear_attention(config: dict[str, Any]) -> bool:
-    text = _text_config(config)
-    kinds = text.get("layer_types")
-    named = isinstance(kinds, list) and "linear_attention" in kinds
-    return named or "linear_num_value_heads" in text

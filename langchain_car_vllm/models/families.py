@@ -150,7 +150,7 @@ FAMILIES = (
     Family(
         "gemma-4",
         r"gemma-?4",
-        ("gemma4",),
+        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
         tool_call_parser="gemma4",
         reasoning_parser="gemma4",
         thinks=True,
@@ -240,6 +240,17 @@ FAMILIES = (
     Family("functionary", r"functionary", tool_call_parser="functionary"),
 )
 
+# Their repositories carry code for other programs in `auto_map`. The server has its own: a model in
+# mlx-lm 0.31.3 and a tokenizer in transformers 5.
+_OWN_CODE = frozenset(
+    {
+        *("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+        *("minimax", "minimax_m2", "nemotron", "nemotron_h", "nemotron-nas", "phi3", "phimoe"),
+        *("granitemoehybrid", "exaone", "exaone4", "internlm3", "olmo2", "bailing_moe", "ernie4_5"),
+        *("step3p5", "afmoe", "dots1", "seed_oss", "hunyuan_v1_dense", "mimo", "mimo_v2_flash"),
+    }
+)
+
 # For models of no known family: what a chat template writes around a call tells its format.
 TEMPLATE_FORMATS = (
     ("<|tool_call>call:", "gemma4"),
@@ -286,6 +297,16 @@ def serving_of_name(name: str) -> Serving:
 def family_of_type(model_type: str) -> Family:
     """Return the family of a `model_type` from `config.json`, else `UNKNOWN`."""
     return next((family for family in FAMILIES if model_type in family.model_types), UNKNOWN)
+
+
+def own_code_types() -> list[str]:
+    """Return each `model_type` that the server implements although repositories carry code too."""
+    return sorted(_OWN_CODE)
+
+
+def has_own_code(model_type: object) -> bool:
+    """Return whether the server implements a `model_type` whose repositories carry code too."""
+    return isinstance(model_type, str) and model_type in _OWN_CODE
 
 
 def template_tool_format(template: str) -> str | None:

@@ -1,23 +1,40 @@
-"""What the Hub says of a repository, asked without any library of its own."""
+"""What the Hub says of a repository, asked without any library of its own.
 
-import json
+Whoever answers may be a captive portal or worse: bytes, time and depth of an answer are bounded.
+"""
+
+import socket
 import ssl
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from fnmatch import fnmatch
-from http.client import HTTPException, HTTPMessage
-from typing import IO, Any, NamedTuple
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
 
 import truststore
 
 from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
 from langchain_car_vllm.models.download import explained, no_model
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
+from langchain_car_vllm.models.model_files import ModelFileError, parse_object, printable
+from langchain_car_vllm.models.servable import find_missing
+from langchain_car_vllm.models.snapshot import listed_size, wanted_names
+from langchain_car_vllm.models.weights import weight_names
 
 WEIGHTS = "*.safetensors"
 _TIMEOUT = 10.0
+_DEADLINE = 30.0
+"""Seconds for all that is asked of one repository."""
+_MOST_LISTED = 32_000_000
+_MOST_SETTINGS = 8_000_000
+_PIECE = 65_536
+_MOST_SHOWN = 200
 _UNAUTHORIZED, _NOT_FOUND, _SERVER_ERROR = 401, 404, 500
 _INVALID = "Invalid credentials"
 
@@ -29,33 +46,200 @@ class HubFile(NamedTuple):
     size: int
 
 
-def ask_hub(source: str, revision: str | None = None) -> list[HubFile]:
-    """Return a repository's files as the Hub lists them, once one of them may be read.
+class HubModel(NamedTuple):
+    """A repository that the server can serve, as the Hub lists it.
+
+    Attributes:
+        files: All of its files.
+        config: What its `config.json` says.
+        commit: What the revision stands for now, None where the Hub does not say.
+        fetched: The files that a download brings.
+        loaded: The files that the server loads weights from.
+    """
+
+    files: list[HubFile]
+    config: ModelConfig
+    commit: str | None
+    fetched: list[HubFile]
+    loaded: list[HubFile]
+
+
+def ask_hub(source: str, revision: str | None = None, *, trust: bool = False) -> list[HubFile]:
+    """Return a repository's files as the Hub lists them; see `ask_hub_model`."""
+    return ask_hub_model(source, revision, trust=trust).files
+
+
+def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = False) -> HubModel:
+    """Return what the Hub has under a name, once it may be read and can be served.
 
     Respects `HF_ENDPOINT`, `HF_TOKEN`, the token file of the Hub's own client, and proxies; trusts
-    the certificates that the system trusts, and those of `SSL_CERT_FILE`.
+    the certificates that the system trusts, and those of `SSL_CERT_FILE`. Fetches a few files of
+    settings and no weights.
+
+    Args:
+        source: The Hub repository.
+        revision: A branch, tag or commit; None is the default branch.
+        trust: Whether the user trusts code that the model brings.
 
     Raises:
         ModelDownloadError: The repository cannot be read, or holds no model; says why and what to
             do.
+        UntrustedCodeError: It brings code that nobody trusts.
     """
-    at = urllib.parse.quote(revision or "main", safe="")
-    opener = _opener()
-    listed = _request(opener, "GET", f"/api/models/{source}/revision/{at}?blobs=true", source, at)
+    at = revision or "main"
+    with _Hub(source, at) as hub:
+        files, commit = _listing(hub)
+        # A gated repository lists its files to everybody; only reading one shows who may.
+        settings = {"config.json": hub.settings("config.json")}
+        sizes = {file.name: file.size for file in files}
+        for name in sizes if not trust else ():
+            if name.endswith("config.json") and "/" not in name and name not in settings:
+                settings[name] = hub.settings(name)
+    obstacle = find_missing(sizes, settings.get, trust=trust)
+    if obstacle is not None:
+        raise obstacle.error(source) if obstacle.is_code else no_model(source, *obstacle[:2])
+    config = settings["config.json"] or {}
+    multimodal = is_multimodal(config)
+    fetched = set(wanted_names(sizes, multimodal=multimodal, trust=trust))
+    loaded = set(weight_names(sizes, multimodal=multimodal))
+    return HubModel(
+        files,
+        config_of(config),
+        commit,
+        [file for file in files if file.name in fetched],
+        [file for file in files if file.name in loaded],
+    )
+
+
+def find_hub_commit(source: str, revision: str | None = None) -> str | None:
+    """Return the commit that a revision stands for on the Hub now, None where it does not say.
+
+    Raises:
+        ModelDownloadError: The Hub cannot be asked; says why and what to do.
+    """
+    with _Hub(source, revision or "main") as hub:
+        return _listing(hub)[1]
+
+
+def _listing(hub: "_Hub") -> tuple[list[HubFile], str | None]:
+    at = urllib.parse.quote(hub.revision, safe="")
+    listed = hub.get(f"/api/models/{hub.source}/revision/{at}?blobs=true", _MOST_LISTED)
     try:
-        files = [_file(entry) for entry in json.loads(listed)["siblings"]]
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        verdict = {"kind": "strange", "said": listed[:60].decode(errors="replace")}
-        raise explained(source, at, verdict) from error
-    if not any(fnmatch(file.name, WEIGHTS) for file in files):
-        raise no_model(source)
-    # A gated repository lists its files to everybody; only reading one shows who may.
-    _request(opener, "HEAD", f"/{source}/resolve/{at}/config.json", source, at)
-    return files
+        found = parse_object(Path("listing"), listed)
+        files = [_file(entry) for entry in found["siblings"]]
+    except (ModelFileError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = printable(listed[:60].decode(errors="replace"))
+        raise explained(hub.source, hub.revision, {"kind": "strange", "said": said}) from error
+    commit = found.get("sha")
+    return files, commit if isinstance(commit, str) else None
 
 
 def _file(entry: dict[str, Any]) -> HubFile:
-    return HubFile(str(entry["rfilename"]), int(entry.get("size") or 0))
+    name = entry["rfilename"]
+    if not isinstance(name, str):
+        raise TypeError
+    return HubFile(name, listed_size(entry) or 0)
+
+
+class _Hub:
+    """A conversation with the Hub about one repository, within one limit of time.
+
+    Args:
+        source: The Hub repository.
+        revision: A branch, tag or commit.
+    """
+
+    def __init__(self, source: str, revision: str) -> None:
+        self.source, self.revision = source, revision
+        self._sockets: list[socket.socket] = []
+        self._opener = _opener(self._sockets)
+        self._deadline = time.monotonic() + _DEADLINE
+        self._timer = threading.Timer(_DEADLINE, self._hang_up)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._timer.cancel()
+
+    def _hang_up(self) -> None:
+        """End what is under way: a peer that sends a byte now and then is never late by itself."""
+        for connection in list(self._sockets):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def settings(self, name: str) -> dict[str, Any] | None:
+        """Return the object in a file of settings, None where there is none."""
+        at = urllib.parse.quote(self.revision, safe="")
+        path = f"/{self.source}/resolve/{at}/{urllib.parse.quote(name)}"
+        try:
+            return parse_object(Path(name), self.get(path, _MOST_SETTINGS))
+        except (_EntryMissing, ModelFileError):
+            return None
+
+    def get(self, path: str, most: int) -> bytes:
+        """Return what the Hub answers.
+
+        Raises:
+            ModelDownloadError: It refuses, or what answers is not the Hub.
+        """
+        request = urllib.request.Request(_endpoint() + path)  # noqa: S310
+        if token := hub_token():
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        try:
+            with self._opener.open(request, timeout=_TIMEOUT) as response:
+                return self._read(response, most)
+        except urllib.error.HTTPError as error:
+            verdict = _refusal(error)
+            error.close()
+            if verdict["kind"] == "no-entry":
+                raise _EntryMissing from error
+            raise explained(self.source, self.revision, verdict) from error
+        except (OSError, HTTPException, ValueError) as error:
+            raise explained(self.source, self.revision, self._failure(error)) from error
+
+    def _read(self, response: HTTPResponse, most: int) -> bytes:
+        body = bytearray()
+        while piece := response.read1(_PIECE):
+            body += piece
+            if len(body) > most:
+                raise explained(
+                    self.source,
+                    self.revision,
+                    {"kind": "strange", "said": f"more than {most // 1_000_000} MB"},
+                )
+        if time.monotonic() >= self._deadline:
+            raise TimeoutError
+        return bytes(body)
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        reason = getattr(error, "reason", error)
+        if time.monotonic() >= self._deadline:
+            return {"kind": "slow", "said": f"{_DEADLINE:g}"}
+        kind = "certificate" if isinstance(reason, ssl.SSLCertVerificationError) else "offline"
+        return {"kind": kind, "said": printable(reason)}
+
+
+class _EntryMissing(Exception):  # noqa: N818 - never leaves this module
+    """The repository holds no such file."""
+
+
+def _endpoint() -> str:
+    endpoint = hub_endpoint()
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"HF_ENDPOINT must be an http or https address, not `{endpoint}`",
+            hint="unset HF_ENDPOINT, or set it to a mirror such as `https://hub.example.com`",
+        )
+    return endpoint
+
+
+def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:
+    code = error.headers.get("X-Error-Code") or ""
+    said = printable(error.headers.get("X-Error-Message") or error.reason)[:_MOST_SHOWN]
+    return {"kind": _kind(error.code, code, said), "said": said}
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -84,38 +268,12 @@ def _origin(address: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
-def _request(
-    opener: urllib.request.OpenerDirector, method: str, path: str, source: str, revision: str
-) -> bytes:
-    endpoint = hub_endpoint()
-    if not endpoint.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"HF_ENDPOINT must be an http or https address, not `{endpoint}`",
-            hint="unset HF_ENDPOINT, or set it to a mirror such as `https://hub.example.com`",
-        )
-    request = urllib.request.Request(endpoint + path, method=method)  # noqa: S310
-    if token := hub_token():
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
-    try:
-        with opener.open(request, timeout=_TIMEOUT) as response:
-            body: bytes = response.read()
-            return body
-    except urllib.error.HTTPError as error:
-        code = error.headers.get("X-Error-Code") or ""
-        said = str(error.headers.get("X-Error-Message") or error.reason)
-        error.close()
-        if code == "EntryNotFound":
-            raise no_model(source) from error
-        verdict = {"kind": _kind(error.code, code, said), "said": said}
-        raise explained(source, revision, verdict) from error
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        kind = "certificate" if isinstance(reason, ssl.SSLCertVerificationError) else "offline"
-        raise explained(source, revision, {"kind": kind, "said": str(reason)}) from error
+def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
+    """Return what follows and trusts: some Pythons for macOS bring no certificates of their own.
 
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Return what follows and trusts: some Pythons for macOS bring no certificates of their own."""
+    Args:
+        sockets: Gets each connection that is made.
+    """
     trusted = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if file := SSL_CERT_FILE.read():
         try:
@@ -125,10 +283,31 @@ def _opener() -> urllib.request.OpenerDirector:
                 f"the certificates of SSL_CERT_FILE, `{file}`, cannot be read: {error}",
                 hint="unset SSL_CERT_FILE, or set it to a file of certificates in PEM form",
             ) from error
-    return urllib.request.build_opener(_Redirects(), urllib.request.HTTPSHandler(context=trusted))
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    class Encrypted(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    class PlainHandler(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+            return self.do_open(Plain, req)
+
+    class EncryptedHandler(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+            return self.do_open(Encrypted, req, context=trusted)
+
+    return urllib.request.build_opener(_Redirects(), PlainHandler(), EncryptedHandler())
 
 
 def _kind(status: int, code: str, said: str) -> str:
+    if code == "EntryNotFound":
+        return "no-entry"
     if code == "GatedRepo":
         return "gated"
     if code == "RevisionNotFound":

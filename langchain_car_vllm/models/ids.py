@@ -1,7 +1,6 @@
 """Model ids: what a user may write, and what it stands for."""
 
 import difflib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from langchain_car_vllm.errors import UnknownModelError
 from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalized
 from langchain_car_vllm.models.families import family_facts
+from langchain_car_vllm.models.model_files import ModelFileError, load_object
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
 # The Hub's own rule for repository names (huggingface_hub, `validate_repo_id`).
@@ -120,14 +120,11 @@ def _local_model(text: str) -> ModelId:
 
 
 def _check_config(text: str, config: Path) -> None:
-    if not config.is_file():
-        raise UnknownModelError(text, f"`{config.parent}` holds no `config.json`")
     try:
-        is_object = isinstance(json.loads(config.read_bytes()), dict)
-    except (OSError, ValueError) as error:
-        raise UnknownModelError(text, f"`{config}` cannot be read: {error}") from error
-    if not is_object:
-        raise UnknownModelError(text, f"`{config}` holds no JSON object")
+        load_object(config)
+    except ModelFileError as error:
+        missing = f"`{config.parent}` holds no `config.json`"
+        raise UnknownModelError(text, missing if error.is_missing else error.message) from error
 
 
 def _catalog_model(entry: CatalogEntry) -> ModelId:

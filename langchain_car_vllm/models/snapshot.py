@@ -2,25 +2,39 @@
 
 import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from langchain_car_vllm import environment, paths
-from langchain_car_vllm.models.facts import is_multimodal
-from langchain_car_vllm.models.json_files import read_object
+from langchain_car_vllm.models.config import is_multimodal
+from langchain_car_vllm.models.lm_studio import lm_studio_folders
+from langchain_car_vllm.models.model_files import file_error, read_object, read_text
+from langchain_car_vllm.models.remote_code import CODE
+from langchain_car_vllm.models.weights import (
+    INDEX,
+    MEDIA_WEIGHTS,
+    TEXT_WEIGHTS,
+    is_plain,
+    is_weight,
+    shard_names,
+)
 
 _DEFAULT_REVISION = "main"
-# What the server fetches of a repository on both its routes (vllm-mlx 0.6.0, `utils/download.py`),
-# and the weights that it fetches on the one for text and on the one for media.
-_NEEDED = ("*.json", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
-_TEXT_WEIGHTS = "model*.safetensors"
-_MEDIA_WEIGHTS = "*.safetensors"
+# What the server fetches of a repository on both its routes (vllm-mlx 0.6.0, `utils/download.py`).
+_NEEDED = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
+_SERVERS_OWN = (*_NEEDED, "*.jsonl", "*.model", "*.py")
 _SHARD = re.compile(r"(.*?)\d+-of-(\d+)\.safetensors$")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
+_COMMIT = re.compile(r"[\w][\w.\-]{0,127}", re.ASCII)
+_REVISION = re.compile(r"[\w][\w./\-]{0,255}", re.ASCII)
+_MOST_BYTES = 2**60
+_MOST_SHARDS = 10_000
 
 
-def find_snapshot(source: str, revision: str | None = None) -> Path | None:
+def find_snapshot(source: str, revision: str | None = None, *, trust: bool = False) -> Path | None:
     """Return the complete local copy of a model, None where there is none.
 
     Looked at, in this order: the directory itself where `source` is a path, the Hub cache
@@ -32,11 +46,15 @@ def find_snapshot(source: str, revision: str | None = None) -> Path | None:
     Args:
         source: A Hub repository, or a directory.
         revision: A branch, tag or commit; None is the default branch.
+        trust: Whether the code that the model brings belongs to it.
+
+    Raises:
+        ModelFileError: A copy may be there, and this user may not look.
     """
     if source.startswith("/"):
         directory = Path(source)
-        return directory if (directory / "config.json").is_file() else None
-    return _in_hub_cache(source, revision or _DEFAULT_REVISION) or (
+        return directory if _is_there(directory / "config.json") else None
+    return _in_hub_cache(source, revision or _DEFAULT_REVISION, trust=trust) or (
         _in_lm_studio(source) if revision is None else None
     )
 
@@ -65,30 +83,82 @@ def is_in_hub_cache(snapshot: Path, source: str) -> bool:
     return folder is not None and folder in snapshot.parents
 
 
+def served_source(snapshot: Path, source: str, revision: str | None = None) -> str:
+    """Return what `vllm-mlx serve` is given to serve a local copy, and nothing else.
+
+    Its repository's name, if the Hub's client finds the copy by that and takes it for whole; it
+    does not where files are left out that the server would have fetched, such as code.
+
+    Args:
+        snapshot: The local copy.
+        source: The Hub repository, or a directory.
+        revision: A branch, tag or commit; None is the default branch.
+    """
+    if revision is not None or not is_in_hub_cache(snapshot, source):
+        return str(snapshot)
+    listing = tree_listing(snapshot.parents[1], snapshot.name)
+    weights = (TEXT_WEIGHTS, MEDIA_WEIGHTS)
+    for name in listing or ():
+        if (
+            any(fnmatch(name, pattern) for pattern in (*_SERVERS_OWN, *weights))
+            and not (snapshot / name).is_file()
+        ):
+            return str(snapshot)
+    return source
+
+
 def _expanded(value: str) -> Path:
-    return Path(os.path.expandvars(value)).expanduser()
+    # `Path.expanduser` raises where nobody has a home.
+    return Path(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH111
 
 
-def _in_hub_cache(source: str, revision: str) -> Path | None:
+def _is_there(path: Path) -> bool:
+    """Return whether there is a regular file.
+
+    Raises:
+        ModelFileError: Nobody may look.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except PermissionError as error:
+        raise file_error(path, error) from error
+    except (OSError, ValueError):
+        return False
+
+
+def _in_hub_cache(source: str, revision: str, *, trust: bool) -> Path | None:
     folder = repository_folder(source)
-    if folder is None:
+    commit = find_commit(source, revision)
+    if folder is None or commit is None:
         return None
-    commit = _text(folder / "refs" / revision) or revision
     snapshot = folder / "snapshots" / commit
-    if not (snapshot / "config.json").is_file():
+    if not _is_there(snapshot / "config.json"):
         return None
-    listing = _listing(folder / "trees" / f"{commit}.json")
+    listing = tree_listing(folder, commit)
     if listing is not None:
-        return snapshot if _holds_all(snapshot, listing) else None
+        return snapshot if _holds_all(snapshot, listing, trust=trust) else None
     return snapshot if holds_model(snapshot) else None
 
 
-def _in_lm_studio(source: str) -> Path | None:
-    base = paths.home()
-    if base is None:
+def find_commit(source: str, revision: str | None = None) -> str | None:
+    """Return the commit that the Hub cache has for a revision, None where none can be meant.
+
+    What stands in the cache is somebody else's text: nothing but the name of a folder is taken.
+
+    Args:
+        source: A Hub repository.
+        revision: A branch, tag or commit; None is the default branch.
+    """
+    folder, revision = repository_folder(source), revision or _DEFAULT_REVISION
+    if folder is None or not _REVISION.fullmatch(revision) or ".." in revision:
         return None
-    for folder in (".lmstudio/models", ".cache/lm-studio/models"):
-        directory = base / folder / source
+    commit = (read_text(folder / "refs" / revision, most=1000) or "").strip() or revision
+    return commit if _COMMIT.fullmatch(commit) and ".." not in commit else None
+
+
+def _in_lm_studio(source: str) -> Path | None:
+    for folder in lm_studio_folders():
+        directory = folder / source
         if holds_model(directory) and not any(directory.glob("*.part*")):
             return directory
     return None
@@ -96,67 +166,91 @@ def _in_lm_studio(source: str) -> Path | None:
 
 def holds_model(directory: Path) -> bool:
     """Return whether a directory holds all parts of a model, judged by the index of its weights."""
-    if not (directory / "config.json").is_file():
+    if not _is_there(directory / "config.json"):
         return False
-    if not any((directory / name).is_file() for name in _TOKENIZERS):
+    if not any(_is_there(directory / name) for name in _TOKENIZERS):
         return False
-    index = read_object(directory / "model.safetensors.index.json")
+    index = read_object(directory / INDEX)
     if index is None:
         return _holds_all_shards(directory)
-    weights = index.get("weight_map")
-    names = set(weights.values()) if isinstance(weights, dict) else set()
-    return bool(names) and all((directory / str(name)).is_file() for name in names)
+    names = shard_names(index)
+    return bool(names) and all(_is_there(directory / name) for name in names)
 
 
 def _holds_all_shards(directory: Path) -> bool:
     """Return whether the weights' own names speak of no more of them; the index may come last."""
-    files = {path.name for path in directory.glob("*.safetensors") if path.is_file()}
+    files = {path.name for path in directory.glob("*.safetensors") if _is_there(path)}
     counted = [match for match in map(_SHARD.match, files) if match]
     return bool(files) and all(
-        f"{match[1]}{number:0{len(match[2])}}-of-{match[2]}.safetensors" in files
+        int(match[2]) <= _MOST_SHARDS
+        and f"{match[1]}{number:0{len(match[2])}}-of-{match[2]}.safetensors" in files
         for match in counted
-        for number in range(1, int(match[2]) + 1)
+        for number in range(1, min(int(match[2]), _MOST_SHARDS) + 1)
     )
 
 
-def _listing(path: Path) -> dict[str, int] | None:
-    """Return file sizes by name, as huggingface_hub recorded them (format version 1)."""
-    found = read_object(path)
+def tree_listing(folder: Path, commit: str) -> dict[str, Mapping[str, Any]] | None:
+    """Return what huggingface_hub recorded of a commit's files (format version 1) by name.
+
+    Args:
+        folder: Of the repository in the Hub cache.
+        commit: The commit.
+    """
+    found = read_object(folder / "trees" / f"{commit}.json")
     files = found.get("files") if found else None
     if not isinstance(files, dict):
         return None
     return {
-        name: entry["size"]
+        name: entry
         for name, entry in files.items()
-        if isinstance(entry, dict) and isinstance(entry.get("size"), int)
+        if is_plain(name) and isinstance(entry, dict) and listed_size(entry) is not None
     }
 
 
-def _holds_all(snapshot: Path, listing: dict[str, int]) -> bool:
-    wanted = wanted_files(snapshot, listing)
+def listed_size(entry: Mapping[str, Any]) -> int | None:
+    """Return a file's size by its entry in a listing, None where that makes no sense."""
+    size = entry.get("size")
+    if isinstance(size, bool) or not isinstance(size, int):
+        return None
+    return size if 0 <= size <= _MOST_BYTES else None
+
+
+def _holds_all(snapshot: Path, listing: Mapping[str, Mapping[str, Any]], *, trust: bool) -> bool:
+    wanted = wanted_files(snapshot, listing, trust=trust)
+    if not any(name.endswith(".safetensors") for name in wanted):
+        return False
     try:
-        return bool(wanted) and all(
-            (snapshot / name).stat().st_size == listing[name] for name in wanted
+        return all(
+            (snapshot / name).stat().st_size == listed_size(listing[name]) for name in wanted
         )
     except OSError:
         return False
 
 
-def wanted_files(snapshot: Path, names: Iterable[str]) -> list[str]:
-    """Return which files of a repository the server fetches.
+def wanted_files(snapshot: Path, names: Iterable[str], *, trust: bool = False) -> list[str]:
+    """Return which files of a repository are fetched.
 
     Args:
         snapshot: Where they come to lie; the `config.json` there tells the server's route.
         names: All files of the repository.
+        trust: Whether code belongs to them.
     """
     config = read_object(snapshot / "config.json") or {}
-    weights = _MEDIA_WEIGHTS if is_multimodal(config) else _TEXT_WEIGHTS
-    patterns = (*_NEEDED, weights)
-    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    return wanted_names(names, multimodal=is_multimodal(config), trust=trust)
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
+def wanted_names(names: Iterable[str], *, multimodal: bool, trust: bool = False) -> list[str]:
+    """Return which files of a repository are fetched, by the server's route.
+
+    Args:
+        names: All files of the repository.
+        multimodal: Whether that is the one for media.
+        trust: Whether code belongs to them.
+    """
+    weights = MEDIA_WEIGHTS if multimodal else TEXT_WEIGHTS
+    patterns = (*_NEEDED, CODE) if trust else _NEEDED
+    return [
+        name
+        for name in names
+        if is_weight(name, weights) or any(fnmatch(name, pattern) for pattern in patterns)
+    ]

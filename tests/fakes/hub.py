@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from fakes.weights import weights_of
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _CHUNK = 16384
 
@@ -32,7 +34,7 @@ class FakeHub:
         redirecting: Whether files are answered from another path of the same host.
         portal: A page that answers everything in the Hub's place, None for none.
         requests: `(method, path, status)` of all requests so far.
-        bytes_sent: Bytes of files sent so far.
+        bytes_sent: Bytes of weights sent so far.
     """
 
     def __init__(self):
@@ -193,7 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
                     break
                 self.wfile.write(chunk)
                 sent += len(chunk)
-                self.hub.bytes_sent += len(chunk)
+                if path.suffix == ".safetensors":
+                    self.hub.bytes_sent += len(chunk)
                 if self.hub.bytes_per_second:
                     time.sleep(len(chunk) / self.hub.bytes_per_second)
         if begin + sent < self.promised_size(path):
@@ -233,5 +236,5 @@ def write_model(folder: Path, *, weights: int = 300_000):
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "README.md").write_text("about")
-    (folder / "model.safetensors").write_bytes(bytes(range(256)) * (weights // 256))
+    (folder / "model.safetensors").write_bytes(weights_of(weights))
     return folder

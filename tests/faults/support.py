@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 import psutil
 import pytest
+from fakes.weights import weights_of
 
 from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of
 from langchain_car_vllm.server.directory import ServerDirectory
@@ -69,7 +70,7 @@ class Fake:
             json.dumps({"model_type": "llama", "max_position_embeddings": 2048})
         )
         (self.model / "tokenizer.json").write_text("{}")
-        (self.model / "model.safetensors").write_bytes(b"\0" * 64)
+        (self.model / "model.safetensors").write_bytes(weights_of(64))
         self._starts = root / "starts"
         self.switch()
 

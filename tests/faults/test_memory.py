@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+from fakes.weights import write_sparse_weights
 from faults.support import (
     FAST,
     Background,
@@ -36,8 +37,7 @@ def models(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[ServerSpec]:
     for number in range(3):
         folder = fake.root / f"model{number}"
         shutil.copytree(fake.model, folder)
-        with (folder / "model.safetensors").open("wb") as file:
-            file.truncate(1_000_000_000)
+        write_sparse_weights(folder / "model.safetensors", 1_000_000_000)
         specs.append(fake.spec(source=str(folder), served_name=str(folder)))
     return specs
 

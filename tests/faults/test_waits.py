@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from fakes.weights import write_sparse_weights
 from faults.support import FAST, Background, ClientProcess, Fake, ask, can_mount, eventually, fill
 
 from langchain_car_vllm.errors import CarVllmError, StateDirectoryError
@@ -19,8 +20,7 @@ def models(fake: Fake, monkeypatch: pytest.MonkeyPatch):
     for number in range(4):
         folder = fake.root / f"model{number}"
         shutil.copytree(fake.model, folder)
-        with (folder / "model.safetensors").open("wb") as file:
-            file.truncate(1_000_000_000)
+        write_sparse_weights(folder / "model.safetensors", 1_000_000_000)
         specs.append(fake.spec(source=str(folder), served_name=str(folder)))
     return specs
 

@@ -19,7 +19,9 @@ from langchain_car_vllm.models.download import (
     measure_download,
     no_model,
 )
-from langchain_car_vllm.models.snapshot import is_in_hub_cache
+from langchain_car_vllm.models.remote_code import is_trusted
+from langchain_car_vllm.models.servable import check_servable
+from langchain_car_vllm.models.snapshot import served_source
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import (
     VllmRuntime,
@@ -46,9 +48,13 @@ def check_model_can_be_had(spec: ServerSpec) -> None:
 
     Raises:
         UnknownModelError: Its directory is gone.
+        UnservableModelError: The server cannot load what is there.
         ModelDownloadError: It may not be downloaded.
     """
-    if find_snapshot(spec.source, spec.revision) is not None:
+    trust = is_trusted(spec.server_args)
+    snapshot = find_snapshot(spec.source, spec.revision, trust=trust)
+    if snapshot is not None:
+        check_servable(snapshot, spec.served_name, trust=trust)
         return
     if spec.source.startswith("/"):
         raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")
@@ -112,11 +118,14 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Launch:
         binary=str(runtime.server),
         serving=Serving(version=runtime.version),
     )
-    snapshot = find_snapshot(spec.source, spec.revision) or _download(context, runtime)
-    by_name = spec.revision is None and is_in_hub_cache(snapshot, spec.source)
-    model = spec.source if by_name else str(snapshot)
+    trust = is_trusted(spec.server_args)
+    snapshot = find_snapshot(spec.source, spec.revision, trust=trust) or _download(context, runtime)
+    check_servable(snapshot, spec.served_name, trust=trust)
+    model = served_source(snapshot, spec.source, spec.revision)
     budget = budget_bytes()
-    facts = facts_for_version(read_model_facts(snapshot, spec.served_name), runtime.version)
+    facts = facts_for_version(
+        read_model_facts(snapshot, spec.served_name, trust=trust), runtime.version
+    )
     if spec.embeddings:
         return Launch(
             model,
@@ -154,7 +163,10 @@ def _download(context: SupervisorContext, runtime: VllmRuntime) -> Path:
     """Download the model through the runtime, as long as it makes headway."""
     spec, directory = context.spec, context.directory
     check_model_can_be_had(spec)
-    command = download_command(directory.path, runtime.server, spec.source, spec.revision)
+    trust = is_trusted(spec.server_args)
+    command = download_command(
+        directory.path, runtime.server, spec.source, spec.revision, trust=trust
+    )
     child = Child(
         directory,
         command.program,
@@ -183,7 +195,7 @@ def _download(context: SupervisorContext, runtime: VllmRuntime) -> Path:
         child.kill(context.policy)
     if code:
         raise diagnose_download(spec.source, spec.revision, child.log, code)
-    snapshot = find_snapshot(spec.source, spec.revision)
+    snapshot = find_snapshot(spec.source, spec.revision, trust=trust)
     if snapshot is None:
         raise no_model(spec.source)
     return snapshot

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fakes.hub import running_hub, write_model
+from fakes.weights import weights_of
 from faults.support import FAST, PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
@@ -28,9 +29,11 @@ def cache(home: Path) -> Path:
 
 def fill(snapshot: Path) -> None:
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text('{"max_position_embeddings": 4096}')
+    (snapshot / "config.json").write_text(
+        '{"model_type": "llama", "max_position_embeddings": 4096}'
+    )
     (snapshot / "tokenizer.json").write_text("{}")
-    (snapshot / "model.safetensors").write_bytes(bytes(2_000_000))
+    (snapshot / "model.safetensors").write_bytes(weights_of(2_000_000))
 
 
 def download(cache: Path, repository: str) -> Path:

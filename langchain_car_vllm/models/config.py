@@ -1,0 +1,118 @@
+"""What `config.json` says, as a typed record whose numbers are in ranges that a model can have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langchain_car_vllm.models.model_files import load_object
+
+# The server's own rule for its multimodal route (vllm-mlx 0.6.0, `vllm_mlx/api/utils.py`).
+_MULTIMODAL_KEYS = (
+    "vision_config",
+    "audio_config",
+    "vision_tower",
+    "mm_vision_tower",
+    "image_token_id",
+    "image_token_index",
+    "audio_token_id",
+    "audio_token_index",
+)
+_MULTIMODAL_ARCHITECTURES = (
+    "vlforcondition",
+    "vlforcausal",
+    "visionforcondition",
+    "visionforcausal",
+    "multimodalitycausallm",
+    "llava",
+    "idefics",
+    "paligemma",
+    "pixtral",
+    "molmo",
+    "phi3v",
+    "phi4v",
+    "cogvlm",
+    "internvl",
+    "deepseekvl",
+    "mllama",
+    "gemma3forconditional",
+    "gemma4forconditional",
+)
+_TEXT_PARTS = ("text_config", "llm_config", "language_config")
+_MOST_LAYERS = 10_000
+_MOST_TOKENS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What a model's `config.json` says.
+
+    Attributes:
+        model_type: Which implementation serves it, None where it does not say.
+        multimodal: Whether the server takes its multimodal route for it.
+        context_window: Tokens that prompt and answer share, None where it does not say.
+        linear_attention: Whether some layers keep one state for the whole of what they have read.
+    """
+
+    model_type: str | None
+    multimodal: bool = False
+    context_window: int | None = None
+    linear_attention: bool = False
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Return what the `config.json` of a directory says.
+
+    Raises:
+        ModelFileError: There is none, or it cannot be read.
+    """
+    return config_of(load_object(directory / "config.json"))
+
+
+def config_of(values: Mapping[str, Any]) -> ModelConfig:
+    """Return what a JSON object says as a model's configuration; what makes no sense is left out.
+
+    Args:
+        values: The object, whatever it holds.
+    """
+    text = _text_part(values)
+    model_type = values.get("model_type")
+    window = _integer(values, "max_position_embeddings", _MOST_TOKENS)
+    return ModelConfig(
+        model_type=model_type if isinstance(model_type, str) and model_type else None,
+        multimodal=is_multimodal(values),
+        context_window=window or _integer(text, "max_position_embeddings", _MOST_TOKENS),
+        linear_attention="linear_attention" in _kinds(text) or "linear_num_value_heads" in text,
+    )
+
+
+def is_multimodal(values: Mapping[str, Any]) -> bool:
+    """Return whether the server will serve a model of this `config.json` as multimodal."""
+    architectures = values.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    return any(key in values for key in _MULTIMODAL_KEYS) or any(
+        mark in name.lower()
+        for name in names
+        if isinstance(name, str)
+        for mark in _MULTIMODAL_ARCHITECTURES
+    )
+
+
+def _text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    parts = (values.get(name) for name in _TEXT_PARTS)
+    return next((part for part in parts if isinstance(part, dict) and part), values)
+
+
+def _integer(values: Mapping[str, Any], name: str, most: int) -> int | None:
+    """Return a number of the object, None where it is none or beyond what a model can have."""
+    found = values.get(name)
+    if isinstance(found, bool) or not isinstance(found, int):
+        return None
+    return found if 0 < found <= most else None
+
+
+def _kinds(text: Mapping[str, Any]) -> list[str]:
+    found = text.get("layer_types")
+    if not isinstance(found, list) or len(found) > _MOST_LAYERS:
+        return []
+    return [kind for kind in found if isinstance(kind, str)]

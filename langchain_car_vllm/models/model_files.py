@@ -1,0 +1,208 @@
+"""The one door through which files that came with a model are read.
+
+Somebody else wrote them: one may be a pipe that never ends, nest a million brackets, or lie where
+this user may not look. What comes through is a regular file of bounded size, and whatever can go
+wrong is one error with its cure.
+"""
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from langchain_car_vllm.errors import UnservableModelError
+
+_MB = 1_000_000
+_MOST_BYTES = 64 * _MB
+_MOST_ENTRIES = 100_000
+_INVALID = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
+
+
+class ModelFileError(UnservableModelError):
+    """A file or folder of a model that cannot be read.
+
+    Args:
+        path: Which one.
+        detail: Why.
+        is_missing: Whether it is simply not there.
+    """
+
+    def __init__(
+        self, path: Path, detail: str, *, hint: str | None = None, is_missing: bool = False
+    ) -> None:
+        super().__init__(f"`{printable(path)}` {detail}", hint=hint)
+        self.path = path
+        self.is_missing = is_missing
+
+
+def printable(text: object) -> str:
+    """Return a text of somebody else's in a form that every terminal and every log takes."""
+    characters = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters)
+
+
+def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """Return what a regular file holds.
+
+    Args:
+        path: The file; a symbolic link is followed.
+        most: The largest size in bytes.
+
+    Raises:
+        ModelFileError: There is none, it is of another kind, too large, or cannot be read.
+    """
+    descriptor = _open(path)
+    try:
+        _check_regular(path, os.fstat(descriptor))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            found = file.read(most + 1)
+    except OSError as error:
+        raise file_error(path, error) from error
+    finally:
+        os.close(descriptor)
+    if len(found) > most:
+        raise ModelFileError(path, f"is larger than {most / _MB:g} MB, which no such file is")
+    return found
+
+
+def load_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        ModelFileError: There is none, or it holds something else.
+    """
+    return parse_object(path, read_bytes(path))
+
+
+def parse_object(path: Path, text: bytes) -> dict[str, Any]:
+    """Return the JSON object that a file's content stands for.
+
+    Args:
+        path: Where it was read, for the error.
+        text: The content.
+
+    Raises:
+        ModelFileError: It is no JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except _INVALID as error:
+        raise ModelFileError(
+            path,
+            f"cannot be read: {_reason(error)}",
+            hint="download the model again, or correct the file",
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelFileError(
+            path, "holds no JSON object", hint="download the model again, or correct the file"
+        )
+    return found
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object that a file holds, None where there is none that can be read."""
+    try:
+        return load_object(path)
+    except ModelFileError:
+        return None
+
+
+def read_text(path: Path, most: int = _MB) -> str | None:
+    """Return a file's text, None where there is none that can be read."""
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except (ModelFileError, UnicodeDecodeError):
+        return None
+
+
+def list_folder(directory: Path) -> dict[str, int | None]:
+    """Return the files of a folder by name with their sizes, but not those of folders in it.
+
+    A size is None for what is there and no regular file that can be reached, such as a link that
+    leads nowhere.
+
+    Raises:
+        ModelFileError: There is no such folder, or it cannot be read.
+    """
+    found: dict[str, int | None] = {}
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if len(found) >= _MOST_ENTRIES:
+                    raise ModelFileError(directory, f"holds more than {_MOST_ENTRIES} files")
+                size = _size(entry)
+                if size != _FOLDER:
+                    found[entry.name] = size
+    except (OSError, ValueError) as error:
+        raise file_error(directory, error) from error
+    return found
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a regular file, also where the answer is forbidden."""
+    return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises
+
+
+def file_error(path: Path, error: OSError | ValueError) -> ModelFileError:
+    """Return what a failing look at a file or folder means, and what to do about it."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ModelFileError(path, "does not exist", is_missing=True)
+    if isinstance(error, PermissionError):
+        return ModelFileError(path, f"may not be read: {error.strerror}", hint=_access_hint(path))
+    return ModelFileError(path, f"cannot be read: {_reason(error)}")
+
+
+def _access_hint(path: Path) -> str:
+    """Return how to get at a file: it is another user's, or macOS keeps it private."""
+    owned = next((part for part in (path, *path.parents) if _owner(part) is not None), path)
+    if _owner(owned) not in (None, os.getuid()):
+        return f'`{printable(owned)}` belongs to another user: sudo chown -R "$USER" it'
+    if sys.platform == "darwin":
+        return (
+            "allow this program's terminal or editor to read it in System Settings, Privacy & "
+            "Security, Files and Folders"
+        )
+    return f"chmod -R u+rX `{printable(owned)}`"
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return None
+
+
+_FOLDER = -1
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    try:
+        found = entry.stat()
+    except OSError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        return _FOLDER
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _open(path: Path) -> int:
+    try:
+        # A pipe would be waited for without the second flag.
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise file_error(path, error) from error
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelFileError(path, "is not a regular file")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "it nests too deeply"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return printable(error) or type(error).__name__

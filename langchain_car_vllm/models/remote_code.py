@@ -1,0 +1,80 @@
+"""Whether a model's files ask for code of the model's own to be run.
+
+The server loads `model_file` whatever it was told (mlx-lm 0.31.3), and what `auto_map` names
+wherever a processor is loaded (mlx-vlm 0.6.12 trusts it by default). So such a model is refused
+before it is fetched, unless the user trusts it by name.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from langchain_car_vllm.models.config import is_multimodal
+from langchain_car_vllm.models.families import has_own_code
+
+TRUST = "--trust-remote-code"
+CODE = "*.py"
+# Large and never read for code.
+_DATA = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
+_MOST_NODES = 100_000
+
+
+def is_trusted(arguments: Iterable[str]) -> bool:
+    """Return whether the user's own `server_args` trust the code of the model."""
+    return TRUST in arguments
+
+
+def find_code(names: Iterable[str], read: Callable[[str], Mapping[str, Any] | None]) -> str | None:
+    """Return which of a model's files asks for which code, None where none does.
+
+    Args:
+        names: The files beside `config.json`.
+        read: Returns the object in one of them, None where there is none that can be read.
+    """
+    for name in sorted(_settings(names), key=lambda name: (name != "config.json", name)):
+        values = read(name)
+        if values is None:
+            continue
+        if name == "config.json" and values.get("model_file") is not None:
+            return _told(name, "model_file", values["model_file"])
+        mapped = _find_mapped(values)
+        if mapped is not None and not (name == "config.json" and _is_never_asked(values)):
+            return _told(name, "auto_map", mapped)
+    return None
+
+
+def _settings(names: Iterable[str]) -> set[str]:
+    return {
+        name for name in names if name.endswith(".json") and "/" not in name and name not in _DATA
+    }
+
+
+def _is_never_asked(values: Mapping[str, Any]) -> bool:
+    """Return whether the server has code of its own for this model and asks for no other.
+
+    Repositories of some families carry code for other programs. On the server's route for text it
+    is not looked at, which `--trust-remote-code` would change; media are loaded with trust.
+    """
+    return has_own_code(values.get("model_type")) and not is_multimodal(values)
+
+
+def _find_mapped(values: Mapping[str, Any]) -> object:
+    """Return what the first `auto_map` in an object or in what it holds names, None without one."""
+    waiting: list[Any] = [values]
+    for _ in range(_MOST_NODES):
+        if not waiting:
+            return None
+        found = waiting.pop()
+        if isinstance(found, Mapping):
+            mapped = found.get("auto_map")
+            if mapped:
+                return mapped
+            waiting.extend(found.values())
+        elif isinstance(found, list):
+            waiting.extend(found)
+    return None
+
+
+def _told(name: str, key: str, value: object) -> str:
+    named = next(iter(value.values()), "") if isinstance(value, Mapping) else value
+    shown = "".join(c if c.isprintable() and c.isascii() else "?" for c in str(named)[:80])
+    return f"`{key}` of `{name}` names `{shown}`"

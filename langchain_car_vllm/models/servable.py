@@ -1,0 +1,168 @@
+"""Whether the server can serve a model, judged by its files before anything is started.
+
+The one check for a folder, the Hub cache and LM Studio's folder, and for what the Hub lists.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
+from langchain_car_vllm.models.config import config_of, is_multimodal
+from langchain_car_vllm.models.model_files import list_folder, load_object, printable, read_object
+from langchain_car_vllm.models.remote_code import find_code
+from langchain_car_vllm.models.weights import (
+    INDEX,
+    find_damage,
+    is_pointer,
+    shard_names,
+    weight_names,
+)
+
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model"),
+)
+_TOKENIZER_SUFFIX = ".tiktoken"
+_WHOLE = "choose a repository with `config.json`, a tokenizer and safetensors weights"
+_CONVERSION = "take the MLX conversion of the model, which `mlx-community` has of most"
+_FORMATS = (
+    (".gguf", "its weights are GGUF files, which are llama.cpp's", _CONVERSION),
+    ((".bin", ".pt", ".pth", ".ckpt"), "its weights are PyTorch's pickled files", _CONVERSION),
+    (".npz", "its weights are in MLX's former format", _CONVERSION),
+    ((".onnx", ".mlmodel", ".mlpackage", ".tflite"), "its weights are of another program", _WHOLE),
+)
+
+
+class Obstacle(NamedTuple):
+    """Why a model cannot be served, and what to do about it."""
+
+    reason: str
+    hint: str
+    is_code: bool = False
+
+    def error(self, name: str) -> UnservableModelError:
+        """Return it as the error of a model."""
+        if self.is_code:
+            return UntrustedCodeError(printable(name), self.reason)
+        return UnservableModelError(
+            f"`{printable(name)}` cannot be served: {self.reason}", hint=self.hint
+        )
+
+
+def check_servable(directory: Path, name: str, *, trust: bool = False) -> None:
+    """Check that the server can load what a directory holds.
+
+    Args:
+        directory: A complete local copy.
+        name: The model's name, for the error.
+        trust: Whether the user trusts code that the model brings.
+
+    Raises:
+        UntrustedCodeError: It brings code that nobody trusts.
+        UnservableModelError: Parts of it are missing, damaged or in another format.
+    """
+    obstacle = find_obstacle(directory, trust=trust)
+    if obstacle is not None:
+        raise obstacle.error(name)
+
+
+def find_obstacle(directory: Path, *, trust: bool = False) -> Obstacle | None:
+    """Return why the server could not load what a directory holds, None where it can.
+
+    Args:
+        directory: A complete local copy.
+        trust: Whether the user trusts code that the model brings.
+    """
+    try:
+        files = list_folder(directory)
+        if "config.json" in files:
+            load_object(directory / "config.json")
+    except UnservableModelError as error:
+        return Obstacle(error.message, error.hint or _WHOLE)
+    return find_missing(
+        files, lambda name: read_object(directory / name), trust=trust
+    ) or _find_damaged(directory, files)
+
+
+def find_missing(
+    names: Collection[str],
+    read: Callable[[str], Mapping[str, Any] | None],
+    *,
+    trust: bool = False,
+) -> Obstacle | None:
+    """Return what a model lacks to be served, None where it has all parts.
+
+    Args:
+        names: Its files.
+        read: Returns the object in one of them, None where there is none that can be read.
+        trust: Whether the user trusts code that the model brings.
+    """
+    config = read("config.json") if "config.json" in names else None
+    if config is None:
+        return _other_format(names) or Obstacle("it holds no `config.json`", _WHOLE)
+    code = None if trust else find_code(names, read)
+    if code is not None:
+        return Obstacle(code, "", is_code=True)
+    index = read(INDEX) if INDEX in names else None
+    weights = weight_names(names, multimodal=is_multimodal(config), index=index)
+    if not weights:
+        return _other_format(names) or _misnamed(names)
+    if config_of(config).model_type is None:
+        return Obstacle("its `config.json` names no `model_type`", _WHOLE)
+    if not any(name in _TOKENIZERS or name.endswith(_TOKENIZER_SUFFIX) for name in names):
+        return Obstacle(
+            "it holds no tokenizer", "add the tokenizer's files of the model it was made from"
+        )
+    return _missing_shard(names, index)
+
+
+def _other_format(names: Collection[str]) -> Obstacle | None:
+    if any(name.endswith(".safetensors") for name in names):
+        return None
+    for ending, reason, hint in _FORMATS:
+        if any(name.endswith(ending) for name in names):
+            return Obstacle(reason, hint)
+    return None
+
+
+def _misnamed(names: Collection[str]) -> Obstacle:
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if found:
+        return Obstacle(
+            f"the server loads `model*.safetensors`, and its weights are `{printable(found[0])}`",
+            "rename them, or choose another conversion",
+        )
+    return Obstacle("it holds no safetensors weights", _WHOLE)
+
+
+def _missing_shard(names: Collection[str], index: Mapping[str, Any] | None) -> Obstacle | None:
+    missing = [shard for shard in shard_names(index or {}) if shard not in names]
+    if not missing:
+        return None
+    return Obstacle(
+        f"`{printable(missing[0])}` is missing, which the index of its weights names",
+        "download the model again",
+    )
+
+
+def _find_damaged(directory: Path, files: Mapping[str, int | None]) -> Obstacle | None:
+    config = read_object(directory / "config.json") or {}
+    index = read_object(directory / INDEX)
+    for name in weight_names(files, multimodal=is_multimodal(config), index=index):
+        damage = find_damage(directory / name)
+        if damage is not None:
+            return Obstacle(f"`{printable(name)}` {damage.reason}", damage.hint)
+    for name in (*_TOKENIZERS, "tokenizer_config.json"):
+        size = files.get(name)
+        if name not in files:
+            continue
+        if size is None or size == 0:
+            reason = "is empty" if size == 0 else "is a link that leads nowhere"
+            return Obstacle(f"`{name}` {reason}", "download the model again")
+        if is_pointer(directory / name, size):
+            return Obstacle(
+                f"`{name}` is a Git LFS pointer instead of the file",
+                "run `git lfs pull` in that folder, or download the model again",
+            )
+    return None

@@ -1,0 +1,147 @@
+"""The weights that the server loads of a model, and whether they are whole."""
+
+import json
+import struct
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from langchain_car_vllm.models.model_files import ModelFileError, file_error, read_bytes
+
+INDEX = "model.safetensors.index.json"
+# On the route for text, and on the one for media.
+TEXT_WEIGHTS = "model*.safetensors"
+MEDIA_WEIGHTS = "*.safetensors"
+_UNREAD = "consolidated.safetensors"
+_LENGTH = struct.Struct("<Q")
+_MOST_HEADER = 100_000_000
+_POINTER = b"version https://git-lfs"
+_POINTER_SIZE = 1024
+_MB = 1_000_000
+
+
+class Damage(NamedTuple):
+    """What is wrong with a file of weights, and what to do about it."""
+
+    reason: str
+    hint: str
+
+
+def weight_names(
+    names: Collection[str], *, multimodal: bool, index: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return which files of a model the server loads weights from (vllm-mlx 0.6.0).
+
+    Args:
+        names: All files of the model.
+        multimodal: Whether the server takes its route for media, where the index decides.
+        index: What `model.safetensors.index.json` holds, None where there is none.
+    """
+    if not multimodal:
+        return [name for name in names if is_weight(name, TEXT_WEIGHTS)]
+    if index is not None and (listed := [n for n in shard_names(index) if n in names]):
+        return listed
+    return [name for name in names if is_weight(name, MEDIA_WEIGHTS)]
+
+
+def is_weight(name: str, pattern: str) -> bool:
+    """Return whether a file's name is one that the server loads; it looks into no other folder."""
+    return "/" not in name and fnmatchcase(name, pattern) and not name.endswith(_UNREAD)
+
+
+def shard_names(index: Mapping[str, Any]) -> list[str]:
+    """Return the files that an index of weights names, sorted; what is no file's name is left out.
+
+    Args:
+        index: What `model.safetensors.index.json` holds.
+    """
+    found = index.get("weight_map")
+    values: Iterable[Any] = found.values() if isinstance(found, dict) else ()
+    return sorted({name for name in values if isinstance(name, str) and is_plain(name)})
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a name of somebody else's stays inside the folder that it is joined to."""
+    parts = name.split("/")
+    return bool(name) and "\0" not in name and not any(part in ("", ".", "..") for part in parts)
+
+
+def find_damage(path: Path) -> Damage | None:
+    """Return what is wrong with a file of weights, None where its header and its size agree.
+
+    Args:
+        path: The file; only its beginning is read.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        wrong = file_error(path, error)
+        return Damage("is a link that leads nowhere" if wrong.is_missing else str(wrong), _AGAIN)
+    return _damage(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+_AGAIN = "download the model again, or remove the file if it is none of the model's"
+
+
+@lru_cache(maxsize=4096)
+def _damage(path: Path, size: int, _changed: int, _inode: int) -> Damage | None:
+    """Read the header of a file as often as it changes."""
+    if size == 0:
+        return Damage("is empty", _AGAIN)
+    if is_pointer(path, size):
+        return Damage(
+            "is a Git LFS pointer instead of the file",
+            "run `git lfs pull` in that folder, or download the model again",
+        )
+    try:
+        with path.open("rb") as file:
+            length = _header_length(file.read(_LENGTH.size), size)
+            header = json.loads(file.read(length)) if length else None
+        end = _end_of_tensors(header)
+    except OSError as error:
+        wrong = file_error(path, error)
+        return Damage(f"cannot be read: {error.strerror}", wrong.hint or _AGAIN)
+    except (ValueError, TypeError, RecursionError, OverflowError, MemoryError):
+        end = None
+    if end is None:
+        return Damage("is not in the safetensors format", _AGAIN)
+    whole = _LENGTH.size + length + end
+    if size < whole:
+        return Damage(f"was cut off: {_size(size)} of {_size(whole)}", _AGAIN)
+    return None
+
+
+def is_pointer(path: Path, size: int) -> bool:
+    """Return whether a file is only Git's note of a large one that was not fetched."""
+    if size > _POINTER_SIZE:
+        return False
+    try:
+        return read_bytes(path, _POINTER_SIZE).startswith(_POINTER)
+    except ModelFileError:
+        return False
+
+
+def _header_length(first: bytes, size: int) -> int:
+    if len(first) < _LENGTH.size:
+        return 0
+    (length,) = _LENGTH.unpack(first)
+    return int(length) if length <= min(size, _MOST_HEADER) else 0
+
+
+def _end_of_tensors(header: Any) -> int | None:
+    """Return where the last tensor ends, None where the header names none."""
+    if not isinstance(header, dict):
+        return None
+    ends = [
+        entry["data_offsets"][1]
+        for name, entry in header.items()
+        if name != "__metadata__" and isinstance(entry, dict)
+    ]
+    good = all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends)
+    return max(ends) if ends and good else None
+
+
+def _size(count: int) -> str:
+    return f"{count / _MB:.1f} MB" if count >= _MB else f"{count} bytes"

@@ -1,0 +1,162 @@
+"""No file of a model is run or fetched as code unless the user trusts it by name."""
+
+import json
+
+import pytest
+from fakes.hub import running_hub, write_model
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import UntrustedCodeError
+from langchain_car_vllm.models import find_snapshot, parse_model_id, read_model_facts
+from langchain_car_vllm.models.checks import check_model
+from langchain_car_vllm.models.download import diagnose_download, download_command
+from langchain_car_vllm.models.downloader import VERDICT
+from langchain_car_vllm.models.families import own_code_types
+from langchain_car_vllm.models.remote_code import is_trusted
+from langchain_car_vllm.models.servable import check_servable
+
+REPOSITORY = "org/evil"
+MAPPED = {"AutoTokenizer": ["tokenization_evil.Evil", None]}
+ASKING = {
+    "model_file": ("config.json", {"model_type": "llama", "model_file": "modeling.py"}),
+    "empty model_file": ("config.json", {"model_type": "llama", "model_file": ""}),
+    "file elsewhere": ("config.json", {"model_type": "llama", "model_file": "/tmp/x.py"}),
+    "config": ("config.json", {"model_type": "llama", "auto_map": {"AutoConfig": "c.Evil"}}),
+    "other repository": (
+        "config.json",
+        {"model_type": "x", "auto_map": {"AutoConfig": "o/r--c.E"}},
+    ),
+    "nested": ("config.json", {"model_type": "x", "text_config": {"auto_map": {"A": "c.Evil"}}}),
+    "in a list": ("config.json", {"model_type": "x", "parts": [{"auto_map": {"A": "c.Evil"}}]}),
+    "media": (
+        "config.json",
+        {"model_type": "minimax_m2", "vision_config": {}, "auto_map": {"AutoConfig": "c.Evil"}},
+    ),
+    "tokenizer": ("tokenizer_config.json", {"auto_map": MAPPED}),
+    "processor": ("processor_config.json", {"auto_map": {"AutoProcessor": "p.Evil"}}),
+    "preprocessor": ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "p.Evil"}}),
+    "video": ("video_preprocessor_config.json", {"auto_map": {"AutoVideoProcessor": "p.Evil"}}),
+}
+asking = pytest.mark.parametrize(("file", "content"), ASKING.values(), ids=ASKING)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, socket_enabled):
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hub.repositories[REPOSITORY] = write_model(tmp_path / "origin")
+        (hub.repositories[REPOSITORY] / "modeling.py").write_text("raise SystemExit")
+        yield hub
+
+
+@asking
+def test_a_folder_that_asks_for_code_is_refused(whole_model, file, content):
+    """Wherever a file of settings names code, nothing of the model is loaded."""
+    folder = whole_model(**{file.replace(".", "__"): content})
+    for check in (read_model_facts, check_servable):
+        with pytest.raises(UntrustedCodeError, match=file) as caught:
+            check(folder, "org/evil")
+        assert "--trust-remote-code" in caught.value.hint
+        check(folder, "org/evil", trust=True)
+
+
+@asking
+def test_construction_tells_when_it_is_asked_to(whole_model, file, content):
+    """`validate_model_on_init` refuses such a folder; trusting it by name does not."""
+    folder = whole_model(**{file.replace(".", "__"): content})
+    with pytest.raises(UntrustedCodeError):
+        ChatVllmMlx(model=str(folder), validate_model_on_init=True)
+    trusting = ["--trust-remote-code"]
+    ChatVllmMlx(model=str(folder), validate_model_on_init=True, server_args=trusting)
+
+
+@asking
+def test_the_hub_is_asked_before_anything_is_fetched(hub, file, content):
+    """A repository that asks for code is refused by its settings, without a byte of weights."""
+    (hub.repositories[REPOSITORY] / file).write_text(json.dumps(content))
+    with pytest.raises(UntrustedCodeError, match=file):
+        check_model(parse_model_id(REPOSITORY))
+    assert hub.bytes_sent == 0
+    check_model(parse_model_id(REPOSITORY), trust=True)
+
+
+def test_code_that_nothing_asks_for_does_no_harm(hub, whole_model):
+    """A script beside the weights is neither loaded nor fetched."""
+    folder = whole_model()
+    (folder / "modeling.py").write_text("raise SystemExit")
+    check_servable(folder, "org/x")
+    check_model(parse_model_id(REPOSITORY))
+
+
+@pytest.mark.parametrize("model_type", own_code_types())
+def test_code_for_other_programs_does_no_harm(whole_model, model_type):
+    """Where the server has an implementation of its own, that of the repository is not asked for.
+
+    A tokenizer of the repository's own still is.
+    """
+    config = {"model_type": model_type, "auto_map": {"AutoModel": "modeling.Model"}}
+    folder = whole_model(config__json=config)
+    check_servable(folder, "org/x")
+    assert read_model_facts(folder, "org/x").weights_bytes
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": MAPPED}))
+    with pytest.raises(UntrustedCodeError, match="tokenizer_config"):
+        check_servable(folder, "org/x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trusted"),
+    [
+        ([], False),
+        (["--trust-remote-code"], True),
+        (["--trust"], False),
+        (["--no-trust-remote-code"], False),
+        (["x--trust-remote-code"], False),
+    ],
+)
+def test_trust_is_said_by_name(arguments, trusted):
+    """Nothing but the whole flag is taken for trust."""
+    assert is_trusted(arguments) is trusted
+
+
+def test_the_name_of_the_code_cannot_write_to_a_terminal(whole_model):
+    """What a stranger wrote is shown without its control characters."""
+    folder = whole_model(config__json={"model_type": "x", "model_file": "\x1b]52;c;\ud800.py" * 50})
+    with pytest.raises(UntrustedCodeError) as caught:
+        check_servable(folder, "org/x")
+    assert str(caught.value).isascii()
+    assert "\x1b" not in str(caught.value)
+    assert len(caught.value.message) < 300
+
+
+def test_a_download_that_met_code_says_so(tmp_path):
+    """The child ends before the weights, and its verdict becomes the same error."""
+    log = tmp_path / "log"
+    log.write_text(f'{VERDICT}{{"kind": "code", "said": "`model_file` of `config.json`"}}\n')
+    error = diagnose_download("org/evil", None, log)
+    assert isinstance(error, UntrustedCodeError)
+    assert "`model_file` of `config.json`" in error.message
+
+
+def test_only_a_trusting_download_brings_code(tmp_path):
+    """The child is told, and so is who looks for the copy afterwards."""
+    binary = tmp_path / "vllm-mlx"
+    binary.write_text("#!/usr/bin/python3\n")
+    usual = download_command(tmp_path, binary, "org/x").environment
+    trusting = download_command(tmp_path, binary, "org/x", trust=True).environment
+    assert "CAR_VLLM_DOWNLOAD_TRUST" not in usual
+    assert trusting["CAR_VLLM_DOWNLOAD_TRUST"] == "1"
+
+
+def test_a_copy_without_its_code_is_whole_for_those_who_do_not_trust_it(home):
+    """Who trusts it needs the code, so that it is fetched then."""
+    folder = home / ".cache/huggingface/hub/models--org--evil"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = write_model(folder / "snapshots" / commit)
+    sizes = {path.name: path.stat().st_size for path in snapshot.iterdir()} | {"modeling.py": 5}
+    entries = {name: {"size": size, "blob_id": "0"} for name, size in sizes.items()}
+    (folder / "trees").mkdir()
+    (folder / "trees" / f"{commit}.json").write_text(json.dumps({"files": entries}))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    assert find_snapshot("org/evil") == snapshot
+    assert find_snapshot("org/evil", trust=True) is None

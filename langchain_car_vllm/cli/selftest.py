@@ -219,7 +219,9 @@ def _model(root: Path) -> Path:
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     (model / "tokenizer.json").write_text("{}", encoding="utf-8")
-    (model / "model.safetensors").write_bytes(bytes(8))
+    header = json.dumps({"w": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header
+    (model / "model.safetensors").write_bytes(weights)
     return model
 
 

@@ -15,6 +15,7 @@ from pydantic import model_validator
 from langchain_car_vllm import __version__
 from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
 from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.wire.output_parser import (
     Method,
@@ -159,7 +160,19 @@ class ChatVllmMlx(DelegatingChatModel):
         return found
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return cast("ModelProfile", model_profile(self._model_id()))
+        return cast("ModelProfile", model_profile(self._model_id(), self._fitting_context()))
+
+    def _fitting_context(self) -> int | None:
+        """Return how many tokens fit this machine, None where another one serves the model."""
+        if self.base_url is not None:
+            return None
+        # Not needed for a model that is served elsewhere.
+        from langchain_car_vllm.server.plan import fitting_context  # noqa: PLC0415
+
+        try:
+            return fitting_context(self._spec(engine=self.engine))
+        except ConfigurationError:
+            return None
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
         total: dict[str, int] = {}

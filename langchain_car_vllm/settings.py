@@ -77,17 +77,9 @@ class ChatSettings(ServedModel):
             check_served(endpoint)
             return
         # Not needed by a construction that asks nobody.
-        from langchain_car_vllm.models.checks import check_model  # noqa: PLC0415
-        from langchain_car_vllm.models.remote_code import is_trusted  # noqa: PLC0415
-        from langchain_car_vllm.server.memory import budget_bytes  # noqa: PLC0415
+        from langchain_car_vllm.server.plan import asked_plan  # noqa: PLC0415
 
-        check_model(
-            self._model_id(),
-            self.revision,
-            auto_pull=self.auto_pull,
-            budget_bytes=budget_bytes(),
-            trust=is_trusted(self.server_args),
-        )
+        asked_plan(self._spec(engine=self.engine)).check()
 
     @property
     def _parameters(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from langchain_car_vllm.cli.completion import PROGRAM, completion
 from langchain_car_vllm.cli.doctor import doctor
 from langchain_car_vllm.cli.familiar import FamiliarGroup
 from langchain_car_vllm.cli.install import install
-from langchain_car_vllm.cli.models import list_models, plan, show
+from langchain_car_vllm.cli.models import list_models, show
+from langchain_car_vllm.cli.planning import plan
 from langchain_car_vllm.cli.pull import pull
 from langchain_car_vllm.cli.run import run
 from langchain_car_vllm.cli.servers import logs, ps, stop

@@ -1,140 +1,232 @@
-"""What would be served, and whether it fits: from the files that are here, else from the name."""
+"""`plan`: whether and how a model would start, and the context and company that fit."""
 
+import re
 import shlex
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal
 
-from langchain_car_vllm.models import (
-    ModelFacts,
-    ModelId,
-    family_facts,
-    find_snapshot,
-    read_model_facts,
+import typer
+
+from langchain_car_vllm.cli.models import known_facts, tell_if_estimated
+from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, print_json, size
+from langchain_car_vllm.errors import (
+    CarVllmError,
+    ConfigurationError,
+    ModelDownloadError,
+    RuntimeProvisioningError,
+    UnknownModelError,
 )
-from langchain_car_vllm.models.compatibility import facts_for_version
-from langchain_car_vllm.models.hub import HubFile
-from langchain_car_vllm.models.remote_code import is_trusted
-from langchain_car_vllm.models.servable import check_servable
-from langchain_car_vllm.models.snapshot import hub_cache, served_source
-from langchain_car_vllm.models.weights import weight_names
+from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.runtime import installed_version, resolve_existing
-from langchain_car_vllm.server import directory_of
-from langchain_car_vllm.server.command import Launch, launch_for, serve_arguments
-from langchain_car_vllm.server.memory import budget_bytes, reserving
+from langchain_car_vllm.runtime.host import check_host, current_host
+from langchain_car_vllm.server.command import serve_arguments
+from langchain_car_vllm.server.company import Company, company_of
+from langchain_car_vllm.server.plan import Plan, asked_plan, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 
-_MB = 1_000_000
+_TOKENS = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([km]?)", re.IGNORECASE | re.ASCII)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2}
+_MOST_TOKENS = 10**9
+_MOST_AGENTS = 10_000
 
 
-class Plan(NamedTuple):
-    """A server that is not started.
+def plan(
+    model: ModelArgument,
+    *,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit")] = None,
+    engine: Annotated[
+        Literal["auto", "simple", "batched"], typer.Option(help="As in the code")
+    ] = "auto",
+    server_arg: Annotated[
+        list[str] | None, typer.Option(help="As in `server_args`; once for each word")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Tokens that a conversation is to have, such as `64k`")
+    ] = None,
+    agents: Annotated[int | None, typer.Option(help="Conversations at the same time")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether and how a model would start, and the context that fits.
 
-    Attributes:
-        model: What the user named.
-        directory: The complete local copy, None where there is none.
-        facts: What is known of the model; from its name alone without `directory`.
-        launch: How it would be started.
-        weights: Bytes on the disk, None where unknown.
-        needed: Bytes of memory, None where unknown.
-        budget: Bytes that all servers may take together.
-        taken: Bytes of them that other servers have set aside.
-        disk: Bytes that are free where the model would be downloaded to, None where unknown.
+    Nothing is downloaded or started; the Hub is asked about a model that is not here.
+    The exit code is 1 where it would not, or where `--context` and `--agents` do not fit.
     """
+    wanted = _wanted(context, agents)
+    found = parse_model_id(model)
+    spec = ServerSpec(
+        found.source,
+        found.name,
+        revision=revision,
+        engine=engine,
+        server_args=tuple(server_arg or ()),
+    )
+    plan_, problem = _hub_plan(spec)
+    company = None if wanted is None else _company(plan_, *wanted)
+    host = _host_problem()
+    verdicts = {
+        "host": host is None,
+        "hub": problem is None,
+        "disk": plan_.fits_disk,
+        "memory": plan_.fits_memory,
+        **({} if company is None else {"company": company.fits}),
+    }
+    if as_json:
+        print_json({**_planned(plan_), **_asked(company), "fits": verdicts})
+    else:
+        tell_if_estimated(plan_)
+        here = "need not be asked" if plan_.directory else "has the model"
+        serving = plan_.launch.serving
+        parsers = serving.to_dict()
+        print_facts(
+            [
+                ("host", host or "can run vllm-mlx"),
+                ("runtime", _runtime()),
+                ("hub", problem.message if problem else here),
+                ("disk", _disk(plan_)),
+                ("memory", _memory(plan_)),
+                ("context", _context(plan_)),
+                *([] if company is None else [("company", _told(company))]),
+                ("engine", serving.engine or "unknown"),
+                ("tool calls", parsers["tool_call_parser"] or "no parser"),
+                ("thinking", parsers["reasoning_parser"] or "no parser"),
+                ("command", _command(plan_)),
+            ]
+        )
+    if False in verdicts.values():
+        raise typer.Exit(1)
 
-    model: ModelId
-    directory: Path | None
-    facts: ModelFacts
-    launch: Launch
-    weights: int | None
-    needed: int | None
-    budget: int
-    taken: int
-    disk: int | None
 
-    @property
-    def fits_memory(self) -> bool | None:
-        """Whether it fits into the budget; None where nobody knows before the download."""
-        return None if self.needed is None else self.needed <= self.budget
-
-    @property
-    def fits_disk(self) -> bool | None:
-        """Whether it is here or can be downloaded; None where nobody knows."""
-        if self.directory is not None:
-            return True
-        if self.weights is None or self.disk is None:
-            return None
-        return self.weights <= self.disk
-
-    def command(self, spec: ServerSpec) -> str:
-        """Return the command line for a shell; the key and the port are not on it."""
-        arguments = serve_arguments(spec, self.launch, 0)
-        arguments[arguments.index("--port") + 1] = "PORT"
-        return shlex.join([str(resolve_existing() or "vllm-mlx"), *arguments])
-
-
-def plan_for(model: ModelId, spec: ServerSpec, files: Sequence[HubFile] = ()) -> Plan:
-    """Return how a model would be served, without downloading or starting anything.
-
-    Args:
-        model: What the user named.
-        spec: How it is to be served.
-        files: What the Hub lists, where it was asked: its sizes are better than the catalog's.
+def tokens(text: str) -> int:
+    """Return a number of tokens, written as a number or with `k` or `m`.
 
     Raises:
-        ConfigurationError: The model's own files cannot be read.
+        ConfigurationError: It is no such number, or not a sensible one.
     """
-    trust = is_trusted(spec.server_args)
-    directory = find_snapshot(model.source, spec.revision, trust=trust)
-    if directory is not None:
-        check_servable(directory, model.name, trust=trust)
-        facts = read_model_facts(directory, model.name, trust=trust)
-    else:
-        facts = _facts_of_name(model, files)
-    runtime = resolve_existing()
-    if runtime is not None:
-        facts = facts_for_version(facts, installed_version(runtime))
-    budget = budget_bytes()
-    launch = launch_for(
-        spec,
-        facts,
-        served_source(directory, model.source, spec.revision) if directory else model.source,
-        offline=directory is not None,
-        budget_bytes=budget,
-    )
-    weights = facts.weights_bytes or None
-    taken = sum(state.reservation for _, state in reserving(directory_of(spec).key))
-    return Plan(
-        model,
-        directory,
-        facts,
-        launch,
-        weights,
-        launch.memory.needed if weights else None,
-        budget,
-        taken,
-        _free_disk(),
-    )
+    match = _TOKENS.fullmatch(text.strip().replace("_", ""))
+    count = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if not 0 < count <= _MOST_TOKENS:
+        raise ConfigurationError(
+            f"`--context` must be a number of tokens from 1 to {_MOST_TOKENS}, not `{text}`",
+            hint="write a number such as `65536`, or `64k`",
+        )
+    return count
 
 
-def _facts_of_name(model: ModelId, files: Sequence[HubFile]) -> ModelFacts:
-    family = family_facts(model.name)
-    names = weight_names([file.name for file in files], multimodal=bool(family.media))
-    listed = sum(file.size for file in files if file.name in names)
-    return ModelFacts(
-        tool_call_parser=family.tool_call_parser,
-        reasoning_parser=family.reasoning_parser if family.thinks else None,
-        multimodal=bool(family.media) or "vision" in model.capabilities,
-        context_window=model.context_window,
-        streams_tool_calls=family.streams_tool_calls,
-        weights_bytes=listed or (model.size_mb or 0) * _MB,
-        family=family.name,
-    )
+def _wanted(context: str | None, agents: int | None) -> tuple[int | None, int] | None:
+    if agents is not None and not 0 < agents <= _MOST_AGENTS:
+        raise ConfigurationError(
+            f"`--agents` must be a number from 1 to {_MOST_AGENTS}, not `{agents}`"
+        )
+    if context is None and agents is None:
+        return None
+    return None if context is None else tokens(context), agents or 1
 
 
-def _free_disk() -> int | None:
-    folder = hub_cache()
-    while folder is not None and not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free if folder else None
+def _company(plan_: Plan, context: int | None, agents: int) -> Company:
+    """Return what the plan says to a company; without a context, of the longest that it has."""
+    return company_of(plan_, context or plan_.launch.memory.context or 1, agents)
+
+
+def _hub_plan(spec: ServerSpec) -> tuple[Plan, CarVllmError | None]:
+    """Return the plan, and why the model cannot be had where that is so."""
+    try:
+        return asked_plan(spec), None
+    except (ModelDownloadError, UnknownModelError) as error:
+        return plan_for(spec), error
+
+
+def _planned(plan_: Plan) -> dict[str, Any]:
+    used = resolve_existing()
+    memory = plan_.launch.memory
+    return {
+        **known_facts(plan_),
+        "memory_parts_bytes": {
+            "weights": memory.weights,
+            "prefill": memory.prefill,
+            "prompt_cache": memory.cache,
+            "conversations": memory.kv,
+        },
+        "runtime": str(used) if used else None,
+        "runtime_version": installed_version(used) if used else None,
+        "download_bytes": plan_.download,
+        "disk_free_bytes": plan_.disk,
+        "command": _command(plan_),
+    }
+
+
+def _asked(company: Company | None) -> dict[str, Any]:
+    if company is None:
+        return {}
+    return {
+        "company": {
+            "context": company.context,
+            "agents": company.agents,
+            "largest_context": company.largest_context,
+            "most_agents": company.most_agents,
+            "smaller_model": company.smaller,
+        }
+    }
+
+
+def _command(plan_: Plan) -> str:
+    """Return the command line for a shell; the key and the port are not on it."""
+    arguments = serve_arguments(plan_.spec, plan_.launch, 0)
+    arguments[arguments.index("--port") + 1] = "PORT"
+    return shlex.join([str(resolve_existing() or "vllm-mlx"), *arguments])
+
+
+def _host_problem() -> str | None:
+    try:
+        check_host(current_host())
+    except RuntimeProvisioningError as error:
+        return error.message
+    return None
+
+
+def _runtime() -> str:
+    used = resolve_existing()
+    if used is None:
+        return "not installed, the first call installs it"
+    return f"vllm-mlx {installed_version(used) or 'of unknown version'} in `{used}`"
+
+
+def _disk(plan_: Plan) -> str:
+    if plan_.directory is not None:
+        return f"on this machine, in `{plan_.directory}`"
+    wanted = f"to be downloaded, {size(plan_.download)}"
+    return wanted if plan_.disk is None else f"{wanted}; {size(plan_.disk)} are free"
+
+
+def _memory(plan_: Plan) -> str:
+    verdict = {True: "fits", False: "does not fit", None: "unknown until it is downloaded"}
+    words = f"{verdict[plan_.fits_memory]}: {size(plan_.needed)} of {size(plan_.budget)}"
+    return f"{words}, of which other models have {size(plan_.taken)}" if plan_.taken else words
+
+
+def _context(plan_: Plan) -> str:
+    memory, window = plan_.launch.memory, plan_.facts.context_window
+    made_for = f"the model was made for {window:,}" if window else "the model does not say more"
+    if plan_.fits_memory is False:
+        return f"none fits; {made_for}"
+    if memory.room is None:
+        return f"unknown what fits here; {made_for}"
+    together = f", {memory.room:,} in all" if (memory.room or 0) > (memory.context or 0) else ""
+    at_once = f"{memory.sequences} at a time" if memory.sequences != 1 else "one at a time"
+    return f"{memory.context:,} tokens fit here{together}, {at_once}; {made_for}"
+
+
+def _told(company: Company) -> str:
+    asked = f"{company.agents} x {company.context:,} tokens"
+    if company.fits is None:
+        return f"{asked}: unknown until the model is downloaded"
+    if company.fits:
+        return f"{asked} fit"
+    told = [f"{asked} do not fit"]
+    if company.model_context is not None and company.context > company.model_context:
+        told.append(f"the model was made for {company.model_context:,}")
+    if company.largest_context:
+        told.append(f"{company.agents} x {company.largest_context:,} do")
+    if company.most_agents:
+        told.append(f"{company.most_agents} x {company.context:,} do")
+    if company.smaller:
+        told.append(f"{company.smaller} would")
+    return "; ".join(told)

@@ -3,9 +3,10 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PREFIX = "vllm-mlx/"
+_BITS = ("-bf16", "-fp16", "-8bit", "-6bit", "-5bit", "-4bit", "-mlx")
 
 
 class CatalogEntry(NamedTuple):
@@ -19,6 +20,7 @@ class CatalogEntry(NamedTuple):
         capabilities: CAR's words, such as `tool_use` and `vision`.
         size_mb: Weights on disk.
         ram_mb: Memory that CAR asks for.
+        config: What of the repository's `config.json` tells the cost of a conversation.
     """
 
     name: str
@@ -28,6 +30,7 @@ class CatalogEntry(NamedTuple):
     capabilities: tuple[str, ...]
     size_mb: int
     ram_mb: int
+    config: dict[str, Any]
 
 
 class Catalog(NamedTuple):
@@ -52,6 +55,17 @@ def normalized(name: str) -> str:
     return name.lower().replace(":", "-")
 
 
+def small_sibling(repository: str) -> str | None:
+    """Return the 4-bit repository of the same model, None where none is known or it is the one."""
+    stem = normalized(repository.rpartition("/")[2])
+    known = (*(e.repository for e in catalog().entries), *catalog().repositories)
+    names = {normalized(name.rpartition("/")[2]): name for name in known}
+    for bits in _BITS:
+        stem = stem.removesuffix(bits)
+    found = names.get(f"{stem}-4bit")
+    return None if found is None or found.lower() == repository.lower() else found
+
+
 @cache
 def catalog() -> Catalog:
     """Return the shipped catalog, read once."""
@@ -66,6 +80,7 @@ def catalog() -> Catalog:
                 capabilities=tuple(model["capabilities"]),
                 size_mb=model["size_mb"],
                 ram_mb=model["ram_mb"],
+                config=model["config"],
             )
             for model in shipped["models"]
         ),

@@ -37,7 +37,7 @@ from typing import Any
 
 VERDICT = "car-vllm download verdict: "
 _CHUNK = 1024 * 1024
-_RESERVE = 200_000_000
+RESERVE = 200_000_000
 _NO_SPACE = (28, 69, 122)
 """ENOSPC, and EDQUOT of macOS and of Linux."""
 _KINDS = (
@@ -240,8 +240,8 @@ def _check_listing(model: str, revision: str | None, kwargs: dict[str, Any]) -> 
     )
     blobs.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(blobs).free
-    if needed and needed + _RESERVE > free:
-        _end("disk", None, needed=needed + _RESERVE, free=free, folder=str(cache))
+    if needed and needed + RESERVE > free:
+        _end("disk", None, needed=needed + RESERVE, free=free, folder=str(cache))
 
 
 def _missing(blobs: Path, snapshot: Path, file: Any) -> int:

@@ -1,5 +1,6 @@
 """What a model's own files say about how to serve it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class ModelFacts:
         streams_tool_calls: False where the server's parser loses tool calls in a stream.
         weights_bytes: Size of the weights that the server loads.
         family: The family, None where unknown.
+        bits: Of a weight: 16 where they are not quantised, None where unknown.
         kv: What a conversation takes in memory, None where `config.json` does not tell.
     """
 
@@ -68,6 +70,7 @@ class ModelFacts:
     streams_tool_calls: bool = True
     weights_bytes: int = 0
     family: str | None = None
+    bits: int | None = None
     kv: KvCache | None = None
 
 
@@ -108,6 +111,7 @@ def read_model_facts(directory: Path, name: str, *, trust: bool = False) -> Mode
         streams_tool_calls=parser not in UNSTREAMED_PARSERS,
         weights_bytes=_weights_bytes(directory, files, config),
         family=family.name,
+        bits=_bits(values),
         kv=kv_cache_of(values),
     )
 
@@ -177,3 +181,12 @@ def _sampling(directory: Path) -> dict[str, float]:
         and not isinstance(config[key], bool)
         and lowest <= config[key] <= highest
     }
+
+
+def _bits(config: Mapping[str, Any]) -> int:
+    for name in ("quantization", "quantization_config"):
+        found = config.get(name)
+        bits = found.get("bits") if isinstance(found, dict) else None
+        if isinstance(bits, int) and not isinstance(bits, bool):
+            return bits
+    return 16

@@ -5,6 +5,7 @@ Whoever answers may be a captive portal or worse: bytes, time and depth of an an
 
 import socket
 import ssl
+import sys
 import threading
 import time
 import urllib.error
@@ -22,6 +23,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
 from langchain_car_vllm.models.download import explained, no_model
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
+from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import ModelFileError, parse_object, printable
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
@@ -51,22 +53,19 @@ class HubModel(NamedTuple):
 
     Attributes:
         files: All of its files.
-        config: What its `config.json` says.
+        values: What its `config.json` holds.
+        config: What that says.
         commit: What the revision stands for now, None where the Hub does not say.
         fetched: The files that a download brings.
         loaded: The files that the server loads weights from.
     """
 
     files: list[HubFile]
+    values: dict[str, Any]
     config: ModelConfig
     commit: str | None
     fetched: list[HubFile]
     loaded: list[HubFile]
-
-
-def ask_hub(source: str, revision: str | None = None, *, trust: bool = False) -> list[HubFile]:
-    """Return a repository's files as the Hub lists them; see `ask_hub_model`."""
-    return ask_hub_model(source, revision, trust=trust).files
 
 
 def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = False) -> HubModel:
@@ -104,11 +103,25 @@ def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = Fal
     loaded = set(weight_names(sizes, multimodal=multimodal))
     return HubModel(
         files,
+        config,
         config_of(config),
         commit,
         [file for file in files if file.name in fetched],
         [file for file in files if file.name in loaded],
     )
+
+
+def listing_of(model: HubModel) -> HubListing:
+    """Return what a plan needs of a model of the Hub."""
+    fetched, loaded = (sum(f.size for f in files) for files in (model.fetched, model.loaded))
+    return HubListing(model.values, fetched, loaded)
+
+
+def main() -> None:
+    """Print what the Hub says of a model, as the child process that asks for a supervisor."""
+    source, revision, trust = sys.argv[1:]
+    model = ask_hub_model(source, revision or None, trust=bool(trust))
+    sys.stdout.write(f"{encode_listing(listing_of(model))}\n")
 
 
 def find_hub_commit(source: str, revision: str | None = None) -> str | None:

@@ -16,12 +16,16 @@ _CATALOG_MEDIA = {
 }
 
 
-def model_profile(model: ModelId) -> dict[str, Any]:
+def model_profile(model: ModelId, max_input_tokens: int | None = None) -> dict[str, Any]:
     """Return a model's profile in LangChain's terms, without any network.
 
     The model's own files decide where a complete copy is on this machine, else the catalog, else
     the family. Keys are those of `langchain_core.language_models.ModelProfile`; what nobody knows
     is absent.
+
+    Args:
+        model: What is to be served.
+        max_input_tokens: What fits where it will be served; by default what the model was made for.
     """
     media = _media(model)
     facts = _local_facts(model)
@@ -55,8 +59,9 @@ def model_profile(model: ModelId) -> dict[str, Any]:
         "tool_call_streaming": family.streams_tool_calls,
         "structured_output": True,
     }
-    if window is not None:
-        profile["max_input_tokens"] = window
+    limits = [limit for limit in (window, max_input_tokens) if limit is not None]
+    if limits:
+        profile["max_input_tokens"] = min(limits)
     return profile
 
 

@@ -11,7 +11,8 @@ def _every(nth, layers):
 
 
 def _nested(**text):
-    return {"text_config": text, "vision_config": {}}
+    model_type = text["model_type"].removesuffix("_text")
+    return {"model_type": model_type, "text_config": text, "vision_config": {}}
 
 
 _LINEAR = {

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fakes.hub import running_hub, write_model
 from faults.support import FAST, PATIENCE, Background, Fake, ask, eventually, processes_of
 
-from langchain_car_vllm.errors import ModelDownloadError, ServerStoppedError
+from langchain_car_vllm.errors import (
+    InsufficientMemoryError,
+    ModelDownloadError,
+    ServerStoppedError,
+)
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import ServerSpec, directory_of, lease, stop_server
 from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.server.supervisor.fetch import Download
 
 POLICY = dataclasses.replace(FAST, download_tick=0.01)
 SPEC = ServerSpec(source="org/model", served_name="org/model")
@@ -92,6 +98,60 @@ with lease(spec, policy=Policy.from_dict({POLICY.to_dict()!r}), on_progress=tell
     assert len(hub.starts()) == 1
 
 
+def test_a_repository_is_downloaded_by_one_at_a_time(hub: Fake):
+    """A pull beside a first call waits, shows the same bytes, and fetches nothing itself."""
+    hub.switch(download_from=str(hub.model), download_gate=hub.gate("download"))
+    calling = Background(call)
+    wait_for_download()
+    pull = Download(SPEC, hub.binary, POLICY)
+    try:
+        progress = pull.step()
+        assert progress is not None
+        assert progress.detail == "another process is downloading `org/model`"
+        assert not pull.log.exists()
+        hub.open_gate("download")
+        eventually(lambda: pull.step() is None, "the end of the other's download")
+        assert pull.snapshot is not None
+        assert not pull.log.exists()
+    finally:
+        pull.end()
+    assert calling.result()
+
+
+def test_a_download_that_ends_early_is_taken_over(hub: Fake):
+    """Who waited for another's download goes on with it when that one is stopped."""
+    hub.switch(download_from=str(hub.model), download_gate=hub.gate("download"))
+    first, second = Download(SPEC, hub.binary, POLICY), Download(SPEC, hub.binary, POLICY)
+    try:
+        assert first.step().detail == "downloading `org/model`"
+        assert second.step().detail == "another process is downloading `org/model`"
+        first.end()
+        assert second.step().detail == "downloading `org/model`"
+        hub.open_gate("download")
+        eventually(lambda: second.step() is None, "the download")
+    finally:
+        first.end()
+        second.end()
+    assert not processes_of(hub.root)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_its_download(
+    hub: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, socket_enabled: None
+):
+    """The Hub's listing is enough: nothing of the weights is fetched, nothing is started."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "0.5")
+    with running_hub() as listing:
+        monkeypatch.setenv("HF_ENDPOINT", listing.endpoint)
+        listing.repositories["org/model"] = write_model(tmp_path / "origin", weights=1000)
+        listing.wrong_size = 10**9
+        with pytest.raises(InsufficientMemoryError, match=r"weights take 1\.0 GB.* 0\.5 GB"):
+            call()
+        assert any("config.json" in path for _, path, _ in listing.requests)
+        assert not any(path.endswith(".safetensors") for _, path, _ in listing.requests)
+    assert hub.starts() == []
+    assert not (directory_of(SPEC).path / "download.log").exists()
+
+
 def test_failing_download_keeps_its_type(hub: Fake):
     """What the child said last becomes cause and cure."""
     hub.switch(download_error="GatedRepoError: 403 Client Error. Cannot access gated repo")
@@ -114,7 +174,7 @@ def test_download_without_headway_ends_at_the_stall_limit(hub: Fake):
     """Silence is given up; slowness is not."""
     hub.switch(download_gate=hub.gate("download"))
     spec = SPEC
-    with pytest.raises(ModelDownloadError, match="no headway"):
+    with pytest.raises(ModelDownloadError, match="no progress"):
         lease(spec, policy=dataclasses.replace(POLICY, download_stall=0.3)).__enter__()
 
 

@@ -34,6 +34,7 @@ from langchain_car_vllm.server.supervisor.context import (
 )
 from langchain_car_vllm.server.supervisor.load import Server, load
 from langchain_car_vllm.server.supervisor.prepare import (
+    check_fits,
     check_model_can_be_had,
     fetch_model,
     install_runtime,
@@ -85,9 +86,10 @@ class Supervisor:
         try:
             self._wait_out_backoff()
             check_model_can_be_had(context.spec)
+            check_fits(context)
             runtime = install_runtime(context)
-            launch = fetch_model(context, runtime)
-            reserve_memory(context, launch.memory.needed)
+            launch = fetch_model(context, runtime).launch
+            reserve_memory(context, launch.memory)
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
             serve(context, server.child, self._clients)

@@ -1,27 +1,18 @@
 """What comes before the server is spawned: the runtime, the model and room in memory."""
 
 import threading
-from pathlib import Path
 
-from langchain_car_vllm.endpoint import Parsers, Serving
-from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.errors import (
-    ModelDownloadError,
     ServerStartError,
     UnknownModelError,
 )
-from langchain_car_vllm.models import find_snapshot, read_model_facts
-from langchain_car_vllm.models.compatibility import facts_for_version
+from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import (
     check_may_download,
-    diagnose_download,
-    download_command,
-    measure_download,
-    no_model,
 )
 from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
-from langchain_car_vllm.models.snapshot import served_source
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import (
     VllmRuntime,
@@ -31,12 +22,10 @@ from langchain_car_vllm.runtime import (
 )
 from langchain_car_vllm.runtime.metal import learn_working_set
 from langchain_car_vllm.runtime.versions import is_at_least
-from langchain_car_vllm.server.child_environment import download_environment
-from langchain_car_vllm.server.command import Launch, launch_for
-from langchain_car_vllm.server.memory import Memory, budget_bytes
+from langchain_car_vllm.server.plan import Plan, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.supervisor.child import Child
-from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+from langchain_car_vllm.server.supervisor.context import SupervisorContext
+from langchain_car_vllm.server.supervisor.fetch import Download, ask_hub
 
 _GB = 1e9
 # The first version that works here, and the first one after it that is known not to.
@@ -103,11 +92,32 @@ def usable_runtime(context: SupervisorContext) -> VllmRuntime:
     return outcome[0]
 
 
-def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Launch:
+def check_fits(context: SupervisorContext) -> None:
+    """Refuse a model that would not fit, before anything is installed or downloaded.
+
+    The catalog knows some; else the Hub's listing tells. Where it does not answer, the download
+    will say why.
+
+    Raises:
+        ModelDownloadError: The disk is too small.
+        InsufficientMemoryError: It needs more memory than all servers may take.
+    """
+    plan = plan_for(context.spec)
+    plan.check_memory()
+    if plan.directory is not None:
+        return
+    context.show(f"asking the Hub about `{context.spec.source}`")
+    hub = ask_hub(context)
+    if hub is not None:
+        plan_for(context.spec, hub).check()
+
+
+def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Plan:
     """Have the model on the disk and find out how it wants to be served.
 
     Raises:
         ModelDownloadError: It is not here and cannot be had.
+        InsufficientMemoryError: It needs more memory than all servers may take.
     """
     spec = context.spec
     context.update(
@@ -118,27 +128,15 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Launch:
         binary=str(runtime.server),
         serving=Serving(version=runtime.version),
     )
-    trust = is_trusted(spec.server_args)
-    snapshot = find_snapshot(spec.source, spec.revision, trust=trust) or _download(context, runtime)
-    check_servable(snapshot, spec.served_name, trust=trust)
-    model = served_source(snapshot, spec.source, spec.revision)
-    budget = budget_bytes()
-    facts = facts_for_version(
-        read_model_facts(snapshot, spec.served_name, trust=trust), runtime.version
-    )
-    if spec.embeddings:
-        return Launch(
-            model,
-            offline=True,
-            serving=Serving(version=runtime.version, engine="simple", parsers=Parsers()),
-            memory=Memory(facts.weights_bytes),
-        )
-    launch = launch_for(
-        spec, facts, model, offline=True, budget_bytes=budget, version=runtime.version
-    )
-    if launch.serving.engine == "batched" and launch.serving.multimodal:
+    if find_snapshot(spec.source, spec.revision, trust=is_trusted(spec.server_args)) is None:
+        check_model_can_be_had(spec)
+        _download(context, runtime)
+    plan = plan_for(spec, version=runtime.version)
+    plan.check_memory()
+    serving = plan.launch.serving
+    if serving.engine == "batched" and serving.multimodal:
         _check_batching_of_media(runtime)
-    return launch
+    return plan
 
 
 def _check_batching_of_media(runtime: VllmRuntime) -> None:
@@ -159,43 +157,11 @@ def _check_batching_of_media(runtime: VllmRuntime) -> None:
     )
 
 
-def _download(context: SupervisorContext, runtime: VllmRuntime) -> Path:
-    """Download the model through the runtime, as long as it makes headway."""
-    spec, directory = context.spec, context.directory
-    check_model_can_be_had(spec)
-    trust = is_trusted(spec.server_args)
-    command = download_command(
-        directory.path, runtime.server, spec.source, spec.revision, trust=trust
-    )
-    child = Child(
-        directory,
-        command.program,
-        command.arguments,
-        command.complete(download_environment(inherited(), dict(spec.server_env))),
-        log=directory.path / "download.log",
-    )
-
-    def look() -> object:
-        return measure_download(spec.source, spec.revision), child.activity()
-
+def _download(context: SupervisorContext, runtime: VllmRuntime) -> None:
+    download = Download(context.spec, runtime.server, context.policy, context.directory)
     try:
-        stall = Stall(context.policy.download_stall, look)
-        while (code := child.exit_code()) is None:
-            done, total = measure_download(spec.source, spec.revision)
-            context.show(f"downloading `{spec.source}`", done, total)
-            if stall.is_stalled():
-                raise ModelDownloadError(
-                    f"the download of `{spec.source}` made no headway for "
-                    f"{context.policy.download_stall:g} s",
-                    hint="try again, it goes on where it was; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits "
-                    "for ever",
-                )
+        while (progress := download.step()) is not None:
+            context.show(*progress)
             context.pause(context.policy.download_tick)
     finally:
-        child.kill(context.policy)
-    if code:
-        raise diagnose_download(spec.source, spec.revision, child.log, code)
-    snapshot = find_snapshot(spec.source, spec.revision, trust=trust)
-    if snapshot is None:
-        raise no_model(spec.source)
-    return snapshot
+        download.end()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 
-from langchain_car_vllm.errors import InsufficientMemoryError
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
-from langchain_car_vllm.server.memory import budget_bytes
+from langchain_car_vllm.server.memory import Memory, budget_bytes
+from langchain_car_vllm.server.plan import insufficient_memory
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.spec import PROTOCOL
@@ -23,20 +23,16 @@ _GB = 1e9
 _ASK_AGAIN = 1.0
 
 
-def reserve_memory(context: SupervisorContext, needed: int) -> None:
+def reserve_memory(context: SupervisorContext, memory: Memory) -> None:
     """Set memory aside, sending others away in turn and waiting for busy ones.
 
     Raises:
         InsufficientMemoryError: It can never fit.
         StageEnded: Nobody waits for this server any more.
     """
-    needed, budget = max(0, needed), budget_bytes()
+    needed, budget = memory.needed, budget_bytes()
     if needed > budget:
-        raise InsufficientMemoryError(
-            f"`{context.spec.served_name}` needs {needed / _GB:.1f} GB and all models together may "
-            f"take {budget / _GB:.1f} GB",
-            hint="choose a smaller model or quantisation, or raise CAR_VLLM_MLX_MEMORY_GB",
-        )
+        raise insufficient_memory(context.spec, memory, budget)
     _end_lost_servers(context)
     _retire_other_protocols(context)
     queue = _Queue(context, needed, budget)

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 from fakes.hub import running_hub, write_model
-from fakes.weights import weights_of
+from fakes.published_configs import CONFIGS
+from fakes.weights import weights_of, write_sparse_weights
 from faults.support import FAST, PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
@@ -154,6 +155,50 @@ def test_a_plan_asks_the_hub(cli: Cli, fake: Fake, tmp_path: Path, socket_enable
     assert "the Hub has no such repository" in missing.stdout
 
 
+def test_a_plan_tells_the_context_and_the_company_that_fit(cli: Cli, tmp_path: Path):
+    """What was asked for fits, or the largest context and company that do are named."""
+    model = tmp_path / "model"
+    fill(model)
+    (model / "config.json").write_text(json.dumps(CONFIGS["Qwen3-8B"]))
+    write_sparse_weights(model / "model.safetensors", 4_600_000_000)
+    arguments = ("plan", str(model), "--context", "16k", "--agents")
+    few = json.loads(cli(*arguments, "1", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout)
+    assert few["fits"]["company"] is True
+    assert few["context_window"] == 40_960
+    assert few["max_input_tokens"] < 40_960
+    done = cli(*arguments, "8", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5")
+    assert done.returncode == 1
+    many = json.loads(done.stdout)
+    assert many["fits"]["company"] is False
+    told = many["company"]
+    assert 8 * told["largest_context"] <= many["kv_room_tokens"] < 8 * 16_384
+    assert told["most_agents"] == many["kv_room_tokens"] // 16_384
+    told_text = cli(*arguments, "8", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout
+    assert f"8 x 16,384 tokens do not fit; 8 x {told['largest_context']:,} do" in told_text
+    smaller = cli(*arguments, "2", CAR_VLLM_MLX_MEMORY_GB="9").stdout
+    assert "a 4-bit quantisation of it would" in smaller
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--context", "0"),
+        ("--context", "-5"),
+        ("--context", "many"),
+        ("--context", "64kb"),
+        ("--context", "99999999999"),
+        ("--agents", "0"),
+        ("--agents", "-1"),
+    ],
+)
+def test_a_company_that_makes_no_sense_is_refused(cli: Cli, wrong: tuple[str, str]):
+    """Nonsense is told as what it is, with what to write instead."""
+    done = cli("plan", "org/any", *wrong)
+    assert done.returncode == 1
+    assert wrong[0] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_plan_that_cannot_work_is_exit_code_1(cli: Cli, fake: Fake):
     """Too little memory is told with the numbers, a Hub that may not be asked by its reason."""
     done = cli("plan", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10", HF_HUB_OFFLINE="1")
@@ -210,7 +255,7 @@ def test_pull_that_stands_still_is_given_up(cli: Cli, fake: Fake):
     install(fake, "exec sleep 600")
     done = cli("pull", "org/slow", CAR_VLLM_MLX_DOWNLOAD_STALL="0.5")
     assert done.returncode == 1
-    assert "stood still for 0.5 s" in done.stderr
+    assert "made no progress for 0.5 s" in done.stderr
 
 
 def test_a_relative_folder_of_the_hub_is_the_users(

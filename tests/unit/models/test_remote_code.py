@@ -7,13 +7,14 @@ from fakes.hub import running_hub, write_model
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import UntrustedCodeError
-from langchain_car_vllm.models import find_snapshot, parse_model_id, read_model_facts
-from langchain_car_vllm.models.checks import check_model
+from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.download import diagnose_download, download_command
 from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.families import own_code_types
-from langchain_car_vllm.models.remote_code import is_trusted
+from langchain_car_vllm.models.remote_code import TRUST, is_trusted
 from langchain_car_vllm.models.servable import check_servable
+from langchain_car_vllm.server import ServerSpec
+from langchain_car_vllm.server.plan import asked_plan
 
 REPOSITORY = "org/evil"
 MAPPED = {"AutoTokenizer": ["tokenization_evil.Evil", None]}
@@ -75,9 +76,9 @@ def test_the_hub_is_asked_before_anything_is_fetched(hub, file, content):
     """A repository that asks for code is refused by its settings, without a byte of weights."""
     (hub.repositories[REPOSITORY] / file).write_text(json.dumps(content))
     with pytest.raises(UntrustedCodeError, match=file):
-        check_model(parse_model_id(REPOSITORY))
+        asked_plan(ServerSpec(REPOSITORY, REPOSITORY))
     assert hub.bytes_sent == 0
-    check_model(parse_model_id(REPOSITORY), trust=True)
+    asked_plan(ServerSpec(REPOSITORY, REPOSITORY, server_args=(TRUST,)))
 
 
 def test_code_that_nothing_asks_for_does_no_harm(hub, whole_model):
@@ -85,7 +86,7 @@ def test_code_that_nothing_asks_for_does_no_harm(hub, whole_model):
     folder = whole_model()
     (folder / "modeling.py").write_text("raise SystemExit")
     check_servable(folder, "org/x")
-    check_model(parse_model_id(REPOSITORY))
+    asked_plan(ServerSpec(REPOSITORY, REPOSITORY))
 
 
 @pytest.mark.parametrize("model_type", own_code_types())

@@ -1,0 +1,278 @@
+"""Whether and how a model would be served here: one answer for everybody who asks.
+
+`validate_model_on_init`, `car-vllm plan` and `show`, and the supervisor before the download and
+after it all make a `Plan`, from the best that is known: the model's files, else what the Hub lists,
+else the catalog, else the name.
+"""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from langchain_car_vllm.endpoint import Parsers, Serving
+from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
+from langchain_car_vllm.models import ModelFacts, family_facts, find_snapshot, read_model_facts
+from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
+from langchain_car_vllm.models.compatibility import facts_for_version
+from langchain_car_vllm.models.download import check_may_download, explained, measure_download
+from langchain_car_vllm.models.downloader import RESERVE
+from langchain_car_vllm.models.hub_listing import HubListing
+from langchain_car_vllm.models.remote_code import is_trusted
+from langchain_car_vllm.models.servable import check_servable
+from langchain_car_vllm.models.snapshot import hub_cache, served_source
+from langchain_car_vllm.runtime import installed_version, resolve_existing
+from langchain_car_vllm.runtime.locate import overriding_binary
+from langchain_car_vllm.server.command import Launch, launch_for
+from langchain_car_vllm.server.memory import Memory, budget_bytes, reserving
+from langchain_car_vllm.server.spec import ServerSpec
+
+_GB = 1e9
+_MB = 1_000_000
+
+Origin = Literal["files", "hub", "catalog", "name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A server that is not started.
+
+    Attributes:
+        spec: What the user wants.
+        origin: Where what is known of the model comes from.
+        directory: The complete local copy, None where there is none.
+        facts: What is known of the model.
+        launch: How it would be started, with the memory that it would set aside.
+        weights: Bytes that the server loads, None where unknown.
+        budget: Bytes that all servers may take together.
+        taken: Bytes of them that other servers have set aside.
+        download: Bytes that are still to be downloaded, None where unknown.
+        disk: Bytes that are free where the model would be downloaded to, None where unknown.
+    """
+
+    spec: ServerSpec
+    origin: Origin
+    directory: Path | None
+    facts: ModelFacts
+    launch: Launch
+    weights: int | None
+    budget: int
+    taken: int
+    download: int | None
+    disk: int | None
+
+    @property
+    def needed(self) -> int | None:
+        """Bytes of memory that are set aside, None where unknown."""
+        return None if self.weights is None else self.launch.memory.needed
+
+    @property
+    def fits_memory(self) -> bool | None:
+        """Whether it fits into the budget; None where nobody knows before the download."""
+        return None if self.needed is None else self.needed <= self.budget
+
+    @property
+    def fits_disk(self) -> bool | None:
+        """Whether it is here or can be downloaded; None where nobody knows."""
+        if self.download == 0:
+            return True
+        if self.download is None or self.disk is None:
+            return None
+        return self.download + RESERVE <= self.disk
+
+    def check(self) -> None:
+        """Refuse what is known not to fit.
+
+        Raises:
+            ModelDownloadError: The disk is too small.
+            InsufficientMemoryError: It needs more memory than all servers may take.
+        """
+        if self.fits_disk is False:
+            needed, free = self.download or 0, self.disk or 0
+            verdict = {
+                "kind": "disk",
+                "needed": needed if needed > free else needed + RESERVE,
+                "free": free,
+                "folder": str(hub_cache()),
+            }
+            raise explained(self.spec.source, self.spec.revision, verdict)
+        self.check_memory()
+
+    def check_memory(self) -> None:
+        """Refuse what is known not to fit into memory.
+
+        Raises:
+            InsufficientMemoryError: It needs more than all servers may take.
+        """
+        if self.fits_memory is False:
+            raise insufficient_memory(self.spec, self.launch.memory, self.budget)
+
+
+def insufficient_memory(spec: ServerSpec, memory: Memory, budget: int) -> InsufficientMemoryError:
+    """Return the error for a model that can never fit, with the numbers and the cure."""
+    smaller = small_sibling(spec.source)
+    instead = f"use `{smaller}`" if smaller else "choose a smaller model or quantisation"
+    return InsufficientMemoryError(
+        f"`{spec.served_name}` needs {memory.needed / _GB:.1f} GB, of which its weights take "
+        f"{memory.weights / _GB:.1f} GB, and all models together may take {budget / _GB:.1f} GB",
+        hint=f"{instead}, or raise CAR_VLLM_MLX_MEMORY_GB",
+    )
+
+
+def asked_plan(spec: ServerSpec) -> Plan:
+    """Return the plan for a model that may have to be downloaded; asks the Hub where it would be.
+
+    A few files of settings are fetched and no weights, and nothing is started.
+
+    Raises:
+        UnknownModelError: There is no such model.
+        UnservableModelError: The server cannot load what is there.
+        ModelDownloadError: It is not here and cannot be fetched; says why and what to do.
+    """
+    trust = is_trusted(spec.server_args)
+    if find_snapshot(spec.source, spec.revision, trust=trust) is not None:
+        return plan_for(spec)
+    if spec.source.startswith("/"):
+        raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")
+    check_may_download(spec.source, auto_pull=spec.auto_pull)
+    # A supervisor, which makes plans too, must not even import what asks.
+    from langchain_car_vllm.models.hub import ask_hub_model, listing_of  # noqa: PLC0415
+
+    return plan_for(spec, listing_of(ask_hub_model(spec.source, spec.revision, trust=trust)))
+
+
+def plan_for(
+    spec: ServerSpec, hub: HubListing | None = None, *, version: str | None = None
+) -> Plan:
+    """Return how a model would be served, without asking, downloading or starting anything.
+
+    Args:
+        spec: How it is to be served.
+        hub: What the Hub says of it, where it was asked.
+        version: Of the `vllm-mlx` that will run; by default of the one that would be found.
+
+    Raises:
+        UnservableModelError: The server cannot load what is there.
+        UntrustedCodeError: The model brings code that nobody trusts.
+    """
+    origin, directory, facts = _known(spec, hub)
+    if directory is not None:
+        check_servable(directory, spec.served_name, trust=is_trusted(spec.server_args))
+    if version is None and (found := resolve_existing()) is not None:
+        version = installed_version(found)
+    facts = facts_for_version(facts, version)
+    budget = budget_bytes()
+    return Plan(
+        spec,
+        origin,
+        directory,
+        facts,
+        _launch(spec, facts, directory, budget, version),
+        facts.weights_bytes or None,
+        budget,
+        taken_bytes(spec),
+        0 if directory is not None else _download_bytes(spec, facts, hub),
+        _free_disk(),
+    )
+
+
+def fitting_context(spec: ServerSpec) -> int | None:
+    """Return how many tokens a conversation can have on this machine, as far as is known here.
+
+    The model's own limit where its layers are unknown, or where nothing of it would fit; None where
+    that is unknown too.
+
+    Raises:
+        ConfigurationError: The model's own files cannot be read.
+    """
+    _, directory, facts = _known(spec, None)
+    budget = budget_bytes()
+    memory = _launch(spec, facts, directory, budget, None).memory
+    fits = facts.weights_bytes and memory.needed <= budget
+    return memory.context if fits else facts.context_window
+
+
+def _known(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path | None, ModelFacts]:
+    """Return what is known of a model, from the best source."""
+    trust = is_trusted(spec.server_args)
+    directory = find_snapshot(spec.source, spec.revision, trust=trust)
+    if directory is not None:
+        return "files", directory, read_model_facts(directory, spec.served_name, trust=trust)
+    if hub is not None:
+        return "hub", None, _facts_of_hub(spec, hub)
+    entry = catalog().by_repository(spec.source)
+    return "catalog" if entry else "name", None, _facts_of_name(spec, entry)
+
+
+def taken_bytes(spec: ServerSpec) -> int:
+    """Return what servers but this one have set aside."""
+    binary = overriding_binary()
+    key = spec.key(str(binary) if binary else None)
+    return sum(state.reservation for _, state in reserving(key))
+
+
+def _launch(
+    spec: ServerSpec, facts: ModelFacts, directory: Path | None, budget: int, version: str | None
+) -> Launch:
+    here = directory is not None
+    model = served_source(directory, spec.source, spec.revision) if directory else spec.source
+    if spec.embeddings:
+        serving = Serving(version=version, engine="simple", parsers=Parsers())
+        return Launch(model, here, serving, memory=Memory(facts.weights_bytes))
+    return launch_for(spec, facts, model, offline=here, budget_bytes=budget, version=version)
+
+
+def _facts_of_hub(spec: ServerSpec, hub: HubListing) -> ModelFacts:
+    return replace(_facts_of_config(spec, hub.config), weights_bytes=hub.weights)
+
+
+def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:
+    """Return what a `config.json` alone tells, by the code that reads a whole model."""
+    with tempfile.TemporaryDirectory(prefix="car-vllm-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        facts = read_model_facts(Path(folder), spec.served_name, trust=True)
+    family = family_facts(spec.served_name)
+    return replace(
+        facts,
+        reasoning_parser=family.reasoning_parser if family.thinks else None,
+        streams_tool_calls=family.streams_tool_calls,
+    )
+
+
+def _facts_of_name(spec: ServerSpec, entry: CatalogEntry | None) -> ModelFacts:
+    if entry is not None:
+        return replace(
+            _facts_of_config(spec, entry.config),
+            multimodal="vision" in entry.capabilities,
+            context_window=entry.context_window,
+            weights_bytes=entry.size_mb * _MB,
+        )
+    family = family_facts(spec.served_name)
+    return ModelFacts(
+        tool_call_parser=family.tool_call_parser,
+        reasoning_parser=family.reasoning_parser if family.thinks else None,
+        multimodal=bool(family.media),
+        context_window=None,
+        streams_tool_calls=family.streams_tool_calls,
+        family=family.name,
+    )
+
+
+def _download_bytes(spec: ServerSpec, facts: ModelFacts, hub: HubListing | None) -> int | None:
+    """Return what is still to be fetched, None where unknown."""
+    whole = hub.fetched if hub else facts.weights_bytes
+    done, _ = measure_download(spec.source, spec.revision)
+    # Nothing is known of the files that a former download left, but that they are not all.
+    return max(1, whole - done) if whole else None
+
+
+def _free_disk() -> int | None:
+    folder = hub_cache()
+    while folder is not None and not folder.exists():
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free if folder else None
+    except OSError:
+        return None

@@ -1,0 +1,187 @@
+"""What is fetched before a server can be spawned, by a supervisor or by `car-vllm pull`.
+
+One process at a time downloads a repository; the others wait, show how far it is, and take over
+where it ends early.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.errors import ModelDownloadError
+from langchain_car_vllm.models import find_snapshot
+from langchain_car_vllm.models.download import (
+    check_may_download,
+    diagnose_download,
+    download_command,
+    measure_download,
+    no_model,
+)
+from langchain_car_vllm.models.hub_account import absolute_folders
+from langchain_car_vllm.models.hub_listing import HubListing, read_listing
+from langchain_car_vllm.models.remote_code import is_trusted
+from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.server.child_environment import download_environment
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.locks import close_lock, open_lock, try_exclusive
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.supervisor.child import Child, install_launcher
+from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+
+_PACKAGE_PARENT = str(Path(__file__).parents[3])
+_ASK = "from langchain_car_vllm.models.hub import main\nmain()\n"
+_ASK_SECONDS = 25.0
+
+
+class DownloadProgress(NamedTuple):
+    """How far a download is.
+
+    Attributes:
+        detail: Who downloads what.
+        done: Bytes on the disk.
+        total: Bytes in all, None until they are known.
+    """
+
+    detail: str
+    done: int
+    total: int | None
+
+
+class Download:
+    """A model's way to the disk, one step at a time; whoever drives it decides how to wait.
+
+    Args:
+        spec: What to download.
+        binary: The runtime's `vllm-mlx`.
+        policy: How long to wait for a sign of life.
+        directory: Where the download itself runs and logs; by default a folder of the repository's.
+
+    Attributes:
+        log: What the download itself wrote.
+
+    Raises:
+        StateDirectoryError: Its folder cannot be made or written to.
+    """
+
+    def __init__(
+        self,
+        spec: ServerSpec,
+        binary: Path,
+        policy: Policy,
+        directory: ServerDirectory | None = None,
+    ) -> None:
+        self._spec, self._binary, self._policy = spec, binary, policy
+        self._trust = is_trusted(spec.server_args)
+        folder = run_root().with_name("pull") / spec.source.replace("/", "--")
+        shared = ServerDirectory(folder)
+        shared.create()
+        self._directory = directory or shared
+        self.log = self._directory.path / "download.log"
+        self._child: Child | None = None
+        self._is_ours = False
+        with explain_os_errors(folder):
+            self._lock: int | None = open_lock(shared.supervisor_lock)
+        self._stall = Stall(policy.download_stall, self._signs_of_life)
+
+    def step(self) -> DownloadProgress | None:
+        """Return how far it is, None once the model is complete.
+
+        Raises:
+            ModelDownloadError: It failed or made no progress; what arrived stays.
+        """
+        source, revision = self._spec.source, self._spec.revision
+        if not self._is_ours and not self._begin():
+            return None
+        code = self._child.exit_code() if self._child else None
+        if code is not None:
+            if code:
+                raise diagnose_download(source, revision, self.log, code)
+            if self.snapshot is None:
+                raise no_model(source)
+            return None
+        if self._stall.is_stalled():
+            raise ModelDownloadError(
+                f"the download of `{source}` made no progress for "
+                f"{self._policy.download_stall:g} s",
+                hint="try again, it goes on where it was; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits "
+                "forever",
+            )
+        who = "downloading" if self._is_ours else "another process is downloading"
+        return DownloadProgress(f"{who} `{source}`", *measure_download(source, revision))
+
+    @property
+    def snapshot(self) -> Path | None:
+        """The complete copy, None before it is one."""
+        return find_snapshot(self._spec.source, self._spec.revision, trust=self._trust)
+
+    def end(self) -> None:
+        """End the download if it runs, and let others go on with it."""
+        if self._child is not None:
+            self._child.kill(self._policy)
+            self._child = None
+        if self._lock is not None:
+            close_lock(self._lock)
+            self._lock = None
+
+    def _begin(self) -> bool:
+        """Start the download if nobody else has it in hand; False where the model is complete."""
+        if self._lock is None or not try_exclusive(self._lock):
+            return True
+        if self.snapshot is not None:
+            return False
+        self._is_ours = True
+        check_may_download(self._spec.source, auto_pull=self._spec.auto_pull)
+        self._child = self._spawned()
+        self._stall = Stall(self._policy.download_stall, self._signs_of_life)
+        return True
+
+    def _spawned(self) -> Child:
+        directory, spec = self._directory, self._spec
+        with explain_os_errors(directory.path):
+            install_launcher(directory)
+            command = download_command(
+                directory.path, self._binary, spec.source, spec.revision, trust=self._trust
+            )
+            environment = inherited() | absolute_folders(inherited())
+            added = dict(spec.server_env)
+            return Child(
+                directory,
+                command.program,
+                command.arguments,
+                command.complete(download_environment(environment, added)),
+                log=self.log,
+            )
+
+    def _signs_of_life(self) -> object:
+        measured = measure_download(self._spec.source, self._spec.revision)
+        return measured, self._child.activity() if self._child else None
+
+
+def ask_hub(context: SupervisorContext) -> HubListing | None:
+    """Return what the Hub says of the model, None where it says nothing.
+
+    A child process asks: the libraries of macOS that know its proxies and certificates must not be
+    used by a process that forked without a new program, as a supervisor did.
+    """
+    spec, directory = context.spec, context.directory
+    script = directory.path / "ask_hub.py"
+    script.write_text(f"#!{sys.executable}\n{_ASK}", encoding="utf-8")
+    environment = download_environment(inherited(), dict(spec.server_env))
+    log = directory.path / "hub.log"
+    child = Child(
+        directory,
+        script,
+        (spec.source, spec.revision or "", "trusted" if is_trusted(spec.server_args) else ""),
+        environment | {"PYTHONPATH": _PACKAGE_PARENT},
+        log=log,
+    )
+    try:
+        give_up_at = time.monotonic() + _ASK_SECONDS
+        while child.exit_code() is None and time.monotonic() < give_up_at:
+            context.pause(context.policy.start_tick)
+        return read_listing(log.read_text(encoding="utf-8", errors="replace"))
+    finally:
+        child.kill(context.policy)

@@ -1,0 +1,281 @@
+import json
+
+import pytest
+from _pytest.monkeypatch import MonkeyPatch
+from fakes.hub import running_hub, write_model
+from fakes.published_configs import CONFIGS
+from fakes.weights import write_sparse_weights
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import (
+    ConfigurationError,
+    InsufficientMemoryError,
+    ModelDownloadError,
+    UnknownModelError,
+    UnservableModelError,
+)
+from langchain_car_vllm.models.hub import ask_hub_model
+from langchain_car_vllm.models.hub_listing import HubListing
+from langchain_car_vllm.server import ServerSpec
+from langchain_car_vllm.server.plan import asked_plan, fitting_context, plan_for
+
+REPOSITORY = "mlx-community/Qwen3-4B-4bit"
+WEIGHTS = 256_000
+
+
+def check_model(source=REPOSITORY, revision=None, *, auto_pull=True):
+    asked_plan(ServerSpec(source, source, revision=revision, auto_pull=auto_pull)).check()
+
+
+def fetched(hub):
+    """Return the files that were read from the hub."""
+    return {
+        path.rpartition("/")[2]
+        for method, path, _ in hub.requests
+        if method == "GET" and "/api/" not in path
+    }
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, socket_enabled):
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hub.repositories[REPOSITORY] = write_model(tmp_path / "origin", weights=WEIGHTS)
+        yield hub
+
+
+def test_a_model_that_can_be_had_passes(hub, home):
+    """A repository that may be read and fits is no error, and nothing is fetched."""
+    check_model()
+    check_model(revision="main")
+    assert fetched(hub) == {"config.json"}
+    assert not (home / ".cache").exists()
+
+
+def test_the_hub_lists_files_with_sizes(hub):
+    """The sizes that disk and memory are checked with are the Hub's."""
+    found = ask_hub_model(REPOSITORY)
+    assert {file.name: file.size for file in found.files}["model.safetensors"] == WEIGHTS
+    assert found.values == json.loads((hub.repositories[REPOSITORY] / "config.json").read_text())
+
+
+def test_the_token_is_sent(hub, home, monkeypatch):
+    """`HF_TOKEN`, or the file that the Hub's own client leaves, opens a private repository."""
+    hub.token = "secret"
+    with pytest.raises(ModelDownloadError, match="no such repository"):
+        check_model()
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    check_model()
+    monkeypatch.delenv("HF_TOKEN")
+    (home / ".cache" / "huggingface").mkdir(parents=True)
+    (home / ".cache" / "huggingface" / "token").write_text("secret\n")
+    check_model()
+
+
+def test_the_token_goes_along_to_the_same_host(hub, monkeypatch):
+    """The Hub answers a file from another path of its own, which wants the token too."""
+    hub.token, hub.redirecting = "secret", True
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    check_model()
+    assert [request for request in hub.requests if "resolve-cache" in request[1]]
+
+
+def test_a_token_that_is_none_is_told(hub, monkeypatch):
+    """An expired token is no missing repository."""
+    hub.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", "expired")
+    with pytest.raises(ModelDownloadError, match="refuses it: Invalid credentials") as caught:
+        check_model()
+    assert "HF_TOKEN" in caught.value.hint
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_repository_without_a_model_is_told(hub, missing):
+    """One in another format exists, and is of no use."""
+    (hub.repositories[REPOSITORY] / missing).unlink()
+    with pytest.raises(ModelDownloadError, match="holds no model"):
+        check_model()
+
+
+@pytest.mark.parametrize("page", ["<html>log in</html>", ["log in"], {"siblings": [1]}])
+def test_somebody_who_answers_for_the_hub(hub, page):
+    """The page of a café's network is no listing."""
+    hub.portal = page
+    with pytest.raises(ModelDownloadError, match="is not the Hub") as caught:
+        check_model()
+    assert "log in" in caught.value.hint
+
+
+FAULTS = {
+    "gated": ({"gated": True}, "gated repository and no HF_TOKEN"),
+    "gated-to-strangers": ({"gated": True, "token": "x"}, "gated repository and no HF_TOKEN"),
+    "gone": ({"repositories": {}}, "no such repository"),
+    "down": ({"failing_with": 503}, "out of order"),
+    "refused": ({"failing_with": 403}, "the Hub refuses it"),
+    "large": ({"wrong_size": 10**15}, "needs 1000000000 MB more"),
+}
+
+
+@pytest.mark.parametrize(("faults", "said"), FAULTS.values(), ids=FAULTS)
+def test_what_stands_in_the_way_is_told(hub, faults, said):
+    """Each obstacle is told before anything is fetched, with its cure."""
+    for name, value in faults.items():
+        setattr(hub, name, value)
+    with pytest.raises(ModelDownloadError, match=said) as caught:
+        check_model()
+    assert caught.value.hint
+    assert fetched(hub) <= {"config.json"}
+
+
+def test_an_unknown_revision_is_told(hub):
+    """A revision that does not exist is named."""
+    with pytest.raises(ModelDownloadError, match="no revision `v9`"):
+        check_model(revision="v9")
+
+
+def test_no_network(monkeypatch, socket_enabled):
+    """A Hub that cannot be reached is called that."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelDownloadError, match="cannot be reached"):
+        check_model()
+
+
+def test_a_strange_endpoint(monkeypatch):
+    """An endpoint without scheme is an error that says what to write."""
+    monkeypatch.setenv("HF_ENDPOINT", "hub.example.com")
+    with pytest.raises(ConfigurationError, match="HF_ENDPOINT"):
+        check_model()
+
+
+@pytest.mark.parametrize("written", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(tmp_path, monkeypatch, written):
+    """`SSL_CERT_FILE` must lead to certificates."""
+    file = tmp_path / "certificates.pem"
+    if written:
+        file.write_text(written)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE"):
+        check_model()
+
+
+def test_a_download_that_is_not_wanted(monkeypatch):
+    """Without a copy here, `auto_pull=False` and `HF_HUB_OFFLINE` refuse without asking the Hub."""
+    with pytest.raises(ModelDownloadError, match="auto_pull=False"):
+        check_model(auto_pull=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelDownloadError, match="HF_HUB_OFFLINE"):
+        check_model()
+
+
+def test_a_model_that_can_never_fit(hub, monkeypatch):
+    """Weights beyond the memory budget are refused with the numbers."""
+    hub.wrong_size = 4 * 10**9
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "1.0")
+    with pytest.raises(
+        InsufficientMemoryError, match=r"weights take 4\.0 GB, .* 1\.0 GB"
+    ) as caught:
+        check_model()
+    assert "smaller" in caught.value.hint
+    assert fetched(hub) == {"config.json"}
+
+
+def test_a_local_model_is_looked_at(tmp_path, monkeypatch):
+    """A directory is checked without any network."""
+    folder = write_model(tmp_path / "model", weights=WEIGHTS)
+    check_model(str(folder))
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "0.0001")
+    with pytest.raises(InsufficientMemoryError):
+        check_model(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UnservableModelError, match="no safetensors weights"):
+        check_model(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(UnknownModelError, match=r"no `config\.json`"):
+        check_model(str(folder))
+
+
+def test_a_copy_on_this_machine_needs_no_hub(home):
+    """What LM Studio has downloaded is checked where it is."""
+    folder = home / ".lmstudio" / "models" / REPOSITORY
+    write_model(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    check_model(auto_pull=False)
+
+
+def write_sparse(folder, config, weights):
+    """Write a model of any size that takes no disk."""
+    write_model(folder, weights=1)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_sparse_weights(folder / "model.safetensors", weights)
+    return folder
+
+
+def test_construction_refuses_what_the_call_would_refuse(tmp_path, monkeypatch):
+    """A model of 4 GB and a budget of 1 GB: `validate_model_on_init` says so at once."""
+    folder = write_sparse(tmp_path / "large", CONFIGS["Qwen3-8B"], 4 * 10**9)
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "1.0")
+    ChatVllmMlx(model=str(folder))
+    with pytest.raises(InsufficientMemoryError, match=r"weights take 4\.0 GB, .* 1\.0 GB"):
+        ChatVllmMlx(model=str(folder), validate_model_on_init=True)
+
+
+def test_construction_counts_more_than_weights(tmp_path, monkeypatch):
+    """Weights that just fit leave no room for a conversation."""
+    folder = write_sparse(tmp_path / "tight", CONFIGS["Qwen3-8B"], 4 * 10**9)
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "4.5")
+    with pytest.raises(InsufficientMemoryError):
+        ChatVllmMlx(model=str(folder), validate_model_on_init=True)
+
+
+@settings(
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    st.integers(10**6, 60 * 10**9),
+    st.sampled_from([{"model_type": "llama"}, *CONFIGS.values()]),
+    st.integers(1, 80),
+)
+def test_all_who_ask_agree(tmp_path, monkeypatch, weights, config, gigabytes):
+    """Construction, the command line and the supervisor give one verdict, from hub or files."""
+    with MonkeyPatch.context() as patch:
+        patch.setenv("CAR_VLLM_MLX_MEMORY_GB", str(gigabytes))
+        folder = write_sparse(tmp_path / "any", config, weights)
+        spec = ServerSpec(str(folder), str(folder))
+        plan = plan_for(spec)
+        listed = HubListing(config, weights, weights)
+        ahead = plan_for(ServerSpec("org/any", "org/any"), listed)
+        assert ahead.launch.memory == plan.launch.memory
+        assert ahead.fits_memory is plan.fits_memory
+        try:
+            ChatVllmMlx(model=str(folder), validate_model_on_init=True)
+        except InsufficientMemoryError:
+            assert plan.fits_memory is False
+        else:
+            assert plan.fits_memory is True
+        assert plan.fits_memory is not (plan.launch.memory.needed > gigabytes * 10**9)
+
+
+def test_the_profile_says_what_fits_here(tmp_path, monkeypatch):
+    """Agents that summarise rely on it: not what the model was made for, but what fits."""
+    folder = write_sparse(tmp_path / "agent", CONFIGS["Qwen3-8B"], 4_600_000_000)
+    spec = ServerSpec(str(folder), str(folder))
+    found = []
+    for gigabytes in ("8", "12", "48"):
+        monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", gigabytes)
+        profile = ChatVllmMlx(model=str(folder)).profile
+        assert profile["max_input_tokens"] == fitting_context(spec)
+        assert profile["max_input_tokens"] == plan_for(spec).launch.serving.max_input_tokens
+        found.append(profile["max_input_tokens"])
+    assert found == sorted(set(found))
+    assert found[-1] == 40_960
+
+
+def test_the_catalog_is_enough_to_refuse(monkeypatch):
+    """A 16-bit repository is refused by its true size, and the hint names its 4-bit sibling."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "20")
+    large = plan_for(ServerSpec("google/gemma-4-26B-A4B-it", "gemma-4-26b-a4b-it"))
+    with pytest.raises(InsufficientMemoryError, match=r"weights take 51\.6 GB") as caught:
+        large.check()
+    assert "mlx-community/gemma-4-26b-a4b-it-4bit" in caught.value.hint

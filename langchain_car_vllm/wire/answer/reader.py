@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from langchain_core.messages.tool import ToolCallChunk
 
+from langchain_car_vllm.wire.answer.call_parts import CallReader
 from langchain_car_vllm.wire.answer.sse import EventReader
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
@@ -95,8 +96,8 @@ class Answer:
         self._whole: list[bytes] = []
         self._streamed = streamed
         self._filters = filters
-        self._slots: dict[int, tuple[int, str | None]] = {}
-        self._calls = 0
+        self._calls = CallReader()
+        self._ended = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.done = False
@@ -108,7 +109,7 @@ class Answer:
         """Return the deltas that `data` completes.
 
         Raises:
-            AnswerError: The server reports a failure, or sends what is no answer.
+            AnswerError: The server reports a failure, or sends what is not an answer.
         """
         if not self._streamed:
             self._whole.append(data)
@@ -125,12 +126,16 @@ class Answer:
             deltas = [] if self.done else self._events(self._reader.end())
         else:
             deltas = self._events([b"".join(self._whole)])
+        if self.finish_reason is None and not self.done and self._ended:
+            self.finish_reason = "stop"  # some servers give no reason, only an end
         if self.finish_reason is None and not self.done:
             raise IncompleteAnswerError(
                 "the answer broke off without an end",
                 hint="repeat the request; if the server was idle for too long, raise `timeout`",
             )
         self._mend_reason()
+        if not self.done and (calls := self._calls.end()):
+            deltas.extend(self._filter(Delta(calls=calls), 0))
         return [*deltas, *self._flush()]
 
     def add(self, delta: Delta) -> list[Delta]:
@@ -161,6 +166,7 @@ class Answer:
             if self.done:
                 break
             if payload == _DONE:
+                self._ended = True
                 continue
             delta = self._event(payload)
             if delta is not None:
@@ -182,13 +188,13 @@ class Answer:
             event = _decode(payload.decode())
         except (ValueError, RecursionError) as error:
             raise ServerFailedError(
-                f"the server sent something that is no JSON: {_excerpt(payload)}"
+                f"the server sent something that is not JSON: {_excerpt(payload)}"
             ) from error
         try:
             return self._read(event)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ServerFailedError(
-                f"the server sent JSON that is no answer: {_excerpt(payload)}"
+                f"the server sent JSON that is not an answer: {_excerpt(payload)}"
             ) from error
 
     def _read(self, event: dict[str, Any]) -> Delta | None:
@@ -196,26 +202,29 @@ class Answer:
             self.usage = _usage(usage)
         choices = event.get("choices")
         if not choices:
-            if "error" in event:
+            if event.get("error") is not None:
                 raise _failure(event["error"])
-            if choices is None:
+            if choices is None and not self._streamed:
                 raise KeyError("choices")
-            return None
+            return None  # the usage, or a sign of life
         choice = choices[0]
         if reason := choice.get("finish_reason"):
             self._finish(event, reason)
-        delta = choice["delta" if self._streamed else "message"]
+        delta = choice.get("delta") or {} if self._streamed else choice["message"]
         text = delta.get("content") or ""
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
         calls = delta.get("tool_calls")
         if type(text) is not str or type(thought) is not str:
-            raise TypeError("content")
+            text, more = _flatten(text)
+            thought = "".join((*_flatten(thought), more))
         if not (text or thought or calls):
             return None
-        return Delta(text, thought, self._call_chunks(calls) if calls else ())
+        return Delta(text, thought, self._calls.read(calls) if calls else ())
 
     def _finish(self, event: dict[str, Any], reason: Any) -> None:
         if reason == "error":
+            if event.get("error") is not None:
+                raise _failure(event["error"])
             raise ServerFailedError("the engine failed while it was generating")
         if reason == "abort":
             raise ConnectionFailedError("the server broke the answer off: it is shutting down")
@@ -223,43 +232,28 @@ class Answer:
         self.id = event.get("id")
         self.model = event.get("model")
 
-    def _call_chunks(self, calls: list[dict[str, Any]]) -> tuple[ToolCallChunk, ...]:
-        chunks: list[ToolCallChunk] = []
-        for place, call in enumerate(calls):
-            function = call.get("function") or {}
-            given = call.get("index")
-            name, id_ = _text(function.get("name")), _text(call.get("id"))
-            chunks.append(
-                ToolCallChunk(
-                    name=name,
-                    args=_arguments(function.get("arguments")),
-                    id=id_,
-                    index=self._slot(given if isinstance(given, int) else place, name, id_),
-                    type="tool_call_chunk",
-                )
-            )
-        return tuple(chunks)
 
-    def _slot(self, given: int, name: str | None, id_: str | None) -> int:
-        """Number calls by themselves: some parsers start every call at index 0."""
-        known = self._slots.get(given)
-        if known is None or (id_ and known[1] and id_ != known[1]):
-            if not name:
-                raise KeyError("name")
-            known = (self._calls, id_)
-            self._slots[given] = known
-            self._calls += 1
-        return known[0]
+def _flatten(content: Any) -> tuple[str, str]:
+    """Return the text and the reasoning of a content that comes as a list of blocks.
 
-
-def _text(given: Any) -> str | None:
-    if given is not None and not isinstance(given, str):
-        raise TypeError("no text")
-    return given
-
-
-def _arguments(given: Any) -> str | None:
-    return given if given is None or isinstance(given, str) else json.dumps(given)
+    Raises:
+        TypeError: It is neither a text nor a list of blocks.
+    """
+    if isinstance(content, str):
+        return content, ""
+    if not isinstance(content, list):
+        raise TypeError("content")
+    text = thought = ""
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else "text"
+        if kind in ("thinking", "reasoning"):
+            inner = block.get(kind, block.get("text"))
+            thought += _flatten(inner or "")[0]
+        elif kind == "text":
+            text += _flatten(block.get("text") or "" if isinstance(block, dict) else block)[0]
+        else:
+            raise TypeError("content")
+    return text, thought
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
@@ -275,8 +269,9 @@ def _usage(usage: dict[str, Any]) -> Usage:
 def _failure(error: Any) -> Exception:
     if not isinstance(error, dict):
         return ServerFailedError(f"the server failed: {error}")
-    code = error.get("code")
-    return error_for_status(code if isinstance(code, int) else 500, str(error.get("message") or ""))
+    code = str(error.get("code") or "")  # gateways send the number as a text
+    status = int(code) if code.isascii() and code.isdigit() else 500
+    return error_for_status(status, str(error.get("message") or ""))
 
 
 def _excerpt(payload: bytes) -> str:

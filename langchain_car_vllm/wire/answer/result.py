@@ -1,7 +1,6 @@
 """From deltas to the messages LangChain wants."""
 
 import json
-import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +12,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
+from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
 from langchain_car_vllm.wire.answer.reader import Delta, Usage
 from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING
 
@@ -60,11 +60,6 @@ class AnswerEnd(NamedTuple):
         if self.usage.cached is not None:
             counted["input_token_details"] = InputTokenDetails(cache_read=self.usage.cached)
         return counted
-
-
-def new_call_id() -> str:
-    """Return an identifier for a call that the server gave none."""
-    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def to_chunk(delta: Delta) -> ChatGenerationChunk:
@@ -229,7 +224,7 @@ class CallCollector:
                         id=id_,
                         name=name or None,
                         args=text,
-                        error="the arguments are no JSON object",
+                        error="the arguments are not a JSON object",
                     )
                 )
         return valid, invalid
@@ -240,7 +235,7 @@ _SPOILING = ("]", "}", '"]', '"}', '""]', '""}')
 
 
 def _object(text: str, *, whole: bool) -> dict[str, Any] | None:
-    if not text:
+    if is_no_arguments(text):
         return {}
     # The same lenient reading as LangChain's when it merges a stream, so both give the same call.
     try:

@@ -13,8 +13,8 @@ from typing import Any
 
 from langchain_core.messages.tool import ToolCallChunk
 
+from langchain_car_vllm.wire.answer.call_parts import new_call_id
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.result import new_call_id
 
 _START = re.compile(r"\s*(?:<tool_call>|```|[{\[])")
 _PARTIAL = re.compile(r"\s*(?:<(?:t(?:o(?:o(?:l(?:_(?:c(?:a(?:l(?:l)?)?)?)?)?)?)?)?)?|`{1,2})?\Z")

@@ -23,7 +23,7 @@ def _as_it_is(error: AnswerError) -> Exception:
 
 
 def _reason(last: "Attempt") -> str:
-    """Return why an answer ended: a call that was cut off is no whole one."""
+    """Return why an answer ended: a call that was cut off is not a whole one."""
     if last.called:
         return "length" if last.answer.finish_reason == "length" else "tool_calls"
     return "stop" if last.answer.done else last.answer.finish_reason or "stop"
@@ -35,6 +35,10 @@ class EmptyAnswerWarning(UserWarning):
 
 class CutOffCallWarning(UserWarning):
     """A tool call was cut off, and is among the `invalid_tool_calls`."""
+
+
+class InvalidCallWarning(UserWarning):
+    """The answer is nothing but tool calls that nobody can run."""
 
 
 class Attempt:
@@ -87,12 +91,14 @@ class Attempt:
         deltas = self._note(self.answer.end())
         if self.answer.finish_reason == "length":
             deltas.extend(self._spoil_calls())
+        elif self.called and not self.text.strip():
+            self._warn_of_invalid_calls()
         if not self.promotes or self.answer.done:
             return deltas
         if not self.called and not self.text.strip() and self.thought:
             deltas.extend(self._note(self._promote_thought()))
         elif not self.answer.events:
-            self._tell_loss()
+            self._warn_of_loss()
         return deltas
 
     def _spoil_calls(self) -> list[Delta]:
@@ -109,6 +115,17 @@ class Attempt:
             stacklevel=2,
         )
         return [Delta(calls=spoils)]
+
+    def _warn_of_invalid_calls(self) -> None:
+        """Warn of an answer that an agent would take for an empty one, and end with."""
+        valid, invalid = self._calls.parse()
+        if invalid and not valid:
+            warnings.warn(
+                f"the model called `{invalid[0]['name']}` with arguments that are not a JSON "
+                "object, and said nothing else: see the `invalid_tool_calls` of the answer",
+                InvalidCallWarning,
+                stacklevel=2,
+            )
 
     def usage(self) -> Usage | None:
         """Return the tokens, guessed where the answer was cut short before the server told."""
@@ -146,7 +163,7 @@ class Attempt:
         )
         return []
 
-    def _tell_loss(self) -> None:
+    def _warn_of_loss(self) -> None:
         """Warn of tokens of which nothing came: the server takes a broken tool call away."""
         usage = self.answer.usage
         if usage is None or usage.completion < _FEW_TOKENS:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.errors import ForcedToolCallError
+from langchain_car_vllm.wire.answer.call_parts import new_call_id
 from langchain_car_vllm.wire.answer.collector import CollectingFilter, check_not_cut
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
-from langchain_car_vllm.wire.answer.result import CallCollector, new_call_id
+from langchain_car_vllm.wire.answer.result import CallCollector
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     IncompleteAnswerError,

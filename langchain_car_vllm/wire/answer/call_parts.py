@@ -1,0 +1,131 @@
+"""Parts of tool calls, from a server's events to LangChain's chunks.
+
+Servers differ: every call at index 0, no index, no id, the name again in each part, arguments as an
+object, and many ways to say that there are none.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.messages.tool import ToolCallChunk
+
+_EMPTY = ("", "null", "none", "[]", "{}")
+_EMPTY_BEGUN = tuple(text[:length] for text in _EMPTY for length in range(len(text) + 1))
+
+
+def new_call_id() -> str:
+    """Return an identifier for a call that the server gave none."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def is_no_arguments(text: str) -> bool:
+    """Whether a text says that a call has no arguments: nothing, null, None or an empty list."""
+    return text.strip().lower() in _EMPTY
+
+
+@dataclass
+class _Call:
+    """One call as far as it is known."""
+
+    index: int
+    id: str | None
+    name: str
+    arguments: list[str] = field(default_factory=list)
+    held: str | None = ""
+
+
+class CallReader:
+    """Turns the `tool_calls` of events into chunks: each call gets a number and an id."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._at: dict[int, _Call] = {}
+
+    def read(self, parts: Any) -> tuple[ToolCallChunk, ...]:
+        """Return the chunks for what one event holds.
+
+        Raises:
+            AttributeError: It is not a list of calls.
+            KeyError: A call has no name.
+            TypeError: It is not a list of calls.
+        """
+        chunks: list[ToolCallChunk] = []
+        for place, part in enumerate(parts):
+            function = part.get("function") or {}
+            given = part.get("index")
+            name, id_ = _text(function.get("name")), _text(part.get("id"))
+            at = given if isinstance(given, int) else place
+            call = self._at.get(at)
+            if call is None or _begins_another(call, name, id_):
+                if not name:
+                    raise KeyError("name")
+                call = _Call(len(self._calls), id_, name)
+                self._calls.append(call)
+                self._at[at] = call
+                sent_id: str | None = id_ or new_call_id()
+            else:
+                sent_id, name = None, None  # LangChain would join what is told again
+            text = self._arguments(call, function.get("arguments"))
+            chunks.append(_chunk(call, text, name=name, id_=sent_id))
+        return tuple(chunks)
+
+    def end(self) -> tuple[ToolCallChunk, ...]:
+        """Return the arguments that were held back because they may have been none."""
+        chunks = []
+        for call in self._calls:
+            held, call.held = call.held, None
+            if held:
+                chunks.append(_chunk(call, "{}" if is_no_arguments(held) else held))
+        return tuple(chunks)
+
+    def _arguments(self, call: _Call, given: Any) -> str | None:
+        """Return what is certain of a part's arguments.
+
+        What may say "no arguments" waits for the end: in the middle of an object `null` is a value.
+        """
+        if isinstance(given, Mapping | list):
+            given = json.dumps(given)
+        text = _text(given)
+        if not text:
+            return text
+        call.arguments.append(text)
+        if call.held is None:
+            return text
+        text = call.held + text
+        if text.strip().lower() in _EMPTY_BEGUN and not text.lstrip().startswith("{"):
+            call.held = text
+            return ""
+        call.held = None
+        return text
+
+
+def _begins_another(call: _Call, name: str | None, id_: str | None) -> bool:
+    """Whether a part is of another call than the one at its index."""
+    if id_ and call.id:
+        return id_ != call.id
+    if not name or not call.arguments:
+        return False
+    return name != call.name or _is_json("".join(call.arguments))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _chunk(
+    call: _Call, args: str | None, *, name: str | None = None, id_: str | None = None
+) -> ToolCallChunk:
+    return ToolCallChunk(name=name, args=args, id=id_, index=call.index, type="tool_call_chunk")
+
+
+def _text(given: Any) -> str | None:
+    if given is not None and not isinstance(given, str):
+        raise TypeError("not a text")
+    return given or None

@@ -1,0 +1,198 @@
+"""Events as other servers send them, read as ChatOpenAI reads them; every call has an id."""
+
+import json
+from typing import Any
+
+import pytest
+from fakes.calls import called, shout, sum_of, ways
+from fakes.dialect import Reply
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain_core.tools import tool
+
+from langchain_car_vllm.wire.answer.reader import Answer
+from langchain_car_vllm.wire.errors import IncompleteAnswerError, RateLimitError
+from langchain_car_vllm.wire.exchange.exchange import InvalidCallWarning
+
+USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+HELLO = {"choices": [{"index": 0, "delta": {"content": "hello"}}]}
+STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+@tool
+def now() -> str:
+    """Tell the time."""
+    return "noon"
+
+
+def stream(*events: Any, done: bool = True) -> Reply:
+    """Return a reply that sends events as they are."""
+    frames = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    return Reply(raw=b"".join([*frames, b"data: [DONE]\n\n" if done else b""]))
+
+
+def call_event(*calls: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    """Return an event with parts of calls."""
+    return {"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": finish}]}
+
+
+def part(name: str | None = None, arguments: Any = None, **more: Any) -> dict[str, Any]:
+    """Return one part of a call."""
+    return {**more, "function": {"name": name, "arguments": arguments}}
+
+
+ODD = {
+    "choices null": [HELLO, STOP, {"choices": None, "usage": USAGE}],
+    "no choices": [HELLO, STOP, {"usage": USAGE}],
+    "delta null": [HELLO, {"choices": [{"delta": None, "finish_reason": "stop"}], "usage": USAGE}],
+    "no delta": [HELLO, {"choices": [{"finish_reason": "stop"}], "usage": USAGE}],
+    "ping": [{"type": "ping"}, HELLO, {"type": "ping"}, STOP, {"choices": [], "usage": USAGE}],
+    "done alone": [HELLO, {"choices": [], "usage": USAGE}],
+    "error null": [{**HELLO, "error": None}, {**STOP, "error": None, "usage": USAGE}],
+    "blocks": [
+        {"choices": [{"delta": {"content": [{"type": "text", "text": "hello"}]}}]},
+        {**STOP, "usage": USAGE},
+    ],
+}
+
+
+@pytest.mark.parametrize("events", ODD.values(), ids=ODD)
+def test_an_odd_event_does_not_end_a_stream(serve, events):
+    """What has neither text nor error is passed over, and the usage counts wherever it is."""
+    model, _ = serve(stream(*events))
+    message = None
+    for chunk in model.stream("go"):
+        message = chunk if message is None else message + chunk
+    assert message.text == "hello"
+    assert message.response_metadata["finish_reason"] == "stop"
+    assert message.usage_metadata["total_tokens"] == 7
+
+
+def test_thinking_in_blocks_is_reasoning(serve):
+    """Mistral's blocks have the thought beside the text."""
+    blocks = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hmm"}]},
+        {"type": "text", "text": "hello"},
+    ]
+    model, _ = serve(stream({"choices": [{"delta": {"content": blocks}}]}, STOP))
+    chunks = list(model.stream("go"))
+    assert "".join(chunk.text for chunk in chunks) == "hello"
+    assert chunks[0].additional_kwargs["reasoning_content"] == "hmm"
+
+
+def test_a_stream_without_any_end_is_still_an_error(serve):
+    """Neither a reason nor [DONE]: the rest is missing."""
+    model, _ = serve(stream(HELLO, done=False))
+    with pytest.raises(IncompleteAnswerError):
+        list(model.stream("go"))
+
+
+def test_the_number_of_a_failure_may_be_a_text(serve):
+    """LiteLLM sends the status so."""
+    model, _ = serve(stream({"error": {"message": "slow down", "code": "429"}}), max_retries=0)
+    with pytest.raises(RateLimitError, match="slow down"):
+        list(model.stream("go"))
+
+
+CALLS = {
+    "no id": [call_event(part("shout", '{"text": "a"}', index=0))],
+    "empty id": [call_event(part("shout", '{"text": "a"}', index=0, id=""))],
+    "no index": [call_event(part("shout", '{"text": "a"}', id=None))],
+    "object": [call_event(part("shout", {"text": "a"}, index=0))],
+    "id later": [
+        call_event(part("shout", '{"text"', index=0)),
+        call_event(part(None, ': "a"}', index=0, id="later")),
+    ],
+    "all again": [
+        call_event(part("shout", '{"text"', index=0, id="x")),
+        call_event(part("shout", ': "a"}', index=0, id="x")),
+    ],
+    "name again without id": [
+        call_event(part("shout", '{"text"', index=0)),
+        call_event(part("shout", ': "a"}', index=0)),
+    ],
+}
+
+
+@pytest.mark.parametrize("events", CALLS.values(), ids=CALLS)
+def test_every_call_is_whole_and_has_an_id(serve, events):
+    """An agent needs the id to answer the call."""
+    model, _ = serve(stream(*events, STOP))
+    message = None
+    for chunk in model.bind_tools([shout]).stream("go"):
+        message = chunk if message is None else message + chunk
+    assert called(message) == [("shout", {"text": "a"})]
+    assert message.tool_calls[0]["id"]
+
+
+def test_calls_without_id_and_index_stay_apart(serve):
+    """Two whole calls in two events at the same place are two."""
+    one, two = (call_event(part("shout", json.dumps({"text": text}))) for text in "ab")
+    model, _ = serve(stream(one, two, STOP))
+    message = None
+    for chunk in model.bind_tools([shout]).stream("go"):
+        message = chunk if message is None else message + chunk
+    assert called(message) == [("shout", {"text": "a"}), ("shout", {"text": "b"})]
+    first, second = (call["id"] for call in message.tool_calls)
+    assert first != second
+
+
+def test_an_agent_runs_a_call_that_came_without_an_id(serve):
+    """LangChain's tool node refuses a call that it cannot answer."""
+
+    def script(body):
+        if body["messages"][-1]["role"] == "tool":
+            return stream(HELLO, STOP)
+        return stream(call_event(part("now", "{}", index=0)), STOP)
+
+    model, _ = serve(script, streaming=True)
+    messages = create_agent(model, [now]).invoke({"messages": "go"})["messages"]
+    assert messages[-1].text == "hello"
+
+
+NOTHING = [None, "", " ", "null", "None", "[]", " null ", "{}", {}, []]
+
+
+@pytest.mark.parametrize("arguments", NOTHING, ids=repr)
+@pytest.mark.parametrize("cut", [1, 100])
+def test_every_way_to_say_no_arguments_is_an_empty_object(serve, arguments, cut):
+    """Missing, null, Python's None, blank or a list: streamed in parts, at once, or whole."""
+    pieces = [arguments]
+    if isinstance(arguments, str) and arguments:
+        pieces = [arguments[i : i + cut] for i in range(0, len(arguments), cut)]
+    first, *rest = pieces
+    events = [call_event(part("now", first, index=0, id="1"))]
+    events += [call_event(part(None, piece, index=0)) for piece in rest]
+
+    def script(body):
+        if body.get("stream"):
+            return stream(*events, STOP)
+        whole = {"role": "assistant", "tool_calls": [part("now", arguments, id="1")]}
+        choice = {"index": 0, "message": whole, "finish_reason": "tool_calls"}
+        return Reply(raw=json.dumps({"choices": [choice]}).encode())
+
+    model, _ = serve(script)
+    for way, message in ways(model.bind_tools([now]), "go").items():
+        assert called(message) == [("now", {})], way
+        assert not message.invalid_tool_calls
+
+
+@given(st.dictionaries(st.text(max_size=3), st.none() | st.text(max_size=3)), st.integers(1, 4))
+def test_arguments_arrive_as_they_were_sent(arguments, cut):
+    """However they are cut: null within an object is a value."""
+    text = json.dumps(arguments)
+    answer = Answer(streamed=True)
+    parts = [text[i : i + cut] for i in range(0, len(text), cut)]
+    events = [call_event(part("f" if not i else None, p, index=0)) for i, p in enumerate(parts)]
+    data = b"".join(b"data: " + json.dumps(e).encode() + b"\n" for e in [*events, STOP])
+    deltas = [*answer.feed(data), *answer.end()]
+    assert "".join(c["args"] or "" for d in deltas for c in d.calls) == text
+
+
+def test_an_invalid_call_without_text_is_warned_about(serve):
+    """An agent would end with an empty answer and no word."""
+    model, _ = serve(stream(call_event(part("shout", "nonsense", index=0, id="1")), STOP))
+    with pytest.warns(InvalidCallWarning, match="shout"):
+        message = sum_of(model.bind_tools([shout]).stream("go"))
+    assert message.invalid_tool_calls[0]["args"] == "nonsense"

@@ -40,6 +40,7 @@ from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.result import last_chunk, to_chunk, to_result
 from langchain_car_vllm.wire.errors import InvalidRequestError
@@ -234,7 +235,7 @@ class WireChat(ChatOpenAI):
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
-            with map_errors(self.endpoint, clock.timeout, attempt.failed):
+            with _forgive(attempt), map_errors(self.endpoint, clock.timeout, attempt.explain):
                 with self._sent(attempt, clock, headers) as body:
                     for data in body:
                         deltas = attempt.feed(data)
@@ -250,7 +251,7 @@ class WireChat(ChatOpenAI):
         self, exchange: Exchange, clock: Clock, headers: Headers
     ) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
-            with map_errors(self.endpoint, clock.timeout, attempt.failed):
+            with _forgive(attempt), map_errors(self.endpoint, clock.timeout, attempt.explain):
                 async with self._asent(attempt, clock, headers) as body:
                     async for data in body:
                         deltas = attempt.feed(data)
@@ -297,6 +298,16 @@ class WireChat(ChatOpenAI):
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.
         with map_encoding_errors():
             return self.request.build(attempt.body, clock.transport, headers)
+
+
+@contextmanager
+def _forgive(attempt: Attempt) -> Iterator[None]:
+    """Go on where the exchange has another attempt for what went wrong."""
+    try:
+        yield
+    except CarVllmError:
+        if not attempt.is_forgiven:
+            raise
 
 
 def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers.base import BaseOutputParser
@@ -13,21 +13,24 @@ from langchain_core.output_parsers.openai_tools import (
 )
 from langchain_core.output_parsers.transform import BaseCumulativeTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.utils.json import parse_json_markdown, parse_partial_json
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer.collector import check_not_cut
 from langchain_car_vllm.wire.errors import StructuredOutputError
+from langchain_car_vllm.wire.raw_output import RawAndParsed
 from langchain_car_vllm.wire.request.schema import (
     Schema,
+    is_dataclass,
     is_model,
     json_schema,
     validation_error,
     wrapper_of,
 )
+from langchain_car_vllm.wire.request.tools import openai_tools, tool_name
+from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dict_model
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 _FORMS = ("text", "json_object", "json_schema")
@@ -41,11 +44,13 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
     instance once the pydantic class accepts one.
 
     Attributes:
-        target: The pydantic class, None for dicts.
+        target: The pydantic class or dataclass, None for dicts.
         expected: The JSON schema that a dict must fit, None for any.
+        shape: What the schema was made from, which tells the type of the output.
     """
 
-    target: type[Any] | None = None
+    shape: Any = None
+    target: Any = None
     expected: Schema | None = None
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
@@ -71,6 +76,18 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         return self._whole(text)
 
     @property
+    def OutputType(self) -> Any:  # noqa: N802 - LangChain's name
+        """The type of the objects, by which LangServe and others describe a chain's output."""
+        is_type = isinstance(self.shape, type) or get_origin(self.shape) is not None
+        return self.shape if is_type else dict[str, Any]
+
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[Any]:
+        """Return a pydantic class that describes the output."""
+        if is_typed_dict(self.shape):
+            return typed_dict_model(self.shape)
+        return super().get_output_schema(config)
+
+    @property
     def _type(self) -> str:
         return "vllm_mlx_answer"
 
@@ -80,7 +97,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
                 return _instance(self.target, _without_fence(text))
             except ValueError as error:
                 raise StructuredOutputError(
-                    f"the answer does not fit `{self.target.__name__}`: {_first(error)}",
+                    f"the answer does not fit `{_name(self.target)}`: {_first(error)}",
                     answer=text,
                 ) from error
         try:
@@ -120,6 +137,33 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         self.parse_result([ChatGeneration(message=last)])
 
 
+class DataclassToolParser(JsonOutputKeyToolsParser):
+    """Turns the arguments of a call into an instance of a dataclass.
+
+    Attributes:
+        target: The dataclass.
+    """
+
+    target: Any
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """Return the instance, None where the tool was not called, or not yet in full.
+
+        Raises:
+            StructuredOutputError: The arguments do not fit.
+        """
+        found = super().parse_result(result, partial=partial)
+        try:
+            return None if found is None else _instance(self.target, json.dumps(found))
+        except ValueError as error:
+            if partial:
+                return None
+            raise StructuredOutputError(
+                f"the answer does not fit `{_name(self.target)}`: {_first(error)}",
+                answer=json.dumps(found),
+            ) from error
+
+
 def response_format(schema: Any, *, strict: bool | None = None) -> dict[str, Any]:
     """Return the `response_format` of a `json_schema` request."""
     found = json_schema(schema)
@@ -154,48 +198,20 @@ def parser_for(schema: Any, method: Method) -> BaseOutputParser[Any]:
     if method == "function_calling":
         if is_model(schema):
             return PydanticToolsParser(tools=[schema], first_tool_only=True)
-        name = convert_to_openai_tool(schema)["function"]["name"]
+        name = tool_name(openai_tools([schema])[0])
+        if is_dataclass(schema):
+            return DataclassToolParser(key_name=name, first_tool_only=True, target=schema)
         return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    if is_model(schema):
-        return AnswerParser(target=schema)
-    return AnswerParser(expected=None if schema is None else json_schema(schema))
+    if is_model(schema) or is_dataclass(schema):
+        return AnswerParser(target=schema, shape=schema)
+    return AnswerParser(expected=None if schema is None else json_schema(schema), shape=schema)
 
 
 def with_parser(
     bound: Runnable[Any, Any], parser: Runnable[Any, Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
     """Return the model followed by its parser, with the raw message beside it where asked for."""
-    if not include_raw:
-        return bound | parser
-
-    def answer(given: Any, config: RunnableConfig) -> dict[str, Any]:
-        try:
-            raw = bound.invoke(given, config)
-        except StructuredOutputError as error:
-            return _without_object(error)
-        try:
-            return {"raw": raw, "parsed": parser.invoke(raw, config), "parsing_error": None}
-        except Exception as error:  # noqa: BLE001 - what a parser may raise is its own affair
-            return {"raw": raw, "parsed": None, "parsing_error": error}
-
-    async def aanswer(given: Any, config: RunnableConfig) -> dict[str, Any]:
-        try:
-            raw = await bound.ainvoke(given, config)
-        except StructuredOutputError as error:
-            return _without_object(error)
-        try:
-            parsed = await parser.ainvoke(raw, config)
-        except Exception as error:  # noqa: BLE001
-            return {"raw": raw, "parsed": None, "parsing_error": error}
-        return {"raw": raw, "parsed": parsed, "parsing_error": None}
-
-    return RunnableLambda(answer, aanswer, name="structured_output")
-
-
-def _without_object(error: StructuredOutputError) -> dict[str, Any]:
-    """Return the outcome where the server itself refused what the model wrote."""
-    raw = AIMessage(content=error.llm_output or "")
-    return {"raw": raw, "parsed": None, "parsing_error": error}
+    return RawAndParsed(bound=bound, parser=parser) if include_raw else bound | parser
 
 
 def check_method(method: str, schema: Any, *, strict: bool | None) -> None:
@@ -231,10 +247,16 @@ def _without_fence(text: str) -> str:
     return text
 
 
-def _instance(model: type[Any], text: str) -> Any:
-    if issubclass(model, BaseModel):
-        return model.model_validate_json(text)
-    return model.parse_raw(text)  # of pydantic's version 1
+def _instance(kind: Any, text: str) -> Any:
+    if is_dataclass(kind):
+        return TypeAdapter(kind).validate_json(text)
+    if issubclass(kind, BaseModel):
+        return kind.model_validate_json(text)
+    return kind.parse_raw(text)  # of pydantic's version 1
+
+
+def _name(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind))
 
 
 def _first(error: ValueError) -> str:

@@ -38,9 +38,14 @@ class _Call:
 
 
 class CallReader:
-    """Turns the `tool_calls` of events into chunks: each call gets a number and an id."""
+    """Turns the `tool_calls` of events into chunks: each call gets a number and an id.
 
-    def __init__(self) -> None:
+    Args:
+        names: The user's names of tools that went out under another one, by that one.
+    """
+
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
+        self._names = names or {}
         self._calls: list[_Call] = []
         self._at: dict[int, _Call] = {}
 
@@ -59,9 +64,10 @@ class CallReader:
             name, id_ = _text(function.get("name")), _text(part.get("id"))
             at = given if isinstance(given, int) else place
             call = self._at.get(at)
-            if call is None or _begins_another(call, name, id_):
+            if call is None or _begins_another(call, self._names.get(name or "", name), id_):
                 if not name:
                     raise KeyError("name")
+                name = self._names.get(name, name)
                 call = _Call(len(self._calls), id_, name)
                 self._calls.append(call)
                 self._at[at] = call

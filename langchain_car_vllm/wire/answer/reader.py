@@ -5,7 +5,7 @@ share every decision. A whole answer is a stream of one delta.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from langchain_core.messages.tool import ToolCallChunk
@@ -77,6 +77,7 @@ class Answer:
         streamed: Whether the bytes are server-sent events, or one JSON document.
         filters: What deltas pass through, in order.
         most: Most tokens that it was to have, None where nothing was said.
+        names: The user's names of tools that went out under another one, by that one.
 
     Attributes:
         finish_reason: Why the server stopped, None until it says so.
@@ -89,14 +90,19 @@ class Answer:
     """
 
     def __init__(
-        self, *, streamed: bool, filters: Sequence[Filter] = (), most: int | None = None
+        self,
+        *,
+        streamed: bool,
+        filters: Sequence[Filter] = (),
+        most: int | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self._most = most
         self._reader = EventReader()
         self._whole: list[bytes] = []
         self._streamed = streamed
         self._filters = filters
-        self._calls = CallReader()
+        self._calls = CallReader(names)
         self._ended = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None

@@ -8,30 +8,33 @@ the text it is, at the first sign that it is no call.
 
 import json
 import re
-from collections.abc import Collection
-from typing import Any
 
 from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.wire.answer.call_parts import new_call_id
 from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.written_calls import (
+    BRACES,
+    FENCE,
+    TAG,
+    TAG_END,
+    CallNames,
+    may_be_call,
+    read_calls,
+    read_json,
+)
 
 _START = re.compile(r"\s*(?:<tool_call>|```|[{\[])")
 _PARTIAL = re.compile(r"\s*(?:<(?:t(?:o(?:o(?:l(?:_(?:c(?:a(?:l(?:l)?)?)?)?)?)?)?)?)?|`{1,2})?\Z")
-_FENCE = re.compile(r"\s*```[ \t]*(\w*)[ \t]*\n")
 _FENCE_END = re.compile(r"\n?[ \t]*```[ \t]*(?=\n|\Z)")
-_TAG, _TAG_END = "<tool_call>", "</tool_call>"
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
-_FIRST_KEY = re.compile(r'[\[\s]*\{\s*"([^"\\]*)"')
-_FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*(?:"[^"\\]*)?)?\Z')
-_CALL_KEYS = ("name", "type", "function", "tool", "arguments", "parameters", "args", "id")
 
 
 class TextCallFilter:
     """Turns calls written as text into tool calls.
 
     Args:
-        names: The bound tools.
+        names: What counts as a call.
 
     Attributes:
         done: Never set: an answer may go on after a call.
@@ -39,8 +42,8 @@ class TextCallFilter:
 
     done = False
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = frozenset(names)
+    def __init__(self, names: CallNames) -> None:
+        self._names = names
         self._held = ""
         self._code = False
         self._after_call = False
@@ -84,8 +87,8 @@ class TextCallFilter:
         Returns:
             Text to let go, calls to let go, and whether the rest must wait for more.
         """
-        if self._after_call:  # the white space around a call is no text of its own
-            self._held = self._held.lstrip()
+        if self._after_call:  # neither white space nor braces around a call are text
+            self._held = self._held.lstrip(BRACES)
             self._after_call = not self._held
         if self._code:
             return self._inside_code(last=last)
@@ -121,21 +124,21 @@ class TextCallFilter:
         """Return how much of what is held is one piece, None where it has not ended yet."""
         body = self._held.lstrip()
         margin = len(self._held) - len(body)
-        if body.startswith(_TAG):
-            end = body.find(_TAG_END)
+        if body.startswith(TAG):
+            end = body.find(TAG_END)
             if end >= 0:
-                return margin + end + len(_TAG_END)
+                return margin + end + len(TAG_END)
             return len(self._held) if last else None
         if body.startswith("```"):
             return self._fence_size(last=last)
         return self._json_size(body, margin, last=last)
 
     def _fence_size(self, *, last: bool) -> int | None:
-        opening = _FENCE.match(self._held)
+        opening = FENCE.match(self._held)
         if opening is None:
             body = self._held.lstrip()
             return len(self._held) - len(body) + 3 if last or "\n" in body else None
-        if opening[1].lower() not in _CALL_LANGUAGES or not _may_be_call(
+        if opening[1].lower() not in _CALL_LANGUAGES or not may_be_call(
             self._held[opening.end() :]
         ):
             self._code = True
@@ -147,24 +150,22 @@ class TextCallFilter:
         return end.end()
 
     def _json_size(self, body: str, margin: int, *, last: bool) -> int | None:
-        if not _may_be_call(body):
+        if not may_be_call(body):
             return margin + 1
-        try:
-            _, end = json.JSONDecoder().raw_decode(body)
-        except (ValueError, RecursionError):
-            return len(self._held) if last else None
-        return margin + end
+        found = read_json(body, last=last)
+        if found is not None:
+            return margin + found[1]
+        return len(self._held) if last else None
 
     def _calls_of(self, piece: str) -> list[ToolCallChunk]:
         if self._native:  # the server's parser found calls, so text beside them is text
             return []
-        found = _calls_in(piece.strip(), self._names)
         chunks = []
-        for name, args in found:
+        for name, arguments in read_calls(piece, self._names):
             chunks.append(
                 ToolCallChunk(
                     name=name,
-                    args=json.dumps(args, ensure_ascii=False),
+                    args=json.dumps(arguments, ensure_ascii=False),
                     id=new_call_id(),
                     index=self._calls,
                     type="tool_call_chunk",
@@ -174,47 +175,7 @@ class TextCallFilter:
         return chunks
 
 
-def _may_be_call(text: str) -> bool:
-    """Whether JSON that begins so may be a call: an object whose first key is one of a call's."""
-    if key := _FIRST_KEY.match(text):
-        return key[1] in _CALL_KEYS
-    return bool(_FIRST_KEY_BEGUN.match(text))
-
-
 def _partial_start(text: str) -> int:
     """Return where the end of `text` begins that could become the start of a call."""
     found = _PARTIAL.search(text)
     return found.start() if found else len(text)
-
-
-def _calls_in(piece: str, names: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the calls in a piece of text, none unless all of it is calls of bound tools."""
-    inner = piece.removeprefix(_TAG).removesuffix(_TAG_END).strip()
-    if fence := _FENCE.match(inner):
-        inner = inner[fence.end() :].rstrip().removesuffix("```").strip()
-    try:
-        value, end = json.JSONDecoder().raw_decode(inner)
-    except (ValueError, RecursionError):
-        return []
-    if inner[end:].strip():
-        return []
-    entries = value if isinstance(value, list) else [value]
-    calls = [_call(entry, names) for entry in entries]
-    return [call for call in calls if call] if all(calls) else []
-
-
-def _call(entry: Any, names: Collection[str]) -> tuple[str, dict[str, Any]] | None:
-    if not isinstance(entry, dict):
-        return None
-    if isinstance(entry.get("function"), dict):
-        entry = entry["function"]
-    name = entry.get("name") or entry.get("tool") or entry.get("function")
-    args = next((entry[k] for k in ("arguments", "parameters", "args") if k in entry), None)
-    if isinstance(args, str):
-        try:
-            args = json.loads(args)
-        except (ValueError, RecursionError):
-            return None
-    if not (isinstance(name, str) and name in names and isinstance(args, dict)):
-        return None
-    return name, args

@@ -6,20 +6,33 @@ asynchronous, therefore decide nothing.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
 from langchain_car_vllm.wire.answer.result import AnswerEnd, CallCollector
-from langchain_car_vllm.wire.errors import AnswerError
+from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError
 
 Body = dict[str, Any]
+Names = Mapping[str, str] | None
+"""The user's names of tools that went out under another one, by that one."""
+# mlx-lm 0.31.3 mixes up the logits processors of a batch in which a request has none: grammars are
+# lost, land on other answers, or stop the engine. A bias of nothing is a processor. Servers of ours
+# are mended when they are launched.
+NO_BIAS = {"0": 0.0}
+_INVALID_OUTPUT = 422
+# What other servers than vllm-mlx may not know, and we send of our own accord.
+_OPTIONAL = ("enable_thinking", "chat_template_kwargs", "timeout", "stream_options")
 _CHARACTERS_PER_TOKEN = 4
 _FEW_TOKENS = 3  # an end of turn and its white space
 
 
 def _as_it_is(error: AnswerError) -> Exception:
     return error
+
+
+def _never(_error: AnswerError) -> bool:
+    return False
 
 
 def _reason(last: "Attempt") -> str:
@@ -47,25 +60,44 @@ class Attempt:
     Args:
         body: The JSON body.
         filters: What the answer's deltas pass through.
+        names: The user's names of tools that went out under another one.
 
     Attributes:
         answer: What came back so far.
         called: Whether a tool call went to the user.
         promotes: Whether reasoning becomes the answer where there is no other.
         failed: Turns what went wrong into what the user is told.
+        forgives: Whether the exchange goes on although this attempt failed so.
+        error: How the server failed or refused, None where it did not.
     """
 
-    def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
+    def __init__(self, body: Body, filters: Sequence[Filter] = (), names: Names = None) -> None:
         self.body = body
         self.answer = Answer(
-            streamed=bool(body.get("stream")), filters=filters, most=body.get("max_tokens")
+            streamed=bool(body.get("stream")),
+            filters=filters,
+            most=body.get("max_tokens"),
+            names=names,
         )
         self.called = False
         self.promotes = True
         self.failed: Callable[[AnswerError], Exception] = _as_it_is
+        self.forgives: Callable[[AnswerError], bool] = _never
+        self.error: AnswerError | None = None
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._calls = CallCollector()
+
+    def explain(self, error: AnswerError) -> Exception:
+        """Return what the user is told of an error, and keep it for what comes next."""
+        self.error = error
+        return self.failed(error)
+
+    @property
+    def is_forgiven(self) -> bool:
+        """Whether it failed before anything was seen of its answer, and another follows."""
+        untouched = self.error is not None and not self.answer.events
+        return untouched and self.error is not None and self.forgives(self.error)
 
     @property
     def text(self) -> str:
@@ -182,19 +214,30 @@ class Exchange:
     Args:
         body: The JSON body.
         filters: What the answer's deltas pass through.
+        names: The user's names of tools that went out under another one.
+        attached: Whether somebody else runs the server, which then may be any server.
 
     Attributes:
         body: The first request's body.
     """
 
-    def __init__(self, body: Body, filters: Sequence[Filter] = ()) -> None:
+    def __init__(
+        self,
+        body: Body,
+        filters: Sequence[Filter] = (),
+        names: Names = None,
+        *,
+        attached: bool = False,
+    ) -> None:
         self.body = body
+        self._names = names
+        self._attached = attached
         self._filters = filters
         self._sent: list[Attempt] = []
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the requests to send, each after the one before was answered in full."""
-        yield self._attempt(self.body, self._filters)
+        yield from self._try(self.body, self._filters)
 
     def answer_end(self) -> AnswerEnd:
         """Return what stands at the end of the answer, once it has ended."""
@@ -209,9 +252,55 @@ class Exchange:
         )
 
     def _attempt(self, body: Body, filters: Sequence[Filter] = ()) -> Attempt:
-        attempt = Attempt(body, filters)
+        attempt = Attempt(body, filters, self._names)
         self._sent.append(attempt)
         return attempt
+
+    def _try(
+        self,
+        body: Body,
+        filters: Sequence[Filter] = (),
+        *,
+        promotes: bool = True,
+        failed: Callable[[AnswerError], Exception] = _as_it_is,
+        forgives: Callable[[AnswerError], bool] = _never,
+    ) -> Generator[Attempt, None, Attempt]:
+        """Yield an attempt, and a second one where the server refused what can be left out.
+
+        Args:
+            body: The body.
+            filters: What the answer passes through.
+            promotes: Whether reasoning becomes the answer where there is no other.
+            failed: Turns what went wrong into what the user is told.
+            forgives: Whether the exchange goes on although it failed so.
+
+        Returns:
+            The last of them.
+        """
+        attempt = self._attempt(body, filters)
+        attempt.promotes, attempt.failed = promotes, failed
+        attempt.forgives = lambda error: (
+            self._other_body(body, error) is not None or forgives(error)
+        )
+        yield attempt
+        other = self._other_body(body, attempt.error) if attempt.is_forgiven else None
+        if other is None:
+            return attempt
+        self._sent.pop()
+        attempt = self._attempt(other, filters)
+        attempt.promotes, attempt.failed, attempt.forgives = promotes, failed, forgives
+        yield attempt
+        return attempt
+
+    def _other_body(self, body: Body, error: AnswerError | None) -> Body | None:
+        """Return the body as a server may take it that refused it so, None where it stays."""
+        if not (self._attached and isinstance(error, InvalidRequestError)):
+            return None
+        if error.status == _INVALID_OUTPUT and "response_format" in body:
+            # A gateway hides the batched engine, which loses grammars (see NO_BIAS).
+            return {**body, "logit_bias": NO_BIAS} if "logit_bias" not in body else None
+        strange = [name for name in _OPTIONAL if name in body and name in error.message]
+        return {k: v for k, v in body.items() if k not in strange} if strange else None
 
     def _extra(self) -> dict[str, Any]:
         return {}

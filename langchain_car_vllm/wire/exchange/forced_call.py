@@ -2,11 +2,12 @@
 
 First the model's own way: the request goes out byte for byte as an unforced one, so the server's
 prefix cache holds, thinking stays on and the call is in the model's own format. Only if no valid
-call comes back, one request constrained by a grammar made of the tools follows.
+call comes back, one request constrained by a grammar made of the tools follows. Other servers than
+vllm-mlx may enforce the choice by themselves, so they are told it.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from langchain_core.messages.tool import ToolCallChunk
@@ -23,19 +24,16 @@ from langchain_car_vllm.wire.errors import (
     ServerFailedError,
     StructuredOutputError,
 )
-from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
+from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange, Names
 from langchain_car_vllm.wire.reasoning import without_thinking
-from langchain_car_vllm.wire.request.schema import (
-    Schema,
-    grammar_schema,
-    refers_to_root,
-    validation_error,
-)
+from langchain_car_vllm.wire.request.grammar import grammar_schema, refers_to_root
+from langchain_car_vllm.wire.request.schema import Schema, validation_error
 from langchain_car_vllm.wire.request.tools import tool_name
 
 ChoiceMethod = Literal["auto", "native", "grammar"]
 METHODS: Sequence[str] = ("auto", "native", "grammar")
-_BUSY = 503
+_BAD_REQUEST, _BUSY = 400, 503
+_FIRST_WITH_GRAMMAR = (0, 5)
 _WISH = "It calls a tool that helps to answer: its name and its arguments."
 
 
@@ -44,11 +42,14 @@ class ForcedCall(Exchange):
 
     Args:
         body: The body of an unforced request, with the tools.
-        tools: The tools that may be called, all of them or the named one.
+        tools: The tools that may be called, all of them or the named one, under the user's names.
         single: Whether exactly one call is wanted.
         methods: The ways to go, in order.
         filters: What a native answer passes through before it is judged.
+        names: The user's names of tools that went out under another one.
+        choice: The choice as a server is told it that may enforce it, None for vllm-mlx.
         version: The server's version, for the error.
+        attached: Whether somebody else runs the server, which then may be any server.
     """
 
     def __init__(
@@ -59,57 +60,90 @@ class ForcedCall(Exchange):
         single: bool,
         methods: Sequence[Literal["native", "grammar"]],
         filters: Sequence[Filter] = (),
+        names: Names = None,
+        choice: Any = None,
         version: str | None = None,
+        attached: bool = False,
     ) -> None:
-        super().__init__(body, filters)
+        super().__init__(body, filters, names, attached=attached)
         self._tools = {tool_name(tool): tool["function"] for tool in tools}
         self._single = single
         self._methods = methods
+        self._choice = choice
         self._version = version
         self._used = ""
+        self._refusal: AnswerError | None = None
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the native request, then the constrained one where no valid call came."""
         for method in self._methods:
             self._used = method
-            attempt = self._native() if method == "native" else self._grammar()
-            yield attempt
+            attempt = yield from (self._native() if method == "native" else self._grammar())
             if attempt.called:
                 return
         raise ForcedToolCallError(
-            f"the model called none of {', '.join(self._tools)} although it had to",
+            self._reason(f"the model called none of {', '.join(self._tools)} although it had to"),
             hint='allow the grammar with `tool_choice_method="auto"`, or use a larger model',
         )
 
-    def _native(self) -> Attempt:
-        attempt = self._attempt(
-            self.body, [*self._filters, NativeCallFilter(self._tools, single=self._single)]
-        )
-        attempt.promotes = False
-        return attempt
+    def _native(self) -> Generator[Attempt, None, Attempt]:
+        body = self.body if self._choice is None else {**self.body, "tool_choice": self._choice}
+        judge = NativeCallFilter(self._tools, single=self._single)
+        filters = [*self._filters, judge]
+        return self._try(body, filters, promotes=False, forgives=self._notes_refusal)
 
-    def _grammar(self) -> Attempt:
+    def _notes_refusal(self, error: AnswerError) -> bool:
+        """Go on with the grammar where a server does not take tools, or not the choice."""
+        goes_on = self._choice is not None and "grammar" in self._methods and _is_refusal(error)
+        self._refusal = error if goes_on else None
+        return goes_on
+
+    def _grammar(self) -> Generator[Attempt, None, Attempt]:
         schema = calls_schema(self._tools, single=self._single)
         body = constrain_to_calls(self.body, schema)
-        attempt = self._attempt(body, [GrammarCallFilter(self._tools)])
-        attempt.failed = self._refused
-        return attempt
+        return self._try(body, [GrammarCallFilter(self._tools)], failed=self._explain)
 
-    def _refused(self, error: AnswerError) -> Exception:
-        refused = isinstance(error, InvalidRequestError | ServerFailedError)
-        if not refused or isinstance(error, IncompleteAnswerError) or error.status == _BUSY:
+    def _explain(self, error: AnswerError) -> Exception:
+        if isinstance(error, StructuredOutputError):
+            return ForcedToolCallError(self._reason(error.message), hint=error.hint)
+        if not _is_refusal(error):
             return error
-        version = f" (vllm-mlx {self._version})" if self._version else ""
-        hint = "constrained answers need vllm-mlx 0.5 or newer"
+        if error.status == _BAD_REQUEST and self._choice is None:
+            error.hint = "simplify the schema of the tools"
+            return error
+        hint = "use a server that constrains answers, such as vllm-mlx, or a larger model"
+        if self._choice is None and not _has_grammar(self._version):
+            hint = "constrained answers need vllm-mlx 0.5 or newer"
         if "JSON" in error.message:
             hint = "raise `max_tokens`: the call may have been cut off"
+        version = f" (vllm-mlx {self._version})" if self._version else ""
         return ForcedToolCallError(
-            f"the server{version} could not constrain the answer to a tool call: {error.message}",
+            self._reason(
+                f"the server{version} could not constrain the answer to a call: {error.message}"
+            ),
             hint=hint,
         )
 
+    def _reason(self, message: str) -> str:
+        """Return the reason for a failure, with that of the native request where it failed too."""
+        return message if self._refusal is None else f"{message}; before: {self._refusal.message}"
+
     def _extra(self) -> dict[str, Any]:
         return {"tool_choice_method": self._used}
+
+
+def _is_refusal(error: AnswerError) -> bool:
+    """Whether the server took the request and would not or could not serve it."""
+    refused = isinstance(error, InvalidRequestError | ServerFailedError)
+    return refused and not isinstance(error, IncompleteAnswerError) and error.status != _BUSY
+
+
+def _has_grammar(version: str | None) -> bool:
+    try:
+        known = tuple(int(part) for part in (version or "").split(".")[:2])
+    except ValueError:
+        return False
+    return known >= _FIRST_WITH_GRAMMAR
 
 
 class NativeCallFilter(CollectingFilter):
@@ -158,20 +192,32 @@ class GrammarCallFilter(CollectingFilter):
         """Return the calls.
 
         Raises:
-            ForcedToolCallError: It is not whole, or does not fit.
+            ForcedToolCallError: It does not fit.
+            StructuredOutputError: It is not whole, or not JSON.
         """
-        try:
-            check_not_cut(finish_reason, self.text)
-        except StructuredOutputError as error:
-            raise ForcedToolCallError(error.message, hint=error.hint) from error
+        check_not_cut(finish_reason, self.text)
         try:
             value = json.loads(self.text)
+        except (RecursionError, ValueError) as error:
+            if self.text.lstrip().startswith(("{", "[")):
+                raise StructuredOutputError(
+                    "the call is not whole JSON",
+                    answer=self.text,
+                    hint="raise `max_tokens`: it may have been cut off",
+                ) from error
+            raise StructuredOutputError(
+                "this server does not constrain its answers: what it sent is not JSON",
+                answer=self.text,
+                hint="use a server that does, such as vllm-mlx, or a model that calls tools well",
+            ) from error
+        try:
             entries = value if isinstance(value, list) else [value]
             calls = [(str(entry["name"]), dict(entry["arguments"])) for entry in entries]
-        except (KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ForcedToolCallError(
-                "the constrained answer is no whole list of tool calls",
-                hint="raise `max_tokens`: it may have been cut off",
+        except (KeyError, TypeError, ValueError) as error:
+            raise StructuredOutputError(
+                "this server does not constrain its answers: what it sent is not a tool call",
+                answer=self.text,
+                hint="use a server that constrains answers, such as vllm-mlx",
             ) from error
         for name, args in calls:
             if misfit := _misfit(self._tools, name, args):

@@ -8,18 +8,21 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer.reader import Filter
 from langchain_car_vllm.wire.answer.stop_texts import StopFilter
 from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
+from langchain_car_vllm.wire.answer.written_calls import CallNames
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.exchange.exchange import Body, Exchange
+from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Body, Exchange
 from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
 from langchain_car_vllm.wire.exchange.structured import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.reasoning import reasoning_parameters
 from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS
-from langchain_car_vllm.wire.request.tools import tool_name
+from langchain_car_vllm.wire.request.tools import (
+    server_name,
+    server_tools,
+    takes_no_arguments,
+    tool_aliases,
+    tool_name,
+)
 
-# mlx-lm 0.31.3 mixes up the logits processors of a batch in which a request has none: grammars are
-# lost, land on other answers, or stop the engine. A bias of nothing is a processor. Servers of ours
-# are mended when they are launched.
-_NO_BIAS = {"0": 0.0}
 # The server ends a stream without a word when its time is up: ours is to be up before.
 _GRACE_SECONDS = 5.0
 _RESERVED = ("model", "messages", "stream", "stream_options")
@@ -57,21 +60,27 @@ def exchange_for(
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
     cutter: list[Filter] = [StopFilter(stops, told=told)] if stops else []
+    attached = not endpoint.managed
     if not tools or choice == "none":
-        return Structured(body, form, cutter) if _constrains(form) else Exchange(body, cutter)
-    filters: list[Filter] = [TextCallFilter([tool_name(tool) for tool in tools]), *cutter]
+        if _constrains(form):
+            return Structured(body, form, cutter, attached=attached)
+        return Exchange(body, cutter, attached=attached)
+    names = tool_aliases(tools)
+    filters: list[Filter] = [TextCallFilter(_call_names(tools, names)), *cutter]
     if choice in (None, "auto"):
-        return (
-            ToolsThenSchema(body, form, filters) if _constrains(form) else Exchange(body, filters)
-        )
-    callable_tools = _chosen(tools, choice)
+        if _constrains(form):
+            return ToolsThenSchema(body, form, filters, names, attached=attached)
+        return Exchange(body, filters, names, attached=attached)
     return ForcedCall(
         body,
-        callable_tools,
+        _select(tools, choice),
         single=choice != "required" or given.get("parallel_tool_calls") is False,
         methods=_methods(endpoint, messages, tools, given),
         filters=filters,
+        names=names,
+        choice=None if _is_vllm_mlx(endpoint) else _server_choice(choice),
         version=endpoint.version,
+        attached=attached,
     )
 
 
@@ -85,7 +94,7 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
     if (timeout := given.get("timeout")) is not None:
         body["timeout"] = timeout + _GRACE_SECONDS
     if tools := given.get("tools"):
-        body["tools"] = tools
+        body["tools"] = server_tools(tools)
         if given.get("tool_choice") == "none":
             body["tool_choice"] = "none"
     body.update(reasoning_parameters(given.get("reasoning"), given.get("thinking_budget")))
@@ -94,7 +103,7 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
     if template := {**template, **(given.get("chat_template_kwargs") or {})}:
         body["chat_template_kwargs"] = template
     if endpoint.engine == "batched" and not endpoint.managed:
-        body.setdefault("logit_bias", _NO_BIAS)
+        body.setdefault("logit_bias", NO_BIAS)
     for name, value in (given.get("extra_body") or {}).items():
         if name in _RESERVED:
             raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")
@@ -152,7 +161,25 @@ def _stops_by_itself(endpoint: Endpoint, given: Mapping[str, Any]) -> bool:
     return endpoint.engine == "simple" and not thinks and plain
 
 
-def _chosen(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
+def _call_names(tools: Sequence[dict[str, Any]], aliases: Mapping[str, str]) -> CallNames:
+    """Return what counts as a call that is written as text."""
+    names = [tool_name(tool) for tool in tools]
+    bare = {tool_name(tool) for tool in tools if takes_no_arguments(tool)}
+    return CallNames({**{name: name for name in names}, **aliases}, bare)
+
+
+def _is_vllm_mlx(endpoint: Endpoint) -> bool:
+    """Whether the endpoint is known to be vllm-mlx, which only asks for a forced call."""
+    return endpoint.managed or endpoint.engine is not None
+
+
+def _server_choice(choice: Any) -> Any:
+    if choice == "required":
+        return choice
+    return {"type": "function", "function": {"name": server_name(choice["function"]["name"])}}
+
+
+def _select(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
     if choice == "required":
         return list(tools)
     name = choice["function"]["name"]
@@ -167,8 +194,9 @@ def _methods(
 ) -> Sequence[Literal["native", "grammar"]]:
     """Return how a forced call is tried.
 
-    The grammar goes first where the model has no tool format of its own, and for a single named
-    tool without tool history, where there is nothing in the cache to keep.
+    On vllm-mlx the grammar goes first where the model has no tool format of its own, and for a
+    single named tool without tool history, where there is nothing in the cache to keep. Other
+    servers may not know the grammar, and may enforce the choice by themselves.
     """
     method = given.get("tool_choice_method") or "auto"
     if method not in METHODS:
@@ -177,6 +205,8 @@ def _methods(
         )
     if method != "auto":
         return ("native",) if method == "native" else ("grammar",)
+    if not _is_vllm_mlx(endpoint):
+        return ("native", "grammar")
     formless = endpoint.parsers is not None and endpoint.parsers.tool_call is None
     named = given["tool_choice"] != "required" and len(tools) == 1
     if formless or (named and not has_tool_history(messages)):

@@ -16,9 +16,10 @@ from langchain_car_vllm.wire.errors import (
     InvalidRequestError,
     StructuredOutputError,
 )
-from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange
+from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange, Names
 from langchain_car_vllm.wire.reasoning import REASONING, without_thinking
-from langchain_car_vllm.wire.request.schema import Schema, grammar_schema, validation_error
+from langchain_car_vllm.wire.request.grammar import grammar_schema
+from langchain_car_vllm.wire.request.schema import Schema, validation_error
 
 _WISH = "Give this answer as JSON."
 
@@ -30,18 +31,24 @@ class Structured(Exchange):
         body: The body, without its `response_format`.
         form: The `response_format`.
         filters: What the answer passes through.
+        attached: Whether somebody else runs the server, which then may be any server.
     """
 
-    def __init__(self, body: Body, form: Mapping[str, Any], filters: Sequence[Filter] = ()) -> None:
+    def __init__(
+        self,
+        body: Body,
+        form: Mapping[str, Any],
+        filters: Sequence[Filter] = (),
+        *,
+        attached: bool = False,
+    ) -> None:
         asked = {**without_thinking(body), "response_format": grammar_form(form)}
-        super().__init__(asked, filters)
+        super().__init__(asked, filters, attached=attached)
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the one request."""
-        for attempt in super().attempts():
-            attempt.failed = _unfit
-            yield attempt
-            check_not_cut(attempt.answer.finish_reason, attempt.text)
+        attempt = yield from self._try(self.body, self._filters, failed=_output_error)
+        check_not_cut(attempt.answer.finish_reason, attempt.text)
 
 
 class ToolsThenSchema(Exchange):
@@ -51,10 +58,20 @@ class ToolsThenSchema(Exchange):
         body: The body of a plain request with the tools.
         form: The `response_format`.
         filters: What the draft passes through.
+        names: The user's names of tools that went out under another one.
+        attached: Whether somebody else runs the server, which then may be any server.
     """
 
-    def __init__(self, body: Body, form: Mapping[str, Any], filters: Sequence[Filter] = ()) -> None:
-        super().__init__(body, filters)
+    def __init__(
+        self,
+        body: Body,
+        form: Mapping[str, Any],
+        filters: Sequence[Filter] = (),
+        names: Names = None,
+        *,
+        attached: bool = False,
+    ) -> None:
+        super().__init__(body, filters, names, attached=attached)
         self._form = form
         self._schema = schema_of(form)
         self._used = "native"
@@ -62,16 +79,13 @@ class ToolsThenSchema(Exchange):
     def attempts(self) -> Iterator[Attempt]:
         """Yield the plain request, then the constrained one where it brought no call."""
         draft = DraftFilter(self._schema)
-        first = self._attempt(self.body, [*self._filters, draft])
-        first.promotes = False
-        yield first
+        first = yield from self._try(self.body, [*self._filters, draft], promotes=False)
         if first.called or draft.fits:
             return
         self._used = "grammar"
-        second = self._attempt(self._constrain(first, draft), [SchemaFilter(self._schema)])
-        second.promotes = False
-        second.failed = _unfit
-        yield second
+        body = self._constrain(first, draft)
+        filters = [SchemaFilter(self._schema)]
+        yield from self._try(body, filters, promotes=False, failed=_output_error)
 
     def _constrain(self, first: Attempt, draft: "DraftFilter") -> Body:
         body = {k: v for k, v in self.body.items() if k not in ("tools", "tool_choice", "stop")}
@@ -158,10 +172,16 @@ def check_fits(text: str, schema: Schema) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith(("{", "[")):
+            raise StructuredOutputError(
+                "the answer is not whole JSON",
+                answer=text,
+                hint="raise `max_tokens`: it may have been cut off",
+            ) from error
         raise StructuredOutputError(
-            "the answer is no whole JSON",
+            "this server does not constrain its answers: what it sent is not JSON",
             answer=text,
-            hint="raise `max_tokens`: it may have been cut off",
+            hint="use a server that does, such as vllm-mlx, or a larger model",
         ) from error
     if misfit := validation_error(value, schema, unique=False):
         raise StructuredOutputError(f"the answer does not fit the schema: {misfit}", answer=text)
@@ -189,7 +209,7 @@ def grammar_form(form: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": inner}
 
 
-def _unfit(error: AnswerError) -> Exception:
+def _output_error(error: AnswerError) -> Exception:
     if isinstance(error, InvalidRequestError) and error.status == 422:  # noqa: PLR2004
         return StructuredOutputError(
             error.message, hint="raise `max_tokens`, or simplify the schema"

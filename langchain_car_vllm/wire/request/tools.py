@@ -1,49 +1,140 @@
 """Tools as the server takes them."""
 
+import hashlib
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import PydanticUserError
+from langchain_core.utils.json_schema import dereference_refs
+from pydantic import BaseModel, PydanticUserError
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.wire.request.schema import (
+    JsonGenerator,
+    Schema,
+    inline_root,
+    is_dataclass,
+    json_schema,
+)
+from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict
 
-if TYPE_CHECKING:
-    from langchain_core.tools import BaseTool  # a model without tools need not import it
-
-Tool = Union[dict[str, Any], type, Callable[..., Any], "BaseTool"]
+# LangChain's tools are runnables; to name their class would import it for models without tools.
+Tool = dict[str, Any] | type | Callable[..., Any] | Runnable[Any, Any]
 ToolChoice = str | bool | dict[str, Any] | None
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
+_MOST_OF_A_NAME, _DIGITS = 57, 6
 
 
 def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[dict[str, Any]]:
-    """Return tools in the server's form.
+    """Return tools in OpenAI's form, under the names that the user gave them.
 
     Raises:
-        ConfigurationError: A name is not one the server takes (vllm-mlx 0.6.0: letters, digits,
-            `_` and `-`, at most 64).
+        ConfigurationError: There is something among them that is not a tool, or not one that runs
+            here.
     """
-    try:
-        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-    except (TypeError, ValueError, NameError, PydanticUserError) as error:
-        raise ConfigurationError(
-            f"there is something among the tools that is none: {error}",
-            hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON schemas",
-        ) from error
-    for name in map(tool_name, converted):
-        if not _NAME.fullmatch(name):
+    converted = []
+    for tool in tools:
+        try:
+            converted.append(_convert(tool, strict=strict))
+        except (KeyError, TypeError, ValueError, NameError, PydanticUserError) as error:
             raise ConfigurationError(
-                f"`{name}` is no tool name the server takes",
-                hint="use letters, digits, `_` and `-`, at most 64 of them",
-            )
+                f"a tool cannot be described: {error}",
+                hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON "
+                "schemas, with all definitions under `$defs` at the root",
+            ) from error
+    for tool in converted:
+        _check_name(tool)
     return converted
 
 
-def tool_name(tool: dict[str, Any]) -> str:
-    """Return the name of a tool in the server's form, empty where it has none."""
+def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
+    if is_typed_dict(tool) or is_dataclass(tool):
+        schema = json_schema(tool)
+        tool = {"description": "", **inline_root(schema), "title": schema.get("title", "tool")}
+    elif isinstance(tool, Mapping) and "$ref" in tool:
+        tool = {**inline_root(tool), **{k: v for k, v in tool.items() if k == "title"}}
+    found = convert_to_openai_tool(tool, strict=strict)
+    model = tool if isinstance(tool, type) else getattr(tool, "tool_call_schema", None)
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        _number_decimals(found, model)
+    return found
+
+
+def _number_decimals(tool: dict[str, Any], model: type[BaseModel]) -> None:
+    """Write decimals as numbers: as a text, which pydantic takes as well, any text would do."""
+    parameters = tool.get("function", {}).get("parameters")
+    if parameters and "anyOf" in str(parameters):
+        ours = dereference_refs(model.model_json_schema(schema_generator=JsonGenerator))
+        tool["function"]["parameters"] = _merge_numbers(parameters, ours)
+
+
+def _merge_numbers(schema: Any, ours: Any) -> Any:
+    """Return a schema with ours where it has a decimal."""
+    if isinstance(schema, Mapping) and isinstance(ours, Mapping):
+        options, fewer = schema.get("anyOf"), ours.get("anyOf", [ours])
+        if options and len(fewer) < len(options):
+            return {k: v for k, v in ours.items() if k != "title"}
+        return {k: _merge_numbers(v, ours[k]) if k in ours else v for k, v in schema.items()}
+    if isinstance(schema, list) and isinstance(ours, list) and len(schema) == len(ours):
+        return [_merge_numbers(*pair) for pair in zip(schema, ours, strict=True)]
+    return schema
+
+
+def _check_name(tool: Mapping[str, Any]) -> None:
+    if tool_name(tool):
+        return
+    kind = tool.get("type")
+    if isinstance(kind, str) and kind != "function":
+        raise ConfigurationError(
+            f"`{kind}` is a tool of another provider's servers, which does not exist here",
+            hint="bind a function that does the same",
+        )
+    raise ConfigurationError(
+        "there is a tool without a name", hint="give it a `name`, or a JSON schema a `title`"
+    )
+
+
+def tool_name(tool: Mapping[str, Any]) -> str:
+    """Return the name of a tool in OpenAI's form, empty where it has none."""
     return str((tool.get("function") or {}).get("name") or "")
+
+
+def server_name(name: str) -> str:
+    """Return the name under which a tool goes out.
+
+    The server takes letters, digits, `_` and `-`, at most 64 of them (vllm-mlx 0.6.0); MCP servers
+    send dots, and LangChain anything. The same name always gives the same alias, whatever else is
+    bound, so that the history's bytes stay.
+    """
+    if _NAME.fullmatch(name):
+        return name
+    legal = _FOREIGN.sub("_", name)[:_MOST_OF_A_NAME].strip("_") or "tool"
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return f"{legal}_{digest[:_DIGITS]}"
+
+
+def server_tools(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return tools under the names that the server takes."""
+    return [
+        {**tool, "function": {**tool["function"], "name": server_name(tool_name(tool))}}
+        for tool in tools
+    ]
+
+
+def tool_aliases(tools: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the user's names of the tools that go out under another one, by that one."""
+    names = [tool_name(tool) for tool in tools]
+    return {server_name(name): name for name in names if server_name(name) != name}
+
+
+def takes_no_arguments(tool: Mapping[str, Any]) -> bool:
+    """Whether a tool can be called without any arguments."""
+    parameters: Schema = (tool.get("function") or {}).get("parameters") or {}
+    return not parameters.get("required")
 
 
 def normalize_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, Any] | None:

@@ -17,12 +17,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, SecretStr, create_model
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.wire.request.schema import (
-    grammar_schema,
-    json_schema,
-    validation_error,
-    weaken_pattern,
-)
+from langchain_car_vllm.wire.request.grammar import grammar_schema
+from langchain_car_vllm.wire.request.patterns import weaken_pattern
+from langchain_car_vllm.wire.request.schema import json_schema, validation_error
 
 TYPES = {
     "set": set[int],
@@ -104,7 +101,17 @@ class TestGrammarSchema:
             ("^(?!x(y|z)*)*[a-z]+$", "^[a-z]+$"),
             ("(?<=a)b", "b"),
             (r"\bword\b", "word"),
-            (r"[\b(?=]\(?=x", r"[\b(?=]\(?=x"),
+            (r"[b(?=]\(?=x", r"[b(?=]\(?=x"),
+            (r"[\b]x", None),
+            (r"^a\Z", "^a$"),
+            ("^a{,5}$", "^a{0,5}$"),
+            (r"^\p{L}{2,4}$", None),
+            (r"\Aa{", r"^a\{"),
+            ("a$b", None),
+            ("(^a$|^b)|c$", "(^a$|^b)|c$"),
+            ("[a&&b]", None),
+            ("(?i)a", None),
+            ("a{2000}", None),
             ("^(?:a|b){2}$", "^(?:a|b){2}$"),
             ("(?<!a)", None),
             (r"(a)\1", None),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
+from langchain_car_vllm.wire.answer.written_calls import CallNames
 
 CALL = {"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}}
 TEXT = json.dumps(CALL)
@@ -46,7 +47,32 @@ TEXTS = [
 ]
 
 
-def run(pieces, names=("add",)):
+NAMES = CallNames({"add": "add", "now": "now", "a_b_1": "a.b"}, {"now"})
+ARGUMENTS = json.dumps(CALL["arguments"])
+DOUBLED = f'{{{{"name": "add", "arguments": {ARGUMENTS}}}}}'
+LENIENT = {
+    "doubled": DOUBLED,
+    "doubled and one more": DOUBLED + "}",
+    "doubled and two more": DOUBLED + "}}",
+    "doubled and one less": DOUBLED[:-1],
+    "all doubled": DOUBLED.replace(ARGUMENTS, '{{"a": 1, "b": [2, {{"c": "}"}}]}}'),
+    "one more": TEXT + "}",
+    "one less": TEXT[:-1],
+    "two less": '{"function": {"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}',
+    "spread out": '{\n  {"name": "add",\n "arguments": ' + ARGUMENTS + "}\n}",
+    "wrapped": json.dumps({"tool_calls": [CALL]}),
+    "wrapped once": json.dumps({"tool_call": CALL}),
+}
+WRAPPINGS = {
+    "bare": "{}",
+    "tag": "<tool_call>\n{}\n</tool_call>",
+    "tag on a line": "<tool_call>{}</tool_call>",
+    "fence": "```json\n{}\n```",
+    "open tag": "<tool_call>\n{}",
+}
+
+
+def run(pieces, names=NAMES):
     """Return the text and the calls that come out."""
     holdback = TextCallFilter(names)
     passed = [holdback.feed(Delta(piece)) for piece in pieces] + [holdback.end("stop")]
@@ -81,23 +107,23 @@ def test_text_before_calls_stays_and_calls_may_follow_each_other(cut):
 
 def test_ordinary_text_is_not_delayed():
     """Only what begins like a call waits."""
-    holdback = TextCallFilter(["add"])
+    holdback = TextCallFilter(NAMES)
     passed = [holdback.feed(Delta(piece)) for piece in ("Hello", " there", ", you")]
     assert [delta.text for delta in passed if delta] == ["Hello", " there", ", you"]
 
 
 def test_foreign_json_and_code_flow_on_at_once():
     """An answer that is JSON but no call is let go at its first key, code at its first line."""
-    holdback = TextCallFilter(["add"])
+    holdback = TextCallFilter(NAMES)
     assert holdback.feed(Delta('{"city')) is None
     assert holdback.feed(Delta('": "Par')) == Delta('{"city": "Par')
-    holdback = TextCallFilter(["add"])
+    holdback = TextCallFilter(NAMES)
     assert holdback.feed(Delta("```python\nx = 1")) == Delta("```python\nx = 1")
 
 
 def test_a_call_of_the_servers_after_a_written_one_is_a_call_of_its_own():
     """Both count from 0, and LangChain would merge what has one number."""
-    holdback = TextCallFilter(["add"])
+    holdback = TextCallFilter(NAMES)
     native = {"name": "add", "args": '{"a": 2}', "id": "1", "index": 0, "type": "tool_call_chunk"}
     written = holdback.feed(Delta('{"name": "add", "arguments": {"a": 1}}'))
     found = [*written.calls, *holdback.feed(Delta(calls=(native,))).calls]
@@ -109,7 +135,7 @@ def test_a_call_of_the_servers_after_a_written_one_is_a_call_of_its_own():
 
 def test_text_beside_calls_that_the_server_found_is_text():
     """Once the server's own parser works, JSON in the text is not turned into a second call."""
-    holdback = TextCallFilter(["add"])
+    holdback = TextCallFilter(NAMES)
     chunk = {"name": "add", "args": "{}", "id": "1", "index": 0, "type": "tool_call_chunk"}
     assert holdback.feed(Delta(calls=(chunk,))) == Delta(calls=(chunk,))
     assert holdback.feed(Delta(TEXT)) == Delta(TEXT)
@@ -120,3 +146,65 @@ def test_no_text_is_ever_lost(pieces):
     """Whatever is no call comes out as it went in."""
     text, calls = run(pieces)
     assert calls or text == "".join(pieces)
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS.values(), ids=WRAPPINGS)
+@pytest.mark.parametrize("written", LENIENT.values(), ids=LENIENT)
+@pytest.mark.parametrize("cut", [1, 3, 1000])
+def test_braces_are_read_leniently_and_none_stays(wrapping, written, cut):
+    """Doubled, missing or one too many, in every wrapping: the call, and nothing of it as text."""
+    text = wrapping.replace("{}", written)
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert run(pieces) == ("", [("add", CALL["arguments"])])
+
+
+@pytest.mark.parametrize("cut", [1, 4, 1000])
+def test_text_around_a_lenient_call_stays(cut):
+    """A sentence before and one behind, without the braces in between."""
+    text = f"I will add. {DOUBLED}}}}}\nDone."
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert run(pieces) == ("I will add.Done.", [("add", CALL["arguments"])])
+
+
+@pytest.mark.parametrize("arguments", ["null", '"None"', '""', '" "', "[]", "{}", '"{}"'])
+@pytest.mark.parametrize("wrapping", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_no_arguments_in_every_way(arguments, wrapping):
+    """They are an empty object."""
+    text = wrapping.replace("{}", f'{{"name": "now", "arguments": {arguments}}}')
+    assert run([text]) == ("", [("now", {})])
+
+
+def test_a_name_alone_calls_a_tool_that_needs_nothing():
+    """For another tool it is an object like any other."""
+    assert run(['{"name": "now"}']) == ("", [("now", {})])
+    assert run(['{"name": "add"}']) == ('{"name": "add"}', [])
+    assert run(['{"name": "now", "city": "Paris"}'])[1] == []
+
+
+def test_an_alias_and_the_name_behind_it_are_one_tool():
+    """The model sees the alias, and may have read the name elsewhere."""
+    for written in ("a_b_1",):
+        assert run([json.dumps({"name": written, "arguments": {}})]) == ("", [("a.b", {})])
+
+
+def test_two_calls_in_one_wrapping_are_two():
+    """One after the other in a code block."""
+    text = f"```json\n{TEXT}\n{DOUBLED}\n```"
+    assert run([text]) == ("", [("add", CALL["arguments"])] * 2)
+
+
+@given(
+    st.dictionaries(st.text(max_size=4), st.text('ab{}"\\ ', max_size=6), max_size=3),
+    st.sampled_from(list(WRAPPINGS.values())),
+    st.integers(-1, 2),
+    st.booleans(),
+    st.integers(1, 9),
+)
+def test_any_arguments_survive_any_braces(arguments, wrapping, more, doubled, cut):
+    """Braces within texts are the arguments' own."""
+    inner = json.dumps({"name": "add", "arguments": arguments})
+    written = f"{{{inner}}}" if doubled else inner
+    written = written[:more] if more < 0 else written + "}" * more
+    text = wrapping.replace("{}", written, 1)
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert run(pieces) == ("", [("add", arguments)])

@@ -1,0 +1,172 @@
+"""Tool calls in a text, read leniently: the one place that knows how models write them.
+
+A call stands bare, in `<tool_call>` or in a code block. Templates show some models doubled braces,
+and small models write one too many or one too few: the whole run of braces belongs to the call.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
+
+TAG, TAG_END = "<tool_call>", "</tool_call>"
+FENCE = re.compile(r"\s*```[ \t]*(\w*)[ \t]*\n")
+BRACES = " \t\r\n}"
+_ARGUMENTS = ("arguments", "parameters", "args")
+_WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
+_CALL_KEYS = (*_WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
+_FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
+_FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
+_DOUBLED = re.compile(r'("(?:[^"\\]|\\.)*")|\{\s*\{|\}\}', re.DOTALL)
+_MOST_MISSING = 2
+_decode = json.JSONDecoder().raw_decode
+
+
+class WrittenCall(NamedTuple):
+    """A call as a model wrote it."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class CallNames(NamedTuple):
+    """What counts as a call.
+
+    Attributes:
+        tools: The names of bound tools, by what a model may write for them.
+        without_arguments: The tools that can be called without any.
+    """
+
+    tools: Mapping[str, str]
+    without_arguments: Collection[str] = ()
+
+
+def may_be_call(text: str) -> bool:
+    """Whether JSON that begins so may be a call: an object whose first key is one of a call's."""
+    if key := _FIRST_KEY.match(text):
+        return key[1] in _CALL_KEYS
+    return bool(_FIRST_KEY_BEGUN.match(text))
+
+
+def read_json(text: str, *, last: bool) -> tuple[Any, int] | None:
+    """Return the value at the beginning of a text and its length, with the braces around it.
+
+    Args:
+        text: What begins with a brace or a bracket.
+        last: Whether nothing more comes, so that what is missing may be added.
+
+    Returns:
+        None where it is not whole, or not JSON.
+    """
+    opening = len(text) - len(text.lstrip("{ \t\r\n"))
+    start = max(text.rfind("{", 0, opening), 0)
+    if found := _decode_at(text, start):
+        return found[0], _end_of_braces(text, found[1])
+    if start and (undoubled := _undouble(text, last=last)):
+        return undoubled
+    return _complete(text, start) if last else None
+
+
+def read_calls(piece: str, names: CallNames) -> list[WrittenCall]:
+    """Return the calls in a piece of text, none unless all of it is calls of bound tools."""
+    inner = piece.strip().removeprefix(TAG).removesuffix(TAG_END).strip()
+    if fence := FENCE.match(inner):
+        inner = inner[fence.end() :].rstrip().removesuffix("```").strip()
+    calls: list[WrittenCall] = []
+    while inner:
+        found = read_json(inner, last=True) if inner[0] in "{[" else None
+        if found is None:
+            return []
+        value, end = found
+        read = _calls_of(value, names)
+        if not read:
+            return []
+        calls += read
+        inner = inner[end:].lstrip(f"{BRACES},;")
+    return calls
+
+
+def _decode_at(text: str, start: int) -> tuple[Any, int] | None:
+    try:
+        return _decode(text, start)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _end_of_braces(text: str, end: int) -> int:
+    """Return where the run of closing braces behind a value ends."""
+    left = text[end:].lstrip(BRACES)
+    behind = text[end : len(text) - len(left)]
+    return end + len(behind.rstrip(" \t\r\n"))
+
+
+def _undouble(text: str, *, last: bool) -> tuple[Any, int] | None:
+    """Read a text all of whose braces are doubled, as in a format string."""
+    single = _DOUBLED.sub(lambda found: found[1] or found[0][0], text)
+    found = _decode_at(single, 0)
+    if found is None:
+        return _complete(single, 0) if last else None
+    value, end = found
+    if single[end:].strip(BRACES):  # the length is that of the original, braces and all
+        rest = single[end:].lstrip(BRACES)
+        return value, len(text) - len(rest) if text.endswith(rest) else len(text)
+    return value, len(text)
+
+
+def _complete(text: str, start: int) -> tuple[Any, int] | None:
+    """Read a text that lacks its last braces."""
+    try:
+        _decode(text, start)
+    except json.JSONDecodeError as error:
+        end = error.pos
+    except RecursionError:
+        return None
+    else:
+        return None
+    whole = text[start:end].rstrip()
+    if not whole.endswith(("}", "]")):
+        return None
+    for missing in range(1, _MOST_MISSING + 1):
+        if found := _decode_at(whole + "}" * missing, 0):
+            return found[0], end
+    return None
+
+
+def _calls_of(value: Any, names: CallNames) -> list[WrittenCall]:
+    """Return the calls in a value, none unless all of it is calls."""
+    if isinstance(value, Mapping) and len(value) == 1 and (key := next(iter(value))) in _WRAPPERS:
+        value = value[key]
+    entries = value if isinstance(value, list) else [value]
+    calls = [_call(entry, names) for entry in entries]
+    return [call for call in calls if call] if all(calls) else []
+
+
+def _call(entry: Any, names: CallNames) -> WrittenCall | None:
+    if not isinstance(entry, Mapping):
+        return None
+    if isinstance(entry.get("function"), Mapping):
+        entry = entry["function"]
+    written = entry.get("name") or entry.get("tool") or entry.get("function")
+    name = names.tools.get(written) if isinstance(written, str) else None
+    if name is None:
+        return None
+    arguments = _arguments(entry, may_lack=name in names.without_arguments)
+    return None if arguments is None else WrittenCall(name, arguments)
+
+
+def _arguments(entry: Mapping[str, Any], *, may_lack: bool) -> dict[str, Any] | None:
+    """Return a call's arguments, None where it is not a call."""
+    given = [entry[key] for key in _ARGUMENTS if key in entry]
+    if not given:
+        is_bare = entry.keys() <= {"name", "tool", "type", "function", "id"}
+        return {} if may_lack and is_bare else None
+    value = given[0]
+    if value is None or value == [] or (isinstance(value, str) and is_no_arguments(value)):
+        return {}
+    if isinstance(value, str):
+        found = read_json(value.strip(), last=True)
+        value = found[0] if found and not value.strip()[found[1] :].strip() else None
+    return dict(value) if isinstance(value, Mapping) else None

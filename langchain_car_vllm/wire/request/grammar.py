@@ -1,0 +1,206 @@
+"""From a JSON schema to what the server's grammar takes.
+
+The grammar (llguidance, in vllm-mlx 0.5.0 and later) refuses ordinary schemas: unknown formats,
+`oneOf`, references into nested `$defs`, ranges beyond its numbers, patterns that Rust cannot read.
+The converted schema asks for a little less; the answer is validated against the original.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.wire.request.patterns import weaken_pattern
+
+Schema = dict[str, Any]
+
+_DEFS = ("$defs", "definitions")
+_MAPS = ("properties", "dependentSchemas")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+_ROOT_REFERENCE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
+_GUIDANCE = {"lenient": True, "coerce_one_of": True}
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+# What the builders of ranges and repetitions take (llguidance 1.9).
+_MOST_INTEGER, _MOST_NUMBER, _LEAST_NUMBER, _MOST_SIZE = 2**62, 1e18, 1e-18, 2**31
+
+
+def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) -> Schema:
+    """Return a schema that the server's grammar takes and that every fitting answer fits.
+
+    Args:
+        schema: The schema.
+        parts: Whole schemas of their own that it refers to as `#/$defs/<name>`.
+
+    Raises:
+        ConfigurationError: It refers to what lies outside of it.
+    """
+    defs: dict[str, Schema] = {name: {} for name in parts or {}}
+    for name, part in (parts or {}).items():
+        defs[name] = _convert(part, defs, {"#": f"#/$defs/{name}"})
+    root: Schema = _convert(schema, defs, {name: name for name in defs})
+    if defs:
+        root["$defs"] = defs
+    root["x-guidance"] = _GUIDANCE
+    return root
+
+
+def _convert(
+    schema: Any, defs: dict[str, Schema], names: Mapping[str, str], *, closed: bool = True
+) -> Any:
+    """Convert a schema and everything in it.
+
+    Args:
+        schema: The schema; True and False are schemas too.
+        defs: The root's definitions, filled here.
+        names: What the definitions in scope are called at the root.
+        closed: Whether an object that does not say so takes no further keys. A part of `allOf` must
+            stay open for the keys of the others.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    names = _hoist_definitions(schema, defs, names)
+    schema = _number_items(schema)
+    found: Schema = {}
+    for key, value in schema.items():
+        # The grammar passes over `uniqueItems`, and the server then refuses what it let through.
+        if key in _DEFS or key == "uniqueItems" or _is_beyond(key, value, schema):
+            continue
+        if key == "pattern":
+            if pattern := weaken_pattern(str(value)):
+                found[key] = pattern
+        elif key == "patternProperties" and isinstance(value, Mapping):
+            _add_patterns(found, value, defs, names)
+        else:
+            found.setdefault(key, _convert_word(key, value, defs, names))
+    found = _name_keys(found, defs)
+    if closed and _may_be_closed(found):
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def _may_be_closed(schema: Schema) -> bool:
+    """Whether nothing else of an object's schema lets keys in beside its properties."""
+    properties = schema.get("properties")
+    return (
+        isinstance(properties, Mapping)
+        and not {"patternProperties", "allOf"} & schema.keys()
+        and set(schema.get("required") or ()) <= properties.keys()
+    )
+
+
+def _number_items(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write a list of items, which newer drafts of JSON Schema do not know, as `prefixItems`."""
+    items = schema.get("items")
+    if not isinstance(items, list):
+        return schema
+    left = {k: v for k, v in schema.items() if k not in ("items", "additionalItems")}
+    more = {"items": schema["additionalItems"]} if "additionalItems" in schema else {}
+    return {**left, "prefixItems": items, **more}
+
+
+def _is_beyond(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
+    """Whether a bound is beyond what the grammar can count to."""
+    if key in _SIZES:
+        return isinstance(value, int) and value > _MOST_SIZE
+    if key not in _BOUNDS or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if schema.get("type") == "integer":
+        return not abs(value) < _MOST_INTEGER
+    return not (value == 0 or _LEAST_NUMBER < abs(value) < _MOST_NUMBER)
+
+
+def _add_patterns(
+    found: Schema,
+    patterns: Mapping[str, Any],
+    defs: dict[str, Schema],
+    names: Mapping[str, str],
+) -> None:
+    """Add the patterns of keys that can be read; if one cannot, other keys may come as well."""
+    readable = {weaken_pattern(pattern): part for pattern, part in patterns.items()}
+    if None in readable or len(readable) < len(patterns):
+        found["additionalProperties"] = True
+        return
+    found["patternProperties"] = {
+        pattern: _convert(part, defs, names) for pattern, part in readable.items()
+    }
+
+
+def _name_keys(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
+    """Name the keys that `propertyNames` allows: the grammar passes over that word."""
+    allowed = schema.get("propertyNames")
+    if isinstance(allowed, Mapping) and "$ref" in allowed:
+        allowed = defs.get(str(allowed["$ref"]).removeprefix("#/$defs/"))
+    keys = allowed.get("enum") if isinstance(allowed, Mapping) else None
+    if not keys or "properties" in schema or not all(isinstance(key, str) for key in keys):
+        return schema
+    value = schema.get("additionalProperties", True)
+    left = {k: v for k, v in schema.items() if k != "propertyNames"}
+    return {**left, "properties": dict.fromkeys(keys, value), "additionalProperties": False}
+
+
+def _convert_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> Any:
+    """Convert the value of one of a schema's words."""
+    if key == "$ref":
+        return _reference(str(value), names)
+    if key in _MAPS and isinstance(value, Mapping):
+        return {
+            name: _drop_title(_convert(part, defs, names), name) for name, part in value.items()
+        }
+    if key in _LISTS and isinstance(value, list):
+        return [_convert(part, defs, names, closed=key != "allOf") for part in value]
+    return _convert(value, defs, names) if key in _SINGLE else value
+
+
+def _drop_title(part: Any, name: str) -> Any:
+    """Drop a title that only repeats the name: the server writes the schema into the prompt."""
+    if not isinstance(part, dict):
+        return part
+    title = part.get("title")
+    if isinstance(title, str) and title.lower().replace(" ", "_") == name.lower():
+        return {word: value for word, value in part.items() if word != "title"}
+    return part
+
+
+def refers_to_root(schema: Schema) -> bool:
+    """Whether a schema refers to itself other than through its definitions."""
+    return bool(_ROOT_REFERENCE.search(json.dumps(schema, default=str)))
+
+
+def _hoist_definitions(
+    schema: Mapping[str, Any], defs: dict[str, Schema], names: Mapping[str, str]
+) -> Mapping[str, str]:
+    """Move a schema's own definitions to the root and return what is in scope inside of it."""
+    own = {n: part for word in _DEFS for n, part in (schema.get(word) or {}).items()}
+    if not own:
+        return names
+    scope = dict(names)
+    for name in own:
+        scope[name] = _free(name, defs)
+        defs[scope[name]] = {}
+    for name, part in own.items():
+        defs[scope[name]] = _convert(part, defs, scope)
+    return scope
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def _reference(target: str, names: Mapping[str, str]) -> str:
+    for word in _DEFS:
+        name = target.removeprefix(f"#/{word}/")
+        if name != target and name in names:
+            return f"#/$defs/{names[name]}"
+    if target == "#" or target.startswith("#/"):
+        return names.get("#", "#") + target[1:]
+    raise ConfigurationError(
+        f"the schema refers to `{target}`, which lies outside of it",
+        hint="put the definition under `$defs`",
+    )

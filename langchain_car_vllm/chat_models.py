@@ -25,6 +25,7 @@ from langchain_car_vllm.wire.output_parser import (
     with_parser,
 )
 from langchain_car_vllm.wire.reasoning import PROVIDER
+from langchain_car_vllm.wire.request.schema import traced_schema
 from langchain_car_vllm.wire.request.tools import (
     Tool,
     ToolChoice,
@@ -307,7 +308,8 @@ class ChatVllmMlx(DelegatingChatModel):
         options: dict[str, Any] = {"method": method}
         if method != "json_mode":
             options["strict"] = strict
-        kwargs["ls_structured_output_format"] = {"kwargs": options, "schema": schema}
+        traced = None if schema is None else traced_schema(schema)
+        kwargs["ls_structured_output_format"] = {"kwargs": options, "schema": traced}
         if method == "function_calling":
             name = tool_name(openai_tools([schema])[0])
             bound = self.bind_tools([schema], tool_choice=name, strict=strict, **kwargs)

@@ -30,6 +30,7 @@ class Serving:
         multimodal: Whether the server takes its multimodal route.
         media: The kinds it takes beside text, of `image`, `audio` and `video`.
         context_window: Tokens that prompt and answer share, as the model was trained.
+        turn_order: `user-first` or `alternating` where the chat template refuses other turns.
         max_input_tokens: Tokens that prompt and answer can have in the memory that is set aside.
         kv_room_tokens: Tokens that all live requests together can have in it; see `kv_tokens`.
         max_sequences: Requests that the server works on at the same time.
@@ -42,6 +43,7 @@ class Serving:
     multimodal: bool | None = None
     media: tuple[str, ...] | None = None
     context_window: int | None = None
+    turn_order: str | None = None
     max_input_tokens: int | None = None
     kv_room_tokens: int | None = None
     max_sequences: int | None = None

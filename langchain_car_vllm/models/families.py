@@ -9,7 +9,7 @@ the family tests, which drive the server's real parsers with it.
 """
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from langchain_car_vllm.endpoint import Serving
 
@@ -29,6 +29,8 @@ class Family(NamedTuple):
         needed_mark: What a chat template holds where the family's usual format is meant.
         otherwise: The tool call parser for templates without that mark.
         media: What it takes beside text, of `image`, `audio` and `video`.
+        turn_order: What its chat template refuses else: `user-first` for a later system message
+            and a conversation without a user's, `alternating` for two turns of one side as well.
     """
 
     name: str | None
@@ -42,6 +44,7 @@ class Family(NamedTuple):
     media: tuple[str, ...] = ()
     needed_mark: str = ""
     otherwise: str | None = None
+    turn_order: Literal["user-first", "alternating"] | None = None
 
 
 # `glm4` reads thoughts in `<think>` whether the template opens them or the model does, and takes an
@@ -113,6 +116,7 @@ FAMILIES = (
         thinks=True,
         template_decides=True,
         media=("image", "video"),
+        turn_order="user-first",
     ),
     Family("qwen3-instruct", r"qwen-?3.*instruct", tool_call_parser="qwen"),
     Family(
@@ -156,7 +160,13 @@ FAMILIES = (
         thinks=True,
         media=("image", "video"),
     ),
-    Family("gemma-3", r"gemma-?3", ("gemma3", "gemma3n"), media=("image",)),
+    Family(
+        "gemma-3",
+        r"gemma-?3",
+        ("gemma3", "gemma3n"),
+        media=("image",),
+        turn_order="alternating",
+    ),
     Family(
         "hermes",
         r"hermes",
@@ -172,6 +182,7 @@ FAMILIES = (
         tool_call_parser="mistral",
         reasoning_parser="mistral",
         thinks=True,
+        turn_order="alternating",
     ),
     Family(
         "mistral",
@@ -183,6 +194,7 @@ FAMILIES = (
         # The older format is an array, which `mistral` garbles in a stream.
         needed_mark="[ARGS]",
         otherwise="auto",
+        turn_order="alternating",
     ),
     Family(
         "glm",
@@ -291,7 +303,16 @@ def family_facts(name: str) -> Family:
 def serving_of_name(name: str) -> Serving:
     """Return what clients can know of a model that somebody else serves, by its name."""
     family = family_facts(name)
-    return Serving(streams_tool_calls=family.streams_tool_calls, media=family.media or None)
+    return Serving(
+        streams_tool_calls=family.streams_tool_calls,
+        media=family.media or None,
+        turn_order=family.turn_order,
+    )
+
+
+def turn_order_of(family: str | None) -> str | None:
+    """Return the turn order that the chat templates of a family want, by its name."""
+    return next((row.turn_order for row in FAMILIES if row.name == family), None)
 
 
 def family_of_type(model_type: str) -> Family:

@@ -6,7 +6,7 @@ from functools import partial
 
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.models.facts import ModelFacts
-from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts
+from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts, turn_order_of
 from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.memory import Memory, memory_for
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
@@ -121,6 +121,7 @@ def serving_for(
         multimodal=multimodal,
         media=(family_facts(spec.served_name).media or None) if multimodal else (),
         context_window=facts.context_window,
+        turn_order=turn_order_of(facts.family),
     )
 
 

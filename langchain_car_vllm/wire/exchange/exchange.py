@@ -12,6 +12,7 @@ from typing import Any
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
 from langchain_car_vllm.wire.answer.result import AnswerEnd, CallCollector
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError
+from langchain_car_vllm.wire.request.turns import order_turns
 
 Body = dict[str, Any]
 Names = Mapping[str, str] | None
@@ -20,7 +21,8 @@ Names = Mapping[str, str] | None
 # lost, land on other answers, or stop the engine. A bias of nothing is a processor. Servers of ours
 # are mended when they are launched.
 NO_BIAS = {"0": 0.0}
-_INVALID_OUTPUT = 422
+_BAD_REQUEST, _INVALID_OUTPUT = 400, 422
+_TEMPLATE = "chat template"
 # What other servers than vllm-mlx may not know, and we send of our own accord.
 _OPTIONAL = ("enable_thinking", "chat_template_kwargs", "timeout", "stream_options")
 _CHARACTERS_PER_TOKEN = 4
@@ -202,7 +204,7 @@ class Attempt:
             return
         warnings.warn(
             f"the answer is empty although the model wrote {usage.completion} tokens: the server's "
-            "parsers kept them, such as a tool call that is no JSON",
+            "parsers kept them, such as a tool call that is not JSON",
             EmptyAnswerWarning,
             stacklevel=2,
         )
@@ -294,7 +296,12 @@ class Exchange:
 
     def _other_body(self, body: Body, error: AnswerError | None) -> Body | None:
         """Return the body as a server may take it that refused it so, None where it stays."""
-        if not (self._attached and isinstance(error, InvalidRequestError)):
+        if not isinstance(error, InvalidRequestError):
+            return None
+        if error.status == _BAD_REQUEST and _TEMPLATE in error.message:
+            messages = order_turns(body["messages"], "alternating")
+            return {**body, "messages": messages} if messages != body["messages"] else None
+        if not self._attached:
             return None
         if error.status == _INVALID_OUTPUT and "response_format" in body:
             # A gateway hides the batched engine, which loses grammars (see NO_BIAS).

@@ -22,6 +22,7 @@ from langchain_car_vllm.wire.request.tools import (
     tool_aliases,
     tool_name,
 )
+from langchain_car_vllm.wire.request.turns import order_turns
 
 # The server ends a stream without a word when its time is up: ours is to be up before.
 _GRACE_SECONDS = 5.0
@@ -89,6 +90,7 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
 
     A forced tool choice is not told to the server: it would only change the prompt.
     """
+    messages = order_turns(messages, endpoint.turn_order)
     body: Body = {"model": endpoint.served_model, "messages": messages}
     body.update({name: given[name] for name in SAMPLING if given.get(name) is not None})
     if (timeout := given.get("timeout")) is not None:

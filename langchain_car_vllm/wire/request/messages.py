@@ -6,6 +6,7 @@ cache holds from turn to turn.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,8 +25,16 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
+from langchain_car_vllm.wire.request.placeholders import (
+    UnsentContentWarning,
+    decode_text,
+    is_inline,
+    placeholder,
+)
+from langchain_car_vllm.wire.request.tools import server_name
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_TEXTS = ("text", "text-plain")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
 Content = str | list[str | dict[str, Any]]
 
@@ -44,7 +53,8 @@ def to_server_messages(messages: Sequence[BaseMessage], endpoint: Endpoint) -> l
     """Return the messages in the forms the server takes, contents as one text where they are text.
 
     Media in tool results follow in a user message of their own: the batched engine shows the model
-    nothing of them otherwise (vllm-mlx 0.6.0).
+    nothing of them otherwise (vllm-mlx 0.6.0). What cannot be sent is refused in the user's last
+    message alone; elsewhere nobody could take it back, so a line of text stands for it.
 
     Raises:
         InvalidRequestError: There is no message, or one that this server could not take.
@@ -54,11 +64,12 @@ def to_server_messages(messages: Sequence[BaseMessage], endpoint: Endpoint) -> l
     outgoing = _Outgoing(endpoint)
     found: list[BaseMessage] = []
     shown: list[str | dict[str, Any]] = []
-    for message in messages:
+    newest = _newest_of_user(messages)
+    for place, message in enumerate(messages):
         if shown and not isinstance(message, ToolMessage | FunctionMessage):
             found.append(HumanMessage(content=shown))
             shown = []
-        ready = outgoing.message(message)
+        ready = outgoing.message(message, is_old=place < newest)
         if isinstance(ready, ToolMessage) and isinstance(ready.content, list):
             texts = [b for b in ready.content if _text(b) is not None]
             pictures = [b for b in ready.content if _text(b) is None]
@@ -67,7 +78,19 @@ def to_server_messages(messages: Sequence[BaseMessage], endpoint: Endpoint) -> l
         found.append(ready)
     if shown:
         found.append(HumanMessage(content=shown))
+    outgoing.warn()
     return found
+
+
+def _newest_of_user(messages: Sequence[BaseMessage]) -> int:
+    """Return the place of the user's last message, the end where there is none."""
+    places = [
+        place
+        for place, message in enumerate(messages)
+        if isinstance(message, HumanMessage)
+        or (isinstance(message, ChatMessage) and message.role == "user")
+    ]
+    return places[-1] if places else len(messages)
 
 
 class _Outgoing:
@@ -80,12 +103,31 @@ class _Outgoing:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._images = 0
+        self._unsent: list[str] = []
 
-    def message(self, message: BaseMessage) -> BaseMessage:
-        """Return one message as the server takes it."""
+    def warn(self) -> None:
+        """Warn once of all that went out as a line of text."""
+        if self._unsent:
+            warnings.warn(
+                "in tool results or earlier turns there is what cannot be sent; the model reads a "
+                f"line of text instead: {self._unsent[0]}",
+                UnsentContentWarning,
+                stacklevel=2,
+            )
+
+    def message(self, message: BaseMessage, *, is_old: bool) -> BaseMessage:
+        """Return one message as the server takes it.
+
+        Args:
+            message: The message.
+            is_old: Whether the user has written another one since.
+        """
         if isinstance(message, FunctionMessage):
             message = ToolMessage(content=message.content, tool_call_id=message.name)
         if isinstance(message, ChatMessage) and message.role not in _ROLES:
+            if is_old:
+                message = HumanMessage(message.content)
+                return self.message(message, is_old=True)
             raise InvalidRequestError(
                 f"no chat template knows the role `{message.role}`",
                 hint=f"use one of {', '.join(_ROLES)}",
@@ -93,30 +135,51 @@ class _Outgoing:
         if not isinstance(message, _TAKEN):
             raise InvalidRequestError(f"a {type(message).__name__} cannot be sent to a model")
         if isinstance(message, AIMessage):
-            return _answer(message)
+            return self._answer(message)
         if isinstance(message.content, str):
             return message
-        return message.model_copy(update={"content": self._content(message.content)})
-
-    def _content(self, content: Sequence[Any]) -> Content:
+        is_result = isinstance(message, ToolMessage)
+        parts = [
+            part
+            for block in message.content
+            for part in self._parts(block, is_old=is_old, is_result=is_result)
+        ]
         # The server itself puts a line break between the texts of a message.
-        if all(_text(block) is not None for block in content):
-            return _join(content, "\n")
-        return [part for block in content for part in self._parts(block)]
+        is_text = all(part["type"] == "text" for part in parts)
+        content: Content = _join(parts, "\n") if is_text else [*parts]
+        return message.model_copy(update={"content": content})
 
-    def _parts(self, block: Any) -> list[dict[str, Any]]:
+    def _parts(self, block: Any, *, is_old: bool, is_result: bool) -> list[dict[str, Any]]:
         text = _text(block)
         if text is not None:
             return [{"type": "text", "text": text}]
-        if not isinstance(block, dict) or kind_of(block) is None:
-            kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+        if not is_result or is_inline(block):  # what a tool only names is not read
+            try:
+                return self._medium(block)
+            except InvalidRequestError:
+                if not (is_old or is_result):
+                    raise
+        return [{"type": "text", "text": self._placeholder(block)}]
+
+    def _medium(self, block: Any) -> list[dict[str, Any]]:
+        kind = kind_of(block) if isinstance(block, dict) else None
+        if kind is None:
+            name = block.get("type") if isinstance(block, dict) else type(block).__name__
             raise InvalidRequestError(
-                f"a block of type `{kind}` cannot be sent to this server",
+                f"a block of type `{name}` cannot be sent to this server",
                 hint="it takes text, images, audio and video, as the model does",
             )
-        self._check_taken(kind_of(block) or "")
+        self._check_taken(kind)
         medium = read_medium(block)
         return [*self._label(medium), medium.block()]
+
+    def _placeholder(self, block: Any) -> str:
+        kind = kind_of(block) if isinstance(block, dict) else None
+        media = self._endpoint.media
+        blind = kind is not None and media is not None and kind not in media
+        line = placeholder(block, f"this model takes no {kind}" if blind else "not attached")
+        self._unsent.append(line)
+        return line
 
     def _check_taken(self, kind: str) -> None:
         """Refuse what the server would drop in silence."""
@@ -142,17 +205,26 @@ class _Outgoing:
         digest = hashlib.sha256(medium.data).hexdigest()[:8]
         return [{"type": "text", "text": f"Image {self._images} ({digest}):"}]
 
+    def _answer(self, message: AIMessage) -> AIMessage:
+        """Return an earlier answer: its text, its calls and its reasoning, whoever gave it."""
+        content = message.content if isinstance(message.content, list) else [message.content]
+        shown = [self._placeholder(b) if _is_attachment(b) else b for b in content]
+        thought = reasoning_of(message)
+        calls = message.tool_calls or _function_call(message)
+        return AIMessage(
+            content=_join((block for block in shown if _text(block) is not None), ""),
+            tool_calls=[{**call, "name": server_name(call["name"])} for call in calls],
+            invalid_tool_calls=[
+                {**call, "name": server_name(call["name"] or "")}
+                for call in message.invalid_tool_calls
+            ],
+            additional_kwargs={REASONING: thought} if thought else {},
+        )
 
-def _answer(message: AIMessage) -> AIMessage:
-    """Return an earlier answer: its text, its calls and its reasoning, whoever gave it."""
-    content = message.content if isinstance(message.content, list) else [message.content]
-    thought = reasoning_of(message)
-    return AIMessage(
-        content=_join((block for block in content if _text(block) is not None), ""),
-        tool_calls=message.tool_calls or _function_call(message),
-        invalid_tool_calls=message.invalid_tool_calls,
-        additional_kwargs={REASONING: thought} if thought else {},
-    )
+
+def _is_attachment(block: Any) -> bool:
+    """Whether a block of an answer holds what the next model should know of."""
+    return isinstance(block, dict) and (kind_of(block) is not None or block.get("type") == "file")
 
 
 def _function_call(message: AIMessage) -> list[ToolCall]:
@@ -176,6 +248,11 @@ def _text(block: Any) -> str | None:
     """Return the text of a block, None for one that is no text."""
     if isinstance(block, str):
         return block
-    if isinstance(block, dict) and block.get("type") in ("text", "text-plain"):
-        return str(block.get("text") or "")
+    if not isinstance(block, dict):
+        return None
+    kind = block.get("type")
+    if "text" in block and (kind in _TEXTS or block.get("source_type") == "text"):
+        return str(block["text"] or "")
+    if kind == "text-plain" or str(block.get("mime_type") or "").startswith("text/"):
+        return decode_text(block)
     return None

@@ -52,6 +52,17 @@ def json_schema(schema: Any) -> Schema:
         ) from error
 
 
+def traced_schema(schema: Any) -> Any:
+    """Return a schema as LangChain's tracers can write it down, which know fewer types."""
+    if is_dataclass(schema):
+        return json_schema(schema)
+    try:
+        convert_to_json_schema(schema)
+    except Exception:  # noqa: BLE001 - whatever it is, it would end the call
+        return json_schema(schema)
+    return schema
+
+
 def inline_root(schema: Mapping[str, Any]) -> Schema:
     """Return a schema that is nothing but a reference as what it refers to, definitions beside it.
 

@@ -53,8 +53,7 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
 
 def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
     if is_typed_dict(tool) or is_dataclass(tool):
-        schema = json_schema(tool)
-        tool = {"description": "", **inline_root(schema), "title": schema.get("title", "tool")}
+        tool = {"description": "", **inline_root(json_schema(tool))}
     elif isinstance(tool, Mapping) and "$ref" in tool:
         tool = {**inline_root(tool), **{k: v for k, v in tool.items() if k == "title"}}
     found = convert_to_openai_tool(tool, strict=strict)

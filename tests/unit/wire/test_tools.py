@@ -4,13 +4,15 @@ import json
 
 import pytest
 from fakes.calls import Divide, Multiply, add, called, shout, sum_of, ways
-from fakes.dialect import Reply, helpful
+from fakes.dialect import TOOL_NAME, Reply, helpful
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.exchange.exchange import CutOffCallWarning
-from langchain_car_vllm.wire.request.tools import openai_tools
+from langchain_car_vllm.wire.request.tools import openai_tools, server_name
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
@@ -27,20 +29,49 @@ def test_every_form_of_tool_is_bound(serve):
     assert "tool_choice" not in dialect.requests[0]
 
 
-@pytest.mark.parametrize("name", ["has space", "ümlaut", "x" * 65, "a.b"])
-def test_a_name_the_server_refuses_is_caught_here(serve, name):
-    """The reason is told before anything is sent."""
+@pytest.mark.parametrize(
+    "name", ["has space", "ümlaut", "x" * 65, "calendar.list", "计算器", "a/b"]
+)
+@pytest.mark.parametrize("choice", [None, "any", "named"])
+def test_a_tool_of_any_name_goes_out_under_an_alias_and_comes_back(serve, name, choice):
+    """In the tools, the choice, the answer and the history; the same name is always the same."""
     model, dialect = serve()
     schema = {"title": name, "description": "d", "type": "object", "properties": {}}
-    with pytest.raises(ConfigurationError, match="tool name"):
-        model.bind_tools([schema])
-    assert dialect.requests == []
+    bound = model.bind_tools([schema, add], tool_choice=name if choice == "named" else choice)
+    for message in ways(bound, "go").values():
+        assert called(message) == [(name, {})]
+    message = model.bind_tools([schema, add]).invoke("go")
+    bound.invoke([HumanMessage("go"), message, ToolMessage("ok", tool_call_id="call_0")])
+    native = [body for body in dialect.requests if body.get("tools")]
+    (alias,) = {body["tools"][0]["function"]["name"] for body in native}
+    assert TOOL_NAME.fullmatch(alias)
+    with_history = [body for body in dialect.requests if len(body["messages"]) > 1]
+    (call,) = with_history[0]["messages"][1]["tool_calls"]
+    assert call["function"]["name"] == alias
+
+
+@given(st.lists(st.text(min_size=1, max_size=70), min_size=1, max_size=4, unique=True))
+def test_every_name_has_a_legal_alias_of_its_own(names):
+    """Whatever else is bound, so that the history's bytes stay; legal names are their own."""
+    aliases = [server_name(name) for name in names]
+    assert all(TOOL_NAME.fullmatch(alias) for alias in aliases)
+    assert len(set(aliases)) == len(names)
+    assert [server_name(alias) for alias in aliases] == aliases
+
+
+def test_tools_of_other_providers_are_said_not_to_exist_here(serve):
+    """A search that runs on somebody's servers is no function that the model could call."""
+    model, _ = serve()
+    with pytest.raises(ConfigurationError, match="web_search_preview"):
+        model.bind_tools([{"type": "web_search_preview"}])
+    with pytest.raises(ConfigurationError, match="without a name"):
+        model.bind_tools([{"type": "function", "function": {"parameters": {}}}])
 
 
 def test_what_is_no_tool_is_refused(serve):
     """The message says what may be given."""
     model, _ = serve()
-    with pytest.raises(ConfigurationError, match="none") as caught:
+    with pytest.raises(ConfigurationError, match="cannot be described") as caught:
         model.bind_tools([5])
     assert "functions" in (caught.value.hint or "")
 

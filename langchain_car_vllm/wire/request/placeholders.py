@@ -1,0 +1,91 @@
+"""Lines of text in the place of what cannot be sent.
+
+What stands in a tool's result or in an earlier turn cannot be taken back by anybody: refused once,
+its thread would be refused forever. So the model reads what was there, and the user is warned.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+_MOST = 200
+_PADDING = 2
+
+
+class UnsentContentWarning(UserWarning):
+    """Something in a tool's result or an earlier turn went out as a line of text."""
+
+
+def placeholder(block: Any, reason: str) -> str:
+    """Return a line of text that says what a block held, never its content.
+
+    Args:
+        block: What cannot be sent.
+        reason: Why, in a few words.
+    """
+    if not isinstance(block, Mapping):
+        return f"[{type(block).__name__}; {reason}]"
+    fields = _fields(block)
+    kind = str(block.get("type") or "block").removesuffix("_url").removeprefix("input_")
+    name = next((fields[k] for k in ("filename", "name", "title") if fields.get(k)), None)
+    mime_type = fields.get("mime_type") or fields.get("media_type")
+    url = next((fields[k] for k in ("url", "uri", "path") if fields.get(k)), None)
+    said = [f"{kind} {name}" if name else kind, mime_type or _type_of(url), _size(fields), url]
+    shown = [str(part)[:_MOST] for part in said if part and not str(part).startswith("data:")]
+    return f"[{', '.join(shown)}; {reason}]"
+
+
+def is_inline(block: Any) -> bool:
+    """Whether a block has its bytes with it, so that nothing must be read or fetched."""
+    if not isinstance(block, Mapping):
+        return False
+    fields = _fields(block)
+    inline = fields.get("base64") or fields.get("data")
+    return isinstance(inline, str | bytes) or str(fields.get("url") or "").startswith("data:")
+
+
+def decode_text(block: Mapping[str, Any]) -> str | None:
+    """Return the text of a `text-plain` block, also where it is encoded; None where it is away."""
+    fields = _fields(block)
+    url = str(fields.get("url") or "")
+    encoded = fields.get("base64") or fields.get("data")
+    if encoded is None and url.startswith("data:"):
+        encoded = url.partition(",")[2]
+    if not isinstance(encoded, str):
+        return None
+    try:
+        return base64.b64decode(encoded, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _fields(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a block says, its inner parts as well."""
+    found = {str(key): value for key, value in block.items() if not isinstance(value, Mapping)}
+    for value in block.values():
+        if isinstance(value, Mapping):
+            found |= {k: v for k, v in value.items() if isinstance(k, str) and k != "type"}
+    kind = str(block.get("type"))
+    if isinstance(block.get(kind), str):
+        found["url"] = block[kind]
+    return found
+
+
+def _type_of(url: Any) -> str | None:
+    if not str(url or "").startswith("data:"):
+        return None
+    return str(url)[5:].partition(",")[0].partition(";")[0] or None
+
+
+def _size(fields: Mapping[str, Any]) -> str | None:
+    inline = fields.get("base64") or fields.get("data")
+    url = str(fields.get("url") or "")
+    if inline is None and url.startswith("data:"):
+        inline = url.partition(",")[2]
+    if isinstance(inline, bytes):
+        return f"{len(inline)} bytes"
+    if not isinstance(inline, str):
+        return None
+    padding = min(_PADDING, len(inline) - len(inline.rstrip("=")))
+    return f"{len(inline) * 3 // 4 - padding} bytes"

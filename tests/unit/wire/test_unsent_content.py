@@ -1,0 +1,183 @@
+"""What stands in tool results and earlier turns never ends a thread; only the last message may."""
+
+import base64
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.dialect import Reply
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.content import create_plaintext_block
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.errors import InvalidRequestError
+from langchain_car_vllm.wire.request.messages import to_server_messages
+from langchain_car_vllm.wire.request.placeholders import UnsentContentWarning
+
+URL = "http://127.0.0.1:9/v1"
+DATA = base64.b64encode(b"x" * 68).decode()
+BLOCKS: dict[str, dict[str, Any]] = {
+    "picture": {"type": "image", "base64": DATA, "mime_type": "image/png"},
+    "openai picture": {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{DATA}"},
+    },
+    "pdf": {"type": "file", "base64": DATA, "mime_type": "application/pdf", "filename": "a.pdf"},
+    "link": {"type": "file", "url": "file:///tmp/a.txt", "name": "a", "mime_type": "text/plain"},
+    "remote picture": {"type": "image", "url": "http://127.0.0.1:9/a.png"},
+    "local picture": {"type": "image", "url": "file:///etc/passwd"},
+    "sound": {"type": "audio", "base64": DATA, "mime_type": "audio/wav"},
+    "hologram": {"type": "hologram", "deep": {"er": [1]}},
+    "plain text far away": {"type": "text-plain", "url": "https://example.org/a.txt"},
+}
+LINES = {
+    "picture": "[image, image/png, 68 bytes; this model takes no image]",
+    "openai picture": "[image, image/png, 68 bytes; this model takes no image]",
+    "pdf": "[file a.pdf, application/pdf, 68 bytes; not attached]",
+    "link": "[file a, text/plain, file:///tmp/a.txt; not attached]",
+}
+
+
+def thread(block: dict[str, Any]) -> list[BaseMessage]:
+    """Return a conversation whose tool gave a block back."""
+    return [
+        HumanMessage("look"),
+        AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "1"}]),
+        ToolMessage([{"type": "text", "text": "here"}, block], tool_call_id="1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "multimodal"),
+    [(name, sees) for name in BLOCKS for sees in (False, True) if not (sees and "pic" in name)],
+)
+def test_a_tools_result_goes_out_as_a_line_of_text(serve, name, multimodal):
+    """At once, in every later turn, with the same bytes, and with one warning each time."""
+    model, dialect = serve(Reply(text="ok"), dialect={"multimodal": multimodal}, model="m")
+    begun = thread(BLOCKS[name])
+    for messages in (begun, [*begun, AIMessage("ok"), HumanMessage("What is 2+2?")]):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert model.invoke(messages).text == "ok"
+        assert [w.category for w in caught].count(UnsentContentWarning) == 1
+    one, two = (body["messages"] for body in dialect.requests)
+    assert two[: len(one)] == one
+    content = one[2]["content"]
+    assert content.startswith("here\n[")
+    assert DATA not in json.dumps(one)
+    if line := LINES.get(name):
+        assert content == f"here\n{line}"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["picture", "remote picture", "local picture"])
+def test_a_picture_that_cannot_be_read_is_a_line_of_text(serve, name):
+    """A model that sees gets the line, too; no file is opened and no address asked."""
+    model, dialect = serve(Reply(text="ok"), dialect={"multimodal": True})
+    model.invoke(thread(BLOCKS[name]))
+    assert "; not attached]" in dialect.requests[0]["messages"][2]["content"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_only_the_users_last_message_is_refused(serve, name):
+    """It can be written anew; one before it cannot."""
+    model, dialect = serve(Reply(text="ok"))
+    with pytest.raises(InvalidRequestError):
+        model.invoke([HumanMessage([BLOCKS[name]])])
+    assert dialect.requests == []
+    model.invoke([HumanMessage([BLOCKS[name]]), AIMessage("no"), HumanMessage("2+2?")])
+    assert dialect.requests[0]["messages"][0]["content"].startswith("[")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_answer_with_a_picture_and_a_strange_role_are_no_end_either(serve):
+    """Other models made them, and the thread goes on here."""
+    model, dialect = serve(Reply(text="ok"))
+    model.invoke(
+        [
+            ChatMessage(role="critic", content="Hm."),
+            AIMessage([{"type": "text", "text": "See: "}, BLOCKS["picture"]]),
+            HumanMessage("2+2?"),
+        ]
+    )
+    first, second, _ = dialect.requests[0]["messages"]
+    assert first == {"role": "user", "content": "Hm."}
+    assert second["content"] == f"See: {LINES['picture']}"
+
+
+def test_plain_text_is_sent_however_it_is_packed(serve):
+    """As text, encoded, in a data: address or as a text file; far away it is a typed error."""
+    encoded = base64.b64encode("Grüße".encode()).decode()
+    blocks = [
+        create_plaintext_block(text="Grüße"),
+        create_plaintext_block(base64=encoded),
+        {"type": "text-plain", "url": f"data:text/plain;base64,{encoded}"},
+        {"type": "file", "base64": encoded, "mime_type": "text/markdown"},
+        {"type": "text", "text": "Grüße"},
+    ]
+    model, dialect = serve(Reply(text="ok"))
+    for block in blocks:
+        model.invoke([HumanMessage([block])])
+    assert {body["messages"][0]["content"] for body in dialect.requests} == {"Grüße"}
+    for block in (create_plaintext_block(url="https://example.org/a"), {"type": "text"}):
+        with pytest.raises(InvalidRequestError):
+            model.invoke([HumanMessage([block])])
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(DATA),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "url", "base64", "data", "source", "image_url", "text", "name"]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
+blocks = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(
+            ["text", "image", "image_url", "audio", "file", "text-plain", "video", "x"]
+        )
+    },
+    optional=dict.fromkeys(["url", "base64", "image_url", "source", "text", "mime_type"], anything),
+)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(st.lists(blocks, min_size=1, max_size=3), st.sampled_from([(), ("image",), None]))
+def test_no_block_of_a_tool_ends_a_thread(content, media):
+    """Whatever it holds, the server gets texts and media, and nothing is opened or fetched."""
+    endpoint = Endpoint(
+        base_url="http://127.0.0.1:9/v1", api_key=None, served_model="m", media=media
+    )
+    result = ToolMessage(content, tool_call_id="1")
+    sent = to_server_messages([HumanMessage("a"), result, SystemMessage("b")], endpoint)
+    assert isinstance(sent[1].content, str)
+    json.dumps([message.content for message in sent])
+
+
+def test_a_path_is_no_way_into_a_tools_result(serve, tmp_path: Path):
+    """A tool's text names no file of this machine."""
+    file = tmp_path / "secret.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\nsecret")
+    model, dialect = serve(Reply(text="ok"), dialect={"multimodal": True})
+    with pytest.warns(UnsentContentWarning):
+        model.invoke(thread({"type": "image", "url": file.as_uri()}))
+    assert "secret" not in dialect.requests[0]["messages"][2]["content"].replace(file.name, "")

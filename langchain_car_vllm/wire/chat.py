@@ -210,7 +210,7 @@ class WireChat(ChatOpenAI):
                 if run_manager:
                     run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield last_chunk(exchange.answer_end())
+        yield _end_chunk(exchange, kwargs)
 
     async def _astream(
         self,
@@ -229,7 +229,7 @@ class WireChat(ChatOpenAI):
                 if run_manager:
                     await run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield last_chunk(exchange.answer_end())
+        yield _end_chunk(exchange, kwargs)
 
     def _deltas(
         self, exchange: Exchange, clock: Clock, headers: Headers
@@ -298,6 +298,11 @@ class WireChat(ChatOpenAI):
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.
         with map_encoding_errors():
             return self.request.build(attempt.body, clock.transport, headers)
+
+
+def _end_chunk(exchange: Exchange, given: dict[str, Any]) -> ChatGenerationChunk:
+    end = exchange.answer_end()
+    return last_chunk(end._replace(usage=None) if given.get("stream_usage") is False else end)
 
 
 @contextmanager

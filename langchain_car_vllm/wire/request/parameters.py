@@ -127,6 +127,7 @@ _MEANT = {
     "model_path": "`model`",
     "request_timeout": "`timeout`",
     "think": "`reasoning`",
+    "reasoning_effort": '`reasoning="low"`, `"medium"` or `"high"`',
     "thinking": "`reasoning`",
     "functions": "`bind_tools(...)`",
     "function_call": "`bind_tools(..., tool_choice=...)`",
@@ -210,6 +211,8 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 def _hint(name: str, known: set[str]) -> str | None:
     if meant := _MEANT.get(name.lower()):
         return f"use {meant}"
+    if name in IN_A_CALL:
+        return f"give it in the call, or with `bind({name}=...)`"
     if name in AT_CONSTRUCTION and known >= IN_A_CALL:
         return "set it where the model is made, or by `model_copy(update=...)`"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)

@@ -148,7 +148,7 @@ def test_nothing_in_the_environment_redirects_a_request(serve, monkeypatch):
     assert not any("openai-organization" in headers for headers in dialect.headers)
 
 
-def test_langchain_7_the_clients_are_those_the_sdk_is_made_for():
+def test_the_clients_are_those_the_sdk_is_made_for():
     """It comes with an HTTP library of its own, which reads nothing from the environment here."""
     address = Address("http://127.0.0.1:9/v1", None)
     clients = sync_clients(address)

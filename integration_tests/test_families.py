@@ -10,6 +10,9 @@ import pytest
 
 from langchain_car_vllm.models.families import family_facts
 from langchain_car_vllm.runtime import interpreter_of
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
+from langchain_car_vllm.wire.answer.written_calls import CallNames
 
 ARGUMENTS = {"city": "Paris", "days": 3, "units": ["c", "f"]}
 CALL = [["get_weather", ARGUMENTS]]
@@ -149,6 +152,20 @@ def cases_of(sample: Sample) -> list[Case]:
 
 CASES = [case for sample in SAMPLES for case in cases_of(sample)]
 
+# Qwen2.5's own chat template shows calls in doubled braces, and small models write them so.
+DOUBLED_MODELS = ("org/Qwen2.5-Coder-1.5B-Instruct", "org/Qwen2.5-7B-Instruct")
+_DOUBLED = f"{{{_NAMED}}}"
+DOUBLED_TEXTS = [
+    wrapping.replace("CALL", written)
+    for wrapping in ("CALL", "<tool_call>\nCALL\n</tool_call>", "```json\nCALL\n```")
+    for written in (_DOUBLED, f"{_DOUBLED}}}", _DOUBLED[:-1], f"{_NAMED}}}")
+]
+DOUBLED = [
+    Case(Sample(model, call=None, answer=ANSWER), text, "", "", CALL)
+    for model in DOUBLED_MODELS
+    for text in DOUBLED_TEXTS
+]
+
 
 @pytest.fixture(scope="module")
 def results(machine: None) -> list[dict[str, dict[str, object]]]:
@@ -156,7 +173,7 @@ def results(machine: None) -> list[dict[str, dict[str, object]]]:
     interpreter = interpreter_of(Path(os.environ["CAR_VLLM_MLX_BIN"]))
     assert interpreter is not None
     asked = []
-    for case in CASES:
+    for case in [*CASES, *DOUBLED]:
         family = family_facts(case.sample.model)
         asked.append(
             {
@@ -198,3 +215,23 @@ def test_outputs_of_each_family_are_read_right(
     assert results[number]["plain"] == wanted
     streams = family_facts(case.sample.model).streams_tool_calls or not case.calls
     assert (results[number]["streamed"] == wanted) is streams
+
+
+@pytest.mark.parametrize("way", ["plain", "streamed"])
+@pytest.mark.parametrize("number", range(len(DOUBLED)))
+def test_calls_in_doubled_braces_are_read_here(
+    results: list[dict[str, dict[str, object]]], number: int, way: str
+):
+    """What the server leaves as text becomes the call, and nothing of it stays."""
+    found = results[len(CASES) + number][way]
+    if way == "streamed" and found["content"] == "":
+        # Within tags the server takes away what is not JSON; then the call is asked for again,
+        # not streamed, where it leaves the text.
+        assert "<tool_call>" in DOUBLED[number].text
+        found = results[len(CASES) + number]["plain"]
+    filter_ = TextCallFilter(CallNames({"get_weather": "get_weather"}))
+    deltas = [filter_.feed(Delta(str(found["content"]))), filter_.end("stop")]
+    written = [chunk for delta in deltas if delta for chunk in delta.calls]
+    calls = [[chunk["name"], json.loads(chunk["args"] or "")] for chunk in written]
+    assert (found["calls"] or calls) == CALL
+    assert "".join(delta.text for delta in deltas if delta) == ""

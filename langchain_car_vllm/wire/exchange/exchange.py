@@ -68,6 +68,7 @@ class Attempt:
         answer: What came back so far.
         called: Whether a tool call went to the user.
         promotes: Whether reasoning becomes the answer where there is no other.
+        repeats_loss: Whether the exchange asks again where the answer got lost.
         failed: Turns what went wrong into what the user is told.
         forgives: Whether the exchange goes on although this attempt failed so.
         error: How the server failed or refused, None where it did not.
@@ -83,6 +84,7 @@ class Attempt:
         )
         self.called = False
         self.promotes = True
+        self.repeats_loss = False
         self.failed: Callable[[AnswerError], Exception] = _as_it_is
         self.forgives: Callable[[AnswerError], bool] = _never
         self.error: AnswerError | None = None
@@ -100,6 +102,12 @@ class Attempt:
         """Whether it failed before anything was seen of its answer, and another follows."""
         untouched = self.error is not None and not self.answer.events
         return untouched and self.error is not None and self.forgives(self.error)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the model wrote something of which nothing came."""
+        written = self.answer.usage.completion if self.answer.usage else 0
+        return not self.answer.events and written >= _FEW_TOKENS
 
     @property
     def text(self) -> str:
@@ -131,7 +139,7 @@ class Attempt:
             return deltas
         if not self.called and not self.text.strip() and self.thought:
             deltas.extend(self._note(self._promote_thought()))
-        elif not self.answer.events:
+        elif self.is_lost and not self.repeats_loss:
             self._warn_of_loss()
         return deltas
 
@@ -199,9 +207,7 @@ class Attempt:
 
     def _warn_of_loss(self) -> None:
         """Warn of tokens of which nothing came: the server takes a broken tool call away."""
-        usage = self.answer.usage
-        if usage is None or usage.completion < _FEW_TOKENS:
-            return
+        usage = self.answer.usage or Usage()
         warnings.warn(
             f"the answer is empty although the model wrote {usage.completion} tokens: the server's "
             "parsers kept them, such as a tool call that is not JSON",
@@ -239,7 +245,11 @@ class Exchange:
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the requests to send, each after the one before was answered in full."""
-        yield from self._try(self.body, self._filters)
+        repeats = bool(self.body.get("stream") and self.body.get("tools"))
+        attempt = yield from self._try(self.body, self._filters, repeats_loss=repeats)
+        if repeats and attempt.is_lost:  # a parser took a call away that is not JSON
+            whole = {k: v for k, v in self.body.items() if k not in ("stream", "stream_options")}
+            yield from self._try(whole, self._filters)
 
     def answer_end(self) -> AnswerEnd:
         """Return what stands at the end of the answer, once it has ended."""
@@ -264,6 +274,7 @@ class Exchange:
         filters: Sequence[Filter] = (),
         *,
         promotes: bool = True,
+        repeats_loss: bool = False,
         failed: Callable[[AnswerError], Exception] = _as_it_is,
         forgives: Callable[[AnswerError], bool] = _never,
     ) -> Generator[Attempt, None, Attempt]:
@@ -273,6 +284,7 @@ class Exchange:
             body: The body.
             filters: What the answer passes through.
             promotes: Whether reasoning becomes the answer where there is no other.
+            repeats_loss: Whether the exchange asks again where the answer got lost.
             failed: Turns what went wrong into what the user is told.
             forgives: Whether the exchange goes on although it failed so.
 
@@ -280,7 +292,7 @@ class Exchange:
             The last of them.
         """
         attempt = self._attempt(body, filters)
-        attempt.promotes, attempt.failed = promotes, failed
+        attempt.promotes, attempt.failed, attempt.repeats_loss = promotes, failed, repeats_loss
         attempt.forgives = lambda error: (
             self._other_body(body, error) is not None or forgives(error)
         )

@@ -83,14 +83,14 @@ def to_server_messages(messages: Sequence[BaseMessage], endpoint: Endpoint) -> l
 
 
 def _newest_of_user(messages: Sequence[BaseMessage]) -> int:
-    """Return the place of the user's last message, the end where there is none."""
+    """Return the place of the user's last message, -1 where there is none."""
     places = [
         place
         for place, message in enumerate(messages)
         if isinstance(message, HumanMessage)
         or (isinstance(message, ChatMessage) and message.role == "user")
     ]
-    return places[-1] if places else len(messages)
+    return places[-1] if places else -1
 
 
 class _Outgoing:

@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import pytest
 from fakes.dialect import complaint_about
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,6 +131,7 @@ def messages(draw: Any) -> BaseMessage:  # noqa: PLR0911
     return ChatMessage(content=content, role=draw(st.sampled_from(["user", "assistant", "wizard"])))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=150, deadline=None)
 @given(st.lists(messages(), max_size=4))
 def test_any_conversation_is_a_payload_or_a_typed_error(conversation):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fakes.calls import called, shout, sum_of, ways
 from fakes.dialect import Reply
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.tools import tool
@@ -178,6 +178,7 @@ def test_every_way_to_say_no_arguments_is_an_empty_object(serve, arguments, cut)
         assert not message.invalid_tool_calls
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.none() | st.text(max_size=3)), st.integers(1, 4))
 def test_arguments_arrive_as_they_were_sent(arguments, cut):
     """However they are cut: null within an object is a value."""

@@ -202,3 +202,16 @@ def test_tools_that_are_forbidden_are_not_called(serve):
     message = model.bind_tools([add], tool_choice="none").invoke("go")
     assert (message.content, message.tool_calls) == (text, [])
     assert dialect.requests[0]["tool_choice"] == "none"
+
+
+def test_a_call_that_a_parser_took_out_of_a_stream_is_asked_for_again(serve):
+    """Asked whole, the server leaves its text, and the call is read here."""
+    text = '{{"name": "add", "arguments": {"a": 1, "b": 2}}}}'
+    model, dialect = serve(
+        lambda body: Reply(usage=(9, 20)) if body.get("stream") else Reply(text=text)
+    )
+    bound = model.bind_tools([add])
+    for message in ways(bound, "go").values():
+        assert called(message) == [("add", {"a": 1, "b": 2})]
+        assert message.content == ""
+    assert [bool(body.get("stream")) for body in dialect.requests].count(True) == 2

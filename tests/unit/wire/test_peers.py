@@ -1,0 +1,42 @@
+"""What users of other packages write: usage switched off, names of providers, foreign arguments."""
+
+import pytest
+from fakes.dialect import Reply
+from langchain.chat_models import base, init_chat_model
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import ConfigurationError
+
+
+def test_a_stream_without_usage_has_none(serve):
+    """As with other packages: the call says so, and no chunk has any."""
+    model, _ = serve(Reply(text="hello there"))
+    assert not any(chunk.usage_metadata for chunk in model.stream("go", stream_usage=False))
+    assert any(chunk.usage_metadata for chunk in model.stream("go", stream_usage=True))
+
+
+async def test_an_asynchronous_stream_without_usage_has_none(serve):
+    """The other side does the same."""
+    model, _ = serve(Reply(text="hello there"))
+    chunks = [chunk async for chunk in model.astream("go", stream_usage=False)]
+    assert not any(chunk.usage_metadata for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("stream_usage", "bind"), ("reasoning_effort", "reasoning=")]
+)
+def test_what_belongs_elsewhere_is_said_to(name, right):
+    """Not that it goes into `extra_body`."""
+    with pytest.raises(ConfigurationError) as caught:
+        ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", **{name: "low"})
+    assert right in (caught.value.hint or "")
+
+
+def test_the_name_of_the_provider_can_be_made_known(serve, monkeypatch):
+    """By LangChain's private table, as the page on LangChain says."""
+    model, _ = serve(Reply(text="hello"))
+    with pytest.raises(ValueError, match="vllm_mlx"):
+        init_chat_model("vllm_mlx:m")
+    entry = ("langchain_car_vllm", "ChatVllmMlx", lambda cls, **fields: cls(**fields))
+    monkeypatch.setitem(base._BUILTIN_PROVIDERS, "vllm_mlx", entry)
+    assert init_chat_model("vllm_mlx:m", base_url=model.base_url).invoke("go").text == "hello"

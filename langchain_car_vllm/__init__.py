@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from langchain_car_vllm.embeddings import VllmMlxEmbeddings
     from langchain_car_vllm.errors import *  # noqa: F403
     from langchain_car_vllm.progress import Progress
+    from langchain_car_vllm.registration import register
 
-__all__ = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors"]  # noqa: F405
+__all__ = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors", "register"]  # noqa: F405
 __all__ += errors.__all__
 
 _HOMES = {
     "ChatVllmMlx": "langchain_car_vllm.chat_models",
     "Progress": "langchain_car_vllm.progress",
     "VllmMlxEmbeddings": "langchain_car_vllm.embeddings",
+    "register": "langchain_car_vllm.registration",
     **dict.fromkeys(errors.__all__, "langchain_car_vllm.errors"),
 }
 

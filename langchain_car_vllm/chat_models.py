@@ -1,6 +1,5 @@
 """`ChatVllmMlx`: what a user of LangChain sees of it."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Self, cast
 
@@ -17,6 +16,7 @@ from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
 from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import model_profile
+from langchain_car_vllm.served_model import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
     Method,
     check_method,
@@ -161,12 +161,16 @@ class ChatVllmMlx(DelegatingChatModel):
         return found
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return cast("ModelProfile", model_profile(self._model_id(), self._fitting_context()))
+        """Read no file for somebody else's endpoint, and none on an event loop."""
+        return self._known_profile(read_files=self.base_url is None and not is_on_loop())
+
+    def _known_profile(self, *, read_files: bool) -> ModelProfile:
+        fitting = self._fitting_context() if read_files else None
+        known = model_profile(self._model_id(), fitting, read_files=read_files)
+        return cast("ModelProfile", known)
 
     def _fitting_context(self) -> int | None:
-        """Return how many tokens fit this machine, None where another one serves the model."""
-        if self.base_url is not None:
-            return None
+        """Return how many tokens fit this machine."""
         # Not needed for a model that is served elsewhere.
         from langchain_car_vllm.server.plan import fitting_context  # noqa: PLC0415
 
@@ -174,6 +178,14 @@ class ChatVllmMlx(DelegatingChatModel):
             return fitting_context(self._spec(engine=self.engine))
         except ConfigurationError:
             return None
+
+    def _read_files(self) -> None:
+        super()._read_files()
+        provisional = self._known_profile(read_files=False).items()
+        current: dict[str, Any] = dict(self.profile or {})
+        chosen = {k: v for k, v in current.items() if (k, v) not in provisional}
+        full = self._known_profile(read_files=self.base_url is None)
+        self.profile = cast("ModelProfile", {**full, **chosen})
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
         total: dict[str, int] = {}
@@ -245,7 +257,7 @@ class ChatVllmMlx(DelegatingChatModel):
         """Return how many tokens messages and tools have, counted as `get_num_tokens` does."""
         converted = openai_tools(tools or ())
         endpoint = self._external(None) or last_seen(self._spec(engine=self.engine))
-        if messages and endpoint is not None and not _on_loop():
+        if messages and endpoint is not None and not is_on_loop():
             counted = self._chat(endpoint).count_tokens(list(messages), converted)
             if counted is not None:
                 return counted
@@ -325,11 +337,3 @@ _WARMING_TEXT = "(warm-up)"
 
 def _warming_parameters(tools: Sequence[Tool] | None) -> dict[str, Any]:
     return {"max_tokens": 1, **({"tools": list(tools)} if tools else {})}
-
-
-def _on_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -19,6 +19,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_car_vllm.connection import Connection, Replay
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.served_model import is_on_loop
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
@@ -55,7 +56,18 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
 
     _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
 
+    async def _acall(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Call:
+        """Look into directories in a thread, then do what `_call` does."""
+        model = kwargs.get("model")
+        if self._has_unread_files:
+            await asyncio.to_thread(self._read_files)
+        if isinstance(model, str):
+            await asyncio.to_thread(self._model_id, model)
+        return self._call(stop, kwargs)
+
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Call:
+        if self._has_unread_files and not is_on_loop():
+            self._read_files()
         given = {**self._parameters, **kwargs}
         parameters.check_names(given, parameters.IN_A_CALL)
         parameters.check_values(given)
@@ -102,7 +114,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call, replay = self._call(stop, kwargs), Replay()
+        call, replay = await self._acall(stop, kwargs), Replay()
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:
@@ -144,7 +156,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call, replay = self._call(stop, kwargs), Replay()
+        call, replay = await self._acall(stop, kwargs), Replay()
         while True:
             async with self._aconnection(call.spec, call.model) as connection:
                 try:

@@ -9,7 +9,15 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.connection import Attached, Connection, Watched
@@ -18,6 +26,7 @@ from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
+from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.spec import ServerSpec
@@ -37,10 +46,15 @@ def _key_of_endpoint() -> SecretStr | None:
     return SecretStr(key) if key else None
 
 
+# Read now: a model may be constructed on an event loop, where no file may be read.
+catalog()
+
+
 class ServedModel(BaseModel):
     """A model and the server that serves it: configuration only, no client, port or process.
 
-    Construction reads local files at most; it never uses the network and starts nothing.
+    Construction reads local files at most, on an event loop not even those; it never uses the
+    network and starts nothing.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
@@ -74,6 +88,7 @@ class ServedModel(BaseModel):
     default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
     """Sent with every request; never serialised, since they may hold a key."""
 
+    _has_unread_files: bool = PrivateAttr(default=False)
     _wire: ClassVar[str]
     """The module that talks to the server; only calls import it."""
 
@@ -93,7 +108,7 @@ class ServedModel(BaseModel):
         if self.base_url is not None:
             self.base_url = checked_url(self.base_url)
         else:
-            parse_model_id(self.model)
+            parse_model_id(self.model, read_files=not is_on_loop())
         seconds(self.keep_alive, "keep_alive", lowest=-1)
         if self.startup_timeout is not None:
             check_positive("startup_timeout", self.startup_timeout)
@@ -101,6 +116,7 @@ class ServedModel(BaseModel):
             check_revision(self.revision)
         check_server(self.server_args, self.server_env)
         environment.check_variables()
+        self._has_unread_files = self.base_url is None and is_on_loop()
         return self
 
     def _model_id(self, model: str | None = None) -> ModelId:
@@ -108,7 +124,16 @@ class ServedModel(BaseModel):
         if self.base_url is not None:
             name = name.removeprefix("vllm-mlx/")
             return ModelId(name=name, source=name, is_local=False)
-        return parse_model_id(name) if name.startswith((".", "~")) else _known_model_id(name)
+        read_files = not is_on_loop()  # a call looks into a directory in a thread
+        if name.startswith((".", "~")):
+            return parse_model_id(name, read_files=read_files)
+        return _known_model_id(name, read_files=read_files)
+
+    def _read_files(self) -> None:
+        """Do off the loop what a construction on an event loop left undone."""
+        if self.base_url is None:
+            parse_model_id(self.model)
+        self._has_unread_files = False
 
     def _name(self, model: object = None) -> str:
         """Return the model's name for traces, also of one that does not exist."""
@@ -158,6 +183,8 @@ class ServedModel(BaseModel):
     @contextmanager
     def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Watched]:
         """Hold a server for the time of one request."""
+        if self._has_unread_files:
+            self._read_files()
         with ExitStack() as stack:
             on_progress = stack.enter_context(displayed(spec.served_name, self.on_progress))
             on_waiting = _importing(self._wire, on_progress)
@@ -179,6 +206,8 @@ class ServedModel(BaseModel):
     @asynccontextmanager
     async def _aconnection(self, spec: ServerSpec, model: str | None) -> AsyncIterator[Watched]:
         """Hold a server for the time of one request without blocking the event loop."""
+        if self._has_unread_files:
+            await asyncio.to_thread(self._read_files)
         async with AsyncExitStack() as stack:
             on_progress = stack.enter_context(displayed(spec.served_name, self.on_progress))
             on_waiting = _importing(self._wire, on_progress)
@@ -216,10 +245,19 @@ class ServedModel(BaseModel):
         return tuple(sorted(self.default_headers.items()))
 
 
+def is_on_loop() -> bool:
+    """Return whether this thread runs an event loop, which no file may block."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 @lru_cache(maxsize=256)
-def _known_model_id(name: str) -> ModelId:
+def _known_model_id(name: str, *, read_files: bool) -> ModelId:
     """Remember what a name stands for wherever it is said: each call asks several times."""
-    return parse_model_id(name)
+    return parse_model_id(name, read_files=read_files)
 
 
 def _importing(module: str, on_progress: OnProgress) -> OnProgress:

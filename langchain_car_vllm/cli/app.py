@@ -2,7 +2,12 @@
 
 import io
 import logging
+import os
+import shlex
 import sys
+import traceback
+from pathlib import Path
+from tempfile import mkstemp
 from typing import Annotated
 
 import typer
@@ -90,7 +95,8 @@ app.command("version", hidden=True)(_version)
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0, 1 for an error that is told in one sentence, 2 for wrong usage, 130 for Ctrl-C.
+    Exit codes: 0, 1 for an error that is told in one sentence, 2 for wrong usage, 3 for a fault of
+    this program, 130 for Ctrl-C.
     """
     _show_log_records()
     _accept_any_character()
@@ -101,6 +107,29 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - a fault of ours, which is told like one
+        print(f"error: {PROGRAM} failed unexpectedly: {_first_line(error)}", file=sys.stderr)
+        if log := _log_fault():
+            print(f"log: {log}", file=sys.stderr)
+        sys.exit(3)
+
+
+def _first_line(error: Exception) -> str:
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _log_fault() -> Path | None:
+    """Write the traceback where only the user reads it; print it where no file can be made."""
+    text = f"{shlex.join(sys.argv)}\n\n{traceback.format_exc()}"
+    try:
+        descriptor, name = mkstemp(prefix=f"{PROGRAM}-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except OSError:
+        print(text, file=sys.stderr)
+        return None
+    return Path(name)
 
 
 def _show_log_records() -> None:

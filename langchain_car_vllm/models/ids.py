@@ -44,13 +44,14 @@ class ModelId:
     capabilities: tuple[str, ...] = ()
 
 
-def parse_model_id(text: str) -> ModelId:
+def parse_model_id(text: str, *, read_files: bool = True) -> ModelId:
     """Return what a model id stands for, without any network.
 
     Args:
         text: `vllm-mlx/<catalog name>` (`:4bit` and `-4bit` mean the same, case does not matter),
             `[vllm-mlx/]<org>/<repo>` on the Hub, or a directory that starts with `/`, `./`, `../`
             or `~`.
+        read_files: Whether to look into a directory, which blocks; without it any is believed.
 
     Raises:
         UnknownModelError: It is none of these, or the directory holds no model; names the nearest
@@ -60,7 +61,7 @@ def parse_model_id(text: str) -> ModelId:
     if not text:
         raise UnknownModelError(text, "it is empty")
     if _LOCAL.match(text):
-        return _local_model(text)
+        return _local_model(text, read_files=read_files)
     has_prefix = text.lower().startswith(PREFIX)
     name = text[len(PREFIX) :] if has_prefix else text
     if has_prefix and (entry := catalog().by_name(name)):
@@ -107,16 +108,24 @@ def _why_not(name: str, *, has_prefix: bool) -> str:
     return "a Hub repository is written `<org>/<repo>`"
 
 
-def _local_model(text: str) -> ModelId:
-    path = Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111
+def _local_model(text: str, *, read_files: bool) -> ModelId:
+    expanded = os.path.expanduser(text)  # noqa: PTH111
+    # An absolute path needs no look at the working directory, which would block.
+    is_whole = os.path.isabs(expanded)  # noqa: PTH117
+    path = Path(os.path.normpath(expanded) if is_whole else os.path.abspath(expanded))  # noqa: PTH100
+    if read_files:
+        _check_directory(text, path)
+    return ModelId(
+        name=str(path), source=str(path), is_local=True, family=family_facts(path.name).name
+    )
+
+
+def _check_directory(text: str, path: Path) -> None:
     if not path.exists():
         raise UnknownModelError(text, f"there is no directory `{path}`")
     if not path.is_dir():
         raise UnknownModelError(text, f"`{path}` is not a directory")
     _check_config(text, path / "config.json")
-    return ModelId(
-        name=str(path), source=str(path), is_local=True, family=family_facts(path.name).name
-    )
 
 
 def _check_config(text: str, config: Path) -> None:

@@ -16,7 +16,9 @@ _CATALOG_MEDIA = {
 }
 
 
-def model_profile(model: ModelId, max_input_tokens: int | None = None) -> dict[str, Any]:
+def model_profile(
+    model: ModelId, max_input_tokens: int | None = None, *, read_files: bool = True
+) -> dict[str, Any]:
     """Return a model's profile in LangChain's terms, without any network.
 
     The model's own files decide where a complete copy is on this machine, else the catalog, else
@@ -26,9 +28,10 @@ def model_profile(model: ModelId, max_input_tokens: int | None = None) -> dict[s
     Args:
         model: What is to be served.
         max_input_tokens: What fits where it will be served; by default what the model was made for.
+        read_files: Whether to look for a copy, which blocks.
     """
     media = _media(model)
-    facts = _local_facts(model)
+    facts = _local_facts(model) if read_files else None
     family = family_facts(model.name)
     thinks = family.thinks
     window = model.context_window

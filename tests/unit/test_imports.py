@@ -28,7 +28,7 @@ def test_public_names():
     import langchain_car_vllm
     from langchain_car_vllm import runtime, server
 
-    own = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors"]
+    own = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors", "register"]
     assert langchain_car_vllm.__all__ == [*own, *langchain_car_vllm.errors.__all__]
     for name in langchain_car_vllm.__all__:
         assert getattr(langchain_car_vllm, name)

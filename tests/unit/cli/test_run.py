@@ -6,6 +6,7 @@ import select
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,3 +171,27 @@ def test_closed_and_narrow_streams(socket_enabled: None):
             ["/bin/sh", "-c", line], env=environment, capture_output=True, text=True, check=False
         )
     assert (done.returncode, done.stdout) == (0, "na?ve ?\n"), done.stderr
+
+
+def test_a_fault_of_the_program_is_told_as_one(cli: Cli, fake: Fake, tmp_path: Path):
+    """An unexpected error is one line, exit code 3 and the path of a private log."""
+    code = (
+        "import sys; from langchain_car_vllm.cli import app\n"
+        "def broken(): raise RuntimeError('first line\\nsecond line')\n"
+        "app.app.registered_commands.clear(); app.app.command('ps')(broken)\n"
+        "sys.argv[1:] = ['ps']; app.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    told, named = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (3, "")
+    assert told.endswith("failed unexpectedly: RuntimeError: first line")
+    log = Path(named.removeprefix("log: "))
+    assert log.parent == tmp_path
+    assert log.stat().st_mode & 0o077 == 0
+    assert "in broken" in log.read_text()

@@ -1,0 +1,138 @@
+"""A model is constructed on a running event loop, where no file may be read."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
+from fakes.dialect import Dialect, Server
+
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.errors import UnknownModelError
+
+
+@pytest.fixture
+def strict():
+    """Every blocking call on a loop raises, wherever it comes from."""
+    with blockbuster_ctx() as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's files, with a context window that no name tells."""
+    path = tmp_path / "some-model"
+    path.mkdir()
+    config = {"model_type": "llama", "max_position_embeddings": 4321}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(bytes(8))
+    return path
+
+
+@pytest.fixture
+def cached(home: Path) -> str:
+    """A Hub model in the cache."""
+    snapshot = home / ".cache/huggingface/hub/models--some--model/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    config = {"model_type": "llama", "max_position_embeddings": 4321}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    (snapshot / "tokenizer.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(bytes(8))
+    return "some/model"
+
+
+async def test_the_guard_works(strict: BlockBuster, folder: Path):
+    """A look into the folder on the loop is noticed."""
+    with pytest.raises(BlockingError):
+        (folder / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["catalog", "hub", "cached", "directory", "base_url"])
+async def test_construction_reads_no_file(
+    kind: str, strict: BlockBuster, folder: Path, cached: str
+):
+    """Whatever the model is; embeddings and copies for another model too."""
+    model = {
+        "catalog": "vllm-mlx/gemma-4-e4b-it",
+        "directory": str(folder),
+        "hub": "mlx-community/Qwen3-4B-4bit",
+    }.get(kind, cached)
+    base_url = "http://127.0.0.1:9/v1" if kind == "base_url" else None
+    llm = ChatVllmMlx(model=model, base_url=base_url)
+    assert llm.profile is not None
+    assert llm.profile["tool_calling"]
+    assert VllmMlxEmbeddings(model=model, base_url=base_url).model == model
+    llm.with_config(configurable={}).bind_tools([])
+    assert ChatVllmMlx(**dict(llm)).profile == llm.profile
+    llm.get_num_tokens("some words")
+    llm._get_ls_params()
+
+
+async def test_the_profile_is_completed_at_the_first_call(folder: Path, fake_calls):
+    """What the files say is added off the loop; what the user set stays."""
+    llm = ChatVllmMlx(model=str(folder), profile={"tool_calling": False})
+    assert llm.profile is not None
+    assert "max_input_tokens" not in llm.profile
+    await fake_calls(llm)
+    assert llm.profile["max_input_tokens"] == 4321
+    assert llm.profile["tool_calling"] is False
+
+
+@pytest.fixture
+def fake_calls():
+    """The way to a call, up to where a server would be needed."""
+
+    async def call(llm: ChatVllmMlx) -> None:
+        await llm._acall(None, {})
+
+    return call
+
+
+def test_off_the_loop_the_files_are_read_at_once(folder: Path, cached: str):
+    """Nothing changes for a program without an event loop."""
+    for model in (str(folder), cached):
+        profile = ChatVllmMlx(model=model).profile
+        assert profile is not None
+        assert profile["max_input_tokens"] == 4321
+
+
+def test_somebody_elses_endpoint_is_not_described_by_local_files(cached: str):
+    """A model of the same name in the cache says nothing of what is served there."""
+    llm = ChatVllmMlx(model=cached, base_url="http://127.0.0.1:9/v1")
+    assert llm.profile is not None
+    assert "max_input_tokens" not in llm.profile
+
+
+@pytest.mark.parametrize("per_call", [False, True])
+async def test_a_missing_directory_is_told_by_the_call(per_call: bool, tmp_path: Path):
+    """What construction could not see is the same error, before anything is started."""
+    missing = str(tmp_path / "nothing")
+    llm = ChatVllmMlx(model="a/b" if per_call else missing)
+    options = {"model": missing} if per_call else {}
+    with pytest.raises(UnknownModelError, match="no directory"):
+        await llm.ainvoke("hi", **options)
+    if not per_call:
+        with pytest.raises(UnknownModelError, match="no directory"):
+            await VllmMlxEmbeddings(model=missing).aembed_query("hi")
+
+
+def test_an_agent_built_in_the_loop_answers(socket_enabled: None):
+    """As under `langgraph dev`: model, agent and call in one async node, with every guard on."""
+    from langchain.agents import create_agent
+
+    with Server(Dialect(served_model="m")) as server:
+
+        async def node() -> str:
+            llm = ChatVllmMlx(model="m", base_url=server.base_url)
+            agent = create_agent(llm, tools=[])
+            answer = await agent.ainvoke({"messages": [("user", "hi")]})
+            return answer["messages"][-1].text
+
+        asyncio.run(node())  # what is imported at first use is there
+        with blockbuster_ctx():
+            assert asyncio.run(node())

@@ -113,7 +113,7 @@ def test_anything_else_is_refused_with_the_reason(text, reason):
     [
         (None, "holds no `config.json`"),
         ("{", "cannot be read"),
-        ("[]", "does not hold a JSON object"),
+        ("[]", "holds no JSON object"),
         (b"\xff\xfe{", "cannot be read"),
     ],
 )

@@ -81,8 +81,9 @@ $(VENV)/.bench: $(VENV)/.installed requirements/bench.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/bench.txt
 	touch $@
 
-variables: install ## Write the tables of environment variables into the documentation
+variables: install ## Write the tables of variables and of what fits into the documentation
 	$(BIN)/python scripts/variables.py
+	$(BIN)/python scripts/memory_table.py
 
 bench: $(VENV)/.bench ## Measure every bar side by side; SECTIONS= for some, OUTPUT= for another folder
 	$(BIN)/python -m benchmarks $(SECTIONS) --output $(OUTPUT)

@@ -199,6 +199,7 @@ class ServedModel(BaseModel):
                     server.lease(spec, startup_timeout=self.startup_timeout, on_progress=on_waiting)
                 )
                 runtime.warn_about(connection.endpoint.version)
+                runtime.warn_about_what_is_passed_over()
             watched = Watched(connection, on_progress)
             stack.callback(watched.watch.end)
             yield watched
@@ -227,6 +228,7 @@ class ServedModel(BaseModel):
                     )
                 )
                 runtime.warn_about(connection.endpoint.version)
+                runtime.warn_about_what_is_passed_over()
             watched = Watched(connection, on_progress)
             stack.callback(watched.watch.end)
             yield watched

@@ -15,7 +15,7 @@ import uv
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "langchain_car_vllm" / "runtime" / "requirements.lock"
 PLATFORMS = ("aarch64-apple-darwin", "x86_64-manylinux_2_35", "aarch64-manylinux_2_35")
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 def run_uv(*arguments: str) -> None:

@@ -10,9 +10,9 @@ from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.display import Display
 from langchain_car_vllm.runtime import (
     VllmRuntime,
+    binary_to_launch,
     install_runtime,
     overriding_binary,
-    resolve_existing,
     upgrade_runtime,
 )
 
@@ -36,7 +36,7 @@ def install(
 
 
 def _tell_what_is_used(runtime: VllmRuntime) -> None:
-    used = resolve_existing()
+    used = binary_to_launch()
     if used is not None and used != runtime.server:
         cure = f"`export CAR_VLLM_MLX_BIN={quote(str(runtime.server))}` changes that"
         why = f"it is found first; {cure}"

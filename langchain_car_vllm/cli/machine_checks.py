@@ -20,6 +20,8 @@ from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, CAR_VLLM_PYTHON
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import car_home, managed_root, run_root
 from langchain_car_vllm.runtime import (
+    binary_passed_over,
+    binary_to_launch,
     installed_version,
     overriding_binary,
     resolve_existing,
@@ -86,14 +88,19 @@ def _runtime() -> str:
         raise Warned(
             f"CAR_VLLM_MLX_BIN=`{named}` is not a file and is ignored", "unset or correct it"
         )
-    found = resolve_existing()
+    found = binary_to_launch()
     if found is None:
         if root is not None and is_incomplete(root):
             raise Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
         raise Warned("vllm-mlx is not installed; the first call installs it")
     version = installed_version(found)
-    if warning := version_warning(version):
-        raise Warned(f"`{found}`: {warning}")
+    if warning := version_warning(version, found):
+        raise Warned(warning)
+    if older := binary_passed_over():
+        raise Warned(
+            f"`{older}` is found first but not used: vllm-mlx {installed_version(older)} is older "
+            f"than the {version} in `{found}`"
+        )
     return f"vllm-mlx {version or 'of unknown version'} in `{found}`"
 
 

@@ -16,7 +16,7 @@ from langchain_car_vllm.errors import (
     UnknownModelError,
 )
 from langchain_car_vllm.models import parse_model_id
-from langchain_car_vllm.runtime import installed_version, resolve_existing
+from langchain_car_vllm.runtime import binary_to_launch, installed_version
 from langchain_car_vllm.runtime.host import check_host, current_host
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.company import Company, company_of
@@ -135,7 +135,7 @@ def _hub_plan(spec: ServerSpec) -> tuple[Plan, CarVllmError | None]:
 
 
 def _planned(plan_: Plan) -> dict[str, Any]:
-    used = resolve_existing()
+    used = binary_to_launch()
     memory = plan_.launch.memory
     return {
         **known_facts(plan_),
@@ -171,7 +171,7 @@ def _command(plan_: Plan) -> str:
     """Return the command line for a shell; the key and the port are not on it."""
     arguments = serve_arguments(plan_.spec, plan_.launch, 0)
     arguments[arguments.index("--port") + 1] = "PORT"
-    return shlex.join([str(resolve_existing() or "vllm-mlx"), *arguments])
+    return shlex.join([str(binary_to_launch() or "vllm-mlx"), *arguments])
 
 
 def _host_problem() -> str | None:
@@ -183,7 +183,7 @@ def _host_problem() -> str | None:
 
 
 def _runtime() -> str:
-    used = resolve_existing()
+    used = binary_to_launch()
     if used is None:
         return "not installed, the first call installs it"
     return f"vllm-mlx {installed_version(used) or 'of unknown version'} in `{used}`"

@@ -154,12 +154,12 @@ def file_error(path: Path, error: OSError | ValueError) -> ModelFileError:
     return ModelFileError(path, f"cannot be read: {_reason(error)}")
 
 
-def _access_hint(path: Path) -> str:
+def _access_hint(path: Path, platform: str = sys.platform) -> str:
     """Return how to get at a file: it is another user's, or macOS keeps it private."""
     owned = next((part for part in (path, *path.parents) if _owner(part) is not None), path)
     if _owner(owned) not in (None, os.getuid()):
         return f'`{printable(owned)}` belongs to another user: sudo chown -R "$USER" it'
-    if sys.platform == "darwin":
+    if platform == "darwin":
         return (
             "allow this program's terminal or editor to read it in System Settings, Privacy & "
             "Security, Files and Folders"

@@ -1,5 +1,6 @@
 """The steps of one installation, under the lock: environment, packages, test."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from langchain_car_vllm.runtime.uv_settings import uv_environment
 from langchain_car_vllm.runtime.virtual_environment import (
     NEWEST_PYTHON,
     OLDEST_PYTHON,
+    PROVEN_PYTHON,
     Python,
     broken_packages,
     check_imports,
@@ -28,10 +30,13 @@ from langchain_car_vllm.runtime.virtual_environment import (
     server_binary,
 )
 
-_NEWER_PYTHON = (NEWEST_PYTHON[0], NEWEST_PYTHON[1] + 1)
-_PYTHON_RANGE = "cpython>={}.{},<{}.{}".format(*OLDEST_PYTHON, *_NEWER_PYTHON)
-# What uv fetches itself where the Mac has only a Python for Intel.
-_NATIVE_MAC_PYTHON = "cpython-3.12-macos-aarch64-none"
+_PROVEN_RANGE = "cpython>={}.{},<{}.{}".format(
+    *OLDEST_PYTHON, PROVEN_PYTHON[0], PROVEN_PYTHON[1] + 1
+)
+_NEWER = f"cpython=={NEWEST_PYTHON[0]}.{NEWEST_PYTHON[1]}.*"
+# uv's own for Apple silicon: nobody upgrades it away, and under Rosetta it stays what it is.
+_MANAGED_MAC_PYTHON = "cpython-3.12-macos-aarch64-none"
+_APPLE_STUBS = "/usr/bin"
 
 
 class Work(NamedTuple):
@@ -58,6 +63,8 @@ class Work(NamedTuple):
             ProvisionError: It failed.
         """
         with uv_environment(clean_environment()) as environment:
+            if self.host.system == "darwin" and "PATH" in environment:
+                environment["PATH"] = _without_apples_python(environment["PATH"])
             run_step(
                 step,
                 [self.uv, *arguments],
@@ -129,11 +136,12 @@ def _check_installed(root: Path, wanted: Requirements, python: Python, report: R
     """Test an installation: a locked one file by file, any other by importing the server.
 
     uv has checked every byte of the locked set, so that all its files being there says more than
-    an import, which would double the time of an installation.
+    an import, which would double the time of an installation; a Python that no server has been run
+    with is tried, too.
     """
     if wanted.is_locked:
         check_locked(python)
-    else:
+    if not wanted.is_locked or python.version > PROVEN_PYTHON:
         check_imports(root, lambda _line: report.still())
 
 
@@ -148,9 +156,14 @@ def _ensure_python(work: Work, *, ours: bool) -> Python:
     failure = None
     for request in _python_requests(None if python else former_python(root), work.host):
         work.report.say("making a virtual environment")
-        venv = ("venv", "--quiet", "--allow-existing", "--no-project", "--python", request, root)
+        options = ("--quiet", "--allow-existing", "--no-project", *request.options)
         try:
-            work.run_uv("venv", *venv, directory=root.parent)
+            work.run_uv(
+                "venv",
+                *("venv", *options, "--python", request.version),
+                root,
+                directory=root.parent,
+            )
         except ProvisionError as error:
             failure = failure or error
             continue
@@ -170,19 +183,31 @@ def _unsupported(root: Path, python: Python) -> str:
     )
 
 
-def _python_requests(former: str | None, host: Host) -> list[str]:
+class _PythonRequest(NamedTuple):
+    version: str
+    options: tuple[str, ...] = ()
+
+
+def _python_requests(former: str | None, host: Host) -> list[_PythonRequest]:
     """Return what to ask uv for, best first.
+
+    On a Mac uv's own Python comes before those on PATH: conda and Homebrew upgrade theirs away from
+    under an environment, and one for Intel or for both processors runs translated under Rosetta.
 
     Args:
         former: The minor version that the environment was made for: packages that CAR put there are
             in a folder of its name.
         host: The machine.
     """
-    requests = [f"cpython=={former}.*"] if former else []
-    requests.append(_PYTHON_RANGE)
+    requests = [_PythonRequest(f"cpython=={former}.*")] if former else []
     if host.system == "darwin":
-        requests.append(_NATIVE_MAC_PYTHON)
-    return requests
+        requests.append(_PythonRequest(_MANAGED_MAC_PYTHON, ("--managed-python",)))
+    return [*requests, _PythonRequest(_PROVEN_RANGE), _PythonRequest(_NEWER)]
+
+
+def _without_apples_python(path: str) -> str:
+    """Return a PATH without Apple's stub, which asks in a window to install developer tools."""
+    return os.pathsep.join(folder for folder in path.split(os.pathsep) if folder != _APPLE_STUBS)
 
 
 def _keep_former(root: Path, former: Marker) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from langchain_car_vllm import environment, paths
-from langchain_car_vllm.runtime.marker import is_incomplete
-from langchain_car_vllm.runtime.versions import MINIMUM, is_at_least
+from langchain_car_vllm.runtime.marker import is_incomplete, read_marker
+from langchain_car_vllm.runtime.versions import MINIMUM, is_at_least, is_of_tested_minor
 
 SERVER_BINARY = "vllm-mlx"
 
@@ -73,6 +73,34 @@ def resolve_existing() -> Path | None:
         if os.path.isfile(candidate) and is_usable(candidate):  # noqa: PTH113
             return candidate.resolve()
     return None
+
+
+def binary_to_launch() -> Path | None:
+    """Return the `vllm-mlx` that servers run, None if there is none.
+
+    That is what `resolve_existing` finds, unless it is of an older minor version than the tested
+    one and there is a complete managed install that is not: an old one on PATH would win forever.
+    """
+    found = resolve_existing()
+    if found is None or overriding_binary() or is_of_tested_minor(installed_version(found)):
+        return found
+    return _tested_managed_binary() or found
+
+
+def binary_passed_over() -> Path | None:
+    """Return the older `vllm-mlx` that is found first yet not launched, None if there is none."""
+    found = resolve_existing()
+    return found if found != binary_to_launch() else None
+
+
+def _tested_managed_binary() -> Path | None:
+    root = paths.managed_root()
+    marker = read_marker(root) if root else None
+    if root is None or marker is None or marker.state != "complete":
+        return None
+    binary = root / "bin" / SERVER_BINARY
+    is_there = os.path.isfile(binary)  # noqa: PTH113
+    return binary.resolve() if is_there and is_of_tested_minor(installed_version(binary)) else None
 
 
 def overriding_binary() -> Path | None:

@@ -1,13 +1,21 @@
 """Making sure that there is a usable `vllm-mlx`."""
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_AUTO_INSTALL
 from langchain_car_vllm.progress import OnProgress
-from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
+from langchain_car_vllm.runtime.locate import (
+    binary_passed_over,
+    binary_to_launch,
+    installed_version,
+)
 from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
 from langchain_car_vllm.runtime.versions import warn_about
+
+log = logging.getLogger(__name__)
 
 
 class VllmRuntime(NamedTuple):
@@ -27,7 +35,7 @@ def ensure_runtime(
 ) -> VllmRuntime:
     """Return a usable `vllm-mlx`, installing one with uv if there is none.
 
-    An existing install wins (see `resolve_existing`). Otherwise it goes into
+    An existing install wins (see `binary_to_launch`). Otherwise it goes into
     `~/.car/visual-runtime`, which CAR shares: a hash-locked set where this package makes the
     environment, only `vllm-mlx>=0.6,<0.7` where CAR made it, or what `CAR_VLLM_MLX_SPEC` says.
     Blocks until done; safe to be called by several processes and to be killed. An install below
@@ -45,12 +53,24 @@ def ensure_runtime(
         ProvisionError: A step failed; names it and carries uv's own last words.
         NotFoundAfterInstallError: The installation went through without leaving a binary.
     """
-    found = resolve_existing()
+    found = binary_to_launch()
     if found is None or not is_proven(found):
         found = _provided(auto_install=auto_install, on_progress=on_progress)
     version = installed_version(found)
-    warn_about(version)
+    warn_about(version, found)
+    warn_about_what_is_passed_over()
     return VllmRuntime(found, version)
+
+
+@cache
+def warn_about_what_is_passed_over() -> None:
+    """Log once per process that an older install, which is found first, is not used."""
+    if older := binary_passed_over():
+        log.warning(
+            "`%s` (vllm-mlx %s) is older than the tested set; the managed install is used instead",
+            older,
+            installed_version(older),
+        )
 
 
 def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
@@ -62,7 +82,7 @@ def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     Raises:
         RuntimeProvisioningError: As for `ensure_runtime`.
     """
-    found = resolve_existing()
+    found = binary_to_launch()
     if found is None or not is_proven(found):
         found = provision(on_progress)
     return VllmRuntime(found, installed_version(found))

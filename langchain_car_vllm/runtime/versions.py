@@ -6,6 +6,7 @@ Read from the wheels of vllm-mlx 0.2.9 to 0.6.0.
 import logging
 import re
 from functools import cache
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +35,31 @@ def is_at_least(version: str, minimum: Version) -> bool:
     return found is not None and tuple(int(part or 0) for part in found.groups()) >= minimum
 
 
-def version_warning(version: str | None) -> str | None:
+def is_of_tested_minor(version: str | None) -> bool:
+    """Return whether a version is of the minor that everything here is written for, or newer."""
+    return version is not None and is_at_least(version, (*RECOMMENDED[:2], 0))
+
+
+def version_warning(version: str | None, binary: Path | None = None) -> str | None:
     """Return one sentence about what a version lacks, None where it lacks nothing.
 
     Args:
         version: Of `vllm-mlx`, None where unknown.
+        binary: Where it is, where that is known.
     """
     if version is None or is_at_least(version, RECOMMENDED):
         return None
     lacking = "; ".join(lack for since, lack in _LACKS if not is_at_least(version, since))
+    newer = ".".join(map(str, RECOMMENDED))
+    where = f" in `{binary}`" if binary else ""
     return (
-        f"vllm-mlx {version} is older than {'.'.join(map(str, RECOMMENDED))}: {lacking}. "
+        f"vllm-mlx {version}{where} is older than {newer}: {lacking}. "
         "Run `car-vllm install --upgrade`."
     )
 
 
 @cache
-def warn_about(version: str | None) -> None:
+def warn_about(version: str | None, binary: Path | None = None) -> None:
     """Log what a version lacks, once per process."""
-    if warning := version_warning(version):
+    if warning := version_warning(version, binary):
         log.warning("%s", warning)

@@ -17,9 +17,11 @@ from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.locate import SERVER_BINARY
 from langchain_car_vllm.runtime.requirements import locked_versions, normalized
 
-# What vllm-mlx 0.6.0 and its wheels support; Apple's own Python is 3.9.
+# What has wheels of the whole locked set; Apple's own Python is 3.9.
 OLDEST_PYTHON = (3, 10)
-NEWEST_PYTHON = (3, 13)
+NEWEST_PYTHON = (3, 14)
+# The newest one that the server has been run with.
+PROVEN_PYTHON = (3, 13)
 
 _PROBE = """
 import json, platform, sys, sysconfig
@@ -54,7 +56,7 @@ class Python(NamedTuple):
 
     @property
     def is_supported(self) -> bool:
-        """Whether vllm-mlx has wheels for it; an Intel Python on Apple silicon has none."""
+        """Whether there are wheels for it; an Intel Python on Apple silicon has none."""
         return OLDEST_PYTHON <= self.version <= NEWEST_PYTHON and not self._is_for_intel_mac
 
     @property

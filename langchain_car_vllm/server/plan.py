@@ -23,7 +23,7 @@ from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
-from langchain_car_vllm.runtime import installed_version, resolve_existing
+from langchain_car_vllm.runtime import binary_to_launch, installed_version
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes, reserving
@@ -160,7 +160,7 @@ def plan_for(
     origin, directory, facts = _known(spec, hub)
     if directory is not None:
         check_servable(directory, spec.served_name, trust=is_trusted(spec.server_args))
-    if version is None and (found := resolve_existing()) is not None:
+    if version is None and (found := binary_to_launch()) is not None:
         version = installed_version(found)
     facts = facts_for_version(facts, version)
     budget = budget_bytes()

@@ -24,9 +24,10 @@ from langchain_car_vllm.runtime import (
     upgrade_runtime,
     version_warning,
     warn_about,
+    warn_about_what_is_passed_over,
 )
 from langchain_car_vllm.runtime.host import Host
-from langchain_car_vllm.runtime.marker import Marker, read_marker
+from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.provision import provision
 
 ENSURE = "from langchain_car_vllm.runtime import ensure_runtime; print(ensure_runtime().server)"
@@ -63,9 +64,48 @@ def test_an_older_install_is_warned_about_once(fake_uv, home, write_binary, capl
     """A version that works but lacks something is used, and said so once per process."""
     write_binary(home / ".local", "0.4.0")
     warn_about.cache_clear()
+    used = ensure_runtime().server
     ensure_runtime()
-    ensure_runtime()
-    assert [record.message for record in caplog.records] == [version_warning("0.4.0")]
+    assert [record.message for record in caplog.records] == [version_warning("0.4.0", used)]
+    assert str(used) in caplog.text
+
+
+@pytest.fixture
+def tested(fake_uv):
+    """A complete managed install of the tested set."""
+    server = ensure_runtime().server
+    warn_about_what_is_passed_over.cache_clear()
+    return server
+
+
+@pytest.mark.parametrize("older", ["0.3.0", "0.4.1", "0.5.9"])
+def test_the_tested_set_wins_over_an_older_minor(tested, home, write_binary, caplog, older):
+    """An old install that is found first is passed over, which is said once with its name."""
+    binary = write_binary(home / ".local", older)
+    assert resolve_existing() == binary
+    assert ensure_runtime() == ensure_runtime() == VllmRuntime(tested, "0.6.0")
+    assert [str(binary) in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("version", ["0.6.0", "0.6.3", "0.7.0", "1.0"])
+def test_an_install_of_the_tested_minor_or_newer_wins(tested, home, write_binary, version):
+    """What is not older is used where it is found."""
+    binary = write_binary(home / ".local", version)
+    assert ensure_runtime() == VllmRuntime(binary, version)
+
+
+def test_the_override_wins_over_the_tested_set(tested, home, write_binary, monkeypatch):
+    """`CAR_VLLM_MLX_BIN` is used, whatever its version."""
+    binary = write_binary(home / ".local", "0.4.1")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(binary))
+    assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
+
+
+def test_an_unfinished_managed_install_wins_over_nobody(tested, home, managed, write_binary):
+    """While the managed install is not complete, the older one is used."""
+    binary = write_binary(home / ".local", "0.4.1")
+    write_marker(managed, read_marker(managed)._replace(state="installing"))
+    assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
 
 
 def test_a_too_old_install_is_passed_over(fake_uv, home, write_binary, managed):
@@ -394,12 +434,44 @@ def test_a_python_that_no_longer_runs_is_replaced(fake_uv, managed):
 MAC = Host("darwin", "arm64", (14, 0))
 
 
+def asked_pythons(fake_uv):
+    return [call[call.index("--python") + 1] for call in fake_uv.calls if call[0] == "venv"]
+
+
+def test_without_a_python_of_uvs_one_on_path_does(fake_uv, managed):
+    """Where uv cannot fetch its own, those on PATH are tried, a proven version first."""
+    fake_uv.set(fail_python="aarch64-none")
+    assert provision(host=MAC) == managed / "bin" / "vllm-mlx"
+    assert asked_pythons(fake_uv) == ["cpython-3.12-macos-aarch64-none", "cpython>=3.10,<3.14"]
+
+
+def test_a_newer_python_comes_last_and_is_tried(fake_uv, managed, monkeypatch):
+    """One that no server has been run with is used where there is no other, if the server loads."""
+    fake_uv.set(fail_python="3.10,<3.14")
+    older = (sys.version_info[0], sys.version_info[1] - 1)
+    monkeypatch.setattr("langchain_car_vllm.runtime.install_steps.PROVEN_PYTHON", older)
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    assert asked_pythons(fake_uv)[-1] == "cpython==3.14.*"
+    shutil.rmtree(managed)
+    fake_uv.set(fault="broken-import")
+    with pytest.raises(ProvisionError, match="libmlx"):
+        ensure_runtime()
+
+
+def test_apples_stub_is_never_run(fake_uv, managed, monkeypatch, tmp_path):
+    """uv does not see `/usr/bin` on a Mac: the Python there may open a window."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    fake_uv.set(path=str(tmp_path / "path"))
+    provision(host=MAC)
+    assert (tmp_path / "path").read_text() == f"{tmp_path}:/bin"
+
+
 def test_a_python_for_intel_is_passed_over(fake_uv, managed):
-    """Where every Python on a Mac is for Intel, uv is asked for its own, for Apple silicon."""
+    """On a Mac uv is asked for its own Python, for Apple silicon, before any on PATH."""
     fake_uv.set(mac="1")
     assert provision(host=MAC) == managed / "bin" / "vllm-mlx"
-    asked = [call[call.index("--python") + 1] for call in fake_uv.calls if call[0] == "venv"]
-    assert asked == ["cpython>=3.10,<3.14", "cpython-3.12-macos-aarch64-none"]
+    assert asked_pythons(fake_uv) == ["cpython-3.12-macos-aarch64-none"]
+    assert "--managed-python" in fake_uv.calls[0]
     assert read_marker(managed).state == "complete"
 
 

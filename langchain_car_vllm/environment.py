@@ -181,6 +181,11 @@ CAR_VLLM_MLX_BIN = _text(
 CAR_HOME = _folder(
     "CAR_HOME", "where run state and logs go; an absolute path on a local disk", "`~/.car`"
 )
+CAR_VLLM_MLX_RUNTIME = _folder(
+    "CAR_VLLM_MLX_RUNTIME",
+    "where `vllm-mlx` is installed; an absolute path on a disk that lets programs run",
+    "`~/.car/visual-runtime`, or `$CAR_HOME/visual-runtime` where that cannot be made",
+)
 CAR_VLLM_MLX_BASE_URL = _text(
     "CAR_VLLM_MLX_BASE_URL", "a server that somebody else runs; nothing is started or stopped then"
 )

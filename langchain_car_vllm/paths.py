@@ -1,7 +1,7 @@
 """Where things lie: the home, the run state and the managed runtime.
 
-`CAR_HOME` moves the run state only; the managed runtime stays in `~/.car/visual-runtime`, which
-CAR shares.
+`CAR_HOME` moves the run state; the managed runtime stays in `~/.car/visual-runtime`, which CAR
+shares, as long as it can be there.
 """
 
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import StateDirectoryError
+
+_RUNTIME = "visual-runtime"
 
 
 def home() -> Path | None:
@@ -54,6 +56,24 @@ def run_root() -> Path:
 
 
 def managed_root() -> Path | None:
-    """Return the managed runtime's virtual environment, or None without a home."""
+    """Return the managed runtime's virtual environment, or None without any folder for it.
+
+    `CAR_VLLM_MLX_RUNTIME`, else `~/.car/visual-runtime`; where that can neither be found nor made,
+    it lies in `CAR_HOME`, so that one variable is enough for a home that cannot be written.
+    """
+    if path := environment.CAR_VLLM_MLX_RUNTIME.read():
+        return path
     base = home()
-    return base / ".car" / "visual-runtime" if base else None
+    usual = base / ".car" / _RUNTIME if base else None
+    if usual is not None and can_be_made(usual):
+        return usual
+    moved = environment.CAR_HOME.read()
+    return moved / _RUNTIME if moved else usual
+
+
+def can_be_made(folder: Path) -> bool:
+    """Tell whether a folder is there or could be."""
+    for place in (folder, *folder.parents):
+        if os.path.exists(place):  # noqa: PTH110
+            return place == folder or (place.is_dir() and os.access(place, os.W_OK | os.X_OK))
+    return False

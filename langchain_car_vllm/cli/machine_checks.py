@@ -16,9 +16,9 @@ import psutil
 
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import model_id, size
-from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, CAR_VLLM_PYTHON
+from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.paths import car_home, managed_root, run_root
+from langchain_car_vllm.paths import can_be_made, car_home, managed_root, run_root
 from langchain_car_vllm.runtime import (
     binary_passed_over,
     binary_to_launch,
@@ -27,12 +27,13 @@ from langchain_car_vllm.runtime import (
     resolve_existing,
     version_warning,
 )
-from langchain_car_vllm.runtime.host import check_host, current_host
+from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
 from langchain_car_vllm.runtime.marker import is_incomplete
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.directory import explain_os_errors
+from langchain_car_vllm.server.interpreter import supervisor_python
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.port import HeldPort, is_free
@@ -67,14 +68,14 @@ def _host() -> str:
 
 
 def _python() -> str:
-    if python := CAR_VLLM_PYTHON.read():
-        return f"supervisors run under CAR_VLLM_PYTHON=`{python}`"
-    if not sys.executable or getattr(sys, "frozen", False):
-        raise Finding(
-            "this program has no Python of its own to run supervisors with",
-            "set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
+    python = supervisor_python()
+    said = f"{sys.version.split()[0]} in `{python}`"
+    if is_translated(current_host()):
+        raise Warned(
+            f"{said} is a Python for Intel, which Rosetta translates; the runtime has its own",
+            "use a Python for Apple silicon: it is faster and starts sooner",
         )
-    return f"{sys.version.split()[0]} in `{sys.executable}`"
+    return said
 
 
 def _uv() -> str:
@@ -92,7 +93,12 @@ def _runtime() -> str:
     if found is None:
         if root is not None and is_incomplete(root):
             raise Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
-        raise Warned("vllm-mlx is not installed; the first call installs it")
+        if root is None or not can_be_made(root):
+            raise Finding(
+                f"vllm-mlx is not installed, and `{root or '~/.car'}` cannot be made for it",
+                "set CAR_HOME to a folder that you can write to",
+            )
+        raise Warned(f"vllm-mlx is not installed; the first call installs it into `{root}`")
     version = installed_version(found)
     if warning := version_warning(version, found):
         raise Warned(warning)

@@ -120,7 +120,7 @@ _HINTS = (
     ),
     (
         ("Permission denied", "os error 13", "Read-only file system", "os error 30"),
-        "make `~/.car` writable for you and try again",
+        "make the folder writable for you, or set CAR_VLLM_MLX_RUNTIME to another one",
     ),
     (("No interpreter found",), "run `uv python install 3.12` and try again"),
     (

@@ -23,7 +23,7 @@ def install_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
 
     The descriptor is for the programs that the installation starts: a uv that outlives a killed
     provisioner keeps the lock, so that nobody else changes the environment meanwhile. (That is why
-    this is no `filelock.FileLock`, whose descriptor is its own.)
+    this is not `filelock.FileLock`, whose descriptor is its own.)
 
     Args:
         path: The lock file, which stays.
@@ -37,7 +37,7 @@ def install_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ProvisionError(
-            "lock", str(error), hint=f"make `{path.parent}` writable for you and try again"
+            "lock", str(error), hint="set CAR_VLLM_MLX_RUNTIME to a folder that you can write to"
         ) from error
     try:
         while not _taken(descriptor, path):
@@ -55,6 +55,6 @@ def _taken(descriptor: int, path: Path) -> bool:
         return False
     except OSError as error:
         raise ProvisionError(
-            "lock", f"`{path}`: {error}", hint="set HOME to a local directory"
+            "lock", f"`{path}`: {error}", hint="set CAR_VLLM_MLX_RUNTIME to a local directory"
         ) from error
     return True

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from langchain_car_vllm.environment import PATH
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
 from langchain_car_vllm.runtime.commands import clean_environment, run_step
 from langchain_car_vllm.runtime.host import Host
@@ -62,14 +63,14 @@ class Work(NamedTuple):
         Raises:
             ProvisionError: It failed.
         """
-        with uv_environment(clean_environment()) as environment:
-            if self.host.system == "darwin" and "PATH" in environment:
-                environment["PATH"] = _without_apples_python(environment["PATH"])
+        with uv_environment(clean_environment()) as variables:
+            if self.host.system == "darwin" and PATH.name in variables:
+                variables[PATH.name] = _without_apples_python(variables[PATH.name])
             run_step(
                 step,
                 [self.uv, *arguments],
                 directory=directory,
-                environment=environment,
+                environment=variables,
                 on_line=self.report.uv_line,
                 keep_open=(self.lock,),
             )

@@ -26,6 +26,7 @@ from langchain_car_vllm.runtime.virtual_environment import check_imports, server
 log = logging.getLogger(__name__)
 
 _MB = 1_000_000
+_ELSEWHERE = "set CAR_VLLM_MLX_RUNTIME to a folder that you can write to"
 
 
 def provision(on_progress: OnProgress | None = None, *, host: Host | None = None) -> Path:
@@ -108,7 +109,7 @@ def _managed_root() -> Path:
         raise ProvisionError(
             "resolve-home",
             "HOME is not set",
-            hint="set HOME, or point CAR_VLLM_MLX_BIN to a `vllm-mlx` of your own",
+            hint="set HOME, or set CAR_HOME to a folder that you can write to",
         )
     return root
 
@@ -124,18 +125,33 @@ def _prepare(root: Path, host: Host) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(root).free // _MB
+        forbids_programs = os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0)
     except OSError as error:
+        raise ProvisionError("mkdir", str(error), hint=_ELSEWHERE) from error
+    if not os.access(root, os.W_OK):
+        raise ProvisionError("mkdir", f"`{root}` cannot be written to", hint=_ELSEWHERE)
+    if forbids_programs:
         raise ProvisionError(
-            "mkdir", str(error), hint=f"make `{root}` a directory that you can write to"
-        ) from error
+            "mkdir",
+            f"the disk of `{root}` lets no program run (noexec)",
+            hint="set CAR_VLLM_MLX_RUNTIME to a folder on another disk",
+        )
     needed = _missing_mb(root, host)
     if free < needed:
         raise ProvisionError(
             "disk",
             f"the runtime needs {needed} MB, `{root}` has {free} MB free",
-            hint=f"free {needed - free} MB and try again",
+            hint=_space_hint(needed - free, host),
         )
     return uv
+
+
+def _space_hint(missing: int, host: Host) -> str:
+    hint = f"free {missing} MB and try again, or set CAR_VLLM_MLX_RUNTIME to a folder elsewhere"
+    if host.system == "darwin":
+        # What APFS would purge on demand is free in the Finder, and not free to programs.
+        hint += "; what the Finder calls purgeable does not count"
+    return hint
 
 
 def _missing_mb(root: Path, host: Host) -> int:

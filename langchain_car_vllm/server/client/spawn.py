@@ -6,7 +6,6 @@ import secrets
 import select
 import shutil
 import signal
-import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -14,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.environment import CAR_VLLM_PYTHON, inherited
-from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerStartError
+from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.order import Order, encode_order
 from langchain_car_vllm.server.policy import Policy
@@ -77,7 +77,7 @@ class Start(threading.Thread):
     def _spawn(self) -> None:
         order = encode_order(Order(self._spec, self._policy))
         module, tag = "langchain_car_vllm.server.supervisor", secrets.token_hex(8)
-        interpreter = _interpreter()
+        interpreter = supervisor_python()
         try:
             process = _Process([interpreter, "-P", "-m", module, str(self._directory.path), tag])
         except OSError as error:
@@ -122,7 +122,7 @@ class _Process:
             self._pid = os.posix_spawn(
                 shutil.which(command[0]) or command[0],
                 command,
-                inherited() | {"PYTHONPATH": _import_path()},
+                supervisor_environment(inherited(), _import_path()),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, reading, 0),
                     (os.POSIX_SPAWN_DUP2, writing, 1),
@@ -184,22 +184,6 @@ class _Process:
 
 def _is_report(line: bytes) -> bool:
     return line.startswith(b'{"ok": ')
-
-
-def _interpreter() -> str:
-    """Return the Python that runs the supervisor.
-
-    Raises:
-        ConfigurationError: The program is frozen or embedded, and CAR_VLLM_PYTHON names none.
-    """
-    if python := CAR_VLLM_PYTHON.read():
-        return python
-    if sys.executable and not getattr(sys, "frozen", False):
-        return sys.executable
-    raise ConfigurationError(
-        "this program has no Python of its own to run the supervisor with",
-        hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
-    )
 
 
 def _import_path() -> str:

@@ -62,6 +62,15 @@ def test_what_is_odd_is_a_warning(cli: Cli, tmp_path: Path):
     assert missing["runtime"]["verdict"] == "warning"
 
 
+def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: Path):
+    """Where the first call could not install the runtime, doctor says so, and its cure is one."""
+    (home / ".car").touch()
+    assert verdicts(cli, PATH="/usr/bin:/bin")["runtime"]["verdict"] == "failed"
+    moved = verdicts(cli, PATH="/usr/bin:/bin", CAR_HOME=str(tmp_path / "elsewhere"))
+    assert moved["runtime"]["verdict"] == "warning"
+    assert str(tmp_path / "elsewhere") in moved["runtime"]["said"]
+
+
 def test_a_lost_supervisor_is_seen(cli: Cli, fake: Fake):
     """State that nobody keeps is a warning with the model's name, and is mended."""
     with lease(fake.spec(), policy=FAST):

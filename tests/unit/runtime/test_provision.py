@@ -683,3 +683,61 @@ def test_the_marker_may_be_nonsense(fake_uv, managed):
     assert ensure_runtime() == runtime
     assert read_marker(managed).state == "complete"
     assert fake_uv.commands == ["venv", "pip"]
+
+
+def test_one_variable_moves_all_of_it(fake_uv, home, tmp_path, monkeypatch):
+    """Where `~/.car` cannot be made, `CAR_HOME` is enough: state and runtime lie there."""
+    (home / ".car").touch()
+    with pytest.raises(ProvisionError) as caught:
+        ensure_runtime()
+    assert "CAR_VLLM_MLX_RUNTIME" in caught.value.hint
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
+    assert ensure_runtime().server == tmp_path / "elsewhere" / "visual-runtime" / "bin" / "vllm-mlx"
+
+
+def test_no_home_but_a_car_home(fake_uv, tmp_path, monkeypatch):
+    """Without HOME the hint names the variable that ends the problem, and it does."""
+    monkeypatch.delenv("HOME")
+    with pytest.raises(ProvisionError) as caught:
+        ensure_runtime()
+    assert "CAR_HOME" in caught.value.hint
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
+    assert ensure_runtime().version == "0.6.0"
+
+
+def test_the_runtime_can_lie_elsewhere(fake_uv, home, tmp_path, monkeypatch):
+    """`CAR_VLLM_MLX_RUNTIME` names its folder, whatever the home allows."""
+    monkeypatch.setenv("CAR_VLLM_MLX_RUNTIME", str(tmp_path / "own"))
+    assert ensure_runtime().server == tmp_path / "own" / "bin" / "vllm-mlx"
+    assert not (home / ".car").exists()
+
+
+def test_a_home_with_a_car_home_keeps_the_shared_runtime(fake_uv, managed, tmp_path, monkeypatch):
+    """A home that can be written keeps the runtime, which CAR shares, wherever the state goes."""
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="the system does not tell")
+def test_a_disk_that_lets_no_program_run(fake_uv, monkeypatch):
+    """Nothing is installed where nothing could run, and the cure is another disk."""
+    real = os.statvfs
+
+    def noexec(path):
+        found = list(real(path))
+        found[8] |= os.ST_NOEXEC
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", noexec)
+    with pytest.raises(ProvisionError, match="noexec") as caught:
+        ensure_runtime()
+    assert "another disk" in caught.value.hint
+    assert fake_uv.calls == []
+
+
+def test_purgeable_space_is_told_on_a_mac(fake_uv, monkeypatch):
+    """The Finder counts space as free that no program gets."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1_000_000))
+    with pytest.raises(ProvisionError, match="MB free") as caught:
+        provision(host=Host("darwin", "arm64", (15, 0)))
+    assert "purgeable" in caught.value.hint

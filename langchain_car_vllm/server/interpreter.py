@@ -1,0 +1,67 @@
+"""The Python that runs supervisors, and the environment that it gets."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+
+from langchain_car_vllm.environment import CAR_VLLM_PYTHON
+from langchain_car_vllm.errors import ConfigurationError
+
+_PYTHON_NAME = re.compile(r"(?:python|pypy)[\d.]*t?(?:\.exe)?", re.IGNORECASE)
+# The rest says which Python runs and what it imports, for the program that asks.
+_HARMLESS = frozenset({"PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONUTF8"})
+_LIBRARIES = "LD_LIBRARY_PATH"
+
+
+def supervisor_python() -> str:
+    """Return the Python that runs the supervisor.
+
+    `sys.executable` may be a program that embeds Python, such as uWSGI or QGIS, which would open
+    another window instead; then the Python beside its library is taken.
+
+    Raises:
+        ConfigurationError: The program is frozen or embedded, and CAR_VLLM_PYTHON names none.
+    """
+    if python := CAR_VLLM_PYTHON.read():
+        return python
+    if not getattr(sys, "frozen", False):
+        for candidate in _candidates():
+            is_python = _PYTHON_NAME.fullmatch(os.path.basename(candidate))  # noqa: PTH119
+            if is_python and os.access(candidate, os.X_OK):
+                return candidate
+    raise ConfigurationError(
+        "this program has no Python of its own to run the supervisor with",
+        hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
+    )
+
+
+def _candidates() -> Iterator[str]:
+    """Yield where this process's Python may be; none at all where it does not say who it is."""
+    if sys.executable:
+        yield sys.executable
+        yield str(getattr(sys, "_base_executable", ""))
+        version = "{}.{}".format(*sys.version_info[:2])
+        for prefix in (sys.prefix, sys.base_prefix):
+            yield f"{prefix}/bin/python{version}"
+
+
+def supervisor_environment(inherited: Mapping[str, str], import_path: str) -> dict[str, str]:
+    """Return the environment of a supervisor, without what was meant for the program that asks.
+
+    Args:
+        inherited: Of this process. A frozen program puts its own libraries before those of the
+            system, and leaves what was there in `LD_LIBRARY_PATH_ORIG`.
+        import_path: Where the package and what it needs lie.
+    """
+    environment = {
+        name: value
+        for name, value in inherited.items()
+        if name in _HARMLESS or not name.startswith(("PYTHON", "__PYVENV_LAUNCHER__"))
+    }
+    former = environment.pop(f"{_LIBRARIES}_ORIG", None)
+    if former is not None or getattr(sys, "frozen", False):
+        environment.pop(_LIBRARIES, None)
+        if former:
+            environment[_LIBRARIES] = former
+    return environment | {"PYTHONPATH": import_path}

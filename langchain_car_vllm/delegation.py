@@ -176,7 +176,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
 
     def _chat_for(self, call: Call, connection: Connection) -> "WireChat":
         if connection.endpoint.managed:
-            _seen[call.spec.key()] = connection.endpoint
+            _seen[call.spec.settings] = connection.endpoint
         return self._chat(connection.endpoint)
 
     def _chat(self, endpoint: Endpoint) -> "WireChat":
@@ -197,9 +197,9 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         return found
 
 
-_seen: dict[str, Endpoint] = {}
+_seen: dict[ServerSpec, Endpoint] = {}
 
 
 def last_seen(spec: ServerSpec) -> Endpoint | None:
     """Return where a call of this process last found a server, without looking for it again."""
-    return _seen.get(spec.key())
+    return _seen.get(spec.settings)

@@ -76,6 +76,7 @@ __all__ = [
     "ModelDownloadError",
     "ModelMissingError",
     "NotFoundAfterInstallError",
+    "PackageChangedError",
     "PermissionDeniedError",
     "PromptTooLongError",
     "ProvisionError",
@@ -94,7 +95,9 @@ __all__ = [
     "StateDirectoryError",
     "StructuredOutputError",
     "UnknownModelError",
+    "UnservableModelError",
     "UnsupportedPlatformError",
+    "UntrustedCodeError",
     "UvMissingError",
 ]
 
@@ -181,6 +184,10 @@ class UnknownModelError(ConfigurationError):
 
 class UnservableModelError(ConfigurationError):
     """A model that is there and cannot be served: parts are missing, damaged or unreadable."""
+
+    def __init__(self, message: str, *, hint: str | None = None, is_missing: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_missing = is_missing
 
 
 class UntrustedCodeError(UnservableModelError):

@@ -18,7 +18,6 @@ from langchain_car_vllm.models.families import (
 )
 from langchain_car_vllm.models.kv_cache import KvCache, kv_cache_of
 from langchain_car_vllm.models.model_files import (
-    ModelFileError,
     list_folder,
     load_object,
     read_object,
@@ -89,7 +88,7 @@ def read_model_facts(directory: Path, name: str, *, trust: bool = False) -> Mode
     try:
         files = list_folder(directory)
         values = load_object(directory / "config.json")
-    except ModelFileError as error:
+    except UnservableModelError as error:
         raise UnservableModelError(
             f"`{directory}` holds no readable `config.json`: {error.message}",
             hint=error.hint or "download the model again, or name a directory with an MLX model",

@@ -19,12 +19,12 @@ from typing import IO, Any, NamedTuple, Self
 import truststore
 
 from langchain_car_vllm.environment import SSL_CERT_FILE
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
 from langchain_car_vllm.models.download import explained, no_model
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
-from langchain_car_vllm.models.model_files import ModelFileError, parse_object, printable
+from langchain_car_vllm.models.model_files import parse_object, printable
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
 from langchain_car_vllm.models.weights import weight_names
@@ -140,7 +140,7 @@ def _listing(hub: "_Hub") -> tuple[list[HubFile], str | None]:
     try:
         found = parse_object(Path("listing"), listed)
         files = [_file(entry) for entry in found["siblings"]]
-    except (ModelFileError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (UnservableModelError, AttributeError, LookupError, TypeError, ValueError) as error:
         said = printable(listed[:60].decode(errors="replace"))
         raise explained(hub.source, hub.revision, {"kind": "strange", "said": said}) from error
     commit = found.get("sha")
@@ -189,7 +189,7 @@ class _Hub:
         path = f"/{self.source}/resolve/{at}/{urllib.parse.quote(name)}"
         try:
             return parse_object(Path(name), self.get(path, _MOST_SETTINGS))
-        except (_EntryMissing, ModelFileError):
+        except (_EntryMissing, UnservableModelError):
             return None
 
     def get(self, path: str, most: int) -> bytes:

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from langchain_car_vllm.errors import UnknownModelError
+from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
 from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalized
 from langchain_car_vllm.models.families import family_facts
-from langchain_car_vllm.models.model_files import ModelFileError, load_object
+from langchain_car_vllm.models.model_files import load_object
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
 # The Hub's own rule for repository names (huggingface_hub, `validate_repo_id`).
@@ -131,7 +131,7 @@ def _check_directory(text: str, path: Path) -> None:
 def _check_config(text: str, config: Path) -> None:
     try:
         load_object(config)
-    except ModelFileError as error:
+    except UnservableModelError as error:
         missing = f"`{config.parent}` holds no `config.json`"
         raise UnknownModelError(text, missing if error.is_missing else error.message) from error
 

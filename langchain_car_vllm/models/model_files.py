@@ -20,23 +20,6 @@ _MOST_ENTRIES = 100_000
 _INVALID = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
 
 
-class ModelFileError(UnservableModelError):
-    """A file or folder of a model that cannot be read.
-
-    Args:
-        path: Which one.
-        detail: Why.
-        is_missing: Whether it is simply not there.
-    """
-
-    def __init__(
-        self, path: Path, detail: str, *, hint: str | None = None, is_missing: bool = False
-    ) -> None:
-        super().__init__(f"`{printable(path)}` {detail}", hint=hint)
-        self.path = path
-        self.is_missing = is_missing
-
-
 def printable(text: object) -> str:
     """Return a text of somebody else's in a form that every terminal and every log takes."""
     characters = str(text).encode("utf-8", "backslashreplace").decode()
@@ -51,7 +34,7 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
         most: The largest size in bytes.
 
     Raises:
-        ModelFileError: There is none, it is of another kind, too large, or cannot be read.
+        UnservableModelError: There is none, it is of another kind, too large, or cannot be read.
     """
     descriptor = _open(path)
     try:
@@ -63,7 +46,7 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
     finally:
         os.close(descriptor)
     if len(found) > most:
-        raise ModelFileError(path, f"is larger than {most / _MB:g} MB, which no such file is")
+        raise _problem(path, f"is larger than {most / _MB:g} MB, which no such file is")
     return found
 
 
@@ -71,7 +54,7 @@ def load_object(path: Path) -> dict[str, Any]:
     """Return the JSON object that a file holds.
 
     Raises:
-        ModelFileError: There is none, or it holds something else.
+        UnservableModelError: There is none, or it holds something else.
     """
     return parse_object(path, read_bytes(path))
 
@@ -84,18 +67,18 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
         text: The content.
 
     Raises:
-        ModelFileError: It is no JSON object.
+        UnservableModelError: It is no JSON object.
     """
     try:
         found = json.loads(text)
     except _INVALID as error:
-        raise ModelFileError(
+        raise _problem(
             path,
             f"cannot be read: {_reason(error)}",
             hint="download the model again, or correct the file",
         ) from error
     if not isinstance(found, dict):
-        raise ModelFileError(
+        raise _problem(
             path, "holds no JSON object", hint="download the model again, or correct the file"
         )
     return found
@@ -105,7 +88,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object that a file holds, None where there is none that can be read."""
     try:
         return load_object(path)
-    except ModelFileError:
+    except UnservableModelError:
         return None
 
 
@@ -113,7 +96,7 @@ def read_text(path: Path, most: int = _MB) -> str | None:
     """Return a file's text, None where there is none that can be read."""
     try:
         return read_bytes(path, most).decode("utf-8")
-    except (ModelFileError, UnicodeDecodeError):
+    except (UnservableModelError, UnicodeDecodeError):
         return None
 
 
@@ -124,14 +107,14 @@ def list_folder(directory: Path) -> dict[str, int | None]:
     leads nowhere.
 
     Raises:
-        ModelFileError: There is no such folder, or it cannot be read.
+        UnservableModelError: There is no such folder, or it cannot be read.
     """
     found: dict[str, int | None] = {}
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if len(found) >= _MOST_ENTRIES:
-                    raise ModelFileError(directory, f"holds more than {_MOST_ENTRIES} files")
+                    raise _problem(directory, f"holds more than {_MOST_ENTRIES} files")
                 size = _size(entry)
                 if size != _FOLDER:
                     found[entry.name] = size
@@ -145,13 +128,19 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises
 
 
-def file_error(path: Path, error: OSError | ValueError) -> ModelFileError:
+def file_error(path: Path, error: OSError | ValueError) -> UnservableModelError:
     """Return what a failing look at a file or folder means, and what to do about it."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return ModelFileError(path, "does not exist", is_missing=True)
+        return _problem(path, "does not exist", is_missing=True)
     if isinstance(error, PermissionError):
-        return ModelFileError(path, f"may not be read: {error.strerror}", hint=_access_hint(path))
-    return ModelFileError(path, f"cannot be read: {_reason(error)}")
+        return _problem(path, f"may not be read: {error.strerror}", hint=_access_hint(path))
+    return _problem(path, f"cannot be read: {_reason(error)}")
+
+
+def _problem(
+    path: Path, detail: str, *, hint: str | None = None, is_missing: bool = False
+) -> UnservableModelError:
+    return UnservableModelError(f"`{printable(path)}` {detail}", hint=hint, is_missing=is_missing)
 
 
 def _access_hint(path: Path, platform: str = sys.platform) -> str:
@@ -197,7 +186,7 @@ def _open(path: Path) -> int:
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise ModelFileError(path, "is not a regular file")
+        raise _problem(path, "is not a regular file")
 
 
 def _reason(error: BaseException) -> str:

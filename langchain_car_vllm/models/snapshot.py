@@ -49,7 +49,7 @@ def find_snapshot(source: str, revision: str | None = None, *, trust: bool = Fal
         trust: Whether the code that the model brings belongs to it.
 
     Raises:
-        ModelFileError: A copy may be there, and this user may not look.
+        UnservableModelError: A copy may be there, and this user may not look.
     """
     if source.startswith("/"):
         directory = Path(source)
@@ -116,7 +116,7 @@ def _is_there(path: Path) -> bool:
     """Return whether there is a regular file.
 
     Raises:
-        ModelFileError: Nobody may look.
+        UnservableModelError: Nobody may look.
     """
     try:
         return stat.S_ISREG(path.stat().st_mode)

@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from langchain_car_vllm.models.model_files import ModelFileError, file_error, read_bytes
+from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.models.model_files import file_error, read_bytes
 
 INDEX = "model.safetensors.index.json"
 # On the route for text, and on the one for media.
@@ -119,7 +120,7 @@ def is_pointer(path: Path, size: int) -> bool:
         return False
     try:
         return read_bytes(path, _POINTER_SIZE).startswith(_POINTER)
-    except ModelFileError:
+    except UnservableModelError:
         return False
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from langchain_car_vllm.models.identity import identity_of
+
 Engine = Literal["auto", "simple", "batched"]
 PROTOCOL = 1
 
@@ -46,16 +48,16 @@ class ServerSpec:
         )
 
     def key(self, binary: str | None = None) -> str:
-        """Return the identity as 16 hexadecimal digits.
+        """Return the identity as 16 hexadecimal digits: equal for all names of the same weights.
+
+        The first who asks gives the server its name; everybody else is told of it.
 
         Args:
             binary: The real path that `CAR_VLLM_MLX_BIN` names, None where it is not set.
         """
         identity = [
             PROTOCOL,
-            self.source,
-            self.served_name,
-            self.revision,
+            *identity_of(self.source, self.revision),
             self.engine,
             self.server_args,
             sorted(self.server_env),
@@ -63,6 +65,11 @@ class ServerSpec:
             binary,
         ]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+    @property
+    def settings(self) -> "ServerSpec":
+        """What the identity is made of, as it was written, without a look at the disk."""
+        return dataclasses.replace(self, keep_alive=0.0, auto_install=True, auto_pull=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -1,0 +1,88 @@
+"""What makes two ways to name a model the same weights."""
+
+import os
+import sys
+from pathlib import Path
+
+from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.models.lm_studio import lm_studio_folders
+from langchain_car_vllm.models.snapshot import find_commit, find_snapshot, hub_cache
+
+_LONGEST_PATH = 1024
+_MAIN = "main"
+
+
+def identity_of(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Return what is equal for all ways to name the same weights, with the revision that is meant.
+
+    The Hub does not tell letter case apart. A directory is the one that its links, its letter case
+    and the form of its accents lead to. One that is the local copy of a repository is that
+    repository.
+
+    Args:
+        source: A Hub repository, or a directory.
+        revision: A branch, tag or commit; None is the default branch.
+    """
+    if not source.startswith("/"):
+        return source.lower(), None if revision == _MAIN else revision
+    path = Path(real_path(source))
+    repository = _repository_of(path)
+    return (repository.lower(), None) if repository else (str(path), None)
+
+
+def real_path(path: str) -> str:
+    """Return the path of a file or folder as it is kept on the disk.
+
+    macOS leads several spellings to one folder, and only the open file tells which it keeps.
+    """
+    if sys.platform == "darwin":
+        import fcntl  # noqa: PLC0415 - no system but those with kernel locks has it
+
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            return _followed(path)
+        try:
+            kept = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_PATH))
+        except OSError:
+            return _followed(path)
+        finally:
+            os.close(descriptor)
+        return os.fsdecode(kept.rstrip(b"\0"))
+    return _followed(path)
+
+
+def _followed(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return path
+
+
+def _repository_of(path: Path) -> str | None:
+    """Return the Hub repository whose default copy on this machine a directory is."""
+    for name in (_in_hub_cache(path), _in_lm_studio(path)):
+        try:
+            found = find_snapshot(name) if name else None
+        except UnservableModelError:
+            found = None
+        if found is not None and _followed(str(found)) == _followed(str(path)):
+            return name
+    return None
+
+
+def _in_hub_cache(path: Path) -> str | None:
+    """Return the repository whose commit a directory of the Hub cache holds."""
+    cache = hub_cache()
+    folder = path.parent.parent
+    if cache is None or path.parent.name != "snapshots" or not folder.name.startswith("models--"):
+        return None
+    if _followed(str(folder.parent)) != _followed(str(cache)):
+        return None
+    name = folder.name.removeprefix("models--").replace("--", "/", 1)
+    return name if find_commit(name) == path.name else None
+
+
+def _in_lm_studio(path: Path) -> str | None:
+    roots = {_followed(str(folder)) for folder in lm_studio_folders()}
+    return f"{path.parent.name}/{path.name}" if str(path.parent.parent) in roots else None

@@ -1,6 +1,7 @@
 """What the chat model and the embeddings have in common: which server, and how to reach it."""
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,6 +29,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
+from langchain_car_vllm.models.ids import suggested_id, written
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import (
@@ -92,8 +94,16 @@ class ServedModel(BaseModel):
     _wire: ClassVar[str]
     """The module that talks to the server; only calls import it."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, /, **given: Any) -> None:
+        if model is not None:
+            if "model" in given:
+                raise ConfigurationError("`model` is named twice", hint="name it once")
+            given["model"] = model
+        if isinstance(given.get("model"), os.PathLike):
+            given["model"] = written(given["model"])
         check_names(given, type(self).model_fields)
+        if "model" not in given:
+            raise ConfigurationError("`model` is missing", hint=_suggestion())
         try:
             super().__init__(**given)
         except ValidationError as error:
@@ -254,6 +264,14 @@ def is_on_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _suggestion() -> str:
+    """Return a hint that names a model which fits into the memory of this machine."""
+    # Not needed by a construction that names one.
+    from langchain_car_vllm.server.memory import budget_bytes  # noqa: PLC0415
+
+    return f"name one that fits here: `{suggested_id(budget_bytes())}`"
 
 
 @lru_cache(maxsize=256)

@@ -21,6 +21,7 @@ from langchain_car_vllm.cli.output import (
 )
 from langchain_car_vllm.errors import UnknownModelError
 from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.models.identity import identity_of
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.state import State, is_used_elsewhere, read_state
@@ -127,10 +128,22 @@ def _of_model(
 ) -> list[tuple[ServerDirectory, State]]:
     """Return the servers of a model; a directory may be gone by now."""
     try:
-        name = parse_model_id(model).name
+        wanted = identity_of(parse_model_id(model).source)
     except UnknownModelError:
-        name = os.path.abspath(os.path.expanduser(model))  # noqa: PTH100, PTH111
-    return [entry for entry in servers if entry[1].served_name in (name, model)]
+        wanted = identity_of(os.path.abspath(os.path.expanduser(model)))  # noqa: PTH100, PTH111
+    return [
+        entry
+        for entry in servers
+        if entry[1].served_name == model or _identity(entry[1].served_name) == wanted
+    ]
+
+
+def _identity(served_name: str) -> tuple[str, str | None]:
+    """Return what a server's model is, whichever name it was started by."""
+    try:
+        return identity_of(parse_model_id(model_id(served_name), read_files=False).source)
+    except UnknownModelError:
+        return served_name, None
 
 
 def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:

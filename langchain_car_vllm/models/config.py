@@ -64,7 +64,7 @@ def read_config(directory: Path) -> ModelConfig:
     """Return what the `config.json` of a directory says.
 
     Raises:
-        ModelFileError: There is none, or it cannot be read.
+        UnservableModelError: There is none, or it cannot be read.
     """
     return config_of(load_object(directory / "config.json"))
 

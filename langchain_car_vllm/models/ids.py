@@ -3,13 +3,14 @@
 import difflib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
 from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalized
-from langchain_car_vllm.models.families import family_facts
-from langchain_car_vllm.models.model_files import load_object
+from langchain_car_vllm.models.families import UNKNOWN, family_facts
+from langchain_car_vllm.models.model_files import is_file, load_object
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
 # The Hub's own rule for repository names (huggingface_hub, `validate_repo_id`).
@@ -17,6 +18,12 @@ _REPOSITORY = re.compile(r"^\b[\w\-.]+\b/\b[\w\-.]+\b$", re.ASCII)
 _LONGEST_REPOSITORY = 96
 _NEAREST = 3
 _LIKENESS = 0.5
+_SHORTEST_STEM = 3
+_MOST_ENTRIES = 1000
+# Such as `4b`, `e2b` and `a3b`; `4bit` is no size.
+_SIZE = re.compile(r"(?<![a-z0-9.])[ea]?\d+(?:\.\d+)?b(?![a-z])")
+_SMALLEST = "mlx-community/Llama-3.2-1B-Instruct-4bit"
+_MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +51,20 @@ class ModelId:
     capabilities: tuple[str, ...] = ()
 
 
-def parse_model_id(text: str, *, read_files: bool = True) -> ModelId:
+def parse_model_id(text: str | os.PathLike[str], *, read_files: bool = True) -> ModelId:
     """Return what a model id stands for, without any network.
 
     Args:
         text: `vllm-mlx/<catalog name>` (`:4bit` and `-4bit` mean the same, case does not matter),
-            `[vllm-mlx/]<org>/<repo>` on the Hub, or a directory that starts with `/`, `./`, `../`
-            or `~`.
+            `[vllm-mlx/]<org>/<repo>` on the Hub, or a directory: a path object, or a text that
+            starts with `/`, `./`, `../` or `~`.
         read_files: Whether to look into a directory, which blocks; without it any is believed.
 
     Raises:
         UnknownModelError: It is none of these, or the directory holds no model; names the nearest
             ids.
     """
-    text = text.strip()
+    text = written(text).strip()
     if not text:
         raise UnknownModelError(text, "it is empty")
     if _LOCAL.match(text):
@@ -67,8 +74,25 @@ def parse_model_id(text: str, *, read_files: bool = True) -> ModelId:
     if has_prefix and (entry := catalog().by_name(name)):
         return _catalog_model(entry)
     if is_repository(name):
+        if read_files and not has_prefix:
+            _check_not_a_folder(text, name)
         return _hub_model(name)
     raise UnknownModelError(text, _why_not(name, has_prefix=has_prefix), nearest=nearest_ids(text))
+
+
+def written(model: str | os.PathLike[str]) -> str:
+    """Return a model id as text: a path object is a path, also where it begins like a name."""
+    if isinstance(model, str):
+        return model
+    text = os.fspath(model)
+    return text if _LOCAL.match(text) else f"./{text}"
+
+
+def suggested_id(memory_bytes: int) -> str:
+    """Return the largest model of the catalog that fits into so much memory, else a small one."""
+    fitting = [e for e in catalog().entries if e.ram_mb * _MB <= memory_bytes]
+    best = max(fitting, key=lambda entry: entry.ram_mb, default=None)
+    return PREFIX + best.name if best else _SMALLEST
 
 
 def is_repository(name: str) -> bool:
@@ -85,15 +109,33 @@ def is_repository(name: str) -> bool:
 def nearest_ids(text: str) -> tuple[str, ...]:
     """Return the known ids that look most like a text, best first, at most three.
 
-    Only the last part is compared: organisations and the prefix would outweigh the name.
+    Only the last part is compared: organisations and the prefix would outweigh the name. A size in
+    the text counts first, then whether a name begins like it.
     """
-    known = [PREFIX + entry.name for entry in catalog().entries]
-    known += catalog().repositories
+    known = dict.fromkeys([*(PREFIX + e.name for e in catalog().entries), *catalog().repositories])
+    scored = [(score, name) for name in known if (score := _likeness(_short(text), _short(name)))]
+    scored.sort(key=lambda entry: entry[0], reverse=True)
     by_short: dict[str, str] = {}
-    for name in known:
+    for _, name in scored:
         by_short.setdefault(_short(name), name)
-    matches = difflib.get_close_matches(_short(text), by_short, n=_NEAREST, cutoff=_LIKENESS)
-    return tuple(by_short[match] for match in matches)
+    return tuple(by_short.values())[:_NEAREST]
+
+
+def _likeness(text: str, name: str) -> tuple[bool, bool, float] | None:
+    """Return how well a name fits a text, None where it does not."""
+    sizes = set(_SIZE.findall(text))
+    stem = _letters(_SIZE.sub("", text))
+    begins = len(stem) >= _SHORTEST_STEM and _letters(name).startswith(stem)
+    ratio = difflib.SequenceMatcher(None, text, name).ratio()
+    family = family_facts(text)
+    is_relative = family is not UNKNOWN and family.name == family_facts(name).name
+    if not (begins or is_relative or ratio >= _LIKENESS):
+        return None
+    return bool(sizes) and sizes <= set(_SIZE.findall(name)), begins, ratio
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text)
 
 
 def _short(name: str) -> str:
@@ -109,7 +151,10 @@ def _why_not(name: str, *, has_prefix: bool) -> str:
 
 
 def _local_model(text: str, *, read_files: bool) -> ModelId:
-    expanded = os.path.expanduser(text)  # noqa: PTH111
+    try:
+        expanded = os.path.expanduser(text)  # noqa: PTH111
+    except ValueError as error:
+        raise UnknownModelError(text, str(error)) from error
     # An absolute path needs no look at the working directory, which would block.
     is_whole = os.path.isabs(expanded)  # noqa: PTH117
     path = Path(os.path.normpath(expanded) if is_whole else os.path.abspath(expanded))  # noqa: PTH100
@@ -121,19 +166,52 @@ def _local_model(text: str, *, read_files: bool) -> ModelId:
 
 
 def _check_directory(text: str, path: Path) -> None:
-    if not path.exists():
-        raise UnknownModelError(text, f"there is no directory `{path}`")
-    if not path.is_dir():
+    if not os.path.lexists(path):
+        raise UnknownModelError(
+            text, f"there is no directory `{path}`", nearest=_neighbours(path.parent, path.name)
+        )
+    if is_file(path):
         raise UnknownModelError(text, f"`{path}` is not a directory")
     _check_config(text, path / "config.json")
+
+
+def _neighbours(folder: Path, name: str) -> tuple[str, ...]:
+    """Return the models in a folder whose names look like another, at most three."""
+    found = difflib.get_close_matches(name.lower(), _models_in(folder), n=_NEAREST, cutoff=0.4)
+    return tuple(str(folder / match) for match in found)
+
+
+def _models_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder that hold a `config.json`."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
+        return sorted(name for name in names if is_file(folder / name / "config.json"))
+    return []
+
+
+def _check_not_a_folder(text: str, name: str) -> None:
+    """Refuse a name that is a model's folder here and may be a repository on the Hub."""
+    if is_file(Path(name) / "config.json"):
+        error = UnknownModelError(text, "it may be a repository, and a folder here is called that")
+        error.hint = f"did you mean `./{name}`? The repository is `{PREFIX}{name}`"
+        raise error
 
 
 def _check_config(text: str, config: Path) -> None:
     try:
         load_object(config)
     except UnservableModelError as error:
-        missing = f"`{config.parent}` holds no `config.json`"
-        raise UnknownModelError(text, missing if error.is_missing else error.message) from error
+        if not error.is_missing:
+            refused = UnknownModelError(text, error.message)
+            refused.hint = error.hint
+            raise refused from error
+        inside = tuple(str(config.parent / name) for name in _models_in(config.parent)[:_NEAREST])
+        missing = UnknownModelError(
+            text, f"`{config.parent}` holds no `config.json`", nearest=inside
+        )
+        if not inside:
+            missing.hint = "name a folder with `config.json`, a tokenizer and `model*.safetensors`"
+        raise missing from error
 
 
 def _catalog_model(entry: CatalogEntry) -> ModelId:

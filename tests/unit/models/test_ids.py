@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from langchain_car_vllm.errors import UnknownModelError
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.errors import ConfigurationError, UnknownModelError
 from langchain_car_vllm.models import nearest_ids, parse_model_id
 from langchain_car_vllm.models.catalog import catalog
 
@@ -157,3 +158,83 @@ def test_the_error_names_the_nearest_ids():
         parse_model_id("vllm-mlx/gemma-4-12b")
     assert caught.value.nearest[0] == "vllm-mlx/gemma-4-12b-it"
     assert "did you mean `vllm-mlx/gemma-4-12b-it`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("llama3.2", "mlx-community/Llama-3.2-1B-Instruct-4bit"),
+        ("llama3.2:3b", "mlx-community/Llama-3.2-3B-Instruct-4bit"),
+        ("llama3.1", "mlx-community/Llama-3.1-8B-Instruct-4bit"),
+        ("mistral", "mlx-community/Devstral-Small-2507-4bit"),
+        ("qwen3:4b", "mlx-community/Qwen3-4B-4bit"),
+        ("qwen3:0.6b", "mlx-community/Qwen3-0.6B-8bit"),
+        ("deepseek-r1:7b", "mlx-community/DeepSeek-R1-Distill-Qwen-7B-4bit"),
+        ("gemma4:12b", "vllm-mlx/gemma-4-12b-it"),
+    ],
+)
+def test_names_of_other_tools_lead_to_the_model(typed, nearest):
+    """What a user of another tool types is answered with the same model and the same size."""
+    with pytest.raises(UnknownModelError) as caught:
+        parse_model_id(typed)
+    assert caught.value.nearest[0] == nearest
+
+
+def test_a_name_that_fits_nothing_gets_no_suggestion():
+    """A model of somebody else's service is not answered with an unlike one."""
+    assert nearest_ids("gpt-4o") == ()
+
+
+def test_a_folder_that_looks_like_a_repository_is_asked_about(model_directory, monkeypatch):
+    """`models/name` may be both, so that the user says which; with the prefix it is the Hub's."""
+    monkeypatch.chdir(model_directory.parents[1])
+    name = f"models/{model_directory.name}"
+    with pytest.raises(UnknownModelError, match="a folder here is called that") as caught:
+        parse_model_id(name)
+    assert f"`./{name}`" in caught.value.hint
+    assert not parse_model_id(f"vllm-mlx/{name}").is_local
+    assert not parse_model_id(name, read_files=False).is_local
+
+
+def test_a_path_object_is_a_path(model_directory, monkeypatch):
+    """Also a relative one that looks like a repository."""
+    monkeypatch.chdir(model_directory.parents[1])
+    relative = model_directory.relative_to(model_directory.parents[1])
+    models = {parse_model_id(path).source for path in (model_directory, relative)}
+    assert models == {str(model_directory)}
+    assert ChatVllmMlx(relative)._spec().source == str(model_directory)
+    assert ChatVllmMlx(model=relative).model == f"./{relative}"
+
+
+def test_a_model_may_be_named_without_its_keyword(model_directory):
+    """As every other class takes its main argument; twice is an error."""
+    assert ChatVllmMlx(str(model_directory)).model == str(model_directory)
+    assert VllmMlxEmbeddings("org/embedder").model == "org/embedder"
+    with pytest.raises(ConfigurationError, match="twice"):
+        ChatVllmMlx("org/a", model="org/b")
+
+
+@pytest.mark.parametrize(
+    ("memory", "suggested"),
+    [("500", "vllm-mlx/"), ("1", "mlx-community/Llama-3.2-1B-Instruct-4bit")],
+)
+def test_without_a_model_one_is_named_that_fits(monkeypatch, memory, suggested):
+    """The hint of a missing `model` is one for this machine's memory."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", memory)
+    with pytest.raises(ConfigurationError, match="`model` is missing") as caught:
+        ChatVllmMlx()
+    assert f"`{suggested}" in caught.value.hint
+
+
+def test_a_folder_that_is_not_there_is_answered_with_its_neighbours(model_directory):
+    """A misspelt folder leads to the one beside it, and the folder above to what is in it."""
+    wrong = model_directory.with_name("qwen3-0.6b-8bits")
+    with pytest.raises(UnknownModelError, match="there is no directory") as caught:
+        parse_model_id(str(wrong))
+    assert caught.value.nearest == (str(model_directory),)
+    with pytest.raises(UnknownModelError, match=r"holds no `config\.json`") as caught:
+        parse_model_id(str(model_directory.parent))
+    assert caught.value.nearest == (str(model_directory),)
+    with pytest.raises(UnknownModelError, match=r"holds no `config\.json`") as caught:
+        parse_model_id("/etc")
+    assert "a tokenizer" in caught.value.hint

@@ -146,6 +146,6 @@ def test_errors_are_sentences(cli: Cli):
     """A mistake is told with what to do about it, without a traceback."""
     done = cli("show", "vllm-mlx/qwen3.6-35b-a3c:4bit")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: `vllm-mlx/qwen3.6-35b-a3c:4bit` is no model id")
+    assert done.stderr.startswith("error: `vllm-mlx/qwen3.6-35b-a3c:4bit` is not a model id")
     assert "hint: did you mean `vllm-mlx/qwen3.6-35b-a3b:4bit`" in done.stderr
     assert "Traceback" not in done.stderr

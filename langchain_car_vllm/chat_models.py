@@ -8,6 +8,7 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable
 from pydantic import model_validator
 
@@ -25,6 +26,7 @@ from langchain_car_vllm.wire.output_parser import (
     with_parser,
 )
 from langchain_car_vllm.wire.reasoning import PROVIDER
+from langchain_car_vllm.wire.request.messages import mend_text_files
 from langchain_car_vllm.wire.request.schema import traced_schema
 from langchain_car_vllm.wire.request.tools import (
     Tool,
@@ -242,6 +244,21 @@ class ChatVllmMlx(DelegatingChatModel):
             ConfigurationError: The endpoint is run by somebody else.
         """
         self._unload(self._spec(engine=self.engine), force=force)
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        prompt = super()._convert_input(model_input)
+        mended = mend_text_files(prompt.to_messages())
+        return prompt if mended is None else ChatPromptValue(messages=mended)
+
+    def get_token_ids(self, text: str) -> list[int]:  # noqa: ARG002
+        """Refuse to tell tokens: the server counts them, and gives none away.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(
+            "the server tells no token ids", hint="count tokens with `get_num_tokens(...)`"
+        )
 
     def get_num_tokens(self, text: str) -> int:
         """Return how many tokens a text has.

@@ -37,7 +37,7 @@ class StopFilter:
             self.done = not self._told
             self._held = ""
             return self._with(delta, text[: min(places)])
-        kept = max(_overlap(text, stop) for stop in self._stop)
+        kept = max(overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - kept :]
         return self._with(delta, text[: len(text) - kept])
 
@@ -52,7 +52,7 @@ class StopFilter:
         return delta._replace(text=text)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return how many last characters of `text` could begin `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):

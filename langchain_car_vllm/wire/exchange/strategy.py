@@ -8,6 +8,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.answer.reader import Filter
 from langchain_car_vllm.wire.answer.stop_texts import StopFilter
 from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
+from langchain_car_vllm.wire.answer.think_tags import ThinkTagFilter
 from langchain_car_vllm.wire.answer.written_calls import CallNames
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Body, Exchange
@@ -60,14 +61,15 @@ def exchange_for(
     if _streams(endpoint, given, wanted=streamed or bool(stops)):
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
-    cutter: list[Filter] = [StopFilter(stops, told=told)] if stops else []
     attached = not endpoint.managed
+    cutter: list[Filter] = [StopFilter(stops, told=told)] if stops else []
+    opening: list[Filter] = [ThinkTagFilter()] if attached and endpoint.parsers is None else []
     if not tools or choice == "none":
         if _constrains(form):
-            return Structured(body, form, cutter, attached=attached)
-        return Exchange(body, cutter, attached=attached)
+            return Structured(body, form, [*opening, *cutter], attached=attached)
+        return Exchange(body, [*opening, *cutter], attached=attached)
     names = tool_aliases(tools)
-    filters: list[Filter] = [TextCallFilter(_call_names(tools, names)), *cutter]
+    filters: list[Filter] = [*opening, TextCallFilter(_call_names(tools, names)), *cutter]
     if choice in (None, "auto"):
         if _constrains(form):
             return ToolsThenSchema(body, form, filters, names, attached=attached)

@@ -40,3 +40,10 @@ def test_the_name_of_the_provider_can_be_made_known(serve, monkeypatch):
     entry = ("langchain_car_vllm", "ChatVllmMlx", lambda cls, **fields: cls(**fields))
     monkeypatch.setitem(base._BUILTIN_PROVIDERS, "vllm_mlx", entry)
     assert init_chat_model("vllm_mlx:m", base_url=model.base_url).invoke("go").text == "hello"
+
+
+def test_token_ids_are_refused_with_what_to_use():
+    """LangChain's own way would ask for another package and another model's tokenizer."""
+    with pytest.raises(ConfigurationError) as caught:
+        ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1").get_token_ids("hello")
+    assert "get_num_tokens" in (caught.value.hint or "")

@@ -126,6 +126,7 @@ def test_plain_text_is_sent_however_it_is_packed(serve):
         {"type": "text-plain", "url": f"data:text/plain;base64,{encoded}"},
         {"type": "file", "base64": encoded, "mime_type": "text/markdown"},
         {"type": "text", "text": "Grüße"},
+        {"type": "file", "source_type": "text", "text": "Grüße", "mime_type": "text/plain"},
     ]
     model, dialect = serve(Reply(text="ok"))
     for block in blocks:

@@ -1,0 +1,62 @@
+"""Thoughts that a server without a reasoning parser leaves in the text."""
+
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.stop_texts import overlap
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+class ThinkTagFilter:
+    """Turns `<think>...</think>` at the beginning of an answer into reasoning.
+
+    Attributes:
+        done: Never set: the answer follows the thought.
+    """
+
+    done = False
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._inside = False
+        self._over = False
+
+    def feed(self, delta: Delta) -> Delta | None:
+        """Return what is surely text, and what is surely thought."""
+        if self._over:
+            return delta
+        if delta.thought or delta.calls:  # the server has parsers, or the thought is not closed
+            self._over = True
+            return delta._replace(text=self._held + delta.text)
+        if not delta.text:
+            return delta
+        text, thought = self._split(self._held + delta.text)
+        return Delta(text, thought) if text or thought else None
+
+    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
+        """Return what was held back."""
+        held, self._held = self._held, ""
+        if not held:
+            return None
+        return Delta(thought=held) if self._inside else Delta(held)
+
+    def _split(self, text: str) -> tuple[str, str]:
+        """Return text and thought of what came so far, and hold back what is undecided."""
+        self._held = ""
+        if not self._inside:
+            begun = text.lstrip()
+            if begun.startswith(_OPEN):
+                self._inside = True
+                text = begun.removeprefix(_OPEN).lstrip("\n")
+            elif _OPEN.startswith(begun):
+                self._held = text
+                return "", ""
+            else:
+                self._over = True
+                return text, ""
+        thought, closed, rest = text.partition(_CLOSE)
+        if closed:
+            self._over = True
+            return rest.lstrip("\n"), thought.rstrip("\n")
+        kept = overlap(text, _CLOSE)
+        self._held = text[len(text) - kept :]
+        return "", text[: len(text) - kept]

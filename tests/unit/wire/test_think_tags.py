@@ -1,0 +1,59 @@
+"""Thoughts in tags become reasoning, however they are cut; other text stays what it is."""
+
+import pytest
+from fakes.calls import add, called, ways
+from fakes.dialect import Reply
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.think_tags import ThinkTagFilter
+
+
+def run(text: str, cut: int) -> tuple[str, str]:
+    """Return text and thought of an answer that comes in parts."""
+    tags = ThinkTagFilter()
+    found = [tags.feed(Delta(text[i : i + cut])) for i in range(0, len(text), cut)]
+    deltas = [delta for delta in [*found, tags.end("stop")] if delta]
+    return "".join(d.text for d in deltas), "".join(d.thought for d in deltas)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("text", "said", "thought"),
+    [
+        ("<think>hm</think>yes", "yes", "hm"),
+        ("<think>a < b</think>\nyes", "yes", "a < b"),
+        ("\n<think>hm</thin", "", "hm</thin"),
+        ("<thin", "<thin", ""),
+        ("yes <think>no</think>", "yes <think>no</think>", ""),
+        ("<b>yes</b>", "<b>yes</b>", ""),
+        ("  ", "  ", ""),
+    ],
+)
+def test_a_thought_at_the_beginning_is_reasoning(text, said, thought, cut):
+    """Anything else stays in the text."""
+    found = run(text, cut)
+    assert (found[0].strip(), found[1].strip()) == (said.strip(), thought.strip())
+
+
+@given(st.lists(st.sampled_from([*"<>/thinka \n", "<think>", "</think>"])), st.integers(1, 5))
+def test_nothing_but_tags_and_line_breaks_is_lost(pieces, cut):
+    """Text and thought together are what came."""
+    text = "".join(pieces)
+    said, thought = run(text, cut)
+    whole = text.replace("<think>", "").replace("</think>", "")
+    left = (thought + said).replace("<think>", "").replace("</think>", "")
+    assert "".join(left.split()) == "".join(whole.split())
+
+
+def test_a_server_without_a_reasoning_parser_is_read_all_the_same(serve):
+    """Its thought is streamed as reasoning, and a call behind it is a call."""
+    model, _ = serve(Reply(text="<think>I add.</think>Four."))
+    for message in ways(model, "go").values():
+        assert message.text == "Four."
+        assert message.additional_kwargs["reasoning_content"] == "I add."
+    call = '<think>I add.</think>\n{"name": "add", "arguments": {"a": 1, "b": 2}}'
+    model, _ = serve(Reply(text=call))
+    for message in ways(model.bind_tools([add]), "go").values():
+        assert called(message) == [("add", {"a": 1, "b": 2})]

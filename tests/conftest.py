@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 from darwin_tcp import _everywhere, darwin_rules  # noqa: F401
+from hypothesis import HealthCheck, settings
 
 from langchain_car_vllm.wire.transport import remote
 
 _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
+
+# A machine under load makes examples slowly; what is slow by itself shows in the durations.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # A shell without job control starts what runs in the background with Ctrl-C ignored, and processes
 # that a test starts would inherit it.

@@ -2,7 +2,6 @@
 
 import pytest
 from fakes.dialect import Reply
-from langchain.chat_models import base, init_chat_model
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ConfigurationError
@@ -30,16 +29,6 @@ def test_what_belongs_elsewhere_is_said_to(name, right):
     with pytest.raises(ConfigurationError) as caught:
         ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", **{name: "low"})
     assert right in (caught.value.hint or "")
-
-
-def test_the_name_of_the_provider_can_be_made_known(serve, monkeypatch):
-    """By LangChain's private table, as the page on LangChain says."""
-    model, _ = serve(Reply(text="hello"))
-    with pytest.raises(ValueError, match="vllm_mlx"):
-        init_chat_model("vllm_mlx:m")
-    entry = ("langchain_car_vllm", "ChatVllmMlx", lambda cls, **fields: cls(**fields))
-    monkeypatch.setitem(base._BUILTIN_PROVIDERS, "vllm_mlx", entry)
-    assert init_chat_model("vllm_mlx:m", base_url=model.base_url).invoke("go").text == "hello"
 
 
 def test_token_ids_are_refused_with_what_to_use():

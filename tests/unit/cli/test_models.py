@@ -175,7 +175,7 @@ def test_a_plan_tells_the_context_and_the_company_that_fit(cli: Cli, tmp_path: P
     assert told["most_agents"] == many["kv_room_tokens"] // 16_384
     told_text = cli(*arguments, "8", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout
     assert f"8 x 16,384 tokens do not fit; 8 x {told['largest_context']:,} do" in told_text
-    smaller = cli(*arguments, "2", CAR_VLLM_MLX_MEMORY_GB="9").stdout
+    smaller = cli(*arguments, "1", CAR_VLLM_MLX_MEMORY_GB="9").stdout
     assert "a 4-bit quantisation of it would" in smaller
 
 

@@ -20,6 +20,7 @@ from langchain_car_vllm.cli.install import install
 from langchain_car_vllm.cli.models import list_models, show
 from langchain_car_vllm.cli.planning import plan
 from langchain_car_vllm.cli.pull import pull
+from langchain_car_vllm.cli.removal import rm
 from langchain_car_vllm.cli.run import run
 from langchain_car_vllm.cli.servers import logs, ps, stop
 from langchain_car_vllm.cli.service import app as service
@@ -81,6 +82,7 @@ app.command()(ps)
 app.command()(stop)
 app.command()(logs)
 app.command("list")(list_models)
+app.command()(rm)
 app.command()(show)
 app.command()(plan)
 app.command()(pull)

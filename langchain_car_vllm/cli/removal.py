@@ -1,0 +1,121 @@
+"""`rm`: a model's files, and what was kept because of them."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from langchain_car_vllm.cli.output import ModelArgument, say, size
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id
+from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
+from langchain_car_vllm.server import running_servers, stop_server
+from langchain_car_vllm.server.directory import ServerDirectory, server_directories
+from langchain_car_vllm.server.state import read_state
+
+
+class _Removal(NamedTuple):
+    """What goes with a model.
+
+    Attributes:
+        files: The folders that hold it.
+        run_state: The state and logs of its servers.
+    """
+
+    files: list[Path]
+    run_state: list[ServerDirectory]
+
+
+def rm(
+    model: ModelArgument,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+) -> None:
+    """Remove a downloaded model and what was kept because of it.
+
+    Never a directory of yours. Other programs that use the Hub's cache lose the model too.
+    """
+    found = parse_model_id(model)
+    removal = _find_removal(found)
+    if not removal.files and not removal.run_state:
+        say(f"error: `{model}` is not on this machine")
+        raise typer.Exit(1)
+    freed = sum(_disk_bytes(folder) for folder in removal.files)
+    freed += sum(_disk_bytes(directory.path) for directory in removal.run_state)
+    for folder in removal.files:
+        say(str(folder))
+    if not yes and not _confirms(f"Remove `{model}` and free {size(freed)}?"):
+        raise typer.Exit(1)
+    running = {directory.path for directory, _ in running_servers()}
+    for directory in removal.run_state:
+        if directory.path in running:
+            stop_server(directory)
+        shutil.rmtree(directory.path, ignore_errors=True)
+    for folder in removal.files:
+        _remove(folder)
+    say(f"removed `{model}`, {size(freed)} are free")
+
+
+def _find_removal(model: ModelId) -> _Removal:
+    """Return what is there of a model.
+
+    Raises:
+        ConfigurationError: It lies in a directory that is not ours to remove.
+    """
+    if model.is_local:
+        raise ConfigurationError(
+            f"`{model.source}` is a directory of yours and is never removed from here",
+            hint="remove it as you made it; `car-vllm stop` ends its server",
+        )
+    cache, folder = hub_cache(), repository_folder(model.source)
+    files = []
+    if cache is not None and folder is not None:
+        files = [path for path in (folder, cache / ".locks" / folder.name) if _is_there(path)]
+    snapshot = find_snapshot(model.source)
+    if not files and snapshot is not None:
+        raise ConfigurationError(
+            f"`{model.source}` lies in `{snapshot}`, which another program keeps",
+            hint="remove it there, for instance in LM Studio",
+        )
+    states = [(d, read_state(d.state)) for d in server_directories()]
+    return _Removal(files, [d for d, state in states if state and state.source == model.source])
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _disk_bytes(folder: Path) -> int:
+    """Return what a folder takes on the disk; a file with several names counts once."""
+    seen: dict[tuple[int, int], int] = {}
+    for path in (folder, *folder.rglob("*")):
+        found = path.lstat()
+        seen[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(seen.values())
+
+
+def _confirms(question: str) -> bool:
+    """Ask a person; whoever is none has to say --yes."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ConfigurationError("nobody can be asked", hint="say --yes")
+    return typer.confirm(question, err=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; a link to one elsewhere goes, what it leads to stays.
+
+    Raises:
+        ConfigurationError: It cannot be removed.
+    """
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"`{error.filename or folder}` cannot be removed: {error.strerror}",
+            hint="end the programs that use the model, and look who owns the folder",
+        ) from error

@@ -1,0 +1,85 @@
+"""`rm` removes what was downloaded, and nothing that is the user's own."""
+
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Fake
+from unit.cli.conftest import Cli
+
+from langchain_car_vllm.server import lease, running_servers
+
+REPOSITORY = "org/model"
+
+
+@pytest.fixture
+def cached(home: Path) -> Path:
+    """A repository in the Hub's cache, with its lock folder and a neighbour."""
+    cache = home / ".cache" / "huggingface" / "hub"
+    folder = cache / "models--org--model"
+    snapshot = folder / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    (folder / "blobs" / "1").write_bytes(b"\0" * 200_000)
+    (snapshot / "model.safetensors").symlink_to(folder / "blobs" / "1")
+    (snapshot / "config.json").write_text("{}")
+    (cache / ".locks" / "models--org--model").mkdir(parents=True)
+    (cache / "models--org--other").mkdir()
+    return folder
+
+
+def test_removed_when_told_so(cli: Cli, cached: Path):
+    """The repository goes with its locks; its neighbour stays."""
+    done = cli("rm", REPOSITORY, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "0.2 MB are free" in done.stderr
+    assert not cached.exists()
+    assert not (cached.parent / ".locks" / cached.name).exists()
+    assert (cached.parent / "models--org--other").exists()
+
+
+def test_nobody_is_there_to_ask(cli: Cli, cached: Path):
+    """Without a terminal nothing is removed unless it is said."""
+    done = cli("rm", REPOSITORY)
+    assert done.returncode == 1
+    assert "hint: say --yes" in done.stderr
+    assert cached.exists()
+
+
+def test_a_directory_of_the_users_stays(cli: Cli, fake: Fake):
+    """Its server may run; its files are not ours."""
+    done = cli("rm", str(fake.model), "--yes")
+    assert done.returncode == 1
+    assert "never removed from here" in done.stderr
+    assert (fake.model / "model.safetensors").exists()
+
+
+def test_a_server_of_the_model_is_stopped(cli: Cli, cached: Path, fake: Fake):
+    """What runs from the files goes first, with its logs."""
+    spec = fake.spec(source=REPOSITORY, served_name=REPOSITORY)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    for file in fake.model.iterdir():
+        (cached / "snapshots" / "abc" / file.name).unlink(missing_ok=True)
+        (cached / "snapshots" / "abc" / file.name).write_bytes(file.read_bytes())
+    with lease(spec, policy=FAST):
+        pass
+    done = cli("rm", REPOSITORY, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert running_servers() == []
+    assert not fake.directory(source=REPOSITORY, served_name=REPOSITORY).path.exists()
+
+
+def test_a_link_goes_and_what_it_leads_to_stays(cli: Cli, cached: Path, tmp_path: Path):
+    """A cache that was moved to another disk is not emptied through a link."""
+    elsewhere = tmp_path / "disk"
+    cached.rename(elsewhere)
+    cached.symlink_to(elsewhere)
+    assert cli("rm", REPOSITORY, "--yes").returncode == 0
+    assert not cached.is_symlink()
+    assert (elsewhere / "blobs" / "1").exists()
+
+
+def test_what_is_not_here(cli: Cli):
+    """It is an error, as for every other command."""
+    done = cli("rm", REPOSITORY, "--yes")
+    assert (done.returncode, done.stderr) == (1, f"error: `{REPOSITORY}` is not on this machine\n")

@@ -1,0 +1,163 @@
+"""Writes what the documentation says of settings and errors, from the code itself.
+
+python scripts/reference.py            # write docs/configuration.md and docs/errors.md
+python scripts/reference.py --check    # end with 1 where a page is not what would be written
+"""
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin
+
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, errors
+from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.wire import errors as wire_errors
+
+DOCS = Path(__file__).parents[1] / "docs"
+GENERAL = ("ModelError", "LangChainException")
+CONFIGURATION = """\
+# Configuration
+
+Everything has a default that suits most; `model` is the only setting that you have to name. What decides about an answer may also be set in a
+call, in `bind(...)` and through `configurable_fields`. Variables of the environment are listed in [Environment variables](environment.md).
+"""
+ERRORS = """\
+# Errors
+
+Every error of this package is a `CarVllmError` and can be imported from `langchain_car_vllm.errors`. Its `message` says what happened, its `hint` what to
+do, and `is_retryable` whether the same call can succeed later without a change; LangChain's retry middleware reads that. Errors of the server
+also have `exit_code`, `log_tail` and `log_path`.
+
+```python
+from langchain_car_vllm.errors import CarVllmError, InsufficientMemoryError
+
+try:
+    llm.invoke("Hello")
+except InsufficientMemoryError as error:
+    print(error.hint)
+except CarVllmError as error:
+    print(error)
+```
+"""
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """Return the texts below the fields of a class and of its parents."""
+    found: dict[str, str] = {}
+    for parent in reversed(cls.__mro__):
+        if not parent.__module__.startswith("langchain_car_vllm"):
+            continue
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
+        assert isinstance(node, ast.ClassDef)
+        for field, below in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = below.value if isinstance(below, ast.Expr) else None
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    found[field.target.id] = " ".join(text.value.split())
+    return found
+
+
+def fields_table(cls: type) -> str:
+    """Return the table of a class's settings."""
+    docs = attribute_docs(cls)
+    rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in cls.model_fields.items():
+        if name not in docs:
+            continue
+        kind = kind_of(field.annotation).replace("|", "\\|")
+        default = "required" if field.is_required() else f"`{default_of(field)}`"
+        rows.append(f"| `{name}` | `{kind}` | {default} | {docs[name]} |")
+    return "\n".join(rows)
+
+
+def kind_of(annotation: object) -> str:
+    """Return a type as it is written."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(kind_of(part) for part in get_args(annotation))
+    if annotation is NoneType:
+        return "None"
+    return re.sub(
+        r"\b(typing|pydantic\.types|collections\.abc|pathlib)\.",
+        "",
+        inspect.formatannotation(annotation),
+    )
+
+
+def default_of(field: object) -> str:
+    """Return a default as it is written."""
+    if field.default_factory is None:
+        return repr(field.default)
+    return repr(field.default_factory())
+
+
+def classes() -> list[type[CarVllmError]]:
+    """Return every error class, parents before children."""
+    names = {*vars(errors), *wire_errors.__all__}
+    found = {
+        cls
+        for name in names
+        if isinstance(cls := getattr(errors, name, None) or getattr(wire_errors, name), type)
+        and issubclass(cls, CarVllmError)
+        and not name.startswith("_")
+    }
+    return sorted(found, key=lambda cls: (len(cls.__mro__), cls.__name__))
+
+
+def error_entries() -> str:
+    """Return an entry for each class, below its parent."""
+    known = classes()
+    lines: list[str] = []
+
+    def describe(cls: type[CarVllmError], depth: int) -> None:
+        foreign = [
+            parent.__name__
+            for parent in cls.__mro__
+            if parent.__module__.startswith("langchain_core") and parent.__name__ not in GENERAL
+        ][:1]
+        text = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+        lines.append(f"{'#' * min(depth + 2, 4)} {cls.__name__}\n")
+        lines.append(f"{text}\n")
+        also = f" It is also LangChain's `{foreign[0]}`." if foreign else ""
+        again = "may succeed when repeated" if cls.is_retryable else "fails again when repeated"
+        lines.append(f"The same call {again}.{also}\n")
+        for child in known:
+            if child.__bases__ and cls in child.__bases__:
+                describe(child, depth + 1)
+
+    describe(CarVllmError, 0)
+    return "\n".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Return what the generated pages hold."""
+    configuration = [
+        CONFIGURATION,
+        "## ChatVllmMlx\n",
+        fields_table(ChatVllmMlx) + "\n",
+        "## VllmMlxEmbeddings\n",
+        fields_table(VllmMlxEmbeddings),
+    ]
+    return {
+        DOCS / "configuration.md": "\n".join(configuration) + "\n",
+        DOCS / "errors.md": f"{ERRORS}\n{error_entries()}",
+    }
+
+
+def main() -> None:
+    """Write the pages, or compare them."""
+    stale = []
+    for path, text in pages().items():
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path.name)
+    if stale:
+        sys.exit(f"{', '.join(stale)} not current: run scripts/reference.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The documentation is run: Python against a scripted server, shell by the parser of commands.
+
+The blocks of a page build on each other, as its reader copies them.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes.dialect import Dialect, Server
+from typer.main import get_command
+from unit.wire.test_media import RED
+
+from langchain_car_vllm.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+SET_UP = "from langchain_car_vllm import ChatVllmMlx\nllm = ChatVllmMlx(model='m')\n"
+FOREIGN = [
+    "python3",
+    "source",
+    "pip",
+    "uvicorn",
+    "curl",
+    "uv",
+    "git",
+    "cd",
+    "export",
+    "eval",
+    ".venv/bin/python",
+]
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Return the code of a page in a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+class AnyModel(Dialect):
+    """Serves whatever it is asked for."""
+
+    def respond(self, method, path, headers, body):
+        if body:
+            self.served_model = json.loads(body)["model"]
+        return super().respond(method, path, headers, body)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, socket_enabled: None
+):
+    """Each block of a page runs after those before it."""
+    code = blocks(page, "python")
+    if not code:
+        return
+    (tmp_path / "moon.png").write_bytes(RED)
+    monkeypatch.chdir(tmp_path)
+    with Server(AnyModel(multimodal=True)) as server:
+        monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", server.base_url)
+        names: dict[str, object] = {"__name__": "page"}
+        exec(SET_UP, names)
+        for block in code:
+            exec(compile(block, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_blocks_are_commands(page: Path):
+    """Each command line of `car-vllm` parses, each target of `make` is there."""
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    group = get_command(app)
+    for block in blocks(page, "bash", "sh", "shell"):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            words = shlex.split(line, comments=True)
+            while words and "=" in words[0] and not words[0].startswith("-"):
+                words.pop(0)
+            inner = re.findall(r"\$\((car-vllm [^)]*)\)", line)
+            for command in [words, *map(shlex.split, inner)]:
+                if not command:
+                    continue
+                if command[0] == "car-vllm":
+                    parse(group, command[1:])
+                elif command[0] == "make":
+                    assert command[1] in targets, line
+                else:
+                    assert command[0] in FOREIGN, line
+
+
+def parse(command, words: list[str]) -> None:
+    """Parse a command line without running it."""
+    with command.make_context("car-vllm", list(words), resilient_parsing=False) as context:
+        if not hasattr(command, "commands"):
+            return
+        rest = [*getattr(context, "_protected_args", ()), *context.args]
+        _, inner, left = command.resolve_command(context, rest)
+        parse(inner, left)
+
+
+def test_generated_pages_are_current():
+    """What is said of settings and errors is what the code says."""
+    script = ROOT / "scripts" / "reference.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith("CAR_")},
+    )
+    assert done.returncode == 0, done.stderr

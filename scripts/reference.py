@@ -11,7 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, errors
 from langchain_car_vllm.errors import CarVllmError
@@ -22,15 +22,17 @@ GENERAL = ("ModelError", "LangChainException")
 CONFIGURATION = """\
 # Configuration
 
-Everything has a default that suits most; `model` is the only setting that you have to name. What decides about an answer may also be set in a
-call, in `bind(...)` and through `configurable_fields`. Variables of the environment are listed in [Environment variables](environment.md).
+Everything has a default that suits most; `model` is the only setting that you have to name. What
+decides about an answer may also be set in a call, in `bind(...)` and through `configurable_fields`.
+Variables of the environment are listed in [Environment variables](environment.md).
 """
 ERRORS = """\
 # Errors
 
-Every error of this package is a `CarVllmError` and can be imported from `langchain_car_vllm.errors`. Its `message` says what happened, its `hint` what to
-do, and `is_retryable` whether the same call can succeed later without a change; LangChain's retry middleware reads that. Errors of the server
-also have `exit_code`, `log_tail` and `log_path`.
+Every error of this package is a `CarVllmError` and can be imported from
+`langchain_car_vllm.errors`. Its `message` says what happened, its `hint` what to do, and
+`is_retryable` whether the same call can succeed later without a change; LangChain's retry
+middleware reads that. Errors of the server also have `exit_code`, `log_tail` and `log_path`.
 
 ```python
 from langchain_car_vllm.errors import CarVllmError, InsufficientMemoryError
@@ -51,8 +53,7 @@ def attribute_docs(cls: type) -> dict[str, str]:
     for parent in reversed(cls.__mro__):
         if not parent.__module__.startswith("langchain_car_vllm"):
             continue
-        (node,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
-        assert isinstance(node, ast.ClassDef)
+        node: Any = ast.parse(textwrap.dedent(inspect.getsource(parent))).body[0]
         for field, below in zip(node.body, node.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 text = below.value if isinstance(below, ast.Expr) else None
@@ -80,11 +81,8 @@ def kind_of(annotation: object) -> str:
         return " | ".join(kind_of(part) for part in get_args(annotation))
     if annotation is NoneType:
         return "None"
-    return re.sub(
-        r"\b(typing|pydantic\.types|collections\.abc|pathlib)\.",
-        "",
-        inspect.formatannotation(annotation),
-    )
+    written = inspect.formatannotation(annotation)
+    return re.sub(r"\b(typing|pydantic\.types|collections\.abc|pathlib)\.", "", written)
 
 
 def default_of(field: object) -> str:

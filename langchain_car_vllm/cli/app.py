@@ -20,6 +20,7 @@ from langchain_car_vllm.cli.install import install
 from langchain_car_vllm.cli.models import list_models, show
 from langchain_car_vllm.cli.planning import plan
 from langchain_car_vllm.cli.pull import pull
+from langchain_car_vllm.cli.recommend import recommend
 from langchain_car_vllm.cli.removal import rm
 from langchain_car_vllm.cli.run import run
 from langchain_car_vllm.cli.servers import logs, ps, stop
@@ -87,6 +88,7 @@ app.command()(show)
 app.command()(plan)
 app.command()(pull)
 app.command()(install)
+app.command()(recommend)
 app.command()(bench)
 app.command()(doctor)
 app.command()(completion)

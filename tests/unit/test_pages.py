@@ -22,18 +22,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SET_UP = "from langchain_car_vllm import ChatVllmMlx\nllm = ChatVllmMlx(model='m')\n"
 FOREIGN = {"python3", "source", "pip", "uvicorn", "curl", "uv", "git", "cd", "export", "eval"}
-    "python3",
-    "source",
-    "pip",
-    "uvicorn",
-    "curl",
-    "uv",
-    "git",
-    "cd",
-    "export",
-    "eval",
-    ".venv/bin/python",
-]
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

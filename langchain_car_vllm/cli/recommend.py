@@ -1,0 +1,121 @@
+"""`recommend`: which model for this machine's memory."""
+
+import json
+from importlib.resources import files
+from typing import Annotated, Literal, NamedTuple
+
+import typer
+
+from langchain_car_vllm.cli.output import AsJson, print_json, print_table, say, size
+from langchain_car_vllm.errors import InsufficientMemoryError
+from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.server.memory import budget_bytes
+from langchain_car_vllm.server.plan import plan_for
+from langchain_car_vllm.server.spec import ServerSpec
+
+_MB = 1_000_000
+_ROOM = 1.2
+"""What a model needs beside its weights where its layers are not known, as a share of them."""
+Task = Literal["chat", "agent", "code", "vision", "embed"]
+
+
+class _Candidate(NamedTuple):
+    """A model that may be recommended.
+
+    Attributes:
+        model: Its id.
+        size_mb: Of its weights.
+        tasks: What it is for.
+        why: What speaks for it.
+    """
+
+    model: str
+    size_mb: int
+    tasks: list[Task]
+    why: str
+
+
+class _Verdict(NamedTuple):
+    """What a candidate means for this machine.
+
+    Attributes:
+        model: Its id.
+        download_bytes: What is still to be fetched.
+        memory_bytes: What it would set aside.
+        estimated: Whether that is a guess from its size alone.
+        context: Tokens of a conversation that fit here, None where unknown.
+        fits: Whether it fits into the budget.
+        why: What speaks for it.
+    """
+
+    model: str
+    download_bytes: int
+    memory_bytes: int
+    estimated: bool
+    context: int | None
+    fits: bool
+    why: str
+
+
+def recommend(
+    *,
+    task: Annotated[Task, typer.Option(help="What the model is for")] = "chat",
+    as_json: AsJson = False,
+) -> None:
+    """Tell which model suits this machine's memory, the better one first.
+
+    Nothing is downloaded or asked.
+    """
+    budget = budget_bytes()
+    verdicts = [_judge(candidate, budget) for candidate in _candidates() if task in candidate.tasks]
+    fitting = [verdict for verdict in verdicts if verdict.fits]
+    if as_json:
+        print_json([verdict._asdict() for verdict in fitting])
+        return
+    if not fitting:
+        least = min(verdict.memory_bytes for verdict in verdicts)
+        raise InsufficientMemoryError(
+            f"no model for `{task}` fits into {size(budget)}; the smallest needs {size(least)}",
+            hint="use a Mac with more memory, or raise CAR_VLLM_MLX_MEMORY_GB",
+        )
+    header = ("MODEL", "DOWNLOAD", "MEMORY", "CONTEXT", "WHY")
+    print_table(header, [_row(verdict) for verdict in fitting])
+    left_out = len(verdicts) - len(fitting)
+    say(f"\nmodels here may take {size(budget)} together; {left_out} that need more are left out")
+    if any(verdict.estimated for verdict in fitting):
+        say("~ a guess from the size alone; `car-vllm plan MODEL` asks the Hub and tells more")
+    say("not known: how fast and how good each is here; `car-vllm bench MODEL` measures one")
+
+
+def _candidates() -> list[_Candidate]:
+    table = json.loads(files(__package__).joinpath("recommendations.json").read_bytes())
+    return [_Candidate(**entry) for entry in table["models"]]
+
+
+def _judge(candidate: _Candidate, budget: int) -> _Verdict:
+    found = parse_model_id(candidate.model)
+    spec = ServerSpec(found.source, found.name, embeddings="embed" in candidate.tasks)
+    plan = plan_for(spec)
+    estimated = plan.needed is None
+    memory = int(candidate.size_mb * _MB * _ROOM) if plan.needed is None else plan.needed
+    fits = memory <= budget
+    return _Verdict(
+        candidate.model,
+        0 if plan.directory else candidate.size_mb * _MB,
+        memory,
+        estimated,
+        None if estimated or not fits else plan.launch.memory.context,
+        fits,
+        candidate.why,
+    )
+
+
+def _row(verdict: _Verdict) -> tuple[str, ...]:
+    memory = f"~{size(verdict.memory_bytes)}" if verdict.estimated else size(verdict.memory_bytes)
+    return (
+        verdict.model,
+        size(verdict.download_bytes) if verdict.download_bytes else "is here",
+        memory,
+        f"{verdict.context:,}" if verdict.context else "-",
+        verdict.why,
+    )

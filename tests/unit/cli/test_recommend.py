@@ -1,0 +1,35 @@
+"""`recommend` for machines of every size."""
+
+import json
+
+import pytest
+from unit.cli.conftest import Cli
+
+from langchain_car_vllm.models import parse_model_id
+
+
+@pytest.mark.parametrize("task", ["chat", "agent", "code", "vision", "embed"])
+@pytest.mark.parametrize("gigabytes", [5.3, 24.0, 96.0])
+def test_what_is_recommended_fits(cli: Cli, task: str, gigabytes: float):
+    """Each is an id, fits the budget, and a larger machine is offered at least as many."""
+    done = cli("recommend", "--task", task, "--json", CAR_VLLM_MLX_MEMORY_GB=str(gigabytes))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found
+    for entry in found:
+        assert parse_model_id(entry["model"])
+        assert entry["memory_bytes"] <= gigabytes * 1e9
+
+
+def test_it_says_what_it_does_not_know(cli: Cli):
+    """The table is for a person, and honest about speed and quality."""
+    done = cli("recommend", CAR_VLLM_MLX_MEMORY_GB="24")
+    assert done.stdout.startswith("MODEL")
+    assert "not known: how fast and how good" in done.stderr
+
+
+def test_nothing_fits(cli: Cli):
+    """A machine that is too small is told the numbers."""
+    done = cli("recommend", "--task", "agent", CAR_VLLM_MLX_MEMORY_GB="1")
+    assert done.returncode == 1
+    assert "the smallest needs" in done.stderr

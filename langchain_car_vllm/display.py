@@ -1,4 +1,4 @@
-"""Shows a wait to a person: bars in a terminal, one line in a notebook, else log records.
+"""Shows a wait to a person: bars in a terminal, a line in a notebook, log records, or plain lines.
 
 `CAR_VLLM_MLX_PROGRESS=0` silences all of them. Nothing is imported or drawn before there is
 something to wait for.
@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_PROGRESS
@@ -138,8 +138,22 @@ def suitable_view(name: str) -> View | None:
     if publish := notebook_line():
         return Line(name, publish)
     if sys.stderr is not None and sys.stderr.isatty():
-        return Bars(name, sys.stderr)
-    return Records(name)
+        bars = Bars(name, sys.stderr)
+        return bars if bars.can_draw else Records(name, _print_line)
+    if sys.stderr is None or log.hasHandlers():
+        return Records(name)
+    return Records(name, _print_line)
+
+
+def _log_record(line: str) -> None:
+    log.info("%s", line)
+
+
+def _print_line(line: str) -> None:
+    """Tell whoever set up neither a terminal nor a log: a wait without a word looks like a hang."""
+    with suppress(OSError, ValueError):  # standard error may be closed
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def notebook_line() -> Publish | None:
@@ -163,27 +177,33 @@ class Line:
     def __init__(self, name: str, publish: Publish) -> None:
         self._name = name
         self._publish = publish
-        self._began = time.monotonic()
 
     def draw(self, progress: Progress) -> None:
         """Replace the line."""
         self._publish(describe(self._name, progress))
 
     def close(self) -> None:
-        """Leave the time that it took."""
-        self._publish(f"waited {time.monotonic() - self._began:.0f} s for {self._name}")
+        """Leave nothing."""
+        self._publish("")
 
 
 class Records:
-    """Log records of level INFO: one per stage, and one every ten seconds of headway or news.
+    """One line for each stage, and one every ten seconds of progress or news.
 
     Args:
         name: What is waited for.
+        tell: Takes a line: logs it, or prints it.
         clock: Seconds that never go back.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        tell: Publish = _log_record,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._name = name
+        self._tell = tell
         self._clock = clock
         self._stage: Stage | None = None
         self._logged_at = 0.0
@@ -191,11 +211,13 @@ class Records:
 
     def draw(self, progress: Progress) -> None:
         """Log a stage that is new, and at times what has changed within it."""
+        if progress.stage == "queued" and not progress.detail:
+            return  # every start is, for an instant
         now, said = self._clock(), describe(self._name, progress)
         is_due = said != self._said and now - self._logged_at >= _LOG_SECONDS
         if progress.stage != self._stage or is_due:
             self._stage, self._logged_at, self._said = progress.stage, now, said
-            log.info("%s", said)
+            self._tell(said)
 
     def close(self) -> None:
         """Leave nothing."""
@@ -207,6 +229,9 @@ class Bars:
     Args:
         name: What is waited for.
         file: The terminal.
+
+    Attributes:
+        can_draw: Whether the terminal can move its cursor.
     """
 
     def __init__(self, name: str, file: TextIO) -> None:
@@ -225,7 +250,9 @@ class Bars:
         self._stage: Stage | None = None
         self._plain = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         self._bytes = (*self._plain[:2], BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._bars = Progress(*self._plain, console=Console(file=file), transient=True)
+        console = Console(file=file)
+        self.can_draw = not console.is_dumb_terminal
+        self._bars = Progress(*self._plain, console=console, transient=True)
         self._task: TaskID | None = None
 
     def draw(self, progress: Progress) -> None:

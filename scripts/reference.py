@@ -15,7 +15,6 @@ from typing import Any, Union, get_args, get_origin
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, errors
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.wire import errors as wire_errors
 
 DOCS = Path(__file__).parents[1] / "docs"
 GENERAL = ("ModelError", "LangChainException")
@@ -94,14 +93,8 @@ def default_of(field: object) -> str:
 
 def classes() -> list[type[CarVllmError]]:
     """Return every error class, parents before children."""
-    names = {*vars(errors), *wire_errors.__all__}
-    found = {
-        cls
-        for name in names
-        if isinstance(cls := getattr(errors, name, None) or getattr(wire_errors, name), type)
-        and issubclass(cls, CarVllmError)
-        and not name.startswith("_")
-    }
+    found = {getattr(errors, name) for name in errors.__all__}
+    found = {cls for cls in found if isinstance(cls, type) and issubclass(cls, CarVllmError)}
     return sorted(found, key=lambda cls: (len(cls.__mro__), cls.__name__))
 
 

@@ -13,6 +13,7 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id, namespace
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import (
+    Phase,
     Reason,
     State,
     is_used_elsewhere,
@@ -104,11 +105,25 @@ class SupervisorContext:
         if is_same_file(self._held.lock, self.directory.supervisor_lock):
             self._written = write_state(self.directory.state, self.state)
 
-    def show(self, detail: str, done: int | None = None, total: int | None = None) -> None:
-        """Tell those who wait how far it is; written only when it is news."""
-        state = self.state
-        if (state.detail, state.done, state.total) != (detail, done, total):
-            self.update(detail=detail, done=done, total=total)
+    def show(
+        self,
+        detail: str,
+        done: int | None = None,
+        total: int | None = None,
+        *,
+        phase: Phase | None = None,
+    ) -> None:
+        """Tell those who wait how far it is; written only when it is news.
+
+        Args:
+            detail: One line.
+            done: How much of it is done.
+            total: How much there is in all.
+            phase: The stage that this is, None for the one that it was.
+        """
+        state, phase = self.state, phase or self.state.phase
+        if (state.phase, state.detail, state.done, state.total) != (phase, detail, done, total):
+            self.update(phase=phase, detail=detail, done=done, total=total)
 
     def pause(self, seconds: float) -> None:
         """Wait, or less when a signal comes, and put back a state that somebody removed or changed.

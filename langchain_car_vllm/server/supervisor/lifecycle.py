@@ -37,7 +37,6 @@ from langchain_car_vllm.server.supervisor.prepare import (
     check_fits,
     check_model_can_be_had,
     fetch_model,
-    install_runtime,
     usable_runtime,
 )
 from langchain_car_vllm.server.supervisor.reservation import reserve_memory
@@ -87,7 +86,7 @@ class Supervisor:
             self._wait_out_backoff()
             check_model_can_be_had(context.spec)
             check_fits(context)
-            runtime = install_runtime(context)
+            runtime = usable_runtime(context)
             launch = fetch_model(context, runtime).launch
             reserve_memory(context, launch.memory)
             # An upgrade may have begun while memory was awaited.

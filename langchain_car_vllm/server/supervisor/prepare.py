@@ -50,18 +50,10 @@ def check_model_can_be_had(spec: ServerSpec) -> None:
     check_may_download(spec.source, auto_pull=spec.auto_pull)
 
 
-def install_runtime(context: SupervisorContext) -> VllmRuntime:
-    """Find the runtime or install it, as the stage that this is.
-
-    Raises:
-        RuntimeProvisioningError: There is none and none can be had.
-    """
-    context.update(phase="install", detail="")
-    return usable_runtime(context)
-
-
 def usable_runtime(context: SupervisorContext) -> VllmRuntime:
     """Return the runtime once nobody changes it, in a thread: the supervisor stays responsive.
+
+    It is the stage `install` only where something is installed or waited for.
 
     Raises:
         RuntimeProvisioningError: There is none and none can be had.
@@ -86,7 +78,8 @@ def usable_runtime(context: SupervisorContext) -> VllmRuntime:
         if latest:
             news = latest[-1]
             latest.clear()
-            context.show(news.detail, news.done, news.total)
+            if context.state.phase in ("queued", "install"):
+                context.show(news.detail, news.done, news.total, phase="install")
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
@@ -120,14 +113,7 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Plan:
         InsufficientMemoryError: It needs more memory than all servers may take.
     """
     spec = context.spec
-    context.update(
-        phase="download",
-        detail="",
-        done=None,
-        total=None,
-        binary=str(runtime.server),
-        serving=Serving(version=runtime.version),
-    )
+    context.update(binary=str(runtime.server), serving=Serving(version=runtime.version))
     if find_snapshot(spec.source, spec.revision, trust=is_trusted(spec.server_args)) is None:
         check_model_can_be_had(spec)
         _download(context, runtime)
@@ -161,7 +147,7 @@ def _download(context: SupervisorContext, runtime: VllmRuntime) -> None:
     download = Download(context.spec, runtime.server, context.policy, context.directory)
     try:
         while (progress := download.step()) is not None:
-            context.show(*progress)
+            context.show(*progress, phase="download")
             context.pause(context.policy.download_tick)
     finally:
         download.end()

@@ -6,7 +6,7 @@ from pathlib import Path
 from langchain_car_vllm.environment import VARIABLES, Group
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/environment.md")
+PAGES = ("docs/environment.md",)
 _MARKED = re.compile(r"(<!-- variables: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -2,7 +2,7 @@
 
     python examples/quickstart.py [MODEL]
 
-MODEL is a catalog id, a Hub repository or a directory. On a Mac the default needs 24 GB of memory.
+MODEL is a catalog id, a Hub repository or a directory. On a Mac the default needs 32 GB of memory.
 """
 
 import sys

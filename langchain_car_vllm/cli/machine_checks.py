@@ -29,6 +29,7 @@ from langchain_car_vllm.runtime import (
 )
 from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
 from langchain_car_vllm.runtime.marker import is_incomplete
+from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
@@ -230,10 +231,12 @@ def _memory() -> str:
     budget = budget_bytes()
     set_aside = sum(state.reservation for _, state in running_servers())
     whole = psutil.virtual_memory()
-    return (
+    told = (
         f"models may take {size(budget)} of {size(whole.total)}; {size(set_aside)} are set aside, "
         f"{size(whole.available)} are available"
     )
+    figure = known_working_set()
+    return f"{told}; Metal recommends at most {size(figure)}" if figure else told
 
 
 def _models() -> str:

@@ -53,6 +53,7 @@ lint: install ## Ruff, import contracts, spelling, types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	if command -v actionlint >/dev/null; then actionlint; fi
 	$(BIN)/mypy --platform linux --cache-dir .mypy_cache/linux
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import typer
 
+from langchain_car_vllm.cli import runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.machine_checks import CHECKS
 from langchain_car_vllm.cli.output import AsJson, print_json
@@ -32,7 +33,7 @@ def doctor(
 ) -> None:
     """Check this machine.
 
-    Host, uv, runtime, home, locks, ports, processes, memory and models.
+    Host, uv, runtime, home, locks, ports, processes, memory, models, files and certificates.
 
     The exit code is 1 where a check failed.
     """
@@ -48,8 +49,9 @@ def doctor(
 
 
 def _results(*, selftest: bool) -> Iterator[_Result]:
-    yield from _run(CHECKS)
+    yield from _run((*CHECKS, *runtime_checks.CHECKS))
     if selftest:
+        yield from _run(runtime_checks.TRIALS)
         with selftests() as steps:
             yield from _run(steps)
 

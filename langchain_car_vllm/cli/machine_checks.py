@@ -16,6 +16,7 @@ import psutil
 
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import model_id, size
+from langchain_car_vllm.cli.runtime_checks import check_release
 from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import can_be_made, car_home, managed_root, run_root
@@ -63,6 +64,7 @@ sys.stdin.read()
 def _host() -> str:
     host = current_host()
     check_host(host)
+    check_release(host)
     release = ".".join(map(str, host.release))
     system = "macOS" if host.system == "darwin" else f"{host.system} with glibc"
     return f"{system} {release or 'of unknown version'} on {host.machine}"

@@ -1,0 +1,119 @@
+"""What `doctor` asks of the limits, of certificates and of MLX itself."""
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.cli.output import size
+from langchain_car_vllm.environment import SSL_CERT_FILE
+from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.runtime import binary_to_launch, interpreter_of
+from langchain_car_vllm.runtime.commands import run_step
+from langchain_car_vllm.runtime.host import Host
+from langchain_car_vllm.runtime.uv_settings import has_system_certificates
+from langchain_car_vllm.server import running_servers
+
+_ENOUGH_FILES = 1024
+# The wheel that these versions select is built for 26.2, and fails on an M5.
+_UNFIT_MACOS = ((26, 0), (26, 2))
+_COMPANY = ("ollama", "lm studio", "lms", "mlx_lm", "mlx_vlm", "vllm-mlx", "llama-server")
+_ONE_OPERATION = """
+import json
+import mlx.core as mx
+total = (mx.ones((64, 64)) @ mx.ones((64, 64))).sum()
+mx.eval(total)
+has_metal = mx.metal.is_available()
+device = mx.device_info() if has_metal and hasattr(mx, "device_info") else {}
+print(json.dumps({
+    "total": total.item(),
+    "metal": has_metal,
+    "working_set": device.get("max_recommended_working_set_size"),
+}))
+"""
+
+
+def check_release(host: Host) -> None:
+    """Warn of a macOS that MLX's newest wheel does not fit."""
+    oldest, fixed = _UNFIT_MACOS
+    if host.system == "darwin" and oldest <= host.release[:2] < fixed:
+        raise Warned(
+            f"macOS {'.'.join(map(str, host.release))}: MLX may fail on an M5, its wheel is built "
+            "for macOS 26.2",
+            "update to macOS 26.2 or newer",
+        )
+
+
+def check_files() -> str:
+    """Tell how many files and connections this program may have open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _ENOUGH_FILES:
+        raise Warned(
+            f"a program may open {hard} files at most, too few for hundreds of calls at once",
+            f"raise the hard limit: `ulimit -H -n {_ENOUGH_FILES}`",
+        )
+    return f"a program may open {soft} files; servers and their clients are kept within that"
+
+
+def check_certificates() -> str:
+    """Tell whose certificates are trusted by what leaves the machine."""
+    if named := SSL_CERT_FILE.read():
+        if not Path(named).is_file():
+            raise Finding(f"SSL_CERT_FILE=`{named}` is not a file", "unset or correct it")
+        return f"those in `{named}` are trusted"
+    if not has_system_certificates():
+        return "the system has none; uv and the Hub's client bring their own"
+    return "what the system trusts is trusted"
+
+
+def check_mlx() -> str:
+    """Have the runtime's own Python multiply two matrices, on the GPU where there is Metal."""
+    binary = binary_to_launch()
+    interpreter = interpreter_of(binary) if binary else None
+    if binary is None or interpreter is None:
+        raise Warned("there is no runtime to try MLX in", "run `car-vllm install`")
+    try:
+        said = run_step(
+            "mlx", [interpreter, "-I", "-c", _ONE_OPERATION], directory=interpreter.parent
+        )
+    except ProvisionError as error:
+        raise Finding(
+            f"MLX does not work in `{interpreter}`: {error.detail}",
+            "run `car-vllm install --upgrade`, and see which `vllm-mlx` it names",
+        ) from error
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    if found["total"] != 64.0**3:
+        raise Finding(f"MLX multiplies wrongly: {found['total']}", "report it with your macOS")
+    if not found["metal"]:
+        return "one operation is right, on the CPU: there is no Metal here"
+    return f"one operation is right on the GPU; Metal recommends {size(found['working_set'])}"
+
+
+def check_company() -> str:
+    """Tell which other servers of models hold memory."""
+    ours = {state.server.pid for _, state in running_servers() if state.server}
+    others: dict[str, int] = {}
+    for process in psutil.process_iter(["name", "pid", "memory_info"]):
+        name = (process.info["name"] or "").lower()
+        memory = process.info["memory_info"]
+        if process.info["pid"] not in ours and memory and name.startswith(_COMPANY):
+            others[name] = others.get(name, 0) + memory.rss
+    if not others:
+        return "no other server of models runs"
+    held = ", ".join(f"`{name}` {size(memory)}" for name, memory in others.items())
+    raise Warned(f"others hold memory that models could have: {held}", "end what you do not need")
+
+
+CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("files", check_files),
+    ("certificates", check_certificates),
+)
+TRIALS: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("mlx", check_mlx),
+    ("company", check_company),
+)
+"""They take seconds, or judge what else runs; `--selftest` includes them."""

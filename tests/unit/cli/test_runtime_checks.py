@@ -1,0 +1,83 @@
+"""Limits, certificates and MLX, as `doctor` sees them."""
+
+import resource
+import stat
+import sys
+
+import pytest
+
+from langchain_car_vllm.cli import runtime_checks
+from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.runtime.host import Host
+
+
+@pytest.mark.parametrize("release", [(26, 0, 1), (26, 1), (26, 0)])
+def test_a_macos_that_mlx_does_not_fit(release):
+    """The newest wheel is for 26.2; older ones of that line are warned about."""
+    with pytest.raises(Warned, match=r"26\.2"):
+        runtime_checks.check_release(Host("darwin", "arm64", release))
+
+
+@pytest.mark.parametrize("release", [(14, 0), (15, 7), (26, 2), (27, 0), ()])
+def test_a_macos_that_mlx_fits(release):
+    """Every other version passes, and one that is unknown."""
+    runtime_checks.check_release(Host("darwin", "arm64", release))
+
+
+def test_a_low_hard_limit_is_warned_about(monkeypatch):
+    """A soft limit of 256, as macOS has it, is well; a hard one is told with its cure."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    assert "256" in runtime_checks.check_files()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
+    with pytest.raises(Warned, match="512"):
+        runtime_checks.check_files()
+
+
+def test_certificates_that_are_not_there(monkeypatch, tmp_path):
+    """A file that SSL_CERT_FILE names in vain is a failure."""
+    assert runtime_checks.check_certificates()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(Finding, match=r"none\.pem"):
+        runtime_checks.check_certificates()
+
+
+def runtime_that_says(tmp_path, monkeypatch, script):
+    """Put an environment in place whose Python is a script."""
+    folder = tmp_path / "environment" / "bin"
+    folder.mkdir(parents=True)
+    python = folder / "python3"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    (folder / "vllm-mlx").write_text(f"#!{python}\n")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(folder / "vllm-mlx"))
+
+
+def test_mlx_on_a_gpu(tmp_path, monkeypatch):
+    """The figure of Metal is told where the operation is right."""
+    said = '{"total": 262144.0, "metal": true, "working_set": 11453251584}'
+    runtime_that_says(tmp_path, monkeypatch, f"echo '{said}'")
+    assert "11.5 GB" in runtime_checks.check_mlx()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'ImportError: Unable to load libmlx' >&2; exit 1", "libmlx"),
+        ("""echo '{"total": 1.0, "metal": true, "working_set": 1}'""", "wrongly"),
+    ],
+)
+def test_mlx_that_does_not_work(tmp_path, monkeypatch, script, reason):
+    """What fails, and what computes wrongly, fails the check."""
+    runtime_that_says(tmp_path, monkeypatch, script)
+    with pytest.raises(Finding, match=reason):
+        runtime_checks.check_mlx()
+
+
+def test_this_python_has_no_mlx(tmp_path, monkeypatch):
+    """A Python without MLX is found out by trying, not by looking."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "vllm-mlx").write_text(f"#!{sys.executable}\n")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(folder / "vllm-mlx"))
+    with pytest.raises(Finding, match="mlx"):
+        runtime_checks.check_mlx()

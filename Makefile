@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 TESTS ?= tests
+UNIT ?= tests/unit tests/standard
 MODELS := $(CURDIR)/.models
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 # uv trusts what the system trusts, as behind a proxy that inspects TLS; a bare container has nothing.
@@ -15,7 +16,7 @@ SECTIONS ?=
 OUTPUT ?= .benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock lock-runtime demo lint format type test test-full conformance bench bench-docs docs variables \
+.PHONY: help install lock lock-runtime demo lint format type test test-full test-newest test-lowest conformance bench bench-docs docs variables \
   faults-repeat faults-darwin clean
 
 help: ## Show the targets
@@ -31,8 +32,8 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
 	touch $@
 
-lock: ## Compile the development lock anew
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+lock: ## Compile the development lock anew, from the newest releases
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --group dev pyproject.toml -o requirements/dev.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --constraint requirements/dev.txt --group bench pyproject.toml \
@@ -40,6 +41,21 @@ lock: ## Compile the development lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --constraint requirements/dev.txt --group examples --group docs pyproject.toml \
 	  -o requirements/examples.txt
+
+# A fresh environment with the wheel, as a user has it: its folder, and how versions are chosen.
+define unit_tests_in
+	$(UV) venv --quiet --clear --python $(PYTHON) $(1)
+	$(UV) build --quiet --wheel --out-dir $(1)/wheel
+	VIRTUAL_ENV=$(1) $(UV) pip install --quiet --resolution $(2) --requirement pyproject.toml --group test
+	VIRTUAL_ENV=$(1) $(UV) pip install --quiet --no-deps $(1)/wheel/*.whl
+	$(1)/bin/pytest $(UNIT) -n 2
+endef
+
+test-newest: install ## The unit tests with the wheel and the newest releases that the ranges admit
+	$(call unit_tests_in,.newest,highest)
+
+test-lowest: install ## The same with the lowest ones
+	$(call unit_tests_in,.lowest,lowest-direct)
 
 lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
 	$(BIN)/python scripts/lock_runtime.py
@@ -99,4 +115,4 @@ faults-darwin: install ## The fault suite under Darwin's rules
 	DARWIN_RULES=1 $(BIN)/python -m pytest tests/faults -n 2
 
 clean: ## Remove what the build made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .newest .lowest .mypy_cache .pytest_cache .ruff_cache

@@ -58,3 +58,48 @@ def test_modules_are_short():
     """A module that grows beyond this is two."""
     lengths = {relative(m): len(m.read_text(encoding="utf-8").splitlines()) for m in MODULES}
     assert not {name: count for name, count in lengths.items() if count > _MOST_LINES}
+
+
+def test_only_the_context_assigns_the_state():
+    """There is one writer of what a supervisor says of itself."""
+    writers = {
+        relative(module)
+        for module in MODULES
+        for node in nodes(module)
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Attribute) and target.attr == "state"
+    }
+    assert writers <= {"server/supervisor/context.py"}
+
+
+def test_twins_take_the_same_arguments():
+    """What exists as `x` and `ax` in one class or module takes the same, by name and by kind."""
+    pairs = 0
+    for module in MODULES:
+        for scope in nodes(module):
+            if not isinstance(scope, ast.Module | ast.ClassDef):
+                continue
+            functions = {
+                node.name: node
+                for node in scope.body
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+            for name, function in functions.items():
+                stem = name.lstrip("_")
+                twin = functions.get(f"{name[: len(name) - len(stem)]}a{stem}")
+                if isinstance(twin, ast.AsyncFunctionDef) and isinstance(function, ast.FunctionDef):
+                    pairs += 1
+                    assert arguments(function) == arguments(twin), f"{relative(module)}: {name}"
+    assert pairs > 5
+
+
+def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[str, str]]:
+    """Return the names and kinds of a function's arguments; callback managers come in two kinds."""
+    found = function.args
+    kinds = {
+        "positional": [*found.posonlyargs, *found.args],
+        "keyword": found.kwonlyargs,
+        "rest": [part for part in (found.vararg, found.kwarg) if part is not None],
+    }
+    return [(kind, argument.arg) for kind, group in kinds.items() for argument in group]

@@ -105,6 +105,10 @@ class SupervisorContext:
         if is_same_file(self._held.lock, self.directory.supervisor_lock):
             self._written = write_state(self.directory.state, self.state)
 
+    def note_crashes(self, crashes: tuple[float, ...]) -> None:
+        """Remember when it crashed; written with the end of the server, not before."""
+        self.state = dataclasses.replace(self.state, crashes=crashes)
+
     def show(
         self,
         detail: str,

@@ -1,6 +1,5 @@
 """The ready stage: crash watch, idleness, eviction."""
 
-import dataclasses
 import time
 from typing import NoReturn
 
@@ -85,7 +84,7 @@ def _report_crash(
     now = time.monotonic()
     was_stable = was_used and now - (context.state.ready_at or now) > context.policy.stable_after
     before = () if was_stable else recent_crashes(context.state.crashes, now, context.policy)
-    context.state = dataclasses.replace(context.state, crashes=(*before, now))
+    context.note_crashes((*before, now))
     diagnosis = diagnose(code, child.log)
     error = ServerCrashedError(
         f"the server of `{context.spec.served_name}` died: {diagnosis.sentence}",

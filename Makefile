@@ -46,7 +46,7 @@ lock: ## Compile the development lock anew, from the newest releases
 define unit_tests_in
 	$(UV) venv --quiet --clear --python $(PYTHON) $(1)
 	$(UV) build --quiet --wheel --out-dir $(1)/wheel
-	VIRTUAL_ENV=$(1) $(UV) pip install --quiet --resolution $(2) --requirement pyproject.toml --group test
+	VIRTUAL_ENV=$(1) $(UV) pip install --quiet --compile-bytecode --resolution $(2) --requirement pyproject.toml --group test
 	VIRTUAL_ENV=$(1) $(UV) pip install --quiet --no-deps $(1)/wheel/*.whl
 	$(1)/bin/pytest $(UNIT) -n 2
 endef

@@ -1,7 +1,6 @@
-"""What vllm-mlx does by itself, and that nobody meets it: the facts about processes, by number.
+"""What vllm-mlx does by itself, and that nobody meets it: the quirks of its processes.
 
-The facts about answers are in `tests/unit/wire` under the same kind of name; fact 1 is the first of
-LangChain's there.
+The quirks of its answers are listed in `docs/dialect.md`.
 """
 
 import pytest
@@ -14,7 +13,7 @@ from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, serve_arguments
 
 
-def test_server_2_a_busy_engine_queues_instead_of_refusing(fake: Fake):
+def test_a_busy_engine_queues_instead_of_refusing(fake: Fake):
     """The simple engine answers one at a time and turns others away unless it is told to wait."""
     environment = server_environment({}, {}, offline=True)
     assert environment["VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION"] == "wait"
@@ -23,7 +22,7 @@ def test_server_2_a_busy_engine_queues_instead_of_refusing(fake: Fake):
         assert all(call.result() for call in calls)
 
 
-def test_server_5_a_request_under_way_does_not_keep_a_stopped_server_alive(fake: Fake):
+def test_a_request_under_way_does_not_keep_a_stopped_server_alive(fake: Fake):
     """A signal alone would wait for the request; the stop does not."""
     fake.switch(token_gate=fake.gate("token"), ignore_sigint=True)
     with lease(fake.spec(), policy=FAST) as held:
@@ -34,21 +33,21 @@ def test_server_5_a_request_under_way_does_not_keep_a_stopped_server_alive(fake:
         stream.close()
 
 
-def test_server_6_a_server_that_is_up_but_unwell_is_not_ready(fake: Fake):
+def test_a_server_that_is_up_but_unwell_is_not_ready(fake: Fake):
     """`/health` answers 200 all the same."""
     fake.switch(health="unhealthy")
     with pytest.raises(ServerStartingError):
         lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
 
 
-def test_server_7_another_server_on_the_port_is_not_taken_for_ours(fake: Fake):
+def test_another_server_on_the_port_is_not_taken_for_ours(fake: Fake):
     """It answers the same questions under another name."""
     fake.switch(model_name="another")
     with pytest.raises(ServerStartingError):
         lease(fake.spec(), policy=FAST, startup_timeout=0.5).__enter__()
 
 
-def test_server_8_a_model_that_is_here_is_served_without_the_broken_flag(fake: Fake):
+def test_a_model_that_is_here_is_served_without_the_broken_flag(fake: Fake):
     """`--offline` fails on caches that the server itself has made; the variable does not."""
     spec = fake.spec()
     launch = Launch(spec.source, True, Serving(engine="batched"))
@@ -56,7 +55,7 @@ def test_server_8_a_model_that_is_here_is_served_without_the_broken_flag(fake: F
     assert server_environment({}, {}, offline=True)["HF_HUB_OFFLINE"] == "1"
 
 
-def test_server_9_output_that_nobody_reads_does_not_block_the_server(fake: Fake):
+def test_output_that_nobody_reads_does_not_block_the_server(fake: Fake):
     """Far more than a pipe would hold goes to a file."""
     fake.switch(flood=2_000_000)
     with lease(fake.spec(), policy=FAST) as held:

@@ -34,7 +34,12 @@ from langchain_car_vllm.server.process import (
     wait_until_group_gone,
 )
 
-_LAUNCHER = Path(__file__).with_name("launch.py").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
+# Read at import: the virtual environment may be gone when they are needed.
+_LAUNCHER = {
+    path.relative_to(_HERE): path.read_text(encoding="utf-8")
+    for path in (_HERE / "launch.py", *sorted((_HERE / "mends").glob("*.py")))
+}
 _LOCK_PATIENCE = 5.0
 _KEPT_LOGS = 3
 _PIECE = 1_000_000
@@ -45,8 +50,11 @@ _SAVING = b"Saving prefix cache"
 
 
 def install_launcher(directory: ServerDirectory) -> None:
-    """Put `launch.py` where it outlives the virtual environment it came from."""
-    directory.launcher.write_text(_LAUNCHER, encoding="utf-8")
+    """Put `launch.py` and its mends where they outlive the virtual environment they came from."""
+    for name, text in _LAUNCHER.items():
+        path = directory.launcher.parent / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 class Child:

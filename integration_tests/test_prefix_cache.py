@@ -1,0 +1,122 @@
+"""The saved prefix cache on the real server: warm for the same weights, never met by others."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
+from langchain_car_vllm.server import directory_of
+from langchain_car_vllm.server.prefix_caches import prefix_caches
+
+pytestmark = [pytest.mark.timeout(600)]
+
+PROMPT = [
+    HumanMessage(" ".join(f"Item {n} is red." for n in range(60)) + " How many items are red?")
+]
+
+
+def copied(source: str, target: Path) -> Path:
+    """Return a model folder whose weights alone are a file of its own."""
+    target.mkdir()
+    for path in Path(source).iterdir():
+        if path.suffix == ".safetensors":
+            shutil.copy(path, target / path.name)
+        else:
+            (target / path.name).symlink_to(path)
+    return target
+
+
+def swap_layers(model: Path, one: int, other: int) -> None:
+    """Write new weights of the same shapes and size to the same place: two layers change places."""
+    file = model / "model.safetensors"
+    raw = file.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    names = {f"layers.{one}.": f"layers.{other}.", f"layers.{other}.": f"layers.{one}."}
+    swapped = {}
+    for name, tensor in header.items():
+        part = next((part for part in names if part in name), None)
+        swapped[name.replace(part, names[part]) if part else name] = tensor
+    text = json.dumps(swapped, separators=(",", ":")).encode()
+    assert len(text) <= size
+    before = file.stat()
+    file.write_bytes(raw[:8] + text.ljust(size) + raw[8 + size :])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+
+
+@pytest.fixture
+def ask(chat: Callable[..., ChatVllmMlx]) -> Iterator[Callable[..., str]]:
+    """Answer with a server of its own that saves its prefix cache at its end."""
+    asked = []
+
+    def answer(model: Path, **settings: object) -> str:
+        llm = chat(model=str(model), max_tokens=24, **settings)
+        asked.append(llm)
+        text = str(llm.invoke(PROMPT).content)
+        llm.unload()
+        return text
+
+    yield answer
+    for llm in asked:
+        llm.unload(force=True)
+
+
+def log_of(model: Path, chat: Callable[..., ChatVllmMlx], **settings: object) -> str:
+    llm = chat(model=str(model), **settings)
+    return directory_of(llm._spec(engine=llm.engine)).log.read_text(errors="replace")
+
+
+def test_new_weights_never_meet_the_old_cache(ask, chat, smollm2: str, tmp_path: Path):
+    """Weights that are replaced at the same path answer as they do where nothing was saved."""
+    model = copied(smollm2, tmp_path / "model")
+    old = ask(model)
+    again = ask(model)
+    assert again == old
+    assert "HIT" in log_of(model, chat)
+    swap_layers(model, 3, 20)
+    new = ask(model)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(model, elsewhere, symlinks=True)
+    assert new == ask(elsewhere)
+    assert new != old
+    mine = [
+        cache for cache in prefix_caches() if str(model).replace("/", "--")[-20:] in cache.path.name
+    ]
+    assert len(mine) == 1, "the old weights' folder is still there"
+    assert mine[0].bytes > 0
+
+
+def test_two_keys_of_a_model_share_no_folder(ask, chat, smollm2: str, tmp_path: Path):
+    """Other settings make another server, whose saved cache is its own."""
+    model = copied(smollm2, tmp_path / "model")
+    ask(model)
+    ask(model, server_args=["--max-num-seqs", "8"])
+    assert "HIT" not in log_of(model, chat, server_args=["--max-num-seqs", "8"])
+    keys = {
+        directory_of(chat(model=str(model), **given)._spec(engine="auto")).key
+        for given in ({}, {"server_args": ["--max-num-seqs", "8"]})
+    }
+    assert keys <= {cache.key for cache in prefix_caches()}
+
+
+def test_every_mend_applies_to_the_locked_runtime(tmp_path: Path):
+    """No mend steps aside, fails or waits for a module that the tested server no longer has."""
+    source = Path(__file__).parents[1] / "langchain_car_vllm" / "server" / "supervisor"
+    shutil.copy(source / "launch.py", tmp_path)
+    shutil.copytree(source / "mends", tmp_path / "mends")
+    python = interpreter_of(ensure_runtime().server)
+    result = subprocess.run(
+        [python, tmp_path / "launch.py", "check"], capture_output=True, text=True, check=True
+    )
+    states = json.loads(result.stdout.splitlines()[-1])
+    assert states
+    assert {name: state for name, state in states.items() if state["state"] != "applied"} == {}

@@ -1,0 +1,154 @@
+"""What a chat template refuses is the request's fault, and one that never ends is stopped.
+
+Templates raise for roles in an order that their model was not trained on, for system messages in
+the middle and more. The published server makes a causeless 500 of all that, and a template that
+loops keeps everybody waiting forever, `/health` too.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from .mend import Mend, find
+
+# A long conversation takes milliseconds; a machine under heavy load takes a hundred times that.
+_SECONDS = float(os.environ.pop("CAR_VLLM_LAUNCH_TEMPLATE_SECONDS", "10"))
+_STOPPED = 70
+"""Exit code of a server that a template held up where it could not be interrupted."""
+
+
+class EndlessTemplateError(Exception):
+    """Raised in the thread that renders, by the watch below."""
+
+
+class RenderWatch:
+    """Interrupts a rendering that takes too long, and ends the process if that does not help.
+
+    Both wall and CPU time must have passed: a machine that slept or a suspended process is not a
+    template that loops.
+
+    Args:
+        seconds: How long a rendering may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._thread = threading.get_ident()
+        self._cpu = time.process_time()
+        self._mutex = threading.Lock()
+        self._ended = False
+        self._interrupted = False
+        self._timer = self._start_timer()
+
+    def __enter__(self) -> None:
+        """Watch the thread that enters."""
+
+    def __exit__(
+        self,
+        kind: "type[BaseException] | None",
+        error: "BaseException | None",
+        trace: "TracebackType | None",
+    ) -> None:
+        """Stop watching; an interruption that is still on its way is called back."""
+        with self._mutex:
+            self._ended = True
+            if self._interrupted:
+                _raise_in(self._thread, None)
+        self._timer.cancel()
+
+    def _start_timer(self) -> threading.Timer:
+        timer = threading.Timer(self._seconds, self._look)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _look(self) -> None:
+        with self._mutex:
+            if self._ended:
+                return
+            if time.process_time() - self._cpu < self._seconds / 2:
+                self._timer = self._start_timer()
+                return
+            if self._interrupted:
+                text = "RuntimeError: the chat template could not be interrupted"
+                print(text, file=sys.stderr, flush=True)
+                os._exit(_STOPPED)
+            self._interrupted = True
+            self._cpu = time.process_time()
+            _raise_in(self._thread, EndlessTemplateError)
+            self._timer = self._start_timer()
+
+
+def _raise_in(thread: int, error: Any) -> None:
+    set_error = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    set_error(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+
+
+def _refuse_what_the_template_refuses(module: Any) -> None:
+    """Answer 400 with the template's own sentence."""
+    render = find(module, "render_jinja_template", "conversations", "chat_template")
+
+    def rendered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with RenderWatch(_SECONDS):
+                return render(*args, **kwargs)
+        except EndlessTemplateError as error:
+            reason = f"the chat template did not finish within {_SECONDS:g} s"
+            raise refused(reason, error) from error
+        except Exception as error:
+            raise refused(f"the chat template refused the messages: {error}", error) from error
+
+    module.render_jinja_template = rendered
+
+
+def _refuse_without_template(module: Any) -> None:
+    """Answer 400 where the model has no chat template."""
+    tokenizer = find(module, "PreTrainedTokenizerBase")
+    look_up = find(tokenizer, "get_chat_template", "chat_template", "tools")
+
+    def template(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return look_up(self, *args, **kwargs)
+        except ValueError as error:
+            # mlx-vlm looks for the words in brackets.
+            reason = "the model has no chat template"
+            if "chat_template is not set" in str(error):
+                reason += " (tokenizer.chat_template is not set)"
+            raise refused(reason, error) from error
+
+    tokenizer.get_chat_template = template
+
+
+def refused(reason: str, error: Exception) -> Exception:
+    """Return a 400 that is also of the class that those who know the original error catch."""
+    from fastapi import HTTPException
+    from jinja2 import TemplateError
+
+    if isinstance(error, HTTPException):
+        return error
+    kinds = [kind for kind in (TemplateError, TypeError, ValueError) if isinstance(error, kind)]
+    name = "TemplateRefusedError"
+    kind = type(name, (HTTPException, *kinds[:1]), {"__str__": lambda _: reason})
+    return kind(status_code=400, detail=reason)  # type: ignore[no-any-return]
+
+
+MENDS = (
+    Mend(
+        name="template-refusal",
+        module="transformers.utils.chat_template_utils",
+        tested="transformers 5.23",
+        purpose="answer 400 to what the chat template refuses, and stop a template that never ends",
+        apply=_refuse_what_the_template_refuses,
+    ),
+    Mend(
+        name="template-missing",
+        module="transformers.tokenization_utils_base",
+        tested="transformers 5.23",
+        purpose="answer 400 where the model has no chat template",
+        apply=_refuse_without_template,
+    ),
+)

@@ -1,0 +1,53 @@
+"""A mend: what it changes in which module, and how it finds out that it may."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Mend(NamedTuple):
+    """A change to a module of the server's own installation.
+
+    Attributes:
+        name: Names it in the log and to `car-vllm doctor`.
+        module: The module that is changed once it has been imported.
+        tested: The versions it was tested with.
+        purpose: What it is for, in one sentence.
+        apply: Changes the module. It returns why nothing is to be done, else None, and raises
+            `UnknownCodeError` before it has changed anything where the code is not what it mends.
+    """
+
+    name: str
+    module: str
+    tested: str
+    purpose: str
+    apply: Callable[[Any], "str | None"]
+
+
+class UnknownCodeError(Exception):
+    """The module does not hold the code that a mend was written for."""
+
+
+def find(owner: Any, name: str, *parameters: str) -> Any:
+    """Return a function or class of a module.
+
+    Args:
+        owner: The module or class.
+        name: What to look for.
+        parameters: Names of parameters that it must have.
+
+    Raises:
+        UnknownCodeError: It is missing, or takes other parameters.
+    """
+    found = getattr(owner, name, None)
+    place = f"{getattr(owner, '__name__', owner)}.{name}"
+    if found is None:
+        raise UnknownCodeError(f"there is no {place}")
+    try:
+        known = inspect.signature(found).parameters
+    except (TypeError, ValueError) as error:
+        raise UnknownCodeError(f"{place} has no signature") from error
+    missing = [parameter for parameter in parameters if parameter not in known]
+    if missing:
+        raise UnknownCodeError(f"{place} takes no {', '.join(missing)}")
+    return found

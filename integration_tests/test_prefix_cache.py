@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.prefix_caches import prefix_caches
 
@@ -106,17 +104,3 @@ def test_two_keys_of_a_model_share_no_folder(ask, chat, smollm2: str, tmp_path: 
         for given in ({}, {"server_args": ["--max-num-seqs", "8"]})
     }
     assert keys <= {cache.key for cache in prefix_caches()}
-
-
-def test_every_mend_applies_to_the_locked_runtime(tmp_path: Path):
-    """No mend steps aside, fails or waits for a module that the tested server no longer has."""
-    source = Path(__file__).parents[1] / "langchain_car_vllm" / "server" / "supervisor"
-    shutil.copy(source / "launch.py", tmp_path)
-    shutil.copytree(source / "mends", tmp_path / "mends")
-    python = interpreter_of(ensure_runtime().server)
-    result = subprocess.run(
-        [python, tmp_path / "launch.py", "check"], capture_output=True, text=True, check=True
-    )
-    states = json.loads(result.stdout.splitlines()[-1])
-    assert states
-    assert {name: state for name, state in states.items() if state["state"] != "applied"} == {}

@@ -35,10 +35,8 @@ def prefix_caches() -> list[PrefixCache]:
     """Return the saved prefix caches of all servers of this user, the last used first."""
     base = home()
     root = base / ".cache" / "vllm-mlx" / "prefix_cache" if base else None
-    if root is None or not os.path.isdir(root):
-        return []
     found = []
-    for note in root.glob("*.json"):
+    for note in root.glob("*.json") if root else ():
         with suppress(OSError, ValueError, AttributeError):
             key = str(json.loads(note.read_text(encoding="utf-8")).get("key"))
             folder = note.with_suffix("")

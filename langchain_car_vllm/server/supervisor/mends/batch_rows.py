@@ -92,7 +92,7 @@ MENDS = (
         name="chunked-prefill-context",
         module="vllm_mlx.mllm_batch_generator",
         tested="vllm-mlx 0.6.0",
-        purpose="keep constrained answers and penalties right while long prompts are read in pieces",
+        purpose="keep grammars and penalties right while long prompts are read in pieces",
         apply=_complete_contexts,
     ),
 )

@@ -7,9 +7,9 @@ from .mend import Mend, find
 
 def _run_grammars_on_cpu(module: Any) -> "str | None":
     """Give llguidance a NumPy kernel where MLX has no Metal, or every grammar is a 500."""
+    find(module, "apply_token_bitmask")
     import mlx.core
 
-    find(module, "apply_token_bitmask")
     if mlx.core.metal.is_available():
         return "this machine has Metal"
     module.apply_token_bitmask = _apply_token_bitmask

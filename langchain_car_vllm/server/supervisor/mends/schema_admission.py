@@ -118,7 +118,9 @@ def _validate_what_python_can(module: Any) -> None:
         from jsonschema.exceptions import best_match
         from jsonschema.validators import extend, validator_for
 
-        kind = extend(validator_for(schema), {"pattern": _accept})
+        kind: Any = extend(  # type: ignore[no-untyped-call]
+            validator_for(schema), {"pattern": _accept}
+        )
         try:
             error = best_match(kind(schema).iter_errors(data))
         except re.error:
@@ -144,7 +146,8 @@ def _check_schema(schema: Any) -> None:
     from jsonschema.validators import validator_for
 
     try:
-        validator_for(schema).check_schema(schema, format_checker=FormatChecker(formats=()))
+        kind: Any = validator_for(schema)
+        kind.check_schema(schema, format_checker=FormatChecker(formats=()))
     except Exception as error:
         raise RefusedSchemaError(_sentence(getattr(error, "message", error))) from error
 

@@ -1,0 +1,299 @@
+"""What the server refuses: a 400 for the one request, with the cause, and nobody else's harm."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from raw_client import RawClient
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.wire.errors import InvalidRequestError
+
+pytestmark = [pytest.mark.timeout(600)]
+
+BAD_SCHEMAS: dict[str, Any] = {
+    "bigint": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "wide floats": {"type": "number", "minimum": -1e308, "maximum": 1e308},
+    "end of text": {"type": "string", "pattern": "^a\\Z"},
+    "repetition": {"type": "string", "pattern": "^a{,5}$"},
+    "look-ahead": {"type": "string", "pattern": "(?=a)b"},
+    "empty enum": {"enum": []},
+    "empty range": {"type": "integer", "minimum": 5, "maximum": 1},
+    "negation": {"not": {"type": "string"}},
+    "foreign reference": {"$ref": "http://127.0.0.1:1/x"},
+    "missing reference": {"$ref": "#/$defs/nothing"},
+    "list of items": {"type": "array", "items": [{"type": "integer"}]},
+    "no type": {"type": "sting"},
+}
+
+
+@pytest.fixture(scope="module", params=["batched", "simple"])
+def model(
+    request: pytest.FixtureRequest, smollm2: str, fast_cpu: dict[str, str]
+) -> Iterator[ChatVllmMlx]:
+    """SmolLM2 on each engine, running."""
+    found = ChatVllmMlx(
+        model=smollm2, engine=request.param, temperature=0, max_tokens=8, server_env=fast_cpu
+    )
+    found.invoke("Hello.")
+    yield found
+    found.unload(force=True)
+
+
+@pytest.fixture
+def client(model: ChatVllmMlx) -> RawClient:
+    return RawClient(model)
+
+
+def wanted(schema: Any) -> dict[str, Any]:
+    """Return a response format that holds the schema one level down, as tools and classes do."""
+    whole = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": whole}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", BAD_SCHEMAS)
+def test_a_bad_schema_is_refused_with_its_cause(client: RawClient, name: str, stream: bool):
+    """A 400 with the sentence of whoever cannot read it, streamed or not."""
+    reply = client.chat("Hi.", response_format=wanted(BAD_SCHEMAS[name]), stream=stream)
+    assert reply.status == 400
+    assert reply.detail.startswith("the schema cannot be enforced: ")
+    assert len(reply.detail) > 45
+
+
+def test_a_bad_schema_ends_nobody_elses_answer(model: ChatVllmMlx):
+    """Streams that are under way go on to their end."""
+    many = 1 if model.engine == "simple" else 3  # the simple engine answers one after the other
+    begun, answers = threading.Barrier(many + 1), []
+
+    def stream() -> None:
+        parts = model.stream("Count to a hundred.", max_tokens=40)
+        first = next(parts)
+        begun.wait()
+        answers.append(first.text + "".join(part.text for part in parts))
+
+    threads = [threading.Thread(target=stream) for _ in range(many)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    for schema in BAD_SCHEMAS.values():
+        assert RawClient(model).chat("Hi.", response_format=wanted(schema)).status == 400
+    for thread in threads:
+        thread.join()
+    assert answers == [model.invoke("Count to a hundred.", max_tokens=40).text] * many
+
+
+_scalars = st.one_of(
+    st.fixed_dictionaries({"type": st.just("boolean")}),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["integer", "number"])},
+        optional={
+            "minimum": st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False)),
+            "maximum": st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False)),
+            "exclusiveMinimum": st.one_of(st.booleans(), st.integers()),
+            "multipleOf": st.one_of(st.integers(-3, 10**30), st.floats(-1, 1)),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"type": st.just("string")},
+        optional={
+            "minLength": st.integers(-1, 10**9),
+            "maxLength": st.integers(-1, 10**9),
+            "pattern": st.one_of(
+                st.text(max_size=12),
+                st.text(alphabet="ab()[]{}*+?|^$\\.,-:=!<>dwpZ09", max_size=12),
+            ),
+            "format": st.one_of(st.text(max_size=8), st.sampled_from(["date", "uuid", "email"])),
+        },
+    ),
+    st.fixed_dictionaries({"enum": st.lists(st.one_of(st.none(), st.integers(), st.text()))}),
+    st.fixed_dictionaries({"const": st.one_of(st.none(), st.floats(), st.text())}),
+    st.fixed_dictionaries({"$ref": st.one_of(st.text(max_size=8), st.just("#"))}),
+    st.booleans(),
+    st.fixed_dictionaries({"type": st.one_of(st.text(max_size=5), st.lists(st.text(max_size=5)))}),
+)
+_names = st.one_of(st.sampled_from(["a", "b"]), st.text(max_size=5))
+schemas = st.recursive(
+    _scalars,
+    lambda inner: st.one_of(
+        st.fixed_dictionaries(
+            {"type": st.just("object")},
+            optional={
+                "properties": st.dictionaries(_names, inner, max_size=3),
+                "required": st.lists(_names, max_size=3),
+                "additionalProperties": inner,
+                "patternProperties": st.dictionaries(st.text(max_size=5), inner, max_size=2),
+                "minProperties": st.integers(-1, 5),
+            },
+        ),
+        st.fixed_dictionaries(
+            {"type": st.just("array")},
+            optional={
+                "items": st.one_of(inner, st.lists(inner, max_size=2)),
+                "prefixItems": st.lists(inner, max_size=2),
+                "minItems": st.integers(-1, 10**9),
+                "maxItems": st.integers(-1, 10**9),
+                "uniqueItems": st.booleans(),
+            },
+        ),
+        st.dictionaries(
+            st.sampled_from(["anyOf", "oneOf", "allOf"]), st.lists(inner, max_size=3), max_size=2
+        ),
+        st.dictionaries(st.sampled_from(["not", "if", "then", "else"]), inner, max_size=2),
+    ),
+    max_leaves=6,
+)
+
+
+def test_no_schema_harms_anybody(model: ChatVllmMlx):
+    """Whatever the schema, its request alone answers or is refused, and the server lives on."""
+    client = RawClient(model)
+    witness = RawClient(model).chat("Say hello.").text
+
+    @settings(
+        max_examples=150,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(schemas, st.booleans())
+    def check(schema: Any, stream: bool) -> None:
+        text = json.dumps(wanted(schema))  # as the wire carries it
+        reply = client.chat("Hi.", response_format=json.loads(text), max_tokens=12, stream=stream)
+        assert reply.status in (200, 400, 422), reply
+
+    check()
+    assert RawClient(model).chat("Say hello.").text == witness
+
+
+RULES = {
+    "system first": (
+        (
+            "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+            "{{ raise_exception('System message must be at the beginning.') }}{% endif %}"
+            "{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        ),
+        [
+            {"role": "user", "content": "Hi."},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "And?"},
+        ],
+        "System message must be at the beginning.",
+    ),
+    "user needed": (
+        (
+            "{% if not messages | selectattr('role', 'eq', 'user') | list %}"
+            "{{ raise_exception('No user query found in messages.') }}{% endif %}"
+            "{% for m in messages %}{{ m.content }}{% endfor %}"
+        ),
+        [{"role": "system", "content": "Be brief."}],
+        "No user query found in messages.",
+    ),
+    "alternation": (
+        (
+            "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+            "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+            "{{ m.content }}{% endfor %}"
+        ),
+        [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Hi."}],
+        "Conversation roles must alternate user/assistant",
+    ),
+    "undefined": (
+        "{% for m in messages %}{{ m.nothing.at.all }}{% endfor %}",
+        [{"role": "user", "content": "Hi."}],
+        "has no attribute",
+    ),
+    "addition": (
+        "{% for m in messages %}{{ m.content + 1 }}{% endfor %}",
+        [{"role": "user", "content": "Hi."}],
+        "can only concatenate str",
+    ),
+    "syntax": ("{% for m in", [{"role": "user", "content": "Hi."}], "the chat template refused"),
+    "none": (None, [{"role": "user", "content": "Hi."}], "the model has no chat template"),
+    "loop": (
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+            "{% endfor %}{% endfor %}{% endfor %}"
+        ),
+        [{"role": "user", "content": "Hi."}],
+        "did not finish within 2 s",
+    ),
+}
+
+
+def with_template(source: str, folder: Path, template: str | None) -> str:
+    """Return a model with the weights of another and its own chat template."""
+    folder.mkdir()
+    for path in Path(source).iterdir():
+        if path.name == "tokenizer_config.json":
+            config = json.loads(path.read_text())
+            config.pop("chat_template", None)
+            if template is not None:
+                config["chat_template"] = template
+            (folder / path.name).write_text(json.dumps(config))
+        elif path.suffix == ".jinja":
+            continue
+        else:
+            (folder / path.name).symlink_to(path)
+    return str(folder)
+
+
+@pytest.fixture(params=["batched", "simple"])
+def templated(
+    request: pytest.FixtureRequest,
+    chat: Callable[..., ChatVllmMlx],
+    smollm2: str,
+    tmp_path: Path,
+    fast_cpu: dict[str, str],
+) -> Iterator[Callable[[str | None], ChatVllmMlx]]:
+    """Return a factory of a model with a chat template of its own, on each engine."""
+    made = []
+
+    def make(template: str | None) -> ChatVllmMlx:
+        llm = chat(
+            model=with_template(smollm2, tmp_path / "model", template),
+            engine=request.param,
+            server_env={**fast_cpu, "CAR_VLLM_LAUNCH_TEMPLATE_SECONDS": "2"},
+        )
+        made.append(llm)
+        llm.warm_up()
+        return llm
+
+    yield make
+    for llm in made:
+        llm.unload(force=True)
+
+
+@pytest.mark.parametrize(
+    "rule", [pytest.param(r, marks=pytest.mark.full if n else ()) for n, r in enumerate(RULES)]
+)
+def test_the_template_says_why(templated: Callable[[str | None], ChatVllmMlx], rule: str):
+    """What a chat template refuses is a 400 with its own sentence, and the server answers on."""
+    template, messages, sentence = RULES[rule]
+    llm = templated(template)
+    client = RawClient(llm)
+    for stream in (False, True):
+        reply = client.chat(messages, stream=stream)
+        assert reply.status == 400
+        assert sentence in reply.detail
+    assert client.get("/health")["status"] == "healthy"
+    with pytest.raises(InvalidRequestError) as caught:
+        llm.invoke([(message["role"], message["content"]) for message in messages])
+    assert sentence in str(caught.value)
+    assert not caught.value.is_retryable
+
+
+def test_the_connection_after_a_failure_is_closed_and_says_so(client: RawClient):
+    """A 500 announces the end of its connection, so that nobody sends another request on it."""
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    choice = {"type": "function", "function": {"name": "other"}}
+    reply = client.chat("Hi.", tools=tools, tool_choice=choice)
+    assert reply.status == 500
+    assert reply.connection == "close"
+    assert client.chat("Hi.").status == 200

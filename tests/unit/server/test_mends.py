@@ -1,0 +1,178 @@
+"""Mends of the server's installation: applied at import, aside where the code is unknown."""
+
+import importlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm.server.supervisor.mends import batch_rows, request_end
+from langchain_car_vllm.server.supervisor.mends.catalogue import MENDS
+from langchain_car_vllm.server.supervisor.mends.chat_template import (
+    EndlessTemplateError,
+    RenderWatch,
+)
+from langchain_car_vllm.server.supervisor.mends.importing import MendFinder
+from langchain_car_vllm.server.supervisor.mends.mend import Mend, UnknownCodeError, find
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module of somebody else's that can be imported."""
+    (tmp_path / "foreign_code.py").write_text("def answer(question): return 41\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "foreign_code"
+    sys.modules.pop("foreign_code", None)
+
+
+def imported(module: str, record: Path, *mends: Mend) -> object:
+    finder = MendFinder(mends, str(record))
+    sys.meta_path.insert(0, finder)
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def improve(module: object) -> None:
+    find(module, "answer", "question")
+    module.answer = lambda question: 42
+
+
+def test_mends_are_applied_and_recorded(module: str, tmp_path: Path, capfd: pytest.CaptureFixture):
+    """The record names each mend and its state; one that does not fit leaves the code as it was."""
+
+    def unknown(module: object) -> None:
+        find(module, "answer", "colour")
+        pytest.fail("it went on")
+
+    def broken(module: object) -> None:
+        raise KeyError("x")
+
+    mends = [
+        Mend("good", module, "1", "", improve),
+        Mend("unknown", module, "1", "", unknown),
+        Mend("broken", module, "1", "", broken),
+        Mend("idle", module, "1", "", lambda module: "no need"),
+        Mend("later", "another_module", "1", "", improve),
+    ]
+    record = tmp_path / "mends.json"
+    found = imported(module, record, *mends)
+    assert found.answer("?") == 42
+    states = {name: s["state"] for name, s in json.loads(record.read_text()).items()}
+    assert states == {
+        "good": "applied",
+        "unknown": "stepped aside",
+        "broken": "failed",
+        "idle": "not needed",
+        "later": "not imported",
+    }
+    said = capfd.readouterr().err
+    assert "the mend `unknown` stepped aside: foreign_code.answer takes no colour" in said
+    assert "the mend `broken` failed: KeyError" in said
+    assert "good" not in said
+
+
+def test_names_are_unique_and_say_what_for():
+    """The record and the log tell mends apart by name."""
+    names = [mend.name for mend in MENDS]
+    assert len(set(names)) == len(names)
+    assert all(mend.purpose and mend.tested for mend in MENDS)
+
+
+@pytest.mark.parametrize("mend", MENDS, ids=lambda mend: mend.name)
+def test_no_mend_touches_code_that_it_does_not_know(mend: Mend):
+    """On a module that holds nothing it steps aside, whatever it looks for."""
+
+    class Empty:
+        __name__ = "empty"
+
+    empty = Empty()
+    with pytest.raises(UnknownCodeError):
+        mend.apply(empty)
+    assert vars(empty) == {}
+
+
+def test_an_endless_rendering_is_interrupted():
+    """The thread that renders gets an exception, and goes on afterwards as if nothing was."""
+
+    def loop() -> None:
+        with RenderWatch(0.3):
+            while True:
+                pass
+
+    with pytest.raises(EndlessTemplateError):
+        loop()
+    with RenderWatch(60):
+        pass
+    for timer in [t for t in threading.enumerate() if isinstance(t, threading.Timer)]:
+        timer.join(5)
+        assert not timer.is_alive()
+
+
+def test_a_rendering_that_waits_is_not_interrupted():
+    """A process that slept or was suspended used no time of its own."""
+    with RenderWatch(0.05):
+        time.sleep(0.3)
+
+
+async def test_only_failures_close_the_connection():
+    """A 500 says `connection: close`; a 200 and a 400 stay as they are."""
+    sent = []
+
+    class Cycle:
+        async def send(self, message):
+            sent.append(message)
+
+    class Module:
+        RequestResponseCycle = Cycle
+
+    request_end._close_after_failure(Module)
+    for status in (200, 400, 500, 503):
+        await Cycle().send({"type": "http.response.start", "status": status, "headers": []})
+    await Cycle().send({"type": "http.response.body"})
+    assert [message.get("headers") for message in sent] == [
+        [],
+        [],
+        [(b"connection", b"close")],
+        [(b"connection", b"close")],
+        None,
+    ]
+
+
+def test_the_context_ends_with_the_token_that_is_read():
+    """A request's own list gets the token of its row added, a list made for the step stays."""
+
+    class Tokens(list):
+        def reshape(self, _):
+            return self
+
+        def tolist(self):
+            return list(self)
+
+    class Request:
+        def __init__(self, output_tokens):
+            self.output_tokens = output_tokens
+
+    class Generator:
+        def _step(
+            self, input_tokens, cache, logits_processors=None, output_tokens=None, samplers=None
+        ):
+            return output_tokens
+
+    class Module:
+        MLLMBatchGenerator = Generator
+
+        install_chunked_prefill_mllm = staticmethod(lambda batch_gen, budget=1: None)
+
+    batch_rows._complete_contexts(Module)
+    generator = Generator()
+    own, made = [1, 2], [3, 4]
+    generator.active_batch = type("B", (), {"requests": [Request(own), Request([3])]})
+    assert generator._step(Tokens([7, 8]), [], [], [own, made]) == [[1, 2, 7], [3, 4]]
+    assert own == [1, 2]
+    assert generator._step(Tokens([7, 8]), [], None, None) is None

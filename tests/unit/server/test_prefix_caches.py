@@ -1,0 +1,204 @@
+"""Where a server keeps its saved prefix cache, and what becomes of old ones."""
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm.server.prefix_caches import prefix_caches, remove_prefix_cache
+from langchain_car_vllm.server.supervisor.mends import prefix_cache_folder
+from langchain_car_vllm.server.supervisor.mends.prefix_cache_folder import CacheFolder
+
+
+@pytest.fixture
+def root(home: Path) -> Path:
+    return home / ".cache" / "vllm-mlx" / "prefix_cache"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"):
+        (folder / name).write_text("1")
+    return folder
+
+
+def folder_of(root: Path, model: object, key: str = "key", *arguments: str) -> str:
+    """Return the folder that a server started now takes."""
+    found = CacheFolder(key, ["serve", str(model), *arguments])
+    path = found.path(str(root / "named-after-the-model"))
+    os.close(found._note)
+    return path
+
+
+def rewrite(path: Path) -> None:
+    """Write other bytes of the same size, and hide it from size and time."""
+    before = path.stat()
+    path.write_text("2")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace(path: Path) -> None:
+    """Move another file of the same size and time there."""
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    other.replace(path)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "weights": lambda model: rewrite(model / "model.safetensors"),
+    "moved weights": lambda model: replace(model / "model.safetensors"),
+    "tokenizer": lambda model: rewrite(model / "tokenizer.json"),
+    "template": lambda model: rewrite(model / "chat_template.jinja"),
+    "config": lambda model: rewrite(model / "config.json"),
+    "a shard": lambda model: (model / "model-2.safetensors").write_text("1") and None,
+    "one less": lambda model: (model / "chat_template.jinja").unlink(),
+    "code": lambda model: (model / "modeling.py").write_text("1") and None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_model_at_the_same_path_has_another_folder(root: Path, model: Path, change: str):
+    """Whatever of a model is changed; the same model keeps its folder."""
+    before = folder_of(root, model)
+    assert folder_of(root, model) == before
+    CHANGES[change](model)
+    assert folder_of(root, model) != before
+
+
+def test_what_cannot_change_an_answer_keeps_the_folder(root: Path, model: Path):
+    """A desktop's files and a read-me are not the model."""
+    before = folder_of(root, model)
+    for name in (".DS_Store", "README.md", "preview.png"):
+        (model / name).write_text("x")
+    assert folder_of(root, model) == before
+
+
+def test_a_file_that_an_argument_names_counts(root: Path, model: Path, tmp_path: Path):
+    """An adapter or a template beside the model belongs to what the cache was computed from."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapters.safetensors").write_text("1")
+    before = folder_of(root, model, "key", "--adapter-path", str(adapter))
+    rewrite(adapter / "adapters.safetensors")
+    assert folder_of(root, model, "key", "--adapter-path", str(adapter)) != before
+
+
+def test_keys_and_versions_share_no_folder(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two keys of one model, and two versions of the software, never meet."""
+    first = folder_of(root, model, "one")
+    assert folder_of(root, model, "other") != first
+    monkeypatch.setattr(prefix_cache_folder, "_versions", lambda: ["mlx 99"])
+    assert folder_of(root, model, "one") != first
+
+
+def test_a_hub_model_is_its_commit(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+):
+    """A new commit of a model on the Hub has another folder."""
+    cache = tmp_path / "hub"
+    constants = types.ModuleType("huggingface_hub.constants")
+    constants.HF_HUB_CACHE = str(cache)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.ModuleType("huggingface_hub"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
+    refs = cache / "models--org--name" / "refs"
+    refs.mkdir(parents=True)
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        (refs / "main").write_text(commit)
+        snapshot = cache / "models--org--name" / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("1")
+        found.append(folder_of(root, "org/name"))
+    assert found[0] != found[1]
+
+
+def test_weights_swapped_while_they_load_leave_nothing_behind(root: Path, model: Path):
+    """Nobody can tell which of the two was read, so the folder is nobody's afterwards."""
+    begun = CacheFolder("key", ["serve", str(model)])
+    rewrite(model / "model.safetensors")
+    mine = begun.path(str(root / "named"))
+    os.close(begun._note)
+    assert folder_of(root, model) != mine
+
+
+def test_the_folder_stays_that_of_the_weights_that_were_read(root: Path, model: Path):
+    """Weights that are replaced while the server runs change nothing when it saves."""
+    running = CacheFolder("key", ["serve", str(model)])
+    loaded = running.path(str(root / "named"))
+    rewrite(model / "model.safetensors")
+    assert running.path(str(root / "named")) == loaded
+    os.close(running._note)
+
+
+def saved(root: Path, model: Path, key: str, size: int = 10) -> Path:
+    folder = Path(folder_of(root, model, key))
+    (folder / "v1").mkdir(parents=True)
+    (folder / "v1" / "entry_0.safetensors").write_bytes(b"x" * size)
+    return folder
+
+
+def test_old_folders_go(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of this key at once, those unused for a month, and the oldest beyond the limit."""
+    stale = saved(root, model, "key")
+    rewrite(model / "model.safetensors")
+    other = saved(root, model, "other")
+    aged = saved(root, model, "aged")
+    os.utime(f"{aged}.json", (1, 1))
+    assert Path(folder_of(root, model, "key")).parent == root
+    assert not stale.exists()
+    assert not aged.exists()
+    assert other.exists()
+    monkeypatch.setattr(prefix_cache_folder, "_MOST_BYTES", 5)
+    folder_of(root, model, "key")
+    assert not other.exists()
+    assert not Path(f"{other}.json").exists()
+
+
+def test_a_folder_in_use_stays(root: Path, model: Path):
+    """Another server's folder is not removed while that server lives, and is once it has died."""
+    code = f"""
+import sys
+import types
+from langchain_car_vllm.server.supervisor.mends.prefix_cache_folder import CacheFolder
+folder = CacheFolder("mine", ["serve", {str(model)!r}])
+print(folder.path({str(root / "named")!r}), flush=True)
+sys.stdin.read()
+"""
+    user = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert user.stdout is not None
+    held = Path(user.stdout.readline().strip())
+    held.mkdir()
+    os.utime(f"{held}.json", (1, 1))
+    folder_of(root, model, "key")
+    assert held.exists()
+    cache = next(cache for cache in prefix_caches() if cache.path == held)
+    assert not remove_prefix_cache(cache)
+    user.kill()
+    user.communicate()
+    assert remove_prefix_cache(cache)
+    assert not held.exists()
+    assert remove_prefix_cache(cache)
+
+
+def test_what_servers_saved_is_counted(root: Path, model: Path):
+    """By key, with the bytes on the disk; what is no note is passed over."""
+    assert prefix_caches() == []
+    one, two = saved(root, model, "one", 100), saved(root, model, "two", 1000)
+    os.utime(f"{one}.json", (10, 10))
+    (root / "foreign.json").write_text("[")
+    (root / "list.json").write_text("[]")
+    assert [(c.path, c.key, c.bytes) for c in prefix_caches()] == [
+        (two, "two", 1000),
+        (one, "one", 100),
+    ]

@@ -26,7 +26,7 @@ class Reply(NamedTuple):
 
 
 class RawClient:
-    """One keep-alive connection to the server of a model."""
+    """Talks to the server of a model, each time over a new connection."""
 
     def __init__(self, llm: ChatVllmMlx) -> None:
         state = read_state(directory_of(llm._spec(engine=llm.engine)).state)
@@ -38,11 +38,9 @@ class RawClient:
             "Authorization": f"Bearer {state.api_key}",
             "Content-Type": "application/json",
         }
-        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
 
     def get(self, path: str) -> Any:
-        self.connection.request("GET", path, headers=self.headers)
-        return json.loads(self.connection.getresponse().read())
+        return json.loads(self._ask("GET", path, None)[1])
 
     def chat(self, messages: list[dict[str, Any]] | str, **given: Any) -> Reply:
         if isinstance(messages, str):
@@ -54,15 +52,22 @@ class RawClient:
             "max_tokens": 8,
             **given,
         }
-        self.connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body).encode(), self.headers
+        status, raw, connection = self._ask(
+            "POST", "/v1/chat/completions", json.dumps(body).encode()
         )
-        response = self.connection.getresponse()
-        raw = response.read().decode()
-        connection = response.headers.get("connection", "")
-        if response.status != 200 or not given.get("stream"):
-            return _whole(response.status, raw, connection)
+        if status != 200 or not given.get("stream"):
+            return _whole(status, raw, connection)
         return _streamed(raw, connection)
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> tuple[int, str, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        try:
+            connection.request(method, path, body, self.headers)
+            response = connection.getresponse()
+            kept = response.headers.get("connection", "")
+            return response.status, response.read().decode(), kept
+        finally:
+            connection.close()
 
 
 def _whole(status: int, raw: str, connection: str) -> Reply:

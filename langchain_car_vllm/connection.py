@@ -5,6 +5,7 @@ from typing import Protocol
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
+from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
 from langchain_car_vllm.wire.transport.request_progress import Watch
@@ -16,6 +17,10 @@ class Connection(Protocol):
     @property
     def endpoint(self) -> Endpoint:
         """How to talk to it."""
+
+    @property
+    def gate(self) -> Gate:
+        """Tells when the request may be sent."""
 
     def explain(self) -> CarVllmError | None:
         """Return what happened to the server, None where it is alive and well."""
@@ -39,6 +44,7 @@ class Attached:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.gate: Gate = OpenGate()
 
     def explain(self) -> CarVllmError | None:
         """Return None: nobody here can tell."""
@@ -66,6 +72,7 @@ class Watched:
 
     def __init__(self, connection: Connection, on_progress: OnProgress) -> None:
         self.endpoint = connection.endpoint
+        self.gate = connection.gate
         self.explain = connection.explain
         self.aexplain = connection.aexplain
         self.was_alone = connection.was_alone

@@ -102,7 +102,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
             with self._connection(call.spec, call.model) as connection:
                 try:
                     return self._chat_for(call, connection)._generate(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
+                        messages, call.stop, run_manager, gate=connection.gate, **call.given
                     )
                 except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
@@ -120,7 +120,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                 try:
                     chat = await self._achat_for(call, connection)
                     return await chat._agenerate(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
+                        messages, call.stop, run_manager, gate=connection.gate, **call.given
                     )
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)
@@ -137,7 +137,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
             with self._connection(call.spec, call.model) as connection:
                 try:
                     chunks = self._chat_for(call, connection)._stream(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
+                        messages, call.stop, run_manager, gate=connection.gate, **call.given
                     )
                     with closing(chunks):
                         for chunk in chunks:
@@ -162,7 +162,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                 try:
                     chat = await self._achat_for(call, connection)
                     chunks = chat._astream(  # noqa: SLF001
-                        messages, call.stop, run_manager, **call.given
+                        messages, call.stop, run_manager, gate=connection.gate, **call.given
                     )
                     async with aclosing(chunks):
                         async for chunk in chunks:

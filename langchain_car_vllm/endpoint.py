@@ -25,6 +25,7 @@ class Serving:
     Attributes:
         version: The version of `vllm-mlx`.
         engine: `simple` or `batched`.
+        engine_note: Why it is not the better engine and what to do about it.
         parsers: The parsers it was started with.
         streams_tool_calls: False where its tool call parser loses calls in a stream.
         multimodal: Whether the server takes its multimodal route.
@@ -38,6 +39,7 @@ class Serving:
 
     version: str | None = None
     engine: str | None = None
+    engine_note: str | None = None
     parsers: Parsers | None = None
     streams_tool_calls: bool | None = None
     multimodal: bool | None = None

@@ -1,6 +1,7 @@
 """What the chat model and the embeddings have in common: which server, and how to reach it."""
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -41,6 +42,8 @@ from langchain_car_vllm.setting_checks import (
 )
 from langchain_car_vllm.wire.request.parameters import check_names
 from langchain_car_vllm.wire.transport.remote import described, find_described
+
+log = logging.getLogger("langchain_car_vllm")
 
 
 def _key_of_endpoint() -> SecretStr | None:
@@ -210,6 +213,7 @@ class ServedModel(BaseModel):
                 )
                 runtime.warn_about(connection.endpoint.version)
                 runtime.warn_about_what_is_passed_over()
+                _warn_of_engine(connection.endpoint.engine_note)
             watched = Watched(connection, on_progress)
             stack.callback(watched.watch.end)
             yield watched
@@ -239,6 +243,7 @@ class ServedModel(BaseModel):
                 )
                 runtime.warn_about(connection.endpoint.version)
                 runtime.warn_about_what_is_passed_over()
+                _warn_of_engine(connection.endpoint.engine_note)
             watched = Watched(connection, on_progress)
             stack.callback(watched.watch.end)
             yield watched
@@ -278,6 +283,13 @@ def _suggestion() -> str:
 def _known_model_id(name: str, *, read_files: bool) -> ModelId:
     """Remember what a name stands for wherever it is said: each call asks several times."""
     return parse_model_id(name, read_files=read_files)
+
+
+@lru_cache
+def _warn_of_engine(note: str | None) -> None:
+    """Log why a server does not use the better engine, once per process."""
+    if note:
+        log.warning("%s", note)
 
 
 def _importing(module: str, on_progress: OnProgress) -> OnProgress:

@@ -8,6 +8,7 @@ from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.models.facts import ModelFacts
 from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts, turn_order_of
 from langchain_car_vllm.runtime.versions import is_at_least
+from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.memory import Memory, memory_for
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 
@@ -44,15 +45,6 @@ class Launch:
     memory: Memory = field(default_factory=partial(Memory, 0))
 
 
-def choose_engine(spec: ServerSpec, *, multimodal: bool) -> str:
-    """Return the engine: the user's, else batching for text and queueing for media."""
-    if "--continuous-batching" in spec.server_args:
-        return "batched"
-    if spec.engine != "auto":
-        return spec.engine
-    return "simple" if multimodal else "batched"
-
-
 def launch_for(
     spec: ServerSpec,
     facts: ModelFacts,
@@ -61,6 +53,8 @@ def launch_for(
     offline: bool,
     budget_bytes: int,
     version: str | None = None,
+    mlx_vlm: str | None = None,
+    python: str | None = None,
 ) -> Launch:
     """Return how a chat model is served.
 
@@ -71,8 +65,13 @@ def launch_for(
         offline: Whether the Hub need not be asked.
         budget_bytes: Memory that all models together may take.
         version: Of the `vllm-mlx` that is launched, None where unknown.
+        mlx_vlm: The version of mlx-vlm in its install, None where unknown.
+        python: The install's Python.
+
+    Raises:
+        ServerStartError: The user wants an engine that this install would answer wrongly with.
     """
-    engine = choose_engine(spec, multimodal=facts.multimodal)
+    engine, note = choose_engine(spec, multimodal=facts.multimodal, mlx_vlm=mlx_vlm, python=python)
     serving = serving_for(spec, facts, engine=engine, version=version)
     memory = memory_for(
         facts.weights_bytes,
@@ -88,6 +87,7 @@ def launch_for(
         offline=offline,
         serving=replace(
             serving,
+            engine_note=note,
             max_input_tokens=memory.context,
             kv_room_tokens=memory.room,
             max_sequences=memory.sequences,

@@ -23,7 +23,7 @@ from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
-from langchain_car_vllm.runtime import binary_to_launch, installed_version
+from langchain_car_vllm.runtime import binary_to_launch, installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes, reserving
@@ -144,7 +144,11 @@ def asked_plan(spec: ServerSpec) -> Plan:
 
 
 def plan_for(
-    spec: ServerSpec, hub: HubListing | None = None, *, version: str | None = None
+    spec: ServerSpec,
+    hub: HubListing | None = None,
+    *,
+    version: str | None = None,
+    binary: Path | None = None,
 ) -> Plan:
     """Return how a model would be served, without asking, downloading or starting anything.
 
@@ -152,16 +156,19 @@ def plan_for(
         spec: How it is to be served.
         hub: What the Hub says of it, where it was asked.
         version: Of the `vllm-mlx` that will run; by default of the one that would be found.
+        binary: That `vllm-mlx`; by default the one that would be found.
 
     Raises:
+        ServerStartError: The user wants an engine that this install would answer wrongly with.
         UnservableModelError: The server cannot load what is there.
         UntrustedCodeError: The model brings code that nobody trusts.
     """
     origin, directory, facts = _known(spec, hub)
     if directory is not None:
         check_servable(directory, spec.served_name, trust=is_trusted(spec.server_args))
-    if version is None and (found := binary_to_launch()) is not None:
-        version = installed_version(found)
+    binary = binary or binary_to_launch()
+    if version is None and binary is not None:
+        version = installed_version(binary)
     facts = facts_for_version(facts, version)
     budget = budget_bytes()
     return Plan(
@@ -169,7 +176,7 @@ def plan_for(
         origin,
         directory,
         facts,
-        _launch(spec, facts, directory, budget, version),
+        _launch(spec, facts, directory, budget, version, binary),
         facts.weights_bytes or None,
         budget,
         taken_bytes(spec),
@@ -214,14 +221,28 @@ def taken_bytes(spec: ServerSpec) -> int:
 
 
 def _launch(
-    spec: ServerSpec, facts: ModelFacts, directory: Path | None, budget: int, version: str | None
+    spec: ServerSpec,
+    facts: ModelFacts,
+    directory: Path | None,
+    budget: int,
+    version: str | None,
+    binary: Path | None = None,
 ) -> Launch:
     here = directory is not None
     model = served_source(directory, spec.source, spec.revision) if directory else spec.source
     if spec.embeddings:
         serving = Serving(version=version, engine="simple", parsers=Parsers())
         return Launch(model, here, serving, memory=Memory(facts.weights_bytes))
-    return launch_for(spec, facts, model, offline=here, budget_bytes=budget, version=version)
+    return launch_for(
+        spec,
+        facts,
+        model,
+        offline=here,
+        budget_bytes=budget,
+        version=version,
+        mlx_vlm=installed_version(binary, "mlx_vlm") if binary else None,
+        python=str(interpreter_of(binary) or "") if binary else None,
+    )
 
 
 def _facts_of_hub(spec: ServerSpec, hub: HubListing) -> ModelFacts:

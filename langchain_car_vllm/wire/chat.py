@@ -41,6 +41,7 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.result import last_chunk, to_chunk, to_result
 from langchain_car_vllm.wire.errors import InvalidRequestError
@@ -50,6 +51,8 @@ from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request.messages import holds_media, to_server_messages
 from langchain_car_vllm.wire.request.token_count import (
     PATH,
+    arrives_late,
+    asked_tokens,
     check_fits,
     count_request,
     may_overflow,
@@ -57,6 +60,7 @@ from langchain_car_vllm.wire.request.token_count import (
 )
 from langchain_car_vllm.wire.transport.clients import Address, LoopClients, sync_clients
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
+from langchain_car_vllm.wire.transport.passage import aentered, entered
 from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.timeouts import Clock, Refusals
 
@@ -161,6 +165,19 @@ class WireChat(ChatOpenAI):
         if may_overflow(exchange.body, limit):
             check_fits(await self._acount(exchange.body), limit)
 
+    def _asked_tokens(self, body: Body, room: int | None) -> int:
+        """Return what a request asks for in all; what the memory never holds is refused."""
+        tokens = asked_tokens(body)
+        if room is not None and tokens > room:
+            tokens = asked_tokens(body, self._count(body), room)
+        return tokens
+
+    async def _aasked_tokens(self, body: Body, room: int | None) -> int:
+        tokens = asked_tokens(body)
+        if room is not None and tokens > room:
+            tokens = asked_tokens(body, await self._acount(body), room)
+        return tokens
+
     def _limit(self, given: dict[str, Any]) -> int | None:
         """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
         known = (self.endpoint.context_window, given.get("max_input_tokens"))
@@ -173,10 +190,11 @@ class WireChat(ChatOpenAI):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
+        gate: Gate = kwargs.pop("gate", None) or OpenGate()
         exchange = self._exchange(messages, stop, kwargs, streamed=False)
         self._check_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
-        deltas = list(self._deltas(exchange, clock, kwargs.get("extra_headers")))
+        deltas = list(self._deltas(exchange, clock, gate, kwargs.get("extra_headers")))
         return to_result(deltas, exchange.answer_end())
 
     async def _agenerate(
@@ -186,11 +204,13 @@ class WireChat(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
+        gate: Gate = kwargs.pop("gate", None) or OpenGate()
         exchange = await self._aexchange(messages, stop, kwargs, streamed=False)
         await self._acheck_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
         deltas = [
-            delta async for delta in self._adeltas(exchange, clock, kwargs.get("extra_headers"))
+            delta
+            async for delta in self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
         ]
         return to_result(deltas, exchange.answer_end())
 
@@ -201,10 +221,11 @@ class WireChat(ChatOpenAI):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
+        gate: Gate = kwargs.pop("gate", None) or OpenGate()
         exchange = self._exchange(messages, stop, kwargs, streamed=True)
         self._check_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
-        with closing(self._deltas(exchange, clock, kwargs.get("extra_headers"))) as deltas:
+        with closing(self._deltas(exchange, clock, gate, kwargs.get("extra_headers"))) as deltas:
             for delta in deltas:
                 chunk = to_chunk(delta)
                 if run_manager:
@@ -219,10 +240,11 @@ class WireChat(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        gate: Gate = kwargs.pop("gate", None) or OpenGate()
         exchange = await self._aexchange(messages, stop, kwargs, streamed=True)
         await self._acheck_fits(exchange, kwargs)
         clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
-        deltas = self._adeltas(exchange, clock, kwargs.get("extra_headers"))
+        deltas = self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
         async with aclosing(deltas):
             async for delta in deltas:
                 chunk = to_chunk(delta)
@@ -232,38 +254,51 @@ class WireChat(ChatOpenAI):
         yield _end_chunk(exchange, kwargs)
 
     def _deltas(
-        self, exchange: Exchange, clock: Clock, headers: Headers
+        self, exchange: Exchange, clock: Clock, gate: Gate, headers: Headers
     ) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
-            with _forgive(attempt), map_errors(self.endpoint, clock.timeout, attempt.explain):
+            tokens = self._asked_tokens(attempt.body, gate.room)
+            with (
+                _forgive(attempt),
+                map_errors(self.endpoint, clock.timeout, attempt.explain),
+                entered(gate, tokens, clock, arrives_late=arrives_late(attempt.body)) as passage,
+            ):
                 with self._sent(attempt, clock, headers) as body:
                     for data in body:
                         deltas = attempt.feed(data)
                         clock.check(attempt.answer.events)
+                        passage.note(attempt.answer.events)
                         if deltas:
                             yield from deltas
                             clock.resume()
                         if attempt.done:
                             break
+                passage.is_over = not attempt.done
                 yield from attempt.end()
 
     async def _adeltas(
-        self, exchange: Exchange, clock: Clock, headers: Headers
+        self, exchange: Exchange, clock: Clock, gate: Gate, headers: Headers
     ) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
+            tokens = await self._aasked_tokens(attempt.body, gate.room)
             with _forgive(attempt), map_errors(self.endpoint, clock.timeout, attempt.explain):
-                async with self._asent(attempt, clock, headers) as body:
-                    async for data in body:
-                        deltas = attempt.feed(data)
-                        clock.check(attempt.answer.events)
-                        for delta in deltas:
-                            yield delta
-                        if deltas:
-                            clock.resume()
-                        if attempt.done:
-                            break
-                for delta in attempt.end():
-                    yield delta
+                async with aentered(
+                    gate, tokens, clock, arrives_late=arrives_late(attempt.body)
+                ) as passage:
+                    async with self._asent(attempt, clock, headers) as body:
+                        async for data in body:
+                            deltas = attempt.feed(data)
+                            clock.check(attempt.answer.events)
+                            passage.note(attempt.answer.events)
+                            for delta in deltas:
+                                yield delta
+                            if deltas:
+                                clock.resume()
+                            if attempt.done:
+                                break
+                    passage.is_over = not attempt.done
+                    for delta in attempt.end():
+                        yield delta
 
     @contextmanager
     def _sent(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Iterable[bytes]]:

@@ -131,12 +131,17 @@ class PromptTooLongError(AnswerError, ContextOverflowError):
     Args:
         tokens: How many tokens the prompt has at least.
         limit: How many there may be.
+        sentence: What to say instead, with both numbers.
     """
 
-    def __init__(self, tokens: int, limit: int) -> None:
+    def __init__(self, tokens: int, limit: int, sentence: str | None = None) -> None:
+        text = sentence or "the prompt has at least {tokens} tokens, the context window {limit}"
         super().__init__(
-            f"the prompt has at least {tokens} tokens, the context window {limit}",
-            hint="shorten or summarise the conversation, or choose a model with a longer context",
+            text.format(tokens=tokens, limit=limit),
+            hint="shorten or summarise the conversation, lower `max_tokens`, or choose a smaller "
+            "model"
+            if sentence
+            else "shorten or summarise the conversation, or choose a model with a longer context",
         )
         self.tokens = tokens
         self.limit = limit

@@ -1,95 +1,300 @@
-"""One request at a time, first come first served, across all processes."""
+"""Who may send, among all processes: what one request does with its ticket."""
 
 import itertools
+import json
 import os
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.paths import variable
+from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.client.status_look import StatusLook
+from langchain_car_vllm.server.client.tickets import (
+    Rules,
+    Stage,
+    Ticket,
+    Verdict,
+    decide,
+    read_tickets,
+    tear_up_abandoned,
+)
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import (
     close_lock,
-    is_held,
-    open_existing,
     open_lock,
+    opened_lock,
     try_exclusive,
 )
 
+_OFF = ("0", "false", "no", "off")
+_QUIET = 2.0
+"""Seconds without any ticket after which a server has surely let go of what was there."""
+_PAUSE = 0.1
+_LONGEST_LOOK = 1.0
+_RELEASE = 0.5
+"""Seconds until the server notices that a client is gone (vllm-mlx 0.6.0 looks every half)."""
+_TEXTS: dict[Verdict, str] = {
+    "behind": "waiting behind earlier requests",
+    "prefill": "waiting for another request's prompt to be read",
+    "abandoned": "waiting for the server to let go of a request that was given up",
+    "room": "waiting for memory that other requests use",
+    "company": "waiting for one of the requests under way to end",
+}
 _numbers = itertools.count()
 
 
-class Turn:
-    """One request's place in the queue.
+def rules_of(endpoint: Endpoint) -> Rules:
+    """Return what a server can take, as far as this package has to look after it.
 
-    A ticket is a file whose name tells when it was drawn and whose lock tells that its owner
-    lives. The owner of the oldest live ticket may take `turn.lock`; the kernel gives both back
-    however the owner dies.
+    A batched multimodal server answers wrongly where a short prompt arrives while another one is
+    read (vllm-mlx 0.6.0). The memory is looked after unless `CAR_VLLM_MLX_ADMISSION` is off.
+    """
+    serial = endpoint.engine == "batched" and bool(endpoint.multimodal)
+    if (variable("CAR_VLLM_MLX_ADMISSION") or "").lower() in _OFF:
+        return Rules(serial)
+    batched = endpoint.engine == "batched"
+    return Rules(
+        serial,
+        endpoint.kv_room_tokens if batched else None,
+        endpoint.max_sequences if batched else None,
+    )
+
+
+class Admission:
+    """The gate of a server that this package runs, for one request after the other.
 
     Args:
         directory: Of the server key.
+        endpoint: The server.
+        on_progress: Told what is waited for.
+        tick: Seconds between two tries.
+
+    Attributes:
+        is_open: Whether the server needs nobody to look after it.
+        room: Tokens that a single request may have, None for any number.
+    """
+
+    def __init__(
+        self,
+        directory: ServerDirectory,
+        endpoint: Endpoint,
+        on_progress: OnProgress | None,
+        tick: float,
+    ) -> None:
+        self.tick = tick
+        self._directory = directory
+        self._endpoint = endpoint
+        self._on_progress = on_progress
+        self._rules = rules_of(endpoint)
+        self.is_open = self._rules == Rules()
+        self.room = self._rules.room
+        self._process = os.getpid()
+        self._mutex = threading.Lock()
+        self._place: Place | None = None
+        self._is_closed = self._is_leaving = False
+        self._shown: Verdict | None = None
+
+    def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:
+        """Return whether the request may be sent now.
+
+        Raises:
+            StateDirectoryError: The ticket cannot be written.
+        """
+        if self.is_open:
+            return True
+        with self._mutex:
+            if self._is_closed:
+                return False
+            self._is_leaving = False
+            try:
+                if self._place is None:
+                    self._place = Place(self._directory, self._endpoint, self._rules, tokens)
+                verdict = self._place.try_enter(arrives_late=arrives_late)
+            finally:
+                if self._is_leaving:
+                    self._give_back(is_over=False)
+        self._show(verdict)
+        return verdict == "enter"
+
+    def begin(self) -> None:
+        """Let the next prompt be read."""
+        if self._place is not None and self._process == os.getpid():
+            self._place.begin()
+
+    def leave(self, *, is_over: bool) -> None:
+        """Give the place back; another request may enter afterwards.
+
+        It never blocks, since a try under way does it at its end, and it never raises: an answer
+        that was given is not lost for a ticket.
+        """
+        self._is_leaving = True
+        if self._mutex.acquire(blocking=False):
+            try:
+                self._give_back(is_over=is_over)
+            finally:
+                self._mutex.release()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._is_closed = True
+        self.leave(is_over=False)
+
+    def _give_back(self, *, is_over: bool) -> None:
+        place, self._place, self._shown = self._place, None, None
+        # In a forked child it is not the child's to give back.
+        if place is not None and self._process == os.getpid():
+            with suppress(OSError):
+                place.leave(is_over=is_over)
+
+    def _show(self, verdict: Verdict) -> None:
+        if verdict == self._shown or (verdict == "enter" and self._shown is None):
+            return
+        self._shown = verdict
+        if self._on_progress is not None:
+            text = _TEXTS.get(verdict)
+            self._on_progress(Progress("queued", text) if text else Progress("ready"))
+
+
+class Place:
+    """One request's ticket: drawn, shown to others as it goes on, torn up.
+
+    Args:
+        directory: Of the server key.
+        endpoint: The server.
+        rules: What the server can take.
+        tokens: What the request asks for.
 
     Raises:
         StateDirectoryError: The ticket cannot be written.
     """
 
-    def __init__(self, directory: ServerDirectory) -> None:
+    def __init__(
+        self, directory: ServerDirectory, endpoint: Endpoint, rules: Rules, tokens: int
+    ) -> None:
+        self._directory = directory
         self._folder = directory.turns
-        self._process = os.getpid()
-        self._descriptors: list[int] = []
-        name = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
-        self._ticket = self._folder / name
-        self._taken = False
+        self._endpoint = endpoint
+        self._rules = rules
+        self._verdict: Verdict = "behind"
+        self._look: StatusLook | None = None
+        self._clear_looks = 0
+        self._abandoned_since: float | None = None
+        order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
+        self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
         with explain_os_errors(self._folder):
-            try:
-                self._draw(self._folder / f".{name}", directory.turn_lock)
-            except BaseException:
-                self.give_back()
-                raise
+            scratch = self._folder / f"new-{order}"
+            self._descriptor = open_lock(scratch)
+            # Published last, and locked, so that nobody takes it for a dead one's.
+            try_exclusive(self._descriptor)
+            scratch.replace(self._path)
 
-    def _draw(self, scratch: Path, turn_lock: Path) -> None:
-        """Publish the ticket last, and locked, so that nobody takes it for a dead one's."""
-        self._turn = open_lock(turn_lock)
-        self._descriptors.append(self._turn)
-        mine = open_lock(scratch)
-        self._descriptors.append(mine)
-        try_exclusive(mine)
-        scratch.replace(self._ticket)
+    @property
+    def _path(self) -> Path:
+        return self._folder / self._ticket.name
 
-    def try_take(self) -> bool:
-        """Take the turn if it is this one's."""
-        if not self._taken and not self._somebody_is_before():
-            self._taken = try_exclusive(self._turn)
-            if self._taken:
-                self._ticket.unlink(missing_ok=True)
-        return self._taken
+    def try_enter(self, *, arrives_late: bool) -> Verdict:
+        """Return `enter` where the request may be sent, else what it waits for."""
+        if self._ticket.stage != "waiting":
+            return "enter" if self._is_noted() else "prefill"
+        with opened_lock(self._directory.turn_lock) as mutex:
+            if not try_exclusive(mutex):
+                return self._verdict
+            tickets = self._seen(read_tickets(self._folder, self._endpoint.generation))
+            self._verdict = decide(self._ticket, tickets, self._rules)
+            if self._verdict == "abandoned":
+                self._await_release()
+            else:
+                self._abandoned_since = None
+            if self._verdict == "enter":
+                self._enter(tickets, arrives_late=arrives_late)
+        if self._verdict == "enter" and not self._is_noted():
+            return "prefill"
+        return self._verdict
 
-    def give_back(self) -> None:
-        """End the turn, or leave the queue; in a forked child it is not the child's to end."""
-        if self._process != os.getpid():
+    def begin(self) -> None:
+        """Show that the answer has begun."""
+        if self._ticket.stage == "prefill":
+            self._go_on("answering")
+
+    def leave(self, *, is_over: bool) -> None:
+        """Tear the ticket up; that of a prompt which may still be read stays, without an owner."""
+        if is_over or self._ticket.stage != "prefill":
+            self._path.unlink(missing_ok=True)
+        close_lock(self._descriptor)
+
+    def _go_on(self, stage: Stage) -> None:
+        old, self._ticket = self._path, self._ticket._replace(stage=stage)
+        with suppress(FileNotFoundError):
+            old.replace(self._path)
+
+    def _enter(self, tickets: list[Ticket], *, arrives_late: bool) -> None:
+        """Take the place; note what the server worked on before where others cannot see it."""
+        others = len(tickets) > 1 or time.time() - self._folder.stat().st_mtime < _QUIET
+        self._look = None
+        self._go_on("prefill" if self._rules.serial_prefill else "answering")
+        if self._ticket.stage != "prefill" or not arrives_late:
             return
-        self._ticket.unlink(missing_ok=True)
-        while self._descriptors:
-            close_lock(self._descriptors.pop())
+        if others:
+            self._look = StatusLook(self._endpoint)
+        else:
+            self._note(time.monotonic(), [])
 
-    def _somebody_is_before(self) -> bool:
-        names = sorted(n for n in os.listdir(self._folder) if not n.startswith("."))  # noqa: PTH208
-        for name in names:
-            if name >= self._ticket.name:
-                return False
-            if _is_live(self._folder / name):
-                return True
-        return False
-
-
-def _is_live(ticket: Path) -> bool:
-    """Tell whether a ticket's owner lives; a dead one's ticket is torn up."""
-    try:
-        descriptor = open_existing(ticket)
-    except FileNotFoundError:
-        return False
-    try:
-        if is_held(descriptor):
+    def _is_noted(self) -> bool:
+        """Tell whether what has to be known before the request is sent is known, or cannot be."""
+        look = self._look
+        if look is None:
             return True
-        ticket.unlink(missing_ok=True)
-        return False
-    finally:
-        close_lock(descriptor)
+        if not look.is_over() and time.monotonic() - look.began < _LONGEST_LOOK:
+            return False
+        self._look = None
+        if (ids := look.ids()) is not None:
+            self._note(look.began, ids)
+        return True
+
+    def _note(self, at: float, before: list[str]) -> None:
+        """Write into the ticket what the server worked on before this request was sent."""
+        os.pwrite(self._descriptor, json.dumps([at, before]).encode(), 0)
+
+    def _seen(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Return the tickets with what the server's status tells of the one that is being read."""
+        first = min((t.order for t in tickets if t.stage == "waiting" and t.live), default="")
+        read = [t for t in tickets if t.stage == "prefill" and t.live]
+        if first != self._ticket.order or len(read) != 1:
+            return tickets
+        note, look = self._noted(read[0]), self._next_look()
+        if note is None or look is None or look.began < note[0] or not look.has_begun(note[1]):
+            return tickets
+        return [t._replace(stage="answering") if t is read[0] else t for t in tickets]
+
+    def _noted(self, ticket: Ticket) -> tuple[float, list[str]] | None:
+        with suppress(OSError, ValueError, TypeError):
+            at, before = json.loads((self._folder / ticket.name).read_text(encoding="utf-8"))
+            return float(at), [str(name) for name in before]
+        return None
+
+    def _next_look(self) -> StatusLook | None:
+        """Return a look that has just ended, None while there is none; begin the next one."""
+        look = self._look
+        if look is not None and not look.is_over():
+            return None
+        if look is None or time.monotonic() - look.began > _PAUSE:
+            self._look = StatusLook(self._endpoint)
+        return look
+
+    def _await_release(self) -> None:
+        """Tear up what was abandoned once the server reads nothing any more, two looks long."""
+        now = time.monotonic()
+        if self._abandoned_since is None:
+            self._abandoned_since, self._look, self._clear_looks = now, None, 0
+        if now - self._abandoned_since < _RELEASE:
+            return
+        look = self._next_look()
+        if look is None:
+            return
+        self._clear_looks = 0 if look.is_reading else self._clear_looks + 1
+        if self._clear_looks > 1:
+            tear_up_abandoned(self._folder, self._endpoint.generation)
+            self._abandoned_since = None

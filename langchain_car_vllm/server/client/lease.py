@@ -12,6 +12,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, HOME
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.server.client.admission import Admission
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
@@ -25,9 +26,11 @@ class Lease:
 
     Attributes:
         endpoint: How to talk to it.
+        gate: Tells when a request may be sent.
     """
 
     endpoint: Endpoint
+    gate: Admission
     _waiting: Waiting
 
     def explain(self) -> CarVllmError | None:
@@ -90,7 +93,11 @@ def lease(
     try:
         while (endpoint := waiting.step()) is None:
             time.sleep(waiting.tick)
-        yield Lease(endpoint, waiting)
+        gate = Admission(directory_of(spec), endpoint, on_progress, waiting.policy.client_tick)
+        try:
+            yield Lease(endpoint, gate, waiting)
+        finally:
+            gate.close()
     finally:
         waiting.give_up()
 
@@ -108,7 +115,11 @@ async def alease(
     try:
         while (endpoint := await asyncio.to_thread(waiting.step)) is None:  # noqa: ASYNC110
             await asyncio.sleep(waiting.tick)
-        yield Lease(endpoint, waiting)
+        gate = Admission(directory_of(spec), endpoint, on_progress, waiting.policy.client_tick)
+        try:
+            yield Lease(endpoint, gate, waiting)
+        finally:
+            gate.close()
     finally:
         waiting.give_up()
 

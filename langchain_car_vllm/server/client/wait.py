@@ -19,7 +19,6 @@ from langchain_car_vllm.errors import (
 )
 from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
-from langchain_car_vllm.server.client.admission import Turn
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
@@ -78,7 +77,6 @@ class Waiting:
         self._mutex = ProcessLock()
         self._given_up = self._leased = False
         self._start: Start | None = None
-        self._turn: Turn | None = None
         self._known: int | None = None
         self._lost = 0
         self._blocked_since: float | None = None
@@ -181,9 +179,6 @@ class Waiting:
             endpoint = state.endpoint(
                 directory.log, partial(is_serving, directory, state.generation)
             )
-            if not self._has_turn(endpoint):
-                self._show(Progress("queued", "waiting for the request under way to end"))
-                return None
             self._show(Progress("ready"))
             return endpoint
         if supervised:
@@ -247,14 +242,6 @@ class Waiting:
                 "another container on this machine uses it",
                 hint="give each container a CAR_HOME of its own",
             )
-
-    def _has_turn(self, endpoint: Endpoint) -> bool:
-        """Batching is wrong or slow for several multimodal requests at once: they take turns."""
-        if not (endpoint.engine == "batched" and endpoint.multimodal):
-            return True
-        if self._turn is None:
-            self._turn = Turn(self._process_lease.directory)
-        return self._turn.try_take()
 
     def _rouse(self, state: State | None) -> None:
         """Wake a supervisor that somebody suspended, or it would be waited for for ever."""
@@ -384,11 +371,6 @@ class Waiting:
             )
 
     def _release(self) -> None:
-        try:
-            if self._turn is not None:
-                self._turn.give_back()
-                self._turn = None
-        finally:
-            if self._leased:
-                self._leased = self._request.is_leased = False
-                self._process_lease.release(self._spec.keep_alive)
+        if self._leased:
+            self._leased = self._request.is_leased = False
+            self._process_lease.release(self._spec.keep_alive)

@@ -3,10 +3,7 @@
 import threading
 
 from langchain_car_vllm.endpoint import Serving
-from langchain_car_vllm.errors import (
-    ServerStartError,
-    UnknownModelError,
-)
+from langchain_car_vllm.errors import UnknownModelError
 from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import (
     check_may_download,
@@ -17,19 +14,14 @@ from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import (
     VllmRuntime,
     ensure_runtime,
-    installed_version,
-    interpreter_of,
 )
 from langchain_car_vllm.runtime.metal import learn_working_set
-from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.plan import Plan, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.context import SupervisorContext
 from langchain_car_vllm.server.supervisor.fetch import Download, ask_hub
 
 _GB = 1e9
-# The first version that works here, and the first one after it that is known not to.
-_BATCHING_MLX_VLM = ((0, 6, 5), (0, 6, 16))
 
 
 def check_model_can_be_had(spec: ServerSpec) -> None:
@@ -117,30 +109,9 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Plan:
     if find_snapshot(spec.source, spec.revision, trust=is_trusted(spec.server_args)) is None:
         check_model_can_be_had(spec)
         _download(context, runtime)
-    plan = plan_for(spec, version=runtime.version)
+    plan = plan_for(spec, version=runtime.version, binary=runtime.server)
     plan.check_memory()
-    serving = plan.launch.serving
-    if serving.engine == "batched" and serving.multimodal:
-        _check_batching_of_media(runtime)
     return plan
-
-
-def _check_batching_of_media(runtime: VllmRuntime) -> None:
-    """Refuse versions of mlx-vlm whose batches give silently wrong text.
-
-    Raises:
-        ServerStartError: The runtime has such a version.
-    """
-    version = installed_version(runtime.server, "mlx_vlm")
-    oldest, newest = _BATCHING_MLX_VLM
-    if version is None or (is_at_least(version, oldest) and not is_at_least(version, newest)):
-        return
-    wanted = "mlx-vlm>={}.{}.{},<{}.{}.{}".format(*oldest, *newest)
-    command = f"uv pip install --python {interpreter_of(runtime.server)} '{wanted}'"
-    raise ServerStartError(
-        f"mlx-vlm {version} gives wrong text when it answers several multimodal requests at once",
-        hint=f'leave out `engine="batched"`, or run `{command}`',
-    )
 
 
 def _download(context: SupervisorContext, runtime: VllmRuntime) -> None:

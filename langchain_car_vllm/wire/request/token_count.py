@@ -12,6 +12,14 @@ from langchain_car_vllm.wire.errors import PromptTooLongError
 
 PATH = "/messages/count_tokens"
 _SECONDS = 10.0
+_BYTES_PER_TOKEN, _MOST_BYTES = 3, 8
+# What an answer without `max_tokens` is taken to have; few have more.
+_USUAL_ANSWER = 4096
+_MEDIA_TOKENS = {"image_url": 1500, "audio_url": 4000, "video_url": 8000}
+_NO_MEMORY = (
+    "prompt and answer may have {tokens:,} tokens; the memory set aside for this model holds "
+    "{limit:,}"
+)
 
 
 def count_request(
@@ -42,8 +50,7 @@ def may_overflow(body: Mapping[str, Any], limit: int | None) -> bool:
     """Whether a request might not fit: a token has at least one byte, so fewer bytes surely do."""
     if limit is None:
         return False
-    texts = [text for message in body["messages"] for text in _flat(message)]
-    texts.append(json.dumps(body.get("tools") or [], ensure_ascii=False))
+    texts = _all_texts(body)
     # Half a surrogate pair is measured here and refused where it is sent.
     return sum(len(text.encode(errors="surrogatepass")) for text in texts) > limit
 
@@ -56,6 +63,57 @@ def check_fits(tokens: int | None, limit: int | None) -> None:
     """
     if tokens is not None and limit is not None and tokens > limit:
         raise PromptTooLongError(tokens, limit)
+
+
+def asked_tokens(
+    body: Mapping[str, Any], counted: int | None = None, room: int | None = None
+) -> int:
+    """Return how many tokens a request asks for: its prompt and its answer.
+
+    Args:
+        body: The request.
+        counted: Tokens of its texts as the server counted them, None for an estimate.
+        room: What there is for a single request, None for any number.
+
+    Raises:
+        PromptTooLongError: It asks for more than there is.
+    """
+    texts = sum(len(text.encode(errors="surrogatepass")) for text in _all_texts(body))
+    media, answer = _media_tokens(body), body.get("max_tokens")
+    prompt = (texts // _BYTES_PER_TOKEN if counted is None else counted) + media
+    if room is None:
+        return prompt + (_USUAL_ANSWER if answer is None else answer)
+    if answer is None:
+        answer = min(_USUAL_ANSWER, max(room - prompt, 1))
+    least = prompt + answer if counted is not None else texts // _MOST_BYTES + answer
+    if least > room:
+        raise PromptTooLongError(least, room, _NO_MEMORY)
+    return min(prompt + answer, room)
+
+
+def arrives_late(body: Mapping[str, Any]) -> bool:
+    """Tell whether an answer arrives at its end: whole, constrained, or as a call that is parsed.
+
+    The server streams none of these from their beginning.
+    """
+    return not body.get("stream") or bool(body.get("response_format") or body.get("tools"))
+
+
+def _all_texts(body: Mapping[str, Any]) -> list[str]:
+    texts = [text for message in body["messages"] for text in _flat(message)]
+    texts.append(json.dumps(body.get("tools") or [], ensure_ascii=False))
+    return texts
+
+
+def _media_tokens(body: Mapping[str, Any]) -> int:
+    """Return what the media of a request take at most, about."""
+    kinds = [
+        part.get("type")
+        for message in body["messages"]
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+    ]
+    return sum(_MEDIA_TOKENS.get(kind, 0) for kind in kinds)
 
 
 def _texts(message: Mapping[str, Any]) -> list[dict[str, str]]:

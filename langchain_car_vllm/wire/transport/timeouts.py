@@ -54,6 +54,10 @@ class Clock:
         elif now - self._since > self.timeout:
             raise timeout_error(self._endpoint, self.timeout)
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave out what was spent before the request was sent, waiting for its turn."""
+        self._since += seconds
+
     def resume(self) -> None:
         """Count a pause from now on: the user has taken his time over what he got."""
         if self.timeout is not None and not self._total:

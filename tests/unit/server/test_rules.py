@@ -6,11 +6,12 @@ import random
 import pytest
 
 from langchain_car_vllm.endpoint import Parsers, Serving
+from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.server.command import (
     Launch,
-    choose_engine,
     serve_arguments,
 )
+from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.memory import Memory
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
@@ -55,12 +56,43 @@ def test_budget_is_five_restarts_in_three_minutes():
     assert not is_spent(recent_crashes([0, 10, 20, 30, 40, 45], 181, policy), policy)
 
 
-def test_text_models_are_batched_and_media_queued():
-    """`auto` is batching for text and the queueing engine for media; the user's choice wins."""
-    assert choose_engine(SPEC, multimodal=False) == "batched"
-    assert choose_engine(SPEC, multimodal=True) == "simple"
-    mine = ServerSpec(source="m", served_name="m", engine="simple")
-    assert choose_engine(mine, multimodal=False) == "simple"
+MINE = {
+    engine: ServerSpec(source="m", served_name="m", engine=engine)
+    for engine in ("simple", "batched")
+}
+
+
+def test_auto_is_batching():
+    """For every model, where the install answers batches rightly; the user's choice wins."""
+    for multimodal in (False, True):
+        assert choose_engine(SPEC, multimodal=multimodal) == ("batched", None)
+        assert choose_engine(MINE["simple"], multimodal=multimodal) == ("simple", None)
+        assert choose_engine(MINE["batched"], multimodal=multimodal) == ("batched", None)
+
+
+@pytest.mark.parametrize("version", ["0.6.5", "0.6.12", "0.6.15"])
+def test_tested_versions_of_mlx_vlm_batch(version: str):
+    """Both ends of the range included."""
+    assert choose_engine(SPEC, multimodal=True, mlx_vlm=version) == ("batched", None)
+    assert choose_engine(MINE["batched"], multimodal=True, mlx_vlm=version) == ("batched", None)
+
+
+@pytest.mark.parametrize("version", ["0.6.4", "0.6.16", "0.7.10", "1.0"])
+def test_other_versions_of_mlx_vlm_answer_one_after_the_other(version: str):
+    """With a note that names the cure; batches of text stay, wrong batches are refused."""
+    engine, note = choose_engine(SPEC, multimodal=True, mlx_vlm=version, python="/p y/python")
+    assert engine == "simple"
+    assert note is not None
+    assert f"mlx-vlm {version}" in note
+    assert "uv pip install --python /p y/python 'mlx-vlm>=0.6.5,<0.6.16'" in note
+    assert choose_engine(SPEC, multimodal=False, mlx_vlm=version) == ("batched", None)
+    assert choose_engine(MINE["simple"], multimodal=True, mlx_vlm=version) == ("simple", None)
+    flagged = ServerSpec(source="m", served_name="m", server_args=("--continuous-batching",))
+    media = ServerSpec(source="m", served_name="m", server_args=("--mllm",), engine="batched")
+    for spec, multimodal in ((MINE["batched"], True), (flagged, True), (media, False)):
+        with pytest.raises(ServerStartError, match=f"mlx-vlm {version} gives wrong text") as caught:
+            choose_engine(spec, multimodal=multimodal, mlx_vlm=version)
+        assert "mlx-vlm>=0.6.5,<0.6.16" in str(caught.value)
 
 
 def test_users_arguments_come_last():

@@ -1,0 +1,54 @@
+"""Where a request waits until the server can take it, as the wire sees it."""
+
+from typing import Protocol
+
+
+class Gate(Protocol):
+    """One request's way in: entered before it is sent, left when its answer has ended.
+
+    Attributes:
+        tick: Seconds between two tries.
+        is_open: Whether everybody is let in at once.
+        room: Tokens that a single request may have, None where nobody looks after that.
+    """
+
+    tick: float
+    is_open: bool
+    room: int | None
+
+    def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:
+        """Return whether the request may be sent now; takes some milliseconds.
+
+        Args:
+            tokens: Of the prompt and the answer.
+            arrives_late: Whether the answer arrives at its end, so that its beginning is not seen.
+        """
+
+    def begin(self) -> None:
+        """Note the first sign of the answer."""
+
+    def leave(self, *, is_over: bool) -> None:
+        """Note the end.
+
+        Args:
+            is_over: Whether the server is done with the request; False where the connection was
+                closed on it.
+        """
+
+
+class OpenGate:
+    """Lets everybody in: for endpoints that somebody else runs."""
+
+    tick: float = 0.0
+    is_open: bool = True
+    room: int | None = None
+
+    def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def leave(self, *, is_over: bool) -> None:
+        """Do nothing."""

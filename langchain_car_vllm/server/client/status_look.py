@@ -1,0 +1,85 @@
+"""One look at a server's `/v1/status`, in a thread of its own, since a busy server answers late."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from langchain_car_vllm.endpoint import Endpoint
+
+_SECONDS = 5.0
+_LONGEST = 4_000_000
+_READING = ("prefill", "queued")
+
+
+class StatusLook:
+    """Asks a server what it is working on. The end of the program does not wait for it.
+
+    Args:
+        endpoint: Whom to ask.
+
+    Attributes:
+        began: When it began, by the monotonic clock.
+        requests: The requests that the server works on, None while it is not known.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self.began = time.monotonic()
+        self.requests: list[Mapping[str, Any]] | None = None
+        self._thread = threading.Thread(
+            target=self._ask, name="langchain_car_vllm.status", daemon=True
+        )
+        self._thread.start()
+
+    def is_over(self) -> bool:
+        """Tell whether the server has answered, or will not."""
+        return not self._thread.is_alive()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the server reads a prompt or has one in its queue, or cannot tell."""
+        if self.requests is None:
+            return True
+        return any(entry.get("phase") in _READING for entry in self.requests)
+
+    def ids(self) -> list[str] | None:
+        """Return the server's names of the requests."""
+        if self.requests is None:
+            return None
+        return [str(entry.get("request_id")) for entry in self.requests]
+
+    def has_begun(self, before: Collection[str]) -> bool:
+        """Tell whether the request that came after others is being answered.
+
+        Args:
+            before: The requests that were there when it was sent.
+        """
+        return not self.is_reading and any(
+            str(entry.get("request_id")) not in before for entry in self.requests or ()
+        )
+
+    def _ask(self) -> None:
+        parts = urlsplit(self._endpoint.base_url)
+        is_ours = self._endpoint.is_ours
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_SECONDS)
+        try:
+            connection.connect()
+            if is_ours is not None and not is_ours():
+                return
+            headers = {"Authorization": f"Bearer {self._endpoint.api_key}", "Connection": "close"}
+            connection.request("GET", f"{parts.path}/status", headers=headers)
+            response = connection.getresponse()
+            found: list[Any] = []
+            if response.status == HTTPStatus.OK:
+                found = json.loads(response.read(_LONGEST)).get("requests") or []
+            # A server that has no status will never tell.
+            self.requests = [entry for entry in found if isinstance(entry, dict)]
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            return
+        finally:
+            connection.close()

@@ -1,0 +1,147 @@
+"""Tickets of requests, in files that all processes see, and the decision who may send.
+
+A ticket is a file. Its name tells when it was drawn, how many tokens it asks for and how far its
+request has come; its lock tells that its owner lives, and the kernel gives that back however the
+owner dies. The decision itself is pure.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple, cast, get_args
+
+from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
+
+_LOOKS = 5
+_PARTS = 3
+Stage = Literal["waiting", "prefill", "answering"]
+Verdict = Literal["enter", "behind", "prefill", "abandoned", "room", "company"]
+
+
+class Ticket(NamedTuple):
+    """One request's place.
+
+    Attributes:
+        order: When it was drawn; the smaller is the older.
+        tokens: Of its prompt and its answer.
+        stage: How far its request has come.
+        generation: Of the server that it is for.
+        live: Whether its owner lives and still cares.
+    """
+
+    order: str
+    tokens: int
+    stage: Stage
+    generation: int = 1
+    live: bool = True
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{self.order}.{self.generation}.{self.tokens}.{self.stage}"
+
+
+class Rules(NamedTuple):
+    """What a server can take.
+
+    Attributes:
+        serial_prefill: Whether it may read one prompt at a time only.
+        room: Tokens of all requests together, None where it is not known.
+        sequences: Requests at the same time, None where it is not known.
+    """
+
+    serial_prefill: bool = False
+    room: int | None = None
+    sequences: int | None = None
+
+
+def decide(mine: Ticket, tickets: Sequence[Ticket], rules: Rules) -> Verdict:
+    """Return whether a request may be sent, or what it waits for.
+
+    First come, first served: nobody overtakes an older request that waits, whatever that waits for,
+    so nobody waits forever. A request that was abandoned while its prompt was read counts until the
+    server has let go of it.
+
+    Args:
+        mine: The request's ticket, which waits.
+        tickets: All tickets, `mine` or not.
+        rules: What the server can take.
+    """
+    others = [t for t in tickets if t.order != mine.order and (t.live or t.stage == "prefill")]
+    if any(t.stage == "waiting" and t.order < mine.order for t in others):
+        return "behind"
+    admitted = [t for t in others if t.stage != "waiting"]
+    read = [t for t in admitted if t.stage == "prefill"]
+    if rules.serial_prefill and read:
+        return "prefill" if any(t.live for t in read) else "abandoned"
+    if rules.sequences is not None and admitted and len(admitted) >= rules.sequences:
+        return "company"
+    taken = sum(t.tokens for t in admitted)
+    if rules.room is not None and admitted and taken + mine.tokens > rules.room:
+        return "room"
+    return "enter"
+
+
+def read_ticket(name: str) -> Ticket | None:
+    """Return the ticket that a file's name stands for, None for another file."""
+    order, *rest = name.split(".")
+    if len(rest) != _PARTS or not all(part.isdecimal() for part in rest[:2]):
+        return None
+    generation, tokens, stage = rest
+    if not order or stage not in get_args(Stage):
+        return None
+    return Ticket(order, int(tokens), cast("Stage", stage), int(generation))
+
+
+def read_tickets(folder: Path, generation: int) -> list[Ticket]:
+    """Return the tickets of a server; what dead owners left is torn up.
+
+    Those that died while their prompt was read stay: that very server may still be reading.
+
+    Args:
+        folder: Where the tickets lie.
+        generation: Of the server.
+    """
+    for _ in range(_LOOKS):
+        found, is_complete = _look(folder, generation)
+        if is_complete:
+            break
+    return found
+
+
+def _look(folder: Path, generation: int) -> tuple[list[Ticket], bool]:
+    """Return the tickets, and whether none was renamed or removed during the look."""
+    found, is_complete = [], True
+    for name in os.listdir(folder):  # noqa: PTH208 - many looks, no `Path` each
+        ticket = read_ticket(name)
+        if ticket is None:
+            continue
+        live = _is_live(folder / name)
+        is_complete = is_complete and live is not None
+        is_read = ticket.stage == "prefill" and ticket.generation == generation
+        if live or (live is False and is_read):
+            found.append(ticket._replace(live=live))
+        elif live is False:
+            (folder / name).unlink(missing_ok=True)
+    return found, is_complete
+
+
+def tear_up_abandoned(folder: Path, generation: int) -> None:
+    """Remove the tickets whose owners died, or left, while their prompt was read."""
+    for ticket in read_tickets(folder, generation):
+        if ticket.stage == "prefill" and not ticket.live:
+            (folder / ticket.name).unlink(missing_ok=True)
+
+
+def _is_live(path: Path) -> bool | None:
+    """Tell whether a ticket's owner lives, None where it is gone or has just been renamed."""
+    descriptor = None
+    with suppress(FileNotFoundError):
+        descriptor = open_existing(path)
+    if descriptor is None:
+        return None
+    try:
+        return is_held(descriptor)
+    finally:
+        close_lock(descriptor)

@@ -1,0 +1,86 @@
+"""A request's passage through the gate of its server: in before it is sent, out at its end."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import openai
+
+from langchain_car_vllm.gate import Gate
+from langchain_car_vllm.wire.errors import AnswerError, ConnectionFailedError, RequestTimeoutError
+from langchain_car_vllm.wire.transport.timeouts import Clock
+
+_UNKNOWN = (ConnectionFailedError, RequestTimeoutError)
+"""What leaves open whether the server still works on the request."""
+
+
+class Passage:
+    """One request inside the gate.
+
+    Args:
+        gate: Where it entered.
+
+    Attributes:
+        is_over: Whether the server is done with the request.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._has_begun = False
+        self.is_over = False
+
+    def note(self, events: int) -> None:
+        """Note how much of the answer has come: its first sign lets the next request be read."""
+        if events and not self._has_begun:
+            self._has_begun = True
+            self._gate.begin()
+
+
+@contextmanager
+def entered(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> Iterator[Passage]:
+    """Wait until the request may be sent, and leave at the end of the block.
+
+    Args:
+        gate: Where to wait.
+        tokens: Of the prompt and the answer.
+        clock: The wait does not count.
+        arrives_late: Whether nothing shows when the answer began.
+    """
+    passage = Passage(gate)
+    try:
+        began = time.monotonic()
+        while not gate.try_enter(tokens, arrives_late=arrives_late):
+            time.sleep(gate.tick)
+        clock.leave_out(time.monotonic() - began)
+        yield passage
+    except (openai.APIStatusError, AnswerError) as error:
+        passage.is_over = not isinstance(error, _UNKNOWN)
+        raise
+    finally:
+        gate.leave(is_over=passage.is_over)
+
+
+@asynccontextmanager
+async def aentered(
+    gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool
+) -> AsyncIterator[Passage]:
+    """Do what `entered` does without blocking the event loop."""
+    passage = Passage(gate)
+    try:
+        began = time.monotonic()
+        while not await _try_enter(gate, tokens, arrives_late=arrives_late):  # noqa: ASYNC110
+            await asyncio.sleep(gate.tick)
+        clock.leave_out(time.monotonic() - began)
+        yield passage
+    except (openai.APIStatusError, AnswerError) as error:
+        passage.is_over = not isinstance(error, _UNKNOWN)
+        raise
+    finally:
+        gate.leave(is_over=passage.is_over)
+
+
+async def _try_enter(gate: Gate, tokens: int, *, arrives_late: bool) -> bool:
+    if gate.is_open:
+        return True
+    return await asyncio.to_thread(gate.try_enter, tokens, arrives_late=arrives_late)

@@ -1,11 +1,17 @@
 """The mends of the server's installation, on the locked one."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.supervisor.child import install_launcher
 
 
 def test_every_mend_applies_to_the_locked_runtime(tmp_path: Path):
@@ -20,4 +26,75 @@ def test_every_mend_applies_to_the_locked_runtime(tmp_path: Path):
     states = json.loads(result.stdout.splitlines()[-1])
     assert states
     del states["connection-after-failure-httptools"]  # uvicorn's parser where that is installed
+    has_no_metal = states.pop("memory-limits")["state"] == "not needed"
+    assert has_no_metal is not (sys.platform == "darwin")
     assert {name: state for name, state in states.items() if state["state"] != "applied"} == {}
+
+
+WIRING = """
+import json, sys
+sys.path.insert(0, {folder!r})
+sys.argv = ["vllm-mlx", "serve", {model!r}]
+import mlx.core as mx
+calls, limits = [], {{}}
+mx.set_wired_limit = lambda n: calls.append(n) or 0
+mx.set_memory_limit = lambda n: limits.__setitem__("memory", n) or 0
+mx.set_cache_limit = lambda n: limits.__setitem__("cache", n) or 0
+mx.device_info = lambda: {{"max_recommended_working_set_size": {working_set}}}
+mx.metal.is_available = lambda: True
+mx.synchronize = lambda *_: None
+from mends import memory_limits
+memory_limits._limit_memory(mx)
+from mlx import nn
+from mlx_lm.generate import wired_limit
+from mlx_vlm.generate.common import wired_limit as vlm_wired_limit
+from vllm_mlx import mllm_batch_generator
+model = nn.Linear(4, 4)
+for _ in range(2):
+    with wired_limit(model):
+        pass
+    with vlm_wired_limit(model):
+        pass
+    most = mx.device_info()["max_recommended_working_set_size"]
+    old = mllm_batch_generator.mx.set_wired_limit(most)
+    mllm_batch_generator.mx.set_wired_limit(old)
+mx.set_memory_limit(10**12)
+mx.set_cache_limit(10**12)
+print(json.dumps([calls, limits]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "share", "wires"),
+    [
+        ("auto", 0.5, False),
+        ("auto", 0.8, False),
+        ("auto", 0.9, True),
+        ("0", 0.9, False),
+        ("1", 0.1, True),
+    ],
+)
+def test_weights_alone_are_wired_and_only_where_that_pays(
+    tmp_path: Path, mode: str, share: float, wires: bool
+):
+    """With the real modules that ask for it; only Metal is imitated. Limits keep to the plan."""
+    install_launcher(ServerDirectory(tmp_path))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"x" * 80_000)
+    (model / "consolidated.bin").write_bytes(b"x" * 9_000)
+    code = WIRING.format(folder=str(tmp_path), model=str(model), working_set=int(80_000 / share))
+    python = str(interpreter_of(ensure_runtime().server))
+    room = 2**30
+    variables = {"CAR_VLLM_MLX_WIRED": mode, "CAR_VLLM_LAUNCH_MEMORY": str(room)}
+    result = subprocess.run(
+        [python, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
+        cwd=tmp_path,
+    )
+    calls, limits = json.loads(result.stdout.splitlines()[-1])
+    assert calls == ([80_000] if wires else [])
+    assert limits == {"memory": room, "cache": room - 80_000}

@@ -207,6 +207,11 @@ CAR_VLLM_MLX_MEMORY_GB = _gigabytes(
     "memory in GB that all servers may take together",
     "three quarters of the machine's, on a Mac at most what Metal recommends",
 )
+CAR_VLLM_MLX_ADMISSION = _flag(
+    "CAR_VLLM_MLX_ADMISSION",
+    "`0` lets requests ask for more memory than was set aside for them",
+    default=True,
+)
 CAR_VLLM_MLX_WIRED = _choice(
     "CAR_VLLM_MLX_WIRED",
     "whether weights are wired in memory: `auto`, `0` never, `1` always",

@@ -3,13 +3,13 @@
 import itertools
 import json
 import os
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.paths import variable
+from langchain_car_vllm.environment import CAR_VLLM_MLX_ADMISSION
+from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.client.tickets import (
@@ -29,7 +29,6 @@ from langchain_car_vllm.server.locks import (
     try_exclusive,
 )
 
-_OFF = ("0", "false", "no", "off")
 _QUIET = 2.0
 """Seconds without any ticket after which a server has surely let go of what was there."""
 _PAUSE = 0.1
@@ -53,7 +52,7 @@ def rules_of(endpoint: Endpoint) -> Rules:
     read (vllm-mlx 0.6.0). The memory is looked after unless `CAR_VLLM_MLX_ADMISSION` is off.
     """
     serial = endpoint.engine == "batched" and bool(endpoint.multimodal)
-    if (variable("CAR_VLLM_MLX_ADMISSION") or "").lower() in _OFF:
+    if not CAR_VLLM_MLX_ADMISSION.read():
         return Rules(serial)
     batched = endpoint.engine == "batched"
     return Rules(
@@ -92,7 +91,7 @@ class Admission:
         self.is_open = self._rules == Rules()
         self.room = self._rules.room
         self._process = os.getpid()
-        self._mutex = threading.Lock()
+        self._mutex = ProcessLock()
         self._place: Place | None = None
         self._is_closed = self._is_leaving = False
         self._shown: Verdict | None = None

@@ -5,19 +5,13 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from langchain_car_vllm.server.supervisor.metal import MetalVerdict, find_verdict
+
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 12
 _NOISE = re.compile(r"^\s*$|^\s+File \"|^Traceback |^\s+\^+\s*$|^\s+(?:return|raise|await) ")
 _VERDICT = re.compile(r"^(?:[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*|Error: .*|.*error: .*)$")
 _PORT_TAKEN = re.compile(r"\[Errno (?:48|98)\].*(?:bind|in use)", re.IGNORECASE)
-_MEMORY = (
-    "[metal::malloc]",
-    "Insufficient Memory",
-    "kIOGPUCommandBufferCallbackErrorOutOfMemory",
-    "MemoryError",
-    "Cannot allocate memory",
-    "Unable to allocate",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +24,7 @@ class Diagnosis:
         hint: What to do about it, None where the log is all there is.
         tail: The last lines of this start's log.
         port_taken: Whether somebody else listened on its port.
-        out_of_memory: Whether memory ran out.
+        metal: What the GPU's own failure means, None for another one.
         unsupported: Whether this version cannot serve this model.
     """
 
@@ -39,13 +33,23 @@ class Diagnosis:
     hint: str | None
     tail: tuple[str, ...]
     port_taken: bool = False
-    out_of_memory: bool = False
+    metal: MetalVerdict | None = None
     unsupported: bool = False
 
     @property
     def sentence(self) -> str:
         """One line: how it ended and its last error."""
         return f"{self.ending}: {self.verdict}" if self.verdict else self.ending
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether memory ran out."""
+        return self.metal is not None and self.metal.is_about_memory
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the request that it died of may be sent once more."""
+        return not self.unsupported and (self.metal is None or self.metal.is_retryable)
 
 
 def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
@@ -59,15 +63,15 @@ def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
     text = "\n".join(lines)
     verdicts = [line.strip() for line in lines if _VERDICT.match(line.strip())]
     verdict = verdicts[-1] if verdicts else ""
-    out_of_memory = any(mark in text for mark in _MEMORY)
+    metal = find_verdict(text)
     unsupported = "not supported" in verdict and "odel" in verdict
     return Diagnosis(
         ending=_ending(exit_code),
         verdict=verdict,
-        hint=_hint(text, exit_code, out_of_memory=out_of_memory, unsupported=unsupported),
+        hint=_hint(text, exit_code, metal=metal, unsupported=unsupported),
         tail=tuple(line for line in lines if not _NOISE.match(line))[-_TAIL_LINES:],
         port_taken=_PORT_TAKEN.search(text) is not None,
-        out_of_memory=out_of_memory,
+        metal=metal,
         unsupported=unsupported,
     )
 
@@ -110,6 +114,14 @@ _HINTS = (
         "the model is not on this machine and the Hub cannot be reached; go online once",
     ),
     (
+        ("[Errno 24]", "Too many open files"),
+        "raise the limit of open files with `ulimit -n 4096` before the program starts",
+    ),
+    (
+        ("[Errno 1] Operation not permitted",),
+        "allow the program that started this to read the files, in System Settings under Privacy",
+    ),
+    (
         ("ModuleNotFoundError", "ImportError"),
         "the install is damaged; repair it with `car-vllm install --upgrade`",
     ),
@@ -117,12 +129,12 @@ _HINTS = (
 
 
 def _hint(
-    text: str, exit_code: int | None, *, out_of_memory: bool, unsupported: bool
+    text: str, exit_code: int | None, *, metal: MetalVerdict | None, unsupported: bool
 ) -> str | None:
     if unsupported:
         return "upgrade with `car-vllm install --upgrade`, or choose another model"
-    if out_of_memory:
-        return "memory ran out: choose a smaller model or quantisation, or close other programs"
+    if metal is not None:
+        return f"{metal.sentence}: {metal.cure}"
     for marks, hint in _HINTS:
         if any(mark in text for mark in marks):
             return hint

@@ -47,6 +47,9 @@ def main() -> None:
     if mode == "exec":
         os.execv(binary, [binary, *arguments])  # noqa: S606
     sys.argv = [binary, *arguments]
+    if arguments[0] == "download" or os.environ.pop("CAR_VLLM_LAUNCH_TEXT_ONLY", ""):
+        # Its import takes as long as all others together, and text models never use it.
+        sys.modules["torch"] = None  # type: ignore[assignment]
     _install_mends("mends.json" if arguments[0] == "serve" else None)
     runpy.run_path(binary, run_name="__main__")
 

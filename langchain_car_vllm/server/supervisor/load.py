@@ -10,6 +10,7 @@ from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, serve_arguments
+from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
@@ -56,7 +57,12 @@ class Server:
                 context.directory,
                 runtime.server,
                 serve_arguments(spec, launch, self._port.number),
-                server_environment(inherited(), dict(spec.server_env), offline=launch.offline),
+                {
+                    **launch_settings(spec, launch, inherited()),
+                    **server_environment(
+                        inherited(), dict(spec.server_env), offline=launch.offline
+                    ),
+                },
                 log=context.directory.log,
                 api_key=self._api_key,
             )

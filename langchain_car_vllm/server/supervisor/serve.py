@@ -1,6 +1,7 @@
 """The ready stage: crash watch, idleness, eviction."""
 
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from langchain_car_vllm.errors import ServerCrashedError
@@ -10,10 +11,13 @@ from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorC
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.draining import Eviction
 from langchain_car_vllm.server.supervisor.idle import idle_deadline
+from langchain_car_vllm.server.supervisor.metal import find_verdict
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
 
 _MANY_RECORDS = 100
+_LOST_GPU = "was ended: its GPU takes no more work"
+_LONGEST_READ = 1_000_000
 
 
 def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> NoReturn:
@@ -23,13 +27,48 @@ def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> N
         StageEnded: It was idle, or its memory is needed and nobody is served.
         ServerCrashedError: It died.
     """
-    idleness = _Idleness(context, clients)
+    idleness, faults = _Idleness(context, clients), LogFaults(child.log)
     while True:
-        if (code := child.exit_code()) is not None:
+        code = child.exit_code()
+        if code is not None or faults.found():
             served = len(clients.holders())
             _report_crash(context, child, code, was_used=idleness.was_used, served=served)
         child.trim_log(context.policy.log_limit)
         context.pause(idleness.seconds_to_next_look())
+
+
+class LogFaults:
+    """Finds in the log of a living server that it cannot answer any more.
+
+    It answers a causeless 500 to everybody then, and would do so until it is started anew.
+
+    Args:
+        log: Where it writes.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._read = self._size()
+
+    def found(self) -> bool:
+        """Tell whether what was written since the last look says so."""
+        size = self._size()
+        begin, self._read = max(self._read, size - _LONGEST_READ), size
+        if size <= begin:
+            return False
+        try:
+            with self._log.open("rb") as file:
+                file.seek(begin)
+                verdict = find_verdict(file.read(size - begin).decode(errors="replace"))
+        except FileNotFoundError:
+            return False
+        return verdict is not None and verdict.needs_restart
+
+    def _size(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except FileNotFoundError:
+            return 0
 
 
 class _Idleness:
@@ -79,7 +118,7 @@ class _Idleness:
 
 
 def _report_crash(
-    context: SupervisorContext, child: Child, code: int, *, was_used: bool, served: int
+    context: SupervisorContext, child: Child, code: int | None, *, was_used: bool, served: int
 ) -> NoReturn:
     now = time.monotonic()
     was_stable = was_used and now - (context.state.ready_at or now) > context.policy.stable_after
@@ -87,7 +126,8 @@ def _report_crash(
     context.note_crashes((*before, now))
     diagnosis = diagnose(code, child.log)
     error = ServerCrashedError(
-        f"the server of `{context.spec.served_name}` died: {diagnosis.sentence}",
+        f"the server of `{context.spec.served_name}` "
+        + (f"died: {diagnosis.sentence}" if code is not None else _LOST_GPU),
         hint=diagnosis.hint,
         exit_code=code,
         log_tail=diagnosis.tail,
@@ -95,5 +135,5 @@ def _report_crash(
         ending=diagnosis.sentence,
     )
     error.clients, error.crashed_at = served, now
-    error.is_retryable = not (diagnosis.out_of_memory or diagnosis.unsupported)
+    error.is_retryable = diagnosis.is_retryable
     raise error

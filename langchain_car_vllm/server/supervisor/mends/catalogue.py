@@ -4,13 +4,17 @@ from . import (
     batch_rows,
     chat_template,
     grammar_kernel,
+    memory_limits,
     prefix_cache_folder,
+    quiet_log,
     request_end,
     schema_admission,
 )
 
 MENDS = (
+    *memory_limits.MENDS,
     *request_end.MENDS,
+    *quiet_log.MENDS,
     *grammar_kernel.MENDS,
     *chat_template.MENDS,
     *schema_admission.MENDS,

@@ -75,14 +75,14 @@ class CacheFolder:
         parts = {
             "key": self._key,
             "model": model,
-            "files": _stamps(_folder_of(model)),
+            "files": _stamps(folder_of(model)),
             "arguments": [_stamps(a) for a in self._arguments[2:] if os.path.exists(a)],
             "versions": _versions(),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _folder_of(model: str) -> str:
+def folder_of(model: str) -> str:
     """Return the local folder of a model: itself, or the snapshot that its Hub name stands for."""
     if os.path.isdir(model):
         return model

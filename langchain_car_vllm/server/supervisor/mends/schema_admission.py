@@ -48,9 +48,10 @@ def _end_json_objects_alone(module: Any) -> None:
 def _end_alone(processor: Any) -> None:
     """Have a processor that fails end its own answer instead of the step that all share."""
     call = find(processor, "__call__", "tokens", "logits")
+    processor.failure = None
 
     def patched(self: Any, tokens: Any, logits: Any) -> Any:
-        if getattr(self, "failure", None) is None:
+        if self.failure is None:
             try:
                 return call(self, tokens, logits)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's own

@@ -1,0 +1,114 @@
+"""Metal's own failures: what happened, the cure, and whether it is worth repeating."""
+
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm.endpoint import Serving
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.server.command import Launch
+from langchain_car_vllm.server.launch_settings import launch_settings
+from langchain_car_vllm.server.memory import Memory
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.supervisor.diagnosis import diagnose
+from langchain_car_vllm.server.supervisor.serve import LogFaults
+
+PREFIX = "libc++abi: terminating due to uncaught exception of type std::runtime_error: "
+FAILED = f"{PREFIX}[METAL] Command buffer execution failed: "
+CASES = {
+    "memory": (
+        FAILED + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        ("shorter prompts", "max_concurrency", "--max-kv-size", "quantisation"),
+        False,
+    ),
+    "display": (
+        FAILED + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackError"
+        "ImpactingInteractivity)",
+        ("display", "--prefill-step-size"),
+        False,
+    ),
+    "timeout": (
+        FAILED + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)",
+        ("too long", "--prefill-step-size"),
+        False,
+    ),
+    "ignored": (
+        FAILED + "Ignored (for causing prior/excessive GPU errors) (00000004:"
+        "kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",
+        ("no more work", "starts anew"),
+        True,
+    ),
+    "metallib": (
+        "RuntimeError: Failed to load the default metallib. Language version 4.0 is not supported",
+        ("another version of macOS", "car-vllm install --upgrade"),
+        False,
+    ),
+    "library": (
+        "RuntimeError: [metal::Device] Unable to build metal library from source",
+        ("car-vllm install --upgrade",),
+        False,
+    ),
+    "device": ("RuntimeError: No Metal device available", ("no GPU",), False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_failure_has_its_cure(tmp_path: Path, case: str):
+    """With what to do about it; a request that the GPU's watchdog killed is not sent again."""
+    text, cure, is_retryable = CASES[case]
+    log = tmp_path / "server.log"
+    log.write_text(f"INFO: ready\n{text}\n")
+    found = diagnose(-6, log)
+    assert found.hint is not None
+    assert all(word in found.hint for word in cure)
+    assert found.is_retryable is is_retryable
+    assert found.out_of_memory is (case == "memory")
+
+
+def test_other_failures_are_as_they_were(tmp_path: Path):
+    """A plain abort is none of Metal's, and is retried."""
+    log = tmp_path / "server.log"
+    log.write_text("RuntimeError: something else\n")
+    found = diagnose(-6, log)
+    assert found.metal is None
+    assert found.is_retryable
+
+
+def test_a_living_server_whose_gpu_is_lost_is_noticed(tmp_path: Path):
+    """Once, when it is written; older lines and failures of single requests say nothing."""
+    log = tmp_path / "server.log"
+    faults = LogFaults(log)
+    assert not faults.found()
+    log.write_text(CASES["ignored"][0] + "\n")
+    assert LogFaults(log).found() is False, "it was there before"
+    assert faults.found()
+    assert not faults.found()
+    with log.open("a") as file:
+        file.write(CASES["memory"][0] + "\n")
+    assert not faults.found()
+    log.unlink()
+    assert not faults.found()
+
+
+def settings(env: dict[str, str], **given: object) -> dict[str, str]:
+    spec = ServerSpec(source="m", served_name="m", **given)
+    launch = Launch(
+        "m", True, Serving(engine="batched", multimodal=False), memory=Memory(900, kv=100, room=10)
+    )
+    return launch_settings(spec, launch, env)
+
+
+def test_the_launcher_is_told_what_was_set_aside():
+    """And whether to wire; whoever sets limits of his own keeps them."""
+    assert settings({}) == {
+        "CAR_VLLM_MLX_WIRED": "auto",
+        "CAR_VLLM_LAUNCH_MEMORY": "1000",
+        "CAR_VLLM_LAUNCH_TEXT_ONLY": "1",
+    }
+    assert settings({"CAR_VLLM_MLX_WIRED": "0"})["CAR_VLLM_MLX_WIRED"] == "0"
+    given = {"server_env": (("CAR_VLLM_MLX_WIRED", "1"),)}
+    assert settings({"CAR_VLLM_MLX_WIRED": "0"}, **given)["CAR_VLLM_MLX_WIRED"] == "1"
+    own = {"server_args": ("--gpu-memory-utilization", "0.5")}
+    assert "CAR_VLLM_LAUNCH_MEMORY" not in settings({}, **own)
+    with pytest.raises(ConfigurationError, match="`auto`, `0` or `1`, not `yes`"):
+        settings({"CAR_VLLM_MLX_WIRED": "yes"})

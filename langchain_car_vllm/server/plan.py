@@ -176,7 +176,7 @@ def plan_for(
         origin,
         directory,
         facts,
-        _launch(spec, facts, directory, budget, version, binary),
+        _launch(spec, facts, directory, budget, version=version, binary=binary),
         facts.weights_bytes or None,
         budget,
         taken_bytes(spec),
@@ -196,7 +196,7 @@ def fitting_context(spec: ServerSpec) -> int | None:
     """
     _, directory, facts = _known(spec, None)
     budget = budget_bytes()
-    memory = _launch(spec, facts, directory, budget, None).memory
+    memory = _launch(spec, facts, directory, budget).memory
     fits = facts.weights_bytes and memory.needed <= budget
     return memory.context if fits else facts.context_window
 
@@ -225,7 +225,8 @@ def _launch(
     facts: ModelFacts,
     directory: Path | None,
     budget: int,
-    version: str | None,
+    *,
+    version: str | None = None,
     binary: Path | None = None,
 ) -> Launch:
     here = directory is not None

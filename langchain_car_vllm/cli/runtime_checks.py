@@ -56,7 +56,7 @@ def check_files() -> str:
             f"a program may open {hard} files at most, too few for hundreds of calls at once",
             f"raise the hard limit: `ulimit -H -n {_ENOUGH_FILES}`",
         )
-    return f"a program may open {soft} files; servers and their clients are kept within that"
+    return f"a program may open {soft} files"
 
 
 def check_certificates() -> str:

@@ -6,7 +6,6 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from langchain_car_vllm import paths
 from langchain_car_vllm.cli.output import (
     AsJson,
     ModelArgument,
@@ -23,11 +22,10 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.catalog import PREFIX, catalog
 from langchain_car_vllm.models.ids import is_repository
+from langchain_car_vllm.models.lm_studio import lm_studio_folders
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server.plan import Plan, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
-
-_LM_STUDIO = (".lmstudio/models", ".cache/lm-studio/models")
 
 
 class _Shelved(NamedTuple):
@@ -37,6 +35,7 @@ class _Shelved(NamedTuple):
     size: int
     context_window: int | None
     max_input_tokens: int | None
+    problem: str | None = None
 
 
 def list_models(
@@ -78,7 +77,7 @@ def show(
 
 
 def _local_names() -> set[str]:
-    return {*_hub_names(hub_cache()), *_lm_studio_names(paths.home())}
+    return {*_hub_names(hub_cache()), *_lm_studio_names()}
 
 
 def _hub_names(cache: Path | None) -> Iterator[str]:
@@ -86,9 +85,9 @@ def _hub_names(cache: Path | None) -> Iterator[str]:
         yield folder.name.removeprefix("models--").replace("--", "/", 1)
 
 
-def _lm_studio_names(home: Path | None) -> Iterator[str]:
-    for root in _LM_STUDIO if home else ():
-        for folder in (home / root).glob("*/*") if home else ():
+def _lm_studio_names() -> Iterator[str]:
+    for root in lm_studio_folders():
+        for folder in root.glob("*/*"):
             yield f"{folder.parent.name}/{folder.name}"
 
 
@@ -98,15 +97,15 @@ def _shelved(repository: str, *, absent: bool) -> _Shelved | None:
         return None
     entry = catalog().by_repository(repository)
     name = PREFIX + entry.name if entry else repository
-    directory = find_snapshot(repository)
-    if directory is None and not absent:
-        begun = _begun_bytes(repository)
-        window = entry.context_window if entry else None
-        return _Shelved(name, repository, None, begun, window, None) if begun else None
     try:
+        directory = find_snapshot(repository)
+        if directory is None and not absent:
+            begun = _begun_bytes(repository)
+            window = entry.context_window if entry else None
+            return _Shelved(name, repository, None, begun, window, None) if begun else None
         plan_ = plan_for(ServerSpec(repository, entry.name if entry else repository))
-    except ConfigurationError:
-        return None
+    except ConfigurationError as error:
+        return _Shelved(name, repository, None, 0, None, None, error.message)
     fitting = 0 if plan_.fits_memory is False else plan_.launch.serving.max_input_tokens
     window = plan_.facts.context_window
     return _Shelved(name, repository, directory, plan_.weights or 0, window, fitting)
@@ -118,12 +117,12 @@ def _begun_bytes(repository: str) -> int:
     blobs = list((folder / "blobs").glob("*")) if folder else []
     if not any(blob.suffix == ".incomplete" for blob in blobs):
         return 0
-    return sum(blob.stat().st_size for blob in blobs)
+    return sum(blob.stat().st_size for blob in blobs if blob.is_file())
 
 
 def _row(entry: _Shelved) -> tuple[str, ...]:
     unfinished = "incomplete" if _begun_bytes(entry.repository) else "-"
-    directory = str(entry.directory) if entry.directory else unfinished
+    directory = str(entry.directory) if entry.directory else entry.problem or unfinished
     counts = (entry.context_window, entry.max_input_tokens)
     window, fitting = ("-" if count is None else str(count) for count in counts)
     return entry.model, size(entry.size), window, "no" if fitting == "0" else fitting, directory
@@ -135,6 +134,7 @@ def _listed(entry: _Shelved) -> dict[str, Any]:
         "repository": entry.repository,
         "directory": str(entry.directory) if entry.directory else None,
         "complete": entry.directory is not None,
+        "problem": entry.problem,
         "bytes": entry.size,
         "context_window": entry.context_window,
         "max_input_tokens": entry.max_input_tokens,

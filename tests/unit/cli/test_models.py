@@ -313,3 +313,19 @@ def test_ctrl_c_ends_the_download(fake: Fake, tmp_path: Path):
         pulling.kill()
         pulling.wait()
     assert not psutil.pid_exists(int(started.read_text()))
+
+
+def test_an_odd_repository_does_not_hide_the_others(cli: Cli, cache: Path):
+    """It is listed with what is wrong with it."""
+    download(cache, "org/fine")
+    for name, config in (("nested", "[" * 100_000), ("code", '{"model_file": "x.py"}')):
+        (download(cache, f"org/{name}") / "config.json").write_text(config)
+    (download(cache, "org/torn") / "model.safetensors").write_bytes(bytes(100))
+    done = cli("list", "--json")
+    assert done.returncode == 0, done.stderr
+    listed = {entry["model"]: entry["problem"] for entry in json.loads(done.stdout)}
+    assert listed["org/fine"] is None
+    assert "nests too deeply" in listed["org/nested"]
+    assert "code of its own" in listed["org/code"]
+    assert "not in the safetensors format" in listed["org/torn"]
+    assert "code of its own" in cli("list").stdout

@@ -1,0 +1,107 @@
+"""Whether the server can load a model, told before anything is installed or started."""
+
+import json
+import struct
+
+import pytest
+from fakes.weights import weights_of
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.models import read_model_facts
+from langchain_car_vllm.models.servable import check_servable, find_obstacle
+from langchain_car_vllm.models.snapshot import wanted_names
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5000000000\n"
+BAD_HEADER = struct.pack("<Q", 10) + b"not JSON {" + bytes(100)
+FAULTS = {
+    "no config": ({"config__json": None}, "no `config.json`", "safetensors"),
+    "no model_type": ({"config__json": {}}, "no `model_type`", "choose"),
+    "no tokenizer": ({"tokenizer__json": None}, "no tokenizer", "add the tokenizer"),
+    "empty tokenizer": ({"tokenizer__json": b""}, "`tokenizer.json` is empty", "again"),
+    "tokenizer pointer": ({"tokenizer__json": POINTER}, "Git LFS pointer", "git lfs pull"),
+    "no weights": ({"model__safetensors": None}, "no safetensors weights", "choose"),
+    "empty": ({"model__safetensors": b""}, "is empty", "again"),
+    "pointer": ({"model__safetensors": POINTER}, "Git LFS pointer", "git lfs pull"),
+    "cut off": ({"model__safetensors": weights_of(5_000_000)[:-9]}, "cut off: 5.0 MB of", "again"),
+    "cut header": ({"model__safetensors": weights_of(300)[:50]}, "not in the safetensors", "again"),
+    "zeros": ({"model__safetensors": bytes(500)}, "not in the safetensors format", "again"),
+    "no JSON": ({"model__safetensors": BAD_HEADER}, "not in the safetensors format", "again"),
+    "GGUF": ({"model__safetensors": None, "m__gguf": b"GGUF"}, "GGUF", "MLX conversion"),
+    "pickle": ({"model__safetensors": None, "pytorch_model__bin": b"x"}, "PyTorch", "MLX"),
+    "MLX's former": ({"model__safetensors": None, "weights__npz": b"x"}, "former format", "MLX"),
+    "other name": (
+        {"model__safetensors": None, "weights__00__safetensors": weights_of(200)},
+        "its weights are `weights.00.safetensors`",
+        "rename",
+    ),
+    "missing shard": (
+        {"model__safetensors__index__json": {"weight_map": {"a": "model-9.safetensors"}}},
+        "`model-9.safetensors` is missing",
+        "again",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "reason", "cure"), FAULTS.values(), ids=FAULTS)
+def test_what_the_server_cannot_load_is_told_with_its_cure(whole_model, files, reason, cure):
+    """A start would have ended in lines of traceback; this is one sentence."""
+    folder = whole_model(**files)
+    with pytest.raises(UnservableModelError) as caught:
+        check_servable(folder, "org/x")
+    assert reason in caught.value.message
+    assert cure in caught.value.hint
+    if files.get("config__json", {}) is not None:
+        with pytest.raises(UnservableModelError):
+            ChatVllmMlx(model=str(folder), validate_model_on_init=True)
+
+
+def test_a_whole_model_is_servable(whole_model):
+    """The check lets through what works, in one part or in many."""
+    assert find_obstacle(whole_model()) is None
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    shards = {f"model-{n}__safetensors": weights_of(300) for n in (1, 2)}
+    folder = whole_model("many", model__safetensors__index__json=index, **shards)
+    assert find_obstacle(folder) is None
+
+
+def test_a_file_that_changes_is_looked_at_anew(whole_model):
+    """What is remembered of a file's header ends with the file."""
+    folder = whole_model()
+    assert find_obstacle(folder) is None
+    (folder / "model.safetensors").write_bytes(weights_of(5000)[:-1])
+    assert "cut off" in find_obstacle(folder).reason
+
+
+@pytest.mark.parametrize(
+    ("config", "loaded"),
+    [
+        ({"model_type": "llama"}, 1000),
+        ({"model_type": "x", "vision_config": {}}, 1000 + 400),
+    ],
+)
+def test_only_what_the_server_loads_counts(whole_model, config, loaded):
+    """A second copy of the weights neither takes memory nor is fetched."""
+    folder = whole_model(config__json=config, vision__safetensors=weights_of(400))
+    (folder / "original").mkdir()
+    for name in ("consolidated.safetensors", "original/model.safetensors"):
+        (folder / name).write_bytes(weights_of(5000))
+    assert read_model_facts(folder, "org/x").weights_bytes == loaded
+    assert find_obstacle(folder) is None
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")]
+    wanted = wanted_names(names, multimodal="vision_config" in config)
+    assert sum((folder / name).stat().st_size for name in wanted) == loaded
+
+
+def test_the_index_decides_on_the_route_for_media(whole_model):
+    """Files that it does not name are not loaded there."""
+    config = {"model_type": "x", "vision_config": {}}
+    index = {"weight_map": {"a": "model.safetensors"}}
+    folder = whole_model(
+        config__json=config,
+        extra__safetensors=weights_of(900),
+        model__safetensors__index__json=index,
+    )
+    assert read_model_facts(folder, "org/x").weights_bytes == 1000
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": 5}))
+    assert read_model_facts(folder, "org/x").weights_bytes == 1900

@@ -265,6 +265,11 @@ PATH = _shared("PATH", "the folders that are searched for `vllm-mlx` and `uv`")
 CAR_VLLM_LAUNCH_KEY = _internal("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)
 CAR_VLLM_LAUNCH_PIPE = _internal("CAR_VLLM_LAUNCH_PIPE", "ends when the supervisor does")
 CAR_VLLM_LAUNCH_PARENT = _internal("CAR_VLLM_LAUNCH_PARENT", "the supervisor's process id")
+CAR_VLLM_LAUNCH_MEMORY = _internal("CAR_VLLM_LAUNCH_MEMORY", "what was set aside, in bytes")
+CAR_VLLM_LAUNCH_TEXT_ONLY = _internal("CAR_VLLM_LAUNCH_TEXT_ONLY", "1 for a model without media")
+CAR_VLLM_LAUNCH_TEMPLATE_SECONDS = _internal(
+    "CAR_VLLM_LAUNCH_TEMPLATE_SECONDS", "how long a chat template may take"
+)
 CAR_VLLM_DOWNLOAD_REVISION = _internal("CAR_VLLM_DOWNLOAD_REVISION", "what to download")
 CAR_VLLM_DOWNLOAD_TRUST = _internal("CAR_VLLM_DOWNLOAD_TRUST", "1 to fetch code too")
 CAR_VLLM_DOWNLOAD_OWN_CODE = _internal(

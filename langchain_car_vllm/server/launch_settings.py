@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 
+from langchain_car_vllm.environment import (
+    CAR_VLLM_LAUNCH_MEMORY,
+    CAR_VLLM_LAUNCH_TEXT_ONLY,
+    CAR_VLLM_MLX_WIRED,
+)
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.command import Launch
 from langchain_car_vllm.server.spec import ServerSpec
 
-_WIRED = "CAR_VLLM_MLX_WIRED"
+_WIRED = CAR_VLLM_MLX_WIRED.name
 _OWN_LIMITS = ("--gpu-memory-utilization", "MLX_BUFFER_CACHE_LIMIT")
 
 
@@ -31,7 +36,7 @@ def launch_settings(
     named = (*spec.server_args, *added, *inherited)
     # Where the cost of a conversation is unknown, nobody knows what the server needs.
     if launch.memory.room is not None and not any(own in named for own in _OWN_LIMITS):
-        settings["CAR_VLLM_LAUNCH_MEMORY"] = str(launch.memory.needed)
+        settings[CAR_VLLM_LAUNCH_MEMORY.name] = str(launch.memory.needed)
     if launch.serving.multimodal is False:
-        settings["CAR_VLLM_LAUNCH_TEXT_ONLY"] = "1"
+        settings[CAR_VLLM_LAUNCH_TEXT_ONLY.name] = "1"
     return settings

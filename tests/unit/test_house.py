@@ -11,7 +11,10 @@ from langchain_car_vllm.environment import VARIABLES
 PACKAGE = Path(__file__).parents[2] / "langchain_car_vllm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # They run alone in the server's Python and cannot import the declarations.
-_ALONE = ("models/downloader.py", "server/supervisor/launch.py")
+_ALONE = (
+    *("models/downloader.py", "server/supervisor/launch.py"),
+    *("server/supervisor/mends/memory_limits.py", "server/supervisor/mends/chat_template.py"),
+)
 # Its names are data: what is let through to a child, whoever declares it.
 _LISTS = ("environment.py", "server/child_environment.py", "runtime/uv_settings.py")
 _MOST_LINES = 400

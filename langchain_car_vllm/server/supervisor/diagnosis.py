@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from langchain_car_vllm.server.supervisor.metal import MetalVerdict, find_verdict
+from langchain_car_vllm.server.supervisor.gpu_verdicts import MetalVerdict, find_verdict
 
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 12

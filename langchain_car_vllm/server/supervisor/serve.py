@@ -10,8 +10,8 @@ from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.draining import Eviction
+from langchain_car_vllm.server.supervisor.gpu_verdicts import find_verdict
 from langchain_car_vllm.server.supervisor.idle import idle_deadline
-from langchain_car_vllm.server.supervisor.metal import find_verdict
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
 

@@ -17,7 +17,7 @@ OUTPUT ?= .benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-runtime demo lint format type test test-full test-newest test-lowest conformance bench bench-docs docs variables \
-  faults-repeat faults-darwin clean
+  faults-repeat faults-darwin soak clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ bench: $(VENV)/.bench ## Measure every bar side by side; SECTIONS= for some, OUT
 
 bench-docs: $(VENV)/.bench ## Put the last run into docs/performance.md
 	$(BIN)/python -m benchmarks.report $(OUTPUT)
+
+soak: install ## Random calls and kills for SOAK_MINUTES (10), SOAK_SEED for the same choices again
+	cd tests && ../$(BIN)/python -m soak
 
 faults-repeat: install ## The fault suite twenty times in a row
 	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q -n 2 || exit 1; done

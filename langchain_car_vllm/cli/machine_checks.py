@@ -34,7 +34,7 @@ from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
-from langchain_car_vllm.server.directory import explain_os_errors
+from langchain_car_vllm.server.directory import explain_os_errors, foreign_directories
 from langchain_car_vllm.server.interpreter import supervisor_python
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.memory import budget_bytes
@@ -254,6 +254,12 @@ def _models() -> str:
 
 
 def _servers() -> str:
+    if foreign := foreign_directories():
+        names = ", ".join(f"`{directory.path}`" for directory in foreign)
+        raise Finding(
+            f"you may not use {names}",
+            f"run `sudo chown -R {os.getuid()} {' '.join(str(d.path) for d in foreign)}`",
+        )
     """Tell what runs, and mend what a supervisor that was killed left behind."""
     for directory, state in lost_servers():
         name = f"`{model_id(state.served_name)}`"

@@ -1,5 +1,6 @@
 """`ps`, `stop` and `logs`: the servers that run, or ran."""
 
+import math
 import os
 import sys
 import time
@@ -19,10 +20,11 @@ from langchain_car_vllm.cli.output import (
     say,
     size,
 )
-from langchain_car_vllm.errors import UnknownModelError
+from langchain_car_vllm.errors import CarVllmError, UnknownModelError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.identity import identity_of
-from langchain_car_vllm.server import lost_servers, running_servers, stop_server
+from langchain_car_vllm.server import lost_servers, running_servers, stop_servers
+from langchain_car_vllm.server.client.stop import idle_seconds
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.state import State, is_used_elsewhere, read_state
 
@@ -35,8 +37,8 @@ def ps(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json([_described(directory, state) for directory, state in running])
     elif running:
-        header = ("MODEL", "STAGE", "ENGINE", "PORT", "PID", "MEMORY", "UP")
-        print_table(header, [_row(state) for _, state in running])
+        header = ("MODEL", "KIND", "STAGE", "ENGINE", "PORT", "PID", "MEMORY", "UP", "UNTIL")
+        print_table(header, [_row(directory, state) for directory, state in running])
     else:
         say("no server is running")
 
@@ -59,11 +61,23 @@ def stop(
     if model is not None and not chosen:
         say(f"error: `{model}` is not running")
         raise typer.Exit(1)
-    for directory, state in chosen:
-        if stop_server(directory):
+    _stop_all(chosen)
+
+
+def _stop_all(chosen: list[tuple[ServerDirectory, State]]) -> None:
+    states, failures = dict(chosen), []
+    for directory, outcome in stop_servers(list(states)):
+        state = states[directory]
+        if isinstance(outcome, CarVllmError):
+            failures.append(outcome)
+        elif outcome:
             say(f"stopped `{model_id(state.served_name)}`")
         elif is_used_elsewhere(state, directory.path):
             say(f"`{model_id(state.served_name)}` is left to machine `{state.host}`")
+    for failure in failures[1:]:
+        say(f"error: {failure}")
+    if failures:
+        raise failures[0]
 
 
 def logs(
@@ -150,7 +164,11 @@ def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
     return {
         "model": model_id(state.served_name),
         "served_model": state.served_name,
+        "kind": state.kind,
         "stage": state.phase,
+        "done_bytes": state.done,
+        "total_bytes": state.total,
+        "idle_seconds_left": _finite(idle_seconds(directory, state, time.monotonic())),
         "detail": state.detail,
         "base_url": f"http://127.0.0.1:{state.port}/v1" if state.port else None,
         "pid": state.server.pid if state.server else None,
@@ -162,16 +180,40 @@ def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
     }
 
 
-def _row(state: State) -> tuple[str, ...]:
+def _row(directory: ServerDirectory, state: State) -> tuple[str, ...]:
     return (
         model_id(state.served_name),
-        state.phase,
+        state.kind or "-",
+        _stage(state),
         state.serving.engine or "-",
         str(state.port or "-"),
         str(state.server.pid if state.server else "-"),
         size(state.reservation) if state.reservation else "-",
         _clock(_age(state)),
+        _until(directory, state),
     )
+
+
+def _finite(seconds: float | None) -> float | None:
+    """Return -1 for ever, as `keep_alive` has it: JSON knows no infinity."""
+    return -1.0 if seconds is not None and math.isinf(seconds) else seconds
+
+
+def _stage(state: State) -> str:
+    """Return the stage, with how much of a download is done."""
+    if state.phase != "download" or state.done is None:
+        return state.phase
+    return f"download {size(state.done)}" + (f"/{size(state.total)}" if state.total else "")
+
+
+def _until(directory: ServerDirectory, state: State) -> str:
+    """Return when the server stops if nobody uses it."""
+    if state.phase != "ready":
+        return "-"
+    left = idle_seconds(directory, state, time.monotonic())
+    if left is None:
+        return "in use"
+    return "forever" if math.isinf(left) else f"in {_clock(int(left))}"
 
 
 def _age(state: State) -> int | None:

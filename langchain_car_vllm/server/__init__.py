@@ -13,7 +13,12 @@ if TYPE_CHECKING:
         lease,
     )
     from langchain_car_vllm.server.client.liveness import health_ok
-    from langchain_car_vllm.server.client.stop import lost_servers, running_servers, stop_server
+    from langchain_car_vllm.server.client.stop import (
+        lost_servers,
+        running_servers,
+        stop_server,
+        stop_servers,
+    )
     from langchain_car_vllm.server.policy import Policy
     from langchain_car_vllm.server.spec import ServerSpec
 
@@ -30,6 +35,7 @@ __all__ = [
     "lost_servers",
     "running_servers",
     "stop_server",
+    "stop_servers",
 ]
 
 _HOMES = {
@@ -45,6 +51,7 @@ _HOMES = {
     "lost_servers": "langchain_car_vllm.server.client.stop",
     "running_servers": "langchain_car_vllm.server.client.stop",
     "stop_server": "langchain_car_vllm.server.client.stop",
+    "stop_servers": "langchain_car_vllm.server.client.stop",
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from langchain_car_vllm.server.idle import Use
 from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
 
 _MARK = ".held-"
@@ -37,6 +38,36 @@ def touch_record(path: Path, keep_alive: float) -> None:
     except FileNotFoundError:
         with suppress(FileNotFoundError):
             write_record(path, keep_alive)
+
+
+def promise_path(folder: Path) -> Path:
+    """Return the file that says that a caller was told that the start goes on without him."""
+    return folder / ".goes-on"
+
+
+def has_live_client(folder: Path) -> bool:
+    """Tell whether a process that used the server lives and may come back."""
+    return any(is_client_alive(path.name) for path in folder.glob("[!.]*"))
+
+
+def is_client_alive(name: str) -> bool:
+    """Tell whether the process of a record lives; one that is not reaped yet does not."""
+    pid, _, created = name.partition("-")
+    try:
+        process = psutil.Process(int(pid))
+        is_same = abs(process.create_time() - float(created)) < 1
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError):
+        return False
+
+
+def read_uses(folder: Path) -> list[Use]:
+    """Return what all clients last wished and when, on the machine's monotonic clock."""
+    uses = []
+    for path in folder.glob("[!.]*"):
+        with suppress(OSError, ValueError):
+            uses.append(Use(float(path.read_text(encoding="ascii")), path.stat().st_mtime))
+    return uses
 
 
 def mark_path(folder: Path) -> Path:

@@ -2,16 +2,23 @@
 
 import errno
 import os
+import shlex
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_car_vllm.errors import StateDirectoryError
-from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.paths import car_home, run_root
 
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
 _HINTS = {
+    errno.EMFILE: "this program has too many open files: close some, or raise `ulimit -n`",
+    errno.ENFILE: "all programs together have too many open files: close some of them",
+    errno.EAGAIN: "there are too many processes: close some programs, or raise `ulimit -u`",
+    errno.ENOMEM: "memory ran out: close some programs",
     errno.ENOSPC: "free some disk space, or set CAR_HOME to a directory on another disk",
     errno.EDQUOT: "free some of your quota, or set CAR_HOME to a directory on another disk",
 }
@@ -101,16 +108,34 @@ class ServerDirectory:
         Raises:
             StateDirectoryError: They cannot be made or written to, with the reason.
         """
+        home = car_home()
+        parts = [home, *(f for f in reversed(self.path.parents) if f.is_relative_to(home))]
         with explain_os_errors(self.path):
-            for folder in (self.path, self.clients, self.turns):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self.path.stat()
-            if found.st_uid != os.getuid():
-                raise StateDirectoryError(
-                    self.path,
-                    "it belongs to another user",
-                    hint="set CAR_HOME to a directory of your own",
-                )
+            home.parent.mkdir(parents=True, exist_ok=True)
+        for folder in dict.fromkeys((*parts, self.path, self.clients, self.turns)):
+            with explain_os_errors(folder):
+                with suppress(FileExistsError):
+                    folder.mkdir(mode=0o700)
+                _check_private(folder, may_be_link=folder == home)
+
+
+def _check_private(folder: Path, *, may_be_link: bool) -> None:
+    """Refuse what somebody else could put files into, as sshd's StrictModes does."""
+    found = folder.lstat()
+    detail, hint = None, "set CAR_HOME to a directory of your own"
+    if stat.S_ISLNK(found.st_mode) and may_be_link and found.st_uid in (0, os.getuid()):
+        found = folder.stat()
+    is_shared = found.st_mode & _OTHERS_WRITE and not (may_be_link and found.st_mode & stat.S_ISVTX)
+    if stat.S_ISLNK(found.st_mode):
+        detail = "it is a symbolic link"
+    elif not stat.S_ISDIR(found.st_mode):
+        detail = os.strerror(errno.ENOTDIR)
+    elif found.st_uid != os.getuid() and not (may_be_link and found.st_uid == 0):
+        detail = "it belongs to another user"
+    elif is_shared:
+        detail, hint = "others may write to it", f"run `chmod go-w {shlex.quote(str(folder))}`"
+    if detail is not None:
+        raise StateDirectoryError(folder, detail, hint=hint)
 
 
 def server_directory(key: str) -> ServerDirectory:
@@ -119,12 +144,37 @@ def server_directory(key: str) -> ServerDirectory:
 
 
 def server_directories() -> list[ServerDirectory]:
-    """Return the directories of all keys that ever had a server here."""
+    """Return the directories of all keys that have a state, but for those of other users."""
+    return [
+        directory
+        for directory in _key_directories()
+        if _is_accessible(directory.path) and os.path.isfile(directory.state)  # noqa: PTH113
+    ]
+
+
+def foreign_directories() -> list[ServerDirectory]:
+    """Return the directories of keys that this user cannot use, such as one that `sudo` made."""
+    return [d for d in _key_directories() if not _is_accessible(d.path)]
+
+
+def _key_directories() -> list[ServerDirectory]:
     root = run_root()
     with explain_os_errors(root):
         if not root.is_dir():
             return []
-        return [ServerDirectory(p) for p in sorted(root.iterdir()) if (p / "state.json").is_file()]
+        with os.scandir(root) as entries:
+            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    return [ServerDirectory(root / name) for name in names]
+
+
+def _is_accessible(folder: Path) -> bool:
+    """Tell whether this user may read and change a directory and the state in it."""
+    by_effect = os.access in os.supports_effective_ids
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=by_effect):
+        return False
+    state = folder / "state.json"
+    exists = os.access(state, os.F_OK, effective_ids=by_effect)
+    return not exists or os.access(state, os.R_OK | os.W_OK, effective_ids=by_effect)
 
 
 @contextmanager
@@ -136,7 +186,17 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         raise explained(error, path) from error
 
 
+def hint_of(error: OSError, otherwise: str) -> str:
+    """Return what to do about an error of the operating system.
+
+    Args:
+        error: The error.
+        otherwise: The hint for all that is about this very file or program.
+    """
+    return _HINTS.get(error.errno or 0, otherwise)
+
+
 def explained(error: OSError, path: Path) -> StateDirectoryError:
     """Return what an error of the operating system means for the files at `path`."""
-    hint = _HINTS.get(error.errno or 0, _LOCAL_DIRECTORY)
+    hint = hint_of(error, _LOCAL_DIRECTORY)
     return StateDirectoryError(path, error.strerror or str(error), hint=hint)

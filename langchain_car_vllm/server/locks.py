@@ -67,6 +67,19 @@ def opened_lock(path: Path) -> Iterator[int]:
         close_lock(descriptor)
 
 
+def file_identity(file: Path | int) -> tuple[int, int] | None:
+    """Return what tells a file from another of the same name, None where there is none.
+
+    Args:
+        file: Its name, or a descriptor.
+    """
+    try:
+        found = os.stat(file)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def is_same_file(descriptor: int, path: Path) -> bool:
     """Tell whether a lock file is still the one that its name leads to."""
     try:

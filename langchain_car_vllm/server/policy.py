@@ -32,6 +32,7 @@ class Policy:
         stable_after: Ready this long, with an answer given, a server's crashes are forgotten.
         own_memory: For memory that the waiting process itself may be holding.
         drain_patience: For busy servers to make room before all others are asked as well.
+        abandoned_patience: For somebody to want a start that nobody waits for any more.
         suspended_patience: For a suspended client to go on before its lease counts no more.
         memory_tick: Between two looks at a memory budget that is taken.
         log_limit: Bytes that the server's log may grow to before it is cut.
@@ -57,6 +58,7 @@ class Policy:
     stable_after: float = 60.0
     own_memory: float = 30.0
     drain_patience: float = 60.0
+    abandoned_patience: float = 5.0
     suspended_patience: float = 30.0
     memory_tick: float = 0.1
     log_limit: int = 50_000_000

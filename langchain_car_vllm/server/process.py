@@ -1,5 +1,6 @@
 """Processes: who they are, whether they live, and how they are ended."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from pathlib import Path
 import psutil
 
 from langchain_car_vllm.runtime.mac import ask_kernel, platform_uuid
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,33 @@ def _may_have_members(group: int) -> bool:
     except PermissionError:  # macOS says so where only zombies are left
         return True
     return True
+
+
+def reap(pid: int) -> None:
+    """Reap an orphan that the kernel gave to this process because it is the first of a container.
+
+    Args:
+        pid: Of a process that has just ended.
+    """
+    if os.getpid() == 1:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def reap_group(group: int) -> None:
+    """Reap the zombies of a group that are children of this process, by adoption or birth."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+
+
+def adopt_orphans(platform: str = sys.platform) -> None:
+    """Have Linux give orphans of this process's children to it instead of the first process.
+
+    In a container that one is a program which does not reap them.
+    """
+    if platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -58,6 +58,8 @@ class State:
         processes: Which process namespace the pids belong to, None where there are none.
         served_name: The served model name.
         source: What is served.
+        kind: What it serves, such as `chat`, None where it was not noted.
+        keep_alive: Seconds that it stays without a request where no client wished otherwise.
         supervisor: The process that wrote this.
         server: The server process, None before it was spawned and after it is gone.
         port: The port that is held for the server, None before.
@@ -76,6 +78,7 @@ class State:
         blocked_by: Keys whose reservations are waited for, with their bytes, in `queued`.
         shortfall: Bytes that are missing, in `queued`.
         crashes: Monotonic seconds of the crashes that still count.
+        warning: What the user should know although the server serves, None where nothing.
         reason: Why it stopped.
         previous: Why the generation before this one stopped.
         error: What went wrong, as `encode_error` gives it.
@@ -89,6 +92,8 @@ class State:
     served_name: str
     source: str
     supervisor: Identity
+    kind: str | None = None
+    keep_alive: float = 600.0
     package: str | None = None
     network: str | None = None
     processes: str | None = None
@@ -109,6 +114,7 @@ class State:
     blocked_by: dict[str, int] = field(default_factory=dict)
     shortfall: int = 0
     crashes: tuple[float, ...] = ()
+    warning: str | None = None
     reason: Reason | None = None
     previous: Reason | None = None
     error: dict[str, Any] | None = None

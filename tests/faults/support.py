@@ -18,7 +18,7 @@ import psutil
 import pytest
 from fakes.weights import weights_of
 
-from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of
+from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.state import State, read_state
@@ -40,8 +40,9 @@ FAST = Policy(
     stop_patience=1.0,
     drain_patience=5.0,
     suspended_patience=0.5,
+    abandoned_patience=60.0,
     backoff=(0.02, 0.04, 0.06, 0.08, 0.1),
-    crash_window=30.0,
+    crash_window=300.0,
 )
 
 
@@ -88,6 +89,10 @@ class Fake:
         """Return a spec of the fake model."""
         fields = {"source": str(self.model), "served_name": str(self.model), "keep_alive": 60.0}
         return ServerSpec(**{**fields, **changes})
+
+    def stop(self, **changes: object) -> None:
+        """Stop the server of `spec(**changes)`."""
+        stop_server(self.directory(**changes), policy=FAST)
 
     def open_gate(self, name: str) -> None:
         """Let whatever waits for the gate go on."""

@@ -1,14 +1,24 @@
 """Where the run state lies, and what happens when it cannot lie there."""
 
 import os
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 from faults.support import FAST, Fake, ask, can_mount, fill
 
+from langchain_car_vllm.cli.findings import Finding
+from langchain_car_vllm.cli.machine_checks import _servers
 from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
 from langchain_car_vllm.paths import car_home
 from langchain_car_vllm.server import lease, running_servers
+from langchain_car_vllm.server.directory import (
+    foreign_directories,
+    server_directories,
+    server_directory,
+)
 
 
 def test_state_is_private(fake: Fake):
@@ -128,3 +138,107 @@ def test_filesystem_without_locks_says_what_to_set(fake: Fake, monkeypatch: pyte
     with pytest.raises(StateDirectoryError, match="No locks available") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
     assert "CAR_HOME" in (caught.value.hint or "")
+
+
+PARTS = [".", "run", "run/vllm-py", "run/vllm-py/KEY", "run/vllm-py/KEY/clients"]
+
+
+def part_of(fake: Fake, home: Path, part: str) -> Path:
+    return home / part.replace("KEY", fake.directory().key)
+
+
+@pytest.mark.parametrize("mask", [0, 0o002, 0o077])
+def test_every_folder_is_private_whatever_the_umask(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
+):
+    """Nobody else can look into any part of the way to the state."""
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "new" / "home"))
+    before = os.umask(mask)
+    try:
+        fake.directory().create()
+    finally:
+        os.umask(before)
+    for part in PARTS:
+        mode = part_of(fake, tmp_path / "new" / "home", part).stat().st_mode
+        assert mode & 0o777 == 0o700, part
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
+@pytest.mark.parametrize("part", PARTS)
+def test_folder_that_others_may_write_to_is_refused(fake: Fake, home: Path, part: str, mode: int):
+    """Whoever may put files there could put in theirs; the hint is the command that ends it."""
+    fake.directory().create()
+    folder = part_of(fake, home / ".car", part)
+    folder.chmod(mode)
+    with pytest.raises(StateDirectoryError, match="others may write to it") as caught:
+        fake.directory().create()
+    assert caught.value.hint == f"run `chmod go-w {folder}`"
+    subprocess.run(caught.value.hint.removeprefix("run `").removesuffix("`").split(), check=True)
+    fake.directory().create()
+
+
+@pytest.mark.parametrize("part", PARTS[1:])
+def test_folder_that_is_a_link_is_refused(fake: Fake, home: Path, tmp_path: Path, part: str):
+    """Nothing is written where a link leads to."""
+    fake.directory().create()
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    folder = part_of(fake, home / ".car", part)
+    folder.rename(folder.with_name("aside"))
+    folder.symlink_to(precious)
+    with pytest.raises(StateDirectoryError, match="symbolic link"):
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert not list(precious.iterdir())
+
+
+def test_car_home_itself_may_be_a_link(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The user's own link to another disk is followed."""
+    (tmp_path / "disk").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "link"))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")
+@pytest.mark.parametrize("part", PARTS[1:])
+def test_part_of_the_way_that_belongs_to_another_is_refused(fake: Fake, home: Path, part: str):
+    """Its owner could exchange what lies below."""
+    fake.directory().create()
+    os.chown(part_of(fake, home / ".car", part), 12345, 12345)
+    with pytest.raises(StateDirectoryError, match="another user"):
+        fake.directory().create()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_key_that_sudo_made_breaks_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Listings leave out what this user may not read, and `doctor` names it with the cure."""
+    reachable = tempfile.mkdtemp(dir="/tmp")
+    Path(reachable).chmod(0o755)
+    os.chown(reachable, 12345, 12345)
+    monkeypatch.setenv("CAR_HOME", f"{reachable}/home")
+    os.seteuid(12345)
+    try:
+        own = server_directory("a" * 16)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "getuid", lambda: 12345)
+            own.create()
+        own.state.write_text("{}")
+    finally:
+        os.seteuid(0)
+    foreign = server_directory("b" * 16)
+    foreign.path.mkdir(mode=0o700)
+    foreign.state.write_text("{}")
+    os.seteuid(12345)
+    try:
+        assert [d.key for d in server_directories()] == [own.key]
+        assert [d.key for d in foreign_directories()] == [foreign.key]
+        assert running_servers() == []
+        with pytest.raises(Finding, match=foreign.key) as caught:
+            _servers()
+        assert "chown" in str(caught.value.hint)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(reachable)

@@ -1,14 +1,36 @@
 """Stop means stopped: nobody left, nothing on the port, requests under way told so."""
 
+import dataclasses
 import os
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import psutil
 import pytest
-from faults.support import FAST, Background, ClientProcess, Fake, Stream, ask
+from faults.support import (
+    FAST,
+    Background,
+    ClientProcess,
+    Fake,
+    Stream,
+    altered_supervisor,
+    ask,
+    eventually,
+)
 
-from langchain_car_vllm.errors import ServerBusyError, ServerStoppedError
-from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.errors import ServerBusyError, ServerError, ServerStoppedError
+from langchain_car_vllm.server import (
+    directory_of,
+    lease,
+    running_servers,
+    stop_server,
+    stop_servers,
+)
 from langchain_car_vllm.server.port import is_free
+from langchain_car_vllm.server.state import read_state
 
 
 def stop(fake: Fake) -> bool:
@@ -127,3 +149,121 @@ def test_suspended_server_is_killed(fake: Fake):
     assert server is not None
     os.kill(server.pid, signal.SIGSTOP)
     assert stop(fake)
+
+
+def wrap(fake: Fake, line: str) -> None:
+    """Put a shell script in the place of the binary; `$REAL` is the fake itself."""
+    real = fake.binary.rename(fake.binary.with_name("real"))
+    fake.binary.write_text(f'#!/bin/sh\nREAL="{sys.executable} {real}"\n{line}\n')
+    fake.binary.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "line", ['$REAL "$@"', '$REAL "$@" & wait', 'exec $REAL "$@"', 'trap "" INT; $REAL "$@"']
+)
+def test_server_behind_a_shell_script_saves_its_cache(fake: Fake, line: str):
+    """With `exec` or without, a stop reaches the server, which ends as after Ctrl-C."""
+    wrap(fake, line)
+    saved = fake.root / "saved"
+    fake.switch(saved=str(saved), save_lines=3)
+    policy = dataclasses.replace(FAST, stop_grace=20.0, save_stall=20.0, save_limit=20.0)
+    with lease(fake.spec(), policy=policy) as held:
+        assert ask(held.endpoint)
+    assert stop_server(fake.directory(), policy=policy)
+    assert saved.exists()
+
+
+def test_key_on_a_command_line_is_told_once(fake: Fake, caplog: pytest.LogCaptureFixture):
+    """A binary that is no Python script gets the key where others can read it, with a warning."""
+    wrap(fake, 'exec $REAL "$@"')
+    for _ in range(2):
+        with lease(fake.spec(), policy=FAST) as held:
+            assert ask(held.endpoint)
+    told = [r.getMessage() for r in caplog.records if "list of processes" in r.getMessage()]
+    assert len(told) == 1
+    assert str(fake.binary) in told[0]
+
+
+def test_servers_are_stopped_at_the_same_time(fake: Fake, tmp_path: Path):
+    """`stop --all` takes as long as the slowest server, not as long as all together."""
+    fake.switch(save_gate=fake.gate("save"))
+    specs = [fake.spec(server_args=("--max-tokens", str(n))) for n in (1, 2, 3)]
+    policy = dataclasses.replace(FAST, stop_grace=30.0, save_stall=30.0, save_limit=30.0)
+    for spec in specs:
+        with lease(spec, policy=policy):
+            pass
+    directories = [directory_of(spec) for spec in specs]
+    stops = Background(lambda: list(stop_servers(directories, policy=policy)))
+
+    def are_stopping() -> bool:
+        states = [read_state(directory.state) for directory in directories]
+        return all(state is not None and state.phase == "stopping" for state in states)
+
+    eventually(are_stopping, "all stops to begin before one has ended")
+    fake.open_gate("save")
+    outcomes = stops.result()
+    assert outcomes is not None
+    assert {outcome for _, outcome in outcomes} == {True}
+    assert running_servers() == []
+
+
+UNKILLABLE = """
+real = os.killpg
+def deaf(group, number):
+    if number == 0 or os.path.exists({gate!r}):
+        return real(group, number)
+os.killpg = deaf
+"""
+
+
+def test_server_that_does_not_die_is_not_reported_as_stopped(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A process that is stuck in the kernel keeps its memory: stop and next call say so."""
+    gate = tmp_path / "mortal"
+    python = altered_supervisor(tmp_path, UNKILLABLE.format(gate=str(gate)))
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
+    fake.switch(ignore_sigint=True)
+    policy = dataclasses.replace(FAST, kill_grace=0.3, stop_grace=0.2)
+    with lease(fake.spec(), policy=policy):
+        server = fake.state().server
+    assert server is not None
+    for watcher in psutil.Process(server.pid).children():  # it would not die of them either
+        watcher.kill()
+    try:
+        with pytest.raises(ServerError, match="does not end, not even by SIGKILL"):
+            stop_server(fake.directory(), policy=policy)
+        with pytest.raises(ServerError, match="does not end"):
+            lease(fake.spec(), policy=policy).__enter__()
+        state = fake.state()
+        assert state.phase == "stopping"
+        assert state.reservation > 0
+    finally:
+        gate.touch()
+    fake.wait_until_unsupervised()
+    assert fake.state().phase == "stopped"
+    with lease(fake.spec(), policy=policy) as held:
+        assert ask(held.endpoint)
+
+
+FIRST_PROCESS = """
+import psutil
+from langchain_car_vllm.server import Policy, ServerSpec, directory_of, lease, stop_server
+spec, policy = ServerSpec.from_dict({spec!r}), Policy.from_dict({policy!r})
+for _ in range(3):
+    with lease(spec, policy=policy):
+        zombies = [p for p in psutil.process_iter() if p.status() == psutil.STATUS_ZOMBIE]
+    stop_server(directory_of(spec), policy=policy)
+print(len(zombies))
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="namespaces need root on Linux"
+)
+def test_first_process_of_a_container_is_left_no_zombies(fake: Fake):
+    """A program that reaps nobody, as the only one in its container, collects no dead."""
+    code = FIRST_PROCESS.format(spec=fake.spec().to_dict(), policy=FAST.to_dict())
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "0\n", done

@@ -91,8 +91,12 @@ def lease(
     """
     waiting = _wait(spec, policy, startup_timeout, on_progress)
     try:
-        while (endpoint := waiting.step()) is None:
-            time.sleep(waiting.tick)
+        try:
+            while (endpoint := waiting.step()) is None:
+                time.sleep(waiting.tick)
+        except KeyboardInterrupt:
+            waiting.interrupt()
+            raise
         gate = Admission(directory_of(spec), endpoint, on_progress, waiting.policy.client_tick)
         try:
             yield Lease(endpoint, gate, waiting)

@@ -26,6 +26,7 @@ from langchain_car_vllm.server.locks import (
     try_shared,
 )
 from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.process import reap
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, read_state
 
@@ -54,13 +55,14 @@ class ProcessLease:
             self._lease = open_lock(directory.lease_lock)
             self._supervisor = open_lock(directory.supervisor_lock)
             self._server = open_lock(directory.server_lock)
-        self._is_abandoned = False
+        self._is_abandoned = self._is_retired = False
         self._holders = 0
         self._record: Path | None = None
         self._keep_alive: float | None = None
         self._author: tuple[str, int] | None = None
         self._cached: tuple[tuple[int, int], State | None] | None = None
         self._start: Start | None = None
+        self._ours: int | None = None
         self._mark: int | None = None
         self._mark_path = mark_path(directory.clients)
 
@@ -108,6 +110,8 @@ class ProcessLease:
                 if self._holders == 0:
                     self._unmark_use()
                     release(self._lease)
+                    if self._is_retired:
+                        self._close()
 
     def state(self) -> State | None:
         """Return the state, parsed again only when the file was replaced."""
@@ -134,18 +138,28 @@ class ProcessLease:
     def is_author_alive(self, state: State) -> bool:
         """Ask the kernel whether the very supervisor that wrote a state lives."""
         tag = state.supervisor.tag
+        path = self.directory.author_lock(tag)
         with self._mutex:
-            if self._author is None or self._author[0] != tag:
+            author = self._author
+            if author is None or author[0] != tag or not is_same_file(author[1], path):
                 if self._author is not None:
                     close_lock(self._author[1])
                 self._author = None
                 with suppress(FileNotFoundError):
-                    self._author = tag, open_existing(self.directory.author_lock(tag))
-            return self._author is not None and is_held(self._author[1])
+                    self._author = tag, open_existing(path)
+            is_alive = self._author is not None and is_held(self._author[1])
+        if is_alive:
+            self._ours = state.supervisor.pid
+        return is_alive
 
     def is_supervisor_alive(self) -> bool:
         """Ask the kernel whether the supervisor lives."""
-        return is_held(self._supervisor)
+        if is_held(self._supervisor):
+            return True
+        if self._ours is not None:
+            reap(self._ours)
+            self._ours = None
+        return False
 
     def begin_start(self, spec: ServerSpec, policy: Policy) -> Start:
         """Start a supervisor, or join the attempt of this process that is under way."""
@@ -155,17 +169,28 @@ class ProcessLease:
             return self._start
 
     def is_current(self) -> bool:
-        """Tell whether the directory is still the one that was opened, not one made anew."""
-        return is_same_file(self._lease, self.directory.lease_lock)
+        """Tell whether the lock files are still those that were opened, not ones made anew."""
+        directory = self.directory
+        opened = (
+            (self._lease, directory.lease_lock),
+            (self._supervisor, directory.supervisor_lock),
+            (self._server, directory.server_lock),
+        )
+        return all(is_same_file(descriptor, path) for descriptor, path in opened)
 
     def retire(self) -> None:
-        """Close the files of a directory that is gone, unless a request still holds the lease."""
+        """Close the files of a directory that is gone, once no request holds the lease."""
         with self._mutex:
+            self._is_retired = True
             if self._holders == 0:
-                self._close_mark()
-                author = [self._author[1]] if self._author else []
-                for descriptor in (self._lease, self._supervisor, self._server, *author):
-                    close_lock(descriptor)
+                self._close()
+
+    def _close(self) -> None:
+        self._is_abandoned = True
+        self._close_mark()
+        author = [self._author[1]] if self._author else []
+        for descriptor in (self._lease, self._supervisor, self._server, *author):
+            close_lock(descriptor)
 
     def abandon(self) -> None:
         """Forget everything after `fork`: the lease is the parent's."""

@@ -1,5 +1,6 @@
 """Spawns a supervisor, unless somebody else just did."""
 
+import errno
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ from typing import Any
 
 from langchain_car_vllm.environment import inherited
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
-from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors, hint_of
 from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.order import Order, encode_order
@@ -26,6 +27,7 @@ from langchain_car_vllm.server.state import decode_error
 _PACKAGE_PARENT = Path(__file__).parents[3]
 _NEEDED = ("psutil", "packaging", "uv")
 """What the supervisor imports from elsewhere; each may lie in a folder of its own."""
+_OTHER_PYTHON = "set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed"
 
 
 class NoReportError(ServerStartError):
@@ -50,7 +52,13 @@ class Start(threading.Thread):
         self._spec = spec
         self._policy = policy
         self.error: CarVllmError | None = None
-        self.start()
+        try:
+            self.start()
+        except RuntimeError as error:
+            refused = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise ServerStartError(
+                f"the supervisor cannot be started: {error}", hint=hint_of(refused, "")
+            ) from error
 
     def run(self) -> None:
         """Hold `start.lock` over check, spawn and handshake."""
@@ -83,7 +91,7 @@ class Start(threading.Thread):
         except OSError as error:
             raise ServerStartError(
                 f"`{interpreter}` cannot run the supervisor: {error.strerror}",
-                hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
+                hint=hint_of(error, _OTHER_PYTHON),
             ) from error
         try:
             said = process.converse(order, self._policy.handshake)
@@ -117,7 +125,12 @@ class _Process:
     def __init__(self, command: list[str]) -> None:
         self._status: int | None = None
         reading, self._order = os.pipe()
-        self._report, writing = os.pipe()
+        try:
+            self._report, writing = os.pipe()
+        except OSError:
+            os.close(reading)
+            os.close(self._order)
+            raise
         try:
             self._pid = os.posix_spawn(
                 shutil.which(command[0]) or command[0],

@@ -2,16 +2,20 @@
 
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 
 import psutil
 
-from langchain_car_vllm.errors import ServerBusyError, ServerError
+from langchain_car_vllm.errors import ServerBusyError, ServerError, StateDirectoryError
+from langchain_car_vllm.server.client_record import read_uses
 from langchain_car_vllm.server.directory import (
     ServerDirectory,
     explain_os_errors,
     server_directories,
 )
+from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import (
     acquire_exclusive,
     is_held,
@@ -21,7 +25,7 @@ from langchain_car_vllm.server.locks import (
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.recovery import clean_up
-from langchain_car_vllm.server.state import State, read_any_state
+from langchain_car_vllm.server.state import State, decode_error, read_any_state
 
 _LOOK_PATIENCE = 0.05
 """Others look at the lease by taking it for an instant."""
@@ -46,6 +50,26 @@ def lost_servers() -> list[tuple[ServerDirectory, State]]:
         and state.phase != "stopped"
         and not _is_supervised(directory)
     ]
+
+
+def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float | None:
+    """Return how long a ready server stays if nobody uses it, infinity for ever.
+
+    Args:
+        directory: Of the server key.
+        state: Its state.
+        now: Monotonic seconds.
+
+    Returns:
+        None where it serves somebody or is not ready.
+    """
+    if state.phase != "ready":
+        return None
+    with opened_lock(directory.lease_lock) as lease:
+        if not acquire_exclusive(lease, _LOOK_PATIENCE):
+            return None
+    deadline = idle_deadline(read_uses(directory.clients), state.ready_at or now, state.keep_alive)
+    return max(0.0, deadline - now)
 
 
 def stop_server(
@@ -87,6 +111,23 @@ def stop_server(
             return clean_up(directory, policy, "user") or stopped
 
 
+def stop_servers(
+    directories: Sequence[ServerDirectory], *, policy: Policy | None = None
+) -> Iterator[tuple[ServerDirectory, bool | ServerError | StateDirectoryError]]:
+    """Stop several servers at the same time, whatever becomes of each.
+
+    Yields:
+        Each directory as its server is gone, with what `stop_server` returned or raised.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, len(directories))) as pool:
+        stops = {pool.submit(stop_server, d, policy=policy): d for d in directories}
+        for stop in as_completed(stops):
+            try:
+                yield stops[stop], stop.result()
+            except (ServerError, StateDirectoryError) as error:
+                yield stops[stop], error
+
+
 def _is_supervised(directory: ServerDirectory) -> bool:
     with opened_lock(directory.supervisor_lock) as descriptor:
         return is_held(descriptor)
@@ -110,6 +151,8 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
             asked, asked_at = state.supervisor, time.monotonic()
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
+        if state is not None and state.phase == "stopping" and state.error is not None:
+            raise decode_error(state.error)
         begun = state is not None and state.phase in ("stopping", "stopped")
         if not begun and time.monotonic() - asked_at > policy.stop_patience:
             if process is None:

@@ -1,14 +1,15 @@
 """One caller's way to a ready server, in short steps that threads and tasks can take alike."""
 
+import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import (
     CarVllmError,
-    InsufficientMemoryError,
     PackageChangedError,
     ServerCrashedError,
     ServerError,
@@ -20,14 +21,14 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.liveness import is_serving
-from langchain_car_vllm.server.client.nesting import Request
+from langchain_car_vllm.server.client.memory_turn import MemoryTurn
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
 from langchain_car_vllm.server.client.process_lease import (
     ProcessLease,
-    process_leases,
 )
 from langchain_car_vllm.server.client.replacement import Replacement
 from langchain_car_vllm.server.client.spawn import NoReportError, Start
+from langchain_car_vllm.server.client_record import promise_path
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import PROTOCOL, ServerSpec
@@ -40,8 +41,9 @@ from langchain_car_vllm.server.state import (
 )
 from langchain_car_vllm.version import VERSION
 
+log = logging.getLogger(__name__)
+
 _LOST_STARTS = 3
-_HIDDEN = 10
 _AFTERMATH = 0.3
 _EAGER = 2.0
 _PATIENT = 4
@@ -73,13 +75,12 @@ class Waiting:
         self.policy = policy
         self._find_process_lease = find_process_lease
         self._spec = spec
-        self._request = Request()
+        self._memory_turn = MemoryTurn(spec.served_name, policy)
         self._mutex = ProcessLock()
         self._given_up = self._leased = False
         self._start: Start | None = None
         self._known: int | None = None
         self._lost = 0
-        self._blocked_since: float | None = None
         self._unreadable_since: float | None = None
         self._began = self._news_at = time.monotonic()
         self._news: State | None = None
@@ -121,6 +122,15 @@ class Waiting:
         if endpoint is None:
             self._check_timeout()
         return endpoint
+
+    def interrupt(self) -> None:
+        """Say what becomes of a start that a user no longer waits for."""
+        if self._shown is not None and self._shown.stage != "ready":
+            log.warning(
+                "the start of `%s` ends by itself once no program is left that wants it; "
+                "`car-vllm stop` ends it at once",
+                self._spec.served_name,
+            )
 
     def give_up(self) -> None:
         """Give the lease back. Never blocks: a step under way does it at its end."""
@@ -165,8 +175,11 @@ class Waiting:
         return None
 
     def _advance(self) -> Endpoint | None:
+        if not self._process_lease.is_current():
+            self._find_again()
         if not self._leased and (obstacle := self._try_lease()):
-            self._rouse(self._process_lease.state())
+            if (state := self._process_lease.state()) is not None:
+                self._watch(state)
             self._show(Progress("queued", obstacle))
             return None
         supervised = self._process_lease.is_supervisor_alive()
@@ -180,6 +193,7 @@ class Waiting:
                 directory.log, partial(is_serving, directory, state.generation)
             )
             self._show(Progress("ready"))
+            _warn(state.warning)
             return endpoint
         if supervised:
             self._watch(state)
@@ -199,30 +213,22 @@ class Waiting:
             and self._process_lease.is_server_alive()
         )
 
+    def _find_again(self) -> None:
+        """Look at the lock files that the names lead to now: those that were opened are gone."""
+        self._release()
+        self._start = None
+        self.__dict__.pop("_replacement", None)
+        self._process_lease = self._find_process_lease()
+
     def _try_lease(self) -> str | None:
         """Take the lease; return what is waited for where it cannot be had yet."""
         if self._replacement.is_under_way():
             return "waiting for the server of an older release to stop"
-        if self._is_others_turn():
+        if self._memory_turn.is_others(self._process_lease):
             return "waiting for a turn: another model gets the memory first"
         self._leased = self._process_lease.acquire(self._spec.keep_alive)
-        self._request.is_leased = self._leased
+        self._memory_turn.is_leased = self._leased
         return None if self._leased else "waiting for the server to stop"
-
-    def _is_others_turn(self) -> bool:
-        """Tell whether the server is to make room for another, so that no new request may begin.
-
-        A request from within another would wait for itself, so it passes; where threads hide that,
-        it passes after a while.
-        """
-        state = self._process_lease.state()
-        if state is None or not (state.phase == "ready" and state.is_wanted):
-            return False
-        waited = time.monotonic() - self._began
-        is_own = waited > self.policy.drain_patience and any(h.holders for h in process_leases())
-        if is_own or self._request.is_nested():
-            return False
-        return self._process_lease.is_author_alive(state)
 
     def _note_generation(self, state: State | None, *, supervised: bool) -> None:
         """Remember the last generation that ended before this wait began."""
@@ -259,9 +265,11 @@ class Waiting:
             return
         self._unreadable_since = None
         if state.phase in STARTING:
-            self._check_not_blocking_itself(state)
+            self._memory_turn.check_not_blocking_itself(state)
             self._show(Progress(state.phase, state.detail, state.done, state.total))  # type: ignore[arg-type]
         elif state.phase == "stopping":
+            if state.error is not None:
+                raise decode_error(state.error)
             self._show(Progress("queued", "waiting for the server to stop"))
 
     def _check_readable(self) -> None:
@@ -278,30 +286,6 @@ class Waiting:
             hint=f"end the supervisor by hand and remove `{directory.path}`",
             log_path=directory.supervisor_log,
         )
-
-    def _check_not_blocking_itself(self, state: State) -> None:
-        """Raise where this very process holds the memory that is waited for, and keeps it.
-
-        Another thread's request may end and make room, so it is not raised at once, and late where
-        this request does not seem to be part of the one that holds it.
-        """
-        used = {held.directory.key for held in process_leases() if held.holders}
-        others = sum(size for key, size in state.blocked_by.items() if key not in used)
-        if not state.shortfall or not used & state.blocked_by.keys() or others >= state.shortfall:
-            self._blocked_since = None
-            return
-        now = time.monotonic()
-        self._blocked_since = self._blocked_since or now
-        patience = self.policy.own_memory * (1 if self._request.is_nested() else _HIDDEN)
-        if now - self._blocked_since > patience:
-            error = InsufficientMemoryError(
-                f"`{self._spec.served_name}` cannot start while this process uses another model: "
-                f"{state.detail}",
-                hint="end that stream first, choose smaller models, or raise "
-                "CAR_VLLM_MLX_MEMORY_GB",
-            )
-            error.is_retryable = True
-            raise error
 
     def _consider(self, state: State | None) -> None:
         """Nobody supervises: raise what ended the start we waited for, or start."""
@@ -351,6 +335,8 @@ class Waiting:
         limit = self._startup_timeout
         if limit is not None and time.monotonic() - self._began > limit:
             stage = self._shown.stage if self._shown else "queued"
+            with suppress(OSError):
+                promise_path(self.directory.clients).touch(mode=0o600)
             raise ServerStartingError(
                 f"`{self._spec.served_name}` is not ready after {limit:g} s (stage: {stage}); "
                 "the start goes on",
@@ -372,5 +358,12 @@ class Waiting:
 
     def _release(self) -> None:
         if self._leased:
-            self._leased = self._request.is_leased = False
+            self._leased = self._memory_turn.is_leased = False
             self._process_lease.release(self._spec.keep_alive)
+
+
+@cache
+def _warn(warning: str | None) -> None:
+    """Log what the user should know, once per process."""
+    if warning is not None:
+        log.warning("%s", warning)

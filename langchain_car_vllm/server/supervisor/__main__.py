@@ -23,10 +23,12 @@ from langchain_car_vllm.server.directory import ServerDirectory, explain_os_erro
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
 from langchain_car_vllm.server.order import decode_order
 from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.process import adopt_orphans
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import encode_error
 from langchain_car_vllm.server.supervisor.context import SupervisorLock
 from langchain_car_vllm.server.supervisor.lifecycle import Supervisor
+from langchain_car_vllm.server.supervisor.limits import shed_limits
 
 _LOCK_PATIENCE = 1.0
 _STANDARD_ERROR = 2
@@ -55,10 +57,14 @@ def main() -> None:
     os.close(reading)
     adopt(absolute_folders(inherited()) | absolute_settings(inherited()))
     _detach(directory)
+    adopt_orphans()
+    left = shed_limits()
     # Where the user's Hub cache and token are holds for finding the model as well.
     adopt({k: v for k, v in spec.server_env if k.startswith("HF_")})
     try:
         life = _begin(directory, spec, policy, writing)
+        if left:
+            print(f"limits of the starting program still hold: {', '.join(left)}", flush=True)  # noqa: T201
         if life is not None:
             life.run()
     except BaseException:

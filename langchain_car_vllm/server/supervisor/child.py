@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 from langchain_car_vllm.environment import (
     CAR_VLLM_LAUNCH_KEY,
     CAR_VLLM_LAUNCH_PARENT,
@@ -22,6 +24,7 @@ from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import (
     acquire_exclusive,
     close_lock,
+    file_identity,
     hand_over,
     open_lock,
 )
@@ -29,8 +32,10 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import (
     Identity,
     cpu_seconds,
+    group_members,
     has_ended,
     kill_group,
+    reap_group,
     wait_until_group_gone,
 )
 
@@ -47,6 +52,8 @@ _SAVING_LOOK = 0.5
 # The virtual environment may be gone when it is needed.
 _PYTHON = os.path.realpath(sys.executable)
 _SAVING = b"Saving prefix cache"
+# What `launch.py` leaves in the group to end it when the supervisor is gone.
+_WATCHER = "read -r _; kill -9 0"
 
 
 def install_launcher(directory: ServerDirectory) -> None:
@@ -74,6 +81,7 @@ class Child:
     Attributes:
         identity: Who it is.
         log: See above.
+        shows_key: Whether the key stands on its command line, where other users can read it.
     """
 
     def __init__(
@@ -87,9 +95,11 @@ class Child:
         api_key: str | None = None,
     ) -> None:
         self.log = log
+        self._lock_path = directory.server_lock
         interpreter = interpreter_of(binary)
         tag = secrets.token_hex(8)
         visible_tag = tag if interpreter or api_key is None else api_key
+        self.shows_key = interpreter is None and api_key is not None
         lock = open_lock(directory.server_lock)
         if not acquire_exclusive(lock, _LOCK_PATIENCE):
             close_lock(lock)
@@ -97,6 +107,7 @@ class Child:
                 f"another process holds `{directory.server_lock}`",
                 hint="a server that nobody supervises may still run: `car-vllm stop` ends it",
             )
+        self._lock_file = file_identity(lock)
         reading, self._pipe = os.pipe()
         variables = {
             **environment,
@@ -151,6 +162,10 @@ class Child:
             self._process.poll()
         return self._process.returncode
 
+    def is_findable(self) -> bool:
+        """Tell whether clients still find the lock that the process holds."""
+        return file_identity(self._lock_path) == self._lock_file
+
     def activity(self) -> tuple[int, float]:
         """Return what grows while it does something: its log's size and its CPU seconds."""
         return self._log_size(), round(cpu_seconds(self.pid), 2)
@@ -169,16 +184,21 @@ class Child:
     def interrupt(self, policy: Policy) -> bool:
         """End it as Ctrl-C does, so that it saves its prefix cache, then less gently.
 
+        All of the group hear it, as they would in a terminal: the server may be the child of a
+        shell script. A script that ends first is no reason to cut its server off.
+
         Returns:
             Whether nobody of its group is left.
         """
         began = self._log_size()
         for _ in range(2):
-            if self.exit_code() is not None:
+            if not (members := self._members()):
                 break
-            os.kill(self.pid, signal.SIGINT)
             # A suspended process hears nothing until it goes on.
-            os.kill(self.pid, signal.SIGCONT)
+            for number in (signal.SIGINT, signal.SIGCONT):
+                for process in members:
+                    with suppress(psutil.Error):
+                        process.send_signal(number)
             self._wait_while_saving(policy, began)
         return self.kill(policy)
 
@@ -193,6 +213,7 @@ class Child:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(policy.kill_grace)
         gone = wait_until_group_gone(self.pid, policy.kill_grace)
+        reap_group(self.pid)
         os.close(self._pipe)
         return gone
 
@@ -209,7 +230,7 @@ class Child:
         # The look goes over all processes of the machine.
         interval = min(_SAVING_LOOK, policy.stop_grace / 4, policy.save_stall / 4)
         while (now := time.monotonic()) < min(deadline, latest):
-            if self.exit_code() is not None:
+            if has_ended(self.pid) and not self._members():
                 return
             time.sleep(policy.start_tick)
             if now - looked_at < interval:
@@ -217,6 +238,17 @@ class Child:
             looked_at = now
             if (activity := self.activity()) != seen and self._is_saving(began):
                 seen, deadline = activity, now + policy.save_stall
+
+    def _members(self) -> list[psutil.Process]:
+        """Return the live processes of its group, without the watcher that only waits for us."""
+        if self._process.returncode is not None:
+            return []
+        found = []
+        for process in group_members(self.pid):
+            with suppress(psutil.Error):
+                if process.pid == self.pid or not _is_watcher(process.cmdline()):
+                    found.append(process)
+        return found
 
     def _is_saving(self, began: int) -> bool:
         try:
@@ -232,6 +264,10 @@ class Child:
             return self.log.stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def _is_watcher(command: list[str]) -> bool:
+    return command[1:3] == ["-c", _WATCHER]
 
 
 def _read_at(file: BinaryIO, position: int) -> bytes:

@@ -7,12 +7,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import StateDirectoryError
+from langchain_car_vllm.server.client_record import has_live_client, promise_path
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import is_same_file, open_lock, try_exclusive
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_same_file,
+    open_lock,
+    release,
+    try_exclusive,
+)
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id, namespace
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import (
+    STARTING,
     Phase,
     Reason,
     State,
@@ -22,6 +30,8 @@ from langchain_car_vllm.server.state import (
 )
 from langchain_car_vllm.server.supervisor.signals import SignalInbox
 from langchain_car_vllm.version import VERSION
+
+_WANTED_LOOK = 0.5
 
 
 class SupervisorLock(NamedTuple):
@@ -81,6 +91,7 @@ class SupervisorContext:
         self.inbox = SignalInbox()
         self.lease = open_lock(directory.lease_lock)
         self._written: tuple[int, int] | None = None
+        self._wanted_at = self._look_at = time.monotonic()
         same_boot = predecessor is not None and predecessor.boot_id == boot_id()
         self.state = State(
             generation=predecessor.generation + 1 if predecessor else 1,
@@ -93,6 +104,8 @@ class SupervisorContext:
             processes=namespace("pid"),
             served_name=spec.served_name,
             source=spec.source,
+            kind="embeddings" if spec.embeddings else "chat",
+            keep_alive=spec.keep_alive,
             supervisor=Identity(os.getpid(), held.tag),
             crashes=predecessor.crashes if predecessor and same_boot else (),
             previous=predecessor.reason if predecessor else None,
@@ -133,15 +146,47 @@ class SupervisorContext:
         """Wait, or less when a signal comes, and put back a state that somebody removed or changed.
 
         Raises:
-            StageEnded: A user asked to stop, or the directory was removed.
+            StageEnded: A user asked to stop, or files were removed by which others find this.
         """
         self.inbox.wait(seconds)
         if self.inbox.stop_requested:
             raise StageEnded("user")
-        if not is_same_file(self._held.lock, self.directory.supervisor_lock):
-            raise StageEnded("lost")
+        self._check_locks()
+        self._check_wanted()
         if state_stamp(self.directory.state) != self._written:
             self.update()
+
+    def _check_wanted(self) -> None:
+        """End a start that lost its last waiter, unless a program lives that may come back.
+
+        Whoever gave up for his own `startup_timeout` was promised that it goes on.
+        """
+        now = time.monotonic()
+        if self.state.phase not in STARTING or now < self._look_at:
+            return
+        self._look_at = now + _WANTED_LOOK
+        clients = self.directory.clients
+        is_unused = try_exclusive(self.lease)
+        if is_unused:
+            release(self.lease)
+        if not is_unused or promise_path(clients).exists() or has_live_client(clients):
+            self._wanted_at = now
+        elif now - self._wanted_at > self.policy.abandoned_patience:
+            raise StageEnded("idle")
+
+    def _check_locks(self) -> None:
+        """End where others would open new files in place of the locks that are held.
+
+        The lock that tells of this author can be made anew: nobody but this process takes it.
+        """
+        directory = self.directory
+        held = ((self._held.lock, directory.supervisor_lock), (self.lease, directory.lease_lock))
+        if not all(is_same_file(descriptor, path) for descriptor, path in held):
+            raise StageEnded("lost")
+        if not is_same_file(self._life, path := directory.author_lock(self._held.tag)):
+            close_lock(self._life)
+            self._life = open_lock(path)
+            try_exclusive(self._life)
 
 
 def _check_machine(predecessor: State, directory: ServerDirectory) -> None:

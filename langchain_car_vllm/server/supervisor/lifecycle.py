@@ -19,10 +19,12 @@ import psutil
 from langchain_car_vllm.errors import (
     CarVllmError,
     ServerCrashedError,
+    ServerError,
     ServerStartError,
 )
 from langchain_car_vllm.server.directory import ServerDirectory, explained
 from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.process import kill_group
 from langchain_car_vllm.server.recovery import end_lost_server
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, decode_error, encode_error, read_any_state
@@ -160,7 +162,8 @@ class Supervisor:
                 if os.getpgid(process.pid) not in groups:
                     process.kill()
         for server in self._servers:
-            server.end(gently=gently)
+            if not server.end(gently=gently):
+                self._outlast(server.child.pid)
         context.update(
             phase="stopped",
             server=None,
@@ -169,11 +172,26 @@ class Supervisor:
             reservation=0,
             blocked_by={},
             shortfall=0,
-            detail="",
-            **ending,
+            needed=0,
+            queued_at=None,
+            victims=(),
+            is_wanted=False,
+            **{"detail": "", "error": None, **ending},
         )
         self._clients.forget_all()
         context.directory.author_lock(context.state.supervisor.tag).unlink(missing_ok=True)
+
+    def _outlast(self, group: int) -> None:
+        """Stay until a server is gone that not even SIGKILL ends: it holds its memory."""
+        context, grace = self._context, self._context.policy.kill_grace
+        error = ServerError(
+            f"process {group} of `{context.spec.served_name}` does not end, not even by SIGKILL",
+            hint="the system is stuck in a call for it; if that lasts, restart the machine",
+        )
+        with suppress(OSError):
+            context.update(phase="stopping", detail=error.message, error=encode_error(error))
+        while not kill_group(group, grace):
+            pass
 
 
 def _clean_up_after(predecessor: State | None, directory: ServerDirectory, policy: Policy) -> None:

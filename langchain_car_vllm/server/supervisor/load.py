@@ -10,10 +10,11 @@ from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, serve_arguments
+from langchain_car_vllm.server.directory import hint_of
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.supervisor.child import Child
-from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
 from langchain_car_vllm.server.supervisor.readiness import (
     ReadinessStall,
@@ -70,11 +71,16 @@ class Server:
             self._port.close()
             raise ServerStartError(
                 f"`{runtime.server}` cannot be run: {error.strerror}",
-                hint="repair the install with `car-vllm install --upgrade`",
+                hint=hint_of(error, "repair the install with `car-vllm install --upgrade`"),
             ) from error
         context.update(
             server=self.child.identity, port=self._port.number, api_key=self._api_key, detail=""
         )
+        if self.child.shows_key:
+            context.update(
+                warning=f"`{runtime.server}` is not a Python script, so the key of its server "
+                "stands in the list of processes, where other users of this machine can read it"
+            )
 
     def wait_until_ready(self) -> bool:
         """Wait for readiness; False when the process ended first.
@@ -95,6 +101,8 @@ class Server:
             )
             if failed is None:
                 return True
+            if not self.child.is_findable():
+                raise StageEnded("lost")
             self.child.trim_log(context.policy.log_limit)
             context.pause(context.policy.start_tick)
             if readiness.is_stalled(failed, time.monotonic()):
@@ -111,18 +119,20 @@ class Server:
             log_path=self.child.log,
         )
 
-    def end(self, *, gently: bool) -> None:
-        """Leave nobody of the process group and nobody on the port, then let the port go."""
+    def end(self, *, gently: bool) -> bool:
+        """Leave nobody of the process group and nobody on the port, then let the port go.
+
+        Returns:
+            Whether nobody of the group is left; the kernel may be unable to end it.
+        """
         policy = self._context.policy
-        if gently:
-            self.child.interrupt(policy)
-        else:
-            self.child.kill(policy)
+        is_gone = self.child.interrupt(policy) if gently else self.child.kill(policy)
         # Whoever still listens after that is a stranger, and may stay.
         deadline = time.monotonic() + _PORT_GRACE
         while not is_free(self._port.number) and time.monotonic() < deadline:
             time.sleep(policy.start_tick)
         self._port.close()
+        return is_gone
 
 
 def load(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import Memory, budget_bytes
@@ -200,7 +201,8 @@ def _end_lost_servers(context: SupervisorContext) -> None:
         return state.server is not None and not _is_supervised(directory)
 
     for directory, _ in _states(context, is_lost):
-        clean_up(directory, context.policy, "lost")
+        with suppress(ServerError):
+            clean_up(directory, context.policy, "lost")
 
 
 def _retire_other_protocols(context: SupervisorContext) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from langchain_car_vllm.errors import ServerCrashedError
+from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import release, try_exclusive
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.draining import Eviction
 from langchain_car_vllm.server.supervisor.gpu_verdicts import find_verdict
-from langchain_car_vllm.server.supervisor.idle import idle_deadline
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
 
@@ -24,7 +24,8 @@ def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> N
     """Watch over a ready server.
 
     Raises:
-        StageEnded: It was idle, or its memory is needed and nobody is served.
+        StageEnded: It was idle, its memory is wanted and nobody is served, or clients can no longer
+            see that it lives.
         ServerCrashedError: It died.
     """
     idleness, faults = _Idleness(context, clients), LogFaults(child.log)
@@ -33,6 +34,8 @@ def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> N
         if code is not None or faults.found():
             served = len(clients.holders())
             _report_crash(context, child, code, was_used=idleness.was_used, served=served)
+        if not child.is_findable():
+            raise StageEnded("lost")
         child.trim_log(context.policy.log_limit)
         context.pause(idleness.seconds_to_next_look())
 

@@ -5,10 +5,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
-from langchain_car_vllm.server.client_record import holders, remove_dead_marks
-from langchain_car_vllm.server.supervisor.idle import Use
+from langchain_car_vllm.server.client_record import (
+    holders,
+    is_client_alive,
+    promise_path,
+    remove_dead_marks,
+)
+from langchain_car_vllm.server.idle import Use
 
 
 class ClientRecords:
@@ -63,23 +66,16 @@ class ClientRecords:
         """
         for name, (_, use) in list(self._seen.items()):
             ran_out = use.keep_alive >= 0 and use.last_event + use.keep_alive < before
-            if (ran_out or before == math.inf) and not _is_alive(name):
+            if (ran_out or before == math.inf) and not is_client_alive(name):
                 self._remove(name)
 
     def forget_all(self) -> None:
         """Remove all records: the wishes of one life bind no other."""
         remove_dead_marks(self._folder)
+        promise_path(self._folder).unlink(missing_ok=True)
         for name in list(self._seen):
             self._remove(name)
 
     def _remove(self, name: str) -> None:
         self._seen.pop(name)
         (self._folder / name).unlink(missing_ok=True)
-
-
-def _is_alive(name: str) -> bool:
-    pid, _, created = name.partition("-")
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
-    except (psutil.Error, ValueError):
-        return False

@@ -35,13 +35,26 @@ def test_running_servers_are_listed(cli: Cli, fake: Fake):
     assert state.server is not None
     done = cli("ps")
     header, row = done.stdout.splitlines()
-    assert header.split()[:5] == ["MODEL", "STAGE", "ENGINE", "PORT", "PID"]
-    expected = [str(fake.model), "ready", "batched", str(state.port), str(state.server.pid)]
-    assert row.split()[:5] == expected
+    assert header.split() == [
+        "MODEL",
+        "KIND",
+        "STAGE",
+        "ENGINE",
+        "PORT",
+        "PID",
+        "MEMORY",
+        "UP",
+        "UNTIL",
+    ]
+    port, pid = str(state.port), str(state.server.pid)
+    assert row.split()[:6] == [str(fake.model), "chat", "ready", "batched", port, pid]
+    assert row.split()[-2] == "in"
     as_json = cli("ps", "--json").stdout
     (described,) = json.loads(as_json)
     assert described["base_url"] == f"http://127.0.0.1:{state.port}/v1"
     assert described["memory_bytes"] == state.reservation
+    assert 0 < described["idle_seconds_left"] <= 60.0 * 2
+    assert described["kind"] == "chat"
     assert state.api_key is not None
     assert state.api_key not in done.stdout + as_json
 

@@ -12,10 +12,10 @@ from langchain_car_vllm.server.command import (
     serve_arguments,
 )
 from langchain_car_vllm.server.engine import choose_engine
+from langchain_car_vllm.server.idle import Use, idle_deadline
 from langchain_car_vllm.server.memory import Memory
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
-from langchain_car_vllm.server.supervisor.idle import Use, idle_deadline
 from langchain_car_vllm.server.supervisor.restarts import is_spent, recent_crashes, start_time
 
 SPEC = ServerSpec(source="org/model", served_name="org/model")

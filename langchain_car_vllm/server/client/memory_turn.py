@@ -1,0 +1,79 @@
+"""Whose turn it is in memory, as one request sees it: to wait, to pass, or to give up."""
+
+import time
+
+from langchain_car_vllm.errors import InsufficientMemoryError
+from langchain_car_vllm.server.client.nesting import Request
+from langchain_car_vllm.server.client.process_lease import ProcessLease, process_leases
+from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.server.state import State
+
+_HIDDEN = 10
+"""How much longer this process's own memory is waited for where no nesting can be seen."""
+
+
+class MemoryTurn:
+    """One request's place among those that want memory.
+
+    Args:
+        served_name: Of the model that it wants.
+        policy: How long to wait for what.
+    """
+
+    def __init__(self, served_name: str, policy: Policy) -> None:
+        self._served_name = served_name
+        self._policy = policy
+        self._request = Request()
+        self._began = time.monotonic()
+        self._blocked_since: float | None = None
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether the request holds its lease, so that others may be nested in it."""
+        return self._request.is_leased
+
+    @is_leased.setter
+    def is_leased(self, value: bool) -> None:
+        self._request.is_leased = value
+
+    def is_others(self, process_lease: ProcessLease) -> bool:
+        """Tell whether the server is to make room for another, so that no new request may begin.
+
+        A request from within another would wait for itself, so it passes; where threads hide that,
+        it passes after a while.
+        """
+        state = process_lease.state()
+        if state is None or not (state.phase == "ready" and state.is_wanted):
+            return False
+        waited = time.monotonic() - self._began
+        is_own = waited > self._policy.drain_patience and any(h.holders for h in process_leases())
+        if is_own or self._request.is_nested():
+            return False
+        return process_lease.is_author_alive(state)
+
+    def check_not_blocking_itself(self, state: State) -> None:
+        """Raise where this very process holds the memory that is waited for, and keeps it.
+
+        Another thread's request may end and make room, so it is not raised at once, and late where
+        this request does not seem to be part of the one that holds it.
+
+        Raises:
+            InsufficientMemoryError: It waited long enough.
+        """
+        used = {held.directory.key for held in process_leases() if held.holders}
+        others = sum(size for key, size in state.blocked_by.items() if key not in used)
+        if not state.shortfall or not used & state.blocked_by.keys() or others >= state.shortfall:
+            self._blocked_since = None
+            return
+        now = time.monotonic()
+        self._blocked_since = self._blocked_since or now
+        patience = self._policy.own_memory * (1 if self._request.is_nested() else _HIDDEN)
+        if now - self._blocked_since > patience:
+            error = InsufficientMemoryError(
+                f"`{self._served_name}` cannot start while this process uses another model: "
+                f"{state.detail}",
+                hint="end that stream first, choose smaller models, or raise "
+                "CAR_VLLM_MLX_MEMORY_GB",
+            )
+            error.is_retryable = True
+            raise error

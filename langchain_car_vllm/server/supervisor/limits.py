@@ -1,0 +1,54 @@
+"""What a server that is shared must not inherit from the program that happened to start it."""
+
+import os
+import resource
+import sys
+from contextlib import suppress
+
+_LIMITS = ("RLIMIT_CPU", "RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS", "RLIMIT_FSIZE", "RLIMIT_NPROC")
+_MOST_FILES = {"darwin": 10_240}
+_MANY_FILES = 65_536
+
+
+def shed_limits() -> list[str]:
+    """Undo niceness and limits of the starting program, as far as the system lets this user.
+
+    Returns:
+        What could not be undone.
+    """
+    left = []
+    if os.getpriority(os.PRIO_PROCESS, 0) > 0:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        if (nice := os.getpriority(os.PRIO_PROCESS, 0)) > 0:
+            left.append(f"nice {nice}")
+    left += [name for name in _LIMITS if not _lift(name)]
+    _allow_files()
+    return left
+
+
+def _lift(name: str) -> bool:
+    """Lift one limit; tell whether nothing is left of it."""
+    number = getattr(resource, name, None)
+    if number is None:
+        return True
+    _, hard = resource.getrlimit(number)
+    for limits in ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (hard, hard)):
+        with suppress(OSError, ValueError):
+            resource.setrlimit(number, limits)
+            break
+    return name == "RLIMIT_NPROC" or resource.getrlimit(number)[0] == resource.RLIM_INFINITY
+
+
+def _allow_files() -> None:
+    """Raise the number of open files to what a server with many connections needs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES.get(sys.platform, _MANY_FILES)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    with suppress(OSError, ValueError):
+        if hard != resource.RLIM_INFINITY and hard < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            return
+    if soft == resource.RLIM_INFINITY or soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

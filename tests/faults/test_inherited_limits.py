@@ -1,0 +1,106 @@
+"""A server that all share does not suffer from what its first client was allowed."""
+
+import asyncio
+import errno
+import os
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+
+import psutil
+import pytest
+from faults.support import FAST, PATIENCE, Fake, ask
+
+from langchain_car_vllm.errors import CarVllmError, ServerStartError
+from langchain_car_vllm.server import alease, lease
+
+FIRST_CLIENT = """
+import os, resource, sys
+os.nice(19)
+for number in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
+    resource.setrlimit(number, (10**9, resource.getrlimit(number)[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from langchain_car_vllm.server import Policy, ServerSpec, lease
+spec = ServerSpec.from_dict({spec!r})
+with lease(spec, policy=Policy.from_dict({policy!r})):
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are seen on Linux")
+def test_first_client_lends_neither_niceness_nor_limits(fake: Fake):
+    """What the system lets this user undo is undone, in the supervisor and in the server."""
+    is_root = os.geteuid() == 0
+    values = {"spec": fake.spec().to_dict(), "policy": FAST.to_dict()}
+    code = FIRST_CLIENT.format(**values)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+    state = fake.state()
+    assert state.server is not None
+    for pid in (state.supervisor.pid, state.server.pid):
+        process = psutil.Process(pid)
+        if is_root:
+            assert process.nice() == 0
+        for number in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
+            assert process.rlimit(number)[0] == resource.getrlimit(number)[1]
+        assert process.rlimit(resource.RLIMIT_NOFILE)[0] >= min(
+            65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        )
+
+
+CURES = {
+    errno.EMFILE: "ulimit -n",
+    errno.ENFILE: "open files",
+    errno.EAGAIN: "ulimit -u",
+    errno.ENOMEM: "memory ran out",
+    errno.ENOENT: "CAR_VLLM_PYTHON",
+}
+
+
+@pytest.mark.parametrize("number", CURES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_supervisor_that_cannot_be_spawned_says_what_to_do(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, number: int, way: str
+):
+    """Want of descriptors, processes or memory is not taken for a wrong Python."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    async def wait() -> None:
+        async with alease(fake.spec(), policy=FAST):
+            pass
+
+    monkeypatch.setattr(os, "posix_spawn", refuse)
+    with pytest.raises(ServerStartError) as caught:
+        lease(fake.spec(), policy=FAST).__enter__() if way == "sync" else asyncio.run(wait())
+    assert CURES[number] in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("spare", range(0, 16, 2))
+def test_program_without_descriptors_is_told_and_recovers(fake: Fake, spare: int):
+    """However few are left, the error is typed and names the limit; afterwards all is well."""
+    with lease(fake.spec(), policy=FAST):
+        pass
+    fake.stop()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for descriptor in taken[:spare]:
+            os.close(descriptor)
+        del taken[:spare]
+        try:
+            with lease(fake.spec(), policy=FAST):
+                pass
+        except CarVllmError as error:
+            assert "ulimit -n" in (error.hint or "") or "Too many open files" in str(error)  # noqa: PT017
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)

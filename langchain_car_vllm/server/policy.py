@@ -34,6 +34,7 @@ class Policy:
         drain_patience: For busy servers to make room before all others are asked as well.
         abandoned_patience: For somebody to want a start that nobody waits for any more.
         suspended_patience: For a suspended client to go on before its lease counts no more.
+        key_lifetime: Since a key's last server for its folder to be removed; 0 keeps all.
         memory_tick: Between two looks at a memory budget that is taken.
         log_limit: Bytes that the server's log may grow to before it is cut.
     """
@@ -60,6 +61,7 @@ class Policy:
     drain_patience: float = 60.0
     abandoned_patience: float = 5.0
     suspended_patience: float = 30.0
+    key_lifetime: float = 14 * 86_400.0
     memory_tick: float = 0.1
     log_limit: int = 50_000_000
 

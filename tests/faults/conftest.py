@@ -53,7 +53,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         return not bearers_of(nonce) and not processes_of(tmp_path)
 
     try:
-        eventually(is_quiet, "the last process to end", patience=5)
+        eventually(is_quiet, "the last process to end")
     finally:
         for process in [*bearers_of(nonce), *processes_of(tmp_path)]:
             process.kill()

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake, ask, can_mount, fill
+from faults.support import FAST, Fake, ask, can_mount, eventually, fill
 
 from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.cli.machine_checks import _servers
@@ -19,6 +19,7 @@ from langchain_car_vllm.server.directory import (
     server_directories,
     server_directory,
 )
+from langchain_car_vllm.server.locks import opened_lock, try_shared
 
 
 def test_state_is_private(fake: Fake):
@@ -242,3 +243,32 @@ def test_key_that_sudo_made_breaks_no_other(
     finally:
         os.seteuid(0)
         shutil.rmtree(reachable)
+
+
+def test_folders_of_keys_that_were_not_used_for_long_are_removed(fake: Fake):
+    """Each new setting makes a key; those of last month go, what is in use stays."""
+    golden = Path(__file__).parents[1] / "golden" / "protocol-1-55e9e3f"
+    names = ("old", "fresh", "running", "used")
+    directories = {name: server_directory(name * 4) for name in names}
+    for name, directory in directories.items():
+        directory.create()
+        phase = "ready" if name == "running" else "stopped"
+        shutil.copy(golden / f"{phase}.json", directory.state)
+        if name != "fresh":
+            os.utime(directory.state, (0, 0))
+    with opened_lock(directories["used"].lease_lock) as lock:
+        assert try_shared(lock)
+        with lease(fake.spec(), policy=FAST):
+            eventually(lambda: not directories["old"].path.exists(), "the removal")
+    assert all(directories[name].path.exists() for name in names[1:])
+    assert fake.directory().path.exists()
+
+
+def test_client_whose_folder_was_removed_starts_anew(fake: Fake):
+    """A program that comes back after weeks is served as if nothing had been."""
+    with lease(fake.spec(), policy=FAST):
+        pass
+    fake.stop()
+    shutil.rmtree(fake.directory().path)
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)

@@ -343,3 +343,32 @@ def test_frozen_program_is_told_which_variable_to_set(fake: Fake, monkeypatch: p
     monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(ConfigurationError, match="CAR_VLLM_PYTHON"):
         lease(fake.spec(), policy=FAST).__enter__()
+
+
+DIES_AFTER_ITS_FIRST_STATE = """
+from langchain_car_vllm.server.supervisor import lifecycle
+begin = lifecycle.Supervisor.__init__
+def begin_and_die(*arguments):
+    begin(*arguments)
+    with open({tally!r}, "a") as file:
+        file.write("x")
+    if os.path.getsize({tally!r}) <= {times}:
+        os.kill(os.getpid(), 9)
+lifecycle.Supervisor.__init__ = begin_and_die
+"""
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_supervisor_lost_between_its_state_and_its_report_counts_once(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+):
+    """Two losses are mended, as everywhere; the third is told."""
+    code = DIES_AFTER_ITS_FIRST_STATE.format(tally=str(tmp_path / "tally"), times=times)
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, code)))
+    if times > 2:
+        with pytest.raises(ServerStartError, match="lost 3 times"):
+            lease(fake.spec(), policy=FAST).__enter__()
+    else:
+        with lease(fake.spec(), policy=FAST) as held:
+            assert ask(held.endpoint)
+            assert held.endpoint.generation == 3

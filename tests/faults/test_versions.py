@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from langchain_car_vllm.server.directory import ServerDirectory, server_director
 from langchain_car_vllm.server.memory import reserving
 from langchain_car_vllm.server.process import boot_id, host_name, machine_id
 from langchain_car_vllm.server.state import read_any_state, read_header, read_state
+from langchain_car_vllm.version import VERSION
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -272,6 +274,12 @@ def test_order_with_a_field_that_is_gone_is_told(
     monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, DROPPED)))
     with pytest.raises(PackageChangedError):
         lease(fake.spec(), policy=FAST).__enter__()
+
+
+def test_version_is_that_of_the_project():
+    """The code carries its version, and it is the one that is released."""
+    project = tomllib.loads((GOLDEN.parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
 
 
 def test_timings_of_another_release_are_left_out():

@@ -25,6 +25,7 @@ from langchain_car_vllm.server.directory import server_directories
 from langchain_car_vllm.server.state import read_state
 
 CLIENTS = 6
+CALLS_OF_A_LIFE = 5
 POLICY = dataclasses.replace(FAST, crash_budget=1_000_000, drain_patience=2.0, load_stall=60.0)
 FAULT_GRACE = 15.0
 """Seconds after a fault within which a call may fail for it: on a loaded machine news is slow."""
@@ -60,7 +61,7 @@ class Client:
             text=True,
             start_new_session=True,
         )
-        self.was_killed = False
+        self.calls = 0
         self.open: dict[tuple[str, float], float] = {}
         self._soak = soak
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -89,6 +90,7 @@ class Soak:
         self._seconds = seconds
         self._faults: list[tuple[float, str | None]] = []
         self._mutex = threading.Lock()
+        self._failures: list[dict[str, Any]] = []
         self._suspended: list[tuple[float, int]] = []
         (root / "home").mkdir()
         self.nonce = secrets.token_hex(16)
@@ -120,26 +122,34 @@ class Soak:
             if entry["descriptors"] > MOST_DESCRIPTORS:
                 self.violate(f"{entry['descriptors']} descriptors are open in a client")
             return
+        if entry["call"] == "gentle":  # it may stop a server under others
+            self._blame(entry["model"])
         key = entry["call"], entry["began"]
         if "ended" not in entry:
             client.open[key] = entry["began"]
             return
         client.open.pop(key, None)
         self.counts["calls"] += 1
+        client.calls += 1
         if entry.get("wrong"):
             self.violate(f"wrong answer: {entry}")
         if "error" not in entry:
             return
         name = entry["error"][0]
         self.counts[name] += 1
-        with self._mutex:
+        if (entry["call"], name) != ("gentle", "ServerBusyError"):
+            self._failures.append(entry)
+
+    def _judge_failures(self) -> None:
+        """Look for what was done to each call that failed, once all that was done is known."""
+        for entry in self._failures:
             is_excused = any(
                 entry["began"] - FAULT_GRACE < moment < entry["ended"]
                 and model in (None, entry["model"])
                 for moment, model in self._faults
             )
-        if not is_excused or not ALLOWED & set(entry["error"]):
-            self.violate(f"error that nothing explains: {entry}")
+            if not is_excused or not ALLOWED & set(entry["error"]):
+                self.violate(f"error that nothing explains: {entry}")
 
     def violate(self, what: str) -> None:
         """Note that something does not hold."""
@@ -167,6 +177,7 @@ class Soak:
                 self._look()
             self._resume(float("inf"))
             self._end_clients()
+            self._judge_failures()
             self._wait_for_quiet()
         finally:
             for client in self.clients:
@@ -186,7 +197,10 @@ class Soak:
             ["server", "supervisor", "client", "suspend", "stop", "gentle stop", "none", "none"]
         )
         if kind == "client":
-            self._replace(self.choices.randrange(CLIENTS))
+            number = self.choices.randrange(CLIENTS)
+            if self.clients[number].calls < CALLS_OF_A_LIFE:  # it takes seconds to begin
+                return
+            self._replace(number)
         elif kind == "suspend":
             victims = [c.process.pid for c in self.clients]
             victims += [i.pid for i in (server, state and state.supervisor) if i and i.find()]
@@ -215,7 +229,6 @@ class Soak:
 
     def _replace(self, number: int) -> None:
         client = self.clients[number]
-        client.was_killed = True
         client.process.kill()
         client.process.wait()
         self.clients[number] = Client(self)

@@ -35,6 +35,7 @@ from langchain_car_vllm.server.supervisor.context import (
     SupervisorLock,
 )
 from langchain_car_vllm.server.supervisor.load import Server, load
+from langchain_car_vllm.server.supervisor.old_keys import remove_old_keys
 from langchain_car_vllm.server.supervisor.prepare import (
     check_fits,
     check_model_can_be_had,
@@ -93,6 +94,7 @@ class Supervisor:
             reserve_memory(context, launch.memory)
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
+            remove_old_keys(context.directory, context.policy.key_lifetime)
             serve(context, server.child, self._clients)
         except StageEnded as end:
             ending = {"reason": end.reason}

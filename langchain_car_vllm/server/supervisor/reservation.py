@@ -31,7 +31,7 @@ def reserve_memory(context: SupervisorContext, memory: Memory) -> None:
         InsufficientMemoryError: It can never fit.
         StageEnded: Nobody waits for this server any more.
     """
-    needed, budget = memory.needed, budget_bytes()
+    needed, budget = max(0, memory.needed), budget_bytes()
     if needed > budget:
         raise insufficient_memory(context.spec, memory, budget)
     _end_lost_servers(context)

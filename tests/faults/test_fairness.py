@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from fakes.weights import write_sparse_weights
 from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
 
 from langchain_car_vllm.errors import ServerStoppedError
@@ -28,8 +29,7 @@ def make_model(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> MakeModel:
     def make(gigabytes: float) -> ServerSpec:
         folder = fake.root / f"sized{next(numbers)}"
         shutil.copytree(fake.model, folder)
-        with (folder / "model.safetensors").open("wb") as file:
-            file.truncate(int(gigabytes * 1e9))
+        write_sparse_weights(folder / "model.safetensors", int(gigabytes * 1e9))
         return fake.spec(source=str(folder), served_name=str(folder))
 
     return make

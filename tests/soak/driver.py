@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from fakes.weights import write_sparse_weights
 from faults.support import FAST, NONCE, Fake, bearers_of
 
 from langchain_car_vllm.errors import CarVllmError
@@ -92,7 +93,7 @@ class Soak:
         self._mutex = threading.Lock()
         self._failures: list[dict[str, Any]] = []
         self._suspended: list[tuple[float, int]] = []
-        (root / "home").mkdir()
+        (root / "home").mkdir(exist_ok=True)
         self.nonce = secrets.token_hex(16)
         os.environ.update(
             {
@@ -110,8 +111,7 @@ class Soak:
         for number in range(3):
             folder = root / f"model{number}"
             shutil.copytree(self.fake.model, folder)
-            with (folder / "model.safetensors").open("r+b") as file:
-                file.truncate(1_000_000_000)
+            write_sparse_weights(folder / "model.safetensors", 1_000_000_000)
             self.models.append(str(folder))
         self.errors = (root / "errors.log").open("w")
         self.clients: list[Client] = []

@@ -68,6 +68,15 @@ class Client:
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
+    def end(self) -> None:
+        """Kill it, and close what leads to it."""
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -181,7 +190,8 @@ class Soak:
             self._wait_for_quiet()
         finally:
             for client in self.clients:
-                client.process.kill()
+                client.end()
+            self.errors.close()
             heard, _ = bystander.communicate()
             if heard:
                 self.violate(f"a foreign process was signalled: {heard}")
@@ -229,8 +239,7 @@ class Soak:
 
     def _replace(self, number: int) -> None:
         client = self.clients[number]
-        client.process.kill()
-        client.process.wait()
+        client.end()
         self.clients[number] = Client(self)
 
     def _suspend(self, pid: int) -> None:

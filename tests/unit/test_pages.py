@@ -21,7 +21,20 @@ from langchain_car_vllm.cli.app import app
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SET_UP = "from langchain_car_vllm import ChatVllmMlx\nllm = ChatVllmMlx(model='m')\n"
-FOREIGN = {"python3", "source", "pip", "uvicorn", "curl", "uv", "git", "cd", "export", "eval"}
+FOREIGN = {
+    "tmutil",
+    "rm",
+    "python3",
+    "source",
+    "pip",
+    "uvicorn",
+    "curl",
+    "uv",
+    "git",
+    "cd",
+    "export",
+    "eval",
+}
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any, Self, cast
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
@@ -17,6 +18,7 @@ from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
 from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import model_profile
+from langchain_car_vllm.secrets_masking import MASK, masked_settings
 from langchain_car_vllm.served_model import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
     Method,
@@ -129,6 +131,13 @@ class ChatVllmMlx(DelegatingChatModel):
         """Return whether LangChain can write the model down and load it again."""
         return True
 
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """Return what LangChain writes down, without the secrets that hide in settings."""
+        found = super().to_json()
+        if found["type"] == "constructor":
+            found["kwargs"] = masked_settings(found["kwargs"])
+        return found
+
     @property
     def lc_secrets(self) -> dict[str, str]:
         """The fields that are secrets, and the variables they come from."""
@@ -139,13 +148,17 @@ class ChatVllmMlx(DelegatingChatModel):
         found = {"model": self.model, "revision": self.revision, **self._parameters}
         if self.stop:
             found["stop"] = self.stop
-        return found
+        return masked_settings(found)
 
     def _get_invocation_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         params = super()._get_invocation_params(stop=stop, **kwargs)
-        return {**params, **self._identifying_params, "stop": stop or self.stop, **kwargs}
+        given = {**params, **self._identifying_params, "stop": stop or self.stop, **kwargs}
+        return _masked_call(given)
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        return super()._get_llm_string(stop=stop, **_masked_call(kwargs))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         given = {**self._parameters, **kwargs}
@@ -347,6 +360,12 @@ class ChatVllmMlx(DelegatingChatModel):
             form = free if schema is None else response_format(schema, strict=strict)
             bound = self.bind(response_format=form, **kwargs)
         return with_parser(bound, parser_for(schema, method), include_raw=include_raw)
+
+
+def _masked_call(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call as a trace and a cache may keep them."""
+    headers = dict.fromkeys(given.get("extra_headers") or (), MASK)
+    return masked_settings({**given, "extra_headers": headers} if headers else given)
 
 
 _WARMING_TEXT = "(warm-up)"

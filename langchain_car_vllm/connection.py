@@ -7,7 +7,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.progress import OnProgress
-from langchain_car_vllm.wire.errors import ConnectionFailedError, IncompleteAnswerError
+from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
 from langchain_car_vllm.wire.transport.request_progress import Watch
 
 
@@ -86,13 +86,14 @@ class Replay:
     Only a crash, or a connection refused before the lease was re-checked, is repeated, once, and
     only if nothing of the answer was seen. What exhausted the memory would do so again. A request
     that crashed the server twice while it was the only one is to blame for it: it may not be
-    retried, and its crashes do not count against the others.
+    retried, and its crashes do not count against the others. A server that is stopped answers what
+    it was at with a failure, so that a failure is looked into, too.
 
     Attributes:
         seen: Whether the user has seen a part of the answer.
     """
 
-    BROKEN = (ConnectionFailedError, IncompleteAnswerError)
+    BROKEN = (ConnectionFailedError, ServerFailedError)
 
     def __init__(self) -> None:
         self.seen = False

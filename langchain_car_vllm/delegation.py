@@ -79,6 +79,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         given["response_format"] = response_format_of(given.get("response_format"))
         if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
             parameters.warn_once("parallel_tool_calls")
+        given["fetch_media"] = self.fetch_media
         given["streams_tool_calls"] = self.disable_streaming is False or None
         profile: dict[str, Any] = dict(self.profile or {})
         if profile.get("name") == self._name(model):

@@ -48,6 +48,9 @@ class VllmMlxEmbeddings(ServedModel, Embeddings):
             check_positive("timeout", self.timeout)
         return self
 
+    def _patience(self) -> float | None:
+        return self.timeout
+
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return one vector for each text.
 

@@ -111,7 +111,20 @@ class Endpoint(Serving):
     generation: int = 0
     log_path: Path | None = None
     managed: bool = False
-    is_ours: Callable[[], bool] | None = field(default=None, compare=False, repr=False)
+    is_ours: Callable[..., bool] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def shown_url(self) -> str:
+        """The address without a user and a password, for messages."""
+        return without_credentials(self.base_url)
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.base_url!r}, served_model={self.served_model!r})"
+        return f"Endpoint({self.shown_url!r}, served_model={self.served_model!r})"
+
+
+def without_credentials(url: str) -> str:
+    """Return an address with stars in the place of a user and a password."""
+    scheme, mark, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    user, at, host = place.rpartition("@")
+    return f"{scheme}{mark}***@{host}{slash}{path}" if at and user else url

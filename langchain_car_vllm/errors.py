@@ -47,6 +47,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_car_vllm.printable import to_sentence
+
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.errors import (
         AnswerError,
@@ -138,9 +140,9 @@ class CarVllmError(_WithoutLangChain):
     is_retryable: bool = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = to_sentence(message)
+        self.hint = hint if hint is None else to_sentence(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
@@ -239,11 +241,7 @@ class RuntimeMissingError(RuntimeProvisioningError):
 
 
 class UvMissingError(RuntimeProvisioningError):
-    """No `uv` was found to install the runtime with.
-
-    Args:
-        searched: The places that were searched.
-    """
+    """No `uv` was found to install the runtime with, in the places that were searched."""
 
     def __init__(self, searched: tuple[str, ...] = ()) -> None:
         places = f" (searched {', '.join(searched)})" if searched else ""
@@ -309,7 +307,7 @@ class ServerError(CarVllmError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
-        self.log_tail = log_tail
+        self.log_tail = tuple(to_sentence(line) for line in log_tail)
         self.log_path = log_path
 
     def __str__(self) -> str:
@@ -334,9 +332,12 @@ class ServerStartingError(ServerError):
 
 
 class ServerStoppedError(ServerError):
-    """Somebody stopped the server while it was answering; the next call starts it again."""
+    """The server was stopped under a request; after a stop by the user no retry starts it again."""
 
-    is_retryable = True
+    def __init__(self, message: str, *, reason: str = "user", **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.reason = reason
+        self.is_retryable = reason != "user"
 
 
 class ServerCrashedError(ServerError):

@@ -15,9 +15,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FieldSerializationInfo,
     PrivateAttr,
     SecretStr,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
@@ -32,6 +34,7 @@ from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.models.ids import suggested_id, written
 from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import (
     check_positive,
@@ -112,6 +115,14 @@ class ServedModel(BaseModel):
         except ValidationError as error:
             raise configuration_error(error) from None
 
+    @field_serializer("base_url", "server_args", "extra_body", "model_kwargs", check_fields=False)
+    def _serialize_masked(self, value: Any, info: FieldSerializationInfo) -> Any:
+        return masked_settings({info.field_name: value})[info.field_name]
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, value if name is None else masked_settings({name: value})[name]
+
     @model_validator(mode="after")
     def _check_connection(self) -> Self:
         if not self.model.strip():
@@ -190,8 +201,16 @@ class ServedModel(BaseModel):
             base_url=self.base_url,
             api_key=self.api_key.get_secret_value() if self.api_key else None,
             served_model=name,
-            **serving_of_name(name).facts(),
+            **{**serving_of_name(name).facts(), "engine": self._engine()},
         )
+
+    def _engine(self) -> str | None:
+        """Return the engine that the user names for an endpoint, None where it is to be asked."""
+        return None
+
+    def _patience(self) -> float | None:
+        """Return the seconds that a request may take, None for no limit."""
+        return None
 
     @contextmanager
     def _connection(self, spec: ServerSpec, model: str | None) -> Iterator[Watched]:
@@ -203,7 +222,7 @@ class ServedModel(BaseModel):
             on_waiting = _importing(self._wire, on_progress)
             connection: Connection
             if endpoint := self._external(model):
-                connection = Attached(described(endpoint))
+                connection = Attached(described(endpoint, self._header_items(), self._patience()))
             else:
                 # Not needed for construction.
                 from langchain_car_vllm import runtime, server  # noqa: PLC0415
@@ -228,9 +247,10 @@ class ServedModel(BaseModel):
             on_waiting = _importing(self._wire, on_progress)
             connection: Connection
             if endpoint := self._external(model):
-                known = find_described(endpoint)
+                headers = self._header_items()
+                known = find_described(endpoint, headers)
                 if known is None:
-                    known = await asyncio.to_thread(described, endpoint)
+                    known = await asyncio.to_thread(described, endpoint, headers, self._patience())
                 connection = Attached(known)
             else:
                 # Not needed for construction.

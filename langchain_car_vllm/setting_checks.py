@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import ValidationError
 
@@ -21,7 +21,10 @@ _MODEL_FOLDERS = frozenset(
 )
 _MEMBERS = frozenset({"str", "float", "int", "bool"})
 # Their values are shown to nobody, not even where they are wrong.
-_SECRETS = frozenset({"api_key", "default_headers", "server_env"})
+_SECRETS = frozenset(
+    {"api_key", "base_url", "default_headers", "extra_body", "server_args", "server_env"}
+)
+_SCALARS = (str, int, float, bool, type(None))
 
 
 def check_positive(name: str, value: float) -> None:
@@ -35,7 +38,7 @@ def check_server(arguments: Iterable[str], variables: Iterable[str]) -> None:
     for argument in arguments:
         if _is_refused(argument):
             raise ConfigurationError(
-                f"`{argument}` is not for `server_args`: this package chooses it",
+                f"`{argument.partition('=')[0]}` is not for `server_args`: this package chooses it",
                 hint="talk to a server of your own through `base_url`",
             )
     for name in variables:
@@ -67,16 +70,37 @@ def checked_url(url: str) -> str:
     Raises:
         ConfigurationError: It has no scheme, or names no host.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        rest = url.rsplit("://", maxsplit=1)[-1].lstrip("/")
+    scheme, mark, _ = url.rpartition("@")[0].partition("://")
+    shown = f"{scheme if mark else ''}{mark}{url.rpartition('@')[2]}" if "@" in url else url
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
+        if is_address:
+            _check_host(parts)
+    except ValueError as error:
+        raise ConfigurationError(f"`base_url` cannot be `{shown}`: {error}") from None
+    if not is_address:
+        bare = url.rsplit("://", maxsplit=1)[-1].rpartition("@")[2].lstrip("/")
         raise ConfigurationError(
-            f"`base_url` must begin with http:// or https://, not `{url}`",
-            hint=f"did you mean `http://{rest}`?"
-            if rest
+            f"`base_url` must begin with http:// or https://, not `{shown}`",
+            hint=f"did you mean `http://{bare}`?"
+            if bare
             else "write an address such as `http://127.0.0.1:8000/v1`",
         )
     return url.rstrip("/")
+
+
+def _check_host(parts: SplitResult) -> None:
+    """Raise a ValueError where no name or port can be read."""
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("it names no host and port")
+    if re.search(r"[\s\x00-\x1f\x7f]", parts.geturl()):
+        raise ValueError("it holds white space or control characters")
+    if not parts.hostname.startswith("[") and ":" not in parts.hostname:
+        try:
+            parts.hostname.encode("idna")
+        except UnicodeError as error:
+            raise ValueError(f"its host is not a name ({error})") from error
 
 
 def configuration_error(error: ValidationError) -> ConfigurationError:
@@ -90,6 +114,8 @@ def configuration_error(error: ValidationError) -> ConfigurationError:
     name = ".".join(parts) or "the configuration"
     if first["type"] == "missing":
         return ConfigurationError(f"`{name}` is missing")
-    if parts and parts[0] in _SECRETS:
+    given = first["input"]
+    # The input of an error of the whole is the whole, secrets and all.
+    if not parts or parts[0] in _SECRETS or not isinstance(given, _SCALARS):
         return ConfigurationError(f"`{name}` cannot be used: {first['msg']}")
-    return ConfigurationError(f"`{name}` cannot be `{first['input']!r}`: {first['msg']}")
+    return ConfigurationError(f"`{name}` cannot be `{given!r:.100}`: {first['msg']}")

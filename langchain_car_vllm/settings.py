@@ -49,6 +49,9 @@ class ChatSettings(ServedModel):
     """Whether construction checks that the model can be had and will fit, which asks the Hub."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More parameters of a call, checked like those named here."""
+    fetch_media: bool | list[str] | None = None
+    """Which addresses in messages are fetched. None: public ones in the user's own messages; True:
+    those in tool results too; False: none; a list of hosts: these alone, wherever they lead."""
     extra_body: dict[str, Any] | None = None
     """Fields for the request's body, sent unchecked."""
 
@@ -71,10 +74,16 @@ class ChatSettings(ServedModel):
             self._check_available()
         return self
 
+    def _engine(self) -> str | None:
+        return None if self.engine == "auto" else self.engine
+
+    def _patience(self) -> float | None:
+        return self.timeout
+
     def _check_available(self) -> None:
         """Refuse a model that no call could be answered by."""
         if endpoint := self._external(None):
-            check_served(endpoint)
+            check_served(endpoint, self._header_items())
             return
         # Not needed by a construction that asks nobody.
         from langchain_car_vllm.server.plan import asked_plan  # noqa: PLC0415

@@ -120,7 +120,7 @@ class State:
     error: dict[str, Any] | None = None
     protocol: int = PROTOCOL
 
-    def endpoint(self, log: Path, is_ours: Callable[[], bool] | None = None) -> Endpoint:
+    def endpoint(self, log: Path, is_ours: Callable[..., bool] | None = None) -> Endpoint:
         """Return the endpoint of a ready server.
 
         Args:

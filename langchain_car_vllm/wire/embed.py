@@ -1,13 +1,18 @@
 """Embeddings over the wire. Importing this module imports openai."""
 
+import json
 from collections.abc import Sequence
-from typing import Any
+
+import httpx2
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import ServerFailedError
-from langchain_car_vllm.wire.transport.clients import Address, LoopClients, sync_clients
+from langchain_car_vllm.wire.transport.clients import LoopClients, address_of, sync_clients
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
+from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.timeouts import Clock
+
+_MOST_BYTES = 256 << 20
 
 
 class Embedder:
@@ -23,7 +28,7 @@ class Embedder:
         self, endpoint: Endpoint, headers: tuple[tuple[str, str], ...], timeout: float | None
     ) -> None:
         self._endpoint = endpoint
-        self._address = Address(endpoint.base_url, endpoint.api_key, headers)
+        self._address = address_of(endpoint, headers)
         self._timeout = timeout
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
@@ -33,30 +38,49 @@ class Embedder:
             AnswerError: The server refuses or fails, with its own words.
         """
         clients = sync_clients(self._address, self._endpoint.is_ours)
-        with map_errors(self._endpoint, self._timeout), map_encoding_errors():
-            return _vectors(clients.sdk.post("/embeddings", **self._request(texts)), len(texts))
+        clock = Clock(self._endpoint, self._timeout, total=True)
+        answer = bytearray()
+        with map_errors(self._endpoint, self._timeout), clients.used() as http:
+            request = self._request(texts, clock)
+            with open_stream(http, request, clock.deadline) as parts:
+                for part in parts:
+                    clock.check(0)
+                    _add(answer, part)
+        return _vectors(answer, len(texts))
 
     async def aembed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the same without blocking the event loop."""
         clients = await LoopClients(self._address, self._endpoint.is_ours).current()
-        with map_errors(self._endpoint, self._timeout), map_encoding_errors():
-            return _vectors(
-                await clients.sdk.post("/embeddings", **self._request(texts)), len(texts)
-            )
+        clock = Clock(self._endpoint, self._timeout, total=True)
+        answer = bytearray()
+        with map_errors(self._endpoint, self._timeout):
+            async with clients.used() as http:
+                request = self._request(texts, clock)
+                async with aopen_stream(http, request, clock.deadline) as parts:
+                    async for part in parts:
+                        clock.check(0)
+                        _add(answer, part)
+        return _vectors(answer, len(texts))
 
-    def _request(self, texts: Sequence[str]) -> dict[str, Any]:
+    def _request(self, texts: Sequence[str], clock: Clock) -> httpx2.Request:
         # The server takes texts only (token arrays are a 422) and always sends floats, so neither
         # the SDK's base64 nor OpenAIEmbeddings' tokens would do (vllm-mlx 0.6.0).
-        clock = Clock(self._endpoint, self._timeout, total=True)
         body = {"model": self._endpoint.served_model, "input": list(texts)}
-        return {"cast_to": object, "body": body, "options": {"timeout": clock.transport}}
+        with map_encoding_errors():
+            return ChatRequest(self._address, "/embeddings").build(body, clock.transport)
 
 
-def _vectors(answer: Any, expected: int) -> list[list[float]]:
+def _add(answer: bytearray, part: bytes) -> None:
+    answer += part
+    if len(answer) > _MOST_BYTES:
+        raise ServerFailedError(f"the answer is longer than {_MOST_BYTES >> 20} MB")
+
+
+def _vectors(answer: bytearray, expected: int) -> list[list[float]]:
     try:
-        entries = sorted(answer["data"], key=lambda entry: entry["index"])
+        entries = sorted(json.loads(answer)["data"], key=lambda entry: entry["index"])
         vectors = [[float(x) for x in entry["embedding"]] for entry in entries]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ServerFailedError("the server sent something that is no list of vectors") from error
     if len(vectors) != expected:
         raise ServerFailedError(f"the server sent {len(vectors)} vectors for {expected} texts")

@@ -7,6 +7,7 @@ either works, and `is_retryable` as LangChain's retry middleware reads it. The t
 This module must stay free of openai: constructing a model imports it.
 """
 
+import re
 from pathlib import Path
 
 from langchain_core.exceptions import (
@@ -126,18 +127,26 @@ class RequestTimeoutError(AnswerError, ModelTimeoutError):
 
 
 class PromptTooLongError(AnswerError, ContextOverflowError):
-    """The prompt does not fit into the context window; raised before anything is sent.
+    """The prompt does not fit into the context window.
 
     Args:
-        tokens: How many tokens the prompt has at least.
-        limit: How many there may be.
+        tokens: How many tokens the prompt has at least, None where the server does not tell.
+        limit: How many there may be, None where the server does not tell.
         sentence: What to say instead, with both numbers.
+        said: The server's own words; None where it was found before anything was sent.
     """
 
-    def __init__(self, tokens: int, limit: int, sentence: str | None = None) -> None:
+    def __init__(
+        self,
+        tokens: int | None = None,
+        limit: int | None = None,
+        sentence: str | None = None,
+        *,
+        said: str | None = None,
+    ) -> None:
         text = sentence or "the prompt has at least {tokens} tokens, the context window {limit}"
         super().__init__(
-            text.format(tokens=tokens, limit=limit),
+            said or text.format(tokens=tokens, limit=limit),
             hint="shorten or summarise the conversation, lower `max_tokens`, or choose a smaller "
             "model"
             if sentence
@@ -165,28 +174,59 @@ class StructuredOutputError(AnswerError, OutputParserException):
 _BY_STATUS: dict[int, type[AnswerError]] = {
     401: AuthenticationError,
     403: PermissionDeniedError,
-    404: ModelMissingError,
     408: RequestTimeoutError,
     429: RateLimitError,
     504: RequestTimeoutError,
 }
 _HINTS = {
     401: "pass the endpoint's key as `api_key` or set CAR_VLLM_MLX_API_KEY",
-    404: "the model's name must be the one the endpoint serves",
     504: "raise `timeout`, or lower `max_tokens`",
 }
+_NOT_FOUND = 404
+_FAILED = 500
+_NO_PATH = re.compile(
+    r"\s*(not found.?|404.{0,30}|a web page.*|File Not Found.*)?\s*$", re.IGNORECASE
+)
+_TYPE = re.compile(r"content.? type|not.{0,20}supported", re.IGNORECASE)
+# OpenAI, vLLM, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic, Gemini, Groq, in this order.
+_TOO_LONG = re.compile(
+    r"context_length_exceeded|maximum context length|ContextWindowExceeded"
+    r"|exceed(s|ed)? (the )?(available |model'?s? |maximum )?context|exceed_context_size"
+    r"|context (window|length|size)\W.{0,40}exceed|exceeds? the (maximum )?context"
+    r"|context the overflows|greater than the context length"
+    r"|prompt is too long|input (is|prompt is) too long|input token count.{0,40}exceeds"
+    r"|reduce the length of the messages",
+    re.IGNORECASE,
+)
 
 
-def error_for_status(status: int, text: str, log_path: Path | None = None) -> AnswerError:
+def error_for_status(status: object, text: str, log_path: Path | None = None) -> AnswerError:
     """Return the exception for an HTTP status.
 
     Args:
-        status: The status, or the `code` of an error frame in a stream.
+        status: The status, or the `code` of an error frame in a stream, which gateways send as
+            text; what is not one counts as a failure of the server.
         text: The server's own words.
         log_path: The server's log.
     """
-    cls = _BY_STATUS.get(status)
+    code = _code(status)
+    message = f"the server answered {code}: {text.strip() or 'no reason given'}"
+    if code not in _BY_STATUS and _TOO_LONG.search(text):
+        too_long = PromptTooLongError(said=message)
+        too_long.status, too_long.log_path = code, log_path
+        return too_long
+    hint = _HINTS.get(code)
+    cls = _BY_STATUS.get(code)
     if cls is None:
-        cls = ServerFailedError if status >= 500 else InvalidRequestError  # noqa: PLR2004
-    message = f"the server answered {status}: {text or 'no reason given'}"
-    return cls(message, hint=_HINTS.get(status), status=status, log_path=log_path)
+        cls = ServerFailedError if code >= _FAILED else InvalidRequestError
+    if code == _NOT_FOUND and not _NO_PATH.match(text) and not _TYPE.search(text):
+        cls, hint = ModelMissingError, "the model's name must be the one the endpoint serves"
+    return cls(message, hint=hint, status=code, log_path=log_path)
+
+
+def _code(status: object) -> int:
+    try:
+        code = int(status)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        return _FAILED
+    return code if 300 <= code < 600 else _FAILED  # noqa: PLR2004 - what a status can be

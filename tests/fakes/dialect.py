@@ -528,6 +528,10 @@ def _invalid(place: list[Any], message: str) -> Response:
     return _json(422, {"detail": [{"type": "value_error", "loc": place, "msg": message}]})
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 512
+
+
 class Server:
     """A dialect behind a socket on loopback, in a thread of this process.
 
@@ -540,7 +544,7 @@ class Server:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(dialect))
+        self._http = _Http(("127.0.0.1", 0), handler_for(dialect))
         self._http.daemon_threads = True
         self.base_url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
@@ -571,6 +575,8 @@ def handler_for(dialect: Dialect) -> type[BaseHTTPRequestHandler]:
             self.send_header("content-type", response.content_type)
             for name, value in response.headers.items():
                 self.send_header(name, value)
+            # As uvicorn does after a failure: without a word in the headers.
+            self.close_connection = self.close_connection or response.status >= 500
             if isinstance(response.body, bytes):
                 self.send_header("content-length", str(len(response.body)))
                 self.end_headers()

@@ -3,6 +3,7 @@
 import http.client
 from urllib.parse import urlsplit
 
+from langchain_car_vllm.server.client.peer import holds_other_end
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
 from langchain_car_vllm.server.state import is_of_this_container, read_state
@@ -34,17 +35,27 @@ def health_ok(endpoint: str, timeout: float) -> bool:
         return False
 
 
-def is_serving(directory: ServerDirectory, generation: int) -> bool:
-    """Tell whether the server of a generation serves: as long as it does, its port is its own.
+def is_serving(
+    directory: ServerDirectory,
+    generation: int,
+    own_port: int | None = None,
+    peer_port: int | None = None,
+) -> bool:
+    """Tell whether the server of a generation lives and serves.
 
-    One that is stopping has closed its listener before it saves its prefix cache and ends.
+    One that is stopping has closed its listener before it saves its prefix cache and ends. It asks
+    the kernel and the disk anew and keeps nothing open, so any thread, and any child of a fork, may
+    call it.
 
-    It asks the kernel and the disk anew and keeps nothing open, so any thread, and any child of a
-    fork, may call it.
+    Args:
+        directory: Of the server key.
+        generation: Which server is meant.
+        own_port: Whence a connection to it comes, which then has to lead to that very process.
+        peer_port: Where that connection leads.
     """
     try:
         descriptor = open_existing(directory.server_lock)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         if not is_held(descriptor):
@@ -52,9 +63,10 @@ def is_serving(directory: ServerDirectory, generation: int) -> bool:
     finally:
         close_lock(descriptor)
     state = read_state(directory.state)
-    return (
-        state is not None
-        and state.generation == generation
-        and state.phase == "ready"
-        and is_of_this_container(state)
-    )
+    if state is None or state.generation != generation or state.phase != "ready":
+        return False
+    if not is_of_this_container(state):
+        return False
+    if own_port is None or state.server is None or state.port is None:
+        return True
+    return peer_port == state.port and holds_other_end(state.server, state.port, own_port)

@@ -22,6 +22,7 @@ def verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> Car
         return ServerStoppedError(
             f"the server of `{endpoint.served_model}` was stopped while it was answering",
             hint="call again, it starts by itself",
+            reason=reason or "user",
             log_path=endpoint.log_path,
         )
     if reason == "crash" and state.error is not None:

@@ -275,9 +275,17 @@ def _usage(usage: dict[str, Any]) -> Usage:
 def _failure(error: Any) -> Exception:
     if not isinstance(error, dict):
         return ServerFailedError(f"the server failed: {error}")
-    code = str(error.get("code") or "")  # gateways send the number as a text
-    status = int(code) if code.isascii() and code.isdigit() else 500
-    return error_for_status(status, str(error.get("message") or ""))
+    text = str(error.get("message") or error.get("type") or "")
+    return error_for_status(error.get("code") or error.get("status") or _word_of(error), text)
+
+
+def _word_of(error: dict[str, Any]) -> int:
+    """Return the status that an error's type stands for, where it has no code."""
+    kind = str(error.get("type") or "").lower()
+    return next((code for word, code in _WORDS.items() if word in kind), 500)
+
+
+_WORDS = {"rate_limit": 429, "ratelimit": 429, "authentication": 401, "invalid_request": 400}
 
 
 def _excerpt(payload: bytes) -> str:

@@ -7,8 +7,10 @@ asynchronous, therefore decide nothing.
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
 from langchain_car_vllm.wire.answer.result import AnswerEnd, CallCollector
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError
@@ -76,12 +78,8 @@ class Attempt:
 
     def __init__(self, body: Body, filters: Sequence[Filter] = (), names: Names = None) -> None:
         self.body = body
-        self.answer = Answer(
-            streamed=bool(body.get("stream")),
-            filters=filters,
-            most=body.get("max_tokens"),
-            names=names,
-        )
+        self._filters, self._names = filters, names
+        self.answer = self._new_answer()
         self.called = False
         self.promotes = True
         self.repeats_loss = False
@@ -108,6 +106,18 @@ class Attempt:
         """Whether the model wrote something of which nothing came."""
         written = self.answer.usage.completion if self.answer.usage else 0
         return not self.answer.events and written >= _FEW_TOKENS
+
+    def _new_answer(self) -> Answer:
+        return Answer(
+            streamed=bool(self.body.get("stream")),
+            filters=self._filters,
+            most=self.body.get("max_tokens"),
+            names=self._names,
+        )
+
+    def restart(self) -> None:
+        """Forget what came back, of which nothing has gone to the user."""
+        self.answer = self._new_answer()
 
     @property
     def text(self) -> str:
@@ -214,6 +224,16 @@ class Attempt:
             EmptyAnswerWarning,
             stacklevel=2,
         )
+
+
+@contextmanager
+def forgiven(attempt: Attempt) -> Iterator[None]:
+    """Go on where the exchange has another attempt for what went wrong."""
+    try:
+        yield
+    except CarVllmError:
+        if not attempt.is_forgiven:
+            raise
 
 
 class Exchange:

@@ -12,16 +12,16 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import unquote_to_bytes, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote_to_bytes
 
 from langchain_car_vllm.wire.errors import InvalidRequestError
+from langchain_car_vllm.wire.request.media_access import MediaAccess, read_file, shortened
 
 Kind = Literal["image", "audio", "video"]
 
 # The server's own limits in bytes.
 _MOST = {"image": 20 << 20, "audio": 100 << 20, "video": 500 << 20}
-_FETCH_SECONDS = 30.0
+_PUBLIC = MediaAccess()
 _KINDS: dict[str, Kind] = {
     "image": "image",
     "image_url": "image",
@@ -60,22 +60,28 @@ def kind_of(block: Mapping[str, Any]) -> Kind | None:
     return _KINDS.get(str(block.get("type")))
 
 
-def read_medium(block: Mapping[str, Any]) -> Medium:
+def read_medium(
+    block: Mapping[str, Any], access: MediaAccess = _PUBLIC, *, is_own: bool = True
+) -> Medium:
     """Return what a block of LangChain's, OpenAI's or Anthropic's shape holds.
 
-    Data, `data:` and `http(s):` addresses, `file:` addresses and `Path`s are read; this may block.
+    Data, `data:` and `http(s):` addresses and `Path`s are read; this may block.
+
+    Args:
+        block: The block.
+        access: Which addresses may be fetched.
+        is_own: Whether it stands in a message of the user's own, not in a tool's result.
 
     Raises:
         InvalidRequestError: It cannot be read, is of no known type, is cut off, or is too large.
     """
     kind = kind_of(block)
     if kind is None:
-        raise InvalidRequestError(f"a block of type `{block.get('type')}` is no medium")
+        raise InvalidRequestError(f"a block of type `{block.get('type')}` is not a medium")
     source, options = _source(block, kind)
-    data = _read(source, kind)
+    data = _read(source, kind, access, is_own=is_own)
     if len(data) > _MOST[kind]:
-        size, most = len(data) / (1 << 20), _MOST[kind] >> 20
-        raise InvalidRequestError(f"the {kind} is too large: {size:.1f} MB, at most {most} MB go")
+        raise InvalidRequestError(f"the {kind} is too large: more than {_MOST[kind] >> 20} MB")
     mime_type = _recognised(data, kind)
     return Medium(kind, mime_type, data, options)
 
@@ -102,32 +108,21 @@ def _source(block: Mapping[str, Any], kind: Kind) -> tuple[str | bytes | Path, d
     raise InvalidRequestError(f"a block of type `{block.get('type')}` has no content")
 
 
-def _read(source: str | bytes | Path, kind: Kind) -> bytes:
+def _read(source: str | bytes | Path, kind: Kind, access: MediaAccess, *, is_own: bool) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, Path):
-        return _read_file(source, kind)
-    scheme = urlsplit(source).scheme.lower()
+        return read_file(source, _MOST[kind])
+    scheme = source.partition(":")[0].strip().lower()
     if scheme == "data":
         return _read_data_url(source, kind)
-    if scheme == "file":
-        return _read_file(Path(url2pathname(urlsplit(source).path)), kind)
     if scheme in ("http", "https"):
-        return _fetch(source, kind)
+        return access.fetch(source, _MOST[kind], is_own=is_own)
+    # Text may come from anybody, so it never names a file of this machine.
     raise InvalidRequestError(
-        f"`{source[:80]}` is no address of an {kind}",
-        hint="give a `Path`, or an address that begins with data:, file:, http: or https:",
+        f"`{shortened(source)}` is not an address of an {kind}",
+        hint="give a `Path`, or an address that begins with data:, http: or https:",
     )
-
-
-def _read_file(path: Path, kind: Kind) -> bytes:
-    try:
-        path = path.expanduser()
-        if path.stat().st_size > _MOST[kind]:
-            raise InvalidRequestError(f"`{path}` is too large: at most {_MOST[kind] >> 20} MB go")
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidRequestError(f"`{path}` cannot be read: {error.strerror}") from error
 
 
 def _read_data_url(url: str, kind: Kind) -> bytes:
@@ -141,23 +136,7 @@ def _decoded(text: str, kind: Kind) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequestError(f"the {kind} is no base64: {error}") from error
-
-
-def _fetch(url: str, kind: Kind) -> bytes:
-    import httpx2  # noqa: PLC0415 - needed for media alone
-
-    found = bytearray()
-    try:
-        with httpx2.stream("GET", url, follow_redirects=True, timeout=_FETCH_SECONDS) as response:
-            response.raise_for_status()
-            for part in response.iter_bytes():
-                found += part
-                if len(found) > _MOST[kind]:
-                    break
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise InvalidRequestError(f"`{url}` cannot be fetched: {error}") from error
-    return bytes(found)
+        raise InvalidRequestError(f"the {kind} is not base64: {error}") from error
 
 
 def _recognised(data: bytes, kind: Kind) -> str:

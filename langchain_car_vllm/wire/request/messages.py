@@ -25,6 +25,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
+from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.placeholders import (
     UnsentContentWarning,
     decode_text,
@@ -36,6 +37,7 @@ from langchain_car_vllm.wire.request.tools import server_name
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("text", "text-plain")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
+_PUBLIC = MediaAccess()
 Content = str | list[str | dict[str, Any]]
 
 
@@ -72,19 +74,26 @@ def _plain(block: Any) -> Any:
     return {"type": "text-plain", "text": block["text"]} if _is_text_file(block) else block
 
 
-def to_server_messages(messages: Sequence[BaseMessage], endpoint: Endpoint) -> list[BaseMessage]:
+def to_server_messages(
+    messages: Sequence[BaseMessage], endpoint: Endpoint, access: MediaAccess = _PUBLIC
+) -> list[BaseMessage]:
     """Return the messages in the forms the server takes, contents as one text where they are text.
 
     Media in tool results follow in a user message of their own: the batched engine shows the model
     nothing of them otherwise (vllm-mlx 0.6.0). What cannot be sent is refused in the user's last
     message alone; elsewhere nobody could take it back, so a line of text stands for it.
 
+    Args:
+        messages: The conversation.
+        endpoint: Who is to take it.
+        access: Which addresses may be fetched for it.
+
     Raises:
         InvalidRequestError: There is no message, or one that this server could not take.
     """
     if not messages:
         raise InvalidRequestError("there is no message to answer")
-    outgoing = _Outgoing(endpoint)
+    outgoing = _Outgoing(endpoint, access)
     found: list[BaseMessage] = []
     shown: list[str | dict[str, Any]] = []
     newest = _newest_of_user(messages)
@@ -95,8 +104,8 @@ def to_server_messages(messages: Sequence[BaseMessage], endpoint: Endpoint) -> l
         ready = outgoing.message(message, is_old=place < newest)
         if isinstance(ready, ToolMessage) and isinstance(ready.content, list):
             texts = [b for b in ready.content if _text(b) is not None]
-            pictures = [b for b in ready.content if _text(b) is None]
-            shown += [{"type": "text", "text": f"Result of {ready.tool_call_id}:"}, *pictures]
+            if pictures := [b for b in ready.content if _text(b) is None]:
+                shown += [{"type": "text", "text": f"Result of {ready.tool_call_id}:"}, *pictures]
             ready = ready.model_copy(update={"content": _join(texts, "\n")})
         found.append(ready)
     if shown:
@@ -121,10 +130,12 @@ class _Outgoing:
 
     Args:
         endpoint: Who is to take them.
+        access: Which addresses may be fetched for them.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, access: MediaAccess) -> None:
         self._endpoint = endpoint
+        self._access = access
         self._images = 0
         self._unsent: list[str] = []
 
@@ -176,15 +187,16 @@ class _Outgoing:
         text = _text(block)
         if text is not None:
             return [{"type": "text", "text": text}]
-        if not is_result or is_inline(block):  # what a tool only names is not read
+        # What a tool only names is not read, unless the user allows it.
+        if not is_result or is_inline(block) or self._access.fetching:
             try:
-                return self._medium(block)
+                return self._medium(block, is_own=not is_result)
             except InvalidRequestError:
                 if not (is_old or is_result):
                     raise
         return [{"type": "text", "text": self._placeholder(block)}]
 
-    def _medium(self, block: Any) -> list[dict[str, Any]]:
+    def _medium(self, block: Any, *, is_own: bool) -> list[dict[str, Any]]:
         kind = kind_of(block) if isinstance(block, dict) else None
         if kind is None:
             name = block.get("type") if isinstance(block, dict) else type(block).__name__
@@ -193,7 +205,7 @@ class _Outgoing:
                 hint="it takes text, images, audio and video, as the model does",
             )
         self._check_taken(kind)
-        medium = read_medium(block)
+        medium = read_medium(block, self._access, is_own=is_own)
         return [*self._label(medium), medium.block()]
 
     def _placeholder(self, block: Any) -> str:

@@ -76,6 +76,7 @@ AT_CONSTRUCTION = frozenset(
         "profile",
         "streaming",
         "disable_streaming",
+        "fetch_media",
     }
 )
 """What a model is made with and no call can change."""

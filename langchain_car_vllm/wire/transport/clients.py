@@ -3,45 +3,141 @@
 None is made before the first call.
 
 They read nothing from the environment: no proxy, key, organisation or gateway of OpenAI's can send
-a local request elsewhere. Connections are kept alive. An asynchronous client belongs to the loop it
-was made for, so a second `asyncio.run` gets one of its own; it is closed when its loop shuts down.
+a local request elsewhere. Connections are kept alive, as many as the limit of open files leaves
+room for. An asynchronous client belongs to the loop it was made for, so a second `asyncio.run` gets
+one of its own; it is closed when its loop shuts down. Clients of a server that has been started
+anew since, and those not used for long, are closed once nothing goes through them.
 """
 
 import asyncio
 import atexit
-from collections.abc import AsyncGenerator
+import resource
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import httpx2
 import openai
 
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.wire.transport.port_guard import IsOurs, async_hooks, sync_hooks
 
 _NO_LIMIT = httpx2.Timeout(None, connect=10.0)
-_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
+_MOST_CLIENTS = 64
+_SHARE = 4
+_MOST_CONNECTIONS = 256
+_KEPT_SECONDS = 4.0
+Headers = tuple[tuple[str, str], ...]
 
 
 class Address(NamedTuple):
-    """Where a client talks to, and as whom."""
+    """Where a client talks to, and as whom.
+
+    Attributes:
+        base_url: Root of the OpenAI API.
+        api_key: The bearer key.
+        headers: Sent with every request.
+        server: What stays the same when a server of ours is started anew, None for others.
+        generation: Which of its starts.
+    """
 
     base_url: str
     api_key: str | None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
+    server: str | None = None
+    generation: int = 0
+
+    def is_former(self, other: "Address") -> bool:
+        """Tell whether this leads to a server that another start has taken the place of."""
+        return (
+            self.server is not None
+            and self.server == other.server
+            and self.generation < other.generation
+        )
 
 
-class Clients(NamedTuple):
-    """The SDK's client, and the transport that it stands on."""
+def address_of(endpoint: Endpoint, headers: Headers = ()) -> Address:
+    """Return where an endpoint is talked to."""
+    server = str(endpoint.log_path) if endpoint.managed else None
+    return Address(endpoint.base_url, endpoint.api_key, headers, server, endpoint.generation)
 
-    sdk: openai.OpenAI
-    http: httpx2.Client
+
+class Clients:
+    """The SDK's client, and the transport that it stands on.
+
+    Attributes:
+        sdk: The SDK's client.
+        http: The transport.
+    """
+
+    def __init__(self, sdk: openai.OpenAI, http: httpx2.Client) -> None:
+        self.sdk = sdk
+        self.http = http
+        self._mutex = ProcessLock()
+        self._users = 0
+        self._is_retired = False
+
+    @contextmanager
+    def used(self) -> Iterator[httpx2.Client]:
+        """Keep the connections open for the time of a request.
+
+        Raises:
+            httpx2.ConnectError: They are closed: the server was started anew.
+        """
+        with self._mutex:
+            if self._is_retired and self._users == 0:
+                raise _is_retired()
+            self._users += 1
+        try:
+            yield self.http
+        finally:
+            with self._mutex:
+                self._users -= 1
+                is_last = self._is_retired and self._users == 0
+            if is_last:
+                self.sdk.close()
+
+    def retire(self) -> None:
+        """Close the connections once no request uses them."""
+        with self._mutex:
+            self._is_retired = True
+            is_unused = self._users == 0
+        if is_unused:
+            self.sdk.close()
 
 
-class AsyncClients(NamedTuple):
-    """The same for one event loop."""
+class AsyncClients:
+    """The same for one event loop; nothing here is called from another."""
 
-    sdk: openai.AsyncOpenAI
-    http: httpx2.AsyncClient
+    def __init__(self, sdk: openai.AsyncOpenAI, http: httpx2.AsyncClient) -> None:
+        self.sdk = sdk
+        self.http = http
+        self._users = 0
+        self._is_retired = False
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """Do what `Clients.used` does."""
+        if self._is_retired and self._users == 0:
+            raise _is_retired()
+        self._users += 1
+        try:
+            yield self.http
+        finally:
+            self._users -= 1
+            if self._is_retired and self._users == 0:
+                await self.sdk.close()
+
+    async def retire(self) -> None:
+        """Do what `Clients.retire` does."""
+        self._is_retired = True
+        if self._users == 0:
+            await self.sdk.close()
+
+
+def _is_retired() -> httpx2.ConnectError:
+    return httpx2.ConnectError("the server was started anew")
 
 
 _lock = ProcessLock()
@@ -57,15 +153,45 @@ def sync_clients(address: Address, is_ours: IsOurs | None = None) -> Clients:
         is_ours: Whether the server there is still the one that was meant; asked by each connection.
     """
     with _lock:
-        if address not in _sync:
-            http = openai.DefaultHttpxClient(
-                trust_env=False,
-                verify=_verify(address),
-                limits=_LIMITS,
-                event_hooks=sync_hooks(is_ours),
-            )
-            _sync[address] = Clients(openai.OpenAI(**_settings(address), http_client=http), http)
-        return _sync[address]
+        found = _sync.pop(address, None)
+        retired = [] if found else [_sync.pop(known) for known in _to_retire(_sync, address)]
+        if found is None:
+            http = openai.DefaultHttpxClient(**_transport(address), event_hooks=sync_hooks(is_ours))
+            found = Clients(openai.OpenAI(**_settings(address), http_client=http), http)
+        _sync[address] = found
+    for clients in retired:
+        clients.retire()
+    if retired:
+        _retire_in_loops(address)
+    return found
+
+
+def _to_retire(known: dict[Address, Any], new: Address) -> list[Address]:
+    """Return the addresses whose clients give way to those of a new one; the last used stay."""
+    former = [address for address in known if address.is_former(new)]
+    others = [address for address in known if not address.is_former(new)]
+    return former + others[: max(0, len(others) + 1 - _MOST_CLIENTS)]
+
+
+def _retire_in_loops(address: Address) -> None:
+    """Have every running loop close its clients of the server's former starts."""
+    for loop in list(_async):
+        if not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(_begin_retiring, loop, address)
+            except RuntimeError:  # closed in this instant
+                continue
+
+
+def _begin_retiring(loop: asyncio.AbstractEventLoop, address: Address) -> None:
+    known = _async.get(loop, {})
+    for former in [other for other in known if other.is_former(address)]:
+        task = loop.create_task(known.pop(former).retire())
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+_tasks: set[asyncio.Task[None]] = set()
 
 
 class LoopClients:
@@ -92,6 +218,11 @@ class LoopClients:
             clients = await asyncio.to_thread(
                 _make_async_clients, self._address, self._is_ours, loop
             )
+            known = _async.get(loop, {})
+            for former in _to_retire(
+                {k: v for k, v in known.items() if v is not clients}, self._address
+            ):
+                await known.pop(former).retire()
         return clients
 
 
@@ -105,10 +236,7 @@ def _make_async_clients(
         clients = _async.setdefault(loop, {})
         if address not in clients:
             http = openai.DefaultAsyncHttpxClient(
-                trust_env=False,
-                verify=_verify(address),
-                limits=_LIMITS,
-                event_hooks=async_hooks(is_ours),
+                **_transport(address), event_hooks=async_hooks(is_ours)
             )
             sdk = openai.AsyncOpenAI(**_settings(address), http_client=http)
             clients[address] = AsyncClients(sdk, http)
@@ -127,6 +255,29 @@ async def _until_shutdown(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[Non
             await clients.sdk.close()
 
 
+def most_connections(soft_limit: int) -> int:
+    """Return how many connections a client may have, so that files remain for all else."""
+    if soft_limit == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return max(1, min(soft_limit // _SHARE, _MOST_CONNECTIONS))
+
+
+def _transport(address: Address) -> dict[str, Any]:
+    most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    limits = httpx2.Limits(
+        max_connections=most,
+        max_keepalive_connections=min(most, 64),
+        keepalive_expiry=_KEPT_SECONDS,
+    )
+    return {
+        "trust_env": False,
+        "verify": address.base_url.startswith("https:"),
+        "limits": limits,
+        # It would take the prompt and the headers to somebody else.
+        "follow_redirects": False,
+    }
+
+
 def _settings(address: Address) -> dict[str, Any]:
     # An empty organisation keeps the environment's out; then nothing need be said of it.
     unsaid = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
@@ -139,10 +290,6 @@ def _settings(address: Address) -> dict[str, Any]:
         "timeout": _NO_LIMIT,
         "default_headers": {**unsaid, **dict(address.headers)},
     }
-
-
-def _verify(address: Address) -> bool:
-    return address.base_url.startswith("https:")
 
 
 def _forget() -> None:

@@ -1,17 +1,21 @@
 """Where the SDK's and the transport's exceptions become ours."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.os_limits import hint_for_limit, limit_of
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     ConnectionFailedError,
     InvalidRequestError,
+    ModelMissingError,
     RequestTimeoutError,
     ServerFailedError,
     error_for_status,
@@ -48,19 +52,37 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
     try:
         yield
     except openai.APIStatusError as error:
-        text = _detail(error)
-        raise error_for_status(error.status_code, text) from error
+        raise _status_error(endpoint, error) from error
     except (openai.APITimeoutError, httpx2.TimeoutException) as error:
         raise timeout_error(endpoint, timeout) from error
     except (openai.APIConnectionError, httpx2.TransportError) as error:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
+        limit = limit_of(cause)
+        reason = limit or cause or error
         failed = ConnectionFailedError(
-            f"the connection to {endpoint.base_url} failed: {cause or error}"
+            f"the connection to {endpoint.shown_url} failed: {_text_of(reason)}",
+            hint=hint_for_limit(limit) or _hint_for_connection(endpoint, cause),
         )
-        failed.refused = isinstance(cause, httpx2.ConnectError)
+        failed.refused = limit is None and isinstance(cause, httpx2.ConnectError)
         raise failed from error
     except (openai.OpenAIError, httpx2.HTTPError) as error:
         raise ServerFailedError(f"the server's answer cannot be read: {error}") from error
+
+
+def _hint_for_connection(endpoint: Endpoint, cause: BaseException | None) -> str | None:
+    if endpoint.managed or not isinstance(cause, httpx2.ConnectError):
+        return None
+    return "check `base_url`, and that the server behind it runs"
+
+
+def _text_of(error: BaseException) -> str:
+    """Return what an error says, its name or its cause's where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if text := str(error).strip():
+        return text
+    cause = error.__cause__ or error.__context__
+    return _text_of(cause) if cause is not None else type(error).__name__
 
 
 @contextmanager
@@ -83,6 +105,33 @@ def timeout_error(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutEr
     )
 
 
+def _status_error(endpoint: Endpoint, error: openai.APIStatusError) -> AnswerError:
+    text, status = _detail(error), error.status_code
+    if status in range(300, 400):
+        where = error.response.headers.get("location")
+        return InvalidRequestError(
+            f"the endpoint redirects to `{where}` ({status}), where the prompt is not taken",
+            hint="if you trust that address, write it as `base_url`",
+            status=status,
+        )
+    found = error_for_status(status, text)
+    if status == HTTPStatus.NOT_FOUND and not isinstance(found, ModelMissingError):
+        found.hint = None if endpoint.managed else _hint_for_path(endpoint.shown_url, text)
+    return found
+
+
+def _hint_for_path(url: str, text: str) -> str | None:
+    """Return what may be wrong with an address that the server does not know."""
+    for end in ("/chat/completions", "/completions", "/embeddings", "/models"):
+        if url.endswith(end):
+            return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
+    if not re.search(r"/v\d+(/|$)", url):
+        return f"did you mean `{url}/v1`?"
+    if text.strip().lower() in ("", "not found"):
+        return "`base_url` must be the root of an OpenAI API, such as `http://127.0.0.1:8000/v1`"
+    return None
+
+
 def _detail(error: openai.APIStatusError) -> str:
     """Return the server's own words: FastAPI's `detail`, which the SDK does not show."""
     body = error.body
@@ -92,7 +141,15 @@ def _detail(error: openai.APIStatusError) -> str:
         return "; ".join(_complaint(entry) for entry in body)
     if isinstance(body, dict):
         return str(body.get("message") or body.get("error") or body)
-    return str(body or error.response.text or "")
+    return _plain(str(body or error.response.text or ""))
+
+
+def _plain(text: str) -> str:
+    """Return a text, only the title of a web page."""
+    if not re.match(r"\s*<(!doctype|html|head)", text, re.IGNORECASE):
+        return text
+    title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+    return f"a web page: {' '.join(title[1].split())}" if title else "a web page"
 
 
 def _complaint(entry: Any) -> str:

@@ -1,51 +1,72 @@
 """What an endpoint that somebody else runs says of itself."""
 
 import dataclasses
-import http.client
 import json
 import time
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
+from langchain_car_vllm.bounded_http import HttpError, HttpResponse, fetch
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.os_limits import hint_for_limit
 from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     ModelMissingError,
+    ServerFailedError,
     error_for_status,
 )
 
 _SECONDS = 2.0
 _FRESH_SECONDS = 60.0
-_known: dict[str, tuple[float, dict[str, Any]]] = {}
+_MOST_BYTES = 4 << 20
+_MOST_NAMES = 20
+_OWNER = "vllm-mlx"
+Headers = tuple[tuple[str, str], ...]
+
+
+class _Description(NamedTuple):
+    """What is known of an address, nothing where it did not tell."""
+
+    asked_at: float
+    health: Mapping[str, Any]
+
+
+_known: dict[tuple[str, Headers], _Description] = {}
 _lock = ProcessLock()
 
 
-def described(endpoint: Endpoint) -> Endpoint:
-    """Return the endpoint with its engine and whether it takes media, where its `/health` tells.
+def described(endpoint: Endpoint, headers: Headers = (), timeout: float | None = None) -> Endpoint:
+    """Return the endpoint with its engine and whether it takes media, where it tells.
 
-    `/health` needs no key and names both (vllm-mlx 0.6.0). It is asked once a minute for each
-    address that answers. Other servers leave both unknown; an address that does not answer is left
-    to the request itself.
+    `/v1/models` is asked first. Only where vllm-mlx answers, which names itself as the owner,
+    `/health` is asked too: on a gateway it may start a request to every model behind it. Each
+    address is asked once a minute, whether it tells or not.
+
+    Args:
+        endpoint: Who is asked.
+        headers: Sent along.
+        timeout: Seconds that the request may take, None for no limit.
     """
-    if found := find_described(endpoint):
+    if found := find_described(endpoint, headers):
         return found
-    health = _health(endpoint.base_url)
-    if health is None:
-        return endpoint
+    deadline = time.monotonic() + min(_SECONDS, timeout or _SECONDS)
+    health: Mapping[str, Any] = {}
+    if _is_vllm_mlx(endpoint, headers, deadline):
+        health = _health(endpoint, headers, deadline)
     with _lock:
-        _known[endpoint.base_url] = (time.monotonic(), health)
+        _known[endpoint.base_url, headers] = _Description(time.monotonic(), health)
     return _with(endpoint, health)
 
 
-def find_described(endpoint: Endpoint) -> Endpoint | None:
-    """Return the same where its address has answered before; never blocks."""
+def find_described(endpoint: Endpoint, headers: Headers = ()) -> Endpoint | None:
+    """Return the same where its address was asked before; never blocks."""
     with _lock:
-        asked, health = _known.get(endpoint.base_url, (0.0, None))
-    if health is None or time.monotonic() - asked > _FRESH_SECONDS:
+        known = _known.get((endpoint.base_url, headers))
+    if known is None or time.monotonic() - known.asked_at > _FRESH_SECONDS:
         return None
-    return _with(endpoint, health)
+    return _with(endpoint, known.health)
 
 
 def forget() -> None:
@@ -54,19 +75,45 @@ def forget() -> None:
         _known.clear()
 
 
-def _with(endpoint: Endpoint, health: dict[str, Any]) -> Endpoint:
+def _with(endpoint: Endpoint, health: Mapping[str, Any]) -> Endpoint:
     engine = health.get("engine_type")
     kind = health.get("model_type")
-    multimodal = kind == "mllm" if kind in ("mllm", "llm") else None
+    multimodal = kind == "mllm" if kind in ("mllm", "llm") else endpoint.multimodal
     return dataclasses.replace(
         endpoint,
-        engine=engine if engine in ("simple", "batched") else None,
+        # What the user says of it stands: a gateway hides the engine.
+        engine=endpoint.engine or (engine if engine in ("simple", "batched") else None),
         multimodal=multimodal,
         media=() if multimodal is False else endpoint.media,
     )
 
 
-def check_served(endpoint: Endpoint) -> None:
+def _is_vllm_mlx(endpoint: Endpoint, headers: Headers, deadline: float) -> bool:
+    found = _try_json(endpoint.base_url, "/models", endpoint.api_key, headers, deadline)
+    return any(entry.get("owned_by") == _OWNER for entry in _entries(found))
+
+
+def _health(endpoint: Endpoint, headers: Headers, deadline: float) -> Mapping[str, Any]:
+    root = endpoint.base_url.removesuffix("/v1")
+    return _try_json(root, "/health", None, headers, deadline) or {}
+
+
+def _try_json(
+    base_url: str, path: str, key: str | None, headers: Headers, deadline: float
+) -> dict[str, Any] | None:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        return None
+    status, found = get_json(base_url, path, key, headers=headers, seconds=seconds)
+    return found if status == HTTPStatus.OK else None
+
+
+def _entries(models: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    entries = (models or {}).get("data")
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
     """Refuse an endpoint that does not serve its model.
 
     Raises:
@@ -74,42 +121,79 @@ def check_served(endpoint: Endpoint) -> None:
         AnswerError: It refuses to tell, for instance because of the key.
         ModelMissingError: It serves others.
     """
-    status, found = get_json(endpoint.base_url, "/models", endpoint.api_key)
-    if status is None:
-        raise ConnectionFailedError(f"nobody answers at {endpoint.base_url}")
-    if status != HTTPStatus.OK:
-        raise error_for_status(status, str((found or {}).get("detail") or ""))
-    served = [entry.get("id") for entry in (found or {}).get("data") or []]
+    try:
+        response = _get(endpoint.base_url, "/models", endpoint.api_key, headers, 10.0)
+    except HttpError as error:
+        raise ConnectionFailedError(
+            f"{endpoint.shown_url} does not answer: {error}", hint=hint_for_limit(error)
+        ) from error
+    found = _object(response.body)
+    if response.status != HTTPStatus.OK:
+        raise error_for_status(response.status, str((found or {}).get("detail") or ""))
+    if found is None:
+        raise ServerFailedError(
+            f"{endpoint.shown_url}/models is not the list of models of an OpenAI API",
+            hint="`base_url` is its root, such as `http://127.0.0.1:8000/v1`",
+        )
+    served = [str(entry.get("id")) for entry in _entries(found)]
     if endpoint.served_model not in served:
+        names = ", ".join(f"`{name[:100]}`" for name in served[:_MOST_NAMES])
         raise ModelMissingError(
             f"the endpoint does not serve `{endpoint.served_model}`",
-            hint=f"it serves {', '.join(f'`{name}`' for name in served) or 'nothing'}",
+            hint=f"it serves {names or 'nothing'}",
         )
 
 
-def _health(base_url: str) -> dict[str, Any] | None:
-    root = base_url.removesuffix("/v1")
-    status, found = get_json(root, "/health", None)
-    return None if status is None else found or {}
+def get_json(
+    base_url: str,
+    path: str,
+    key: str | None,
+    *,
+    headers: Headers = (),
+    seconds: float = _SECONDS,
+    is_ours: Callable[..., bool] | None = None,
+) -> tuple[int | None, dict[str, Any] | None]:
+    """Return the status, None where nobody answers, and the JSON object, None for none.
 
-
-def get_json(base_url: str, path: str, key: str | None) -> tuple[int | None, dict[str, Any] | None]:
-    """Return the status, None where nobody answers, and the JSON object, None for none."""
-    parts = urlsplit(base_url)
-    secure = parts.scheme == "https"
-    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = connect(parts.netloc, timeout=_SECONDS)
+    Args:
+        base_url: Where.
+        path: Below it.
+        key: The bearer key.
+        headers: Sent along.
+        seconds: For all of it.
+        is_ours: Whether the server there is the one that was meant, asked before the key is shown.
+    """
     try:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
-        response = connection.getresponse()
-        body = response.read()
-    except (OSError, http.client.HTTPException):
+        response = _get(base_url, path, key, headers, seconds, is_ours=is_ours)
+    except HttpError:
         return None, None
-    finally:
-        connection.close()
+    return response.status, _object(response.body)
+
+
+def _get(
+    base_url: str,
+    path: str,
+    key: str | None,
+    headers: Headers,
+    seconds: float,
+    *,
+    is_ours: Callable[..., bool] | None = None,
+) -> HttpResponse:
+    bearer = {"authorization": f"Bearer {key}"} if key else {}
+    return fetch(
+        base_url.rstrip("/") + path,
+        seconds=seconds,
+        most_bytes=_MOST_BYTES,
+        headers={**bearer, **{name.lower(): value for name, value in headers}},
+        check_peer=None
+        if is_ours is None
+        else lambda peer: is_ours(peer.getsockname()[1], peer.getpeername()[1]),
+    )
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(body)
-    except ValueError:
-        found = None
-    return response.status, found if isinstance(found, dict) else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -146,7 +146,9 @@ class _Watcher:
                 time.sleep(min(watch.due for watch in watches) - now)
 
     def _ask(self, endpoint: Endpoint, watches: Iterable[Watch]) -> None:
-        code, status = get_json(endpoint.base_url, "/status", endpoint.api_key)
+        code, status = get_json(
+            endpoint.base_url, "/status", endpoint.api_key, is_ours=endpoint.is_ours
+        )
         is_told = code == HTTPStatus.OK and status is not None
         for watch in watches:
             try:

@@ -1,5 +1,6 @@
 """How long a request may take, and when it is worth repeating."""
 
+import math
 import time
 
 import httpx2
@@ -34,7 +35,15 @@ class Clock:
     @property
     def transport(self) -> httpx2.Timeout:
         """The limits of a single read, which catch a server that has fallen silent."""
-        return httpx2.Timeout(self.timeout, connect=_CONNECT_SECONDS, pool=None)
+        deadline = self.deadline
+        left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+        connect = _CONNECT_SECONDS if left is None else min(left, _CONNECT_SECONDS)
+        return httpx2.Timeout(left, connect=connect)
+
+    @property
+    def deadline(self) -> float | None:
+        """Monotonic seconds by which the next part has to be there, None for no limit."""
+        return None if self.timeout is None else self._since + self.timeout
 
     def check(self, events: int) -> None:
         """Raise where the time has run out.
@@ -88,6 +97,7 @@ class Refusals:
 
 def _retry_after(error: openai.APIStatusError) -> float:
     try:
-        return float(error.response.headers.get("retry-after", 0))
-    except ValueError:
+        seconds = float(error.response.headers.get("retry-after", 0))
+    except ValueError:  # a date, or nonsense
         return 0.0
+    return seconds if math.isfinite(seconds) else 0.0

@@ -1,0 +1,267 @@
+"""HTTP requests whose answers are bounded in bytes and time, whatever the other side does.
+
+For everything that is not a model's answer: what a server says of itself, and files from the web.
+The limit of time is for the whole: looking the name up, connecting, TLS, each byte of the headers
+and the body. Redirects are never followed here, and nothing is read from the environment.
+"""
+
+import base64
+import http.client
+import io
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from email.message import Message
+from typing import NamedTuple, Protocol
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+MayConnect = Callable[[str], bool]
+CheckPeer = Callable[[socket.socket], bool]
+_PART = 1 << 16
+_SAFE = "/%:=&?~#+!$,;'@()*[]|"
+
+
+class HttpError(Exception):
+    """The request did not bring an answer.
+
+    Attributes:
+        is_late: Whether the time ran out.
+        is_refused: Whether nobody listened, so the request never arrived.
+    """
+
+    is_late = False
+    is_refused = False
+
+
+class ForbiddenAddressError(HttpError):
+    """The name leads only to addresses that may not be asked."""
+
+
+class HttpResponse(NamedTuple):
+    """What came back.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Names are matched in any case.
+        body: As many bytes as were wanted at most.
+        is_cut: Whether there were more.
+    """
+
+    status: int
+    headers: Message
+    body: bytes
+    is_cut: bool
+
+
+def fetch(
+    url: str,
+    *,
+    seconds: float,
+    most_bytes: int,
+    headers: Mapping[str, str] | None = None,
+    may_connect: MayConnect | None = None,
+    check_peer: CheckPeer | None = None,
+) -> HttpResponse:
+    """Get an address once.
+
+    Args:
+        url: An http: or https: address; a user and password in it are sent as such.
+        seconds: For everything together.
+        most_bytes: Of the body; the rest is left unread.
+        headers: Sent along.
+        may_connect: Asked for each address that the name stands for; the connection goes to the
+            very address that was asked for.
+        check_peer: Asked once the connection stands, before a byte is sent.
+
+    Raises:
+        ForbiddenAddressError: `may_connect` refused every address.
+        HttpError: There is no answer, or none in time.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        parts = urlsplit(url)
+        connection = _Connection(parts, deadline, may_connect, check_peer)
+        try:
+            sent = {"accept-encoding": "identity", **(headers or {}), **_credentials(parts)}
+            connection.request("GET", _target(parts), headers=sent)
+            with connection.getresponse() as response:
+                body, is_cut = _read(response, most_bytes)
+                return HttpResponse(response.status, response.headers, body, is_cut)
+        finally:
+            connection.end()
+    except HttpError:
+        raise
+    except TimeoutError as error:
+        late = HttpError(f"there was no whole answer within {seconds:g} s")
+        late.is_late = True
+        raise late from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        failed = HttpError(str(error) or type(error).__name__)
+        failed.is_refused = isinstance(error, ConnectionRefusedError)
+        raise failed from error
+
+
+def _read(response: http.client.HTTPResponse, most_bytes: int) -> tuple[bytes, bool]:
+    body = bytearray()
+    while len(body) <= most_bytes and (part := response.read(_PART)):
+        body += part
+    return bytes(body[:most_bytes]), len(body) > most_bytes
+
+
+def _credentials(parts: SplitResult) -> dict[str, str]:
+    if parts.username is None and parts.password is None:
+        return {}
+    said = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return {"authorization": f"Basic {base64.b64encode(said.encode()).decode()}"}
+
+
+def _target(parts: SplitResult) -> str:
+    path = quote(parts.path or "/", safe=_SAFE)
+    return f"{path}?{quote(parts.query, safe=_SAFE)}" if parts.query else path
+
+
+def find_addresses(host: str, port: int, deadline: float) -> list[str]:
+    """Return what a name stands for; the resolver knows no limit of time, so a thread asks it.
+
+    Raises:
+        OSError: The name is unknown, or the time has run out.
+    """
+    found: list[str] = []
+    errors: list[Exception] = []
+
+    def resolve() -> None:
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.extend(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        except (OSError, ValueError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=resolve, name="langchain_car_vllm.resolve", daemon=True)
+    thread.start()
+    thread.join(_left(deadline))
+    if errors:
+        raise OSError(f"`{host}` is not known: {errors[0]}") from errors[0]
+    if not found:
+        raise TimeoutError
+    return found
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until then.
+
+    Raises:
+        TimeoutError: There are none.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class _Timed(Protocol):
+    """The part of a socket that is used here, of a TLS one too."""
+
+    def settimeout(self, value: float | None, /) -> None: ...
+    def recv_into(self, buffer: memoryview, /) -> int: ...
+    def sendall(self, data: bytes, /) -> None: ...
+
+
+class _Reading(io.RawIOBase):
+    """The bytes of a socket until a deadline."""
+
+    def __init__(self, connected: _Timed, deadline: float) -> None:
+        self._connected = connected
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._connected.settimeout(_left(self._deadline))
+        return self._connected.recv_into(buffer)
+
+
+class _DeadlineSocket:
+    """What `http.client` needs of a socket; nothing lasts beyond the deadline."""
+
+    def __init__(self, connected: _Timed, deadline: float) -> None:
+        self._connected = connected
+        self._deadline = deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._connected.settimeout(_left(self._deadline))
+        self._connected.sendall(data)
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reading(self._connected, self._deadline))
+
+    def close(self) -> None:
+        """Do nothing: `http.client` closes what a response is still read from."""
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to an address that was looked up and allowed here."""
+
+    def __init__(
+        self,
+        parts: SplitResult,
+        deadline: float,
+        may_connect: MayConnect | None,
+        check_peer: CheckPeer | None,
+    ) -> None:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise HttpError("it is not an http: or https: address")
+        self._is_secure = parts.scheme == "https"
+        if self._is_secure:
+            self.default_port = http.client.HTTPS_PORT
+        super().__init__(parts.hostname, parts.port or self.default_port)
+        self._deadline = deadline
+        self._may_connect = may_connect
+        self._check_peer = check_peer
+        self._connected: socket.socket | None = None
+
+    def connect(self) -> None:
+        connected: socket.socket = self._connect_tcp()
+        try:
+            self._check(connected)
+            if self._is_secure:
+                connected.settimeout(_left(self._deadline))
+                context = ssl.create_default_context()
+                connected = context.wrap_socket(connected, server_hostname=self.host)
+        except BaseException:
+            connected.close()
+            raise
+        self._connected = connected
+        self.sock = _DeadlineSocket(connected, self._deadline)
+
+    def _check(self, connected: socket.socket) -> None:
+        if self._check_peer is not None and not self._check_peer(connected):
+            raise HttpError("the server is gone, and somebody else listens on its port")
+
+    def end(self) -> None:
+        """Close the connection."""
+        self.close()
+        if self._connected is not None:
+            self._connected.close()
+
+    def _connect_tcp(self) -> socket.socket:
+        addresses = find_addresses(self.host, self.port, self._deadline)
+        if self._may_connect is not None:
+            found, addresses = addresses, [a for a in addresses if self._may_connect(a)]
+            if not addresses:
+                raise ForbiddenAddressError(
+                    f"`{self.host}` stands for {found[0]}, which is not a public address"
+                )
+        for address in addresses[:-1]:
+            try:
+                return self._connect_to(address)
+            except TimeoutError:
+                raise
+            except OSError:
+                continue
+        return self._connect_to(addresses[-1])
+
+    def _connect_to(self, address: str) -> socket.socket:
+        return socket.create_connection((address, self.port), _left(self._deadline))

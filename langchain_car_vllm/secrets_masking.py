@@ -1,0 +1,65 @@
+"""Settings as they may be shown: in `repr`, dumps, traces and cache keys.
+
+What a name gives away as a secret is replaced by stars wherever it stands; all else stays, since a
+loaded model needs it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_car_vllm.endpoint import without_credentials
+
+MASK = "***"
+_SECRET_NAME = re.compile(r"key|token|secret|passw|credential|authorization|cookie", re.IGNORECASE)
+# Parameters that count tokens, and words that only contain one of those above.
+_HARMLESS = re.compile(r"tokens?_|_tokens?$|max.?tokens|tokens$|tokenizer|keep", re.IGNORECASE)
+
+
+def masked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by name without the secrets that hide in values that are shown."""
+    found = dict(given)
+    for name, mask in _MASKED.items():
+        if found.get(name):
+            found[name] = mask(found[name])
+    return found
+
+
+def masked(value: Any) -> Any:
+    """Return a JSON value with stars for what stands under the name of a secret."""
+    if isinstance(value, Mapping):
+        return {
+            name: MASK if _is_secret(str(name)) and inner is not None else masked(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [masked(inner) for inner in value]
+    return without_credentials(value) if isinstance(value, str) else value
+
+
+def masked_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with stars for the values of options that name a secret."""
+    found: list[str] = []
+    is_value = False
+    for argument in arguments:
+        name, mark, _ = argument.partition("=")
+        if is_value and not argument.startswith("-"):
+            found.append(MASK)
+            is_value = False
+            continue
+        is_secret = argument.startswith("-") and _is_secret(name)
+        is_value = is_secret and not mark
+        found.append(f"{name}={MASK}" if is_secret and mark else without_credentials(argument))
+    return found
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET_NAME.search(name)) and not _HARMLESS.search(name)
+
+
+_MASKED = {
+    "base_url": without_credentials,
+    "extra_body": masked,
+    "model_kwargs": masked,
+    "server_args": masked_arguments,
+}

@@ -1,0 +1,52 @@
+"""Loading a model that was written down: nothing of it may take a key or run code."""
+
+from typing import Any
+
+from langchain_core.load.load import default_init_validator
+
+from langchain_car_vllm.environment import CAR_VLLM_MLX_BASE_URL
+
+_REFUSED = {
+    "server_env": "it sets variables of the server's process",
+    "server_args": "it is a part of the server's command line",
+    "default_headers": "it goes to the endpoint",
+    "validate_model_on_init": "it makes a request while loading",
+    "extra_body": "it goes to the endpoint unchecked",
+}
+_CLASSES = ("ChatVllmMlx", "VllmMlxEmbeddings")
+
+
+def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a serialised model that could take the environment's key, or run code.
+
+    Pass it to LangChain's `load` or `loads`. What LangChain refuses by itself stays refused. Even
+    so load only what you wrote yourself or trust.
+
+    Args:
+        class_path: What is about to be made.
+        kwargs: What it is made with.
+
+    Raises:
+        ValueError: It names a setting that a stranger must not choose.
+    """
+    default_init_validator(class_path, kwargs)
+    if class_path[-1] not in _CLASSES:
+        return
+    for name, reason in _REFUSED.items():
+        if kwargs.get(name):
+            raise ValueError(f"a serialised model may not set `{name}`: {reason}")
+    base_url = kwargs.get("base_url")
+    if base_url and base_url != _own_url():
+        raise ValueError(
+            "a serialised model may not set `base_url`: the environment's key would go there; "
+            "set CAR_VLLM_MLX_BASE_URL to the address if you trust it"
+        )
+    if kwargs.get("fetch_media"):
+        raise ValueError("a serialised model may not set `fetch_media`: it opens this machine")
+    if (kwargs.get("model_kwargs") or {}).keys() & {"extra_headers", "extra_body"}:
+        raise ValueError("a serialised model may not set `extra_headers` or `extra_body`")
+
+
+def _own_url() -> str | None:
+    found = CAR_VLLM_MLX_BASE_URL.read()
+    return found.rstrip("/") if found else None

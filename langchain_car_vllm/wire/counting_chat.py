@@ -1,0 +1,125 @@
+"""The wrapped `ChatOpenAI` as far as it converts messages and counts their tokens."""
+
+from collections.abc import (
+    Sequence,
+)
+from typing import Any
+
+import httpcore2  # noqa: F401 - the first client imports it, in the middle of a call
+import httpx2
+import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
+import openai
+from langchain_core.messages import BaseMessage
+from langchain_openai import ChatOpenAI
+from langchain_openai.chat_models.base import BaseChatOpenAI
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.errors import InvalidRequestError
+from langchain_car_vllm.wire.exchange.exchange import Body, Exchange
+from langchain_car_vllm.wire.reasoning import REASONING
+from langchain_car_vllm.wire.request.media_access import NO_ACCESS, MediaAccess
+from langchain_car_vllm.wire.request.messages import to_server_messages
+from langchain_car_vllm.wire.request.token_count import (
+    PATH,
+    asked_tokens,
+    check_fits,
+    count_request,
+    may_overflow,
+    read_count,
+)
+from langchain_car_vllm.wire.transport.clients import Clients
+
+Headers = dict[str, str] | None
+
+
+class CountingChat(ChatOpenAI):
+    """A `ChatOpenAI` that writes messages in the server's forms and has its tokenizer count them.
+
+    Attributes:
+        endpoint: Whom it talks to.
+        clients: What requests go through outside of event loops.
+    """
+
+    endpoint: Endpoint
+    clients: Clients
+
+    def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
+        return False
+
+    def _get_request_payload(
+        self,
+        input_: Any,
+        *,
+        stop: list[str] | None = None,
+        access: MediaAccess = NO_ACCESS,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the messages as the server takes them, with what the model thought."""
+        messages = to_server_messages(
+            self._convert_input(input_).to_messages(), self.endpoint, access
+        )
+        # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
+        payload = BaseChatOpenAI._get_request_payload(self, messages, stop=stop, **kwargs)  # noqa: SLF001
+        for message, sent in zip(messages, payload["messages"], strict=True):
+            if thought := message.additional_kwargs.get(REASONING):
+                sent[REASONING] = thought
+        return payload
+
+    def count_tokens(
+        self, messages: list[BaseMessage], tools: Sequence[dict[str, Any]] = ()
+    ) -> int | None:
+        """Return how many tokens a conversation has, by the server's tokenizer.
+
+        Returns:
+            The number without the chat template, None where the server does not tell.
+        """
+        try:
+            sent = self._get_request_payload(messages)["messages"]
+        except InvalidRequestError:  # such as an image that cannot be fetched
+            return None
+        return self._count({"messages": sent, "tools": list(tools)})
+
+    def _count(self, body: Body) -> int | None:
+        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
+        try:
+            with self.clients.used():
+                return read_count(self.root_client.post(PATH, **request))
+        except (openai.APIError, httpx2.HTTPError, ValueError):
+            return None
+
+    async def _acount(self, body: Body) -> int | None:
+        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
+        clients = await self.async_client.current()
+        try:
+            async with clients.used():
+                return read_count(await clients.sdk.post(PATH, **request))
+        except (openai.APIError, httpx2.HTTPError, ValueError):
+            return None
+
+    def _check_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        limit = self._limit(given)
+        if may_overflow(exchange.body, limit):
+            check_fits(self._count(exchange.body), limit)
+
+    async def _acheck_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        limit = self._limit(given)
+        if may_overflow(exchange.body, limit):
+            check_fits(await self._acount(exchange.body), limit)
+
+    def _asked_tokens(self, body: Body, room: int | None) -> int:
+        """Return what a request asks for in all; what the memory never holds is refused."""
+        tokens = asked_tokens(body)
+        if room is not None and tokens > room:
+            tokens = asked_tokens(body, self._count(body), room)
+        return tokens
+
+    async def _aasked_tokens(self, body: Body, room: int | None) -> int:
+        tokens = asked_tokens(body)
+        if room is not None and tokens > room:
+            tokens = asked_tokens(body, await self._acount(body), room)
+        return tokens
+
+    def _limit(self, given: dict[str, Any]) -> int | None:
+        """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
+        known = (self.endpoint.context_window, given.get("max_input_tokens"))
+        return min((limit for limit in known if limit is not None), default=None)

@@ -1,0 +1,167 @@
+"""Secrets: in no message, dump, trace or cache key; a stranger's model takes none."""
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.load import dumpd, dumps, load, loads
+
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.errors import (
+    CarVllmError,
+    ConfigurationError,
+    ServerCrashedError,
+    ServerStartError,
+)
+from langchain_car_vllm.printable import printable
+from langchain_car_vllm.secrets_masking import masked_arguments
+from langchain_car_vllm.serialization import init_validator
+from langchain_car_vllm.wire.errors import error_for_status
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is in beta")
+SECRETS: dict[str, Any] = {
+    "api_key": "hush-key",
+    "default_headers": {"x-key": "hush-header"},
+    "server_env": {"TOKEN": "hush-env"},
+    "extra_body": {"deep": [{"api_key": "hush-body"}], "min_tokens": 3},
+    "server_args": ["--hf-token", "hush-arg", "--cache-memory-mb", "64", "--auth-token=hush-arg"],
+    "model_kwargs": {"extra_body": {"password": "hush-kwarg"}},
+}
+MODELS = (ChatVllmMlx, VllmMlxEmbeddings)
+
+
+def fields_of(cls: type) -> dict[str, Any]:
+    return {name: value for name, value in SECRETS.items() if name in cls.model_fields}
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base_url": "http://[::1/v1"},
+        {"base_url": "http://user:hush-user@[::1/v1"},
+        {"base_url": "user:hush-user@host/v1"},
+        {"base_url": "http://user:hush-user@a..b/v1"},
+        {"base_url": "http://user:hush-user@host:x/v1"},
+        {"base_url": "http://user:hush-user@host:0/v1"},
+        {"model": "~nobody\0/x", "base_url": None},
+        {"model": ""},
+        {"keep_alive": -5},
+        {"revision": "../x"},
+        {"startup_timeout": -1},
+        {"api_key": 5},
+        {"default_headers": "hush-header"},
+        {"server_env": ["hush-env"]},
+        {"server_args": "hush-arg"},
+        {"server_args": ["--api-key=hush-arg"]},
+    ],
+)
+def test_no_error_of_a_setting_shows_a_secret(cls: type, wrong: dict[str, Any]):
+    """An error of the whole configuration has all of it at hand, and shows none of it."""
+    with pytest.raises(CarVllmError) as caught:
+        cls(**{"model": "m", "base_url": "http://127.0.0.1:9/v1", **fields_of(cls), **wrong})
+    assert isinstance(caught.value, ConfigurationError)
+    assert "hush" not in f"{caught.value}{caught.value!r}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_no_view_of_a_model_shows_a_secret(cls: type):
+    """`repr`, `str`, dumps, `model_dump`, traces and the key of LangChain's cache."""
+    model = cls(model="m", base_url="http://user:hush-user@127.0.0.1:9/v1", **fields_of(cls))
+    views = [repr(model), str(model), str(model.model_dump()), model.model_dump_json()]
+    if isinstance(model, ChatVllmMlx):
+        views += [
+            dumps(model),
+            model._get_llm_string(stop=None, extra_headers={"x": "hush"}),
+            json.dumps(model._get_invocation_params(), default=str),
+            json.dumps(model._get_invocation_params(extra_headers={"x": "hush"}), default=str),
+            str(model._identifying_params),
+        ]
+    for view in views:
+        assert "hush" not in view
+    copy = pickle.loads(pickle.dumps(model))
+    assert copy.base_url == model.base_url
+    assert copy.server_args == model.server_args
+
+
+def test_what_is_no_secret_is_written_down():
+    """A loaded model needs it."""
+    model = ChatVllmMlx(
+        model="org/name",
+        extra_body={"max_tokens": 5, "min_tokens": 3, "tokenizer": "x"},
+        server_args=["--max-num-tokens", "64", "--cache-memory-mb", "64"],
+    )
+    kwargs = dumpd(model)["kwargs"]
+    assert kwargs["extra_body"] == model.extra_body
+    assert kwargs["server_args"] == model.server_args
+
+
+@given(st.lists(st.text(max_size=8)))
+def test_any_command_line_can_be_shown(arguments: list[str]):
+    """One entry for each, whatever stands there."""
+    assert len(masked_arguments(arguments)) == len(arguments)
+
+
+@given(st.text())
+def test_no_control_character_reaches_a_terminal(text: str):
+    """Not from a log, a server or a model; lines and tabs stay."""
+    errors = [
+        ServerStartError(text, hint=text, log_tail=(text,)),
+        ServerCrashedError("x", ending=text, log_tail=(text,)),
+        error_for_status(500, text),
+        ConfigurationError(text),
+    ]
+    for shown in (printable(text), *map(str, errors)):
+        assert not [c for c in shown if (ord(c) < 32 and c not in "\n\t") or 126 < ord(c) < 160]
+
+
+EVIL = {
+    "base_url": "http://evil.example/v1",
+    "server_env": {"PYTHONPATH": "/tmp/evil"},
+    "server_args": ["--trust-remote-code"],
+    "default_headers": {"x": "y"},
+    "validate_model_on_init": True,
+    "extra_body": {"x": 1},
+    "fetch_media": ["localhost"],
+    "model_kwargs": {"extra_headers": {"x": "y"}},
+}
+OPTIONS: dict[str, Any] = {
+    "valid_namespaces": ["langchain_car_vllm"],
+    "allowed_objects": [ChatVllmMlx],
+    "secrets_from_env": True,
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_strangers_model_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+    """What could take the environment's key, or run code, before the model is made."""
+    monkeypatch.setenv("CAR_VLLM_MLX_API_KEY", "hush")
+    written = dumpd(ChatVllmMlx(model="org/name"))
+    written["kwargs"][name] = EVIL[name]
+    with pytest.raises(ValueError, match=f"`?{name}|extra_headers"):
+        load(written, init_validator=init_validator, **OPTIONS)
+    with pytest.raises(ValueError, match="may not set"):
+        loads(json.dumps(written), init_validator=init_validator, **OPTIONS)
+
+
+def test_ones_own_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    """Also one that talks to the address of the environment."""
+    model = ChatVllmMlx(model="org/name", temperature=0.5, stop=["x"])
+    assert load(dumpd(model), init_validator=init_validator, **OPTIONS).temperature == 0.5
+    monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", "http://127.0.0.1:9/v1/")
+    monkeypatch.setenv("CAR_VLLM_MLX_API_KEY", "own")
+    found = load(dumpd(ChatVllmMlx(model="m")), init_validator=init_validator, **OPTIONS)
+    assert found.base_url == "http://127.0.0.1:9/v1"
+    assert found.api_key.get_secret_value() == "own"
+
+
+def test_an_address_in_code_keeps_the_environments_key(monkeypatch: pytest.MonkeyPatch):
+    """It is the developer's own choice."""
+    monkeypatch.setenv("CAR_VLLM_MLX_API_KEY", "own")
+    model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1")
+    endpoint = model._external(None)
+    assert endpoint is not None
+    assert endpoint.api_key == "own"

@@ -1,0 +1,298 @@
+"""Endpoints that somebody else runs: who they are, what their failures mean, what they cost."""
+
+import asyncio
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from fakes.dialect import Dialect, Reply, Server
+from langchain_core.exceptions import ContextOverflowError, ModelRateLimitError
+from pydantic import BaseModel
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.wire.errors import (
+    AnswerError,
+    AuthenticationError,
+    ConnectionFailedError,
+    InvalidRequestError,
+    ModelMissingError,
+    PromptTooLongError,
+    RateLimitError,
+    ServerFailedError,
+    error_for_status,
+)
+
+
+class Gateway(Dialect):
+    """LiteLLM's proxy: it hides who stands behind it, and its `/health` asks every model."""
+
+    def respond(self, method, path, headers, body):
+        response = super().respond(method, path, headers, body)
+        if path == "/v1/models":
+            response.body = response.body.replace(b"vllm-mlx", b"openai")
+        return response
+
+
+def paths_of(dialect: Dialect, name: str) -> int:
+    return sum(path == name for path in dialect.paths)
+
+
+def test_a_gateway_is_not_asked_for_its_health():
+    """It costs a request to every model behind it; who it is, is asked once."""
+    dialect = Gateway(script=lambda _: Reply(text="yes"))
+    with Server(dialect) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url)
+        for _ in range(3):
+            assert model.invoke("hi").text == "yes"
+        assert asyncio.run(model.ainvoke("hi")).text == "yes"
+    assert paths_of(dialect, "/health") == 0
+    assert paths_of(dialect, "/v1/models") == 1
+
+
+def test_vllm_mlx_is_known_by_its_models(serve):
+    """Then `/health` tells the engine, once a minute."""
+    model, dialect = serve(Reply(text="yes"), dialect={"engine": "simple"})
+    for _ in range(3):
+        model.invoke("hi")
+    assert paths_of(dialect, "/health") == paths_of(dialect, "/v1/models") == 1
+    assert dialect.requests[0]["stream"] is True
+
+
+def test_an_address_that_does_not_tell_is_not_asked_again():
+    """Each call would take two seconds more."""
+    asked = []
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            time.sleep(30)
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            said = {"message": {"content": "yes"}, "finish_reason": "stop", "index": 0}
+            body = json.dumps({"id": "1", "model": "m", "choices": [said]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as http:
+        http.daemon_threads = True
+        http.block_on_close = False
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+        for _ in range(3):
+            assert ChatVllmMlx(model="m", base_url=url, timeout=60).invoke("hi").text == "yes"
+        http.shutdown()
+    assert [path for path in asked if path != "/v1/status"] == ["/v1/models"]
+
+
+class Moon(BaseModel):
+    name: str
+
+
+def test_the_engine_of_the_constructor_stands_for_what_a_gateway_hides():
+    """The batched engine forgets the grammar without a bias."""
+    dialect = Gateway()
+    with Server(dialect) as server:
+        for engine in ("batched", "auto"):
+            model = ChatVllmMlx(model="m", base_url=server.base_url, engine=engine)
+            model.with_structured_output(Moon).invoke("name one")
+    assert ["logit_bias" in body for body in dialect.requests] == [True, False]
+
+
+def test_a_grammar_that_a_gateways_engine_forgot_is_asked_for_once_more():
+    """The 422 tells that the engine batches; the bias helps there."""
+    detail = {"error": {"type": "invalid_response_format_output", "message": "not JSON"}}
+
+    def script(body):
+        if "logit_bias" not in body:
+            return Reply(status=422, detail=detail)
+        return Reply(text='{"name": "Io"}')
+
+    dialect = Gateway(script=script)
+    with Server(dialect) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url)
+        for _ in range(2):
+            assert model.with_structured_output(Moon).invoke("name one") == Moon(name="Io")
+    assert len(dialect.requests) <= 4
+
+
+TOO_LONG = [
+    "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens",
+    "litellm.ContextWindowExceededError: litellm.BadRequestError: too many",
+    "the request exceeds the available context size. try increasing the context size",
+    "request (9000 tokens) exceeds the available context size (4096 tokens)",
+    "{'code': 'context_length_exceeded'}",
+    "The prompt is too long: 9000, model maximum context length: 4096",
+    "input length exceeds the context length",
+    "prompt is too long: 9000 tokens > 8192 maximum",
+    "Requested tokens (9000) exceed context window of 4096",
+    "Please reduce the length of the messages or completion.",
+    "The input token count (9000) exceeds the maximum number of tokens allowed (8192).",
+]
+
+
+@pytest.mark.parametrize("text", TOO_LONG)
+@pytest.mark.parametrize("code", [400, 500, "400"])
+def test_a_prompt_that_is_too_long_is_told_as_such(text: str, code: object):
+    """In the words of LiteLLM, OpenAI, llama.cpp, vLLM and others; a summary helps, no retry."""
+    error = error_for_status(code, text)
+    assert isinstance(error, PromptTooLongError)
+    assert isinstance(error, ContextOverflowError)
+    assert not error.is_retryable
+    assert text in str(error)
+
+
+@pytest.mark.parametrize(
+    ("frame", "cls"),
+    [
+        ({"code": "429", "message": "slow down"}, RateLimitError),
+        ({"code": 429, "message": "slow down"}, ModelRateLimitError),
+        ({"code": "rate_limit_exceeded", "type": "rate_limit_error", "message": "x"}, AnswerError),
+        ({"type": "rate_limit_error", "message": "slow down"}, RateLimitError),
+        ({"code": "401", "message": "who"}, AuthenticationError),
+        ({"code": "nonsense", "message": "x"}, ServerFailedError),
+        ({"code": 10**400, "message": "x"}, ServerFailedError),
+        ({"code": [1], "message": "x"}, ServerFailedError),
+        ({"code": None, "message": None}, ServerFailedError),
+    ],
+)
+def test_the_code_of_an_error_frame_may_be_text(serve, frame, cls):
+    """Gateways send it so; what is no status is a failure of the server."""
+    raw = b"data: " + json.dumps({"error": frame}).encode() + b"\n\ndata: [DONE]\n\n"
+    model, _ = serve(Reply(raw=raw), max_retries=0)
+    with pytest.raises(cls):
+        list(model.stream("hi"))
+
+
+def test_a_forgotten_v1_is_told(serve):
+    """The model's name was right; the path was not."""
+    model, _ = serve(Reply(text="yes"))
+    for url, hint in (
+        (model.base_url.removesuffix("/v1"), "did you mean `http://127.0.0.1:.*/v1`"),
+        (f"{model.base_url}/chat/completions", "`http://127.0.0.1:[0-9]+/v1`"),
+        (f"{model.base_url}/v1", "root of an OpenAI API"),
+    ):
+        with pytest.raises(InvalidRequestError, match=hint) as caught:
+            ChatVllmMlx(model="m", base_url=url).invoke("hi")
+        assert not isinstance(caught.value, ModelMissingError)
+
+
+def test_a_404_for_something_else_is_not_a_missing_model():
+    """mlx_lm.server answers 404 for everything."""
+    error = error_for_status(404, "Only 'text' content type is supported.")
+    assert type(error) is InvalidRequestError
+    named = error_for_status(404, "The model `x` does not exist.")
+    assert isinstance(named, ModelMissingError)
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_web_page_is_told_as_such(serve, way: str):
+    """A log-in page, or the wrong address; `timeout` has nothing to do with it."""
+    page = b"<!DOCTYPE html><html><head><title>Log in</title></head></html>"
+
+    class Pages(Dialect):
+        def respond(self, method, path, headers, body):
+            response = super().respond(method, path, headers, body)
+            if method == "POST":
+                response.body, response.content_type = page, "text/html; charset=utf-8"
+                response.status = self.code
+            return response
+
+    for code, text in ((200, "web page"), (502, "a web page: Log in")):
+        dialect = Pages()
+        dialect.code = code
+        with Server(dialect) as server:
+            model = ChatVllmMlx(model="m", base_url=server.base_url)
+            with pytest.raises(ServerFailedError, match=text):
+                list(model.stream("hi")) if way == "stream" else model.invoke("hi")
+
+
+def test_a_refused_connection_names_the_address():
+    """Nobody listens: the message says where, and not `None`."""
+    model = ChatVllmMlx(model="m", base_url="http://user:secret@127.0.0.1:9/v1")
+    with pytest.raises(ConnectionFailedError, match="refused") as caught:
+        model.invoke("hi")
+    assert "secret" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_escape_sequences_of_a_server_are_shown_as_text(serve):
+    """OSC 52 would write the clipboard."""
+    model, _ = serve(Reply(status=400, detail="\x1b]52;c;aGk=\x07 oh"))
+    with pytest.raises(InvalidRequestError) as caught:
+        model.invoke("hi")
+    assert "\x1b" not in str(caught.value)
+    assert r"\x1b]52" in str(caught.value)
+
+
+class SimpleEngine(Dialect):
+    """A plain `vllm-mlx serve`: a second request fails in its stream, a cut answer goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(engine="simple", script=self.script_of)
+        self.busy_until = 0.0
+        self.running = 0
+        self.refused = 0
+
+    def script_of(self, body):
+        return Reply(text="one two three", pause=0.02)
+
+    def _events(self, reply, body):
+        with self._lock:
+            is_busy = self.running or time.monotonic() < self.busy_until
+            self.refused += bool(is_busy)
+            self.running += not is_busy
+        if is_busy:
+            error = {"error": {"message": "Internal server error", "code": 500}}
+            yield b"data: " + json.dumps(error).encode() + b"\n\n"
+            yield b"data: [DONE]\n\n"
+            return
+        try:
+            yield from super()._events(reply, body)
+        except GeneratorExit:
+            self.busy_until = time.monotonic() + 1.5
+            raise
+        finally:
+            with self._lock:
+                self.running -= 1
+
+
+@pytest.mark.parametrize("way", ["batch", "abatch"])
+def test_a_plain_server_answers_a_batch_and_survives_a_stop(way: str):
+    """The requests of this process wait for their turn, and a busy engine is asked again."""
+    dialect = SimpleEngine()
+    with Server(dialect) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url)
+        if way == "batch":
+            answers = model.batch(["hi"] * 4)
+            answers += [model.invoke("hi", stop=["two"]), model.invoke("hi")]
+        else:
+            answers = asyncio.run(ask_all(model))
+        texts = [answer.text.strip() for answer in answers]
+        assert texts == ["one two three"] * 4 + ["one", "one two three"]
+        for _ in model.stream("hi"):  # within a stream nothing waits for itself
+            assert model.bind(timeout=60).invoke("hi").text.strip() == "one two three"
+
+
+def test_an_engine_that_stays_busy_is_told_with_the_cures():
+    """Somebody else's long answer is not waited for longer than `max_retries` says."""
+    dialect = SimpleEngine()
+    dialect.busy_until = time.monotonic() + 600
+    with Server(dialect) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url, max_retries=1)
+        with pytest.raises(ServerFailedError, match="--continuous-batching"):
+            model.invoke("hi")
+    assert dialect.refused == 2
+
+
+async def ask_all(model: ChatVllmMlx) -> list:
+    """Ask as a program with tasks would."""
+    answers = await model.abatch(["hi"] * 4)
+    return [*answers, await model.ainvoke("hi", stop=["two"]), await model.ainvoke("hi")]

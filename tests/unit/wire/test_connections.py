@@ -1,0 +1,298 @@
+"""Connections: reused only where they live, repeated only where nothing was read, and bounded."""
+
+import asyncio
+import json
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+from fakes.dialect import Reply
+from langchain_core.messages import HumanMessage
+
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.wire.errors import (
+    AnswerError,
+    ConnectionFailedError,
+    RequestTimeoutError,
+    ServerFailedError,
+)
+from langchain_car_vllm.wire.transport.clients import most_connections
+
+ANSWER = json.dumps(
+    {
+        "id": "1",
+        "model": "m",
+        "choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+).encode()
+
+
+def whole(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{headers}"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+class RawServer:
+    """Answers connections with code of the test's own.
+
+    Args:
+        serve: Gets each connection with its number, and the request that was read from it.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket, int], None]) -> None:
+        self._serve = serve
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            thread = threading.Thread(
+                target=self._run, args=(connection, self.connections), daemon=True
+            )
+            thread.start()
+
+    def _run(self, connection: socket.socket, number: int) -> None:
+        with connection:
+            try:
+                self._serve(connection, number)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@contextmanager
+def raw(serve: Callable[[socket.socket, int], None]) -> Iterator[RawServer]:
+    """Run a `RawServer`."""
+    server = RawServer(serve)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """Return one request, empty where the client has left."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if not (part := connection.recv(65536)):
+            return b""
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    length = int(lengths[0].split(b":")[1]) if lengths else 0
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head
+
+
+def is_chat(request: bytes) -> bool:
+    return b"/chat/completions" in request
+
+
+def caller(model: ChatVllmMlx, way: str) -> Iterator[Callable[[], object]]:
+    """Yield a function that asks once, in one event loop where it is asynchronous."""
+    if way == "sync":
+        yield partial(model.invoke, "hi")
+        return
+    with asyncio.Runner() as runner:
+        yield lambda: runner.run(model.ainvoke("hi"))
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_the_request_after_a_failure_works(serve, way: str):
+    """The server closes the connection of a failure soon after, without saying so."""
+    fails = iter([True, False] * 50)
+    model, dialect = serve(
+        lambda _: Reply(status=500, detail="broken") if next(fails) else Reply(text="yes")
+    )
+    for ask in caller(model, way):
+        for _ in range(50):
+            with pytest.raises(ServerFailedError):
+                ask()
+            assert ask().text == "yes"
+    assert len(dialect.requests) == 100
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_kept_connection_that_ends_without_a_byte_is_repeated(way: str):
+    """The server closed it in the instant in which it was used again."""
+    chats = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        for place in range(2):
+            request = read_request(connection)
+            if not is_chat(request):
+                connection.sendall(whole(b"{}", "404 Not Found"))
+                return
+            chats.append((number, place))
+            if place == 0:
+                connection.sendall(whole(ANSWER))
+
+    with raw(serve) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url)
+        for ask in caller(model, way):
+            assert [ask().text for _ in range(3)] == ["yes"] * 3
+    first, second, third = (number for number, place in chats if place == 0)
+    assert [number for number, place in chats if place == 1] == [first, second]
+    assert first < second < third
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_new_connection_that_ends_without_a_byte_is_not_repeated(way: str):
+    """The request may have been worked on; there the caller decides."""
+    chats = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        if is_chat(read_request(connection)):
+            chats.append(number)
+        else:
+            connection.sendall(whole(b"{}", "404 Not Found"))
+
+    with raw(serve) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url)
+        for ask in caller(model, way):
+            with pytest.raises(ConnectionFailedError, match=r"failed: \S"):
+                ask()
+    assert len(chats) == 1
+
+
+def drip(connection: socket.socket, start: bytes) -> None:
+    connection.sendall(start)
+    while True:
+        connection.sendall(b"a")
+        time.sleep(0.02)
+
+
+def flood(connection: socket.socket, start: bytes) -> None:
+    connection.sendall(start)
+    while True:
+        connection.sendall(b"a" * (1 << 16))
+
+
+OPEN = b"\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n100000000\r\n"
+FAULTS = {
+    "silence": lambda c: time.sleep(60),
+    "header-drip": lambda c: drip(c, b"HTTP/1.1 200 OK\r\nx: "),
+    "status-drip": lambda c: drip(c, b"HTTP/1.1 2"),
+    "body-drip": lambda c: drip(c, b"HTTP/1.1 200 OK" + OPEN),
+    "error-drip": lambda c: drip(c, b"HTTP/1.1 500 Oh no" + OPEN),
+    "error-flood": lambda c: flood(c, b"HTTP/1.1 500 Oh no" + OPEN),
+    "refusal-flood": lambda c: flood(c, b"HTTP/1.1 400 Bad" + OPEN),
+    "continue": lambda c: [c.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 99) for _ in iter(int, 1)],
+    "redirect": lambda c: c.sendall(whole(b"", "307 Moved", "location: http://127.0.0.1:9/\r\n")),
+    "nan": lambda c: c.sendall(whole(b"{}", "503 Busy", "retry-after: nan\r\n")),
+    "infinity": lambda c: c.sendall(whole(b"{}", "429 Busy", "retry-after: inf\r\n")),
+    "garbage": lambda c: c.sendall(b"\0\1\2 what\r\n\r\n"),
+    "deep": lambda c: c.sendall(whole(b"[" * 100_000, "500 Oh")),
+    "reset": lambda c: c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"),
+}
+USES = {
+    "invoke": lambda m, e: m.invoke("hi"),
+    "ainvoke": lambda m, e: asyncio.run(m.ainvoke("hi")),
+    "stream": lambda m, e: list(m.stream("hi")),
+    "embed": lambda m, e: e.embed_query("hi"),
+    "aembed": lambda m, e: asyncio.run(e.aembed_query("hi")),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_timeout_ends_every_call(use: str):
+    """Whatever the other side does: the error is typed, in time, and of bounded size."""
+    for name, fault in FAULTS.items():
+
+        def serve(connection: socket.socket, number: int, fault=fault) -> None:
+            if read_request(connection):
+                fault(connection)
+
+        with raw(serve) as server:
+            fields = {"model": "m", "base_url": server.base_url, "timeout": 1.0}
+            model, embeddings = ChatVllmMlx(**fields, max_retries=1), VllmMlxEmbeddings(**fields)
+            began = time.monotonic()
+            with pytest.raises(AnswerError) as caught:
+                USES[use](model, embeddings)
+            assert time.monotonic() - began < 20, name
+            assert len(str(caught.value)) < 3000, name
+            if name.endswith("drip") or name in ("silence", "continue"):
+                assert isinstance(caught.value, RequestTimeoutError | ServerFailedError), name
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_redirect_takes_nothing_along(use: str):
+    """The prompt and the headers go to the address that the user wrote, and nowhere else."""
+    heard = []
+
+    def listen(connection: socket.socket, number: int) -> None:
+        heard.append(connection.recv(65536))
+
+    with raw(listen) as other:
+
+        def serve(connection: socket.socket, number: int) -> None:
+            if read_request(connection):
+                head = f"location: {other.base_url}/chat/completions\r\n"
+                connection.sendall(whole(b"", "307 Temporary Redirect", head))
+
+        with raw(serve) as server:
+            fields = {"model": "m", "base_url": server.base_url, "default_headers": {"x": "secret"}}
+            with pytest.raises(AnswerError, match="redirect"):
+                USES[use](ChatVllmMlx(**fields), VllmMlxEmbeddings(**fields))
+    assert heard == []
+
+
+def test_connections_leave_room_for_files():
+    """A quarter of the soft limit; what is more waits for its turn."""
+    assert most_connections(256) == 64
+    assert most_connections(resource.RLIM_INFINITY) == most_connections(1 << 20) == 256
+    assert most_connections(2) == 1
+
+
+@pytest.mark.parametrize("way", ["threads", "abatch"])
+def test_three_hundred_calls_answer_under_a_small_limit_of_files(serve, way: str):
+    """The fake keeps its descriptors in this process too, so there is less room than it seems."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    model, dialect = serve(Reply(text="yes", pause=0.01))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        if way == "abatch":
+            answers = asyncio.run(model.abatch(["hi"] * 300))
+        else:
+            with ThreadPoolExecutor(300) as pool:
+                answers = list(pool.map(model.invoke, ["hi"] * 300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [answer.text for answer in answers] == ["yes"] * 300
+    assert len(dialect.requests) == 300
+
+
+def test_too_many_open_files_is_told_as_such(serve):
+    """It says nothing of the server, which is not gone."""
+    model, _ = serve(Reply(text="yes"))
+    model.invoke("hi")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    other = ChatVllmMlx(model="m", base_url=model.base_url, default_headers={"x": "1"})
+    chat = other._chat(other._external(None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(ConnectionFailedError, match="open files") as caught:
+            chat.invoke([HumanMessage("hi")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "ulimit" in str(caught.value)
+    assert not caught.value.refused

@@ -26,6 +26,7 @@ from langchain_car_vllm.cli.run import run
 from langchain_car_vllm.cli.servers import logs, ps, stop
 from langchain_car_vllm.cli.service import app as service
 from langchain_car_vllm.cli.sharing import env, launch, serve
+from langchain_car_vllm.cli.uninstall import uninstall
 from langchain_car_vllm.errors import CarVllmError
 
 app = typer.Typer(
@@ -91,6 +92,7 @@ app.command()(install)
 app.command()(recommend)
 app.command()(bench)
 app.command()(doctor)
+app.command()(uninstall)
 app.command()(completion)
 app.command("help", hidden=True)(_help)
 app.command("version", hidden=True)(_version)

@@ -1,7 +1,8 @@
-"""`rm`: a model's files, and what was kept because of them."""
+"""`rm`: a model's files, and what was kept because of it."""
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -13,6 +14,11 @@ from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server import running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
+from langchain_car_vllm.server.prefix_caches import (
+    PrefixCache,
+    prefix_caches,
+    remove_prefix_cache,
+)
 from langchain_car_vllm.server.state import read_state
 
 
@@ -22,10 +28,12 @@ class _Removal(NamedTuple):
     Attributes:
         files: The folders that hold it.
         run_state: The state and logs of its servers.
+        caches: The prefix caches that its servers saved.
     """
 
     files: list[Path]
     run_state: list[ServerDirectory]
+    caches: list[PrefixCache]
 
 
 def rm(
@@ -42,19 +50,22 @@ def rm(
     if not removal.files and not removal.run_state:
         say(f"error: `{model}` is not on this machine")
         raise typer.Exit(1)
-    freed = sum(_disk_bytes(folder) for folder in removal.files)
-    freed += sum(_disk_bytes(directory.path) for directory in removal.run_state)
+    folders = [*removal.files, *(directory.path for directory in removal.run_state)]
+    freed = sum(disk_bytes(folder) for folder in folders)
+    freed += sum(cache.bytes for cache in removal.caches)
     for folder in removal.files:
         say(str(folder))
-    if not yes and not _confirms(f"Remove `{model}` and free {size(freed)}?"):
+    if not yes and not confirms(f"Remove `{model}` and free {size(freed)}?"):
         raise typer.Exit(1)
     running = {directory.path for directory, _ in running_servers()}
     for directory in removal.run_state:
         if directory.path in running:
             stop_server(directory)
         shutil.rmtree(directory.path, ignore_errors=True)
+    for cache in removal.caches:
+        remove_prefix_cache(cache)
     for folder in removal.files:
-        _remove(folder)
+        remove_path(folder)
     say(f"removed `{model}`, {size(freed)} are free")
 
 
@@ -69,10 +80,7 @@ def _find_removal(model: ModelId) -> _Removal:
             f"`{model.source}` is a directory of yours and is never removed from here",
             hint="remove it as you made it; `car-vllm stop` ends its server",
         )
-    cache, folder = hub_cache(), repository_folder(model.source)
-    files = []
-    if cache is not None and folder is not None:
-        files = [path for path in (folder, cache / ".locks" / folder.name) if _is_there(path)]
+    files = repository_files(model.source)
     snapshot = find_snapshot(model.source)
     if not files and snapshot is not None:
         raise ConfigurationError(
@@ -80,42 +88,55 @@ def _find_removal(model: ModelId) -> _Removal:
             hint="remove it there, for instance in LM Studio",
         )
     states = [(d, read_state(d.state)) for d in server_directories()]
-    return _Removal(files, [d for d, state in states if state and state.source == model.source])
+    run_state = [d for d, state in states if state and state.source == model.source]
+    keys = {directory.key for directory in run_state}
+    return _Removal(files, run_state, [c for c in prefix_caches() if c.key in keys])
 
 
-def _is_there(path: Path) -> bool:
+def repository_files(source: str) -> list[Path]:
+    """Return what there is of a repository in the Hub's cache."""
+    cache, folder = hub_cache(), repository_folder(source)
+    if cache is None or folder is None:
+        return []
+    return [path for path in (folder, cache / ".locks" / folder.name) if is_there(path)]
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether there is something by a name, be it a link that leads nowhere."""
     return path.is_symlink() or path.exists()
 
 
-def _disk_bytes(folder: Path) -> int:
+def disk_bytes(folder: Path) -> int:
     """Return what a folder takes on the disk; a file with several names counts once."""
     seen: dict[tuple[int, int], int] = {}
-    for path in (folder, *folder.rglob("*")):
-        found = path.lstat()
-        seen[found.st_dev, found.st_ino] = found.st_blocks * 512
+    inside = () if folder.is_symlink() else folder.rglob("*")
+    for path in (folder, *inside):
+        with suppress(FileNotFoundError):
+            found = path.lstat()
+            seen[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(seen.values())
 
 
-def _confirms(question: str) -> bool:
+def confirms(question: str) -> bool:
     """Ask a person; whoever is none has to say --yes."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigurationError("nobody can be asked", hint="say --yes")
     return typer.confirm(question, err=True)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder; a link to one elsewhere goes, what it leads to stays.
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder; a link to one elsewhere goes, what it leads to stays.
 
     Raises:
         ConfigurationError: It cannot be removed.
     """
     try:
-        if folder.is_symlink():
-            folder.unlink()
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
         else:
-            shutil.rmtree(folder)
+            shutil.rmtree(path)
     except OSError as error:
         raise ConfigurationError(
-            f"`{error.filename or folder}` cannot be removed: {error.strerror}",
-            hint="end the programs that use the model, and look who owns the folder",
+            f"`{error.filename or path}` cannot be removed: {error.strerror}",
+            hint="end the programs that use it, and look who owns the folder",
         ) from error

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
 
@@ -210,6 +211,19 @@ def remove() -> None:
     _run_all(supervisor.stop(), check=False)
     supervisor.file.unlink()
     say("the service is removed")
+
+
+def service_file() -> Path | None:
+    """Return where the file of a service would be, None where there is no home for it."""
+    return _ours().file if paths.home() is not None else None
+
+
+def remove_service() -> None:
+    """Remove the service, also where the program that ran it is gone."""
+    supervisor = _ours()
+    with suppress(ConfigurationError):
+        _run_all(supervisor.stop(), check=False)
+    supervisor.file.unlink(missing_ok=True)
 
 
 # What decides where things are; keys and tokens stay out of a file that lasts.

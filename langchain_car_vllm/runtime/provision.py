@@ -7,11 +7,13 @@ as complete. Killed anywhere, the next run finds the unfinished mark and goes ov
 import logging
 import os
 import shutil
-from contextlib import AbstractContextManager, suppress
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from langchain_car_vllm import paths
-from langchain_car_vllm.errors import ProvisionError, RuntimeMissingError
+from langchain_car_vllm.errors import ConfigurationError, ProvisionError, RuntimeMissingError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
@@ -26,6 +28,8 @@ from langchain_car_vllm.runtime.virtual_environment import check_imports, server
 log = logging.getLogger(__name__)
 
 _MB = 1_000_000
+_REMOVAL_PATIENCE = 2.0
+"""An installation that was just ended takes a moment to let go."""
 _ELSEWHERE = "set CAR_VLLM_MLX_RUNTIME to a folder that you can write to"
 
 
@@ -101,6 +105,33 @@ def is_proven(binary: Path) -> bool:
     if root is None or binary != server_binary(root).resolve():
         return True
     return read_marker(root) is not None
+
+
+def holds_runtime_of_ours(root: Path) -> bool:
+    """Return whether this package made the environment, so that it may remove it."""
+    marker = read_marker(root)
+    return marker is not None and marker.ours
+
+
+@contextmanager
+def runtime_removal(root: Path) -> Iterator[None]:
+    """Keep installations off while the managed environment is removed; its lock file goes too.
+
+    Raises:
+        ConfigurationError: Another process is installing.
+    """
+    give_up_at = time.monotonic() + _REMOVAL_PATIENCE
+
+    def refuse() -> None:
+        if time.monotonic() > give_up_at:
+            raise ConfigurationError(
+                "another process is installing `vllm-mlx`", hint="wait until it is done"
+            )
+
+    lock = _lock_file(root)
+    with install_lock(lock, refuse):
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def _managed_root() -> Path:
@@ -182,7 +213,11 @@ def _locked(root: Path, report: Reporter) -> AbstractContextManager[int]:
     def wait() -> None:
         report.say("waiting for another process that installs vllm-mlx")
 
-    return install_lock(root.with_name(f"{root.name}.lock"), wait)
+    return install_lock(_lock_file(root), wait)
+
+
+def _lock_file(root: Path) -> Path:
+    return root.with_name(f"{root.name}.lock")
 
 
 def _proven(root: Path, report: Reporter) -> Path | None:

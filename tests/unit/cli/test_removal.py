@@ -1,5 +1,6 @@
 """`rm` removes what was downloaded, and nothing that is the user's own."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,8 @@ def test_a_directory_of_the_users_stays(cli: Cli, fake: Fake):
     assert (fake.model / "model.safetensors").exists()
 
 
-def test_a_server_of_the_model_is_stopped(cli: Cli, cached: Path, fake: Fake):
-    """What runs from the files goes first, with its logs."""
+def test_a_server_of_the_model_is_stopped(cli: Cli, cached: Path, fake: Fake, home: Path):
+    """What runs from the files goes first, with its logs and prefix caches."""
     spec = fake.spec(source=REPOSITORY, served_name=REPOSITORY)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("abc")
@@ -63,10 +64,16 @@ def test_a_server_of_the_model_is_stopped(cli: Cli, cached: Path, fake: Fake):
         (cached / "snapshots" / "abc" / file.name).write_bytes(file.read_bytes())
     with lease(spec, policy=FAST):
         pass
+    caches = home / ".cache" / "vllm-mlx" / "prefix_cache"
+    key = fake.directory(source=REPOSITORY, served_name=REPOSITORY).key
+    for name, owner in (("ours", key), ("other", "other")):
+        (caches / name).mkdir(parents=True)
+        (caches / f"{name}.json").write_text(json.dumps({"key": owner}))
     done = cli("rm", REPOSITORY, "--yes")
     assert done.returncode == 0, done.stderr
     assert running_servers() == []
     assert not fake.directory(source=REPOSITORY, served_name=REPOSITORY).path.exists()
+    assert sorted(path.name for path in caches.iterdir()) == ["other", "other.json"]
 
 
 def test_a_link_goes_and_what_it_leads_to_stays(cli: Cli, cached: Path, tmp_path: Path):

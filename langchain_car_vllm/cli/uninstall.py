@@ -1,0 +1,139 @@
+"""`uninstall`: everything that the package keeps on this machine, and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import typer
+
+from langchain_car_vllm import environment, paths
+from langchain_car_vllm.cli.output import print_table, say, size
+from langchain_car_vllm.cli.removal import (
+    confirms,
+    disk_bytes,
+    is_there,
+    remove_path,
+    repository_files,
+)
+from langchain_car_vllm.cli.service import remove_service, service_file
+from langchain_car_vllm.runtime.provision import holds_runtime_of_ours, runtime_removal
+from langchain_car_vllm.server import stop_server
+from langchain_car_vllm.server.directory import server_directories
+from langchain_car_vllm.server.prefix_caches import (
+    PrefixCache,
+    prefix_caches,
+    remove_prefix_cache,
+)
+from langchain_car_vllm.server.state import read_state
+
+# What lies beside the run state of the servers in `run`, other packages' things apart.
+_KEPT_BESIDE = ("pull", "gateway.key", "gateway.log", "metal.json")
+_Kind = Literal["service", "run state", "prefix cache", "runtime", "model"]
+
+
+class _Kept(NamedTuple):
+    kind: _Kind
+    path: Path
+    bytes: int
+
+
+def uninstall(
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what lies where, and how large it is")
+    ] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="Also the models that were downloaded or served")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+) -> None:
+    """Remove what the package keeps on this machine: servers, runtime, state and caches.
+
+    Models only with --models: other programs that use the Hub's cache lose them too. Never a
+    directory of yours, and never an install of `vllm-mlx` that something else made.
+    """
+    names = sorted(_model_names())
+    caches = prefix_caches()
+    found = [*_kept(caches), *(_models(names) if models else ())]
+    if not found:
+        say("nothing is kept on this machine")
+        return
+    rows = [(entry.kind, size(entry.bytes), str(entry.path)) for entry in found]
+    print_table(("WHAT", "SIZE", "WHERE"), rows)
+    _tell_what_stays(names, models=models)
+    total = size(sum(entry.bytes for entry in found))
+    if dry_run:
+        say(f"`car-vllm uninstall` would free {total}")
+        return
+    if not yes and not confirms(f"Remove all of this and free {total}?"):
+        raise typer.Exit(1)
+    _remove(found, caches)
+    say(f"{total} are free; `pip uninstall langchain-car-vllm` removes the program itself")
+
+
+def _kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
+    if (file := service_file()) is not None and file.exists():
+        yield _Kept("service", file, disk_bytes(file))
+    root = paths.run_root()
+    for path in (root, *(root.with_name(name) for name in _KEPT_BESIDE)):
+        if is_there(path):
+            yield _Kept("run state", path, disk_bytes(path))
+    for cache in caches:
+        yield _Kept("prefix cache", cache.path, cache.bytes)
+    runtime = paths.managed_root()
+    if runtime is not None and holds_runtime_of_ours(runtime):
+        yield _Kept("runtime", runtime, disk_bytes(runtime))
+
+
+def _models(names: list[str]) -> Iterator[_Kept]:
+    for name in names:
+        for path in repository_files(name):
+            yield _Kept("model", path, disk_bytes(path))
+
+
+def _model_names() -> set[str]:
+    """Return the repositories in the Hub's cache that were downloaded or served from here."""
+    pulled = paths.run_root().with_name("pull")
+    names = {path.name.replace("--", "/", 1) for path in pulled.glob("*--*")}
+    states = (read_state(directory.state) for directory in server_directories())
+    names |= {state.source for state in states if state is not None}
+    return {name for name in names if repository_files(name)}
+
+
+def _tell_what_stays(names: list[str], *, models: bool) -> None:
+    runtime = paths.managed_root()
+    if runtime is not None and is_there(runtime) and not holds_runtime_of_ours(runtime):
+        say(f"`{runtime}` stays: it was not made by this package")
+    if names and not models:
+        say(f"{len(names)} models stay; --models removes them too: {', '.join(names)}")
+
+
+def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
+    """Remove it all, once nothing runs that uses it."""
+    # First what would start the servers again.
+    if any(entry.kind == "service" for entry in found):
+        remove_service()
+    for directory in server_directories():
+        stop_server(directory)
+    runtimes = [entry.path for entry in found if entry.kind == "runtime"]
+    with ExitStack() as stack:
+        for runtime in runtimes:
+            stack.enter_context(runtime_removal(runtime))
+        for cache in caches:
+            if not remove_prefix_cache(cache):
+                say(f"`{cache.path}` stays: a server uses it")
+        for entry in found:
+            if entry.kind in ("run state", "runtime", "model"):
+                remove_path(entry.path)
+    _remove_empty(caches)
+
+
+def _remove_empty(caches: list[PrefixCache]) -> None:
+    """Remove the folders that only held what was removed."""
+    run = paths.run_root().parent
+    folders = [run] if environment.CAR_HOME.read() else [run, run.parent]
+    folders += [parent for cache in caches[:1] for parent in (cache.path.parents[:2])]
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,162 @@
+"""`uninstall` removes what the package keeps, whole, and nothing beside it."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Fake
+from unit.cli.conftest import Cli
+
+from langchain_car_vllm.runtime.install_lock import install_lock
+from langchain_car_vllm.runtime.marker import Marker, write_marker
+from langchain_car_vllm.server import lease, running_servers
+
+REPOSITORY = "org/model"
+
+
+@pytest.fixture
+def runtime(home: Path) -> Path:
+    """A managed runtime of ours, with its lock."""
+    root = home / ".car" / "visual-runtime"
+    root.mkdir(parents=True)
+    (root / "python").write_bytes(b"\0" * 300_000)
+    write_marker(root, Marker("complete", ours=True, requirements="x", version="0.6.0"))
+    root.with_name("visual-runtime.lock").touch()
+    return root
+
+
+@pytest.fixture
+def cache(home: Path) -> Path:
+    """A prefix cache that a server saved."""
+    folder = home / ".cache" / "vllm-mlx" / "prefix_cache" / "model-1"
+    folder.mkdir(parents=True)
+    (folder / "entry").write_bytes(b"\0" * 1000)
+    folder.with_name("model-1.json").write_text(json.dumps({"key": "model-abc"}))
+    return folder
+
+
+@pytest.fixture
+def model(home: Path) -> Path:
+    """A model of the Hub's cache that was downloaded from here, beside one that was not."""
+    hub = home / ".cache" / "huggingface" / "hub"
+    for name in ("models--org--model", "models--org--other"):
+        (hub / name).mkdir(parents=True)
+    (home / ".car" / "run" / "pull" / "org--model").mkdir(parents=True)
+    return hub / "models--org--model"
+
+
+def listing(home: Path) -> set[str]:
+    """Return all there is below a folder."""
+    return {str(path) for path in home.rglob("*")}
+
+
+@pytest.mark.usefixtures("runtime", "cache", "model")
+def test_a_dry_run_lists_and_leaves(cli: Cli, home: Path):
+    """Each thing is named with its size, models as what stays; nothing changes."""
+    before = listing(home)
+    done = cli("uninstall", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    kinds = [line.split("  ")[0] for line in done.stdout.splitlines()[1:]]
+    assert kinds == ["run state", "prefix cache", "runtime"]
+    assert "would free 0.3 MB" in done.stderr
+    assert "1 models stay; --models removes them too: org/model" in done.stderr
+    assert listing(home) == before
+
+
+@pytest.mark.usefixtures("runtime", "cache")
+def test_nothing_is_left_but_what_is_the_users(cli: Cli, home: Path, fake: Fake, model: Path):
+    """A running server is stopped; state, key, caches and runtime go; models and others stay."""
+    before = {str(home / ".cache"), *listing(home / ".cache" / "huggingface")}
+    (home / ".car" / "run" / "gateway.key").write_text("secret")
+    with lease(fake.spec(), policy=FAST):
+        pass
+    done = cli("uninstall", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert running_servers() == []
+    assert not (home / ".car").exists()
+    assert not (home / ".cache" / "vllm-mlx").exists()
+    assert before <= listing(home)
+    assert model.exists()
+    assert (fake.model / "model.safetensors").exists()
+    assert fake.binary.exists()
+
+
+def test_models_when_asked(cli: Cli, model: Path):
+    """Those that came from here go; another program's stays."""
+    done = cli("uninstall", "--models", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert not model.exists()
+    assert (model.parent / "models--org--other").exists()
+
+
+@pytest.mark.usefixtures("cache")
+def test_nobody_is_there_to_ask(cli: Cli, home: Path, runtime: Path):
+    """Without a terminal nothing is removed unless it is said."""
+    before = listing(home)
+    done = cli("uninstall")
+    assert done.returncode == 1
+    assert "hint: say --yes" in done.stderr
+    assert listing(home) == before
+    assert runtime.exists()
+
+
+@pytest.mark.parametrize("marker", [None, Marker("complete", ours=False, requirements="found")])
+def test_a_runtime_that_something_else_made_stays(
+    cli: Cli, home: Path, cache: Path, marker: Marker | None
+):
+    """CAR's own, or a folder that a variable names by mistake."""
+    root = home / ".car" / "visual-runtime"
+    root.mkdir(parents=True)
+    (root / "letter").write_text("dear")
+    if marker is not None:
+        write_marker(root, marker)
+    done = cli("uninstall", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"`{root}` stays: it was not made by this package" in done.stderr
+    assert (root / "letter").exists()
+    assert not cache.exists()
+
+
+def test_an_installation_under_way_is_not_disturbed(cli: Cli, runtime: Path):
+    """The runtime stays while another process holds its lock."""
+    with install_lock(runtime.with_name("visual-runtime.lock"), pytest.fail):
+        done = cli("uninstall", "--yes")
+    assert done.returncode == 1
+    assert "another process is installing" in done.stderr
+    assert runtime.exists()
+
+
+def test_what_a_link_leads_to_stays(cli: Cli, tmp_path: Path, runtime: Path):
+    """A runtime on another disk goes by its link alone."""
+    elsewhere = tmp_path / "disk"
+    runtime.rename(elsewhere)
+    runtime.symlink_to(elsewhere)
+    assert cli("uninstall", "--yes").returncode == 0
+    assert not runtime.is_symlink()
+    assert (elsewhere / "python").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+@pytest.mark.parametrize("has_systemctl", [True, False])
+def test_the_service_goes_first(cli: Cli, home: Path, tmp_path: Path, *, has_systemctl: bool):
+    """It is stopped where its program is there, and its file goes either way."""
+    program = tmp_path / "bin" / "systemctl"
+    program.parent.mkdir()
+    if has_systemctl:
+        program.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path / "notes"))}\n')
+        program.chmod(0o755)
+    unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("")
+    done = cli("uninstall", "--yes", PATH=str(program.parent))
+    assert done.returncode == 0, done.stderr
+    assert not unit.exists()
+    assert (tmp_path / "notes").exists() == has_systemctl
+
+
+def test_nothing_is_kept(cli: Cli):
+    """It says so, and that is no error."""
+    done = cli("uninstall")
+    assert (done.returncode, done.stderr) == (0, "nothing is kept on this machine\n")

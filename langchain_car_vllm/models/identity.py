@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.errors import UnservableModelError
@@ -38,17 +39,13 @@ def real_path(path: str) -> str:
     if sys.platform == "darwin":
         import fcntl  # noqa: PLC0415 - no system but those with kernel locks has it
 
-        try:
+        with suppress(OSError, ValueError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (OSError, ValueError):
-            return _followed(path)
-        try:
-            kept = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_PATH))
-        except OSError:
-            return _followed(path)
-        finally:
-            os.close(descriptor)
-        return os.fsdecode(kept.rstrip(b"\0"))
+            try:
+                kept = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_PATH))
+            finally:
+                os.close(descriptor)
+            return os.fsdecode(kept.rstrip(b"\0"))
     return _followed(path)
 
 

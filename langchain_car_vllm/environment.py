@@ -230,6 +230,11 @@ CAR_VLLM_MLX_LOAD_STALL = _number(
 CAR_VLLM_MLX_PROGRESS = _flag(
     "CAR_VLLM_MLX_PROGRESS", "`0` shows nothing of installs, downloads and loads", default=True
 )
+CAR_VLLM_MLX_CAFFEINATE = _flag(
+    "CAR_VLLM_MLX_CAFFEINATE",
+    "`0` lets a Mac fall asleep although it downloads, loads or answers",
+    default=True,
+)
 CAR_UV = _text("CAR_UV", "the `uv` to install with", "the first one found")
 CAR_VLLM_PYTHON = _text(
     "CAR_VLLM_PYTHON",

@@ -22,6 +22,7 @@ from langchain_car_vllm.runtime import install_runtime
 from langchain_car_vllm.server.policy import policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.fetch import Download
+from langchain_car_vllm.server.wakefulness import Wakefulness
 
 
 def pull(
@@ -44,7 +45,7 @@ def pull(
     snapshot = find_snapshot(source, revision, trust=trust_remote_code)
     if snapshot is None:
         check_may_download(source)
-        with closing(Display(source)) as display:
+        with Wakefulness(), closing(Display(source)) as display:
             runtime = install_runtime(on_progress=display)
             _download(spec, runtime.server, display)
         snapshot = find_snapshot(source, revision, trust=trust_remote_code)

@@ -13,6 +13,7 @@ class Policy:
 
     Attributes:
         idle_tick: Between two looks at a ready server.
+        awake_linger: How long a Mac is kept awake after the last request.
         start_tick: Between two looks at a server that is starting.
         download_tick: Between two looks at a download.
         client_tick: Between two looks of a waiting client.
@@ -40,6 +41,7 @@ class Policy:
     """
 
     idle_tick: float = 1.0
+    awake_linger: float = 30.0
     start_tick: float = 0.02
     download_tick: float = 0.25
     client_tick: float = 0.02

@@ -51,6 +51,7 @@ from langchain_car_vllm.server.supervisor.restarts import (
 )
 from langchain_car_vllm.server.supervisor.serve import serve
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
+from langchain_car_vllm.server.wakefulness import Wakefulness
 
 
 class Supervisor:
@@ -77,6 +78,7 @@ class Supervisor:
         self._last_error = predecessor.error if predecessor else None
         self._servers: list[Server] = []
         install_launcher(directory)
+        self._awake = Wakefulness(policy.awake_linger)
         self._clients = ClientRecords(directory.clients)
         self._clients.poll(time.monotonic())
         self._clients.forget_dead()
@@ -86,6 +88,7 @@ class Supervisor:
         context = self._context
         ending: dict[str, Any] = {"reason": "lost"}
         try:
+            self._awake.look(is_working=True)
             self._wait_out_backoff()
             check_model_can_be_had(context.spec)
             check_fits(context)
@@ -95,7 +98,7 @@ class Supervisor:
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
             remove_old_keys(context.directory, context.policy.key_lifetime)
-            serve(context, server.child, self._clients)
+            serve(context, server.child, self._clients, self._awake)
         except StageEnded as end:
             ending = {"reason": end.reason}
         except CarVllmError as error:
@@ -147,6 +150,7 @@ class Supervisor:
 
     def _finish(self, ending: dict[str, Any]) -> None:
         """Leave nobody behind and say why it is over."""
+        self._awake.end()
         context = self._context
         gently = (
             context.state.phase == "ready" and "error" not in ending and ending["reason"] != "lost"

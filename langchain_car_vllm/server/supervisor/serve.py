@@ -14,13 +14,16 @@ from langchain_car_vllm.server.supervisor.draining import Eviction
 from langchain_car_vllm.server.supervisor.gpu_verdicts import find_verdict
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
+from langchain_car_vllm.server.wakefulness import Wakefulness
 
 _MANY_RECORDS = 100
 _LOST_GPU = "was ended: its GPU takes no more work"
 _LONGEST_READ = 1_000_000
 
 
-def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> NoReturn:
+def serve(
+    context: SupervisorContext, child: Child, clients: ClientRecords, awake: Wakefulness
+) -> NoReturn:
     """Watch over a ready server.
 
     Raises:
@@ -36,6 +39,8 @@ def serve(context: SupervisorContext, child: Child, clients: ClientRecords) -> N
             _report_crash(context, child, code, was_used=idleness.was_used, served=served)
         if not child.is_findable():
             raise StageEnded("lost")
+        if awake.is_possible:
+            awake.look(is_working=bool(clients.holders()))
         child.trim_log(context.policy.log_limit)
         context.pause(idleness.seconds_to_next_look())
 

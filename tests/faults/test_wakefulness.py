@@ -1,0 +1,140 @@
+"""A Mac is kept awake while it works for somebody, and no longer; `caffeinate` is imitated."""
+
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from faults.support import FAST, Fake, eventually
+
+from langchain_car_vllm.server import lease, stop_server, wakefulness
+from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.server.wakefulness import Wakefulness
+
+_CAFFEINATE = """#!/bin/sh
+echo "$$ $*" >> {notes}
+while kill -0 "$3" 2>/dev/null; do sleep 0.05; done
+"""
+_KEEPER = """
+import os
+from langchain_car_vllm.server import wakefulness
+wakefulness.PLATFORM = "darwin"
+with wakefulness.Wakefulness():
+    print("awake", flush=True)
+    input()
+"""
+
+
+class Notes:
+    """What the imitated `caffeinate` was started with.
+
+    Args:
+        file: One line for each: its process id and its arguments.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def lines(self) -> list[str]:
+        """Return the arguments of all, in order."""
+        return [line.split(" ", 1)[1] for line in self._text()]
+
+    def alive(self) -> list[int]:
+        """Return those that run, and those that nobody reaped."""
+        return [pid for line in self._text() if psutil.pid_exists(pid := int(line.split()[0]))]
+
+    def _text(self) -> list[str]:
+        return self._file.read_text().splitlines() if self._file.exists() else []
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Notes:
+    """A `caffeinate` on PATH, and supervisors that take this machine for a Mac's."""
+    folder = tmp_path / "mac"
+    folder.mkdir()
+    file = folder / "notes"
+    program = folder / "caffeinate"
+    program.write_text(_CAFFEINATE.format(notes=shlex.quote(str(file))))
+    (folder / "sitecustomize.py").write_text(
+        "from langchain_car_vllm.server import wakefulness\nwakefulness.PLATFORM = 'darwin'\n"
+    )
+    python = folder / "python"
+    path = f'PYTHONPATH="{folder}:$PYTHONPATH"'
+    python.write_text(f'#!/bin/sh\nexport {path}\nexec {sys.executable} "$@"\n')
+    for executable in (program, python):
+        executable.chmod(0o755)
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(wakefulness, "PLATFORM", "darwin")
+    return Notes(file)
+
+
+def test_awake_for_a_load_and_a_lease_and_no_longer(fake: Fake, notes: Notes):
+    """One runs from the start to the end of the last request, and none for an idle server."""
+    policy = dataclasses.replace(FAST, awake_linger=0.05)
+    with lease(fake.spec(), policy=policy):
+        state = read_state(fake.directory().state)
+        assert state is not None
+        assert notes.lines()[0] == f"-i -w {state.supervisor.pid}"
+        eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake")
+    eventually(lambda: not notes.alive(), "the Mac to be let asleep")
+    with lease(fake.spec(), policy=policy):
+        eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake again")
+        stop_server(fake.directory(), policy=FAST)
+    eventually(lambda: not notes.alive(), "nobody to be left after a stop")
+
+
+def test_off_by_its_variable(fake: Fake, notes: Notes, monkeypatch: pytest.MonkeyPatch):
+    """`CAR_VLLM_MLX_CAFFEINATE=0` starts none."""
+    monkeypatch.setenv("CAR_VLLM_MLX_CAFFEINATE", "0")
+    with lease(fake.spec(), policy=FAST):
+        pass
+    assert notes.lines() == []
+
+
+def test_it_ends_with_a_killed_process(notes: Notes):
+    """Whoever is killed leaves none behind."""
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", _KEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert keeper.stdout is not None
+    keeper.stdout.readline()
+    eventually(lambda: len(notes.alive()) == 1, "it to run")
+    keeper.send_signal(signal.SIGKILL)
+    keeper.communicate()
+    eventually(lambda: not _running(notes), "it to end with what it watches")
+
+
+def test_one_that_was_ended_is_started_again(notes: Notes):
+    """Somebody else's kill is noticed, and leaves no zombie."""
+    with Wakefulness() as awake:
+        eventually(lambda: len(notes.alive()) == 1, "the first to run")
+        [first] = notes.alive()
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: _look(awake) or len(notes.lines()) == 2, "another to be started")
+        eventually(lambda: notes.alive() != [first], "the first to be reaped")
+    assert notes.alive() == []
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch, platform: str):
+    """Nothing is started, and nothing fails."""
+    monkeypatch.setattr(wakefulness, "PLATFORM", platform)
+    monkeypatch.setattr(wakefulness, "_USUAL", "/nonexistent/caffeinate")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with Wakefulness() as awake:
+        assert awake.is_possible is False
+
+
+def _look(awake: Wakefulness) -> None:
+    awake.look(is_working=True)
+
+
+def _running(notes: Notes) -> list[int]:
+    """Return those that run; here nobody may reap an orphan."""
+    return [pid for pid in notes.alive() if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]

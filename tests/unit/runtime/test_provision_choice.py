@@ -1,0 +1,153 @@
+"""Which installation is used: one that exists, the managed one, or one that CAR made."""
+
+import pytest
+from unit.runtime.provisioning import make_foreign, missing_uv
+
+from langchain_car_vllm.errors import (
+    RuntimeMissingError,
+)
+from langchain_car_vllm.runtime import (
+    VllmRuntime,
+    ensure_runtime,
+    resolve_existing,
+    version_warning,
+    warn_about,
+    warn_about_what_is_passed_over,
+)
+from langchain_car_vllm.runtime.marker import read_marker, write_marker
+
+
+def test_an_existing_install_wins(fake_uv, home, write_binary):
+    """Nothing is installed where a usable `vllm-mlx` is."""
+    binary = write_binary(home / ".local", "0.4.1")
+    assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
+    assert fake_uv.calls == []
+    assert not (home / ".car").exists()
+
+
+def test_an_older_install_is_warned_about_once(fake_uv, home, write_binary, caplog):
+    """A version that works but lacks something is used, and said so once per process."""
+    write_binary(home / ".local", "0.4.0")
+    warn_about.cache_clear()
+    used = ensure_runtime().server
+    ensure_runtime()
+    assert [record.message for record in caplog.records] == [version_warning("0.4.0", used)]
+    assert str(used) in caplog.text
+
+
+@pytest.fixture
+def tested(fake_uv):
+    """A complete managed install of the tested set."""
+    server = ensure_runtime().server
+    warn_about_what_is_passed_over.cache_clear()
+    return server
+
+
+@pytest.mark.parametrize("older", ["0.3.0", "0.4.1", "0.5.9"])
+def test_the_tested_set_wins_over_an_older_minor(tested, home, write_binary, caplog, older):
+    """An old install that is found first is passed over, which is said once with its name."""
+    binary = write_binary(home / ".local", older)
+    assert resolve_existing() == binary
+    assert ensure_runtime() == ensure_runtime() == VllmRuntime(tested, "0.6.0")
+    assert [str(binary) in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("version", ["0.6.0", "0.6.3", "0.7.0", "1.0"])
+def test_an_install_of_the_tested_minor_or_newer_wins(tested, home, write_binary, version):
+    """What is not older is used where it is found."""
+    binary = write_binary(home / ".local", version)
+    assert ensure_runtime() == VllmRuntime(binary, version)
+
+
+def test_the_override_wins_over_the_tested_set(tested, home, write_binary, monkeypatch):
+    """`CAR_VLLM_MLX_BIN` is used, whatever its version."""
+    binary = write_binary(home / ".local", "0.4.1")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(binary))
+    assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
+
+
+def test_an_unfinished_managed_install_wins_over_nobody(tested, home, managed, write_binary):
+    """While the managed install is not complete, the older one is used."""
+    binary = write_binary(home / ".local", "0.4.1")
+    write_marker(managed, read_marker(managed)._replace(state="installing"))
+    assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
+
+
+def test_a_too_old_install_is_passed_over(fake_uv, home, write_binary, managed):
+    """A `vllm-mlx` below 0.3.0 leads to an installation of our own, and is left alone."""
+    old = write_binary(home / ".local", "0.2.9")
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    assert old.exists()
+
+
+def test_an_override_is_never_tested(fake_uv, tmp_path, monkeypatch):
+    """`CAR_VLLM_MLX_BIN` is taken as it is, with no version where it has none."""
+    (tmp_path / "mine").touch()
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(tmp_path / "mine"))
+    assert ensure_runtime() == VllmRuntime(tmp_path / "mine", None)
+    assert fake_uv.calls == []
+
+
+def test_auto_install_false_uses_what_is_there(fake_uv):
+    """With a runtime there, `auto_install=False` changes nothing."""
+    runtime = ensure_runtime()
+    assert ensure_runtime(auto_install=False) == runtime
+
+
+def test_an_install_of_cars_is_tested_once(fake_uv, managed):
+    """A `vllm-mlx` that CAR installed is tested, marked, and from then on used at once."""
+    make_foreign(managed, fake_uv, version="0.5.0")
+    assert read_marker(managed) is None
+    assert ensure_runtime() == VllmRuntime(managed / "bin" / "vllm-mlx", "0.5.0")
+    assert fake_uv.calls == []
+    marker = read_marker(managed)
+    assert (marker.state, marker.ours, marker.version) == ("complete", False, "0.5.0")
+
+
+@pytest.mark.parametrize("obstacle", ["disk", "uv"])
+def test_a_test_of_what_is_there_needs_nothing(fake_uv, managed, monkeypatch, obstacle):
+    """What CAR installed is used on a full disk and without uv: nothing is to be installed."""
+    make_foreign(managed, fake_uv, version="0.5.0")
+    if obstacle == "disk":
+        monkeypatch.setattr("langchain_car_vllm.runtime.provision.needed_mb", lambda **_: 10**12)
+    else:
+        monkeypatch.delenv("CAR_UV")
+        monkeypatch.setattr("uv.find_uv_bin", missing_uv)
+    assert ensure_runtime().version == "0.5.0"
+
+
+def test_a_folder_that_takes_no_mark_is_tested_each_time(fake_uv, managed):
+    """Somebody else's install works although nothing can be written down beside it."""
+    make_foreign(managed, fake_uv, version="0.6.0")
+    obstacle = managed / ".langchain-car-vllm.json"
+    obstacle.mkdir()
+    (obstacle / "file").touch()
+    assert ensure_runtime().server == (managed / "bin" / "vllm-mlx").resolve()
+
+
+def test_cars_packages_survive(fake_uv, managed):
+    """Into an environment that CAR made only `vllm-mlx` goes, and the rest stays."""
+    site = make_foreign(managed, fake_uv, version=None)
+    ensure_runtime()
+    assert (site / "car_speech" / "__init__.py").exists()
+    assert fake_uv.commands == ["pip"]
+    assert "vllm-mlx>=0.6,<0.7" in fake_uv.calls[0]
+    assert "--require-hashes" not in fake_uv.calls[0]
+    assert not read_marker(managed).ours
+
+
+def test_a_broken_install_of_cars_is_mended(fake_uv, managed):
+    """A `vllm-mlx` that cannot be imported is installed anew."""
+    site = make_foreign(managed, fake_uv, version="0.5.0")
+    (site / "vllm_mlx" / "server.py").unlink()
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    assert fake_uv.commands == ["pip"]
+
+
+def test_a_broken_install_is_refused_where_installing_is_off(fake_uv, managed):
+    """Where nothing may be installed, a `vllm-mlx` that does not work is an error."""
+    site = make_foreign(managed, fake_uv, version="0.5.0")
+    (site / "vllm_mlx" / "server.py").unlink()
+    with pytest.raises(RuntimeMissingError, match="does not work"):
+        ensure_runtime(auto_install=False)
+    assert fake_uv.calls == []

@@ -14,12 +14,13 @@ from langchain_core.runnables import Runnable
 from pydantic import model_validator
 
 from langchain_car_vllm import __version__
+from langchain_car_vllm.connection import aconnect, connect
 from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
 from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.secrets_masking import MASK, masked_settings
-from langchain_car_vllm.served_model import is_on_loop
+from langchain_car_vllm.settings import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
     Method,
     check_method,
@@ -224,7 +225,7 @@ class ChatVllmMlx(DelegatingChatModel):
             tools: The tools that will be bound.
         """
         if messages is None and tools is None:
-            with self._connection(self._spec(engine=self.engine), None):
+            with connect(self._target(self._spec(engine=self.engine))):
                 return
         self._generate(self._warming(messages), **_warming_parameters(tools))
 
@@ -235,7 +236,7 @@ class ChatVllmMlx(DelegatingChatModel):
     ) -> None:
         """Do what `warm_up` does without blocking the event loop."""
         if messages is None and tools is None:
-            async with self._aconnection(self._spec(engine=self.engine), None):
+            async with aconnect(self._target(self._spec(engine=self.engine))):
                 return
         await self._agenerate(self._warming(messages), **_warming_parameters(tools))
 

@@ -1,14 +1,26 @@
-"""Somebody to talk to for the time of one request, and what to do when the connection breaks."""
+"""The connection of one request: `connect()`, `aconnect()`, and the replay where it breaks."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import lru_cache
+from importlib import import_module
+from typing import NamedTuple, Protocol
 
+from langchain_car_vllm.display import displayed
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.gate import Gate, OpenGate
-from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
+from langchain_car_vllm.wire.transport.remote import described, find_described
 from langchain_car_vllm.wire.transport.request_progress import Watch
+
+log = logging.getLogger("langchain_car_vllm")
 
 
 class Connection(Protocol):
@@ -63,7 +75,7 @@ class Attached:
 
 
 class Watched:
-    """A connection whose server is asked what it does where its answer lets one wait.
+    """A connection whose server is asked what it is doing while its answer takes long.
 
     Args:
         connection: Somebody to talk to.
@@ -78,6 +90,87 @@ class Watched:
         self.was_alone = connection.was_alone
         self.take_blame = connection.take_blame
         self.watch = Watch(connection.endpoint, on_progress)
+
+
+class Target(NamedTuple):
+    """Whom a request goes to, and how its user waits.
+
+    Attributes:
+        spec: The server to hold.
+        endpoint: The endpoint of somebody else's to use instead, None to hold a server.
+        wire: The module that talks to the server; it is imported while the server starts.
+        startup_timeout: Seconds to wait for the server at most, None for no limit.
+        on_progress: Told of the wait, None to show it.
+        headers: Sent when an endpoint of somebody else's is asked what it is.
+        patience: Seconds that such a question may take, None for no limit.
+        read_files: Reads what a construction on an event loop left unread, None for nothing.
+    """
+
+    spec: ServerSpec
+    endpoint: Endpoint | None
+    wire: str
+    startup_timeout: float | None = None
+    on_progress: OnProgress | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    patience: float | None = None
+    read_files: Callable[[], None] | None = None
+
+
+@contextmanager
+def connect(target: Target) -> Iterator[Watched]:
+    """Hold a server for the time of one request."""
+    if target.read_files is not None:
+        target.read_files()
+    with ExitStack() as stack:
+        on_progress = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        on_waiting = _import_meanwhile(target.wire, on_progress)
+        connection: Connection
+        if target.endpoint is not None:
+            connection = Attached(described(target.endpoint, target.headers, target.patience))
+        else:
+            # Not needed for construction.
+            from langchain_car_vllm import server  # noqa: PLC0415
+
+            connection = stack.enter_context(
+                server.lease(
+                    target.spec, startup_timeout=target.startup_timeout, on_progress=on_waiting
+                )
+            )
+            _warn_of(connection.endpoint)
+        watched = Watched(connection, on_progress)
+        stack.callback(watched.watch.end)
+        yield watched
+
+
+@asynccontextmanager
+async def aconnect(target: Target) -> AsyncIterator[Watched]:
+    """Hold a server for the time of one request without blocking the event loop."""
+    if target.read_files is not None:
+        await asyncio.to_thread(target.read_files)
+    async with AsyncExitStack() as stack:
+        on_progress = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        on_waiting = _import_meanwhile(target.wire, on_progress)
+        connection: Connection
+        if target.endpoint is not None:
+            known = find_described(target.endpoint, target.headers)
+            if known is None:
+                known = await asyncio.to_thread(
+                    described, target.endpoint, target.headers, target.patience
+                )
+            connection = Attached(known)
+        else:
+            # Not needed for construction.
+            from langchain_car_vllm import server  # noqa: PLC0415
+
+            connection = await stack.enter_async_context(
+                server.alease(
+                    target.spec, startup_timeout=target.startup_timeout, on_progress=on_waiting
+                )
+            )
+            _warn_of(connection.endpoint)
+        watched = Watched(connection, on_progress)
+        stack.callback(watched.watch.end)
+        yield watched
 
 
 class Replay:
@@ -125,3 +218,42 @@ def _poisonous(crash: ServerCrashedError) -> ServerCrashedError:
     crash.message = f"this request crashed the server twice; {crash.message}"
     crash.hint = crash.hint or "change the request, or report it to vllm-mlx with the log"
     return crash
+
+
+def _warn_of(endpoint: Endpoint) -> None:
+    """Log what is worth knowing of a server's installation, once per process."""
+    # Not needed for construction.
+    from langchain_car_vllm import runtime  # noqa: PLC0415
+
+    runtime.warn_about(endpoint.version)
+    runtime.warn_about_what_is_passed_over()
+    _warn_of_engine(endpoint.engine_note)
+
+
+@lru_cache
+def _warn_of_engine(note: str | None) -> None:
+    """Log why a server does not use the better engine, once per process."""
+    if note:
+        log.warning("%s", note)
+
+
+def _import_meanwhile(module: str, on_progress: OnProgress) -> OnProgress:
+    """Have a module imported while a server starts, instead of after it.
+
+    Args:
+        module: Takes seconds to import.
+        on_progress: Told of the wait as before.
+    """
+    if module in sys.modules:
+        return on_progress
+
+    def import_and_tell(progress: Progress) -> None:
+        if progress.stage != "ready" and module not in sys.modules:
+            name = "langchain_car_vllm.import"
+            if not any(thread.name == name for thread in threading.enumerate()):
+                threading.Thread(
+                    target=import_module, args=(module,), name=name, daemon=True
+                ).start()
+        on_progress(progress)
+
+    return import_and_tell

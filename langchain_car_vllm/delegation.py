@@ -16,12 +16,11 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-from langchain_car_vllm.connection import Connection, Replay
+from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.served_model import is_on_loop
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.settings import ChatSettings
+from langchain_car_vllm.settings import ChatSettings, is_on_loop
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
 from langchain_car_vllm.wire.request import parameters
@@ -100,7 +99,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
     ) -> ChatResult:
         call, replay = self._call(stop, kwargs), Replay()
         while True:
-            with self._connection(call.spec, call.model) as connection:
+            with connect(self._target(call.spec, call.model)) as connection:
                 try:
                     return self._chat_for(call, connection)._generate(  # noqa: SLF001
                         messages, call.stop, run_manager, gate=connection.gate, **call.given
@@ -117,7 +116,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
     ) -> ChatResult:
         call, replay = await self._acall(stop, kwargs), Replay()
         while True:
-            async with self._aconnection(call.spec, call.model) as connection:
+            async with aconnect(self._target(call.spec, call.model)) as connection:
                 try:
                     chat = await self._achat_for(call, connection)
                     return await chat._agenerate(  # noqa: SLF001
@@ -135,7 +134,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         call, replay = self._call(stop, kwargs), Replay()
         while True:
-            with self._connection(call.spec, call.model) as connection:
+            with connect(self._target(call.spec, call.model)) as connection:
                 try:
                     chunks = self._chat_for(call, connection)._stream(  # noqa: SLF001
                         messages, call.stop, run_manager, gate=connection.gate, **call.given
@@ -159,7 +158,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         call, replay = await self._acall(stop, kwargs), Replay()
         while True:
-            async with self._aconnection(call.spec, call.model) as connection:
+            async with aconnect(self._target(call.spec, call.model)) as connection:
                 try:
                     chat = await self._achat_for(call, connection)
                     chunks = chat._astream(  # noqa: SLF001

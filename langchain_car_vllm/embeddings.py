@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from langchain_core.embeddings import Embeddings
 from pydantic import model_validator
 
-from langchain_car_vllm.connection import Connection, Replay
-from langchain_car_vllm.served_model import ServedModel
+from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.setting_checks import check_positive
+from langchain_car_vllm.settings import ServerFields
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.embed import Embedder
 
 
-class VllmMlxEmbeddings(ServedModel, Embeddings):
+class VllmMlxEmbeddings(ServerFields, Embeddings):
     """Embeddings that install, start and supervise `vllm-mlx` by themselves.
 
     They have a server of their own, which never loads chat weights, under the same supervision as
@@ -78,7 +78,7 @@ class VllmMlxEmbeddings(ServedModel, Embeddings):
     def _embed(self, texts: list[str]) -> list[list[float]]:
         replay = Replay()
         while True:
-            with self._connection(self._spec(embeddings=True), None) as connection:
+            with connect(self._target(self._spec(embeddings=True))) as connection:
                 try:
                     return self._embedder(connection).embed(texts)
                 except Replay.BROKEN as error:
@@ -87,7 +87,7 @@ class VllmMlxEmbeddings(ServedModel, Embeddings):
     async def _aembed(self, texts: list[str]) -> list[list[float]]:
         replay = Replay()
         while True:
-            async with self._aconnection(self._spec(embeddings=True), None) as connection:
+            async with aconnect(self._target(self._spec(embeddings=True))) as connection:
                 try:
                     # Its import would block the loop.
                     embedder = await asyncio.to_thread(self._embedder, connection)

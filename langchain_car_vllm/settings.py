@@ -1,17 +1,237 @@
-"""What a user can set about the answers of a chat model."""
+"""What a user can set: the server of a model, and the answers of a chat model."""
 
-from typing import Any, Literal, Self
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FieldSerializationInfo,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
+from langchain_car_vllm import environment
+from langchain_car_vllm.connection import Target
+from langchain_car_vllm.durations import seconds
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.served_model import ServedModel
+from langchain_car_vllm.models import ModelId, parse_model_id
+from langchain_car_vllm.models.catalog import catalog
+from langchain_car_vllm.models.families import serving_of_name
+from langchain_car_vllm.models.ids import suggested_id, written
+from langchain_car_vllm.secrets_masking import masked_settings
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.setting_checks import (
+    check_positive,
+    check_revision,
+    check_server,
+    checked_url,
+    configuration_error,
+)
 from langchain_car_vllm.wire.reasoning import Reasoning
 from langchain_car_vllm.wire.request import parameters
 from langchain_car_vllm.wire.transport.remote import check_served
 
 
-class ChatSettings(ServedModel):
+def _key_of_endpoint() -> SecretStr | None:
+    key = environment.CAR_VLLM_MLX_API_KEY.read()
+    return SecretStr(key) if key else None
+
+
+# Read now: a model may be constructed on an event loop, where no file may be read.
+catalog()
+
+
+class ServerFields(BaseModel):
+    """A model and the server that serves it: configuration only, no client, port or process.
+
+    Construction reads local files at most, on an event loop not even those; it never uses the
+    network and starts nothing.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str
+    """Catalog name, Hub repository or local directory, such as `vllm-mlx/gemma-4-e4b-it`."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; the default branch without one."""
+    keep_alive: str | float = Field(default_factory=environment.CAR_VLLM_MLX_KEEP_ALIVE.read)
+    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever.
+
+    A call can name its own: `llm.invoke(..., keep_alive=0)`.
+    """
+    startup_timeout: float | None = None
+    """Seconds to wait for the server to become ready; no limit without one."""
+    on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
+    """Called with a `Progress` while a call waits, from any thread: for the server, and for the
+    first token where that takes longer than two seconds."""
+    auto_install: bool = Field(default_factory=environment.CAR_VLLM_MLX_AUTO_INSTALL.read)
+    """Whether `vllm-mlx` may be installed where it is missing."""
+    auto_pull: bool = True
+    """Whether the model may be downloaded where it is missing."""
+    server_args: list[str] = Field(default_factory=list)
+    """Appended to the server's command line."""
+    server_env: dict[str, SecretStr] = Field(default_factory=dict, exclude=True, repr=False)
+    """Added to the server's environment; never serialised, logged or traced."""
+    base_url: str | None = Field(default_factory=environment.CAR_VLLM_MLX_BASE_URL.read)
+    """An endpoint that somebody else runs; nothing is installed, started or stopped then."""
+    api_key: SecretStr | None = Field(default_factory=_key_of_endpoint)
+    """The key of `base_url`."""
+    default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+    """Sent with every request; never serialised, since they may hold a key."""
+
+    _has_unread_files: bool = PrivateAttr(default=False)
+    _wire: ClassVar[str]
+    """The module that talks to the server; only calls import it."""
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, /, **given: Any) -> None:
+        if model is not None:
+            if "model" in given:
+                raise ConfigurationError("`model` is named twice", hint="name it once")
+            given["model"] = model
+        if isinstance(given.get("model"), os.PathLike):
+            given["model"] = written(given["model"])
+        parameters.check_names(given, type(self).model_fields)
+        if "model" not in given:
+            raise ConfigurationError("`model` is missing", hint=_suggestion())
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise configuration_error(error) from None
+
+    @field_serializer("base_url", "server_args", "extra_body", "model_kwargs", check_fields=False)
+    def _serialize_masked(self, value: Any, info: FieldSerializationInfo) -> Any:
+        return masked_settings({info.field_name: value})[info.field_name]
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, value if name is None else masked_settings({name: value})[name]
+
+    @model_validator(mode="after")
+    def _check_connection(self) -> Self:
+        if not self.model.strip():
+            raise ConfigurationError(
+                "`model` is empty", hint="name one, such as `vllm-mlx/gemma-4-e4b-it`"
+            )
+        if self.base_url is not None:
+            self.base_url = checked_url(self.base_url)
+        else:
+            parse_model_id(self.model, read_files=not is_on_loop())
+        seconds(self.keep_alive, "keep_alive", lowest=-1)
+        if self.startup_timeout is not None:
+            check_positive("startup_timeout", self.startup_timeout)
+        if self.revision is not None:
+            check_revision(self.revision)
+        check_server(self.server_args, self.server_env)
+        environment.check_variables()
+        self._has_unread_files = self.base_url is None and is_on_loop()
+        return self
+
+    def _model_id(self, model: str | None = None) -> ModelId:
+        name = model or self.model
+        if self.base_url is not None:
+            name = name.removeprefix("vllm-mlx/")
+            return ModelId(name=name, source=name, is_local=False)
+        read_files = not is_on_loop()  # a call looks into a directory in a thread
+        if name.startswith((".", "~")):
+            return parse_model_id(name, read_files=read_files)
+        return _known_model_id(name, read_files=read_files)
+
+    def _read_files(self) -> None:
+        """Do off the loop what a construction on an event loop left undone."""
+        if self.base_url is None:
+            parse_model_id(self.model)
+        self._has_unread_files = False
+
+    def _name(self, model: object = None) -> str:
+        """Return the model's name for traces, also of one that does not exist."""
+        if not isinstance(model, str | None):
+            return str(model)  # refused by the call itself
+        try:
+            return self._model_id(model).name
+        except ConfigurationError:
+            return model or self.model
+
+    def _spec(
+        self,
+        model: str | None = None,
+        *,
+        engine: Literal["auto", "simple", "batched"] = "auto",
+        embeddings: bool = False,
+        keep_alive: str | float | None = None,
+    ) -> ServerSpec:
+        found = self._model_id(model)
+        alive = self.keep_alive if keep_alive is None else keep_alive
+        return ServerSpec(
+            source=found.source,
+            served_name=found.name,
+            revision=self.revision,
+            engine=engine,
+            server_args=tuple(self.server_args),
+            server_env=tuple(
+                (name, secret.get_secret_value()) for name, secret in self.server_env.items()
+            ),
+            embeddings=embeddings,
+            keep_alive=seconds(alive, "keep_alive", lowest=-1),
+            auto_install=self.auto_install,
+            auto_pull=self.auto_pull,
+        )
+
+    def _external(self, model: str | None) -> Endpoint | None:
+        if self.base_url is None:
+            return None
+        name = self._model_id(model).name
+        return Endpoint(
+            base_url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            served_model=name,
+            **{**serving_of_name(name).facts(), "engine": self._engine()},
+        )
+
+    def _engine(self) -> str | None:
+        """Return the engine that the user names for an endpoint, None where it is to be asked."""
+        return None
+
+    def _patience(self) -> float | None:
+        """Return the seconds that a request may take, None for no limit."""
+        return None
+
+    def _target(self, spec: ServerSpec, model: str | None = None) -> Target:
+        """Return whom a request to a model goes to."""
+        return Target(
+            spec,
+            self._external(model),
+            self._wire,
+            self.startup_timeout,
+            self.on_progress,
+            self._header_items(),
+            self._patience(),
+            self._read_files if self._has_unread_files else None,
+        )
+
+    def _unload(self, spec: ServerSpec, *, force: bool) -> None:
+        if self.base_url is not None:
+            raise ConfigurationError(
+                f"`{self.base_url}` is run by somebody else and cannot be unloaded from here"
+            )
+        # Not needed for construction.
+        from langchain_car_vllm import server  # noqa: PLC0415
+
+        server.stop_server(server.directory_of(spec), force=force)
+
+    def _header_items(self) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(self.default_headers.items()))
+
+
+class ChatSettings(ServerFields):
     """How a chat model answers, beside the server that it answers from."""
 
     temperature: float | None = None
@@ -96,3 +316,26 @@ class ChatSettings(ServedModel):
         names = (*parameters.SAMPLING, "reasoning", "thinking_budget", "timeout", "extra_body")
         found = {name: getattr(self, name) for name in names}
         return {k: v for k, v in found.items() if v is not None} | self.model_kwargs
+
+
+def is_on_loop() -> bool:
+    """Return whether this thread runs an event loop, which no file may block."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _suggestion() -> str:
+    """Return a hint that names a model which fits into the memory of this machine."""
+    # Not needed by a construction that names one.
+    from langchain_car_vllm.server.memory import budget_bytes  # noqa: PLC0415
+
+    return f"name one that fits here: `{suggested_id(budget_bytes())}`"
+
+
+@lru_cache(maxsize=256)
+def _known_model_id(name: str, *, read_files: bool) -> ModelId:
+    """Remember what a name stands for wherever it is said: each call asks several times."""
+    return parse_model_id(name, read_files=read_files)

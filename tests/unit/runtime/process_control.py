@@ -18,7 +18,7 @@ def end_tree(process):
     psutil.wait_procs(children, timeout=10)
 
 
-def wait_until(condition, process=None, limit=20.0):
+def wait_until(condition, process=None, limit=90.0):
     """Poll a condition; fails when time runs out or a process ends before."""
     deadline = time.monotonic() + limit
     while not condition():

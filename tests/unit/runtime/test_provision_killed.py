@@ -104,7 +104,7 @@ def test_two_provisioners_install_once(fake_uv, managed, spawn):
     wait_until(fake_uv.paused_at("pip-half").exists)
     fake_uv.paused_at("pip-half").unlink()
     for process in processes:
-        said, errors = process.communicate(timeout=30)
+        said, errors = process.communicate(timeout=120)
         assert said.strip() == str(managed / "bin" / "vllm-mlx"), errors
     assert fake_uv.commands == ["venv", "pip"]
 

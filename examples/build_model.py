@@ -37,7 +37,7 @@ BLOCK = {
 }
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 UNUSED, SPECIAL = 5, (3, 4)
-# The server's tool parser must see these, so they are no special tokens.
+# The server's tool parser must see these, so they are not special tokens.
 VISIBLE = ("<tool_call>", "</tool_call>")
 
 

@@ -67,7 +67,7 @@ class OnSmolLM2(Standard):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        # Asked for its likeliest token, so small a model repeats itself inside a string for ever.
+        # Asked for its likeliest token, so small a model repeats itself inside a string forever.
         # With a penalty it no longer repeats the number that a tool is to be called with.
         return {**super().chat_model_params, "repetition_penalty": self.penalty}
 

@@ -1,4 +1,4 @@
-"""What a ready server looks like to whoever talks to it."""
+"""`Endpoint`: address, key and facts of a ready server."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Every exception a user can meet.
+"""The exceptions of the package.
 
 Tree, with the class of LangChain that each is too:
 

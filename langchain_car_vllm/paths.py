@@ -1,4 +1,4 @@
-"""Where things lie: the home, the run state and the managed runtime.
+"""The folders of the home, the run state and the managed runtime.
 
 `CAR_HOME` moves the run state; the managed runtime stays in `~/.car/visual-runtime`, which CAR
 shares, as long as it can be there.

@@ -1,4 +1,4 @@
-"""What a caller is told while it waits."""
+"""`Progress`: the stage and the figures that a waiting caller gets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

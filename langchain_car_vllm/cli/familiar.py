@@ -1,4 +1,4 @@
-"""What fingers type that know other tools: answered with the word that is meant."""
+"""Commands and options of other tools, answered with the ones that are meant."""
 
 from typing import Any
 

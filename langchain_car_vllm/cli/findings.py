@@ -1,4 +1,4 @@
-"""What a check says when it is not content."""
+"""The exceptions that a check of `doctor` raises: a finding, or a warning."""
 
 
 class Finding(Exception):  # noqa: N818

@@ -1,4 +1,4 @@
-"""What the package takes for granted of a machine, each tried for real."""
+"""The checks of `doctor` that try what the package needs of a machine."""
 
 import fcntl
 import os

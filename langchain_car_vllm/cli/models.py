@@ -92,7 +92,7 @@ def _lm_studio_names() -> Iterator[str]:
 
 
 def _shelved(repository: str, *, absent: bool) -> _Shelved | None:
-    """Return a model, None for what is no model that can be served."""
+    """Return a model, None for what cannot be served."""
     if not is_repository(repository):
         return None
     entry = catalog().by_repository(repository)

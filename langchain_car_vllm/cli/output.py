@@ -24,7 +24,7 @@ def model_id(name: str) -> str:
 
 
 def say(text: str) -> None:
-    """Tell a person something that is no data."""
+    """Tell a person something that is not data."""
     print(text, file=sys.stderr)
 
 

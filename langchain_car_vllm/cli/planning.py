@@ -99,7 +99,7 @@ def tokens(text: str) -> int:
     """Return a number of tokens, written as a number or with `k` or `m`.
 
     Raises:
-        ConfigurationError: It is no such number, or not a sensible one.
+        ConfigurationError: It is not a number, or not a sensible one.
     """
     match = _TOKENS.fullmatch(text.strip().replace("_", ""))
     count = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0

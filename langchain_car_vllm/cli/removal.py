@@ -118,7 +118,7 @@ def disk_bytes(folder: Path) -> int:
 
 
 def confirms(question: str) -> bool:
-    """Ask a person; whoever is none has to say --yes."""
+    """Ask a person; a program has to say --yes."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigurationError("nobody can be asked", hint="say --yes")
     return typer.confirm(question, err=True)

@@ -1,4 +1,4 @@
-"""What `doctor` asks of the limits, of certificates and of MLX itself."""
+"""The checks of `doctor` on limits, certificates and MLX itself."""
 
 import json
 import resource

@@ -20,7 +20,7 @@ _NEAREST = 3
 _LIKENESS = 0.5
 _SHORTEST_STEM = 3
 _MOST_ENTRIES = 1000
-# Such as `4b`, `e2b` and `a3b`; `4bit` is no size.
+# Such as `4b`, `e2b` and `a3b`; `4bit` is not a size.
 _SIZE = re.compile(r"(?<![a-z0-9.])[ea]?\d+(?:\.\d+)?b(?![a-z])")
 _SMALLEST = "mlx-community/Llama-3.2-1B-Instruct-4bit"
 _MB = 1_000_000
@@ -61,8 +61,8 @@ def parse_model_id(text: str | os.PathLike[str], *, read_files: bool = True) -> 
         read_files: Whether to look into a directory, which blocks; without it any is believed.
 
     Raises:
-        UnknownModelError: It is none of these, or the directory holds no model; names the nearest
-            ids.
+        UnknownModelError: It is none of these, or the directory has no model in it; names the
+            nearest ids.
     """
     text = written(text).strip()
     if not text:

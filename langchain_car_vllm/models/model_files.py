@@ -1,4 +1,4 @@
-"""The one door through which files that came with a model are read.
+"""Reads files that came with a model, within bounds.
 
 Somebody else wrote them: one may be a pipe that never ends, nest a million brackets, or lie where
 this user may not look. What comes through is a regular file of bounded size, and whatever can go

@@ -53,7 +53,7 @@ def is_weight(name: str, pattern: str) -> bool:
 
 
 def shard_names(index: Mapping[str, Any]) -> list[str]:
-    """Return the files that an index of weights names, sorted; what is no file's name is left out.
+    """Return the files that an index of weights names, sorted, without what is not a file's name.
 
     Args:
         index: What `model.safetensors.index.json` holds.
@@ -83,7 +83,7 @@ def find_damage(path: Path) -> Damage | None:
     return _damage(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-_AGAIN = "download the model again, or remove the file if it is none of the model's"
+_AGAIN = "download the model again, or remove the file if it does not belong to the model"
 
 
 @lru_cache(maxsize=4096)

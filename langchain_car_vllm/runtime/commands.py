@@ -1,4 +1,4 @@
-"""Running another program: the one wrapper around `subprocess` of the runtime."""
+"""Running one step of an installation: its environment, its output line by line, its failure."""
 
 import os
 import selectors

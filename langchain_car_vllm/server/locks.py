@@ -1,8 +1,8 @@
 """Kernel locks: they end with the process that holds them, however it dies.
 
 `flock` locks belong to an open file description, which a forked child shares: it closes its copies
-at once, or it would hold what its parent gave back. Lock files are never unlinked: a lock on a name
-that was removed and made again is no lock at all.
+at once, or it would hold what its parent gave back. Lock files that are taken more than once
+are never unlinked: a lock on a name that was removed and made again locks nothing.
 """
 
 import ctypes

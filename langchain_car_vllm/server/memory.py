@@ -25,7 +25,7 @@ _CACHE_MB = (256, 8192)
 # Of the weights, while a prompt is read: in steps of 2,048 tokens, and in chunks of at most 512.
 _PREFILL_SHARE, _CHUNK_SHARE = 0.15, 0.05
 _LEAST_PREFILL = 1_000_000_000
-# A plan below that is none: no agent gets by with less.
+# A plan below that is useless: no agent gets by with less.
 _LEAST_CONTEXT = 8192
 # So much is set aside wherever there is room; beyond it a model leaves half of the room to others.
 _EASY_CONTEXT = 32_768

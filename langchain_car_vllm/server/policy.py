@@ -1,4 +1,4 @@
-"""All timings of the machine side, so that tests can run it fast without sleeping."""
+"""How long supervisors and their clients wait for what, so that tests can run them fast."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Identity:
     """A process that can be told from a later one with the same number.
 
-    Creation times are no help: they move with the wall clock.
+    Creation times do not help: they move with the wall clock.
 
     Attributes:
         pid: Process id, also its group where it leads one.

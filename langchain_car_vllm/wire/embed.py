@@ -81,7 +81,7 @@ def _vectors(answer: bytearray, expected: int) -> list[list[float]]:
         entries = sorted(json.loads(answer)["data"], key=lambda entry: entry["index"])
         vectors = [[float(x) for x in entry["embedding"]] for entry in entries]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ServerFailedError("the server sent something that is no list of vectors") from error
+        raise ServerFailedError("the server did not send a list of vectors") from error
     if len(vectors) != expected:
         raise ServerFailedError(f"the server sent {len(vectors)} vectors for {expected} texts")
     return vectors

@@ -222,7 +222,7 @@ def check_method(method: str, schema: Any, *, strict: bool | None) -> None:
     """
     if method not in METHODS:
         raise ConfigurationError(
-            f"`{method}` is no method for structured output", hint=f"use {', '.join(METHODS)}"
+            f"`{method}` is not a method for structured output", hint=f"use {', '.join(METHODS)}"
         )
     if schema is None and method != "json_mode":
         raise ConfigurationError(f"`schema` is needed for the method `{method}`")

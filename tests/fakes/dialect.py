@@ -1,8 +1,9 @@
 """What vllm-mlx 0.6.0 says over HTTP, with scripted answers. Stdlib only.
 
 `Dialect.respond` turns a request into a response as the real server would: it is strict and lax in
-the same places (unknown fields are ignored, a `stop` that is no list is a 422, another model's name
-a 404, usage comes twice, `response_format` with tools is a 400, failures in a stream are frames).
+the same places (unknown fields are ignored, a `stop` that is not a list is a 422, another model's
+name a 404, usage comes twice, `response_format` with tools is a 400, failures in a stream are
+frames).
 What the model says comes from a script: a function from the request's body to a `Reply`.
 """
 

@@ -114,7 +114,7 @@ def record(fake: Fake) -> str:
 
 
 def test_keep_alive_of_a_call_is_checked(fake: Fake, model: ChatVllmMlx):
-    """A duration that is none is refused before anything starts."""
+    """What is not a duration is refused before anything starts."""
     with pytest.raises(ConfigurationError, match="keep_alive"):
         model.invoke("hi", keep_alive="soon")
     assert not fake.starts()

@@ -170,7 +170,7 @@ def test_a_repository_without_a_model_is_told(hub: Fake):
     assert "safetensors" in (caught.value.hint or "")
 
 
-def test_download_without_headway_ends_at_the_stall_limit(hub: Fake):
+def test_download_without_progress_ends_at_the_stall_limit(hub: Fake):
     """Silence is given up; slowness is not."""
     hub.switch(download_gate=hub.gate("download"))
     spec = SPEC

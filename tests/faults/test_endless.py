@@ -1,4 +1,4 @@
-"""Nobody waits for ever, and errors keep their type on the way to the caller."""
+"""Nobody waits forever, and errors keep their type on the way to the caller."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def outcome(fake: Fake, seconds: float = 6.0, **changes: object) -> BaseExceptio
 
 
 def test_foreign_state_of_another_key_is_no_endless_loop(fake: Fake):
-    """One state file with a missing field does not make all models start for ever."""
+    """One state file with a missing field does not make all models start forever."""
     other = server_directory("0123456789abcdef")
     other.create()
     other.state.write_text(json.dumps({"protocol": 1}))

@@ -74,7 +74,7 @@ print(stop_server(directory_of(spec), policy=Policy.from_dict({FAST.to_dict()!r}
 
 
 def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
-    """Without a free descriptor the queue is left again, or everybody behind waits for ever."""
+    """Without a free descriptor the queue is left again, or everybody behind waits forever."""
     directory = server_directory("0123456789abcdef")
     directory.create()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

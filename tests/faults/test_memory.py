@@ -104,7 +104,7 @@ def test_busy_servers_are_waited_for_visibly(fake: Fake, models: list[ServerSpec
 
 
 def test_stream_whose_consumer_calls_a_third_model_is_refused(fake: Fake, models: list[ServerSpec]):
-    """A process that holds the room itself would wait for ever: it is told so instead."""
+    """A process that holds the room itself would wait forever: it is told so instead."""
     with (
         lease(models[0], policy=FAST),
         lease(models[1], policy=FAST),
@@ -146,7 +146,7 @@ def test_context_and_cache_count(fake: Fake, models: list[ServerSpec]):
 
 
 def test_wrong_budget_is_a_clear_error(fake: Fake, monkeypatch: pytest.MonkeyPatch):
-    """A budget that is no number names the variable."""
+    """A budget that is not a number names the variable."""
     monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "lots")
     with pytest.raises(ValueError, match="CAR_VLLM_MLX_MEMORY_GB"):
         lease(fake.spec(), policy=FAST).__enter__()

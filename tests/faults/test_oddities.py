@@ -42,7 +42,7 @@ def outcome(fake: Fake, seconds: float = 6.0, **changes: object) -> BaseExceptio
     ],
 )
 def test_argument_that_no_process_can_have(fake: Fake, changes: dict):
-    """What the system cannot pass to a process is refused, not tried for ever."""
+    """What the system cannot pass to a process is refused, not tried forever."""
     found = outcome(fake, 5.0, **changes)
     state = fake.state(**changes)
     assert not isinstance(found, ServerStartingError), f"{state.generation} lives in 5 s"

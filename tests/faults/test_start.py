@@ -137,7 +137,7 @@ def test_all_who_wait_for_a_failed_start_are_told(fake: Fake):
 
 
 def test_silence_while_loading_ends_at_the_stall_limit(fake: Fake):
-    """A server that neither logs nor computes is given up; it is not waited for for ever."""
+    """A server that neither logs nor computes is given up; it is not waited for forever."""
     fake.switch(never_bind=True)
     with pytest.raises(ServerStartError, match="no sign of life"):
         lease(fake.spec(), policy=dataclasses.replace(FAST, load_stall=0.3)).__enter__()
@@ -222,7 +222,7 @@ def test_log_flood_neither_blocks_nor_swells(fake: Fake):
 
 
 def test_invalid_utf8_in_the_log_is_no_obstacle(fake: Fake):
-    """Bytes that are no text are shown as replacement characters."""
+    """Bytes that are not text are shown as replacement characters."""
     fake.switch(load_bytes="fffe8081", load_exit=1, load_error="Error: after bytes")
     with pytest.raises(ServerStartError, match="after bytes"):
         lease(fake.spec(), policy=FAST).__enter__()
@@ -262,7 +262,7 @@ UNREADY = {
 
 @pytest.mark.parametrize("case", UNREADY)
 def test_server_that_listens_but_fails_a_test_ends_at_the_stall_limit(fake: Fake, case: str):
-    """The tests make it compute and log, which is no sign of life; the error names the test."""
+    """The tests make it compute and log, which is not a sign of life; the error names the test."""
     faults, sentence = UNREADY[case]
     fake.switch(access_log=True, **faults)
     policy = dataclasses.replace(FAST, load_stall=1.0, probe_timeout=0.5)

@@ -77,7 +77,7 @@ def test_call_during_a_stop_waits_and_starts_again(fake: Fake):
 
 
 def test_server_that_saves_its_cache_is_waited_for(fake: Fake):
-    """Saving takes longer than the grace and is not cut while it makes headway."""
+    """Saving takes longer than the grace and is not cut while it makes progress."""
     fake.switch(save_lines=30)
     with lease(fake.spec(), policy=FAST):
         pass

@@ -30,7 +30,7 @@ def test_suspended_supervisor_of_a_ready_server_disturbs_nobody(fake: Fake):
 
 @pytest.mark.parametrize("phase", ["load", "ready"])
 def test_suspended_supervisor_is_woken_by_who_waits_for_it(fake: Fake, phase: str):
-    """A start under way, and a server that died meanwhile, are not waited for for ever."""
+    """A start under way, and a server that died meanwhile, are not waited for forever."""
     fake.switch(load_gate=fake.gate("load"))
     call = Background(lambda: lease(fake.spec(), policy=FAST).__enter__().endpoint)
     eventually(fake.starts, "the start")

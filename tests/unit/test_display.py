@@ -93,7 +93,7 @@ def test_a_ready_server_shows_nothing():
 
 
 def test_a_slow_first_token_is_shown_until_it_comes(caplog):
-    """The stages of a request that lets one wait are log records, the last one its end."""
+    """The stages of a request that takes long are log records, the last one its end."""
     caplog.set_level(logging.INFO, "langchain_car_vllm")
     shown = Display("m", Records)
     shown(Progress("queued", "2 are being answered"))

@@ -81,7 +81,7 @@ def lease(
 
     Args:
         spec: What to serve.
-        startup_timeout: Seconds to wait at most, None for ever.
+        startup_timeout: Seconds to wait at most, None for no limit.
         on_progress: Called in this thread with every change while waiting.
         policy: The timings, by default those of the environment.
 

@@ -60,7 +60,7 @@ class Waiting:
             since it looks at files.
         spec: What to serve.
         policy: How long to wait for what.
-        startup_timeout: Seconds to wait at most, None for ever.
+        startup_timeout: Seconds to wait at most, None for no limit.
         on_progress: Called in the waiting thread with every change.
     """
 
@@ -250,7 +250,7 @@ class Waiting:
             )
 
     def _rouse(self, state: State | None) -> None:
-        """Wake a supervisor that somebody suspended, or it would be waited for for ever."""
+        """Wake a supervisor that somebody suspended, or a caller would wait for it forever."""
         now = time.monotonic()
         if state is not self._news:
             self._news, self._news_at = state, now

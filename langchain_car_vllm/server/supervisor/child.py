@@ -218,7 +218,7 @@ class Child:
         return gone
 
     def _wait_while_saving(self, policy: Policy, began: int) -> None:
-        """Wait until it ends; a server that is saving gets longer while it makes headway.
+        """Wait until it ends; a server that is saving gets longer while it makes progress.
 
         Args:
             policy: How long.

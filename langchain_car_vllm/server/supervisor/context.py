@@ -55,7 +55,7 @@ class StageEnded(Exception):  # noqa: N818
 
 
 class SupervisorContext:
-    """The one holder of the state; whoever changes it writes it to the disk.
+    """The one holder of the state; a change is written at once, but for the times of crashes.
 
     Args:
         directory: Of the server key; its `supervisor.lock` is held by this process.

@@ -77,7 +77,7 @@ def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
 
 
 def tail(log: Path) -> list[str]:
-    """Return the last lines of a log; bytes that are no UTF-8 are replaced."""
+    """Return the last lines of a log; bytes that are not UTF-8 are replaced."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

@@ -63,7 +63,7 @@ def failed_test(
 class ReadinessStall:
     """Tells a server that listens but fails the same test for too long.
 
-    What it computes or logs then is no sign of life: the tests themselves make it do so.
+    What it computes or logs then is not a sign of life: the tests themselves make it do so.
 
     Args:
         limit: Seconds without a further test passed that are too many, 0 for none.

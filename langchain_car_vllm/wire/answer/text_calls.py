@@ -3,7 +3,7 @@
 Models write calls in forms that the server's parser does not know, or knows only where the answer
 is not streamed: a JSON object, a JSON code block, a `<tool_call>` without an end. Text that begins
 like one is held back. JSON that names a bound tool becomes the call; anything else is let go as
-the text it is, at the first sign that it is no call.
+the text it is, at the first sign that it is not a call.
 """
 
 import json
@@ -109,7 +109,7 @@ class TextCallFilter:
         return ("", calls, False) if calls else (piece, [], False)
 
     def _inside_code(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
-        """Let the text of a code block that is no call go, until its end."""
+        """Let the text of a code block that is not a call go, until its end."""
         end = _FENCE_END.search(self._held, 1)
         if end is not None and (last or end.end() < len(self._held)):
             self._code = False

@@ -280,7 +280,7 @@ def _join(blocks: Iterable[Any], joint: str) -> str:
 
 
 def _text(block: Any) -> str | None:
-    """Return the text of a block, None for one that is no text."""
+    """Return the text of a block, None for one that is not text."""
     if isinstance(block, str):
         return block
     if not isinstance(block, dict):

@@ -185,7 +185,9 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
         if name in IGNORED:
             warn_once(name)
             continue
-        raise ConfigurationError(f"`{name}` is no parameter of this model", hint=_hint(name, known))
+        raise ConfigurationError(
+            f"`{name}` is not a parameter of this model", hint=_hint(name, known)
+        )
 
 
 def check_values(given: Mapping[str, Any]) -> None:

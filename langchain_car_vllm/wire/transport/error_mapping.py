@@ -26,14 +26,14 @@ from langchain_car_vllm.wire.errors import (
 def map_errors(
     endpoint: Endpoint,
     timeout: float | None,
-    told: Callable[[AnswerError], Exception] | None = None,
+    translate: Callable[[AnswerError], Exception] | None = None,
 ) -> Iterator[None]:
     """Raise what goes wrong inside as an `AnswerError` with the server's text and its log.
 
     Args:
         endpoint: Who was asked.
         timeout: The request's limit in seconds, for the message.
-        told: Turns the error into what the user is told.
+        translate: Turns the error into the one that the user gets.
     """
     try:
         with _as_answer_errors(endpoint, timeout):
@@ -41,10 +41,10 @@ def map_errors(
     except AnswerError as error:
         if error.log_path is None:
             error.log_path = endpoint.log_path
-        told_error = told(error) if told else error
-        if told_error is error:
+        translated = translate(error) if translate else error
+        if translated is error:
             raise
-        raise told_error from error
+        raise translated from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the server does with a request that lets one wait: queued, prefill or generating.
+"""What the server does with a request that takes long: queued, prefill or generating.
 
 A request whose answer begins within two seconds costs next to nothing. For others one thread of
 the process asks the server's `/v1/status` once a second; it ends when nobody waits any more.
@@ -40,7 +40,7 @@ class Watch:
     def __init__(self, endpoint: Endpoint, on_progress: OnProgress) -> None:
         self.endpoint = endpoint
         self._on_progress = on_progress
-        self._guard = ProcessLock()
+        self._mutex = ProcessLock()
         self._began = time.monotonic()
         self._told: Progress | None = None
         self._told_at = self._began
@@ -61,12 +61,12 @@ class Watch:
         """Stop watching; nothing is told afterwards. May be called again and again."""
         if not self._is_over:
             _watcher.remove(self)
-            with self._guard:
+            with self._mutex:
                 self._is_over = True
 
     def tell(self, status: Mapping[str, Any]) -> None:
         """Tell the user what the server's status says of this request, if that is news."""
-        with self._guard:
+        with self._mutex:
             now = time.monotonic()
             self.due = now + _PAUSE
             found = progress_of(status, now - self._began)
@@ -114,12 +114,12 @@ class _Watcher:
     """The thread that asks, alive only while a request is under way."""
 
     def __init__(self) -> None:
-        self._guard = ProcessLock()
+        self._mutex = ProcessLock()
         self._watches: set[Watch] = set()
         self._is_running = False
 
     def add(self, watch: Watch) -> None:
-        with self._guard:
+        with self._mutex:
             self._watches.add(watch)
             if not self._is_running:
                 # A daemon: the end of the program waits for nobody's answer.
@@ -128,12 +128,12 @@ class _Watcher:
                 self._is_running = True
 
     def remove(self, watch: Watch) -> None:
-        with self._guard:
+        with self._mutex:
             self._watches.discard(watch)
 
     def _run(self) -> None:
         while True:
-            with self._guard:
+            with self._mutex:
                 if not self._watches:
                     self._is_running = False
                     return

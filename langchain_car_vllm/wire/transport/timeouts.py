@@ -50,7 +50,7 @@ class Clock:
 
         Args:
             events: How many parts of the answer have arrived, whether or not the user got them: one
-                that is held back is no pause of the server's.
+                that is held back is not a pause of the server's.
 
         Raises:
             RequestTimeoutError: The time has run out.

@@ -231,7 +231,7 @@ def test_a_file_larger_than_any_such_file_is_not_read(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
 def test_a_forbidden_look_is_told_with_its_cure(whole_model, monkeypatch, number):
-    """Privacy settings and another user's files are no missing model."""
+    """Privacy settings and another user's files are not a missing model."""
     folder = whole_model()
     usual = os.open
 

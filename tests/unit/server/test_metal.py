@@ -66,7 +66,7 @@ def test_each_failure_has_its_cure(tmp_path: Path, case: str):
 
 
 def test_other_failures_are_as_they_were(tmp_path: Path):
-    """A plain abort is none of Metal's, and is retried."""
+    """A plain abort does not come from Metal, and is retried."""
     log = tmp_path / "server.log"
     log.write_text("RuntimeError: something else\n")
     found = diagnose(-6, log)

@@ -83,7 +83,7 @@ def test_the_token_goes_along_to_the_same_host(hub, monkeypatch):
 
 
 def test_a_token_that_is_none_is_told(hub, monkeypatch):
-    """An expired token is no missing repository."""
+    """An expired token is not a missing repository."""
     hub.token = "secret"
     monkeypatch.setenv("HF_TOKEN", "expired")
     with pytest.raises(ModelDownloadError, match="refuses it: Invalid credentials") as caught:

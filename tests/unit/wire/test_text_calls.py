@@ -143,7 +143,7 @@ def test_text_beside_calls_that_the_server_found_is_text():
 
 @given(st.lists(st.sampled_from([*'{}[]`<>\n "a:,t', "tool_call", "name", "```", "json", "add"])))
 def test_no_text_is_ever_lost(pieces):
-    """Whatever is no call comes out as it went in."""
+    """Whatever is not a call comes out as it went in."""
     text, calls = run(pieces)
     assert calls or text == "".join(pieces)
 

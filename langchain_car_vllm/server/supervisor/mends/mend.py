@@ -9,7 +9,7 @@ class Mend(NamedTuple):
     """A change to a module of the server's own installation.
 
     Attributes:
-        name: Names it in the log and to `car-vllm doctor`.
+        name: Names it in the log and in `mends.json` beside it.
         module: The module that is changed once it has been imported.
         tested: The versions it was tested with.
         purpose: What it is for, in one sentence.

@@ -82,7 +82,7 @@ def _refuse(module: Any) -> None:
     finish = find(module, "_apply_response_format_or_raise", "text", "response_format")
     http_exception = find(module, "HTTPException", "status_code", "detail")
 
-    def prepared(engine: Any, messages: Any, response_format: Any, **given: Any) -> Any:
+    def prepare_or_refuse(engine: Any, messages: Any, response_format: Any, **given: Any) -> Any:
         try:
             result = prepare(engine, messages, response_format, **given)
         except http_exception as error:
@@ -96,7 +96,7 @@ def _refuse(module: Any) -> None:
             _under_way[id(response_format)] = result[1]
         return result
 
-    def finished(text: Any, response_format: Any, **given: Any) -> Any:
+    def finish_or_refuse(text: Any, response_format: Any, **given: Any) -> Any:
         failure = getattr(_under_way.get(id(response_format)), "failure", None)
         if failure is not None:
             raise http_exception(
@@ -104,8 +104,8 @@ def _refuse(module: Any) -> None:
             )
         return finish(text, response_format, **given)
 
-    module._prepare_json_logits_processor = prepared
-    module._apply_response_format_or_raise = finished
+    module._prepare_json_logits_processor = prepare_or_refuse
+    module._apply_response_format_or_raise = finish_or_refuse
 
 
 def _validate_what_python_can(module: Any) -> None:

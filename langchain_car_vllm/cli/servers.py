@@ -195,7 +195,7 @@ def _row(directory: ServerDirectory, state: State) -> tuple[str, ...]:
 
 
 def _finite(seconds: float | None) -> float | None:
-    """Return -1 for ever, as `keep_alive` has it: JSON knows no infinity."""
+    """Return -1 for infinity, as `keep_alive` has it: JSON knows no infinity."""
     return -1.0 if seconds is not None and math.isinf(seconds) else seconds
 
 

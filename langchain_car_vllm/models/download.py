@@ -117,7 +117,7 @@ def download_command(
     if interpreter is None:
         if revision is not None:
             raise ModelDownloadError(
-                f"`{binary}` is no Python script, so that it cannot be given a revision",
+                f"`{binary}` is not a Python script, so it cannot be given a revision",
                 hint=f"download `{source}` at `{revision}` yourself and name the directory",
             )
         return DownloadCommand(binary, tuple(arguments), environment)

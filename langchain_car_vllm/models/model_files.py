@@ -67,7 +67,7 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
         text: The content.
 
     Raises:
-        UnservableModelError: It is no JSON object.
+        UnservableModelError: It is not a JSON object.
     """
     try:
         found = json.loads(text)

@@ -103,7 +103,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         try:
             value = json.loads(_without_fence(text))
         except (ValueError, RecursionError) as error:
-            raise StructuredOutputError("the answer is no JSON", answer=text) from error
+            raise StructuredOutputError("the answer is not JSON", answer=text) from error
         if self.expected is not None and (misfit := validation_error(value, self.expected)):
             raise StructuredOutputError(
                 f"the answer does not fit the schema: {misfit}", answer=text

@@ -28,7 +28,7 @@ SPEC = ServerSpec(source="org/model", served_name="org/model")
 
 @pytest.fixture
 def hub(fake: Fake) -> Fake:
-    """A binary that is no Python script, and a model that it can download."""
+    """A binary that is not a Python script, and a model that it can download."""
     real = fake.binary.rename(fake.binary.with_name("real"))
     fake.binary.write_text(f'#!/bin/sh\nexec "{real}" "$@"\n')
     fake.binary.chmod(0o755)

@@ -18,6 +18,11 @@ _ALONE = (
 # Its names are data: what is let through to a child, whoever declares it.
 _LISTS = ("environment.py", "server/child_environment.py", "runtime/uv_settings.py")
 _MOST_LINES = 400
+# Where English says "is not a", "forever", "progress" and "takes long".
+_STILTED = re.compile(
+    r"(?<![Tt]here )\b(is|are|was|were) no (?!longer\b|more\b|better\b|other\b)\w+"
+    r"|\bfor ever\b|\bheadway\b|\blets one wait\b"
+)
 
 
 def relative(module: Path) -> str:
@@ -47,6 +52,17 @@ def test_prose_names_variables_that_exist():
     for module in MODULES:
         for name in re.findall(r"\bCAR_[A-Z_]*[A-Z]\b", module.read_text(encoding="utf-8")):
             assert name in VARIABLES, f"{relative(module)}: {name}"
+
+
+def test_prose_is_plain_english():
+    """Messages, hints and docstrings say what they mean in the usual words."""
+    offenders = [
+        f"{relative(module)}:{number}: {found.group()}"
+        for module in MODULES
+        for number, line in enumerate(module.read_text(encoding="utf-8").splitlines(), 1)
+        if (found := _STILTED.search(line))
+    ]
+    assert not offenders
 
 
 def test_no_two_modules_share_a_name():

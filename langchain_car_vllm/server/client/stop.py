@@ -53,7 +53,7 @@ def lost_servers() -> list[tuple[ServerDirectory, State]]:
 
 
 def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float | None:
-    """Return how long a ready server stays if nobody uses it, infinity for ever.
+    """Return how long a ready server stays if nobody uses it, infinity where it never ends.
 
     Args:
         directory: Of the server key.

@@ -185,7 +185,7 @@ class Child:
         """End it as Ctrl-C does, so that it saves its prefix cache, then less gently.
 
         All of the group hear it, as they would in a terminal: the server may be the child of a
-        shell script. A script that ends first is no reason to cut its server off.
+        shell script. A script that ends first is not a reason to cut its server off.
 
         Returns:
             Whether nobody of its group is left.

@@ -156,7 +156,7 @@ class SchemaFilter(CollectingFilter):
         """Return the text.
 
         Raises:
-            StructuredOutputError: It is no JSON, or does not fit.
+            StructuredOutputError: It is not JSON, or does not fit.
         """
         whole = super().end(finish_reason)
         check_fits(self.text, self._schema)
@@ -167,7 +167,7 @@ def check_fits(text: str, schema: Schema) -> Any:
     """Return the JSON value of a text.
 
     Raises:
-        StructuredOutputError: It is no JSON, or does not fit the schema.
+        StructuredOutputError: It is not JSON, or does not fit the schema.
     """
     try:
         value = json.loads(text)

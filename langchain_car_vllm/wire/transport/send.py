@@ -21,7 +21,7 @@ from langchain_car_vllm.wire.transport.clients import Address
 from langchain_car_vllm.wire.transport.port_guard import is_on_kept_connection, reads_until
 
 _FAILED = httpx2.codes.MULTIPLE_CHOICES
-"""The first status that is no answer; a redirect would take the prompt to somebody else."""
+"""The first status that is not an answer; a redirect would take the prompt to somebody else."""
 _BROKEN = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 _MOST_REPEATS = 2
 _STALE_SECONDS = 5.0

@@ -5,7 +5,7 @@ loaded model needs it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_car_vllm.endpoint import without_credentials
@@ -18,11 +18,10 @@ _HARMLESS = re.compile(r"tokens?_|_tokens?$|max.?tokens|tokens$|tokenizer|keep",
 
 def masked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by name without the secrets that hide in values that are shown."""
-    found = dict(given)
-    for name, mask in _MASKED.items():
-        if found.get(name):
-            found[name] = mask(found[name])
-    return found
+    return {
+        name: _MASKED[name](value) if value and name in _MASKED else value
+        for name, value in given.items()
+    }
 
 
 def masked(value: Any) -> Any:
@@ -57,9 +56,16 @@ def _is_secret(name: str) -> bool:
     return bool(_SECRET_NAME.search(name)) and not _HARMLESS.search(name)
 
 
-_MASKED = {
-    "base_url": without_credentials,
+def _masked_command(value: Any) -> Any:
+    """Return a command line masked, and nothing of what is not one and is refused later."""
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return masked_arguments(value)
+    return MASK
+
+
+_MASKED: dict[str, Callable[[Any], Any]] = {
+    "base_url": masked,
     "extra_body": masked,
     "model_kwargs": masked,
-    "server_args": masked_arguments,
+    "server_args": _masked_command,
 }

@@ -174,7 +174,7 @@ def test_server_behind_a_shell_script_saves_its_cache(fake: Fake, line: str):
 
 
 def test_key_on_a_command_line_is_told_once(fake: Fake, caplog: pytest.LogCaptureFixture):
-    """A binary that is not a Python script gets the key where others can read it, with a warning."""
+    """A binary that is not a Python script gets a key that others can read, with a warning."""
     wrap(fake, 'exec $REAL "$@"')
     for _ in range(2):
         with lease(fake.spec(), policy=FAST) as held:

@@ -86,7 +86,7 @@ $(VENV)/.examples: $(VENV)/.installed requirements/examples.txt
 	touch $@
 
 docs: $(VENV)/.examples ## Build the site of the documentation in site/, strictly
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test-full: test $(VENV)/.examples ## Everything, on the real server and real models
 	$(BIN)/python -m pytest integration_tests -m full --junitxml=$(RESULTS)/full.xml

@@ -16,7 +16,7 @@ from langchain_car_vllm.runtime import ensure_runtime
 from langchain_car_vllm.wire.request.grammar import grammar_schema
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 HARNESS = Path(__file__).with_name("grammar_harness.py")
 UNSATISFIABLE = "nsatisfiable"

@@ -19,7 +19,7 @@ from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.supervisor.child import install_launcher
 from langchain_car_vllm.wire.errors import InvalidRequestError
 
-pytestmark = [pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 BAD_SCHEMAS: dict[str, Any] = {
     "bigint": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from langchain_car_vllm import ChatVllmMlx
 
-pytestmark = [pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 USER_FIRST = (
     "{% if not messages | selectattr('role', 'eq', 'user') | list %}"

@@ -9,10 +9,12 @@ import typer
 from langchain_car_vllm.cli import runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.machine_checks import CHECKS
+from langchain_car_vllm.cli.model_selftest import model_selftests, report_lines
 from langchain_car_vllm.cli.output import AsJson, print_json
 from langchain_car_vllm.cli.selftest import selftests
 from langchain_car_vllm.errors import CarVllmError
 
+_OF_MODEL = ("model build", "simple ", "batched ")
 _COLOURS = {"ok": "32", "warning": "33", "failed": "31"}
 
 
@@ -29,6 +31,10 @@ def doctor(
         bool,
         typer.Option("--selftest", help="Also start, share, kill and stop a tiny server for real"),
     ] = False,
+    model: Annotated[
+        bool,
+        typer.Option("--model", help="With --selftest: also a small real model on both engines"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine.
@@ -37,22 +43,32 @@ def doctor(
 
     The exit code is 1 where a check failed.
     """
+    if model and not selftest:
+        raise typer.BadParameter("it belongs to --selftest", param_hint="--model")
     results = []
-    for result in _results(selftest=selftest):
+    for result in _results(selftest=selftest, model=model):
         results.append(result)
         if not as_json:
             _show(result)
     if as_json:
         print_json([result._asdict() for result in results])
+    elif model:
+        print("\nTo paste into an issue:\n")
+        rows = [(r.name, r.verdict, r.said) for r in results if r.name.startswith(_OF_MODEL)]
+        rows += [(r.name, r.verdict, "") for r in results if not r.name.startswith(_OF_MODEL)]
+        print("\n".join(report_lines(rows)))
     if any(result.verdict == "failed" for result in results):
         raise typer.Exit(1)
 
 
-def _results(*, selftest: bool) -> Iterator[_Result]:
+def _results(*, selftest: bool, model: bool) -> Iterator[_Result]:
     yield from _run((*CHECKS, *runtime_checks.CHECKS))
     if selftest:
         yield from _run(runtime_checks.TRIALS)
         with selftests() as steps:
+            yield from _run(steps)
+    if model:
+        with model_selftests() as steps:
             yield from _run(steps)
 
 

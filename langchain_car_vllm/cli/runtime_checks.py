@@ -17,6 +17,7 @@ from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.host import Host
 from langchain_car_vllm.runtime.uv_settings import has_system_certificates
 from langchain_car_vllm.server import running_servers
+from langchain_car_vllm.server.memory import budget_bytes
 
 _ENOUGH_FILES = 1024
 # The wheel that these versions select is built for 26.2, and fails on an M5.
@@ -90,7 +91,17 @@ def check_mlx() -> str:
         raise Finding(f"MLX multiplies wrongly: {found['total']}", "report it with your macOS")
     if not found["metal"]:
         return "one operation is right, on the CPU: there is no Metal here"
-    return f"one operation is right on the GPU; Metal recommends {size(found['working_set'])}"
+    working_set, budget = found["working_set"], budget_bytes()
+    if working_set and budget > working_set:
+        raise Warned(
+            f"one operation is right on the GPU; models may take {size(budget)}, more than the "
+            f"{size(working_set)} that Metal recommends",
+            f"set CAR_VLLM_MLX_MEMORY_GB={working_set // 10**8 / 10} or less",
+        )
+    return (
+        f"one operation is right on the GPU; Metal recommends {size(working_set)}, models may take "
+        f"{size(budget)}"
+    )
 
 
 def check_company() -> str:

@@ -53,10 +53,15 @@ def runtime_that_says(tmp_path, monkeypatch, script):
 
 
 def test_mlx_on_a_gpu(tmp_path, monkeypatch):
-    """The figure of Metal is told where the operation is right."""
+    """The figure of Metal is told where the operation is right; a budget above it is a warning."""
     said = '{"total": 262144.0, "metal": true, "working_set": 11453251584}'
     runtime_that_says(tmp_path, monkeypatch, f"echo '{said}'")
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "11.4")
     assert "11.5 GB" in runtime_checks.check_mlx()
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "12")
+    with pytest.raises(Warned, match=r"more than the 11\.5 GB") as caught:
+        runtime_checks.check_mlx()
+    assert "CAR_VLLM_MLX_MEMORY_GB=11.4 or less" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.run import Run
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
 from langchain_car_vllm.wire.transport.remote import described, find_described
 from langchain_car_vllm.wire.transport.request_progress import Watch
@@ -80,16 +82,19 @@ class Watched:
     Args:
         connection: Somebody to talk to.
         on_progress: Told of it.
+        stopwatch: Measures the call.
     """
 
-    def __init__(self, connection: Connection, on_progress: OnProgress) -> None:
+    def __init__(
+        self, connection: Connection, on_progress: OnProgress, stopwatch: Stopwatch
+    ) -> None:
         self.endpoint = connection.endpoint
         self.gate = connection.gate
         self.explain = connection.explain
         self.aexplain = connection.aexplain
         self.was_alone = connection.was_alone
         self.take_blame = connection.take_blame
-        self.watch = Watch(connection.endpoint, on_progress)
+        self.watch = Watch(connection.endpoint, on_progress, stopwatch)
 
 
 class Target(NamedTuple):
@@ -117,12 +122,14 @@ class Target(NamedTuple):
 
 
 @contextmanager
-def connect(target: Target) -> Iterator[Watched]:
-    """Hold a server for the time of one request."""
+def connect(target: Target, run: Run | None = None) -> Iterator[Watched]:
+    """Hold a server for the time of one request, which `run` is told of."""
+    run = run or Run(target.spec.served_name)
     if target.read_files is not None:
         target.read_files()
     with ExitStack() as stack:
-        on_progress = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        shown = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        on_progress = _both(shown, run.note)
         on_waiting = _import_meanwhile(target.wire, on_progress)
         connection: Connection
         if target.endpoint is not None:
@@ -137,18 +144,22 @@ def connect(target: Target) -> Iterator[Watched]:
                 )
             )
             _warn_of(connection.endpoint)
-        watched = Watched(connection, on_progress)
+        run.stopwatch.note_ready()
+        watched = Watched(connection, on_progress, run.stopwatch)
         stack.callback(watched.watch.end)
         yield watched
 
 
 @asynccontextmanager
-async def aconnect(target: Target) -> AsyncIterator[Watched]:
-    """Hold a server for the time of one request without blocking the event loop."""
+async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watched]:
+    """Do what `connect` does without blocking the event loop."""
+    run = run or Run(target.spec.served_name)
     if target.read_files is not None:
         await asyncio.to_thread(target.read_files)
     async with AsyncExitStack() as stack:
-        on_progress = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        stack.push_async_callback(run.end)
+        shown = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        on_progress = _both(shown, run.note)
         on_waiting = _import_meanwhile(target.wire, on_progress)
         connection: Connection
         if target.endpoint is not None:
@@ -168,9 +179,18 @@ async def aconnect(target: Target) -> AsyncIterator[Watched]:
                 )
             )
             _warn_of(connection.endpoint)
-        watched = Watched(connection, on_progress)
+        run.stopwatch.note_ready()
+        watched = Watched(connection, on_progress, run.stopwatch)
         stack.callback(watched.watch.end)
         yield watched
+
+
+def _both(first: OnProgress, second: OnProgress) -> OnProgress:
+    def told(progress: Progress) -> None:
+        first(progress)
+        second(progress)
+
+    return told
 
 
 class Replay:

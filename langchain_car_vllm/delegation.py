@@ -19,6 +19,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.run import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings, is_on_loop
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
@@ -98,11 +99,17 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call, replay = self._call(stop, kwargs), Replay()
+        run = Run(call.spec.served_name, run_manager)
         while True:
-            with connect(self._target(call.spec, call.model)) as connection:
+            with connect(self._target(call.spec, call.model), run) as connection:
                 try:
                     return self._chat_for(call, connection)._generate(  # noqa: SLF001
-                        messages, call.stop, run_manager, gate=connection.gate, **call.given
+                        messages,
+                        call.stop,
+                        run_manager,
+                        gate=connection.gate,
+                        stopwatch=run.stopwatch,
+                        **call.given,
                     )
                 except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
@@ -115,12 +122,18 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call, replay = await self._acall(stop, kwargs), Replay()
+        run = AsyncRun(call.spec.served_name, run_manager)
         while True:
-            async with aconnect(self._target(call.spec, call.model)) as connection:
+            async with aconnect(self._target(call.spec, call.model), run) as connection:
                 try:
                     chat = await self._achat_for(call, connection)
                     return await chat._agenerate(  # noqa: SLF001
-                        messages, call.stop, run_manager, gate=connection.gate, **call.given
+                        messages,
+                        call.stop,
+                        run_manager,
+                        gate=connection.gate,
+                        stopwatch=run.stopwatch,
+                        **call.given,
                     )
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)
@@ -133,11 +146,17 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         call, replay = self._call(stop, kwargs), Replay()
+        run = Run(call.spec.served_name, run_manager)
         while True:
-            with connect(self._target(call.spec, call.model)) as connection:
+            with connect(self._target(call.spec, call.model), run) as connection:
                 try:
                     chunks = self._chat_for(call, connection)._stream(  # noqa: SLF001
-                        messages, call.stop, run_manager, gate=connection.gate, **call.given
+                        messages,
+                        call.stop,
+                        run_manager,
+                        gate=connection.gate,
+                        stopwatch=run.stopwatch,
+                        **call.given,
                     )
                     with closing(chunks):
                         for chunk in chunks:
@@ -157,12 +176,18 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call, replay = await self._acall(stop, kwargs), Replay()
+        run = AsyncRun(call.spec.served_name, run_manager)
         while True:
-            async with aconnect(self._target(call.spec, call.model)) as connection:
+            async with aconnect(self._target(call.spec, call.model), run) as connection:
                 try:
                     chat = await self._achat_for(call, connection)
                     chunks = chat._astream(  # noqa: SLF001
-                        messages, call.stop, run_manager, gate=connection.gate, **call.given
+                        messages,
+                        call.stop,
+                        run_manager,
+                        gate=connection.gate,
+                        stopwatch=run.stopwatch,
+                        **call.given,
                     )
                     async with aclosing(chunks):
                         async for chunk in chunks:

@@ -38,8 +38,9 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.gate import Gate, OpenGate
+from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.result import last_chunk, to_chunk, to_result
+from langchain_car_vllm.wire.answer.result import AnswerEnd, last_chunk, timed, to_chunk, to_result
 from langchain_car_vllm.wire.counting_chat import CountingChat
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.exchange.exchange import Attempt, Exchange, forgiven
@@ -122,11 +123,12 @@ class WireChat(CountingChat):
         **kwargs: Any,
     ) -> ChatResult:
         gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
+        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True, stopwatch=stopwatch)
         exchange = self._exchange(messages, stop, kwargs, clock, streamed=False)
         self._check_fits(exchange, kwargs)
         deltas = list(self._deltas(exchange, clock, gate, kwargs.get("extra_headers")))
-        return to_result(deltas, exchange.answer_end())
+        return to_result(deltas, timed(exchange.answer_end(), stopwatch))
 
     async def _agenerate(
         self,
@@ -136,14 +138,15 @@ class WireChat(CountingChat):
         **kwargs: Any,
     ) -> ChatResult:
         gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True)
+        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True, stopwatch=stopwatch)
         exchange = await self._aexchange(messages, stop, kwargs, clock, streamed=False)
         await self._acheck_fits(exchange, kwargs)
         deltas = [
             delta
             async for delta in self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
         ]
-        return to_result(deltas, exchange.answer_end())
+        return to_result(deltas, timed(exchange.answer_end(), stopwatch))
 
     def _stream(
         self,
@@ -153,7 +156,8 @@ class WireChat(CountingChat):
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
         gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
+        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False, stopwatch=stopwatch)
         exchange = self._exchange(messages, stop, kwargs, clock, streamed=True)
         self._check_fits(exchange, kwargs)
         with closing(self._deltas(exchange, clock, gate, kwargs.get("extra_headers"))) as deltas:
@@ -162,7 +166,7 @@ class WireChat(CountingChat):
                 if run_manager:
                     run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(exchange, kwargs)
+        yield _end_chunk(timed(exchange.answer_end(), stopwatch), kwargs)
 
     async def _astream(
         self,
@@ -172,7 +176,8 @@ class WireChat(CountingChat):
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False)
+        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
+        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False, stopwatch=stopwatch)
         exchange = await self._aexchange(messages, stop, kwargs, clock, streamed=True)
         await self._acheck_fits(exchange, kwargs)
         deltas = self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
@@ -182,7 +187,7 @@ class WireChat(CountingChat):
                 if run_manager:
                     await run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(exchange, kwargs)
+        yield _end_chunk(timed(exchange.answer_end(), stopwatch), kwargs)
 
     def _deltas(
         self, exchange: Exchange, clock: Clock, gate: Gate, headers: Headers
@@ -304,8 +309,7 @@ class WireChat(CountingChat):
             return self.request.build(attempt.body, clock.transport, headers)
 
 
-def _end_chunk(exchange: Exchange, given: dict[str, Any]) -> ChatGenerationChunk:
-    end = exchange.answer_end()
+def _end_chunk(end: AnswerEnd, given: dict[str, Any]) -> ChatGenerationChunk:
     return last_chunk(end._replace(usage=None) if given.get("stream_usage") is False else end)
 
 

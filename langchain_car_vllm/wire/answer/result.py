@@ -12,6 +12,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
+from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
 from langchain_car_vllm.wire.answer.reader import Delta, Usage
 from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING
@@ -38,6 +39,7 @@ class AnswerEnd(NamedTuple):
         """Return the message's `response_metadata`."""
         found: dict[str, Any] = {
             "finish_reason": self.finish_reason,
+            **_finish_fields(self.finish_reason),
             "model_name": self.model,
             "model_provider": PROVIDER,
             **self.extra,
@@ -60,6 +62,35 @@ class AnswerEnd(NamedTuple):
         if self.usage.cached is not None:
             counted["input_token_details"] = InputTokenDetails(cache_read=self.usage.cached)
         return counted
+
+
+# What langchain-core reads of them (1.8.4): a cut-off answer is the one that is not whole.
+_NORMALIZED = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_call",
+    "function_call": "tool_call",
+    "content_filter": "content_filter",
+}
+_INCOMPLETE = ("length", "content_filter")
+
+
+def _finish_fields(reason: str) -> dict[str, str]:
+    """Return the reason in LangChain's words, nothing for one that it has none for."""
+    found = {"normalized_finish_reason": _NORMALIZED[reason]} if reason in _NORMALIZED else {}
+    return {**found, "finish_state": "incomplete"} if reason in _INCOMPLETE else found
+
+
+def timed(end: AnswerEnd, stopwatch: Stopwatch) -> AnswerEnd:
+    """Return the end of an answer with its times, and with what the server's status told of it."""
+    usage = end.usage
+    if usage is not None and usage.cached is None:
+        usage = usage._replace(cached=stopwatch.cached(usage.prompt))
+    prompt = completion = None
+    if usage is not None and not usage.estimated:
+        prompt, completion = usage.prompt - (usage.cached or 0), usage.completion
+    timings = stopwatch.timings(prompt, completion)
+    return end._replace(usage=usage, extra={**end.extra, "timings": timings})
 
 
 def to_chunk(delta: Delta) -> ChatGenerationChunk:

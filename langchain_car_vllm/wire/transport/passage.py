@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import openai
 
 from langchain_car_vllm.gate import Gate
+from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.errors import AnswerError, ConnectionFailedError, RequestTimeoutError
 from langchain_car_vllm.wire.transport.timeouts import Clock
 
@@ -20,13 +21,15 @@ class Passage:
 
     Args:
         gate: Where it entered.
+        stopwatch: Measures the call.
 
     Attributes:
         is_over: Whether the server is done with the request.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, stopwatch: Stopwatch) -> None:
         self._gate = gate
+        self._stopwatch = stopwatch
         self._has_begun = False
         self.is_over = False
 
@@ -34,6 +37,7 @@ class Passage:
         """Note how much of the answer has come: its first sign lets the next request be read."""
         if events and not self._has_begun:
             self._has_begun = True
+            self._stopwatch.note_first_token()
             self._gate.begin()
 
 
@@ -47,12 +51,14 @@ def entered(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> Ite
         clock: The wait does not count.
         arrives_late: Whether nothing shows when the answer began.
     """
-    passage = Passage(gate)
+    passage = Passage(gate, clock.stopwatch)
     try:
         began = time.monotonic()
         while not gate.try_enter(tokens, arrives_late=arrives_late):
             time.sleep(gate.tick)
-        clock.leave_out(time.monotonic() - began)
+        queued = time.monotonic() - began
+        clock.leave_out(queued)
+        clock.stopwatch.note_sent(queued, arrives_late=arrives_late)
         yield passage
     except (openai.APIStatusError, AnswerError) as error:
         passage.is_over = not isinstance(error, _UNKNOWN)
@@ -66,12 +72,14 @@ async def aentered(
     gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool
 ) -> AsyncIterator[Passage]:
     """Do what `entered` does without blocking the event loop."""
-    passage = Passage(gate)
+    passage = Passage(gate, clock.stopwatch)
     try:
         began = time.monotonic()
         while not await _try_enter(gate, tokens, arrives_late=arrives_late):  # noqa: ASYNC110
             await asyncio.sleep(gate.tick)
-        clock.leave_out(time.monotonic() - began)
+        queued = time.monotonic() - began
+        clock.leave_out(queued)
+        clock.stopwatch.note_sent(queued, arrives_late=arrives_late)
         yield passage
     except (openai.APIStatusError, AnswerError) as error:
         passage.is_over = not isinstance(error, _UNKNOWN)

@@ -14,6 +14,7 @@ from typing import Any
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
+from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.transport.remote import get_json
 
 log = logging.getLogger("langchain_car_vllm")
@@ -35,10 +36,14 @@ class Watch:
     Args:
         endpoint: Who answers.
         on_progress: Called with each change, from another thread, once it takes long.
+        stopwatch: Measures the call.
     """
 
-    def __init__(self, endpoint: Endpoint, on_progress: OnProgress) -> None:
+    def __init__(
+        self, endpoint: Endpoint, on_progress: OnProgress, stopwatch: Stopwatch | None = None
+    ) -> None:
         self.endpoint = endpoint
+        self._stopwatch = stopwatch
         self._on_progress = on_progress
         self._mutex = ProcessLock()
         self._began = time.monotonic()
@@ -69,7 +74,10 @@ class Watch:
         with self._mutex:
             now = time.monotonic()
             self.due = now + _PAUSE
-            found = progress_of(status, now - self._began)
+            entry = entry_of(status, now - self._began)
+            if entry is not None and self._stopwatch is not None:
+                _measure(entry, self._stopwatch)
+            found = progress_of(status, entry)
             if self._is_over or found is None or found == self._told:
                 return
             if self._told is None or self._told.stage != found.stage:
@@ -79,7 +87,7 @@ class Watch:
             self._on_progress(Progress(found.stage, found.detail, found.done, found.total, elapsed))
 
 
-def progress_of(status: Mapping[str, Any], elapsed: float) -> Progress | None:
+def entry_of(status: Mapping[str, Any], elapsed: float) -> Mapping[str, Any] | None:
     """Return what a server's status says of a request that it got `elapsed` seconds ago.
 
     It names requests by numbers of its own (vllm-mlx 0.6.0), so the one that is as old is taken for
@@ -88,13 +96,26 @@ def progress_of(status: Mapping[str, Any], elapsed: float) -> Progress | None:
     Returns:
         None where it tells nothing.
     """
-    entries = [entry for entry in status.get("requests") or () if entry.get("phase") in _STAGES]
+    entries = _entries(status)
     aged = [entry for entry in entries if entry.get("elapsed_s")]
-    waiting = int(status.get("num_waiting") or 0)
-    if waiting and not any(entry["phase"] == "queued" for entry in entries):
-        return Progress("queued", f"{waiting} wait for their turn")
     entry = min(aged or entries, key=lambda e: abs(_age(e) - elapsed), default=None)
-    if entry is None or (aged and abs(_age(entry) - elapsed) > _SAME):
+    return None if entry is None or (aged and abs(_age(entry) - elapsed) > _SAME) else entry
+
+
+def progress_of(status: Mapping[str, Any], entry: Mapping[str, Any] | None) -> Progress | None:
+    """Return what a server's status says of a request.
+
+    Args:
+        status: What the server does.
+        entry: What it says of that request, None where it does not.
+
+    Returns:
+        None where it tells nothing.
+    """
+    waiting = int(status.get("num_waiting") or 0)
+    if waiting and not any(entry["phase"] == "queued" for entry in _entries(status)):
+        return Progress("queued", f"{waiting} wait for their turn")
+    if entry is None:
         return None
     stage = _STAGES[entry["phase"]]
     if stage == "queued":
@@ -104,6 +125,19 @@ def progress_of(status: Mapping[str, Any], elapsed: float) -> Progress | None:
     total, cached = int(entry.get("prompt_tokens") or 0), int(entry.get("cached_tokens") or 0)
     detail = f"{total:,} tokens" + (f", {cached:,} of them from the cache" if cached else "")
     return Progress(stage, detail if total else "", cached, total or None)
+
+
+def _entries(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [entry for entry in status.get("requests") or () if entry.get("phase") in _STAGES]
+
+
+def _measure(entry: Mapping[str, Any], stopwatch: Stopwatch) -> None:
+    """Note what only the server can tell: what its cache held, and when it was done reading."""
+    prompt, cached = entry.get("prompt_tokens"), entry.get("cached_tokens")
+    if prompt and cached:  # 0 is what the multimodal engine always says (vllm-mlx 0.6.0)
+        stopwatch.cached_tokens = int(prompt), int(cached)
+    if _age(entry) and entry.get("ttft_s"):
+        stopwatch.server_first_token = float(entry["ttft_s"])
 
 
 def _age(entry: Mapping[str, Any]) -> float:

@@ -7,6 +7,7 @@ import httpx2
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.transport.error_mapping import timeout_error
 
 _CONNECT_SECONDS = 10.0
@@ -23,14 +24,23 @@ class Clock:
         timeout: Seconds, None for no limit.
         total: Whether the limit is for the whole answer, or for a pause in it. Heartbeats keep a
             connection alive and count as pause.
+        stopwatch: Measures the call.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float | None, *, total: bool) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        timeout: float | None,
+        *,
+        total: bool,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._total = total
         self._since = time.monotonic()
         self._events = 0
         self.timeout = timeout
+        self.stopwatch = stopwatch or Stopwatch()
 
     @property
     def transport(self) -> httpx2.Timeout:

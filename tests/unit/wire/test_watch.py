@@ -13,7 +13,7 @@ from fakes.dialect import Dialect, Reply, Server
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.wire.transport.request_progress import log, progress_of
+from langchain_car_vllm.wire.transport.request_progress import entry_of, log, progress_of
 
 PATIENCE = 15.0
 THREAD = "langchain_car_vllm.watch"
@@ -212,5 +212,5 @@ assert heard.wait(30)
 )
 def test_the_request_is_told_apart_by_its_age(status, stage, detail):
     """The server numbers requests itself; the simple engine tells no age of those that wait."""
-    found = progress_of(status, 2.0)
+    found = progress_of(status, entry_of(status, 2.0))
     assert (found.stage, found.detail) == (stage, detail) if stage else found is None

@@ -17,12 +17,13 @@ from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
     BaseCallbackHandler,
+    BaseCallbackManager,
     CallbackManager,
     CallbackManagerForLLMRun,
     adispatch_custom_event,
     dispatch_custom_event,
 )
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, ensure_config
 
 from langchain_car_vllm.progress import Progress, Stage
 from langchain_car_vllm.timings import Stopwatch
@@ -110,7 +111,9 @@ class AsyncRun(Run):
 
 def _event_config(manager: _Manager | None) -> RunnableConfig | None:
     """Return the config to dispatch a run's events with, None where no handler takes them."""
-    if manager is None or not any(map(_listens, manager.handlers)):
+    if manager is None:
+        return _parent_config()
+    if not any(map(_listens, manager.handlers)):
         return None
     is_async = isinstance(manager, AsyncCallbackManagerForLLMRun)
     told = (AsyncCallbackManager if is_async else CallbackManager)(
@@ -120,6 +123,15 @@ def _event_config(manager: _Manager | None) -> RunnableConfig | None:
         metadata=dict(manager.metadata),
     )
     return RunnableConfig(callbacks=told)
+
+
+def _parent_config() -> RunnableConfig | None:
+    """Return the config of the run around this call: LangChain gives a stream none of its own."""
+    callbacks = ensure_config().get("callbacks")
+    if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
+        return None
+    told = any(map(_listens, callbacks.handlers))
+    return RunnableConfig(callbacks=callbacks) if told else None
 
 
 def _listens(handler: BaseCallbackHandler) -> bool:

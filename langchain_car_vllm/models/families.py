@@ -31,6 +31,7 @@ class Family(NamedTuple):
         media: What it takes beside text, of `image`, `audio` and `video`.
         turn_order: What its chat template refuses else: `user-first` for a later system message
             and a conversation without a user's, `alternating` for two turns of one side as well.
+        effort_default: How hard it thinks unless told, for one whose chat template takes an effort.
     """
 
     name: str | None
@@ -45,6 +46,7 @@ class Family(NamedTuple):
     needed_mark: str = ""
     otherwise: str | None = None
     turn_order: Literal["user-first", "alternating"] | None = None
+    effort_default: str | None = None
 
 
 # `glm4` reads thoughts in `<think>` whether the template opens them or the model does, and takes an
@@ -59,6 +61,7 @@ FAMILIES = (
         tool_call_parser="gpt-oss",
         reasoning_parser="gpt_oss",
         thinks=True,
+        effort_default="medium",
         streams_tool_calls=False,
     ),
     Family(

@@ -61,10 +61,19 @@ def model_profile(
         "tool_choice": True,
         "tool_call_streaming": family.streams_tool_calls,
         "structured_output": True,
+        "attachment": bool(media),
+        "temperature": True,
+        # Where the chat template refuses one, it goes out as a user's message.
+        "mid_conversation_system_messages": family.turn_order is None,
+        "mid_conversation_tools": False,
     }
+    if family.effort_default is not None:
+        profile["reasoning_effort_levels"] = ["low", "medium", "high"]
+        profile["reasoning_effort_default"] = family.effort_default
     limits = [limit for limit in (window, max_input_tokens) if limit is not None]
     if limits:
         profile["max_input_tokens"] = min(limits)
+        profile["max_output_tokens"] = min(limits)  # prompt and answer share it
     return profile
 
 

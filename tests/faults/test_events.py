@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from faults.support import Fake
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from langchain_car_vllm import ChatVllmMlx
@@ -69,7 +70,7 @@ def test_the_models_own_callbacks_and_on_progress_are_told_too(fake: Fake):
     model = ChatVllmMlx(
         model=str(fake.model), max_tokens=3, callbacks=[listener], on_progress=heard.append
     )
-    assert list(model.stream("hi"))
+    assert model.invoke("hi").text
     assert is_told(listener.stages)
     assert "load" in [progress.stage for progress in heard]
 
@@ -81,10 +82,13 @@ def test_handlers_of_a_loop_are_told_on_it_before_the_call_ends(model: ChatVllmM
     config: Any = {"callbacks": [listener]}
 
     async def ask() -> set[Any]:
+        async def around(question: str) -> None:  # LangChain gives a stream no run of its own
+            assert [chunk async for chunk in model.astream(question)]
+
         if way == "ainvoke":
             await model.ainvoke("hi", config=config)
         else:
-            assert [chunk async for chunk in model.astream("hi", config=config)]
+            await RunnableLambda(around).ainvoke("hi", config=config)
         assert is_told(listener.stages)
         return {asyncio.get_running_loop()}
 
@@ -125,7 +129,7 @@ def test_a_graphs_custom_stream_shows_the_waits(model: ChatVllmMlx, blocking: bo
 
 
 def test_astream_events_shows_the_waits(model: ChatVllmMlx):
-    """As events of the model's run within the graph's."""
+    """As events of the node's run, since the model streams in it."""
     graph = graph_of(model, blocking=False)
 
     async def collect() -> list[Any]:
@@ -135,8 +139,6 @@ def test_astream_events_shows_the_waits(model: ChatVllmMlx):
     waits = [event for event in events if event["event"] == "on_custom_event"]
     assert {event["name"] for event in waits} == {EVENT}
     assert is_told([event["data"]["stage"] for event in waits])
-    [started] = {e["run_id"] for e in events if e["event"] == "on_chat_model_start"}
-    assert {event["run_id"] for event in waits} == {started}
 
 
 def test_a_handler_that_fails_does_not_fail_the_call(model: ChatVllmMlx):

@@ -1,0 +1,1 @@
+"""Data for programs that read it from the disk, without an import."""

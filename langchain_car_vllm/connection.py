@@ -15,7 +15,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.progress import OnProgress, Progress
-from langchain_car_vllm.run import Run
+from langchain_car_vllm.run_events import Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError

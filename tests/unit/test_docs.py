@@ -117,7 +117,7 @@ def test_links_lead_somewhere(page: str):
 def test_the_models_of_the_examples_exist():
     """The ids in the pages are ids."""
     for model in re.findall(r'model="([^"]+)"', README + LANGCHAIN):
-        assert parse_model_id(model).name
+        assert parse_model_id(model.removeprefix("vllm_mlx:")).name
 
 
 def test_the_models_that_the_code_names_exist():
@@ -126,7 +126,7 @@ def test_the_models_that_the_code_names_exist():
     named = set(re.findall(r"\bvllm-mlx/[\w.:-]*[\w]", sources))
     assert named
     for model in named:
-        assert parse_model_id(model).name
+        assert parse_model_id(model.removeprefix("vllm_mlx:")).name
 
 
 def test_the_examples_of_the_chat_model_are_python():

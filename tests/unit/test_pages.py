@@ -52,6 +52,7 @@ class AnyModel(Dialect):
         return super().respond(method, path, headers, body)
 
 
+@pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, socket_enabled: None

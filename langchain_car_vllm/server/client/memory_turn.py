@@ -8,8 +8,9 @@ from langchain_car_vllm.server.client.process_lease import ProcessLease, process
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.state import State
 
-_HIDDEN = 10
-"""How much longer this process's own memory is waited for where no nesting can be seen."""
+_UNSURE = 10
+"""How much longer is waited where no nesting can be seen, or where others might make room: they may
+in their turn be waiting for this process."""
 
 
 class MemoryTurn:
@@ -55,19 +56,21 @@ class MemoryTurn:
         """Raise where this very process holds the memory that is waited for, and keeps it.
 
         Another thread's request may end and make room, so it is not raised at once, and late where
-        this request does not seem to be part of the one that holds it.
+        this request does not seem to be part of the one that holds it, or where what other
+        processes hold would do.
 
         Raises:
             InsufficientMemoryError: It waited long enough.
         """
         used = {held.directory.key for held in process_leases() if held.holders}
-        others = sum(size for key, size in state.blocked_by.items() if key not in used)
-        if not state.shortfall or not used & state.blocked_by.keys() or others >= state.shortfall:
+        if not state.shortfall or not used & state.blocked_by.keys():
             self._blocked_since = None
             return
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
-        patience = self._policy.own_memory * (1 if self._request.is_nested() else _HIDDEN)
+        others = sum(size for key, size in state.blocked_by.items() if key not in used)
+        is_sure = self._request.is_nested() and others < state.shortfall
+        patience = self._policy.own_memory * (1 if is_sure else _UNSURE)
         if now - self._blocked_since > patience:
             error = InsufficientMemoryError(
                 f"`{self._served_name}` cannot start while this process uses another model: "

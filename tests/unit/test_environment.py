@@ -56,6 +56,7 @@ BAD = {
     "CAR_VLLM_MLX_RUNTIME": ["somewhere", "~/x"],
     "CAR_VLLM_MLX_KEEP_ALIVE": ["often", "-2", "nan"],
     "CAR_VLLM_MLX_AUTO_INSTALL": ["nope", "2"],
+    "CAR_VLLM_MLX_CAFFEINATE": ["nope", "2"],
     "CAR_VLLM_MLX_ADMISSION": ["nope", "2"],
     "CAR_VLLM_MLX_MEMORY_GB": ["much", "0", "-1", "nan", "inf"],
     "CAR_VLLM_MLX_DOWNLOAD_STALL": ["long", "-1", "inf", "nan"],

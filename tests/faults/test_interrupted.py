@@ -11,9 +11,11 @@ import threading
 import pytest
 from faults.support import FAST, Background, Fake, ask, eventually
 
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerStoppedError
 from langchain_car_vllm.server import lease, stop_server
-from langchain_car_vllm.server.client.admission import Turn
+from langchain_car_vllm.server.client.admission import Place
+from langchain_car_vllm.server.client.tickets import Rules
 from langchain_car_vllm.server.directory import server_directory
 
 
@@ -77,20 +79,17 @@ def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
     """Without a free descriptor the queue is left again, or everybody behind waits forever."""
     directory = server_directory("0123456789abcdef")
     directory.create()
+    endpoint = Endpoint("http://127.0.0.1:1/v1", None, "m")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open("/dev/null", os.O_RDONLY)
     os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
     try:
         with pytest.raises((OSError, CarVllmError)):
-            Turn(directory)
+            Place(directory, endpoint, Rules(), 1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    other = Turn(directory)
-    try:
-        assert other.try_take()
-    finally:
-        other.give_back()
+    assert Place(directory, endpoint, Rules(), 1).try_enter(arrives_late=False) == "enter"
 
 
 def test_keyboard_interrupt_while_the_record_is_written(fake: Fake, monkeypatch):

@@ -97,6 +97,7 @@ class Child:
         self.log = log
         self._lock_path = directory.server_lock
         interpreter = interpreter_of(binary)
+        self._is_python = interpreter is not None
         tag = secrets.token_hex(8)
         visible_tag = tag if interpreter or api_key is None else api_key
         self.shows_key = interpreter is None and api_key is not None
@@ -184,15 +185,19 @@ class Child:
     def interrupt(self, policy: Policy) -> bool:
         """End it as Ctrl-C does, so that it saves its prefix cache, then less gently.
 
-        All of the group hear it, as they would in a terminal: the server may be the child of a
-        shell script. A script that ends first is not a reason to cut its server off.
+        Where it is not Python that was spawned, all of the group hear it, as they would in a
+        terminal: the server may be the child of a shell script. A script that ends first is not a
+        reason to cut its server off. Else the processes that the server works with are left to it.
 
         Returns:
             Whether nobody of its group is left.
         """
         began = self._log_size()
         for _ in range(2):
-            if not (members := self._members()):
+            members = self._members()
+            if self._is_python:
+                members = [member for member in members if member.pid == self.pid]
+            if not members:
                 break
             # A suspended process hears nothing until it goes on.
             for number in (signal.SIGINT, signal.SIGCONT):

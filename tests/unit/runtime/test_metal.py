@@ -30,6 +30,8 @@ class Mac:
         self.binary.parent.mkdir()
         self.binary.write_text(f"#!{sys.executable}\n")
         monkeypatch.setenv("PYTHONPATH", str(root))
+        # An answer that is rewritten within a second would be read from stale bytecode.
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         monkeypatch.setattr(platform, "system", lambda: "Darwin")
         self.limit(0)
         self.answers(11 * GIB)

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 import psutil
 import pytest
@@ -183,13 +182,16 @@ def test_provisioning_costs_little_more_than_uv(bare: Path, empty_cache: Path):
 
 
 def test_a_runtime_that_is_there_is_found_at_once(machine: None, monkeypatch: pytest.MonkeyPatch):
-    """With the runtime there, `ensure_runtime()` takes less than 3 ms and runs no program."""
+    """With the runtime there, `ensure_runtime()` takes less than 3 ms and runs no program.
+
+    The least of many rounds is what it costs; the others tell what else the machine does.
+    """
     monkeypatch.delenv("CAR_VLLM_MLX_BIN")
     ensure_runtime()
     durations = []
-    for _ in range(20):
+    for _ in range(50):
         began = time.perf_counter()
         ensure_runtime()
         durations.append(time.perf_counter() - began)
-    assert median(durations) < 0.003
+    assert min(durations) < 0.003
     assert not [child for child in psutil.Process().children() if child.name() == "uv"]

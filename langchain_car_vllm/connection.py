@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import NamedTuple, Protocol
 
-from langchain_car_vllm.display import displayed
+from langchain_car_vllm.display import display_progress
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.gate import Gate, OpenGate
@@ -19,7 +19,7 @@ from langchain_car_vllm.run_events import Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
-from langchain_car_vllm.wire.transport.remote import described, find_described
+from langchain_car_vllm.wire.transport.remote import describe, find_description
 from langchain_car_vllm.wire.transport.request_progress import Watch
 
 log = logging.getLogger("langchain_car_vllm")
@@ -128,12 +128,12 @@ def connect(target: Target, run: Run | None = None) -> Iterator[Watched]:
     if target.read_files is not None:
         target.read_files()
     with ExitStack() as stack:
-        shown = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        shown = stack.enter_context(display_progress(target.spec.served_name, target.on_progress))
         on_progress = _both(shown, run.note)
         on_waiting = _import_meanwhile(target.wire, on_progress)
         connection: Connection
         if target.endpoint is not None:
-            connection = Attached(described(target.endpoint, target.headers, target.patience))
+            connection = Attached(describe(target.endpoint, target.headers, target.patience))
         else:
             # Not needed for construction.
             from langchain_car_vllm import server  # noqa: PLC0415
@@ -158,15 +158,15 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
         await asyncio.to_thread(target.read_files)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(run.end)
-        shown = stack.enter_context(displayed(target.spec.served_name, target.on_progress))
+        shown = stack.enter_context(display_progress(target.spec.served_name, target.on_progress))
         on_progress = _both(shown, run.note)
         on_waiting = _import_meanwhile(target.wire, on_progress)
         connection: Connection
         if target.endpoint is not None:
-            known = find_described(target.endpoint, target.headers)
+            known = find_description(target.endpoint, target.headers)
             if known is None:
                 known = await asyncio.to_thread(
-                    described, target.endpoint, target.headers, target.patience
+                    describe, target.endpoint, target.headers, target.patience
                 )
             connection = Attached(known)
         else:

@@ -161,7 +161,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                     with closing(chunks):
                         for chunk in chunks:
                             replay.seen = True
-                            connection.watch.answered()
+                            connection.watch.mark_answered()
                             yield chunk
                 except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
@@ -192,7 +192,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                     async with aclosing(chunks):
                         async for chunk in chunks:
                             replay.seen = True
-                            connection.watch.answered()
+                            connection.watch.mark_answered()
                             yield chunk
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)

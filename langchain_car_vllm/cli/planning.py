@@ -50,7 +50,7 @@ def plan(
     Nothing is downloaded or started; the Hub is asked about a model that is not here.
     The exit code is 1 where it would not, or where `--context` and `--agents` do not fit.
     """
-    wanted = _wanted(context, agents)
+    wanted = _read_company(context, agents)
     found = parse_model_id(model)
     spec = ServerSpec(
         found.source,
@@ -70,7 +70,7 @@ def plan(
         **({} if company is None else {"company": company.fits}),
     }
     if as_json:
-        print_json({**_planned(plan_), **_asked(company), "fits": verdicts})
+        print_json({**_plan_to_json(plan_), **_company_to_json(company), "fits": verdicts})
     else:
         tell_if_estimated(plan_)
         here = "need not be asked" if plan_.directory else "has the model"
@@ -84,7 +84,7 @@ def plan(
                 ("disk", _disk(plan_)),
                 ("memory", _memory(plan_)),
                 ("context", _context(plan_)),
-                *([] if company is None else [("company", _told(company))]),
+                *([] if company is None else [("company", _format_company(company))]),
                 ("engine", serving.engine or "unknown"),
                 ("tool calls", parsers["tool_call_parser"] or "no parser"),
                 ("thinking", parsers["reasoning_parser"] or "no parser"),
@@ -111,7 +111,7 @@ def tokens(text: str) -> int:
     return count
 
 
-def _wanted(context: str | None, agents: int | None) -> tuple[int | None, int] | None:
+def _read_company(context: str | None, agents: int | None) -> tuple[int | None, int] | None:
     if agents is not None and not 0 < agents <= _MOST_AGENTS:
         raise ConfigurationError(
             f"`--agents` must be a number from 1 to {_MOST_AGENTS}, not `{agents}`"
@@ -134,7 +134,7 @@ def _hub_plan(spec: ServerSpec) -> tuple[Plan, CarVllmError | None]:
         return plan_for(spec), error
 
 
-def _planned(plan_: Plan) -> dict[str, Any]:
+def _plan_to_json(plan_: Plan) -> dict[str, Any]:
     used = binary_to_launch()
     memory = plan_.launch.memory
     return {
@@ -153,7 +153,7 @@ def _planned(plan_: Plan) -> dict[str, Any]:
     }
 
 
-def _asked(company: Company | None) -> dict[str, Any]:
+def _company_to_json(company: Company | None) -> dict[str, Any]:
     if company is None:
         return {}
     return {
@@ -214,7 +214,7 @@ def _context(plan_: Plan) -> str:
     return f"{memory.context:,} tokens fit here{together}, {at_once}; {made_for}"
 
 
-def _told(company: Company) -> str:
+def _format_company(company: Company) -> str:
     asked = f"{company.agents} x {company.context:,} tokens"
     if company.fits is None:
         return f"{asked}: unknown until the model is downloaded"

@@ -57,7 +57,7 @@ def selftests() -> Iterator[list[tuple[str, Callable[[], str]]]]:
         root = Path(folder).resolve()
         variables = {
             CAR_HOME.name: str(root / "home"),
-            CAR_VLLM_MLX_BIN.name: str(_installed(root)),
+            CAR_VLLM_MLX_BIN.name: str(_install_tiny_server(root)),
         }
         stack.enter_context(overridden(variables))
         stack.callback(_end_everything, root)
@@ -203,7 +203,7 @@ def _check_gone(directory: ServerDirectory, state: State) -> None:
         close_lock(lock)
 
 
-def _installed(root: Path) -> Path:
+def _install_tiny_server(root: Path) -> Path:
     """Write the tiny server as a console script that names this Python."""
     binary = root / "environment" / "bin" / "vllm-mlx"
     binary.parent.mkdir(parents=True)

@@ -35,7 +35,7 @@ def ps(*, as_json: AsJson = False) -> None:
     """List the running servers."""
     running = running_servers()
     if as_json:
-        print_json([_described(directory, state) for directory, state in running])
+        print_json([_server_to_json(directory, state) for directory, state in running])
     elif running:
         header = ("MODEL", "KIND", "STAGE", "ENGINE", "PORT", "PID", "MEMORY", "UP", "UNTIL")
         print_table(header, [_row(directory, state) for directory, state in running])
@@ -160,7 +160,7 @@ def _identity(served_name: str) -> tuple[str, str | None]:
         return served_name, None
 
 
-def _described(directory: ServerDirectory, state: State) -> dict[str, Any]:
+def _server_to_json(directory: ServerDirectory, state: State) -> dict[str, Any]:
     return {
         "model": model_id(state.served_name),
         "served_model": state.served_name,

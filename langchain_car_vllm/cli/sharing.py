@@ -24,7 +24,7 @@ from langchain_car_vllm.cli.gateway_process import GatewayProcess, Published
 from langchain_car_vllm.cli.output import ModelArgument, print_facts, print_json, say
 from langchain_car_vllm.display import Display
 from langchain_car_vllm.durations import seconds
-from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.paths import run_root
@@ -148,7 +148,7 @@ def launch(
     with closing(GatewayProcess.start(model, until_pid=os.getpid())) as gateway:
         command, variables = entry.invocation(gateway.published, gateway.published.read_key())
         words = [program, *command[1:], *context.args]
-        raise typer.Exit(_run_in_foreground(words, inherited() | variables))
+        raise typer.Exit(_run_in_foreground(words, inherited_environment() | variables))
 
 
 class _Tool(NamedTuple):

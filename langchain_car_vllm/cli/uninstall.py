@@ -55,7 +55,7 @@ def uninstall(
     """
     names = sorted(_model_names())
     caches = prefix_caches()
-    found = [*_kept(caches), *(_models(names) if models else ())]
+    found = [*_find_kept(caches), *(_models(names) if models else ())]
     if not found:
         say("nothing is kept on this machine")
         return
@@ -72,7 +72,7 @@ def uninstall(
     say(f"{total} are free; `pip uninstall langchain-car-vllm` removes the program itself")
 
 
-def _kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
+def _find_kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
     if (file := service_file()) is not None and file.exists():
         yield _Kept("service", file, disk_bytes(file))
     root = paths.run_root()

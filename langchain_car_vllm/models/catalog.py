@@ -41,8 +41,8 @@ class Catalog(NamedTuple):
 
     def by_name(self, name: str) -> CatalogEntry | None:
         """Return the entry of an id without prefix; case and `:` against `-` do not matter."""
-        wanted = normalized(name)
-        return next((e for e in self.entries if normalized(e.name) == wanted), None)
+        wanted = normalize(name)
+        return next((e for e in self.entries if normalize(e.name) == wanted), None)
 
     def by_repository(self, repository: str) -> CatalogEntry | None:
         """Return the entry that stands for a Hub repository."""
@@ -50,16 +50,16 @@ class Catalog(NamedTuple):
         return next((e for e in self.entries if e.repository.lower() == wanted), None)
 
 
-def normalized(name: str) -> str:
+def normalize(name: str) -> str:
     """Return a form in which equal ids are equal strings."""
     return name.lower().replace(":", "-")
 
 
 def small_sibling(repository: str) -> str | None:
     """Return the 4-bit repository of the same model, None where none is known or it is the one."""
-    stem = normalized(repository.rpartition("/")[2])
+    stem = normalize(repository.rpartition("/")[2])
     known = (*(e.repository for e in catalog().entries), *catalog().repositories)
-    names = {normalized(name.rpartition("/")[2]): name for name in known}
+    names = {normalize(name.rpartition("/")[2]): name for name in known}
     for bits in _BITS:
         stem = stem.removesuffix(bits)
     found = names.get(f"{stem}-4bit")

@@ -202,7 +202,7 @@ def diagnose_download(
         return UntrustedCodeError(source, printable(verdict.get("said")))
     if verdict["kind"] == "no-model":
         return unservable(source, verdict.get("names"))
-    return explained(source, revision, verdict)
+    return download_error(source, revision, verdict)
 
 
 def no_model(source: str, reason: str = "", hint: str = "") -> ModelDownloadError:
@@ -231,7 +231,9 @@ def unservable(source: str, names: Any) -> ModelDownloadError:
     return no_model(source, obstacle.reason, obstacle.hint) if obstacle else no_model(source)
 
 
-def explained(source: str, revision: str | None, verdict: dict[str, Any]) -> ModelDownloadError:
+def download_error(
+    source: str, revision: str | None, verdict: dict[str, Any]
+) -> ModelDownloadError:
     """Return the error for a verdict.
 
     Args:

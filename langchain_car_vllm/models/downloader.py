@@ -71,7 +71,7 @@ def main() -> None:
     if not _is_on(_FAST):
         _continue_partial_files()
     hub: Any = import_module("huggingface_hub")
-    hub.snapshot_download = _decided(hub.snapshot_download, revision)
+    hub.snapshot_download = _bind_revision(hub.snapshot_download, revision)
     sys.argv = [binary, *arguments]
     runpy.run_path(binary, run_name="__main__")
 
@@ -135,7 +135,9 @@ def _has_hash(part: Path, name: str) -> bool:
     return found.hexdigest() == name
 
 
-def _decided(snapshot_download: Callable[..., Any], revision: str | None) -> Callable[..., Any]:
+def _bind_revision(
+    snapshot_download: Callable[..., Any], revision: str | None
+) -> Callable[..., Any]:
     """Return a `snapshot_download` of one revision that ends the process where it cannot work."""
     trust = os.environ.pop("CAR_VLLM_DOWNLOAD_TRUST", "") == "1"
 

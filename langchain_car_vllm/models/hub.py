@@ -21,7 +21,7 @@ import truststore
 from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
-from langchain_car_vllm.models.download import explained, no_model
+from langchain_car_vllm.models.download import download_error, no_model
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import parse_object, printable
@@ -142,7 +142,7 @@ def _listing(hub: "_Hub") -> tuple[list[HubFile], str | None]:
         files = [_file(entry) for entry in found["siblings"]]
     except (UnservableModelError, AttributeError, LookupError, TypeError, ValueError) as error:
         said = printable(listed[:60].decode(errors="replace"))
-        raise explained(hub.source, hub.revision, {"kind": "strange", "said": said}) from error
+        raise download_error(hub.source, hub.revision, {"kind": "strange", "said": said}) from error
     commit = found.get("sha")
     return files, commit if isinstance(commit, str) else None
 
@@ -209,16 +209,16 @@ class _Hub:
             error.close()
             if verdict["kind"] == "no-entry":
                 raise _EntryMissing from error
-            raise explained(self.source, self.revision, verdict) from error
+            raise download_error(self.source, self.revision, verdict) from error
         except (OSError, HTTPException, ValueError) as error:
-            raise explained(self.source, self.revision, self._failure(error)) from error
+            raise download_error(self.source, self.revision, self._failure(error)) from error
 
     def _read(self, response: HTTPResponse, most: int) -> bytes:
         body = bytearray()
         while piece := response.read1(_PIECE):
             body += piece
             if len(body) > most:
-                raise explained(
+                raise download_error(
                     self.source,
                     self.revision,
                     {"kind": "strange", "said": f"more than {most // 1_000_000} MB"},

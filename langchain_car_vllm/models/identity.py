@@ -46,10 +46,10 @@ def real_path(path: str) -> str:
             finally:
                 os.close(descriptor)
             return os.fsdecode(kept.rstrip(b"\0"))
-    return _followed(path)
+    return _resolve_links(path)
 
 
-def _followed(path: str) -> str:
+def _resolve_links(path: str) -> str:
     try:
         return os.path.realpath(path)
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def _repository_of(path: Path) -> str | None:
             found = find_snapshot(name) if name else None
         except UnservableModelError:
             found = None
-        if found is not None and _followed(str(found)) == _followed(str(path)):
+        if found is not None and _resolve_links(str(found)) == _resolve_links(str(path)):
             return name
     return None
 
@@ -74,12 +74,12 @@ def _in_hub_cache(path: Path) -> str | None:
     folder = path.parent.parent
     if cache is None or path.parent.name != "snapshots" or not folder.name.startswith("models--"):
         return None
-    if _followed(str(folder.parent)) != _followed(str(cache)):
+    if _resolve_links(str(folder.parent)) != _resolve_links(str(cache)):
         return None
     name = folder.name.removeprefix("models--").replace("--", "/", 1)
     return name if find_commit(name) == path.name else None
 
 
 def _in_lm_studio(path: Path) -> str | None:
-    roots = {_followed(str(folder)) for folder in lm_studio_folders()}
+    roots = {_resolve_links(str(folder)) for folder in lm_studio_folders()}
     return f"{path.parent.name}/{path.name}" if str(path.parent.parent) in roots else None

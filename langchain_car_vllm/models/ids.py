@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
-from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalized
+from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalize
 from langchain_car_vllm.models.families import UNKNOWN, family_facts
 from langchain_car_vllm.models.model_files import is_file, load_object
 
@@ -139,7 +139,7 @@ def _letters(text: str) -> str:
 
 
 def _short(name: str) -> str:
-    return normalized(name).rstrip("/").rsplit("/", 1)[-1]
+    return normalize(name).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _why_not(name: str, *, has_prefix: bool) -> str:

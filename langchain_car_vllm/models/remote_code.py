@@ -35,10 +35,10 @@ def find_code(names: Iterable[str], read: Callable[[str], Mapping[str, Any] | No
         if values is None:
             continue
         if name == "config.json" and values.get("model_file") is not None:
-            return _told(name, "model_file", values["model_file"])
+            return _describe(name, "model_file", values["model_file"])
         mapped = _find_mapped(values)
         if mapped is not None and not (name == "config.json" and _is_never_asked(values)):
-            return _told(name, "auto_map", mapped)
+            return _describe(name, "auto_map", mapped)
     return None
 
 
@@ -74,7 +74,7 @@ def _find_mapped(values: Mapping[str, Any]) -> object:
     return None
 
 
-def _told(name: str, key: str, value: object) -> str:
+def _describe(name: str, key: str, value: object) -> str:
     named = next(iter(value.values()), "") if isinstance(value, Mapping) else value
     shown = "".join(c if c.isprintable() and c.isascii() else "?" for c in str(named)[:80])
     return f"`{key}` of `{name}` names `{shown}`"

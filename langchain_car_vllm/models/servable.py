@@ -107,7 +107,7 @@ def find_missing(
     index = read(INDEX) if INDEX in names else None
     weights = weight_names(names, multimodal=is_multimodal(config), index=index)
     if not weights:
-        return _other_format(names) or _misnamed(names)
+        return _other_format(names) or _misnamed_weights(names)
     if config_of(config).model_type is None:
         return Obstacle("its `config.json` names no `model_type`", _WHOLE)
     if not any(name in _TOKENIZERS or name.endswith(_TOKENIZER_SUFFIX) for name in names):
@@ -126,7 +126,7 @@ def _other_format(names: Collection[str]) -> Obstacle | None:
     return None
 
 
-def _misnamed(names: Collection[str]) -> Obstacle:
+def _misnamed_weights(names: Collection[str]) -> Obstacle:
     found = sorted(name for name in names if name.endswith(".safetensors"))
     if found:
         return Obstacle(

@@ -62,11 +62,11 @@ def find_snapshot(source: str, revision: str | None = None, *, trust: bool = Fal
 def hub_cache() -> Path | None:
     """Return the folder of the Hub cache by the Hub's own rules, None without a home."""
     if value := environment.HF_HUB_CACHE.read() or environment.HUGGINGFACE_HUB_CACHE.read():
-        return _expanded(value)
+        return _expand(value)
     if value := environment.HF_HOME.read():
-        return _expanded(value) / "hub"
+        return _expand(value) / "hub"
     if value := environment.XDG_CACHE_HOME.read():
-        return _expanded(value) / "huggingface" / "hub"
+        return _expand(value) / "huggingface" / "hub"
     base = paths.home()
     return base / ".cache" / "huggingface" / "hub" if base else None
 
@@ -107,7 +107,7 @@ def served_source(snapshot: Path, source: str, revision: str | None = None) -> s
     return source
 
 
-def _expanded(value: str) -> Path:
+def _expand(value: str) -> Path:
     # `Path.expanduser` raises where nobody has a home.
     return Path(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH111
 

@@ -1,6 +1,7 @@
 """The installed software: host check, locating and provisioning `vllm-mlx`."""
 
 from langchain_car_vllm.runtime.locate import (
+    VllmRuntime,
     binary_passed_over,
     binary_to_launch,
     installed_version,
@@ -10,7 +11,6 @@ from langchain_car_vllm.runtime.locate import (
     search_dirs,
 )
 from langchain_car_vllm.runtime.runtime import (
-    VllmRuntime,
     ensure_runtime,
     install_runtime,
     upgrade_runtime,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from langchain_car_vllm.environment import UV_OFFLINE, inherited, is_off
+from langchain_car_vllm.environment import UV_OFFLINE, inherited_environment, is_off
 from langchain_car_vllm.errors import ProvisionError
 
 _TICK = 0.5
@@ -24,7 +24,11 @@ OnLine = Callable[[str | None], None]
 
 def clean_environment() -> dict[str, str]:
     """Return the environment without what belongs to the Python that runs this package."""
-    return {name: value for name, value in inherited().items() if not name.startswith(_FOREIGN)}
+    return {
+        name: value
+        for name, value in inherited_environment().items()
+        if not name.startswith(_FOREIGN)
+    }
 
 
 def run_step(
@@ -63,7 +67,7 @@ def run_step(
         )
     except OSError as error:
         raise ProvisionError(step, f"`{command[0]}` cannot be run: {error}") from error
-    with _ended(process):
+    with _ensure_end(process):
         for line in _lines(process):
             if line is not None:
                 said.append(line)
@@ -144,7 +148,7 @@ def hint_for(text: str) -> str | None:
 
 
 @contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _ensure_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:

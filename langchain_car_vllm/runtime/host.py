@@ -70,7 +70,7 @@ def is_translated(host: Host) -> bool:
     return host.system == "darwin" and host.machine == "arm64" and platform.machine() == "x86_64"
 
 
-def unsupported(system: str = sys.platform) -> UnsupportedPlatformError:
+def unsupported_platform(system: str = sys.platform) -> UnsupportedPlatformError:
     """Return the error for a system that is neither macOS nor Linux."""
     return UnsupportedPlatformError(
         f"vllm-mlx runs on Apple silicon and on Linux, not on `{system}`", hint=_ELSEWHERE
@@ -88,7 +88,7 @@ def check_host(host: Host) -> None:
     elif host.system == "linux":
         _check_linux(host)
     else:
-        raise unsupported(host.system)
+        raise unsupported_platform(host.system)
 
 
 def _check_mac(host: Host) -> None:
@@ -99,7 +99,7 @@ def _check_mac(host: Host) -> None:
         )
     if host.release and host.release < _OLDEST_MACOS:
         raise UnsupportedPlatformError(
-            f"vllm-mlx needs macOS 14 or newer, this is macOS {_dotted(host.release)}",
+            f"vllm-mlx needs macOS 14 or newer, this is macOS {_dotted_text(host.release)}",
             hint=f"update macOS, or {_ELSEWHERE}",
         )
 
@@ -116,7 +116,7 @@ def _check_linux(host: Host) -> None:
         )
     if host.release < _OLDEST_GLIBC:
         raise UnsupportedPlatformError(
-            f"vllm-mlx needs glibc 2.35 or newer on Linux, this is {_dotted(host.release)}",
+            f"vllm-mlx needs glibc 2.35 or newer on Linux, this is {_dotted_text(host.release)}",
             hint=f"use a newer distribution, such as Debian 12 or Ubuntu 22.04, or {_ELSEWHERE}",
         )
 
@@ -126,5 +126,5 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
 
 
-def _dotted(release: tuple[int, ...]) -> str:
+def _dotted_text(release: tuple[int, ...]) -> str:
     return ".".join(map(str, release))

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.runtime.host import unsupported
+from langchain_car_vllm.runtime.host import unsupported_platform
 
 try:
     import fcntl
 except ImportError as error:
-    raise unsupported() from error
+    raise unsupported_platform() from error
 
 _POLL = 0.1
 

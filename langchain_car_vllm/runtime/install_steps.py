@@ -93,7 +93,7 @@ def install(work: Work) -> Path:
     worked = former.version if former else ""
     _mark(root, Marker("installing", ours, wanted.name, worked))
     try:
-        binary = _installed(work, wanted, former, ours=ours)
+        binary = _install_and_test(work, wanted, former, ours=ours)
     except BaseException:
         if former is not None and worked:
             _keep_former(root, former)
@@ -102,7 +102,9 @@ def install(work: Work) -> Path:
     return binary.resolve()
 
 
-def _installed(work: Work, wanted: Requirements, former: Marker | None, *, ours: bool) -> Path:
+def _install_and_test(
+    work: Work, wanted: Requirements, former: Marker | None, *, ours: bool
+) -> Path:
     """Return the binary of an installation that has passed its test."""
     python = _ensure_python(work, ours=ours)
     with _explained_marks(work.root):
@@ -153,7 +155,7 @@ def _ensure_python(work: Work, *, ours: bool) -> Python:
     if python is not None and python.is_supported:
         return python
     if python is not None and not ours:
-        raise ProvisionError("venv", _unsupported(root, python), hint=f"move `{root}` away")
+        raise ProvisionError("venv", _unsupported_python(root, python), hint=f"move `{root}` away")
     failure = None
     for request in _python_requests(None if python else former_python(root), work.host):
         work.report.say("making a virtual environment")
@@ -173,12 +175,14 @@ def _ensure_python(work: Work, *, ours: bool) -> Python:
             return python
     raise failure or ProvisionError(
         "venv",
-        _unsupported(root, python) if python else f"uv made `{root}`, yet its Python does not run",
+        _unsupported_python(root, python)
+        if python
+        else f"uv made `{root}`, yet its Python does not run",
         hint="run `uv python install 3.12` and try again",
     )
 
 
-def _unsupported(root: Path, python: Python) -> str:
+def _unsupported_python(root: Path, python: Python) -> str:
     return "`{}` has {}, vllm-mlx needs {}.{} to {}.{}".format(
         root, python.description, *OLDEST_PYTHON, *NEWEST_PYTHON
     )

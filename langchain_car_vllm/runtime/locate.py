@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.runtime.marker import is_incomplete, read_marker
@@ -23,6 +24,18 @@ _HEAD = 4096
 _TRAMPOLINE = "'''exec' "
 # What `uv venv --relocatable` makes of it: Python lies beside the script.
 _RELOCATABLE = re.compile(r'^"\$\(dirname -- "\$\(realpath -- "\$0"\)"\)"/(.+)$')
+
+
+class VllmRuntime(NamedTuple):
+    """A `vllm-mlx` that can be used.
+
+    Attributes:
+        server: Absolute path of the binary, links resolved.
+        version: Its version, None where `CAR_VLLM_MLX_BIN` names something without metadata.
+    """
+
+    server: Path
+    version: str | None
 
 
 def search_dirs() -> list[Path]:
@@ -66,12 +79,20 @@ def resolve_existing() -> Path | None:
     Any other must be of a known version of at least 0.3.0. A managed environment whose
     installation was interrupted does not count.
     """
+    found = _existing_runtime()
+    return found.server if found else None
+
+
+def _existing_runtime() -> VllmRuntime | None:
     if override := overriding_binary():
-        return override
+        return VllmRuntime(override, installed_version(override))
     for folder in search_dirs():
         candidate = folder / SERVER_BINARY
-        if os.path.isfile(candidate) and is_usable(candidate):  # noqa: PTH113
-            return candidate.resolve()
+        if not os.path.isfile(candidate) or _is_interrupted(candidate):  # noqa: PTH113
+            continue
+        version = installed_version(candidate)
+        if version is not None and is_at_least(version, MINIMUM):
+            return VllmRuntime(candidate.resolve(), version)
     return None
 
 
@@ -81,10 +102,16 @@ def binary_to_launch() -> Path | None:
     That is what `resolve_existing` finds, unless it is of an older minor version than the tested
     one and there is a complete managed install that is not: an old one on PATH would win forever.
     """
-    found = resolve_existing()
-    if found is None or overriding_binary() or is_of_tested_minor(installed_version(found)):
+    found = runtime_to_launch()
+    return found.server if found else None
+
+
+def runtime_to_launch() -> VllmRuntime | None:
+    """Return what `binary_to_launch` finds, with its version."""
+    found = _existing_runtime()
+    if found is None or overriding_binary() or is_of_tested_minor(found.version):
         return found
-    return _tested_managed_binary() or found
+    return _tested_managed_runtime() or found
 
 
 def binary_passed_over() -> Path | None:
@@ -93,14 +120,16 @@ def binary_passed_over() -> Path | None:
     return found if found != binary_to_launch() else None
 
 
-def _tested_managed_binary() -> Path | None:
+def _tested_managed_runtime() -> VllmRuntime | None:
     root = paths.managed_root()
     marker = read_marker(root) if root else None
     if root is None or marker is None or marker.state != "complete":
         return None
     binary = root / "bin" / SERVER_BINARY
-    is_there = os.path.isfile(binary)  # noqa: PTH113
-    return binary.resolve() if is_there and is_of_tested_minor(installed_version(binary)) else None
+    if not os.path.isfile(binary):  # noqa: PTH113
+        return None
+    version = installed_version(binary)
+    return VllmRuntime(binary.resolve(), version) if is_of_tested_minor(version) else None
 
 
 def overriding_binary() -> Path | None:
@@ -111,16 +140,13 @@ def overriding_binary() -> Path | None:
     return None
 
 
-def is_usable(binary: Path) -> bool:
-    """Return whether a discovered binary is new enough and of a complete installation."""
+def _is_interrupted(binary: Path) -> bool:
+    """Return whether a binary is that of a managed installation that never came to its end."""
     root = paths.managed_root()
-    if root is not None and is_incomplete(root):
-        # A link may lead there, from a folder that is searched sooner.
-        managed = root / "bin" / SERVER_BINARY
-        if binary.resolve() == managed.resolve():
-            return False
-    version = installed_version(binary)
-    return version is not None and is_at_least(version, MINIMUM)
+    if root is None or not is_incomplete(root):
+        return False
+    # A link may lead there, from a folder that is searched sooner.
+    return binary.resolve() == (root / "bin" / SERVER_BINARY).resolve()
 
 
 def installed_version(binary: Path, distribution: str = "vllm_mlx") -> str | None:

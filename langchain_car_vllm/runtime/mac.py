@@ -4,7 +4,7 @@ import re
 import subprocess
 from typing import NamedTuple
 
-from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.environment import inherited_environment
 
 _PATIENCE = 10.0
 # With it in the environment the kernel calls every macOS 10.16.
@@ -38,7 +38,9 @@ def platform_uuid() -> str | None:
 
 
 def _run(*command: str) -> tuple[int, str]:
-    environment = {name: value for name, value in inherited().items() if name != _COMPATIBLE}
+    environment = {
+        name: value for name, value in inherited_environment().items() if name != _COMPATIBLE
+    }
     try:
         done = subprocess.run(
             command,

@@ -48,8 +48,8 @@ def provision(on_progress: OnProgress | None = None, *, host: Host | None = None
     report = Reporter(on_progress)
     # What is there needs a test at most: no uv, no disk.
     uv = _prepare(root, host) if resolve_existing() is None else None
-    with _locked(root, report) as lock:
-        if found := _proven(root, report):
+    with _hold_install_lock(root, report) as lock:
+        if found := _prove(root, report):
             return found
         work = Work(root, uv or _prepare(root, host), lock, host, report)
         try:
@@ -75,8 +75,8 @@ def prove(on_progress: OnProgress | None = None, *, reason: str) -> Path:
     if resolve_existing() is None:
         raise RuntimeMissingError(reason)
     report = Reporter(on_progress)
-    with _locked(root, report):
-        if found := _proven(root, report):
+    with _hold_install_lock(root, report):
+        if found := _prove(root, report):
             return found
     raise RuntimeMissingError(f"{reason}; the one in `{root}` does not work")
 
@@ -95,7 +95,7 @@ def upgrade(on_progress: OnProgress | None = None) -> Path:
     root = _managed_root()
     report = Reporter(on_progress)
     uv = _prepare(root, host)
-    with _locked(root, report) as lock:
+    with _hold_install_lock(root, report) as lock:
         return install(Work(root, uv, lock, host, report))
 
 
@@ -209,7 +209,7 @@ def _size(root: Path) -> int:
     return size
 
 
-def _locked(root: Path, report: Reporter) -> AbstractContextManager[int]:
+def _hold_install_lock(root: Path, report: Reporter) -> AbstractContextManager[int]:
     def wait() -> None:
         report.say("waiting for another process that installs vllm-mlx")
 
@@ -220,7 +220,7 @@ def _lock_file(root: Path) -> Path:
     return root.with_name(f"{root.name}.lock")
 
 
-def _proven(root: Path, report: Reporter) -> Path | None:
+def _prove(root: Path, report: Reporter) -> Path | None:
     """Return a binary that another process finished, or that passes the test now."""
     found = resolve_existing()
     if found is None or is_proven(found):

@@ -75,12 +75,12 @@ def locked_versions(environment: dict[str, str]) -> dict[str, str]:
     from packaging.markers import Marker  # noqa: PLC0415 - most supervisors install nothing
 
     return {
-        normalized(name): version
+        normalize_name(name): version
         for name, version, condition in _PIN.findall(LOCK.read_text(encoding="utf-8"))
         if not condition or Marker(condition).evaluate(environment)
     }
 
 
-def normalized(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Return a distribution's name in the form that compares."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -3,31 +3,19 @@
 import logging
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_AUTO_INSTALL
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.locate import (
+    VllmRuntime,
     binary_passed_over,
-    binary_to_launch,
     installed_version,
+    runtime_to_launch,
 )
 from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
 from langchain_car_vllm.runtime.versions import warn_about
 
 log = logging.getLogger(__name__)
-
-
-class VllmRuntime(NamedTuple):
-    """A `vllm-mlx` that can be used.
-
-    Attributes:
-        server: Absolute path of the binary, links resolved.
-        version: Its version, None where `CAR_VLLM_MLX_BIN` names something without metadata.
-    """
-
-    server: Path
-    version: str | None
 
 
 def ensure_runtime(
@@ -53,13 +41,12 @@ def ensure_runtime(
         ProvisionError: A step failed; names it and carries uv's own last words.
         NotFoundAfterInstallError: The installation went through without leaving a binary.
     """
-    found = binary_to_launch()
-    if found is None or not is_proven(found):
-        found = _provided(auto_install=auto_install, on_progress=on_progress)
-    version = installed_version(found)
-    warn_about(version, found)
+    found = runtime_to_launch()
+    if found is None or not is_proven(found.server):
+        found = _provide(auto_install=auto_install, on_progress=on_progress)
+    warn_about(found.version, found.server)
     warn_about_what_is_passed_over()
-    return VllmRuntime(found, version)
+    return found
 
 
 @cache
@@ -82,10 +69,10 @@ def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     Raises:
         RuntimeProvisioningError: As for `ensure_runtime`.
     """
-    found = binary_to_launch()
-    if found is None or not is_proven(found):
-        found = provision(on_progress)
-    return VllmRuntime(found, installed_version(found))
+    found = runtime_to_launch()
+    if found is None or not is_proven(found.server):
+        return _with_version(provision(on_progress))
+    return found
 
 
 def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
@@ -97,14 +84,17 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     Raises:
         RuntimeProvisioningError: As for `ensure_runtime`; a former install that still works stays.
     """
-    found = upgrade(on_progress)
-    return VllmRuntime(found, installed_version(found))
+    return _with_version(upgrade(on_progress))
 
 
-def _provided(*, auto_install: bool, on_progress: OnProgress | None) -> Path:
+def _provide(*, auto_install: bool, on_progress: OnProgress | None) -> VllmRuntime:
     setting = CAR_VLLM_MLX_AUTO_INSTALL
     if not setting.read():
-        return prove(on_progress, reason=f"{setting.name}={setting.text()}")
+        return _with_version(prove(on_progress, reason=f"{setting.name}={setting.text()}"))
     if not auto_install:
-        return prove(on_progress, reason="auto_install=False")
-    return provision(on_progress)
+        return _with_version(prove(on_progress, reason="auto_install=False"))
+    return _with_version(provision(on_progress))
+
+
+def _with_version(binary: Path) -> VllmRuntime:
+    return VllmRuntime(binary, installed_version(binary))

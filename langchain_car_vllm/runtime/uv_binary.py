@@ -39,13 +39,13 @@ def _candidates() -> Iterator[tuple[str, Path | None]]:
         yield f"CAR_UV={value}", Path(value).absolute()
     on_path = shutil.which("uv")
     yield environment.PATH.name, Path(on_path).absolute() if on_path else None
-    yield "the `uv` package", _packaged()
+    yield "the `uv` package", _packaged_uv()
     if home := paths.home():
         yield "~/.local/bin", home / ".local" / "bin" / "uv"
         yield "~/.cargo/bin", home / ".cargo" / "bin" / "uv"
 
 
-def _packaged() -> Path | None:
+def _packaged_uv() -> Path | None:
     try:
         return Path(uv.find_uv_bin())
     except FileNotFoundError:

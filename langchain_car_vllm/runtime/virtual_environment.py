@@ -15,7 +15,7 @@ import psutil
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.locate import SERVER_BINARY
-from langchain_car_vllm.runtime.requirements import locked_versions, normalized
+from langchain_car_vllm.runtime.requirements import locked_versions, normalize_name
 
 # What has wheels of the whole locked set; Apple's own Python is 3.9.
 OLDEST_PYTHON = (3, 10)
@@ -173,7 +173,7 @@ def forget_unreadable(python: Python) -> None:
 
 def _pin(metadata: Path) -> tuple[str, str]:
     name, _, version = metadata.name.removesuffix(".dist-info").rpartition("-")
-    return normalized(name), version
+    return normalize_name(name), version
 
 
 def _missing_file(site: Path, record: Path) -> str | None:

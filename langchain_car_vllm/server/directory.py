@@ -183,7 +183,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise explained(error, path) from error
+        raise state_directory_error(error, path) from error
 
 
 def hint_of(error: OSError, otherwise: str) -> str:
@@ -196,7 +196,7 @@ def hint_of(error: OSError, otherwise: str) -> str:
     return _HINTS.get(error.errno or 0, otherwise)
 
 
-def explained(error: OSError, path: Path) -> StateDirectoryError:
+def state_directory_error(error: OSError, path: Path) -> StateDirectoryError:
     """Return what an error of the operating system means for the files at `path`."""
     hint = hint_of(error, _LOCAL_DIRECTORY)
     return StateDirectoryError(path, error.strerror or str(error), hint=hint)

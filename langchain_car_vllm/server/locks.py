@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from langchain_car_vllm.process_state import reset_after_fork
-from langchain_car_vllm.runtime.host import unsupported
+from langchain_car_vllm.runtime.host import unsupported_platform
 
 try:
     import fcntl
 except ImportError as error:
-    raise unsupported() from error
+    raise unsupported_platform() from error
 
 _open: set[int] = set()
 _libc = ctypes.PyDLL(None)

@@ -17,7 +17,7 @@ from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
 from langchain_car_vllm.models import ModelFacts, family_facts, find_snapshot, read_model_facts
 from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
 from langchain_car_vllm.models.compatibility import facts_for_version
-from langchain_car_vllm.models.download import check_may_download, explained, measure_download
+from langchain_car_vllm.models.download import check_may_download, download_error, measure_download
 from langchain_car_vllm.models.downloader import RESERVE
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.remote_code import is_trusted
@@ -97,7 +97,7 @@ class Plan:
                 "free": free,
                 "folder": str(hub_cache()),
             }
-            raise explained(self.spec.source, self.spec.revision, verdict)
+            raise download_error(self.spec.source, self.spec.revision, verdict)
         self.check_memory()
 
     def check_memory(self) -> None:
@@ -163,7 +163,7 @@ def plan_for(
         UnservableModelError: The server cannot load what is there.
         UntrustedCodeError: The model brings code that nobody trusts.
     """
-    origin, directory, facts = _known(spec, hub)
+    origin, directory, facts = _find_facts(spec, hub)
     if directory is not None:
         check_servable(directory, spec.served_name, trust=is_trusted(spec.server_args))
     binary = binary or binary_to_launch()
@@ -194,14 +194,14 @@ def fitting_context(spec: ServerSpec) -> int | None:
     Raises:
         ConfigurationError: The model's own files cannot be read.
     """
-    _, directory, facts = _known(spec, None)
+    _, directory, facts = _find_facts(spec, None)
     budget = budget_bytes()
     memory = _launch(spec, facts, directory, budget).memory
     fits = facts.weights_bytes and memory.needed <= budget
     return memory.context if fits else facts.context_window
 
 
-def _known(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path | None, ModelFacts]:
+def _find_facts(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path | None, ModelFacts]:
     """Return what is known of a model, from the best source."""
     trust = is_trusted(spec.server_args)
     directory = find_snapshot(spec.source, spec.revision, trust=trust)

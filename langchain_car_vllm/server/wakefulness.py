@@ -55,7 +55,7 @@ class Wakefulness:
         if is_working:
             self._worked_at = now
             if self._process is None or self._process.poll() is not None:
-                self._process = self._started()
+                self._process = self._start()
         elif now - self._worked_at > self._linger:
             self.end()
 
@@ -66,7 +66,7 @@ class Wakefulness:
             self._process.wait()
             self._process = None
 
-    def _started(self) -> "subprocess.Popen[bytes] | None":
+    def _start(self) -> "subprocess.Popen[bytes] | None":
         program = shutil.which(_PROGRAM) or _USUAL
         with suppress(OSError):
             return subprocess.Popen(

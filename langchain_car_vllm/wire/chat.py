@@ -40,7 +40,13 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.answer.reader import Delta
-from langchain_car_vllm.wire.answer.result import AnswerEnd, last_chunk, timed, to_chunk, to_result
+from langchain_car_vllm.wire.answer.result import (
+    AnswerEnd,
+    add_times,
+    last_chunk,
+    to_chunk,
+    to_result,
+)
 from langchain_car_vllm.wire.counting_chat import CountingChat
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.exchange.exchange import Attempt, Exchange, forgiven
@@ -55,7 +61,7 @@ from langchain_car_vllm.wire.transport.error_mapping import (
     map_encoding_errors,
     map_errors,
 )
-from langchain_car_vllm.wire.transport.passage import aentered, entered
+from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
 from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.simple_engine import (
     BusyWaits,
@@ -128,7 +134,7 @@ class WireChat(CountingChat):
         exchange = self._exchange(messages, stop, kwargs, clock, streamed=False)
         self._check_fits(exchange, kwargs)
         deltas = list(self._deltas(exchange, clock, gate, kwargs.get("extra_headers")))
-        return to_result(deltas, timed(exchange.answer_end(), stopwatch))
+        return to_result(deltas, add_times(exchange.answer_end(), stopwatch))
 
     async def _agenerate(
         self,
@@ -146,7 +152,7 @@ class WireChat(CountingChat):
             delta
             async for delta in self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
         ]
-        return to_result(deltas, timed(exchange.answer_end(), stopwatch))
+        return to_result(deltas, add_times(exchange.answer_end(), stopwatch))
 
     def _stream(
         self,
@@ -166,7 +172,7 @@ class WireChat(CountingChat):
                 if run_manager:
                     run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(timed(exchange.answer_end(), stopwatch), kwargs)
+        yield _end_chunk(add_times(exchange.answer_end(), stopwatch), kwargs)
 
     async def _astream(
         self,
@@ -187,7 +193,7 @@ class WireChat(CountingChat):
                 if run_manager:
                     await run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(timed(exchange.answer_end(), stopwatch), kwargs)
+        yield _end_chunk(add_times(exchange.answer_end(), stopwatch), kwargs)
 
     def _deltas(
         self, exchange: Exchange, clock: Clock, gate: Gate, headers: Headers
@@ -209,11 +215,11 @@ class WireChat(CountingChat):
     ) -> Generator[Delta, None, None]:
         tokens = self._asked_tokens(attempt.body, gate.room)
         is_late = arrives_late(attempt.body)
-        with entered(gate, tokens, clock, arrives_late=is_late) as passage:
+        with enter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             with (
                 turn(self.endpoint, clock.deadline),
                 noted_cuts(self.endpoint),
-                self._sent(attempt, clock, headers) as body,
+                self._send(attempt, clock, headers) as body,
             ):
                 for data in body:
                     deltas = attempt.feed(data)
@@ -250,10 +256,10 @@ class WireChat(CountingChat):
     ) -> AsyncGenerator[Delta, None]:
         tokens = await self._aasked_tokens(attempt.body, gate.room)
         is_late = arrives_late(attempt.body)
-        async with aentered(gate, tokens, clock, arrives_late=is_late) as passage:
+        async with aenter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             async with (
                 aturn(self.endpoint, clock.deadline),
-                self._asent(attempt, clock, headers) as body,
+                self._asend(attempt, clock, headers) as body,
             ):
                 with noted_cuts(self.endpoint):
                     async for data in body:
@@ -272,10 +278,10 @@ class WireChat(CountingChat):
                 yield delta
 
     @contextmanager
-    def _sent(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Iterable[bytes]]:
+    def _send(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Iterable[bytes]]:
         refusals = Refusals(self.refusals)
         with ExitStack() as stack:
-            http = stack.enter_context(self.clients.used())
+            http = stack.enter_context(self.clients.borrow())
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
@@ -286,13 +292,13 @@ class WireChat(CountingChat):
             yield body
 
     @asynccontextmanager
-    async def _asent(
+    async def _asend(
         self, attempt: Attempt, clock: Clock, headers: Headers
     ) -> AsyncIterator[AsyncIterable[bytes]]:
         clients = await self.async_client.current()
         refusals = Refusals(self.refusals)
         async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(clients.used())
+            http = await stack.enter_async_context(clients.borrow())
             while True:
                 request = self._request(attempt, clock, headers)
                 try:

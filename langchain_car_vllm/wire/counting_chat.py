@@ -82,7 +82,7 @@ class CountingChat(ChatOpenAI):
     def _count(self, body: Body) -> int | None:
         request = count_request(self.model_name, body["messages"], body.get("tools") or ())
         try:
-            with self.clients.used():
+            with self.clients.borrow():
                 return read_count(self.root_client.post(PATH, **request))
         except (openai.APIError, httpx2.HTTPError, ValueError):
             return None
@@ -91,7 +91,7 @@ class CountingChat(ChatOpenAI):
         request = count_request(self.model_name, body["messages"], body.get("tools") or ())
         clients = await self.async_client.current()
         try:
-            async with clients.used():
+            async with clients.borrow():
                 return read_count(await clients.sdk.post(PATH, **request))
         except (openai.APIError, httpx2.HTTPError, ValueError):
             return None

@@ -40,7 +40,7 @@ class Embedder:
         clients = sync_clients(self._address, self._endpoint.is_ours)
         clock = Clock(self._endpoint, self._timeout, total=True)
         answer = bytearray()
-        with map_errors(self._endpoint, self._timeout), clients.used() as http:
+        with map_errors(self._endpoint, self._timeout), clients.borrow() as http:
             request = self._request(texts, clock)
             with open_stream(http, request, clock.deadline) as parts:
                 for part in parts:
@@ -54,7 +54,7 @@ class Embedder:
         clock = Clock(self._endpoint, self._timeout, total=True)
         answer = bytearray()
         with map_errors(self._endpoint, self._timeout):
-            async with clients.used() as http:
+            async with clients.borrow() as http:
                 request = self._request(texts, clock)
                 async with aopen_stream(http, request, clock.deadline) as parts:
                     async for part in parts:

@@ -13,7 +13,7 @@ from langchain_car_vllm.display import (
     Line,
     Records,
     describe,
-    displayed,
+    display_progress,
     suitable_view,
 )
 from langchain_car_vllm.progress import Progress
@@ -174,7 +174,7 @@ def test_a_view_that_cannot_be_closed_gives_the_screen_back():
 def test_a_users_callback_replaces_the_display():
     """Programs get every step themselves, and nothing is drawn."""
     heard = []
-    with displayed("m", heard.append) as on_progress:
+    with display_progress("m", heard.append) as on_progress:
         assert on_progress == heard.append
 
 
@@ -184,7 +184,7 @@ def test_a_wait_that_fails_leaves_nothing_drawn(monkeypatch):
     monkeypatch.setattr(display, "suitable_view", lambda _name: view)
 
     def wait():
-        with displayed("m", None) as on_progress:
+        with display_progress("m", None) as on_progress:
             on_progress(WAIT[0])
             raise KeyError
 

@@ -201,7 +201,7 @@ class Place:
         with opened_lock(self._directory.turn_lock) as mutex:
             if not try_exclusive(mutex):
                 return self._verdict
-            tickets = self._seen(read_tickets(self._folder, self._endpoint.generation))
+            tickets = self._read_notes(read_tickets(self._folder, self._endpoint.generation))
             self._verdict = decide(self._ticket, tickets, self._rules)
             if self._verdict == "abandoned":
                 self._await_release()
@@ -257,18 +257,18 @@ class Place:
         """Write into the ticket what the server worked on before this request was sent."""
         os.pwrite(self._descriptor, json.dumps([at, before]).encode(), 0)
 
-    def _seen(self, tickets: list[Ticket]) -> list[Ticket]:
+    def _read_notes(self, tickets: list[Ticket]) -> list[Ticket]:
         """Return the tickets with what the server's status tells of the one that is being read."""
         first = min((t.order for t in tickets if t.stage == "waiting" and t.live), default="")
         read = [t for t in tickets if t.stage == "prefill" and t.live]
         if first != self._ticket.order or len(read) != 1:
             return tickets
-        note, look = self._noted(read[0]), self._next_look()
+        note, look = self._read_note(read[0]), self._next_look()
         if note is None or look is None or look.began < note[0] or not look.has_begun(note[1]):
             return tickets
         return [t._replace(stage="answering") if t is read[0] else t for t in tickets]
 
-    def _noted(self, ticket: Ticket) -> tuple[float, list[str]] | None:
+    def _read_note(self, ticket: Ticket) -> tuple[float, list[str]] | None:
         with suppress(OSError, ValueError, TypeError):
             at, before = json.loads((self._folder / ticket.name).read_text(encoding="utf-8"))
             return float(at), [str(name) for name in before]

@@ -15,7 +15,7 @@ def verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> Car
         endpoint: Whose connection broke.
         supervised: Whether a supervisor lives.
     """
-    reason = _ended(state, endpoint)
+    reason = _reason_of_end(state, endpoint)
     if reason == "unknown":
         return crash_error(endpoint, "died")
     if state is None or reason not in (None, *_CRASHES):
@@ -30,7 +30,7 @@ def verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> Car
     return None if supervised else crash_error(endpoint, "was killed with its supervisor")
 
 
-def _ended(state: State | None, endpoint: Endpoint) -> str | None:
+def _reason_of_end(state: State | None, endpoint: Endpoint) -> str | None:
     """Return why the endpoint's generation ended, `unknown` where no state tells, None if alive."""
     if state is None:
         return "unknown"

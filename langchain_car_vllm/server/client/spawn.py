@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors, hint_of
 from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
@@ -135,7 +135,7 @@ class _Process:
             self._pid = os.posix_spawn(
                 shutil.which(command[0]) or command[0],
                 command,
-                supervisor_environment(inherited(), _import_path()),
+                supervisor_environment(inherited_environment(), _import_path()),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, reading, 0),
                     (os.POSIX_SPAWN_DUP2, writing, 1),

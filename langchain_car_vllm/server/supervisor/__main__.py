@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.environment import adopt, inherited
+from langchain_car_vllm.environment import adopt, inherited_environment
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime import absolute_settings
@@ -55,7 +55,7 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(0 if report and json.loads(report)["ok"] else 1)
     os.close(reading)
-    adopt(absolute_folders(inherited()) | absolute_settings(inherited()))
+    adopt(absolute_folders(inherited_environment()) | absolute_settings(inherited_environment()))
     _detach(directory)
     adopt_orphans()
     left = shed_limits()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import (
@@ -134,18 +134,18 @@ class Download:
             return False
         self._is_ours = True
         check_may_download(self._spec.source, auto_pull=self._spec.auto_pull)
-        self._child = self._spawned()
+        self._child = self._spawn()
         self._stall = Stall(self._policy.download_stall, self._signs_of_life)
         return True
 
-    def _spawned(self) -> Child:
+    def _spawn(self) -> Child:
         directory, spec = self._directory, self._spec
         with explain_os_errors(directory.path):
             install_launcher(directory)
             command = download_command(
                 directory.path, self._binary, spec.source, spec.revision, trust=self._trust
             )
-            environment = inherited() | absolute_folders(inherited())
+            environment = inherited_environment() | absolute_folders(inherited_environment())
             added = dict(spec.server_env)
             return Child(
                 directory,
@@ -169,7 +169,7 @@ def ask_hub(context: SupervisorContext) -> HubListing | None:
     spec, directory = context.spec, context.directory
     script = directory.path / "ask_hub.py"
     script.write_text(f"#!{sys.executable}\n{_ASK}", encoding="utf-8")
-    environment = download_environment(inherited(), dict(spec.server_env))
+    environment = download_environment(inherited_environment(), dict(spec.server_env))
     log = directory.path / "hub.log"
     child = Child(
         directory,

@@ -22,7 +22,7 @@ from langchain_car_vllm.errors import (
     ServerError,
     ServerStartError,
 )
-from langchain_car_vllm.server.directory import ServerDirectory, explained
+from langchain_car_vllm.server.directory import ServerDirectory, state_directory_error
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import kill_group
 from langchain_car_vllm.server.recovery import end_lost_server
@@ -105,7 +105,7 @@ class Supervisor:
             reason = "crash" if context.state.phase == "ready" else "failed"
             ending = {"reason": reason, "error": encode_error(error)}
         except OSError as error:
-            failure = explained(error, Path(error.filename or context.directory.path))
+            failure = state_directory_error(error, Path(error.filename or context.directory.path))
             ending = {"reason": "failed", "error": encode_error(failure)}
         except Exception as error:
             bug = ServerStartError(

@@ -5,7 +5,7 @@ import signal
 import time
 from typing import Literal
 
-from langchain_car_vllm.environment import inherited
+from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.server.child_environment import server_environment
@@ -59,9 +59,9 @@ class Server:
                 runtime.server,
                 serve_arguments(spec, launch, self._port.number),
                 {
-                    **launch_settings(spec, launch, inherited()),
+                    **launch_settings(spec, launch, inherited_environment()),
                     **server_environment(
-                        inherited(), dict(spec.server_env), offline=launch.offline
+                        inherited_environment(), dict(spec.server_env), offline=launch.offline
                     ),
                 },
                 log=context.directory.log,

@@ -53,10 +53,12 @@ def failed_test(
         return FailedTest(1, f"`/health` {problem}")
     status = _status(port, secrets.token_hex(16), timeout)
     if status != http.HTTPStatus.UNAUTHORIZED:
-        return FailedTest(2, f"`/v1/models` answers {_said(status)} to a wrong key, not 401")
+        return FailedTest(2, f"`/v1/models` answers {_status_text(status)} to a wrong key, not 401")
     status = _status(port, api_key, timeout)
     if status != http.HTTPStatus.OK:
-        return FailedTest(3, f"`/v1/models` answers {_said(status)} to the right key, not 200")
+        return FailedTest(
+            3, f"`/v1/models` answers {_status_text(status)} to the right key, not 200"
+        )
     return None
 
 
@@ -105,7 +107,7 @@ def _has_listener(pid: int, port: int) -> bool:
 def _health_problem(port: int, served_model: str, timeout: float) -> str | None:
     answer = _get(port, "/health", {}, timeout)
     if answer is None or answer[0] != http.HTTPStatus.OK:
-        return f"answers {_said(answer and answer[0])}, not 200"
+        return f"answers {_status_text(answer and answer[0])}, not 200"
     try:
         health: Any = json.loads(answer[1])
     except (ValueError, RecursionError):
@@ -117,7 +119,7 @@ def _health_problem(port: int, served_model: str, timeout: float) -> str | None:
     return "says `unhealthy`" if health.get("status") == "unhealthy" else None
 
 
-def _said(status: int | None) -> str:
+def _status_text(status: int | None) -> str:
     return "nothing" if status is None else str(int(status))
 
 

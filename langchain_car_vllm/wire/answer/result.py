@@ -81,11 +81,11 @@ def _finish_fields(reason: str) -> dict[str, str]:
     return {**found, "finish_state": "incomplete"} if reason in _INCOMPLETE else found
 
 
-def timed(end: AnswerEnd, stopwatch: Stopwatch) -> AnswerEnd:
+def add_times(end: AnswerEnd, stopwatch: Stopwatch) -> AnswerEnd:
     """Return the end of an answer with its times, and with what the server's status told of it."""
     usage = end.usage
     if usage is not None and usage.cached is None:
-        usage = usage._replace(cached=stopwatch.cached(usage.prompt))
+        usage = usage._replace(cached=stopwatch.tokens_from_cache(usage.prompt))
     prompt = completion = None
     if usage is not None and not usage.estimated:
         prompt, completion = usage.prompt - (usage.cached or 0), usage.completion
@@ -104,7 +104,7 @@ def to_chunk(delta: Delta) -> ChatGenerationChunk:
         )
         return ChatGenerationChunk(message=message)
     # Nearly every chunk is text alone. Validating it, twice, would cost more than all the rest.
-    message = _unvalidated(
+    message = _copy_unvalidated(
         _MESSAGE,
         content=delta.text,
         additional_kwargs={REASONING: delta.thought} if delta.thought else {},
@@ -113,7 +113,7 @@ def to_chunk(delta: Delta) -> ChatGenerationChunk:
         invalid_tool_calls=[],
         tool_call_chunks=[],
     )
-    return _unvalidated(_CHUNK, message=message, text=delta.text)
+    return _copy_unvalidated(_CHUNK, message=message, text=delta.text)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -129,7 +129,7 @@ _MESSAGE = _all_set(AIMessageChunk(content=""))
 _CHUNK = _all_set(ChatGenerationChunk(message=_MESSAGE))
 
 
-def _unvalidated(pattern: _Model, **fields: Any) -> _Model:
+def _copy_unvalidated(pattern: _Model, **fields: Any) -> _Model:
     """Do what `model_copy` does, without a copy of what is replaced at once.
 
     LangChain keeps the chunks of a stream until it ends, and Python's collector walks through what

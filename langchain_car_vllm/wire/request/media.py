@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.request.media_access import MediaAccess, read_file, shortened
+from langchain_car_vllm.wire.request.media_access import MediaAccess, read_file, shorten_url
 
 Kind = Literal["image", "audio", "video"]
 
@@ -82,7 +82,7 @@ def read_medium(
     data = _read(source, kind, access, is_own=is_own)
     if len(data) > _MOST[kind]:
         raise InvalidRequestError(f"the {kind} is too large: more than {_MOST[kind] >> 20} MB")
-    mime_type = _recognised(data, kind)
+    mime_type = _recognise(data, kind)
     return Medium(kind, mime_type, data, options)
 
 
@@ -96,7 +96,7 @@ def _source(block: Mapping[str, Any], kind: Kind) -> tuple[str | bytes | Path, d
     options = {"detail": inner["detail"]} if inner.get("detail") else {}
     inline = inner.get("base64", inner.get("data"))
     if isinstance(inline, str | bytes):
-        return (_decoded(inline, kind) if isinstance(inline, str) else inline), options
+        return (_decode(inline, kind) if isinstance(inline, str) else inline), options
     outside = [inner[name] for name in ("url", "path", kind) if name in inner]
     if outside and isinstance(outside[0], str | Path):
         return outside[0], options
@@ -120,7 +120,7 @@ def _read(source: str | bytes | Path, kind: Kind, access: MediaAccess, *, is_own
         return access.fetch(source, _MOST[kind], is_own=is_own)
     # Text may come from anybody, so it never names a file of this machine.
     raise InvalidRequestError(
-        f"`{shortened(source)}` is not an address of an {kind}",
+        f"`{shorten_url(source)}` is not an address of an {kind}",
         hint="give a `Path`, or an address that begins with data:, http: or https:",
     )
 
@@ -129,17 +129,17 @@ def _read_data_url(url: str, kind: Kind) -> bytes:
     head, comma, body = url.partition(",")
     if not comma:
         raise InvalidRequestError(f"the {kind}'s data: address has no data")
-    return _decoded(body, kind) if head.endswith(";base64") else unquote_to_bytes(body)
+    return _decode(body, kind) if head.endswith(";base64") else unquote_to_bytes(body)
 
 
-def _decoded(text: str, kind: Kind) -> bytes:
+def _decode(text: str, kind: Kind) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequestError(f"the {kind} is not base64: {error}") from error
 
 
-def _recognised(data: bytes, kind: Kind) -> str:
+def _recognise(data: bytes, kind: Kind) -> str:
     """Return the type of the bytes, once they are whole."""
     for form in _FORMS:
         if form.kind == kind and form.begins(data):

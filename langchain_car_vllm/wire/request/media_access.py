@@ -59,9 +59,9 @@ class MediaAccess:
                 break
             place = urljoin(place, target)
         else:
-            raise _failed(url, "it redirects again and again")
+            raise _fetch_error(url, "it redirects again and again")
         if response.status != HTTPStatus.OK:
-            raise _failed(url, f"the answer was {response.status}")
+            raise _fetch_error(url, f"the answer was {response.status}")
         return response.body
 
     def _get(self, place: str, url: str, most_bytes: int, *, is_own: bool) -> HttpResponse:
@@ -77,14 +77,14 @@ class MediaAccess:
             )
         except ForbiddenAddressError as error:
             raise InvalidRequestError(
-                f"`{shortened(url)}` is not fetched: {error}",
+                f"`{shorten_url(url)}` is not fetched: {error}",
                 hint=f'give its bytes, or allow the host: `fetch_media=["{host}"]`',
             ) from error
         except HttpError as error:
             hint = None
             if not error.is_late and has_proxy(place):
                 hint = "the environment's proxy is not used for media: give its bytes"
-            raise _failed(url, str(error), hint) from error
+            raise _fetch_error(url, str(error), hint) from error
 
     def _check_wanted(self, host: str, url: str, *, is_own: bool) -> bool:
         """Return whether the host may lead anywhere; refuse it where it may not be asked."""
@@ -99,7 +99,7 @@ class MediaAccess:
             reason = "addresses in tool results are fetched with `fetch_media=True` only"
         else:
             return False
-        raise InvalidRequestError(f"`{shortened(url)}` is not fetched: {reason}")
+        raise InvalidRequestError(f"`{shorten_url(url)}` is not fetched: {reason}")
 
     def _seconds(self) -> float:
         if self.deadline is None:
@@ -151,7 +151,7 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         raise InvalidRequestError(f"`{path}` cannot be read: {reason}") from error
 
 
-def shortened(url: str) -> str:
+def shorten_url(url: str) -> str:
     """Return an address for a message: without its user, password and query, and not too long."""
     try:
         parts = urlsplit(url)
@@ -165,8 +165,8 @@ def _host_of(url: str) -> str:
     try:
         return (urlsplit(url).hostname or "").lower()
     except ValueError as error:
-        raise _failed(url, str(error)) from error
+        raise _fetch_error(url, str(error)) from error
 
 
-def _failed(url: str, reason: str, hint: str | None = None) -> InvalidRequestError:
-    return InvalidRequestError(f"`{shortened(url)}` cannot be fetched: {reason}", hint=hint)
+def _fetch_error(url: str, reason: str, hint: str | None = None) -> InvalidRequestError:
+    return InvalidRequestError(f"`{shorten_url(url)}` cannot be fetched: {reason}", hint=hint)

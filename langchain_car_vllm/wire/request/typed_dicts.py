@@ -94,7 +94,7 @@ class _Converter:
         if isinstance(hint, TypeVar):
             return self._type(types.get(hint, hint.__bound__ or Any), {})
         if is_typed_dict(hint):
-            return ForwardRef(self._names.get(hint) or self._name(self._filled(hint, types)))
+            return ForwardRef(self._names.get(hint) or self._name(self._fill(hint, types)))
         args, origin = get_args(hint), get_origin(hint)
         if not args:
             return hint
@@ -102,7 +102,7 @@ class _Converter:
             return Annotated[(self._type(args[0], types), *args[1:])]
         return _replace_arguments(hint, tuple(self._type(arg, types) for arg in args))
 
-    def _filled(self, hint: Any, types: Mapping[Any, Any]) -> Any:
+    def _fill(self, hint: Any, types: Mapping[Any, Any]) -> Any:
         args = get_args(hint)
         if not args or not any(arg in types for arg in args if isinstance(arg, TypeVar)):
             return hint

@@ -79,7 +79,7 @@ class Clients:
         self._is_retired = False
 
     @contextmanager
-    def used(self) -> Iterator[httpx2.Client]:
+    def borrow(self) -> Iterator[httpx2.Client]:
         """Keep the connections open for the time of a request.
 
         Raises:
@@ -117,8 +117,8 @@ class AsyncClients:
         self._is_retired = False
 
     @asynccontextmanager
-    async def used(self) -> AsyncIterator[httpx2.AsyncClient]:
-        """Do what `Clients.used` does."""
+    async def borrow(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """Do what `Clients.borrow` does."""
         if self._is_retired and self._users == 0:
             raise _is_retired()
         self._users += 1

@@ -42,7 +42,7 @@ class Passage:
 
 
 @contextmanager
-def entered(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> Iterator[Passage]:
+def enter_gate(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> Iterator[Passage]:
     """Wait until the request may be sent, and leave at the end of the block.
 
     Args:
@@ -68,10 +68,10 @@ def entered(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> Ite
 
 
 @asynccontextmanager
-async def aentered(
+async def aenter_gate(
     gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool
 ) -> AsyncIterator[Passage]:
-    """Do what `entered` does without blocking the event loop."""
+    """Do what `enter_gate` does without blocking the event loop."""
     passage = Passage(gate, clock.stopwatch)
     try:
         began = time.monotonic()

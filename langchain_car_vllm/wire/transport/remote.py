@@ -37,7 +37,7 @@ _known: dict[tuple[str, Headers], _Description] = {}
 _lock = ProcessLock()
 
 
-def described(endpoint: Endpoint, headers: Headers = (), timeout: float | None = None) -> Endpoint:
+def describe(endpoint: Endpoint, headers: Headers = (), timeout: float | None = None) -> Endpoint:
     """Return the endpoint with its engine and whether it takes media, where it tells.
 
     `/v1/models` is asked first. Only where vllm-mlx answers, which names itself as the owner,
@@ -49,7 +49,7 @@ def described(endpoint: Endpoint, headers: Headers = (), timeout: float | None =
         headers: Sent along.
         timeout: Seconds that the request may take, None for no limit.
     """
-    if found := find_described(endpoint, headers):
+    if found := find_description(endpoint, headers):
         return found
     deadline = time.monotonic() + min(_SECONDS, timeout or _SECONDS)
     health: Mapping[str, Any] = {}
@@ -60,7 +60,7 @@ def described(endpoint: Endpoint, headers: Headers = (), timeout: float | None =
     return _with(endpoint, health)
 
 
-def find_described(endpoint: Endpoint, headers: Headers = ()) -> Endpoint | None:
+def find_description(endpoint: Endpoint, headers: Headers = ()) -> Endpoint | None:
     """Return the same where its address was asked before; never blocks."""
     with _lock:
         known = _known.get((endpoint.base_url, headers))

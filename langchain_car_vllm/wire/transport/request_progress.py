@@ -53,7 +53,7 @@ class Watch:
         self.due = self._began + _PATIENCE
         _watcher.add(self)
 
-    def answered(self) -> None:
+    def mark_answered(self) -> None:
         """The answer has begun: nothing is waited for any more."""
         if self._is_over:
             return

@@ -49,7 +49,7 @@ class ChatRequest:
                 "content-type": "application/json",
                 "user-agent": f"langchain-car-vllm/{__version__}",
                 "authorization": f"Bearer {address.api_key or 'not-needed'}",
-                **_lowered(dict(address.headers)),
+                **_lower_names(dict(address.headers)),
             }
         )
 
@@ -69,7 +69,7 @@ class ChatRequest:
         return httpx2.Request(
             "POST",
             self._url,
-            headers=httpx2.Headers({**self._headers, **_lowered(headers)})
+            headers=httpx2.Headers({**self._headers, **_lower_names(headers)})
             if headers
             else self._headers,
             content=content.encode(),
@@ -77,7 +77,7 @@ class ChatRequest:
         )
 
 
-def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+def _lower_names(headers: Mapping[str, str]) -> dict[str, str]:
     """Write names as ours are written, so that the user's value takes the place of ours."""
     return {name.lower(): value for name, value in headers.items()}
 

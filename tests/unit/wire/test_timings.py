@@ -147,8 +147,8 @@ def test_cached_tokens_of_another_request_are_not_ours(serve):
     watch.note_ready()
     watch.note_sent(0.0, arrives_late=True)
     watch.cached_tokens = (3266, 3252)
-    assert watch.cached(3266) == 3252
-    assert watch.cached(3265) is None
+    assert watch.tokens_from_cache(3266) == 3252
+    assert watch.tokens_from_cache(3265) is None
 
 
 @pytest.mark.parametrize(

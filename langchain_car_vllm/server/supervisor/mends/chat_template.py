@@ -98,9 +98,9 @@ def _refuse_what_the_template_refuses(module: Any) -> None:
                 return render(*args, **kwargs)
         except EndlessTemplateError as error:
             reason = f"the chat template did not finish within {_SECONDS:g} s"
-            raise refused(reason, error) from error
+            raise refusal(reason, error) from error
         except Exception as error:
-            raise refused(f"the chat template refused the messages: {error}", error) from error
+            raise refusal(f"the chat template refused the messages: {error}", error) from error
 
     module.render_jinja_template = rendered
 
@@ -118,12 +118,12 @@ def _refuse_without_template(module: Any) -> None:
             reason = "the model has no chat template"
             if "chat_template is not set" in str(error):
                 reason += " (tokenizer.chat_template is not set)"
-            raise refused(reason, error) from error
+            raise refusal(reason, error) from error
 
     tokenizer.get_chat_template = template
 
 
-def refused(reason: str, error: Exception) -> Exception:
+def refusal(reason: str, error: Exception) -> Exception:
     """Return a 400 that is also of the class that those who know the original error catch."""
     from fastapi import HTTPException
     from jinja2 import TemplateError

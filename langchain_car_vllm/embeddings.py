@@ -78,7 +78,7 @@ class VllmMlxEmbeddings(ServerFields, Embeddings):
     def _embed(self, texts: list[str]) -> list[list[float]]:
         replay = Replay()
         while True:
-            with connect(self._target(self._spec(embeddings=True))) as connection:
+            with connect(self._target(self._spec(kind="embeddings"))) as connection:
                 try:
                     return self._embedder(connection).embed(texts)
                 except Replay.BROKEN as error:
@@ -87,7 +87,7 @@ class VllmMlxEmbeddings(ServerFields, Embeddings):
     async def _aembed(self, texts: list[str]) -> list[list[float]]:
         replay = Replay()
         while True:
-            async with aconnect(self._target(self._spec(embeddings=True))) as connection:
+            async with aconnect(self._target(self._spec(kind="embeddings"))) as connection:
                 try:
                     # Its import would block the loop.
                     embedder = await asyncio.to_thread(self._embedder, connection)

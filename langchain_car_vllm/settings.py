@@ -28,7 +28,7 @@ from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.models.ids import suggested_id, written
 from langchain_car_vllm.secrets_masking import masked_settings
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import Kind, ServerSpec
 from langchain_car_vllm.setting_checks import (
     check_positive,
     check_revision,
@@ -165,7 +165,7 @@ class ServerFields(BaseModel):
         model: str | None = None,
         *,
         engine: Literal["auto", "simple", "batched"] = "auto",
-        embeddings: bool = False,
+        kind: Kind = "chat",
         keep_alive: str | float | None = None,
     ) -> ServerSpec:
         found = self._model_id(model)
@@ -179,7 +179,7 @@ class ServerFields(BaseModel):
             server_env=tuple(
                 (name, secret.get_secret_value()) for name, secret in self.server_env.items()
             ),
-            embeddings=embeddings,
+            kind=kind,
             keep_alive=seconds(alive, "keep_alive", lowest=-1),
             auto_install=self.auto_install,
             auto_pull=self.auto_pull,

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, errors
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker, errors
 from langchain_car_vllm.errors import CarVllmError
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -130,7 +130,9 @@ def pages() -> dict[Path, str]:
         "## ChatVllmMlx\n",
         fields_table(ChatVllmMlx) + "\n",
         "## VllmMlxEmbeddings\n",
-        fields_table(VllmMlxEmbeddings),
+        fields_table(VllmMlxEmbeddings) + "\n",
+        "## VllmMlxReranker\n",
+        fields_table(VllmMlxReranker),
     ]
     return {
         DOCS / "configuration.md": "\n".join(configuration) + "\n",

@@ -11,7 +11,7 @@ from langchain_car_vllm.errors import InsufficientMemoryError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.plan import plan_for
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import Kind, ServerSpec
 
 _MB = 1_000_000
 _ROOM = 1.2
@@ -94,7 +94,8 @@ def _candidates() -> list[_Candidate]:
 
 def _judge(candidate: _Candidate, budget: int) -> _Verdict:
     found = parse_model_id(candidate.model)
-    spec = ServerSpec(found.source, found.name, embeddings="embed" in candidate.tasks)
+    kind: Kind = "embeddings" if "embed" in candidate.tasks else "chat"
+    spec = ServerSpec(found.source, found.name, kind=kind)
     plan = plan_for(spec)
     estimated = plan.needed is None
     memory = int(candidate.size_mb * _MB * _ROOM) if plan.needed is None else plan.needed

@@ -129,7 +129,10 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
     """Return the arguments of `vllm-mlx`, without the key."""
     arguments = ["serve", launch.model, "--host", "127.0.0.1", "--port", str(port)]
     arguments += ["--served-model-name", spec.served_name, "--timeout", str(_SERVER_TIMEOUT)]
-    if spec.embeddings:
+    if spec.kind == "reranker":
+        arguments += ["--lazy-load-model", "--rerank-model", launch.model]
+        return [*arguments, *spec.server_args]
+    if spec.kind == "embeddings":
         arguments += ["--lazy-load-model", "--embedding-model", launch.model]
         if launch.serving.version is None or is_at_least(launch.serving.version, _OVERFLOW_POLICY):
             arguments += ["--embedding-overflow-policy", "error"]

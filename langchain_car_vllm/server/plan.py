@@ -17,9 +17,11 @@ from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
 from langchain_car_vllm.models import ModelFacts, family_facts, find_snapshot, read_model_facts
 from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
 from langchain_car_vllm.models.compatibility import facts_for_version
+from langchain_car_vllm.models.cross_encoder import check_cross_encoder
 from langchain_car_vllm.models.download import check_may_download, download_error, measure_download
 from langchain_car_vllm.models.downloader import RESERVE
 from langchain_car_vllm.models.hub_listing import HubListing
+from langchain_car_vllm.models.model_files import load_object
 from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
@@ -166,6 +168,7 @@ def plan_for(
     origin, directory, facts = _find_facts(spec, hub)
     if directory is not None:
         check_servable(directory, spec.served_name, trust=is_trusted(spec.server_args))
+    check_kind(spec, directory, hub)
     binary = binary or binary_to_launch()
     if version is None and binary is not None:
         version = installed_version(binary)
@@ -183,6 +186,19 @@ def plan_for(
         0 if directory is not None else _download_bytes(spec, facts, hub),
         _free_disk(),
     )
+
+
+def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None = None) -> None:
+    """Refuse a model that is known not to do what it is to be served for.
+
+    Raises:
+        UnservableModelError: It is another kind of model.
+    """
+    if spec.kind == "reranker" and (directory is not None or hub is not None):
+        config = hub.config if directory is None and hub else None
+        if directory is not None:
+            config = load_object(directory / "config.json")
+        check_cross_encoder(config or {}, spec.served_name)
 
 
 def fitting_context(spec: ServerSpec) -> int | None:
@@ -231,7 +247,7 @@ def _launch(
 ) -> Launch:
     here = directory is not None
     model = served_source(directory, spec.source, spec.revision) if directory else spec.source
-    if spec.embeddings:
+    if spec.kind != "chat":
         serving = Serving(version=version, engine="simple", parsers=Parsers())
         return Launch(model, here, serving, memory=Memory(facts.weights_bytes))
     return launch_for(

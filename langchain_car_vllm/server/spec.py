@@ -10,6 +10,7 @@ from typing import Any, Literal
 from langchain_car_vllm.models.identity import identity_of
 
 Engine = Literal["auto", "simple", "batched"]
+Kind = Literal["chat", "embeddings", "reranker"]
 PROTOCOL = 1
 
 
@@ -24,7 +25,7 @@ class ServerSpec:
         engine: Which engine; `auto` decides once the model is known.
         server_args: Appended last to the command line.
         server_env: Added last to the server's environment; the values are secrets.
-        embeddings: Whether it serves embeddings instead of chat.
+        kind: What it serves: chat, or one of what has a server of its own.
         keep_alive: Seconds without a request after which it stops; 0 at once, -1 never. No part
             of the identity.
         auto_install: Whether the runtime may be installed. No part of the identity.
@@ -37,7 +38,7 @@ class ServerSpec:
     engine: Engine = "auto"
     server_args: tuple[str, ...] = ()
     server_env: tuple[tuple[str, str], ...] = ()
-    embeddings: bool = False
+    kind: Kind = "chat"
     keep_alive: float = 600.0
     auto_install: bool = True
     auto_pull: bool = True
@@ -61,7 +62,7 @@ class ServerSpec:
             self.engine,
             self.server_args,
             sorted(self.server_env),
-            self.embeddings,
+            self.kind,
             binary,
         ]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]

@@ -172,6 +172,7 @@ class Dialect:
         headers: Their headers, names in lower case.
         peers: Address and port that they came from.
         vectors: What becomes of the vectors that are sent.
+        scores: What becomes of the scores that are sent.
         closed: How many streams ended because the client went away.
         status: What `/v1/status` tells of the requests, None for a server without it.
     """
@@ -198,6 +199,7 @@ class Dialect:
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.vectors: Callable[[list[dict[str, Any]]], Any] = lambda data: data
+        self.scores: Callable[[list[dict[str, Any]]], Any] = lambda results: results
         self.closed = 0
         self.status: Callable[[], dict[str, Any]] | None = dict
         self._lock = threading.Lock()
@@ -222,6 +224,7 @@ class Dialect:
         routes = {
             "/v1/chat/completions": self._chat,
             "/v1/embeddings": self._embeddings,
+            "/v1/rerank": self._rerank,
             "/v1/messages/count_tokens": self._count,
         }
         if method != "POST" or path not in routes:
@@ -392,6 +395,30 @@ class Dialect:
         return _json(
             200, {"object": "list", "data": data, "model": self.served_model, "usage": usage}
         )
+
+    def _rerank(self, body: dict[str, Any]) -> Response:
+        query, documents = body.get("query"), body.get("documents")
+        if not isinstance(query, str) or not _strings(documents):
+            return _invalid(["body", "documents"], "Input should be a valid string")
+        if body.get("model") != self.served_model:
+            text = f"Reranker model '{body.get('model')}' is not available."
+            return _json(400, {"detail": text})
+        if not query.strip() or not documents:
+            what = "Documents list" if query.strip() else "Query"
+            return _json(400, {"detail": f"{what} must not be empty"})
+        for number, document in enumerate(documents):
+            if len(document.split()) > 512:
+                return _json(400, {"detail": f"document {number} is too long: 512 tokens"})
+        asked = vector(query)
+        results = [
+            {
+                "index": index,
+                "relevance_score": sum(a * b for a, b in zip(asked, vector(text), strict=True)),
+            }
+            for index, text in enumerate(documents)
+        ]
+        results.sort(key=lambda result: -result["relevance_score"])
+        return _json(200, {"model": self.served_model, "results": self.scores(results)})
 
     def _count(self, body: dict[str, Any]) -> Response:
         texts = [body.get("system") or ""]

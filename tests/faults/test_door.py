@@ -113,7 +113,7 @@ def test_restarts_leave_nothing_open(fake: Fake, way: str, restarts: int):
     me = psutil.Process()
     model = ChatVllmMlx(model=str(fake.model), max_tokens=3)
     embeddings = VllmMlxEmbeddings(model=str(fake.model))
-    directory = fake.directory(embeddings=True) if way == "embed" else fake.directory()
+    directory = fake.directory(kind="embeddings") if way == "embed" else fake.directory()
     opened = []
     with asyncio.Runner() as runner:
         calls = {

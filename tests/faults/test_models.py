@@ -84,7 +84,7 @@ def test_an_older_server_gets_what_it_knows(fake: Fake):
 def test_an_older_server_embeds(fake: Fake, version: str, knows: bool):
     """Before 0.5.0 a server would not start if it was told to refuse texts that are too long."""
     set_version(fake, "vllm_mlx", version)
-    with lease(fake.spec(embeddings=True), policy=FAST):
+    with lease(fake.spec(kind="embeddings"), policy=FAST):
         command = command_of(fake)
     assert "--embedding-model" in command
     assert ("--embedding-overflow-policy" in command) is knows

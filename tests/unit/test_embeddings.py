@@ -85,8 +85,8 @@ def test_used_embeddings_survive_pickle_and_copies(embeddings):
 
 def test_they_ask_for_a_server_of_their_own():
     """Another than a chat model of the same name would have."""
-    found = VllmMlxEmbeddings(model="org/embedder", keep_alive="1h")._spec(embeddings=True)
-    assert (found.embeddings, found.keep_alive) == (True, 3600)
+    found = VllmMlxEmbeddings(model="org/embedder", keep_alive="1h")._spec(kind="embeddings")
+    assert (found.kind, found.keep_alive) == ("embeddings", 3600)
     assert found.key() != VllmMlxEmbeddings(model="org/embedder")._spec().key()
 
 

@@ -28,7 +28,8 @@ def test_public_names():
     import langchain_car_vllm
     from langchain_car_vllm import runtime, server
 
-    own = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "__version__", "errors", "register"]
+    own = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "VllmMlxReranker"]
+    own += ["__version__", "errors", "register"]
     assert langchain_car_vllm.__all__ == [*own, *langchain_car_vllm.errors.__all__]
     for name in langchain_car_vllm.__all__:
         assert getattr(langchain_car_vllm, name)
@@ -104,12 +105,13 @@ def test_a_system_without_kernel_locks():
     code = """
 import sys
 sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "termios"))
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.errors import UnsupportedPlatformError
 from langchain_car_vllm.wire.errors import ConnectionFailedError
 for model in (
     ChatVllmMlx(model="any", base_url="http://127.0.0.1:9/v1", max_retries=0).invoke,
     VllmMlxEmbeddings(model="any", base_url="http://127.0.0.1:9/v1").embed_query,
+    lambda text: VllmMlxReranker("any", base_url="http://127.0.0.1:9/v1").rerank([text], text),
 ):
     try:
         model("hi")
@@ -125,6 +127,6 @@ except UnsupportedPlatformError as error:
     )
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["asked", "asked"]
-    assert lines[2].startswith("vllm-mlx runs on Apple silicon and on Linux, not on")
+    assert lines[:3] == ["asked"] * 3
+    assert lines[3].startswith("vllm-mlx runs on Apple silicon and on Linux, not on")
     assert lines[-1] == "hint: pass `base_url` to talk to a vllm-mlx server on another machine"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.load import dumpd, dumps, load, loads
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -30,7 +30,7 @@ SECRETS: dict[str, Any] = {
     "server_args": ["--hf-token", "hush-arg", "--cache-memory-mb", "64", "--auth-token=hush-arg"],
     "model_kwargs": {"extra_body": {"password": "hush-kwarg"}},
 }
-MODELS = (ChatVllmMlx, VllmMlxEmbeddings)
+MODELS = (ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker)
 
 
 def fields_of(cls: type) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class SupervisorContext:
             processes=namespace("pid"),
             served_name=spec.served_name,
             source=spec.source,
-            kind="embeddings" if spec.embeddings else "chat",
+            kind=spec.kind,
             keep_alive=spec.keep_alive,
             supervisor=Identity(os.getpid(), held.tag),
             crashes=predecessor.crashes if predecessor and same_boot else (),

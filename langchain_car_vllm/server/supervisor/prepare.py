@@ -16,7 +16,7 @@ from langchain_car_vllm.runtime import (
     ensure_runtime,
 )
 from langchain_car_vllm.runtime.metal import learn_working_set
-from langchain_car_vllm.server.plan import Plan, plan_for
+from langchain_car_vllm.server.plan import Plan, check_kind, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.context import SupervisorContext
 from langchain_car_vllm.server.supervisor.fetch import Download, ask_hub
@@ -36,6 +36,7 @@ def check_model_can_be_had(spec: ServerSpec) -> None:
     snapshot = find_snapshot(spec.source, spec.revision, trust=trust)
     if snapshot is not None:
         check_servable(snapshot, spec.served_name, trust=trust)
+        check_kind(spec, snapshot)
         return
     if spec.source.startswith("/"):
         raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")

@@ -214,7 +214,7 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 def _hint(name: str, known: set[str]) -> str | None:
     if meant := _MEANT.get(name.lower()):
         return f"use {meant}"
-    if name in IN_A_CALL:
+    if name in IN_A_CALL and "extra_body" in known:
         return f"give it in the call, or with `bind({name}=...)`"
     if name in AT_CONSTRUCTION and known >= IN_A_CALL:
         return "set it where the model is made, or by `model_copy(update=...)`"

@@ -122,7 +122,7 @@ def _status_error(endpoint: Endpoint, error: openai.APIStatusError) -> AnswerErr
 
 def _hint_for_path(url: str, text: str) -> str | None:
     """Return what may be wrong with an address that the server does not know."""
-    for end in ("/chat/completions", "/completions", "/embeddings", "/models"):
+    for end in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/models"):
         if url.endswith(end):
             return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
     if not re.search(r"/v\d+(/|$)", url):

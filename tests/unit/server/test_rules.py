@@ -124,10 +124,17 @@ def test_sampling_defaults_are_passed_since_the_server_ignores_the_file():
 
 def test_embedding_server_never_loads_chat_weights():
     """It is started lazily and refuses texts that are too long."""
-    spec = ServerSpec(source="e", served_name="e", embeddings=True)
+    spec = ServerSpec(source="e", served_name="e", kind="embeddings")
     arguments = serve_arguments(spec, Launch("e", True, Serving(engine="simple")), 1)
     assert "--lazy-load-model" in arguments
     assert arguments[arguments.index("--embedding-model") + 1] == "e"
+
+
+def test_reranking_server_never_loads_chat_weights():
+    """It is started lazily, with the cross-encoder alone."""
+    spec = ServerSpec(source="r", served_name="r", kind="reranker", server_args=("--x",))
+    arguments = serve_arguments(spec, Launch("r", True, Serving(engine="simple")), 1)
+    assert arguments[-4:] == ["--lazy-load-model", "--rerank-model", "r", "--x"]
 
 
 def test_the_server_is_told_what_was_planned():

@@ -8,7 +8,9 @@ from . import (
     prefix_cache_folder,
     quiet_log,
     request_end,
+    rerank_pairs,
     schema_admission,
+    served_names,
 )
 
 MENDS = (
@@ -20,4 +22,6 @@ MENDS = (
     *schema_admission.MENDS,
     *batch_rows.MENDS,
     *prefix_cache_folder.MENDS,
+    *served_names.MENDS,
+    *rerank_pairs.MENDS,
 )

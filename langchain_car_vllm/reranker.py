@@ -1,0 +1,161 @@
+"""`VllmMlxReranker`: documents in the order of their relevance, from a server of their own."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from pydantic import model_validator
+
+from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
+from langchain_car_vllm.setting_checks import check_positive
+from langchain_car_vllm.settings import ServerFields
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.wire.rerank import Ranker
+
+SCORE = "relevance_score"
+
+
+class Ranked(NamedTuple):
+    """A text's place among others.
+
+    Attributes:
+        place: Where it stood.
+        relevance_score: How relevant it is to the query, from 0 to 1.
+    """
+
+    place: int
+    relevance_score: float
+
+
+class VllmMlxReranker(ServerFields, BaseDocumentCompressor):
+    """Reranks documents with a cross-encoder that `vllm-mlx` serves.
+
+    It installs, starts and supervises the server by itself, under the same supervision as
+    `ChatVllmMlx`. The server is one of its own, which never loads chat weights.
+
+    Example:
+        ```python
+        from langchain_car_vllm import VllmMlxReranker
+        from langchain_core.documents import Document
+
+        reranker = VllmMlxReranker(model="cross-encoder/ms-marco-MiniLM-L6-v2", top_n=3)
+        documents = [Document("Mars has two moons."), Document("Bread is made of flour.")]
+        best = reranker.compress_documents(documents, "Which planet has moons?")
+        best[0].metadata["relevance_score"]
+        ```
+
+    Raises:
+        ConfigurationError: A setting cannot work; the message says what to write instead.
+        UnknownModelError: The model id names nothing that can be served.
+    """
+
+    top_n: int | None = 3
+    """How many of the best documents are kept; None for all."""
+    timeout: float | None = None
+    """Seconds a batch may take once the server is ready."""
+    batch_size: int = 64
+    """Most documents in one request."""
+
+    _wire: ClassVar[str] = "langchain_car_vllm.wire.rerank"
+
+    @model_validator(mode="after")
+    def _check_reranking(self) -> Self:
+        check_positive("batch_size", self.batch_size)
+        if self.top_n is not None:
+            check_positive("top_n", self.top_n)
+        if self.timeout is not None:
+            check_positive("timeout", self.timeout)
+        return self
+
+    def _patience(self) -> float | None:
+        return self.timeout
+
+    def compress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002
+    ) -> list[Document]:
+        """Return the documents that are most relevant to a query, best first.
+
+        Args:
+            documents: The documents; they stay as they are.
+            query: What they are to answer.
+            callbacks: Told of nothing.
+
+        Returns:
+            Copies with `relevance_score` in their metadata.
+
+        Raises:
+            InvalidRequestError: A document is too long for the model, or the query is empty.
+        """
+        return _copies(documents, self.rerank([d.page_content for d in documents], query))
+
+    async def acompress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002
+    ) -> list[Document]:
+        """Return the same without blocking the event loop."""
+        return _copies(documents, await self.arerank([d.page_content for d in documents], query))
+
+    def rerank(self, texts: Sequence[str], query: str) -> list[Ranked]:
+        """Return the places of the texts that are most relevant to a query, best first.
+
+        Raises:
+            InvalidRequestError: A text is too long for the model, or the query is empty.
+        """
+        scores = [score for batch in self._batches(texts) for score in self._score(query, batch)]
+        return self._best(scores)
+
+    async def arerank(self, texts: Sequence[str], query: str) -> list[Ranked]:
+        """Return the same without blocking the event loop."""
+        batches = self._batches(texts)
+        scores = [score for batch in batches for score in await self._ascore(query, batch)]
+        return self._best(scores)
+
+    def _best(self, scores: list[float]) -> list[Ranked]:
+        ranked = [Ranked(place, score) for place, score in enumerate(scores)]
+        return sorted(ranked, key=lambda found: -found.relevance_score)[: self.top_n]
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
+        for start in range(0, len(texts), self.batch_size):
+            yield texts[start : start + self.batch_size]
+
+    def _score(self, query: str, texts: Sequence[str]) -> list[float]:
+        replay = Replay()
+        while True:
+            with connect(self._target(self._spec(kind="reranker"))) as connection:
+                try:
+                    return self._ranker(connection).score(query, texts)
+                except Replay.BROKEN as error:
+                    replay.decide(error, connection.explain(), connection)
+
+    async def _ascore(self, query: str, texts: Sequence[str]) -> list[float]:
+        replay = Replay()
+        while True:
+            async with aconnect(self._target(self._spec(kind="reranker"))) as connection:
+                try:
+                    # Its import would block the loop.
+                    ranker = await asyncio.to_thread(self._ranker, connection)
+                    return await ranker.ascore(query, texts)
+                except Replay.BROKEN as error:
+                    replay.decide(error, await connection.aexplain(), connection)
+
+    def _ranker(self, connection: Connection) -> "Ranker":
+        from langchain_car_vllm.wire.rerank import Ranker  # noqa: PLC0415 - imports openai
+
+        return Ranker(connection.endpoint, self._header_items(), self.timeout)
+
+
+def _copies(documents: Sequence[Document], ranked: list[Ranked]) -> list[Document]:
+    return [
+        documents[found.place].model_copy(
+            update={"metadata": {**documents[found.place].metadata, SCORE: found.relevance_score}}
+        )
+        for found in ranked
+    ]

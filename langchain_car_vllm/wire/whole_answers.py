@@ -1,0 +1,74 @@
+"""Answers that come whole, such as vectors and scores. Importing this module imports openai."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.wire.errors import ServerFailedError
+from langchain_car_vllm.wire.transport.clients import LoopClients, address_of, sync_clients
+from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
+from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
+from langchain_car_vllm.wire.transport.timeouts import Clock
+
+_MOST_BYTES = 256 << 20
+
+
+class WholeAnswers:
+    """Asks one endpoint for answers that come in one piece.
+
+    Args:
+        endpoint: Who answers.
+        headers: Sent with every request.
+        timeout: Seconds a request may take, None for no limit.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, headers: tuple[tuple[str, str], ...], timeout: float | None
+    ) -> None:
+        self.endpoint = endpoint
+        self._address = address_of(endpoint, headers)
+        self._timeout = timeout
+
+    def post(self, path: str, body: Mapping[str, Any]) -> bytearray:
+        """Return the bytes that answer a request.
+
+        Raises:
+            AnswerError: The server refuses or fails, with its own words.
+        """
+        clients = sync_clients(self._address, self.endpoint.is_ours)
+        clock = Clock(self.endpoint, self._timeout, total=True)
+        answer = bytearray()
+        with map_errors(self.endpoint, self._timeout), clients.borrow() as http:
+            request = self._request(path, body, clock)
+            with open_stream(http, request, clock.deadline) as parts:
+                for part in parts:
+                    clock.check(0)
+                    _add(answer, part)
+        return answer
+
+    async def apost(self, path: str, body: Mapping[str, Any]) -> bytearray:
+        """Return the same without blocking the event loop."""
+        clients = await LoopClients(self._address, self.endpoint.is_ours).current()
+        clock = Clock(self.endpoint, self._timeout, total=True)
+        answer = bytearray()
+        with map_errors(self.endpoint, self._timeout):
+            async with clients.borrow() as http:
+                request = self._request(path, body, clock)
+                async with aopen_stream(http, request, clock.deadline) as parts:
+                    async for part in parts:
+                        clock.check(0)
+                        _add(answer, part)
+        return answer
+
+    def _request(self, path: str, body: Mapping[str, Any], clock: Clock) -> httpx2.Request:
+        named = {"model": self.endpoint.served_model, **body}
+        with map_encoding_errors():
+            return ChatRequest(self._address, path).build(named, clock.transport)
+
+
+def _add(answer: bytearray, part: bytes) -> None:
+    answer += part
+    if len(answer) > _MOST_BYTES:
+        raise ServerFailedError(f"the answer is longer than {_MOST_BYTES >> 20} MB")

@@ -27,7 +27,7 @@ def test_documents_come_in_the_order_of_their_scores(reranker: VllmMlxReranker):
     """Scores are those of a pair with its segments, alone and in a batch, sync and async."""
     documents = [Document(text, metadata={"n": n}) for n, text in enumerate(TEXTS)]
     found = reranker.compress_documents(documents, QUERY)
-    assert [d.metadata["n"] for d in found] == [1, 3, 2, 0]
+    assert [d.metadata["n"] for d in found] == [3, 1, 2, 0]
     scores = {d.metadata["n"]: d.metadata["relevance_score"] for d in found}
     assert scores[1] > 0.9
     assert scores[0] < 0.2

@@ -19,7 +19,6 @@ import numpy as np
 WORD, FOUND, IN_QUERY, IN_DOCUMENT, SHARE = slice(0, 80), 80, 81, 82, 84
 SIZE = 96
 VOCABULARY = 30522
-SPECIAL = 1000  # [PAD], [CLS], [SEP] and what is unused
 
 
 def weights() -> dict[str, np.ndarray]:
@@ -27,7 +26,7 @@ def weights() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     signs = np.repeat([1.0, -1.0], 40)
     words = np.zeros((VOCABULARY, SIZE))
-    words[SPECIAL:, WORD] = [rng.permutation(signs) for _ in range(VOCABULARY - SPECIAL)]
+    words[:, WORD] = [rng.permutation(signs) for _ in range(VOCABULARY)]
     kinds = np.zeros((2, SIZE))
     kinds[0, IN_QUERY] = kinds[1, IN_DOCUMENT] = 1.0
     found = {

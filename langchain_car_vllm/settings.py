@@ -258,6 +258,10 @@ class ChatSettings(ServerFields):
     """Whether the model thinks, or how hard; None leaves it to the model."""
     thinking_budget: int | None = None
     """Most tokens to think; None for no limit."""
+    logprobs: bool | None = None
+    """Whether the answer tells the log probability of each token, in `response_metadata`."""
+    top_logprobs: int | None = None
+    """How many alternatives of each token are told with theirs, 20 at most."""
     streaming: bool | None = None
     """Whether `invoke` streams to callbacks; None leaves it to who calls."""
     # LangChain's field with another default: a copy for another model then decides anew.
@@ -290,6 +294,7 @@ class ChatSettings(ServerFields):
             if value is not None and not value <= 1:
                 raise ConfigurationError(f"`{name}` must be at most 1, not {value}")
         parameters.check_names(self.model_kwargs, parameters.IN_A_CALL)
+        parameters.logprob_fields({"logprobs": self.logprobs, "top_logprobs": self.top_logprobs})
         if self.validate_model_on_init:
             self._check_available()
         return self
@@ -313,7 +318,8 @@ class ChatSettings(ServerFields):
     @property
     def _parameters(self) -> dict[str, Any]:
         """What goes into every call, as the user set it."""
-        names = (*parameters.SAMPLING, "reasoning", "thinking_budget", "timeout", "extra_body")
+        names = [*parameters.SAMPLING, "reasoning", "thinking_budget", "timeout", "extra_body"]
+        names += ["logprobs", "top_logprobs"]
         found = {name: getattr(self, name) for name in names}
         return {k: v for k, v in found.items() if v is not None} | self.model_kwargs
 

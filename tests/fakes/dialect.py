@@ -173,6 +173,7 @@ class Dialect:
         peers: Address and port that they came from.
         vectors: What becomes of the vectors that are sent.
         scores: What becomes of the scores that are sent.
+        tells_logprobs: Whether it tells log probabilities, as a mended server does.
         closed: How many streams ended because the client went away.
         status: What `/v1/status` tells of the requests, None for a server without it.
     """
@@ -200,6 +201,7 @@ class Dialect:
         self.paths: list[str] = []
         self.vectors: Callable[[list[dict[str, Any]]], Any] = lambda data: data
         self.scores: Callable[[list[dict[str, Any]]], Any] = lambda results: results
+        self.tells_logprobs = True
         self.closed = 0
         self.status: Callable[[], dict[str, Any]] | None = dict
         self._lock = threading.Lock()
@@ -290,10 +292,10 @@ class Dialect:
         if reply.raw is not None:
             return Response(200, iter([reply.raw]), "text/event-stream", reply.headers)
         if not body.get("stream"):
-            return self._whole(reply)
+            return self._whole(reply, body)
         return Response(200, self._events(reply, body), "text/event-stream")
 
-    def _whole(self, reply: Reply) -> Response:
+    def _whole(self, reply: Reply, body: dict[str, Any]) -> Response:
         if reply.frame is not None:
             return _json(reply.frame[0], {"detail": reply.frame[1]})
         if reply.break_after is not None:
@@ -311,6 +313,8 @@ class Dialect:
                 for i, (name, args) in enumerate(reply.calls)
             ]
         choice = {"index": 0, "message": message, "finish_reason": _finish(reply)}
+        if self._notes(body):
+            choice["logprobs"] = {"content": [_logprob(t, body) for t in _tokens(reply.text)]}
         if reply.gate:
             reply.gate.wait(30)
         time.sleep(reply.pause)
@@ -339,7 +343,11 @@ class Dialect:
                         reply.gate.wait(30)
                 if reply.break_after is not None and sent > reply.break_after:
                     raise BrokenError
-                yield self._event([_choice(delta)])
+                choice = _choice(delta)
+                if self._notes(body):
+                    tokens = _tokens(delta.get("content", ""))
+                    choice["logprobs"] = {"content": [_logprob(token, body) for token in tokens]}
+                yield self._event([choice])
                 sent += 1
             if reply.frame is not None:
                 code, text = reply.frame
@@ -371,6 +379,9 @@ class Dialect:
                 "generation_metadata": None,
             }
         )
+
+    def _notes(self, body: dict[str, Any]) -> bool:
+        return self.tells_logprobs and bool(body.get("logprobs"))
 
     def _embeddings(self, body: dict[str, Any]) -> Response:
         texts = body.get("input")
@@ -513,6 +524,18 @@ def _deltas(reply: Reply) -> Iterator[dict[str, Any]]:
         for start in range(0, len(text), 5):
             part = {"arguments": text[start : start + 5]}
             yield {"tool_calls": [{"index": index, "function": part}]}
+
+
+def _tokens(text: str) -> list[str]:
+    return re.findall(r"\s*\S+\s*", text)
+
+
+def _logprob(token: str, body: dict[str, Any]) -> dict[str, Any]:
+    def entry(text: str, place: int) -> dict[str, Any]:
+        return {"token": text, "logprob": -0.5 - place, "bytes": list(text.encode())}
+
+    others = range(body.get("top_logprobs") or 0)
+    return {**entry(token, 0), "top_logprobs": [entry(token + "!" * n, n) for n in others]}
 
 
 def _choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

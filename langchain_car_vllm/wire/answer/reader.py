@@ -15,6 +15,7 @@ from langchain_car_vllm.wire.answer.sse import EventReader
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     IncompleteAnswerError,
+    InvalidRequestError,
     ServerFailedError,
     error_for_status,
 )
@@ -30,11 +31,13 @@ class Delta(NamedTuple):
         text: More of the answer.
         thought: More of the reasoning.
         calls: Parts of tool calls, as LangChain's chunks.
+        logprobs: Log probabilities of tokens, in OpenAI's form.
     """
 
     text: str = ""
     thought: str = ""
     calls: tuple[ToolCallChunk, ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
 
 
 class Filter(Protocol):
@@ -78,6 +81,7 @@ class Answer:
         filters: What deltas pass through, in order.
         most: Most tokens that it was to have, None where nothing was said.
         names: The user's names of tools that went out under another one, by that one.
+        wants_logprobs: Whether the server was asked for log probabilities.
 
     Attributes:
         finish_reason: Why the server stopped, None until it says so.
@@ -96,8 +100,11 @@ class Answer:
         filters: Sequence[Filter] = (),
         most: int | None = None,
         names: Mapping[str, str] | None = None,
+        wants_logprobs: bool = False,
     ) -> None:
         self._most = most
+        self._logprobs: list[dict[str, Any]] = []
+        self._lacks_logprobs = wants_logprobs
         self._reader = EventReader()
         self._whole: list[bytes] = []
         self._streamed = streamed
@@ -143,6 +150,21 @@ class Answer:
         if not self.done and (calls := self._calls.end()):
             deltas.extend(self._filter(Delta(calls=calls), 0))
         return [*deltas, *self._flush()]
+
+    def take_logprobs(self) -> tuple[dict[str, Any], ...]:
+        """Return the log probabilities that came since the last time."""
+        found = tuple(self._logprobs)
+        self._logprobs.clear()
+        return found
+
+    def _read_logprobs(self, found: dict[str, Any] | None) -> None:
+        if found is None:
+            return
+        entries = found.get("content") or []
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise TypeError("logprobs")
+        self._lacks_logprobs = False
+        self._logprobs.extend(entries)
 
     def add(self, delta: Delta) -> list[Delta]:
         """Return what passes the filters of a delta that was made after the end."""
@@ -214,8 +236,8 @@ class Answer:
                 raise KeyError("choices")
             return None  # the usage, or a sign of life
         choice = choices[0]
-        if reason := choice.get("finish_reason"):
-            self._finish(event, reason)
+        self._read_end(event, choice)
+        self._read_logprobs(choice.get("logprobs"))
         delta = choice.get("delta") or {} if self._streamed else choice["message"]
         text = delta.get("content") or ""
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
@@ -225,9 +247,14 @@ class Answer:
             thought = "".join((*_flatten(thought), more))
         if not (text or thought or calls):
             return None
+        if self._lacks_logprobs and text:
+            raise _no_logprobs()
         return Delta(text, thought, self._calls.read(calls) if calls else ())
 
-    def _finish(self, event: dict[str, Any], reason: Any) -> None:
+    def _read_end(self, event: dict[str, Any], choice: dict[str, Any]) -> None:
+        reason = choice.get("finish_reason")
+        if not reason:
+            return
         if reason == "error":
             if event.get("error") is not None:
                 raise _failure(event["error"])
@@ -237,6 +264,13 @@ class Answer:
         self.finish_reason = str(reason)
         self.id = event.get("id")
         self.model = event.get("model")
+
+
+def _no_logprobs() -> InvalidRequestError:
+    return InvalidRequestError(
+        "this server does not tell log probabilities",
+        hint="leave `logprobs` out, or use a vllm-mlx that this package starts",
+    )
 
 
 def _flatten(content: Any) -> tuple[str, str]:

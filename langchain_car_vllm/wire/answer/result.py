@@ -95,11 +95,14 @@ def add_times(end: AnswerEnd, stopwatch: Stopwatch) -> AnswerEnd:
 
 def to_chunk(delta: Delta) -> ChatGenerationChunk:
     """Return the chunk of a stream for `delta`."""
+    metadata: dict[str, Any] = {"model_provider": PROVIDER}
+    if delta.logprobs:
+        metadata["logprobs"] = {"content": [*delta.logprobs]}
     if delta.calls:
         message = AIMessageChunk(
             content=delta.text,
             additional_kwargs={REASONING: delta.thought} if delta.thought else {},
-            response_metadata={"model_provider": PROVIDER},
+            response_metadata=metadata,
             tool_call_chunks=list(delta.calls),
         )
         return ChatGenerationChunk(message=message)
@@ -108,7 +111,7 @@ def to_chunk(delta: Delta) -> ChatGenerationChunk:
         _MESSAGE,
         content=delta.text,
         additional_kwargs={REASONING: delta.thought} if delta.thought else {},
-        response_metadata={"model_provider": PROVIDER},
+        response_metadata=metadata,
         tool_calls=[],
         invalid_tool_calls=[],
         tool_call_chunks=[],
@@ -161,13 +164,18 @@ def to_result(deltas: Iterable[Delta], end: AnswerEnd) -> ChatResult:
     texts: list[str] = []
     thoughts: list[str] = []
     calls = CallCollector()
+    logprobs: list[dict[str, Any]] = []
     for delta in deltas:
+        logprobs.extend(delta.logprobs)
         texts.append(delta.text)
         thoughts.append(delta.thought)
         calls.feed(delta.calls)
     valid, invalid = calls.parse()
     thought = "".join(thoughts)
     metadata = end.metadata()
+    if logprobs:
+        rest = metadata.get("logprobs", {}).get("content", [])
+        metadata["logprobs"] = {"content": [*logprobs, *rest]}
     message = AIMessage(
         content="".join(texts),
         additional_kwargs={REASONING: thought} if thought else {},

@@ -113,6 +113,7 @@ class Attempt:
             filters=self._filters,
             most=self.body.get("max_tokens"),
             names=self._names,
+            wants_logprobs=bool(self.body.get("logprobs")),
         )
 
     def restart(self) -> None:
@@ -136,10 +137,19 @@ class Attempt:
 
     def feed(self, data: bytes) -> list[Delta]:
         """Return what `data` completes for the user."""
-        return self._note(self.answer.feed(data))
+        return self._with_logprobs(self._note(self.answer.feed(data)))
 
     def end(self) -> list[Delta]:
         """Return what is left for the user once the answer has ended."""
+        return self._with_logprobs(self._end())
+
+    def _with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
+        """Give the log probabilities that have come so far to the last of some deltas."""
+        if deltas and (found := self.answer.take_logprobs()):
+            deltas[-1] = deltas[-1]._replace(logprobs=found)
+        return deltas
+
+    def _end(self) -> list[Delta]:
         deltas = self._note(self.answer.end())
         if self.answer.finish_reason == "length":
             deltas.extend(self._spoil_calls())
@@ -275,12 +285,13 @@ class Exchange:
         """Return what stands at the end of the answer, once it has ended."""
         last = self._sent[-1]
         answer = last.answer
+        rest = answer.take_logprobs()
         return AnswerEnd(
             finish_reason=_reason(last),
             model=answer.model or str(self.body["model"]),
             usage=self._usage(),
             id=answer.id,
-            extra=self._extra(),
+            extra={**self._extra(), **({"logprobs": {"content": [*rest]}} if rest else {})},
         )
 
     def _attempt(self, body: Body, filters: Sequence[Filter] = ()) -> Attempt:

@@ -15,7 +15,7 @@ from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Body, Exchange
 from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
 from langchain_car_vllm.wire.exchange.structured import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.reasoning import reasoning_parameters
-from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS
+from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS, logprob_fields
 from langchain_car_vllm.wire.request.tools import (
     server_name,
     server_tools,
@@ -101,6 +101,7 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
         body["tools"] = server_tools(tools)
         if given.get("tool_choice") == "none":
             body["tool_choice"] = "none"
+    body.update(logprob_fields(given))
     body.update(reasoning_parameters(given.get("reasoning"), given.get("thinking_budget")))
     template = {**_kept_thoughts(endpoint), **body.get("chat_template_kwargs", {})}
     body.update({name: given[name] for name in SERVERS if given.get(name) is not None})

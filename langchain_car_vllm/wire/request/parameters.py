@@ -25,6 +25,8 @@ SAMPLING = (
 OURS = (
     "reasoning",
     "thinking_budget",
+    "logprobs",
+    "top_logprobs",
     "timeout",
     "keep_alive",
     "tools",
@@ -89,8 +91,6 @@ IGNORED = frozenset(
         "seed",
         "n",
         "best_of",
-        "logprobs",
-        "top_logprobs",
         "frequency_penalty",
         "user",
         "store",
@@ -158,7 +158,9 @@ _COUNT = _Kind("a whole number", (int,))
 _MAPPING = _Kind("a dictionary", (Mapping,))
 _KINDS: dict[str, _Kind] = {
     **dict.fromkeys(SAMPLING, _NUMBER),
-    **dict.fromkeys(("top_k", "max_tokens", "thinking_budget", "max_input_tokens"), _COUNT),
+    **dict.fromkeys(
+        ("top_k", "max_tokens", "thinking_budget", "max_input_tokens", "top_logprobs"), _COUNT
+    ),
     **dict.fromkeys(
         ("extra_body", "extra_headers", "chat_template_kwargs", "logit_bias"), _MAPPING
     ),
@@ -166,6 +168,7 @@ _KINDS: dict[str, _Kind] = {
     "model": _Kind("a text", (str,)),
     "tools": _Kind("a list", (list, tuple)),
 }
+MOST_TOP_LOGPROBS = 20
 _POSITIVE = ("timeout", "max_tokens", "thinking_budget")
 
 _warned: set[str] = set()
@@ -204,6 +207,26 @@ def check_values(given: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"`{name}` must be {kind.title}, not `{value!r}`")
         if name in _POSITIVE and not value > 0:
             raise ConfigurationError(f"`{name}` must be more than 0, not {value}")
+
+
+def logprob_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what asks the server for log probabilities, nothing where nobody wants them.
+
+    Raises:
+        ConfigurationError: The two parameters contradict each other, or have no sense.
+    """
+    wanted, most = given.get("logprobs"), given.get("top_logprobs")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise ConfigurationError(f"`logprobs` must be True or False, not `{wanted!r}`")
+    if most is not None and not 0 <= most <= MOST_TOP_LOGPROBS:
+        raise ConfigurationError(
+            f"`top_logprobs` must be from 0 to {MOST_TOP_LOGPROBS}, not {most}"
+        )
+    if most and wanted is False:
+        raise ConfigurationError("`top_logprobs` needs `logprobs=True`")
+    if not (wanted or most):
+        return {}
+    return {"logprobs": True, **({"top_logprobs": most} if most else {})}
 
 
 def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from . import (
     batch_rows,
     chat_template,
     grammar_kernel,
+    logprobs,
     memory_limits,
     prefix_cache_folder,
     quiet_log,
@@ -23,5 +24,6 @@ MENDS = (
     *batch_rows.MENDS,
     *prefix_cache_folder.MENDS,
     *served_names.MENDS,
+    *logprobs.MENDS,
     *rerank_pairs.MENDS,
 )

@@ -101,7 +101,8 @@ def _refuse_long_pairs(module: Any) -> None:
             # The first positions of RoBERTa's table are for padding.
             most = min(most, positions - int(config.get("pad_token_id", 1)) - 1)
         for number, document in enumerate(documents):
-            count = len(self._tokenizer(query, document, truncation=False)["input_ids"])
+            pair = self._tokenizer(query, document, truncation=False, verbose=False)
+            count = len(pair["input_ids"])
             if count > most:
                 raise importlib.import_module("fastapi").HTTPException(
                     status_code=_BAD_REQUEST,

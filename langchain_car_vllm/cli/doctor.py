@@ -55,7 +55,11 @@ def doctor(
     elif model:
         print("\nTo paste into an issue:\n")
         rows = [(r.name, r.verdict, r.said) for r in results if r.name.startswith(_OF_MODEL)]
-        rows += [(r.name, r.verdict, "") for r in results if not r.name.startswith(_OF_MODEL)]
+        rows += [
+            (r.name, r.verdict, r.said if r.verdict != "ok" else "")
+            for r in results
+            if not r.name.startswith(_OF_MODEL)
+        ]
         print("\n".join(report_lines(rows)))
     if any(result.verdict == "failed" for result in results):
         raise typer.Exit(1)

@@ -25,7 +25,6 @@ from langchain_car_vllm.runtime import (
     binary_to_launch,
     installed_version,
     overriding_binary,
-    resolve_existing,
     version_warning,
 )
 from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
@@ -105,10 +104,10 @@ def _runtime() -> str:
     version = installed_version(found)
     if warning := version_warning(version, found):
         raise Warned(warning)
-    if older := binary_passed_over():
+    if passed := binary_passed_over():
         raise Warned(
-            f"`{older}` is found first but not used: vllm-mlx {installed_version(older)} is older "
-            f"than the {version} in `{found}`"
+            f"`{passed.binary}` is found first but not used: it {passed.reason}; "
+            f"vllm-mlx {version} in `{found}` is used"
         )
     return f"vllm-mlx {version or 'of unknown version'} in `{found}`"
 
@@ -119,7 +118,7 @@ def _home() -> str:
         if home.stat().st_uid != os.getuid():
             raise Finding(f"`{home}` belongs to another user", "set CAR_HOME to one of your own")
         free = shutil.disk_usage(folder).free
-    if free < needed_mb() * _MB and resolve_existing() is None:
+    if free < needed_mb() * _MB and binary_to_launch() is None:
         raise Warned(f"`{home}` has {size(free)} free, the runtime needs {needed_mb()} MB")
     return f"`{home}` is writable, {size(free)} are free"
 
@@ -254,13 +253,13 @@ def _models() -> str:
 
 
 def _servers() -> str:
+    """Tell what runs, and mend what a supervisor that was killed left behind."""
     if foreign := foreign_directories():
         names = ", ".join(f"`{directory.path}`" for directory in foreign)
         raise Finding(
             f"you may not use {names}",
             f"run `sudo chown -R {os.getuid()} {' '.join(str(d.path) for d in foreign)}`",
         )
-    """Tell what runs, and mend what a supervisor that was killed left behind."""
     for directory, state in lost_servers():
         name = f"`{model_id(state.served_name)}`"
         if not stop_server(directory):

@@ -1,13 +1,15 @@
 """`doctor --selftest --model`: a small real model on this machine's real server, on both engines.
 
-SmolLM2 is built from a wheel, so the Hub is not asked. Run state lies in a temporary `CAR_HOME`.
+SmolLM2 is built from a wheel, so the Hub is not asked. Run state lies in a temporary `CAR_HOME`,
+and what the servers saved of their prompts is removed.
 """
 
+import getpass
 import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,13 +25,20 @@ from langchain_car_vllm.runtime.host import current_host
 from langchain_car_vllm.runtime.mac import ask_kernel
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server import running_servers, stop_server
+from langchain_car_vllm.server.directory import server_directories
+from langchain_car_vllm.server.prefix_caches import (
+    prefix_caches,
+    remove_empty_folders,
+    remove_prefix_cache,
+)
+from langchain_car_vllm.server.process import host_name
 from langchain_car_vllm.version import VERSION
 
 if TYPE_CHECKING:
     from langchain_car_vllm import ChatVllmMlx
 
 _MODEL = "smollm2-135m"
-_PATH = re.compile(r"(?<![\w/])/[^\s`]+")
+_PATH = re.compile(r"(?<=`)[~/][^`]+|(?<![\w/])~?/[^\s`]+")
 _CHIP = "machdep.cpu.brand_string"
 _PATIENCE = 300.0
 _ENGINES: tuple[Literal["simple", "batched"], ...] = ("simple", "batched")
@@ -51,7 +60,7 @@ def model_selftests() -> Iterator[list[Step]]:
     with TemporaryDirectory(prefix="car-vllm-model-selftest-") as folder, ExitStack() as stack:
         root = Path(folder).resolve()
         stack.enter_context(overridden({CAR_HOME.name: str(root / "home")}))
-        stack.callback(_stop_all)
+        stack.callback(_remove_all)
         model = root / _MODEL
         steps: list[Step] = [("model build", lambda: _built(model))]
         for engine in _ENGINES:
@@ -180,8 +189,10 @@ def report_lines(rows: Iterable[tuple[str, str, str]]) -> list[str]:
         rows: The name of each step, its verdict, and what it said.
     """
     host, binary = current_host(), binary_to_launch()
-    packages = ("mlx", "mlx-lm", "mlx-vlm")
-    versions = [f"{name} {installed_version(binary, name)}" for name in packages if binary]
+    packages = ("mlx", "mlx_lm", "mlx_vlm")
+    versions = [
+        f"{name.replace('_', '-')} {installed_version(binary, name)}" for name in packages if binary
+    ]
     server = installed_version(binary) if binary else None
     working_set = known_working_set()
     return [
@@ -191,11 +202,22 @@ def report_lines(rows: Iterable[tuple[str, str, str]]) -> list[str]:
         f"{host.system} {'.'.join(map(str, host.release))} on {host.machine}, {_chip()}",
         f"memory {size(psutil.virtual_memory().total)}, Metal's working set {size(working_set)}",
         *(
-            f"{verdict.ljust(7)}  {name}: {_PATH.sub('<path>', said)}".rstrip(": ")
+            f"{verdict.ljust(7)}  {name}: {_mask(said)}".rstrip(": ")
             for name, verdict, said in rows
         ),
         "```",
     ]
+
+
+def _mask(said: str) -> str:
+    """Return what a step said without paths and the names of this machine and its user."""
+    names = [host_name()]
+    with suppress(OSError, KeyError):
+        names.append(getpass.getuser())
+    said = _PATH.sub("<path>", said)
+    for name in filter(None, names):
+        said = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "<name>", said)
+    return said
 
 
 def _chip() -> str:
@@ -210,9 +232,14 @@ def _built(model: Path) -> str:
     return f"SmolLM2 after {time.monotonic() - began:.0f} s"
 
 
-def _stop_all() -> None:
+def _remove_all() -> None:
     for directory, _ in running_servers():
         stop_server(directory)
+    keys = {directory.path.name for directory in server_directories()}
+    for cache in prefix_caches():
+        if cache.key in keys:
+            remove_prefix_cache(cache)
+    remove_empty_folders()
 
 
 def _check(condition: bool, said: str) -> None:

@@ -23,12 +23,13 @@ from langchain_car_vllm.server.directory import server_directories
 from langchain_car_vllm.server.prefix_caches import (
     PrefixCache,
     prefix_caches,
+    remove_empty_folders,
     remove_prefix_cache,
 )
 from langchain_car_vllm.server.state import read_state
 
 # What lies beside the run state of the servers in `run`, other packages' things apart.
-_KEPT_BESIDE = ("pull", "gateway.key", "gateway.log", "metal.json")
+_KEPT_BESIDE = ("pull", "gateway.key", "gateway.log", "metal.json", "tested-installs.json")
 _Kind = Literal["service", "run state", "prefix cache", "runtime", "model"]
 
 
@@ -126,14 +127,14 @@ def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
         for entry in found:
             if entry.kind in ("run state", "runtime", "model"):
                 remove_path(entry.path)
-    _remove_empty(caches)
+    _remove_empty()
 
 
-def _remove_empty(caches: list[PrefixCache]) -> None:
+def _remove_empty() -> None:
     """Remove the folders that only held what was removed."""
     run = paths.run_root().parent
     folders = [run] if environment.CAR_HOME.read() else [run, run.parent]
-    folders += [parent for cache in caches[:1] for parent in (cache.path.parents[:2])]
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+    remove_empty_folders()

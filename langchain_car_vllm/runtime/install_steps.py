@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from langchain_car_vllm.backups import exclude_from_backups
 from langchain_car_vllm.environment import PATH
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
 from langchain_car_vllm.runtime.commands import clean_environment, run_step
@@ -98,6 +99,8 @@ def install(work: Work) -> Path:
         if former is not None and worked:
             _keep_former(root, former)
         raise
+    if ours:
+        exclude_from_backups(root)
     _mark(root, Marker("complete", ours, wanted.name, installed_version(binary) or ""))
     return binary.resolve()
 

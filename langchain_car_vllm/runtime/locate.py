@@ -1,4 +1,4 @@
-"""Finding a `vllm-mlx` that is installed already, without ever executing it.
+"""Finding a `vllm-mlx` that is installed already, without executing it to learn what it is.
 
 A binary has no `--version` (vllm-mlx up to 0.6.0), and importing it takes seconds, so its version
 is read from the metadata of the environment that its first lines name.
@@ -11,9 +11,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from langchain_car_vllm import environment, paths
+from langchain_car_vllm.runtime.commands import OnLine
+from langchain_car_vllm.runtime.import_verdicts import find_verdict, stamp_of, try_import
 from langchain_car_vllm.runtime.marker import is_incomplete, read_marker
 from langchain_car_vllm.runtime.versions import MINIMUM, is_at_least, is_of_tested_minor
 
@@ -86,21 +88,25 @@ def resolve_existing() -> Path | None:
 def _existing_runtime() -> VllmRuntime | None:
     if override := overriding_binary():
         return VllmRuntime(override, installed_version(override))
+    return next(_usable_runtimes(), None)
+
+
+def _usable_runtimes() -> Iterator[VllmRuntime]:
     for folder in search_dirs():
         candidate = folder / SERVER_BINARY
         if not os.path.isfile(candidate) or _is_interrupted(candidate):  # noqa: PTH113
             continue
         version = installed_version(candidate)
         if version is not None and is_at_least(version, MINIMUM):
-            return VllmRuntime(candidate.resolve(), version)
-    return None
+            yield VllmRuntime(candidate.resolve(), version)
 
 
 def binary_to_launch() -> Path | None:
     """Return the `vllm-mlx` that servers run, None if there is none.
 
-    That is what `resolve_existing` finds, unless it is of an older minor version than the tested
-    one and there is a complete managed install that is not: an old one on PATH would win forever.
+    That is what `resolve_existing` finds, with two exceptions. One that was tried and cannot be
+    imported is passed over. So is one of an older minor version than the tested one where there is
+    a complete managed install that is not: an old one on PATH would win forever.
     """
     found = runtime_to_launch()
     return found.server if found else None
@@ -108,16 +114,75 @@ def binary_to_launch() -> Path | None:
 
 def runtime_to_launch() -> VllmRuntime | None:
     """Return what `binary_to_launch` finds, with its version."""
-    found = _existing_runtime()
-    if found is None or overriding_binary() or is_of_tested_minor(found.version):
+    if overriding_binary():
+        return _existing_runtime()
+    found = next((runtime for runtime in _usable_runtimes() if not failure_of(runtime)), None)
+    if found is None or is_of_tested_minor(found.version):
         return found
     return _tested_managed_runtime() or found
 
 
-def binary_passed_over() -> Path | None:
-    """Return the older `vllm-mlx` that is found first yet not launched, None if there is none."""
-    found = resolve_existing()
-    return found if found != binary_to_launch() else None
+class PassedOver(NamedTuple):
+    """A `vllm-mlx` that is found first yet not launched.
+
+    Attributes:
+        binary: Its console script.
+        reason: Why, to follow its name in a sentence.
+    """
+
+    binary: Path
+    reason: str
+
+
+def binary_passed_over() -> PassedOver | None:
+    """Return the `vllm-mlx` that is found first yet not launched, None if there is none."""
+    found, used = _existing_runtime(), runtime_to_launch()
+    if found is None or found == used:
+        return None
+    if failure := failure_of(found):
+        return PassedOver(found.server, f"cannot be imported: {failure}")
+    newer = f"the {used.version} in `{used.server}`" if used else "the tested one"
+    return PassedOver(found.server, f"is vllm-mlx {found.version}, older than {newer}")
+
+
+def failure_of(runtime: VllmRuntime) -> str:
+    """Return why somebody else's install cannot be imported; empty if it can, or was not tried."""
+    if is_managed(runtime.server):
+        return ""
+    verdict = find_verdict(runtime.server, lambda: _stamp(runtime))
+    return verdict.failure if verdict else ""
+
+
+def is_untried(runtime: VllmRuntime) -> bool:
+    """Return whether nobody has imported somebody else's install as it is now."""
+    if interpreter_of(runtime.server) is None:
+        return False
+    return find_verdict(runtime.server, lambda: _stamp(runtime)) is None
+
+
+def try_install(runtime: VllmRuntime, on_line: OnLine | None = None) -> None:
+    """Import somebody else's install under its own Python, and keep the verdict."""
+    interpreter = interpreter_of(runtime.server)
+    if interpreter is not None:
+        try_import(runtime.server, interpreter, _stamp(runtime), on_line)
+
+
+def is_managed(binary: Path) -> bool:
+    """Return whether a binary, links resolved, is that of the managed environment."""
+    root = paths.managed_root()
+    return root is not None and binary == (root / "bin" / SERVER_BINARY).resolve()
+
+
+def _stamp(runtime: VllmRuntime) -> list[Any]:
+    interpreter = interpreter_of(runtime.server)
+    if interpreter is None:
+        return []
+    sites = [
+        site
+        for prefix in _prefixes(runtime.server, interpreter)
+        for site in _site_folders(prefix, interpreter)
+    ]
+    return stamp_of(runtime.version, interpreter, sites)
 
 
 def _tested_managed_runtime() -> VllmRuntime | None:
@@ -143,10 +208,8 @@ def overriding_binary() -> Path | None:
 def _is_interrupted(binary: Path) -> bool:
     """Return whether a binary is that of a managed installation that never came to its end."""
     root = paths.managed_root()
-    if root is None or not is_incomplete(root):
-        return False
     # A link may lead there, from a folder that is searched sooner.
-    return binary.resolve() == (root / "bin" / SERVER_BINARY).resolve()
+    return root is not None and is_incomplete(root) and is_managed(binary.resolve())
 
 
 def installed_version(binary: Path, distribution: str = "vllm_mlx") -> str | None:
@@ -159,12 +222,15 @@ def installed_version(binary: Path, distribution: str = "vllm_mlx") -> str | Non
     interpreter = interpreter_of(binary)
     if interpreter is None:
         return None
-    prefixes = dict.fromkeys((interpreter.parent.parent, binary.absolute().parent.parent))
-    for prefix in prefixes:
+    for prefix in _prefixes(binary, interpreter):
         for site in _site_folders(prefix, interpreter):
             for metadata in sorted(site.glob(f"{distribution}-*.dist-info")):
                 return _metadata_version(metadata)
     return None
+
+
+def _prefixes(binary: Path, interpreter: Path) -> list[Path]:
+    return list(dict.fromkeys((interpreter.parent.parent, binary.absolute().parent.parent)))
 
 
 def _site_folders(prefix: Path, interpreter: Path) -> list[Path]:

@@ -18,12 +18,17 @@ from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
 from langchain_car_vllm.runtime.install_steps import Work, install
-from langchain_car_vllm.runtime.locate import installed_version, resolve_existing
+from langchain_car_vllm.runtime.locate import (
+    binary_to_launch,
+    installed_version,
+    is_managed,
+    resolve_existing,
+)
 from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import needed_mb, wanted_requirements
 from langchain_car_vllm.runtime.uv_binary import find_uv
-from langchain_car_vllm.runtime.virtual_environment import check_imports, server_binary
+from langchain_car_vllm.runtime.virtual_environment import check_imports
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +52,7 @@ def provision(on_progress: OnProgress | None = None, *, host: Host | None = None
     root = _managed_root()
     report = Reporter(on_progress)
     # What is there needs a test at most: no uv, no disk.
-    uv = _prepare(root, host) if resolve_existing() is None else None
+    uv = _prepare(root, host) if binary_to_launch() is None else None
     with _hold_install_lock(root, report) as lock:
         if found := _prove(root, report):
             return found
@@ -55,7 +60,7 @@ def provision(on_progress: OnProgress | None = None, *, host: Host | None = None
         try:
             return install(work)
         except ProvisionError as error:
-            if (found := resolve_existing()) is None:
+            if (found := binary_to_launch()) is None:
                 raise
             log.warning("`%s` stays in use: %s", found, error)
             return found
@@ -72,8 +77,9 @@ def prove(on_progress: OnProgress | None = None, *, reason: str) -> Path:
         RuntimeMissingError: There is none.
     """
     root = _managed_root()
-    if resolve_existing() is None:
-        raise RuntimeMissingError(reason)
+    if binary_to_launch() is None:
+        broken = resolve_existing()
+        raise RuntimeMissingError(f"{reason}; `{broken}` does not work" if broken else reason)
     report = Reporter(on_progress)
     with _hold_install_lock(root, report):
         if found := _prove(root, report):
@@ -102,9 +108,7 @@ def upgrade(on_progress: OnProgress | None = None) -> Path:
 def is_proven(binary: Path) -> bool:
     """Return whether a binary need not be tested: a marked one, or one that is not managed."""
     root = paths.managed_root()
-    if root is None or binary != server_binary(root).resolve():
-        return True
-    return read_marker(root) is not None
+    return root is None or not is_managed(binary) or read_marker(root) is not None
 
 
 def holds_runtime_of_ours(root: Path) -> bool:
@@ -222,7 +226,7 @@ def _lock_file(root: Path) -> Path:
 
 def _prove(root: Path, report: Reporter) -> Path | None:
     """Return a binary that another process finished, or that passes the test now."""
-    found = resolve_existing()
+    found = binary_to_launch()
     if found is None or is_proven(found):
         return found
     report.say("testing the vllm-mlx that is there")

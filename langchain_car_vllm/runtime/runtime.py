@@ -10,9 +10,14 @@ from langchain_car_vllm.runtime.locate import (
     VllmRuntime,
     binary_passed_over,
     installed_version,
+    is_managed,
+    is_untried,
+    overriding_binary,
     runtime_to_launch,
+    try_install,
 )
 from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
+from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.versions import warn_about
 
 log = logging.getLogger(__name__)
@@ -23,7 +28,7 @@ def ensure_runtime(
 ) -> VllmRuntime:
     """Return a usable `vllm-mlx`, installing one with uv if there is none.
 
-    An existing install wins (see `binary_to_launch`). Otherwise it goes into
+    An existing install that can be imported wins (see `binary_to_launch`). Otherwise it goes into
     `~/.car/visual-runtime`, which CAR shares: a hash-locked set where this package makes the
     environment, only `vllm-mlx>=0.6,<0.7` where CAR made it, or what `CAR_VLLM_MLX_SPEC` says.
     Blocks until done; safe to be called by several processes and to be killed. An install below
@@ -41,7 +46,7 @@ def ensure_runtime(
         ProvisionError: A step failed; names it and carries uv's own last words.
         NotFoundAfterInstallError: The installation went through without leaving a binary.
     """
-    found = runtime_to_launch()
+    found = _importable_runtime(on_progress)
     if found is None or not is_proven(found.server):
         found = _provide(auto_install=auto_install, on_progress=on_progress)
     warn_about(found.version, found.server)
@@ -51,13 +56,9 @@ def ensure_runtime(
 
 @cache
 def warn_about_what_is_passed_over() -> None:
-    """Log once per process that an older install, which is found first, is not used."""
-    if older := binary_passed_over():
-        log.warning(
-            "`%s` (vllm-mlx %s) is older than the tested set; the managed install is used instead",
-            older,
-            installed_version(older),
-        )
+    """Log once per process that the install which is found first is not used."""
+    if passed := binary_passed_over():
+        log.warning("`%s` is not used: it %s", passed.binary, passed.reason)
 
 
 def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
@@ -69,7 +70,7 @@ def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     Raises:
         RuntimeProvisioningError: As for `ensure_runtime`.
     """
-    found = runtime_to_launch()
+    found = _importable_runtime(on_progress)
     if found is None or not is_proven(found.server):
         return _with_version(provision(on_progress))
     return found
@@ -85,6 +86,17 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
         RuntimeProvisioningError: As for `ensure_runtime`; a former install that still works stays.
     """
     return _with_version(upgrade(on_progress))
+
+
+def _importable_runtime(on_progress: OnProgress | None) -> VllmRuntime | None:
+    """Return what to launch, once each install of somebody else's before it has been imported."""
+    report = Reporter(on_progress)
+    while (found := runtime_to_launch()) is not None and found.server != overriding_binary():
+        if is_managed(found.server) or not is_untried(found):
+            break
+        report.say(f"testing `{found.server}`")
+        try_install(found, lambda _line: report.still())
+    return found
 
 
 def _provide(*, auto_install: bool, on_progress: OnProgress | None) -> VllmRuntime:

@@ -14,6 +14,7 @@ import psutil
 
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.commands import run_step
+from langchain_car_vllm.runtime.import_verdicts import IMPORTS
 from langchain_car_vllm.runtime.locate import SERVER_BINARY
 from langchain_car_vllm.runtime.requirements import locked_versions, normalize_name
 
@@ -38,7 +39,6 @@ print(json.dumps({
 }))
 """
 _RECORD_FIELDS = 3
-_IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
 
 
 class Python(NamedTuple):
@@ -115,7 +115,7 @@ def check_imports(root: Path, on_line: Callable[[str | None], None] | None = Non
     Raises:
         ProvisionError: They cannot; carries the end of the traceback.
     """
-    command = [python_binary(root), "-I", "-c", _IMPORTS]
+    command = [python_binary(root), "-I", "-c", IMPORTS]
     run_step("smoke-test", command, directory=root, on_line=on_line)
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from langchain_car_vllm.backups import TAG, exclude_from_backups, is_tagged
 from langchain_car_vllm.paths import home
 from langchain_car_vllm.server.locks import close_lock, open_existing, try_exclusive
 
@@ -33,8 +34,7 @@ class PrefixCache(NamedTuple):
 
 def prefix_caches() -> list[PrefixCache]:
     """Return the saved prefix caches of all servers of this user, the last used first."""
-    base = home()
-    root = base / ".cache" / "vllm-mlx" / "prefix_cache" if base else None
+    root = _root()
     found = []
     for note in root.glob("*.json") if root else ():
         with suppress(OSError, ValueError, AttributeError):
@@ -42,6 +42,30 @@ def prefix_caches() -> list[PrefixCache]:
             folder = note.with_suffix("")
             found.append(PrefixCache(folder, key, _size(folder), note.stat().st_mtime))
     return sorted(found, key=lambda cache: -cache.used)
+
+
+def keep_out_of_backups() -> None:
+    """Keep the prefix caches, once there are any, out of backups: they hold whole prompts."""
+    root = _root()
+    if root is not None and root.is_dir() and not is_tagged(root):
+        exclude_from_backups(root)
+
+
+def remove_empty_folders() -> None:
+    """Remove the folders that only held prefix caches."""
+    root = _root()
+    if root is None:
+        return
+    with suppress(OSError):
+        if [entry.name for entry in root.iterdir()] == [TAG]:
+            (root / TAG).unlink()
+        root.rmdir()
+        root.parent.rmdir()
+
+
+def _root() -> Path | None:
+    base = home()
+    return base / ".cache" / "vllm-mlx" / "prefix_cache" if base else None
 
 
 def remove_prefix_cache(cache: PrefixCache) -> bool:

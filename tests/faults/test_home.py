@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from faults.support import FAST, Fake, ask, can_mount, eventually, fill
 
+from langchain_car_vllm.backups import TAG
 from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.cli.machine_checks import _servers
 from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
@@ -29,6 +30,14 @@ def test_state_is_private(fake: Fake):
         assert directory.path.stat().st_mode & 0o777 == 0o700
         for path in (directory.state, directory.log, directory.lease_lock):
             assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_saved_prompts_stay_out_of_backups(fake: Fake, home: Path):
+    """Their folder, which the server makes, is tagged once the server is ready."""
+    root = home / ".cache" / "vllm-mlx" / "prefix_cache"
+    root.mkdir(parents=True)
+    with lease(fake.spec(), policy=FAST):
+        assert (root / TAG).exists()
 
 
 def test_car_home_moves_the_state(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

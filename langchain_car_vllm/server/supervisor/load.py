@@ -13,6 +13,7 @@ from langchain_car_vllm.server.command import Launch, serve_arguments
 from langchain_car_vllm.server.directory import hint_of
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
+from langchain_car_vllm.server.prefix_caches import keep_out_of_backups
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
@@ -127,6 +128,7 @@ class Server:
         """
         policy = self._context.policy
         is_gone = self.child.interrupt(policy) if gently else self.child.kill(policy)
+        keep_out_of_backups()
         # Whoever still listens after that is a stranger, and may stay.
         deadline = time.monotonic() + _PORT_GRACE
         while not is_free(self._port.number) and time.monotonic() < deadline:
@@ -162,6 +164,7 @@ def load(
         server = Server(context, runtime, launch)
         servers[:] = [server]
         if server.wait_until_ready():
+            keep_out_of_backups()
             context.update(phase="ready", ready_at=time.monotonic())
             return server
         code, log = server.child.exit_code(), server.child.log

@@ -96,7 +96,9 @@ def write_binary(tmp_path):
         interpreter = root / "bin" / "python"
         base = tmp_path / "base" / "bin" / python
         base.parent.mkdir(parents=True, exist_ok=True)
-        base.touch()
+        if not base.exists():  # it imports whatever it is asked to
+            base.write_text("#!/bin/sh\n")
+            base.chmod(0o755)
         interpreter.symlink_to(base)
         if version is not None:
             folder = site / f"vllm_mlx-{version}.dist-info"

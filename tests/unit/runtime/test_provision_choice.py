@@ -22,7 +22,7 @@ def test_an_existing_install_wins(fake_uv, home, write_binary):
     binary = write_binary(home / ".local", "0.4.1")
     assert ensure_runtime() == VllmRuntime(binary, "0.4.1")
     assert fake_uv.calls == []
-    assert not (home / ".car").exists()
+    assert not (home / ".car" / "visual-runtime").exists()
 
 
 def test_an_older_install_is_warned_about_once(fake_uv, home, write_binary, caplog):
@@ -50,6 +50,82 @@ def test_the_tested_set_wins_over_an_older_minor(tested, home, write_binary, cap
     assert resolve_existing() == binary
     assert ensure_runtime() == ensure_runtime() == VllmRuntime(tested, "0.6.0")
     assert [str(binary) in record.message for record in caplog.records] == [True]
+
+
+BREAKS = """#!/bin/sh
+echo "$@" >> "$0.log"
+echo "ModuleNotFoundError: No module named 'mlx_lm'"
+exit 1
+"""
+
+
+def break_python(binary):
+    """Have an install's Python fail to import, and return what it notes its runs in."""
+    python = binary.parent / "python"
+    python.unlink()
+    python.write_text(BREAKS)
+    python.chmod(0o755)
+    return python.with_name("python.log")
+
+
+def test_a_broken_install_of_somebody_elses_is_passed_over(
+    fake_uv, home, managed, write_binary, caplog
+):
+    """First on PATH, of the tested version, and without a package that it needs."""
+    broken = write_binary(home / ".local", "0.6.0")
+    log = break_python(broken)
+    warn_about_what_is_passed_over.cache_clear()
+    assert (
+        ensure_runtime() == ensure_runtime() == VllmRuntime(managed / "bin" / "vllm-mlx", "0.6.0")
+    )
+    assert resolve_existing() == broken
+    [record] = caplog.records
+    assert str(broken) in record.message
+    assert "No module named 'mlx_lm'" in record.message
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_another_install_on_path_wins_over_a_broken_one(
+    fake_uv, home, tmp_path, write_binary, monkeypatch
+):
+    """The next that works is used, and nothing is installed."""
+    break_python(write_binary(home / ".local", "0.6.0"))
+    other = write_binary(tmp_path / "other", "0.6.1")
+    monkeypatch.setenv("UV_TOOL_BIN_DIR", str(other.parent))
+    assert ensure_runtime() == VllmRuntime(other, "0.6.1")
+    assert fake_uv.calls == []
+
+
+def test_a_broken_install_is_tried_again_once_it_changed(fake_uv, home, managed, write_binary):
+    """A package that was added, by whatever tool, may have mended it."""
+    binary = write_binary(home / ".local", "0.6.0")
+    log = break_python(binary)
+    assert ensure_runtime().server != binary
+    (binary.parent / "python").write_text("#!/bin/sh\n")
+    next(binary.parents[1].glob("lib/python*/site-packages")).joinpath("mlx_lm").mkdir()
+    assert ensure_runtime().server == binary
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_broken_install_is_named_where_installing_is_off(fake_uv, home, write_binary):
+    """There is one, and it does not work."""
+    broken = write_binary(home / ".local", "0.6.0")
+    break_python(broken)
+    with pytest.raises(RuntimeMissingError, match=f"`{broken}` does not work"):
+        ensure_runtime(auto_install=False)
+    assert fake_uv.calls == []
+
+
+def test_verdicts_hold_where_they_cannot_be_kept(fake_uv, home, managed, write_binary, tmp_path):
+    """A file that holds nonsense, or a folder in its place, costs a test and nothing more."""
+    break_python(write_binary(home / ".local", "0.6.0"))
+    verdicts = home / ".car" / "run" / "tested-installs.json"
+    verdicts.parent.mkdir(parents=True)
+    verdicts.write_text('{"x": [1], "y": {"stamp": 3}}')
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    verdicts.unlink()
+    verdicts.mkdir()
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
 
 
 @pytest.mark.parametrize("version", ["0.6.0", "0.6.3", "0.7.0", "1.0"])

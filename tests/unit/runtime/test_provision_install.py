@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from unit.runtime.provisioning import MAC, make_foreign, missing_uv
 
+from langchain_car_vllm import backups
 from langchain_car_vllm.errors import (
     CarVllmError,
     NotFoundAfterInstallError,
@@ -368,3 +369,15 @@ def test_purgeable_space_is_told_on_a_mac(fake_uv, monkeypatch):
     with pytest.raises(ProvisionError, match="MB free") as caught:
         provision(host=Host("darwin", "arm64", (15, 0)))
     assert "purgeable" in caught.value.hint
+
+
+def test_the_runtime_stays_out_of_backups(fake_uv, managed, tmp_path, monkeypatch):
+    """Time Machine is told, whose tool is imitated, and others find a tag."""
+    (tmp_path / "tmutil").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/told\n')
+    (tmp_path / "tmutil").chmod(0o755)
+    monkeypatch.setattr(backups, "PLATFORM", "darwin")
+    monkeypatch.setattr(backups, "_TMUTIL", str(tmp_path / "tmutil"))
+    ensure_runtime()
+    ensure_runtime()
+    assert (tmp_path / "told").read_text() == f"addexclusion {managed}\n"
+    assert (managed / backups.TAG).exists()

@@ -1,0 +1,122 @@
+"""Whether installs of `vllm-mlx` that somebody else made can be imported.
+
+Each is tried once. The verdict is kept in CAR_HOME until the install changes: its version, its
+Python, or what lies in its package folder.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from langchain_car_vllm import paths
+from langchain_car_vllm.errors import CarVllmError, ProvisionError
+from langchain_car_vllm.runtime.commands import OnLine, run_step
+
+IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
+"""What a Python runs that is to run the server."""
+
+_FILE = "tested-installs.json"
+_MOST_BYTES = 1_000_000
+
+
+class Verdict(NamedTuple):
+    """What an import test found.
+
+    Attributes:
+        stamp: What the install looked like.
+        failure: The end of the traceback, empty where it works.
+    """
+
+    stamp: list[Any]
+    failure: str
+
+
+# Where CAR_HOME cannot be written, a verdict still holds for this process.
+_known: dict[str, Verdict] = {}
+
+
+def find_verdict(binary: Path, stamp: Callable[[], list[Any]]) -> Verdict | None:
+    """Return the verdict on an install as it is now, None where it has not been tried.
+
+    Args:
+        binary: Its console script.
+        stamp: Tells what it looks like.
+    """
+    found = [verdicts.get(str(binary)) for verdicts in (_known, _read_verdicts())]
+    if not any(found):
+        return None
+    now = stamp()
+    return next((verdict for verdict in found if verdict and verdict.stamp == now), None)
+
+
+def try_import(
+    binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLine | None = None
+) -> Verdict:
+    """Import an install's server under its own Python, and keep the verdict.
+
+    Args:
+        binary: Its console script.
+        interpreter: The Python that runs it.
+        stamp: What it looks like.
+        on_line: As for `run_step`.
+    """
+    failure = ""
+    try:
+        # Not in the current folder, whose modules would shadow those of the install.
+        command = [interpreter, "-c", IMPORTS]
+        run_step("smoke-test", command, directory=interpreter.parent, on_line=on_line)
+    except ProvisionError as error:
+        failure = error.detail
+    verdict = Verdict(stamp, failure)
+    _known[str(binary)] = verdict
+    with suppress(OSError, CarVllmError):
+        _write_verdicts({**_read_verdicts(), str(binary): verdict})
+    return verdict
+
+
+def stamp_of(version: str | None, interpreter: Path, sites: list[Path]) -> list[Any]:
+    """Return what changes when packages come, go or are replaced.
+
+    Args:
+        version: Of `vllm-mlx`.
+        interpreter: The Python that runs it.
+        sites: Its package folders.
+    """
+    places = [interpreter, *sites, *(site / "vllm_mlx" for site in sites)]
+    return [version, str(interpreter), *(_changed_at(place) for place in places)]
+
+
+def _changed_at(place: Path) -> int:
+    try:
+        return place.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _file() -> Path:
+    return paths.car_home() / "run" / _FILE
+
+
+def _read_verdicts() -> dict[str, Verdict]:
+    try:
+        with _file().open(encoding="utf-8") as file:
+            found: Any = json.loads(file.read(_MOST_BYTES))
+        return {
+            binary: Verdict(list(entry["stamp"]), str(entry["failure"]))
+            for binary, entry in found.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CarVllmError):
+        return {}
+
+
+def _write_verdicts(verdicts: dict[str, Verdict]) -> None:
+    file = _file()
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = file.with_name(f"{_FILE}.{secrets.token_hex(4)}")
+    kept = {b: v._asdict() for b, v in verdicts.items() if os.path.isfile(b)}  # noqa: PTH113
+    draft.write_text(json.dumps(kept), encoding="utf-8")
+    draft.replace(file)

@@ -1,0 +1,83 @@
+"""What stays out of backups; Time Machine's tool is imitated."""
+
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm import backups
+from langchain_car_vllm.backups import TAG, exclude_from_backups
+from langchain_car_vllm.server.prefix_caches import (
+    keep_out_of_backups,
+    prefix_caches,
+    remove_empty_folders,
+)
+
+SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
+
+
+@pytest.fixture
+def tmutil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Mac's `tmutil`, and the file that it notes its arguments in."""
+    program, notes = tmp_path / "tmutil", tmp_path / "tmutil.log"
+    program.write_text(f'#!/bin/sh\necho "$*" >> {notes}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(backups, "PLATFORM", "darwin")
+    monkeypatch.setattr(backups, "_TMUTIL", str(program))
+    return notes
+
+
+def test_a_mac_excludes_a_folder_and_tags_it(tmutil: Path, tmp_path: Path):
+    """Time Machine's own tool is asked, and others find the tag."""
+    folder = tmp_path / "new folder"
+    folder.mkdir()
+    exclude_from_backups(folder)
+    assert tmutil.read_text() == f"addexclusion {folder}\n"
+    assert (folder / TAG).read_text().startswith(SIGNATURE)
+
+
+def test_elsewhere_the_tag_is_all(tmutil: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There is no Time Machine on Linux."""
+    monkeypatch.setattr(backups, "PLATFORM", "linux")
+    (tmp_path / "folder").mkdir()
+    exclude_from_backups(tmp_path / "folder")
+    assert not tmutil.exists()
+    assert (tmp_path / "folder" / TAG).exists()
+
+
+@pytest.mark.parametrize("obstacle", ["no tool", "fails", "no tag"])
+def test_what_cannot_be_excluded_stays_in(
+    tmutil: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+):
+    """Nothing fails for it."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    if obstacle == "no tool":
+        monkeypatch.setattr(backups, "_TMUTIL", "/nonexistent/tmutil")
+    elif obstacle == "fails":
+        tmutil.with_name("tmutil").write_text("#!/bin/sh\nexit 80\n")
+    else:
+        (folder / TAG).mkdir()
+    exclude_from_backups(folder)
+
+
+def test_prefix_caches_are_excluded_once(tmutil: Path, home: Path):
+    """Each start looks, the first acts; the tag is no cache, and goes with the last one."""
+    root = home / ".cache" / "vllm-mlx" / "prefix_cache"
+    keep_out_of_backups()
+    assert not root.exists()
+    root.mkdir(parents=True)
+    for _ in range(3):
+        keep_out_of_backups()
+    assert tmutil.read_text() == f"addexclusion {root}\n"
+    assert prefix_caches() == []
+    remove_empty_folders()
+    assert not root.parent.exists()
+
+
+def test_folders_that_hold_more_stay(home: Path):
+    """A cache that a server uses keeps its folder tagged."""
+    root = home / ".cache" / "vllm-mlx" / "prefix_cache"
+    (root / "of-a-server").mkdir(parents=True)
+    keep_out_of_backups()
+    remove_empty_folders()
+    assert (root / TAG).exists()

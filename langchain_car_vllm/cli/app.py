@@ -15,7 +15,7 @@ import typer
 from langchain_car_vllm.cli.bench import bench
 from langchain_car_vllm.cli.completion import PROGRAM, completion
 from langchain_car_vllm.cli.doctor import doctor
-from langchain_car_vllm.cli.familiar import FamiliarGroup
+from langchain_car_vllm.cli.familiar import FamiliarCommand, FamiliarGroup
 from langchain_car_vllm.cli.install import install
 from langchain_car_vllm.cli.models import list_models, show
 from langchain_car_vllm.cli.planning import plan
@@ -65,9 +65,11 @@ def _root(
     """Run local models with vllm-mlx, and see and end their servers."""
 
 
-def _help(context: typer.Context) -> None:
-    """Print the commands."""
-    print(context.parent.get_help() if context.parent else "")
+def _help(
+    words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
+) -> None:
+    """Print the commands, or what one of them does."""
+    app([*(words or ()), "--help"], prog_name=PROGRAM)
 
 
 def _version() -> None:
@@ -75,25 +77,27 @@ def _version() -> None:
     _print_version(wanted=True)
 
 
-app.command()(run)
-app.command()(serve)
-app.command()(env)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(launch)
+app.command(cls=FamiliarCommand)(run)
+app.command(cls=FamiliarCommand)(serve)
+app.command(cls=FamiliarCommand)(env)
+app.command(
+    cls=FamiliarCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(launch)
 app.add_typer(service, name="service")
-app.command()(ps)
-app.command()(stop)
-app.command()(logs)
+app.command(cls=FamiliarCommand)(ps)
+app.command(cls=FamiliarCommand)(stop)
+app.command(cls=FamiliarCommand)(logs)
 app.command("list")(list_models)
-app.command()(rm)
-app.command()(show)
-app.command()(plan)
-app.command()(pull)
-app.command()(install)
-app.command()(recommend)
-app.command()(bench)
-app.command()(doctor)
-app.command()(uninstall)
-app.command()(completion)
+app.command(cls=FamiliarCommand)(rm)
+app.command(cls=FamiliarCommand)(show)
+app.command(cls=FamiliarCommand)(plan)
+app.command(cls=FamiliarCommand)(pull)
+app.command(cls=FamiliarCommand)(install)
+app.command(cls=FamiliarCommand)(recommend)
+app.command(cls=FamiliarCommand)(bench)
+app.command(cls=FamiliarCommand)(doctor)
+app.command(cls=FamiliarCommand)(uninstall)
+app.command(cls=FamiliarCommand)(completion)
 app.command("help", hidden=True)(_help)
 app.command("version", hidden=True)(_version)
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_car_vllm.cli.output import say
 
@@ -68,6 +68,20 @@ class Conversation:
             if written > 1 and seconds > 0:
                 line += f" at {(written - 1) / seconds:.1f} tokens/s"
             say(f"{line}, first after {first - began:.1f} s")
+
+    def answer(self, question: str) -> dict[str, Any]:
+        """Return the answer to one question, with its usage and times, for a program."""
+        from langchain_core.messages import HumanMessage  # noqa: PLC0415 - LangChain is slow
+
+        answer = self._llm.invoke([*self._said, HumanMessage(question)])
+        return {
+            "model": answer.response_metadata.get("model_name"),
+            "text": answer.text,
+            "reasoning": answer.additional_kwargs.get("reasoning_content"),
+            "finish_reason": answer.response_metadata.get("finish_reason"),
+            "usage": answer.usage_metadata,
+            "timings": answer.response_metadata.get("timings"),
+        }
 
     def converse(self, questions: Iterator[str], interrupted: Callable[[], None]) -> None:
         """Answer questions until they end.

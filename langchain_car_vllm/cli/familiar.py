@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 # The same thing under another name.
 _SAME = {"ls": "list", "models": "list", "chat": "run", "download": "pull", "upgrade": "install"}
@@ -25,10 +25,48 @@ _MEANT = {
     "cache": "`car-vllm uninstall --dry-run` shows what lies where, `car-vllm rm MODEL` removes a "
     "model",
 }
+_MODEL_FIRST = "the model is the first argument: `car-vllm run MODEL PROMPT`"
+# Options of other tools, by the command that they are typed after; "" is the program itself.
+_MEANT_OPTIONS = {
+    "": {
+        "--install-completion": "`car-vllm completion SHELL` prints a completion script",
+        "--show-completion": "`car-vllm completion SHELL` prints a completion script",
+    },
+    "run": {
+        "-m": _MODEL_FIRST,
+        "--model": _MODEL_FIRST,
+        "-c": "a conversation goes on until /bye, and none is kept; without a PROMPT it begins",
+        "--continue": "a conversation goes on until /bye, and none is kept",
+        "--num-predict": "--max-tokens bounds the answer",
+        "--num-ctx": "the context is planned: `car-vllm plan MODEL` tells it",
+        "--insecure": "models come from the Hub, over TLS",
+    },
+    "stop": {"-a": "--all stops all servers"},
+    "pull": {"--insecure": "models come from the Hub, over TLS"},
+}
+
+
+class FamiliarCommand(TyperCommand):
+    """A command that knows what the options of other tools mean here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Answer a foreign option before the parser refuses it."""
+        _refuse_foreign(self, ctx, args, self.name or "")
+        return list(super().parse_args(ctx, args))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the arguments as they are typed; releases of typer write them differently."""
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return [self.options_metavar or "", *map(_usage_name, arguments)]
 
 
 class FamiliarGroup(TyperGroup):
     """Commands, and the words for them that other tools use."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Answer a foreign option before the parser refuses it."""
+        _refuse_foreign(self, ctx, args[:1], "")
+        return list(super().parse_args(ctx, args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command that a word stands for."""
@@ -36,3 +74,23 @@ class FamiliarGroup(TyperGroup):
         if found is None and cmd_name in _MEANT:
             ctx.fail(f"there is no `{cmd_name}`: {_MEANT[cmd_name]}")
         return found
+
+
+def _usage_name(argument: Any) -> str:
+    name = argument.metavar or argument.name.upper()
+    name = name if argument.required else f"[{name}]"
+    return name if argument.nargs == 1 else f"{name}..."
+
+
+def _refuse_foreign(command: Any, ctx: Any, args: list[str], name: str) -> None:
+    """End with what is meant, where an option of another tool stands before a `--`.
+
+    Raises:
+        UsageError: There is one.
+    """
+    own = {option for parameter in command.get_params(ctx) for option in parameter.opts}
+    foreign = _MEANT_OPTIONS.get(name, {})
+    for word in args[: args.index("--")] if "--" in args else args:
+        option = word.partition("=")[0]
+        if option in foreign and option not in own:
+            ctx.fail(f"there is no `{option}`: {foreign[option]}")

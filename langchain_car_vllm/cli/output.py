@@ -17,6 +17,10 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Catalog id, Hub repository or directory")
 ]
 
+ModelArguments = Annotated[
+    list[str], typer.Argument(metavar="MODEL", help="Catalog ids, Hub repositories, directories")
+]
+
 
 def model_id(name: str) -> str:
     """Return a served name as the id that every command takes: the catalog's with its prefix."""

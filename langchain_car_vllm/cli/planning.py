@@ -45,7 +45,7 @@ def plan(
     agents: Annotated[int | None, typer.Option(help="Conversations at the same time")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether and how a model would start, and the context that fits.
+    """Tell whether a model would start, and with what context.
 
     Nothing is downloaded or started; the Hub is asked about a model that is not here.
     The exit code is 1 where it would not, or where `--context` and `--agents` do not fit.

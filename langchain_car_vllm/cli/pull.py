@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.output import ModelArgument, say
+from langchain_car_vllm.cli.output import ModelArguments, say
 from langchain_car_vllm.display import Display
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
@@ -26,7 +26,7 @@ from langchain_car_vllm.server.wakefulness import Wakefulness
 
 
 def pull(
-    model: ModelArgument,
+    models: ModelArguments,
     *,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit, by default the main branch")
@@ -35,11 +35,16 @@ def pull(
         bool, typer.Option(help="Fetch the code that the model brings, and let it run")
     ] = False,
 ) -> None:
-    """Download a model.
+    """Download models.
 
-    Prints the directory that holds it; what is there already is not fetched again.
+    Prints the directory that holds each; what is there already is not fetched again.
     """
-    source = parse_model_id(model).source
+    # All are ids, before the first byte.
+    for source in [parse_model_id(model).source for model in models]:
+        _pull(source, revision, trust_remote_code=trust_remote_code)
+
+
+def _pull(source: str, revision: str | None, *, trust_remote_code: bool) -> None:
     arguments = (TRUST,) if trust_remote_code else ()
     spec = ServerSpec(source, source, revision=revision, server_args=arguments)
     snapshot = find_snapshot(source, revision, trust=trust_remote_code)

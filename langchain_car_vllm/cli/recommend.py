@@ -62,7 +62,7 @@ def recommend(
     task: Annotated[Task, typer.Option(help="What the model is for")] = "chat",
     as_json: AsJson = False,
 ) -> None:
-    """Tell which model suits this machine's memory, the better one first.
+    """Tell which models suit this machine, the best first.
 
     Nothing is downloaded or asked.
     """

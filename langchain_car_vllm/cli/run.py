@@ -2,12 +2,12 @@
 
 import sys
 from contextlib import closing
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from langchain_car_vllm.cli.conversation import GREETING, Conversation, read_questions
-from langchain_car_vllm.cli.output import ModelArgument, say
+from langchain_car_vllm.cli.output import ModelArgument, print_json, say
 from langchain_car_vllm.display import Display
 from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
 
@@ -16,41 +16,65 @@ def run(
     model: ModelArgument,
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="One question; without it a conversation"),
+        typer.Argument(metavar="PROMPT", help="One question; without it a conversation"),
     ] = None,
     *,
-    system: Annotated[str | None, typer.Option(help="What the model is told first")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 for no randomness")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", help="What the model is told first")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", help="0 for no randomness")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer")] = None,
     think: Annotated[
         bool | None, typer.Option("--think/--no-think", help="Whether the model thinks")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit")] = None,
+    engine: Annotated[
+        Literal["auto", "simple", "batched"], typer.Option(help="As in the code")
+    ] = "auto",
+    answer_format: Annotated[
+        Literal["json"] | None, typer.Option("--format", help="`json` makes the answer an object")
+    ] = None,
     keep_alive: Annotated[
         str | None,
         typer.Option(
+            "--keep-alive",
+            "--keepalive",
             help="How long the server stays afterwards, such as 30s, 10m, 0 or -1",
             show_default=f"{CAR_VLLM_MLX_KEEP_ALIVE.name}, or {CAR_VLLM_MLX_KEEP_ALIVE.default}",
         ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell tokens and rates")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answer with its usage and times as JSON")
+    ] = False,
 ) -> None:
     """Ask a model, starting its server.
 
     Without a prompt it is a conversation; what is piped in belongs to the prompt.
     """
     question = _question(prompt) if prompt or not _is_terminal() else None
+    if as_json and question is None:
+        raise typer.BadParameter("it needs a PROMPT", param_hint="--json")
     from langchain_car_vllm import ChatVllmMlx  # noqa: PLC0415 - LangChain, for this command alone
 
     with closing(Display(model)) as display:
         llm = ChatVllmMlx(
             model=model,
+            revision=revision,
+            engine=engine,
             temperature=temperature,
             max_tokens=max_tokens,
             reasoning=think,
             keep_alive=CAR_VLLM_MLX_KEEP_ALIVE.read() if keep_alive is None else keep_alive,
             on_progress=display,
+            **_format(answer_format),
         )
         conversation = Conversation(llm, system, verbose=verbose)
+        if as_json:
+            print_json(conversation.answer(str(question)))
+            return
         if question is not None:
             conversation.ask(question)
             return
@@ -67,6 +91,11 @@ def _question(prompt: list[str] | None) -> str:
     if not text:
         raise typer.BadParameter("there is no prompt, neither as an argument nor on standard input")
     return text
+
+
+def _format(wanted: Literal["json"] | None) -> dict[str, Any]:
+    """Return the setting that has the server write a JSON object."""
+    return {"model_kwargs": {"response_format": {"type": "json_object"}}} if wanted else {}
 
 
 def _is_terminal() -> bool:

@@ -13,7 +13,6 @@ import typer
 
 from langchain_car_vllm.cli.output import (
     AsJson,
-    ModelArgument,
     model_id,
     print_json,
     print_table,
@@ -44,8 +43,9 @@ def ps(*, as_json: AsJson = False) -> None:
 
 
 def stop(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The model id, as `ps` or the code has it")
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Model ids, as `ps` or the code has them"),
     ] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="Stop all servers")] = False,
@@ -54,14 +54,31 @@ def stop(
 
     Returns when they are gone; requests under way are told.
     """
-    if everything == (model is not None):
-        raise typer.BadParameter("name one MODEL, or --all")
+    if everything == bool(models):
+        raise typer.BadParameter("name a MODEL, or --all")
     running = [*running_servers(), *lost_servers()]
-    chosen = running if model is None else _of_model(model, running)
-    if model is not None and not chosen:
-        say(f"error: `{model}` is not running")
-        raise typer.Exit(1)
+    chosen = running if everything else []
+    missing = []
+    for model in models or ():
+        found = _of_model(model, running)
+        chosen += [entry for entry in found if entry not in chosen]
+        if not found:
+            missing.append(model)
     _stop_all(chosen)
+    for model in missing:
+        say(f"error: `{model}` is not running")
+    if missing:
+        say(f"\nhint: {_what_runs()}")
+        raise typer.Exit(1)
+
+
+def _what_runs() -> str:
+    """Return what a person could have meant."""
+    names = sorted({model_id(state.served_name) for _, state in running_servers()})
+    if not names:
+        return "no server is running"
+    told = ", ".join(f"`{name}`" for name in names)
+    return f"{told} {'is' if len(names) == 1 else 'are'} running; --all stops every server"
 
 
 def _stop_all(chosen: list[tuple[ServerDirectory, State]]) -> None:
@@ -81,7 +98,10 @@ def _stop_all(chosen: list[tuple[ServerDirectory, State]]) -> None:
 
 
 def logs(
-    model: ModelArgument,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="The model id; may be left out where one runs"),
+    ] = None,
     *,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C")
@@ -94,6 +114,7 @@ def logs(
 
     Of the running one, else of the one that was started last.
     """
+    model = _only_model() if model is None else model
     log = _log_of(model)
     if log is None:
         say(f"error: `{model}` has no log on this machine")
@@ -109,6 +130,25 @@ def logs(
         position, number = file.tell(), os.fstat(file.fileno()).st_ino
     if follow:
         _follow(log, position, number)
+
+
+def _only_model() -> str:
+    """Return the one model that runs, else the one that was started last.
+
+    Raises:
+        BadParameter: Several run, or none has a log.
+    """
+    running = sorted({model_id(state.served_name) for _, state in running_servers()})
+    if len(running) > 1:
+        raise typer.BadParameter(f"name one of {', '.join(running)}", param_hint="MODEL")
+    if running:
+        return running[0]
+    logged = [directory for directory in server_directories() if directory.log.exists()]
+    logged.sort(key=lambda directory: directory.log.stat().st_mtime)
+    state = read_state(logged[-1].state) if logged else None
+    if state is None:
+        raise typer.BadParameter("no server runs, and none has a log", param_hint="MODEL")
+    return model_id(state.served_name)
 
 
 def _follow(log: Path, position: int, number: int) -> None:

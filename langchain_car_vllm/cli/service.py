@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple, Protocol
 import typer
 
 from langchain_car_vllm import environment, paths
-from langchain_car_vllm.cli.output import ModelArgument, print_facts, say
+from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, print_json, say
 from langchain_car_vllm.cli.sharing import DEFAULT_PORT
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
@@ -192,11 +192,14 @@ def install(
 
 
 @app.command()
-def status() -> None:
+def status(*, as_json: AsJson = False) -> None:
     """Tell whether a model is served; the exit code is 1 where none is."""
     supervisor = _ours()
     runs = supervisor.file.exists() and _runs(supervisor.status())
-    print_facts([("file", str(supervisor.file)), ("running", "yes" if runs else "no")])
+    if as_json:
+        print_json({"file": str(supervisor.file), "running": runs})
+    else:
+        print_facts([("file", str(supervisor.file)), ("running", "yes" if runs else "no")])
     if not runs:
         raise typer.Exit(1)
 

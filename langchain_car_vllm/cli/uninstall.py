@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 import typer
 
 from langchain_car_vllm import environment, paths
-from langchain_car_vllm.cli.output import print_table, say, size
+from langchain_car_vllm.cli.output import print_json, print_table, say, size
 from langchain_car_vllm.cli.removal import (
     confirms,
     disk_bytes,
@@ -48,15 +48,25 @@ def uninstall(
         bool, typer.Option("--models", help="Also the models that were downloaded or served")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print the list as JSON")
+    ] = False,
 ) -> None:
-    """Remove what the package keeps on this machine: servers, runtime, state and caches.
+    """Remove what the package keeps on this machine.
+
+    Servers, service, runtime, run state and prefix caches.
 
     Models only with --models: other programs that use the Hub's cache lose them too. Never a
     directory of yours, and never an install of `vllm-mlx` that something else made.
     """
+    if as_json and not dry_run:
+        raise typer.BadParameter("it belongs to --dry-run", param_hint="--json")
     names = sorted(_model_names())
     caches = prefix_caches()
     found = [*_find_kept(caches), *(_models(names) if models else ())]
+    if as_json:
+        print_json([{**entry._asdict(), "path": str(entry.path)} for entry in found])
+        return
     if not found:
         say("nothing is kept on this machine")
         return

@@ -262,12 +262,12 @@ def test_stop_of_a_server_that_was_cut_off_is_told(fake: Fake, make_model: MakeM
     first, second = make_model(2.0), make_model(2.0)
     then = (
         "import os, signal; os.kill(os.getpid(), signal.SIGSTOP);"
-        " print(type(held.explain()).__name__, flush=True)"
+        " error = held.explain(); print(type(error).__name__, error.is_retryable, flush=True)"
     )
     client = ClientProcess(fake, then, source=first.source, served_name=first.served_name)
     assert client.read() == "began"
     assert client.read() == "leased 1"
     use(second)
     os.kill(client.pid, signal.SIGCONT)
-    assert client.read() == ServerStoppedError.__name__
+    assert client.read() == f"{ServerStoppedError.__name__} True"
     client.finish()

@@ -20,6 +20,41 @@ def test_help_in_every_way_of_asking(cli: Cli, words: list[str]):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_help_tells_each_command_in_one_line(cli: Cli):
+    """No summary is cut off, in 80 columns."""
+    for words in ([], ["service"]):
+        rows = cli(*words, "-h", COLUMNS="80").stdout.split("Commands:")[1]
+        assert "..." not in rows
+
+
+def test_help_of_a_command_in_both_orders(cli: Cli):
+    """`help run` is `run --help`, and shows the arguments as they are typed."""
+    text = cli("help", "run", COLUMNS="80").stdout
+    assert text == cli("run", "--help", COLUMNS="80").stdout
+    assert text.startswith("Usage: car-vllm run [OPTIONS] MODEL [PROMPT]...\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["run", "-m", "M", "hi"], "the first argument"),
+        (["run", "M", "--num-ctx=4096", "hi"], "`car-vllm plan MODEL`"),
+        (["--install-completion"], "`car-vllm completion SHELL`"),
+    ],
+)
+def test_options_of_other_tools(cli: Cli, words: list[str], meant: str):
+    """They are answered with what is meant."""
+    done = cli(*words)
+    assert done.returncode == 2
+    assert meant in done.stderr
+
+
+def test_a_prompt_may_hold_the_options_of_other_tools(cli: Cli):
+    """After `--` nothing is an option."""
+    done = cli("run", "none", "--", "-m", "--num-ctx")
+    assert "is not a model id" in done.stderr
+
+
 @pytest.mark.parametrize("word", ["-V", "--version", "version"])
 def test_version_in_every_way_of_asking(cli: Cli, word: str):
     """The version is the data."""

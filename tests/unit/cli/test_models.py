@@ -242,6 +242,20 @@ def test_pull_explains_a_failure(cli: Cli, fake: Fake):
     assert "hint: accept the licence" in done.stderr
 
 
+def test_several_are_pulled_and_all_are_ids(cli: Cli, cache: Path, fake: Fake, tmp_path: Path):
+    """What is no id ends it before the first download; else each directory is printed."""
+    sources = [download(tmp_path / "elsewhere", name).parents[1] for name in ("o/one", "o/two")]
+    install(fake, f"mkdir -p {cache}; cp -R {sources[0]} {sources[1]} {cache}/")
+    assert cli("pull", "o/one", "nothing").returncode == 1
+    assert not (cache / "models--o--one").exists()
+    done = cli("pull", "o/one", "o/two")
+    assert done.returncode == 0, done.stderr
+    assert [line.split("models--")[1][:6] for line in done.stdout.splitlines()] == [
+        "o--one",
+        "o--two",
+    ]
+
+
 def test_pull_of_something_else(cli: Cli, fake: Fake):
     """A repository without a model is not a success."""
     install(fake, "exit 0")

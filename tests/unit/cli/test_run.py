@@ -1,5 +1,6 @@
 """`run` through the chat model, the supervisor and the fake server."""
 
+import json
 import os
 import pty
 import select
@@ -44,6 +45,26 @@ def test_the_request_is_what_was_asked_for(cli: Cli, socket_enabled: None):
     ]
     assert (request["temperature"], request["max_tokens"]) == (0, 9)
     assert request["enable_thinking"] is False
+
+
+def test_an_answer_for_a_program(cli: Cli, socket_enabled: None):
+    """`--json` prints one object with usage and times; `--format json` asks for an object."""
+    reply = Reply('{"moon": "Io"}', thought="Hm.")
+    with Server(Dialect(served_model="m", script=lambda _: reply)) as server:
+        done = cli(
+            *("run", "m", "A moon?", "--json", "--format", "json", "--keepalive", "5m", "-t", "0"),
+            *("-s", "Be brief", "--engine", "simple"),
+            CAR_VLLM_MLX_BASE_URL=server.base_url,
+        )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert json.loads(answer["text"]) == {"moon": "Io"}
+    assert (answer["reasoning"], answer["finish_reason"]) == ("Hm.", "stop")
+    assert answer["usage"]["output_tokens"] > 0
+    assert answer["timings"]["total"] > 0
+    (request,) = server.dialect.requests
+    assert request["response_format"]["type"] in ("json_object", "json_schema")
+    assert cli("run", "m", "--json").returncode == 2
 
 
 def test_nothing_to_ask_is_wrong_usage(cli: Cli, fake: Fake):

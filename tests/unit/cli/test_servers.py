@@ -91,6 +91,34 @@ def test_stop_of_what_does_not_run(cli: Cli, fake: Fake):
     assert cli("stop", "--all").returncode == 0
 
 
+def test_several_are_stopped_and_what_does_not_run_is_told(cli: Cli, fake: Fake):
+    """What runs is stopped, what does not is an error that names what does."""
+    start(fake)
+    done = cli("stop", "smol")
+    assert done.returncode == 1
+    assert f"hint: `{fake.model}` is running; --all stops every server" in done.stderr
+    done = cli("stop", "smol", str(fake.model), "other")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"stopped `{fake.model}`",
+        "error: `smol` is not running",
+        "error: `other` is not running",
+        "",
+        "hint: no server is running",
+    ]
+
+
+def test_logs_of_the_only_server(cli: Cli, fake: Fake):
+    """It need not be named; where nothing ever ran, that is said."""
+    done = cli("logs")
+    assert done.returncode == 2
+    assert "no server runs" in done.stderr
+    start(fake)
+    assert "Uvicorn running" in cli("logs").stdout
+    stop_server(fake.directory(), policy=FAST)
+    assert "Uvicorn running" in cli("logs").stdout
+
+
 @pytest.mark.parametrize("arguments", [["stop"], ["stop", "x/y", "--all"], ["stop", "--none"]])
 def test_wrong_usage(cli: Cli, arguments: list[str]):
     """Wrong usage is exit code 2, said on standard error."""

@@ -1,5 +1,6 @@
 """`service`, with the system's own programs replaced by executables that note their arguments."""
 
+import json
 import plistlib
 import shlex
 import shutil
@@ -40,11 +41,16 @@ def test_installed_seen_and_removed(cli: Cli, notes: Path, home: Path):
     assert done.returncode == 0, done.stderr
     assert '"mlx-community/Qwen3-4B-4bit" "--host" "127.0.0.1" "--port" "8123"' in unit.read_text()
     assert cli("service", "status", PATH=path).returncode == 0
+    assert json.loads(cli("service", "status", "--json", PATH=path).stdout) == {
+        "file": str(unit),
+        "running": True,
+    }
     assert cli("service", "remove", PATH=path).returncode == 0
     assert not unit.exists()
     assert notes.read_text().splitlines() == [
         "--user daemon-reload",
         "--user enable --now car-vllm.service",
+        "--user is-active car-vllm.service",
         "--user is-active car-vllm.service",
         "--user disable --now car-vllm.service",
     ]

@@ -92,6 +92,15 @@ def test_models_when_asked(cli: Cli, model: Path):
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_dry_run_for_a_program(cli: Cli, home: Path, runtime: Path):
+    """The same list as JSON; without --dry-run there is no such list."""
+    listed = json.loads(cli("uninstall", "--dry-run", "--json").stdout)
+    assert {"kind": "runtime", "path": str(runtime)}.items() <= listed[-1].items()
+    assert listed[-1]["bytes"] > 0
+    assert cli("uninstall", "--json").returncode == 2
+    assert runtime.exists()
+
+
 def test_nobody_is_there_to_ask(cli: Cli, home: Path, runtime: Path):
     """Without a terminal nothing is removed unless it is said."""
     before = listing(home)

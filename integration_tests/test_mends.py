@@ -32,7 +32,7 @@ def test_every_mend_applies_to_the_locked_runtime(tmp_path: Path):
 
 
 WIRING = """
-import json, sys
+import json, sys, time
 sys.path.insert(0, {folder!r})
 sys.argv = ["vllm-mlx", "serve", {model!r}]
 import mlx.core as mx
@@ -60,24 +60,38 @@ for _ in range(2):
     mllm_batch_generator.mx.set_wired_limit(old)
 mx.set_memory_limit(10**12)
 mx.set_cache_limit(10**12)
-print(json.dumps([calls, limits]))
+before = dict(limits)
+with open("memory-room", "w") as file:
+    file.write(str(2**29))
+deadline = time.monotonic() + 30
+while limits == before and time.monotonic() < deadline:
+    time.sleep(0.01)
+mx.set_memory_limit(10**12)
+print(json.dumps([calls, before, limits]))
 """
 
 
 @pytest.mark.parametrize(
-    ("mode", "share", "wires"),
+    ("mode", "share", "others", "wires"),
     [
-        ("auto", 0.5, False),
-        ("auto", 0.8, False),
-        ("auto", 0.9, True),
-        ("0", 0.9, False),
-        ("1", 0.1, True),
+        ("auto", 0.5, 0, False),
+        ("auto", 0.8, 0, False),
+        ("auto", 0.9, 0, True),
+        ("auto", 0.9, 1, False),
+        ("0", 0.9, 0, False),
+        ("1", 0.1, 0, True),
+        ("1", 0.4, 0.3, True),
+        ("1", 0.4, 0.5, False),
     ],
 )
 def test_weights_alone_are_wired_and_only_where_that_pays(
-    tmp_path: Path, mode: str, share: float, wires: bool
+    tmp_path: Path, mode: str, share: float, others: float, wires: bool
 ):
-    """With the real modules that ask for it; only Metal is imitated. Limits keep to the plan."""
+    """With the real modules that ask for it; only Metal is imitated. Limits keep to the plan.
+
+    Two servers together never wire more than 0.8 of the working set; a running server that is to
+    go on with less memory does.
+    """
     install_launcher(ServerDirectory(tmp_path))
     model = tmp_path / "model"
     model.mkdir()
@@ -86,7 +100,11 @@ def test_weights_alone_are_wired_and_only_where_that_pays(
     code = WIRING.format(folder=str(tmp_path), model=str(model), working_set=int(80_000 / share))
     python = str(interpreter_of(ensure_runtime().server))
     room = 2**30
-    variables = {"CAR_VLLM_MLX_WIRED": mode, "CAR_VLLM_LAUNCH_MEMORY": str(room)}
+    variables = {
+        "CAR_VLLM_MLX_WIRED": mode,
+        "CAR_VLLM_LAUNCH_MEMORY": str(room),
+        "CAR_VLLM_LAUNCH_WIRED_BY_OTHERS": str(int(others * 80_000 / share)),
+    }
     result = subprocess.run(
         [python, "-c", code],
         capture_output=True,
@@ -95,6 +113,7 @@ def test_weights_alone_are_wired_and_only_where_that_pays(
         env={**os.environ, **variables},
         cwd=tmp_path,
     )
-    calls, limits = json.loads(result.stdout.splitlines()[-1])
+    calls, limits, later = json.loads(result.stdout.splitlines()[-1])
     assert calls == ([80_000] if wires else [])
     assert limits == {"memory": room, "cache": room - 80_000}
+    assert later == {"memory": room // 2, "cache": room // 2 - 80_000}

@@ -1,7 +1,7 @@
 """`Endpoint`: address, key and facts of a ready server."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +33,7 @@ class Serving:
         context_window: Tokens that prompt and answer share, as the model was trained.
         turn_order: `user-first` or `alternating` where the chat template refuses other turns.
         max_input_tokens: Tokens that prompt and answer can have in the memory that is set aside.
-        kv_room_tokens: Tokens that all live requests together can have in it; see `kv_tokens`.
+        kv_room_tokens: Tokens that all live requests can have in it, each padded to the longest.
         max_sequences: Requests that the server works on at the same time.
     """
 
@@ -49,17 +49,6 @@ class Serving:
     max_input_tokens: int | None = None
     kv_room_tokens: int | None = None
     max_sequences: int | None = None
-
-    def kv_tokens(self, requests: Sequence[int]) -> int:
-        """Return how much of `kv_room_tokens` live requests take.
-
-        A batch is as wide as its longest row: mlx-lm pads the others.
-
-        Args:
-            requests: The tokens of each, prompt and answer together.
-        """
-        longest = max(requests, default=0)
-        return longest * len(requests) if self.engine == "batched" else longest
 
     def facts(self) -> dict[str, Any]:
         """Return the facts by name."""

@@ -18,6 +18,7 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.runtime import binary_to_launch, installed_version
 from langchain_car_vllm.runtime.host import check_host, current_host
+from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.company import Company, company_of
 from langchain_car_vllm.server.plan import Plan, asked_plan, plan_for
@@ -169,7 +170,7 @@ def _company_to_json(company: Company | None) -> dict[str, Any]:
 
 def _command(plan_: Plan) -> str:
     """Return the command line for a shell; the key and the port are not on it."""
-    arguments = serve_arguments(plan_.spec, plan_.launch, 0)
+    arguments = serve_arguments(plan_.spec, plan_.launch, 0, known_working_set())
     arguments[arguments.index("--port") + 1] = "PORT"
     return shlex.join([str(binary_to_launch() or "vllm-mlx"), *arguments])
 

@@ -11,6 +11,7 @@ from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.memory import Memory, memory_for
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
+from langchain_car_vllm.server.wiring import wired_bytes
 
 # The first version that can be told to refuse a text that is too long.
 _OVERFLOW_POLICY = (0, 5, 0)
@@ -20,6 +21,7 @@ _SERVER_TIMEOUT = 86_400
 # that are new, so up to so many are read again at each turn. With linear attention 256 keep turns
 # of any length flat; with sliding windows every other turn then finds no prefix (vllm-mlx 0.6.0).
 _CHUNK, _LINEAR_CHUNK = 512, 256
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ def launch_for(
     version: str | None = None,
     mlx_vlm: str | None = None,
     python: str | None = None,
+    wiring: str = "auto",
+    working_set: int | None = None,
 ) -> Launch:
     """Return how a chat model is served.
 
@@ -67,6 +71,8 @@ def launch_for(
         version: Of the `vllm-mlx` that is launched, None where unknown.
         mlx_vlm: The version of mlx-vlm in its install, None where unknown.
         python: The install's Python.
+        wiring: See `wiring_mode`.
+        working_set: Bytes that Metal recommends, None where that is not known.
 
     Raises:
         ServerStartError: The user wants an engine that this install would answer wrongly with.
@@ -81,21 +87,31 @@ def launch_for(
         chunked=engine == "batched" and bool(serving.multimodal),
         budget=budget_bytes,
         server_args=spec.server_args,
+        wired=bool(wired_bytes(facts.weights_bytes, wiring, working_set)),
     )
-    return Launch(
+    launch = Launch(
         model,
         offline=offline,
-        serving=replace(
-            serving,
-            engine_note=note,
-            max_input_tokens=memory.context,
-            kv_room_tokens=memory.room,
-            max_sequences=memory.sequences,
-        ),
+        serving=replace(serving, engine_note=note),
         sampling=facts.sampling,
         preserve_thinking=facts.preserve_thinking,
         linear_attention=facts.linear_attention,
-        memory=memory,
+    )
+    return launch_with(launch, memory)
+
+
+def launch_with(launch: Launch, memory: Memory) -> Launch:
+    """Return the same launch with other memory: what clients and the server are told follows."""
+    return replace(launch, memory=memory, serving=serving_within(launch.serving, memory))
+
+
+def serving_within(serving: Serving, memory: Memory) -> Serving:
+    """Return what clients are told of a server that has so much memory set aside."""
+    return replace(
+        serving,
+        max_input_tokens=memory.context,
+        kv_room_tokens=memory.room,
+        max_sequences=memory.sequences,
     )
 
 
@@ -125,8 +141,17 @@ def serving_for(
     )
 
 
-def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
-    """Return the arguments of `vllm-mlx`, without the key."""
+def serve_arguments(
+    spec: ServerSpec, launch: Launch, port: int, working_set: int | None = None
+) -> list[str]:
+    """Return the arguments of `vllm-mlx`, without the key.
+
+    Args:
+        spec: What the user wants.
+        launch: How the model is served.
+        port: Where.
+        working_set: Bytes that Metal recommends, None where that is not known.
+    """
     arguments = ["serve", launch.model, "--host", "127.0.0.1", "--port", str(port)]
     arguments += ["--served-model-name", spec.served_name, "--timeout", str(_SERVER_TIMEOUT)]
     if spec.kind == "reranker":
@@ -138,16 +163,24 @@ def serve_arguments(spec: ServerSpec, launch: Launch, port: int) -> list[str]:
             arguments += ["--embedding-overflow-policy", "error"]
         return [*arguments, *spec.server_args]
     if launch.serving.engine == "batched":
-        arguments.append("--continuous-batching")
-        if launch.memory.cache_mb:
-            arguments += ["--cache-memory-mb", str(launch.memory.cache_mb)]
-        if sequences := launch.memory.sequences:
-            arguments += ["--max-num-seqs", str(sequences)]
-            arguments += ["--completion-batch-size", str(sequences)]
-        if launch.serving.multimodal:
-            chunk = _LINEAR_CHUNK if launch.linear_attention else _CHUNK
-            arguments += ["--chunked-prefill-tokens", str(chunk)]
+        arguments += _batching_arguments(launch, working_set)
     return [*arguments, *_model_arguments(launch), *spec.server_args]
+
+
+def _batching_arguments(launch: Launch, working_set: int | None) -> list[str]:
+    arguments, memory = ["--continuous-batching"], launch.memory
+    if memory.cache_mb:
+        arguments += ["--cache-memory-mb", str(memory.cache_mb)]
+    if working_set and memory.room is not None:
+        # The server clears its caches once it has so much in use.
+        share = min(max(memory.needed / working_set, _LEAST_SHARE), 1.0)
+        arguments += ["--gpu-memory-utilization", f"{share:.3f}"]
+    if sequences := memory.sequences:
+        arguments += ["--max-num-seqs", str(sequences), "--completion-batch-size", str(sequences)]
+    if launch.serving.multimodal:
+        chunk = _LINEAR_CHUNK if launch.linear_attention else _CHUNK
+        arguments += ["--chunked-prefill-tokens", str(chunk)]
+    return arguments
 
 
 def _model_arguments(launch: Launch) -> list[str]:

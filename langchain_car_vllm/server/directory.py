@@ -73,6 +73,11 @@ class ServerDirectory:
         return self.path / "turn.lock"
 
     @property
+    def memory_room(self) -> Path:
+        """Bytes of memory that the running server keeps to, once they changed."""
+        return self.path / "memory-room"
+
+    @property
     def turns(self) -> Path:
         """Tickets of those who wait for `turn_lock`."""
         return self.path / "turns"

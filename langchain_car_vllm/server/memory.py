@@ -2,11 +2,12 @@
 
 A plan sets aside, beside the weights, what reading a prompt takes for a moment (an estimate: nobody
 has measured it on a Mac yet), what the server keeps of earlier prompts, and keys and values for the
-conversations under way.
+conversations under way. What is set aside for company, beside one long conversation, gives way
+where another model needs the room.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import psutil
 
@@ -47,6 +48,9 @@ class Memory:
         context: Tokens that one conversation can have, None where nothing bounds them.
         room: Tokens of all conversations together, None where their cost is unknown.
         sequences: Conversations at the same time, None for the server's own limit.
+        company: Bytes of `kv` that come to those of the one longest conversation.
+        spare_cache: Bytes of `cache` that a start can do without.
+        cost: What a conversation takes, None where unknown.
     """
 
     weights: int
@@ -56,11 +60,53 @@ class Memory:
     context: int | None = None
     room: int | None = None
     sequences: int | None = None
+    company: int = 0
+    spare_cache: int = 0
+    cost: KvCache | None = field(default=None, repr=False)
 
     @property
     def needed(self) -> int:
         """What is set aside in all."""
         return self.weights + self.prefill + self.cache + self.kv
+
+    @property
+    def least(self) -> int:
+        """What a running server keeps in any case: all but the room for company."""
+        return self.needed - self.company
+
+    @property
+    def least_to_start(self) -> int:
+        """What a server can be started with."""
+        return self.least - self.spare_cache
+
+    def within(self, available: int) -> "Memory":
+        """Return what is set aside where so many bytes are left.
+
+        The longest conversation stays as it is. Company gives way first, then earlier prompts.
+
+        Args:
+            available: Bytes; fewer than `least_to_start` count as that.
+        """
+        if available >= self.needed:
+            return self
+        missing = min(self.spare_cache, max(0, self.least - available))
+        cache = (self.cache - missing) // _MB * _MB if missing else self.cache
+        spare_cache = max(0, self.spare_cache - (self.cache - cache))
+        less = replace(self, cache=cache, spare_cache=spare_cache)
+        if self.cost is None or not self.company or self.room is None or self.context is None:
+            return less
+        limit = min(self.company, max(0, available - self.least))
+        grown = (self.room - self.context) * limit // self.company if self.cost.per_token else 0
+        room = self.context + grown
+        sequences = min(self.sequences or 1, max(1, room // _LEAST_SEQUENCE))
+        if self.cost.overhead:
+            others = (self.sequences or 1) - 1
+            sequences = min(sequences, 1 + others * limit // self.company)
+        if not self.cost.per_token:
+            room = self.context * sequences
+        company = grown * self.cost.per_token + (sequences - 1) * self.cost.overhead
+        kv = self.kv - self.company + company
+        return replace(less, kv=kv, room=room, sequences=sequences, company=company)
 
     @property
     def cache_mb(self) -> int:
@@ -93,6 +139,7 @@ def memory_for(
     chunked: bool,
     budget: int,
     server_args: Sequence[str] = (),
+    wired: bool = False,
 ) -> Memory:
     """Return what a chat server sets aside; more than the budget where it cannot fit.
 
@@ -105,17 +152,24 @@ def memory_for(
         budget: Bytes that all servers may take together.
         server_args: The user's; `--max-kv-size`, `--cache-memory-mb`, `--max-num-seqs` and
             `--completion-batch-size` count.
+        wired: Whether the weights are wired: then requests are answered one at a time.
     """
     # Of a model whose layers nobody knows neither prompts nor conversations are estimated.
     prefill = _prefill_bytes(weights, chunked=chunked) if kv else 0
     cache = _cache_bytes(budget, budget - weights - prefill, server_args) if batched else 0
-    most = _most_sequences(server_args) if batched else 1
+    is_chosen = _number(server_args, "--cache-memory-mb") is not None
+    spare = 0 if is_chosen else max(0, cache - _CACHE_MB[0] * _MB)
+    most = _most_sequences(server_args) if batched and not wired else 1
     if kv is None:
-        return Memory(weights, prefill, cache, context=window, sequences=None if batched else 1)
+        sequences = None if batched and not wired else 1
+        return Memory(weights, prefill, cache, 0, window, None, sequences, spare_cache=spare)
     free = max(0, budget - weights - prefill - cache)
     context = _context(kv, window, free, budget, _number(server_args, "--max-kv-size"))
     room, sequences, company = _company(kv, context, free, most)
-    return Memory(weights, prefill, cache, kv.size(context) + company, context, room, sequences)
+    one = kv.size(context)
+    return Memory(
+        weights, prefill, cache, one + company, context, room, sequences, company, spare, kv
+    )
 
 
 def _company(kv: KvCache, context: int, free: int, most: int) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from langchain_car_vllm.endpoint import Parsers, Serving
+from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
 from langchain_car_vllm.models import ModelFacts, family_facts, find_snapshot, read_model_facts
 from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
@@ -27,9 +28,11 @@ from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
 from langchain_car_vllm.runtime import binary_to_launch, installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import overriding_binary
+from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes, reserving
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.wiring import wiring_mode
 
 _GB = 1e9
 _MB = 1_000_000
@@ -259,6 +262,8 @@ def _launch(
         version=version,
         mlx_vlm=installed_version(binary, "mlx_vlm") if binary else None,
         python=str(interpreter_of(binary) or "") if binary else None,
+        wiring=wiring_mode(spec, inherited_environment()),
+        working_set=known_working_set(),
     )
 
 

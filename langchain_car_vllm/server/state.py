@@ -71,9 +71,12 @@ class State:
         done: Bytes so far, in `download`.
         total: Bytes in all, in `download`.
         reservation: Bytes of memory set aside.
+        least: Bytes of them that a ready server needs to go on, 0 where it cannot do with less.
+        wired: Bytes of its model that are wired in memory.
         needed: Bytes of memory that are waited for, in `queued`.
         queued_at: Monotonic seconds since which memory is waited for, None where it is not.
         victims: Keys of the servers that are to make room for this one.
+        shrinks: Keys of the servers that are to go on with less, and the bytes that they keep.
         is_wanted: Whether another start is to get this one's memory, so that new requests wait.
         blocked_by: Keys whose reservations are waited for, with their bytes, in `queued`.
         shortfall: Bytes that are missing, in `queued`.
@@ -107,9 +110,12 @@ class State:
     done: int | None = None
     total: int | None = None
     reservation: int = 0
+    least: int = 0
+    wired: int = 0
     needed: int = 0
     queued_at: float | None = None
     victims: tuple[str, ...] = ()
+    shrinks: dict[str, int] = field(default_factory=dict)
     is_wanted: bool = False
     blocked_by: dict[str, int] = field(default_factory=dict)
     shortfall: int = 0
@@ -234,7 +240,10 @@ def _decode_state(values: dict[str, Any]) -> State:
     known["crashes"] = tuple(known["crashes"])
     known["victims"] = tuple(map(str, known.get("victims", ())))
     known["reservation"] = _bytes(known.get("reservation"))
+    known["least"] = _bytes(known.get("least"))
+    known["wired"] = _bytes(known.get("wired"))
     known["needed"] = _bytes(known.get("needed"))
+    known["shrinks"] = {str(key): _bytes(kept) for key, kept in values.get("shrinks", {}).items()}
     # Its facts lie beside the others in the file, as they always did.
     known["serving"] = Serving.from_dict(values)
     return State(**known)
@@ -300,13 +309,23 @@ def ask_to_make_room(path: Path, seen: State) -> Phase | None:
     Returns:
         The phase it is in, None where it is no longer the one that was seen.
     """
+    return _tell(path, seen, signal.SIGUSR1)
+
+
+def ask_to_shrink(path: Path, seen: State) -> None:
+    """Ask the supervisor that wrote a state to go on with less memory, as a start's state says."""
+    if seen.least:  # others know no such signal
+        _tell(path, seen, signal.SIGUSR2)
+
+
+def _tell(path: Path, seen: State, number: signal.Signals) -> Phase | None:
     state = read_any_state(path)
     if state is None or state.generation != seen.generation:
         return None
     process = state.supervisor.find() if state.phase == "ready" else None
     if process is not None:
         with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGUSR1)
+            process.send_signal(number)
     return state.phase
 
 

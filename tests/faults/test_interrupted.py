@@ -15,8 +15,8 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerStoppedError
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.client.admission import Place
-from langchain_car_vllm.server.client.tickets import Rules
 from langchain_car_vllm.server.directory import server_directory
+from langchain_car_vllm.server.tickets import Rules
 
 
 def test_stop_ends_the_server_it_met_and_not_its_successors(fake: Fake):

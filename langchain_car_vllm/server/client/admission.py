@@ -4,15 +4,24 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, Serving
 from langchain_car_vllm.environment import CAR_VLLM_MLX_ADMISSION
 from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.status_look import StatusLook
-from langchain_car_vllm.server.client.tickets import (
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    open_lock,
+    opened_lock,
+    try_exclusive,
+)
+from langchain_car_vllm.server.state import read_state, state_stamp
+from langchain_car_vllm.server.tickets import (
     Rules,
     Stage,
     Ticket,
@@ -20,13 +29,6 @@ from langchain_car_vllm.server.client.tickets import (
     decide,
     read_tickets,
     tear_up_abandoned,
-)
-from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
-from langchain_car_vllm.server.locks import (
-    close_lock,
-    open_lock,
-    opened_lock,
-    try_exclusive,
 )
 
 _QUIET = 2.0
@@ -45,7 +47,7 @@ _TEXTS: dict[Verdict, str] = {
 _numbers = itertools.count()
 
 
-def rules_of(endpoint: Endpoint) -> Rules:
+def rules_of(endpoint: Serving) -> Rules:
     """Return what a server can take, as far as this package has to look after it.
 
     A batched multimodal server answers wrongly where a short prompt arrives while another one is
@@ -90,6 +92,7 @@ class Admission:
         self._rules = rules_of(endpoint)
         self.is_open = self._rules == Rules()
         self.room = self._rules.room
+        self._stamp: tuple[int, int] | None = None
         self._process = os.getpid()
         self._mutex = ProcessLock()
         self._place: Place | None = None
@@ -111,12 +114,22 @@ class Admission:
             try:
                 if self._place is None:
                     self._place = Place(self._directory, self._endpoint, self._rules, tokens)
-                verdict = self._place.try_enter(arrives_late=arrives_late)
+                verdict = self._place.try_enter(self._current_rules, arrives_late=arrives_late)
             finally:
                 if self._is_leaving:
                     self._give_back(is_over=False)
         self._show(verdict)
         return verdict == "enter"
+
+    def _current_rules(self) -> Rules:
+        """Return the rules as the state has them: the room shrinks where others need it."""
+        stamp = state_stamp(self._directory.state)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            state = read_state(self._directory.state)
+            if state is not None and state.generation == self._endpoint.generation:
+                self._rules = rules_of(state.serving)
+        return self._rules
 
     def begin(self) -> None:
         """Let the next prompt be read."""
@@ -194,13 +207,19 @@ class Place:
     def _path(self) -> Path:
         return self._folder / self._ticket.name
 
-    def try_enter(self, *, arrives_late: bool) -> Verdict:
-        """Return `enter` where the request may be sent, else what it waits for."""
+    def try_enter(self, current_rules: Callable[[], Rules], *, arrives_late: bool) -> Verdict:
+        """Return `enter` where the request may be sent, else what it waits for.
+
+        Args:
+            current_rules: Tells what the server can take, asked while nobody else decides.
+            arrives_late: Whether nothing shows when the answer began.
+        """
         if self._ticket.stage != "waiting":
             return "enter" if self._is_noted() else "prefill"
         with opened_lock(self._directory.turn_lock) as mutex:
             if not try_exclusive(mutex):
                 return self._verdict
+            self._rules = current_rules()
             tickets = self._read_notes(read_tickets(self._folder, self._endpoint.generation))
             self._verdict = decide(self._ticket, tickets, self._rules)
             if self._verdict == "abandoned":

@@ -22,6 +22,7 @@ from langchain_car_vllm.errors import (
     ServerError,
     ServerStartError,
 )
+from langchain_car_vllm.server.command import launch_with
 from langchain_car_vllm.server.directory import ServerDirectory, state_directory_error
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import kill_group
@@ -34,6 +35,7 @@ from langchain_car_vllm.server.supervisor.context import (
     SupervisorContext,
     SupervisorLock,
 )
+from langchain_car_vllm.server.supervisor.elastic_room import ElasticRoom
 from langchain_car_vllm.server.supervisor.load import Server, load
 from langchain_car_vllm.server.supervisor.old_keys import remove_old_keys
 from langchain_car_vllm.server.supervisor.prepare import (
@@ -94,11 +96,12 @@ class Supervisor:
             check_fits(context)
             runtime = usable_runtime(context)
             launch = fetch_model(context, runtime).launch
-            reserve_memory(context, launch.memory)
+            launch = launch_with(launch, reserve_memory(context, launch.memory))
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
             remove_old_keys(context.directory, context.policy.key_lifetime)
-            serve(context, server.child, self._clients, self._awake)
+            room = ElasticRoom(context, launch)
+            serve(context, server.child, self._clients, self._awake, room)
         except StageEnded as end:
             ending = {"reason": end.reason}
         except CarVllmError as error:
@@ -176,11 +179,14 @@ class Supervisor:
             port=None,
             api_key=None,
             reservation=0,
+            least=0,
+            wired=0,
             blocked_by={},
             shortfall=0,
             needed=0,
             queued_at=None,
             victims=(),
+            shrinks={},
             is_wanted=False,
             **{"detail": "", "error": None, **ending},
         )

@@ -8,6 +8,7 @@ from typing import Literal
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
+from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, serve_arguments
 from langchain_car_vllm.server.directory import hint_of
@@ -21,7 +22,7 @@ from langchain_car_vllm.server.supervisor.readiness import (
     ReadinessStall,
     failed_test,
 )
-from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers
+from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers, wired_by_others
 
 _PORT_ATTEMPTS = 3
 _DEATH_ATTEMPTS = 2
@@ -58,9 +59,11 @@ class Server:
             self.child = Child(
                 context.directory,
                 runtime.server,
-                serve_arguments(spec, launch, self._port.number),
+                serve_arguments(spec, launch, self._port.number, known_working_set()),
                 {
-                    **launch_settings(spec, launch, inherited_environment()),
+                    **launch_settings(
+                        spec, launch, inherited_environment(), wired_by_others(context)
+                    ),
                     **server_environment(
                         inherited_environment(), dict(spec.server_env), offline=launch.offline
                     ),

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import psutil
 
+from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerError
+from langchain_car_vllm.runtime.metal import known_working_set
+from langchain_car_vllm.server.command import serving_within
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import Memory, budget_bytes
@@ -16,30 +19,78 @@ from langchain_car_vllm.server.plan import insufficient_memory
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.spec import PROTOCOL
-from langchain_car_vllm.server.state import State, ask_to_make_room, read_any_state
+from langchain_car_vllm.server.state import (
+    State,
+    ask_to_make_room,
+    ask_to_shrink,
+    read_any_state,
+)
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.eviction import Decision, Neighbour, decide
+from langchain_car_vllm.server.wiring import wired_bytes, wiring_mode
 
 _GB = 1e9
 _ASK_AGAIN = 1.0
 
 
-def reserve_memory(context: SupervisorContext, memory: Memory) -> None:
-    """Set memory aside, sending others away in turn and waiting for busy ones.
+def reserve_memory(context: SupervisorContext, memory: Memory) -> Memory:
+    """Set memory aside: what is left, at least what a start needs.
+
+    Others go on with less where that is enough, are sent away in turn, or are waited for.
+
+    Args:
+        context: Of the start.
+        memory: What it would set aside with nobody else there.
+
+    Returns:
+        What was set aside.
 
     Raises:
         InsufficientMemoryError: It can never fit.
         StageEnded: Nobody waits for this server any more.
     """
-    needed, budget = max(0, memory.needed), budget_bytes()
-    if needed > budget:
+    budget = budget_bytes()
+    if memory.needed > budget:
         raise insufficient_memory(context.spec, memory, budget)
     _end_lost_servers(context)
     _retire_other_protocols(context)
-    queue = _Queue(context, needed, budget)
-    while not queue.try_reserve():
+    queue = _Queue(context, memory, budget)
+    while (granted := queue.try_reserve()) is None:
         _check_somebody_waits(context)
         context.pause(context.policy.memory_tick)
+    return granted
+
+
+def grow_reservation(context: SupervisorContext, full: Memory) -> Memory | None:
+    """Take what is free for a running server that gave some away; return what it has now.
+
+    None where nothing is free or others wait for it.
+
+    Args:
+        context: Of the server.
+        full: What it was started with.
+    """
+    path = context.directory.path.parent / "memory.lock"
+    with opened_lock(path) as lock:
+        if not try_exclusive(lock):
+            return None
+        others = _others(context)
+        if any(state.queued_at is not None for _, state in others):
+            return None
+        free = budget_bytes() - sum(state.reservation for _, state in others)
+        larger = full.within(max(free, context.state.reservation))
+        if larger.needed < context.state.reservation:
+            return None
+        serving = serving_within(context.state.serving, larger)
+        if (larger.needed, serving) != (context.state.reservation, context.state.serving):
+            context.update(reservation=larger.needed, serving=serving)
+            return larger
+    return None
+
+
+def wired_by_others(context: SupervisorContext) -> int:
+    """Return the bytes that other servers wire."""
+    return sum(state.wired for _, state in _others(context))
 
 
 def evict_idle_servers(context: SupervisorContext) -> None:
@@ -58,15 +109,16 @@ class _Queue:
     `memory.lock` is held for the look and the decision alone; whoever makes room does so outside.
     """
 
-    def __init__(self, context: SupervisorContext, needed: int, budget: int) -> None:
+    def __init__(self, context: SupervisorContext, memory: Memory, budget: int) -> None:
         self._context = context
-        self._needed = needed
+        self._memory = memory
+        self._needed = max(0, memory.least_to_start)
         self._budget = budget
         self._place = time.monotonic(), context.directory.key
         self._asked_since: float | None = None
         self._asked_at: dict[str, float] = {}
 
-    def try_reserve(self) -> bool:
+    def try_reserve(self) -> Memory | None:
         """Take the memory where it is this start's turn, else ask others to make room."""
         context = self._context
         with _memory_lock(context):
@@ -79,19 +131,28 @@ class _Queue:
                 is_impatient=self._is_impatient(),
             )
             if decision.is_granted:
+                granted = self._memory.within(decision.free)
                 context.update(
-                    reservation=self._needed,
+                    reservation=max(0, granted.needed),
+                    least=granted.least if granted.company else 0,
+                    wired=self._wired(granted, others),
                     needed=0,
                     queued_at=None,
                     victims=(),
+                    shrinks={},
                     blocked_by={},
                     shortfall=0,
                     detail="",
                 )
-                return True
+                return granted
             self._publish(decision, [state for _, state in others], others)
-        self._ask([entry for entry in others if entry[0].key in decision.victims])
-        return False
+        self._ask(others, decision)
+        return None
+
+    def _wired(self, memory: Memory, others: Sequence[tuple[ServerDirectory, State]]) -> int:
+        mode = wiring_mode(self._context.spec, inherited_environment())
+        by_others = sum(state.wired for _, state in others)
+        return wired_bytes(memory.weights, mode, known_working_set(), by_others)
 
     def _is_impatient(self) -> bool:
         since = self._asked_since
@@ -106,8 +167,9 @@ class _Queue:
         """Say what is waited for, so that later starts respect it and victims find it."""
         context = self._context
         blocked_by = {d.key: s.reservation for d, s in others if s.reservation}
-        told = context.state.victims, context.state.blocked_by
-        if context.state.queued_at is None or told != (decision.victims, blocked_by):
+        shrinks = dict(decision.shrinks)
+        told = context.state.victims, context.state.shrinks, context.state.blocked_by
+        if context.state.queued_at is None or told != (decision.victims, shrinks, blocked_by):
             names = ", ".join(f"`{state.served_name}`" for state in states if state.reservation)
             needed, free = self._needed / _GB, max(0, decision.free) / _GB
             context.update(
@@ -115,21 +177,24 @@ class _Queue:
                 needed=self._needed,
                 queued_at=self._place[0],
                 victims=decision.victims,
+                shrinks=shrinks,
                 blocked_by=blocked_by,
                 shortfall=self._needed - decision.free,
                 detail=f"needs {needed:.1f} GB, {free:.1f} GB are free; waits for {names}",
             )
 
-    def _ask(self, victims: Sequence[tuple[ServerDirectory, State]]) -> None:
+    def _ask(self, others: Sequence[tuple[ServerDirectory, State]], decision: Decision) -> None:
         now = time.monotonic()
-        if not victims:
+        asked = [(d, s) for d, s in others if d.key in (*decision.victims, *decision.shrinks)]
+        if not asked:
             self._asked_since = None
         elif self._asked_since is None:
             self._asked_since = now
-        for directory, state in victims:
+        for directory, state in asked:
             if now - self._asked_at.get(directory.key, -_ASK_AGAIN) >= _ASK_AGAIN:
                 self._asked_at[directory.key] = now
-                ask_to_make_room(directory.state, state)
+                is_victim = directory.key in decision.victims
+                (ask_to_make_room if is_victim else ask_to_shrink)(directory.state, state)
                 state.supervisor.wake()
 
 
@@ -177,6 +242,7 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
     return Neighbour(
         key=directory.key,
         reservation=state.reservation,
+        spare=max(0, state.reservation - state.least) if state.least else 0,
         is_evictable=is_ready,
         is_leaving=state.phase == "stopping",
         is_idle=is_idle,
@@ -184,6 +250,7 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
         place=(state.queued_at, directory.key) if waits and state.queued_at is not None else None,
         needed=state.needed if waits else 0,
         victims=state.victims if waits else (),
+        shrinks=state.shrinks if waits else {},
     )
 
 

@@ -11,6 +11,7 @@ from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.draining import Eviction
+from langchain_car_vllm.server.supervisor.elastic_room import ElasticRoom
 from langchain_car_vllm.server.supervisor.gpu_verdicts import find_verdict
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
@@ -22,7 +23,11 @@ _LONGEST_READ = 1_000_000
 
 
 def serve(
-    context: SupervisorContext, child: Child, clients: ClientRecords, awake: Wakefulness
+    context: SupervisorContext,
+    child: Child,
+    clients: ClientRecords,
+    awake: Wakefulness,
+    room: ElasticRoom,
 ) -> NoReturn:
     """Watch over a ready server.
 
@@ -42,7 +47,7 @@ def serve(
         if awake.is_possible:
             awake.look(is_working=bool(clients.holders()))
         child.trim_log(context.policy.log_limit)
-        context.pause(idleness.seconds_to_next_look())
+        context.pause(min(idleness.seconds_to_next_look(), room.seconds_to_next_look()))
 
 
 class LogFaults:

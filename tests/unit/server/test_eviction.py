@@ -1,5 +1,7 @@
 """Who makes room for whom: the decision on memory, for any neighbours."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +29,7 @@ def neighbours(draw: st.DrawFn) -> list[Neighbour]:
                 is_evictable=is_ready,
                 is_leaving=is_leaving,
                 is_idle=is_ready and draw(st.booleans()),
+                spare=draw(st.integers(0, size - 1)),
                 order=(draw(st.booleans()), draw(st.floats(0, 100))),
             )
         )
@@ -57,15 +60,57 @@ def test_decision_keeps_every_promise(needed: int, others: list[Neighbour]):
     chosen = decision.victims
     assert not set(chosen) & taken
     assert all(o.is_evictable or o.is_leaving for o in others if o.key in chosen)
+    spare = {o.key: o.spare for o in others if o.is_evictable and o.key not in taken}
+    assert all(size[k] - spare[k] <= kept < size[k] for k, kept in decision.shrinks.items())
+    assert not set(decision.shrinks) & set(chosen)
+    gained = sum(size[key] for key in chosen)
+    gained += sum(size[key] - kept for key, kept in decision.shrinks.items())
     if decision.is_granted:
         assert not chosen
-    elif chosen:
-        gained = sum(size[key] for key in chosen)
+        assert not decision.shrinks
+    elif chosen or decision.shrinks:
         assert left + gained >= needed
-        assert all(left + gained - size[key] < needed for key in chosen)
+        without = left + sum(spare.values()) + sum(size[k] - spare.get(k, 0) for k in chosen)
+        assert all(without - size[k] + spare.get(k, 0) < needed for k in chosen)
     else:
         rest = [o for o in others if (o.is_evictable or o.is_leaving) and o.key not in taken]
         assert left + sum(o.reservation for o in rest) < needed
+
+
+@given(needed=st.integers(0, BUDGET), others=neighbours())
+def test_nobody_is_ended_where_less_company_would_do(needed: int, others: list[Neighbour]):
+    """Who fits beside what the others need at least ends none of them."""
+    decision = decide(needed, MINE, BUDGET, others)
+    taken = {k for o in others if o.place is not None and o.place < MINE for k in o.victims}
+    spare = sum(o.spare for o in others if o.is_evictable and o.key not in taken)
+    if decision.free + spare >= needed:
+        assert not decision.victims
+        assert decision.is_granted or decision.shrinks
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=12))
+def test_starts_one_after_the_other_stay_within_the_budget(sizes: list[tuple[int, int]]):
+    """Each takes what is left, others shrink or go as decided: the sum never exceeds the budget."""
+    servers: dict[str, Neighbour] = {}
+    for number, (least, company) in enumerate(sizes):
+        decision = decide(least, MINE, BUDGET, list(servers.values()))
+        for key in decision.victims:
+            del servers[key]
+        for key, kept in decision.shrinks.items():
+            less = servers[key].reservation - kept
+            servers[key] = replace(servers[key], reservation=kept, spare=servers[key].spare - less)
+        decision = decide(least, MINE, BUDGET, list(servers.values()))
+        assert decision.is_granted
+        given = min(least + company, decision.free)
+        servers[f"s{number}"] = Neighbour(
+            f"s{number}",
+            given,
+            spare=given - least,
+            is_evictable=True,
+            is_idle=True,
+            order=(False, float(number)),
+        )
+        assert sum(server.reservation for server in servers.values()) <= BUDGET
 
 
 @given(needed=st.integers(0, BUDGET), others=neighbours())
@@ -75,8 +120,9 @@ def test_busy_ones_go_only_where_idle_ones_do_not_suffice(needed: int, others: l
     taken = {k for o in others if o.place is not None and o.place < MINE for k in o.victims}
     unused = [o for o in others if (o.is_idle or o.is_leaving) and o.key not in taken]
     idle = {o.key: o.reservation for o in unused}
+    spare = sum(o.spare for o in others if o.is_evictable and o.key not in (*taken, *idle))
     if not set(decision.victims) <= set(idle):
-        assert decision.free + sum(idle.values()) < needed
+        assert decision.free + spare + sum(idle.values()) < needed
 
 
 def server(key: str, size: int, used: float, *, is_idle: bool = True) -> Neighbour:

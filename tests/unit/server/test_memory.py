@@ -5,9 +5,9 @@ from fakes.published_configs import CONFIGS
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.models.kv_cache import KvCache, kv_cache_of
 from langchain_car_vllm.server.memory import Memory, memory_for
+from langchain_car_vllm.server.tickets import kv_tokens
 
 GB = 10**9
 
@@ -39,6 +39,7 @@ ENGINES = st.sampled_from(
 @given(SIZES, KV, st.none() | st.integers(512, 10**6), SIZES, ENGINES)
 def test_what_is_set_aside_holds_what_is_promised(weights, kv, window, budget, engine):
     """Whatever admission lets in, fits: one long conversation, or as many as there may be."""
+    budget += 2 * weights
     memory = plan(weights, kv, window, budget, **engine)
     assume(memory.needed <= budget)
     assert memory.context <= (window or 32_768)
@@ -104,16 +105,41 @@ def test_a_batch_of_many_prompts_waits_in_line():
     """Thirty-two prompts of 2,000 tokens do not fit a 16 GB Mac together: fewer run at a time."""
     kv = kv_cache_of(CONFIGS["Qwen3-8B"])
     memory = plan(int(4.6 * GB), kv, 40_960, int(11.45 * GB))
-    serving = Serving(engine="batched", kv_room_tokens=memory.room)
-    assert serving.kv_tokens([2300] * 32) > memory.room
-    assert serving.kv_tokens([2300] * 8) <= memory.room
+    assert kv_tokens([2300] * 32) > memory.room
+    assert kv_tokens([2300] * 8) <= memory.room
 
 
 def test_a_batch_is_as_wide_as_its_longest_row():
-    """mlx-lm pads the other rows; the simple engine has one at a time."""
-    assert Serving(engine="batched").kv_tokens([10, 1000, 10]) == 3000
-    assert Serving(engine="simple").kv_tokens([10, 1000]) == 1000
-    assert Serving(engine="batched").kv_tokens([]) == 0
+    """mlx-lm pads the other rows."""
+    assert kv_tokens([10, 1000, 10]) == 3000
+    assert kv_tokens([]) == 0
+
+
+@given(SIZES, KV, st.none() | st.integers(512, 10**6), SIZES, st.integers(0, 10**4))
+def test_less_room_takes_from_company_alone(weights, kv, window, budget, share):
+    """Whatever is left, the promised conversation stays, and all figures agree with each other."""
+    budget += 2 * weights
+    full = plan(weights, kv, window, budget)
+    assume(full.needed <= budget)
+    available = full.least_to_start + (full.needed - full.least_to_start) * share // 10**4
+    memory = full.within(available)
+    assert memory.needed <= available
+    assert full.least_to_start <= memory.least_to_start
+    assert (memory.weights, memory.prefill) == (full.weights, full.prefill)
+    assert memory.context == full.context <= memory.room <= full.room
+    assert 1 <= memory.sequences <= full.sequences
+    assert memory.cache == full.cache or not memory.company
+    each = memory.room // memory.sequences
+    assert memory.kv >= memory.sequences * kv.size(min(each, window or each))
+    assert memory.within(available) == memory
+    assert memory.within(0).needed <= memory.least_to_start
+
+
+def test_what_the_user_chose_for_earlier_prompts_stays():
+    """`--cache-memory-mb` is not made smaller for others."""
+    memory = plan(GB, KvCache(1000), 8192, 12 * GB, "--cache-memory-mb", "700")
+    assert memory.within(0).cache == 700_000_000
+    assert plan(GB, KvCache(1000), 8192, 12 * GB).within(0).cache == 256_000_000
 
 
 def test_users_own_limits_count():

@@ -103,12 +103,17 @@ def test_the_launcher_is_told_what_was_set_aside():
     assert settings({}) == {
         "CAR_VLLM_MLX_WIRED": "auto",
         "CAR_VLLM_LAUNCH_MEMORY": "1000",
+        "MLX_BUFFER_CACHE_LIMIT": str(256 * 2**20),
         "CAR_VLLM_LAUNCH_TEXT_ONLY": "1",
     }
     assert settings({"CAR_VLLM_MLX_WIRED": "0"})["CAR_VLLM_MLX_WIRED"] == "0"
     given = {"server_env": (("CAR_VLLM_MLX_WIRED", "1"),)}
     assert settings({"CAR_VLLM_MLX_WIRED": "0"}, **given)["CAR_VLLM_MLX_WIRED"] == "1"
-    own = {"server_args": ("--gpu-memory-utilization", "0.5")}
-    assert "CAR_VLLM_LAUNCH_MEMORY" not in settings({}, **own)
+    for own in (
+        {"server_args": ("--gpu-memory-utilization", "0.5")},
+        {"server_args": ("--gpu-memory-utilization=0.5",)},
+        {"server_env": (("MLX_BUFFER_CACHE_LIMIT", "1gb"),)},
+    ):
+        assert not {"CAR_VLLM_LAUNCH_MEMORY", "MLX_BUFFER_CACHE_LIMIT"} & settings({}, **own).keys()
     with pytest.raises(ConfigurationError, match="`auto`, `0` or `1`, not `yes`"):
         settings({"CAR_VLLM_MLX_WIRED": "yes"})

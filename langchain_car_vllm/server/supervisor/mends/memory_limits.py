@@ -6,17 +6,24 @@ wiring makes weights that come close to the working set slow. So the decision is
 one place that all of them call:
 
 * `CAR_VLLM_MLX_WIRED` is `auto`, `0` or `1`. `auto` wires nothing where the weights take at most
-  0.8 of the working set. Else the weights' bytes are wired, once, and no more.
-* `CAR_VLLM_LAUNCH_MEMORY` is what was set aside, in bytes; 0 for nothing known.
+  0.8 of the working set. Else the weights' bytes are wired, once, and no more. Beside other
+  servers that wire, whose bytes are `CAR_VLLM_LAUNCH_WIRED_BY_OTHERS`, at most 0.8 in all are.
+* `CAR_VLLM_LAUNCH_MEMORY` is what was set aside, in bytes; 0 for nothing known. Where a running
+  server is to go on with less, or may have more, the file `memory-room` beside its log says so.
 """
 
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from .mend import Mend, find
 
 _SHARE = 0.8
+_ROOM = "memory-room"
+_LOOK_SECONDS = 1.0
 _LEAST_CACHE = 256 * 2**20
 
 
@@ -27,12 +34,18 @@ def _limit_memory(module: Any) -> "str | None":
         find_builtin(module, name)
     mode = os.environ.get("CAR_VLLM_MLX_WIRED", "auto")
     room = int(os.environ.pop("CAR_VLLM_LAUNCH_MEMORY", "0"))
+    by_others = int(os.environ.pop("CAR_VLLM_LAUNCH_WIRED_BY_OTHERS", "0"))
     if not module.metal.is_available():
         return "this machine has no Metal"
     weights = weights_bytes(sys.argv[2] if len(sys.argv) > 2 else "")  # noqa: PLR2004
-    _limit_wiring(module, mode, weights)
+    _limit_wiring(module, mode, weights, by_others)
     if room:
-        _limit_use(module, room, max(room - weights, _LEAST_CACHE))
+        limits = Limits(module, weights)
+        limits.keep_to(room)
+        path = os.path.abspath(_ROOM)
+        with suppress(FileNotFoundError):  # of the start before this one
+            os.unlink(path)
+        threading.Thread(target=limits.follow, args=(path,), daemon=True).start()
     return None
 
 
@@ -41,33 +54,64 @@ def find_builtin(module: Any, name: str) -> Any:
     return getattr(module, name, None) or find(module, name)
 
 
-def _limit_wiring(module: Any, mode: str, weights: int) -> None:
+def _limit_wiring(module: Any, mode: str, weights: int, by_others: int = 0) -> None:
     set_limit = module.set_wired_limit
     wired: list[int] = []
 
     def patched(limit: int) -> int:
         working_set = int(module.device_info()["max_recommended_working_set_size"])
         is_small = weights <= _SHARE * working_set
-        if not (wired or mode == "0" or (mode == "auto" and is_small) or not weights):
-            wired.append(min(weights, working_set, limit))
+        most = int(_SHARE * working_set) - by_others if by_others else working_set
+        is_unwanted = mode == "0" or (mode == "auto" and is_small) or not weights
+        if not (wired or is_unwanted or weights > most):
+            wired.append(min(weights, limit))
             set_limit(wired[0])
         return wired[0] if wired else 0
 
     module.set_wired_limit = patched
 
 
-def _limit_use(module: Any, room: int, cache: int) -> None:
-    """Set the limits, which the simple engine never does, and let nobody raise them."""
-    for name, most in (("set_memory_limit", room), ("set_cache_limit", cache)):
-        setattr(module, name, _cap(getattr(module, name), most))
-        getattr(module, name)(most)
+class Limits:
+    """Sets the limits, which the simple engine never does, and lets nobody raise them.
 
+    Args:
+        module: `mlx.core`.
+        weights: Bytes of the model.
+    """
 
-def _cap(set_limit: Any, most: int) -> Any:
-    def capped(limit: int, *args: Any, **kwargs: Any) -> Any:
-        return set_limit(min(limit, most), *args, **kwargs)
+    def __init__(self, module: Any, weights: int) -> None:
+        self._weights = weights
+        self._set = {
+            name: getattr(module, name) for name in ("set_memory_limit", "set_cache_limit")
+        }
+        self._most = dict.fromkeys(self._set, 0)
+        for name in self._set:
+            setattr(module, name, self._cap(name))
 
-    return capped
+    def keep_to(self, room: int) -> None:
+        """Have the process keep to so many bytes; MLX frees what it holds beyond that."""
+        self._most["set_memory_limit"] = room
+        self._most["set_cache_limit"] = max(room - self._weights, _LEAST_CACHE)
+        for name, set_limit in self._set.items():
+            set_limit(self._most[name])
+
+    def follow(self, path: str) -> None:
+        """Keep to what a file says, for as long as the process lives."""
+        seen = None
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            with suppress(OSError, ValueError):
+                stamp = os.stat(path).st_mtime_ns
+                if stamp != seen:
+                    with open(path, encoding="ascii") as file:
+                        self.keep_to(int(file.read()))
+                    seen = stamp
+
+    def _cap(self, name: str) -> Any:
+        def capped(limit: int, *args: Any, **kwargs: Any) -> Any:
+            return self._set[name](min(limit, self._most[name]), *args, **kwargs)
+
+        return capped
 
 
 def weights_bytes(model: str) -> int:

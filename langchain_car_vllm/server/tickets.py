@@ -77,10 +77,21 @@ def decide(mine: Ticket, tickets: Sequence[Ticket], rules: Rules) -> Verdict:
         return "prefill" if any(t.live for t in read) else "abandoned"
     if rules.sequences is not None and admitted and len(admitted) >= rules.sequences:
         return "company"
-    taken = sum(t.tokens for t in admitted)
-    if rules.room is not None and admitted and taken + mine.tokens > rules.room:
+    tokens = kv_tokens([t.tokens for t in (*admitted, mine)])
+    if rules.room is not None and admitted and tokens > rules.room:
         return "room"
     return "enter"
+
+
+def kv_tokens(requests: Sequence[int]) -> int:
+    """Return the room that requests take together.
+
+    A batch is as wide as its longest row: mlx-lm and mlx-vlm pad the others.
+
+    Args:
+        requests: The tokens of each, prompt and answer together.
+    """
+    return max(requests, default=0) * len(requests)
 
 
 def read_ticket(name: str) -> Ticket | None:

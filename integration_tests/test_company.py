@@ -1,0 +1,117 @@
+"""Many programs at once on one multimodal server: everybody gets the answer of a lone request."""
+
+import asyncio
+import http.client
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from company_load import Exchange, asked_again, model_for, requests_of
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
+from langchain_car_vllm.server import ensure_server
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = 4
+KILLED = 3
+TEMPLATES = {"qwen3_5": "qwen3.6", "gemma4": "plain"}
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore:.*used up its tokens:UserWarning"),
+]
+
+
+class Load(NamedTuple):
+    """A model and how its server is started."""
+
+    model: ChatVllmMlx
+    environment: dict[str, str]
+
+    def run(self, seed: int, *flags: str) -> list[Exchange]:
+        """Have four processes ask all at once, and further ones die in the middle of a prompt."""
+        workers = [self._start(seed, worker, *flags) for worker in range(PROCESSES)]
+        for _ in range(KILLED):
+            assert self._start(seed, 0, "--kill", *flags).wait() == -signal.SIGKILL
+        found = []
+        for worker in workers:
+            output, _ = worker.communicate()
+            assert worker.returncode == 0
+            found += [Exchange(*json.loads(line)) for line in output.splitlines()]
+        return found
+
+    def _start(self, seed: int, worker: int, *flags: str) -> "subprocess.Popen[str]":
+        script = str(Path(__file__).with_name("company_load.py"))
+        command = [sys.executable, "-W", "ignore", script, self.model.model, str(seed), str(worker)]
+        command += ["--environment", json.dumps(self.environment), *flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def differing(self, exchanges: Sequence[Exchange]) -> dict[str, tuple[str, str]]:
+        """Return the answers that are others where the server has nobody else and knows nothing."""
+
+        async def compare() -> dict[str, tuple[str, str]]:
+            found = {}
+            for exchange in exchanges:
+                if exchange.answer is None:
+                    continue
+                self._clear_cache()
+                alone = await asked_again(self.model, exchange)
+                if alone != exchange.answer:
+                    found[f"{exchange.name} {exchange.kind}"] = exchange.answer, alone
+            return found
+
+        return asyncio.run(compare())
+
+    def _clear_cache(self) -> None:
+        endpoint = ensure_server(self.model._spec(engine=self.model.engine))
+        connection = http.client.HTTPConnection(urlsplit(endpoint.base_url).netloc, timeout=60)
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"}
+        connection.request("DELETE", "/v1/cache", headers=headers)
+        assert connection.getresponse().status == http.HTTPStatus.OK
+        connection.close()
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def load(request: pytest.FixtureRequest, smollm2: str, fast_cpu: dict[str, str]) -> Iterator[Load]:
+    """A tiny multimodal model, as a user has it who sets nothing else."""
+    template = TEMPLATES[request.param]
+    folder = ROOT / ".models" / f"tiny-{request.param}-{template}"
+    if not (folder / "config.json").exists():
+        python = str(interpreter_of(ensure_runtime().server))
+        builder = str(Path(__file__).with_name("tiny_vlm.py"))
+        command = [python, builder, request.param, str(folder), "--tokenizer", smollm2]
+        subprocess.run([*command, "--template", template], check=True)
+    model = model_for(str(folder), fast_cpu)
+    model.warm_up()
+    assert ensure_server(model._spec(engine=model.engine)).engine == "batched"
+    yield Load(model, fast_cpu)
+    model.unload(force=True)
+
+
+def test_every_answer_in_company_is_that_of_a_lone_request(load: Load):
+    """Short and long prompts, agents, thoughts, tools, images, schemas, stops, cancels, a kill."""
+    exchanges = load.run(1)
+    assert len(exchanges) >= 200
+    asked = {r.name: r.kind for worker in range(PROCESSES) for r in requests_of(1, worker)}
+    assert {e.kind for e in exchanges} == set(asked.values())
+    cancelled = Counter(e.kind for e in exchanges if e.answer is None)
+    assert set(cancelled) == {"cancel in prefill", "cancel in decode"}
+    assert load.differing(exchanges) == {}
+
+
+def test_without_turns_the_same_check_finds_differences(load: Load):
+    """Or the proof above would prove nothing."""
+    found = {}
+    for seed in range(1, 4):
+        found = load.differing(load.run(seed, "--without-turns"))
+        if found:
+            break
+    assert found

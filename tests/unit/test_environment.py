@@ -90,6 +90,6 @@ def test_variables_are_overridden_for_a_while(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CAR_UV", "/a")
     with environment.overridden({"CAR_UV": "/b", "CAR_VLLM_PYTHON": "/c"}):
         assert environment.CAR_UV.read() == "/b"
-        assert environment.inherited()["CAR_VLLM_PYTHON"] == "/c"
+        assert environment.inherited_environment()["CAR_VLLM_PYTHON"] == "/c"
     assert environment.CAR_UV.read() == "/a"
     assert environment.CAR_VLLM_PYTHON.read() is None

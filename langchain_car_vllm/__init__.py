@@ -1,12 +1,15 @@
 """LangChain chat model that installs, starts and supervises `vllm-mlx` on first use."""
 
+import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from langchain_car_vllm import errors
 
 if TYPE_CHECKING:
     from langchain_car_vllm.chat_models import ChatVllmMlx
+    from langchain_car_vllm.decisions import VllmMlxDecisions
     from langchain_car_vllm.embeddings import VllmMlxEmbeddings
     from langchain_car_vllm.errors import *  # noqa: F403
     from langchain_car_vllm.progress import Progress
@@ -17,9 +20,17 @@ __all__ = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "VllmMlxReranker"]
 __all__ += ["__version__", "errors", "register"]  # noqa: F405
 __all__ += errors.__all__
 
+_core = find_spec("langchain_core")
+if _core is not None and any(
+    os.path.isdir(os.path.join(folder, "decisions"))  # noqa: PTH112, PTH118 - pathlib takes longer
+    for folder in _core.submodule_search_locations or ()
+):
+    __all__ += ["VllmMlxDecisions"]
+
 _HOMES = {
     "ChatVllmMlx": "langchain_car_vllm.chat_models",
     "Progress": "langchain_car_vllm.progress",
+    "VllmMlxDecisions": "langchain_car_vllm.decisions",
     "VllmMlxEmbeddings": "langchain_car_vllm.embeddings",
     "VllmMlxReranker": "langchain_car_vllm.reranker",
     "register": "langchain_car_vllm.registration",
@@ -33,6 +44,8 @@ def __getattr__(name: str) -> Any:
         from langchain_car_vllm.version import VERSION  # noqa: PLC0415
 
         return VERSION
+    if name == "VllmMlxDecisions" and name not in __all__:
+        raise ImportError("VllmMlxDecisions needs langchain-core 1.8 or newer", name=__name__)
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

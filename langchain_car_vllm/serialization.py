@@ -13,7 +13,7 @@ _REFUSED = {
     "validate_model_on_init": "it makes a request while loading",
     "extra_body": "it goes to the endpoint unchecked",
 }
-_CLASSES = ("ChatVllmMlx", "VllmMlxEmbeddings", "VllmMlxReranker")
+_CLASSES = ("ChatVllmMlx", "VllmMlxDecisions", "VllmMlxEmbeddings", "VllmMlxReranker")
 
 
 def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:

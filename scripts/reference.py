@@ -13,7 +13,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker, errors
+from langchain_car_vllm import (
+    ChatVllmMlx,
+    VllmMlxDecisions,
+    VllmMlxEmbeddings,
+    VllmMlxReranker,
+    errors,
+)
 from langchain_car_vllm.errors import CarVllmError
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -132,7 +138,9 @@ def pages() -> dict[Path, str]:
         "## VllmMlxEmbeddings\n",
         fields_table(VllmMlxEmbeddings) + "\n",
         "## VllmMlxReranker\n",
-        fields_table(VllmMlxReranker),
+        fields_table(VllmMlxReranker) + "\n",
+        "## VllmMlxDecisions\n",
+        fields_table(VllmMlxDecisions),
     ]
     return {
         DOCS / "configuration.md": "\n".join(configuration) + "\n",

@@ -43,6 +43,7 @@ class Reply:
         raw: Bytes to send as they are.
         one_index: Start every call at index 0, as some parsers do.
         call_in_parts: Send a call's arguments in pieces.
+        likely: Log probabilities of the likeliest tokens, told of every token that is said.
         usage_on_finish: Whether the finish chunk carries usage as well.
     """
 
@@ -65,6 +66,7 @@ class Reply:
     one_index: bool = False
     call_in_parts: bool = True
     usage_on_finish: bool = True
+    likely: dict[str, float] | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,6 +96,10 @@ def helpful(body: dict[str, Any]) -> Reply:
     if form.get("type") == "json_object":
         return Reply(text=json.dumps({"setup": "Why?", "punchline": "Because."}))
     last = body["messages"][-1]
+    asked = re.search(r"Answer with one of (.+) and nothing else", str(last.get("content")))
+    if asked and body.get("logprobs"):
+        keys = asked[1].split(", ")
+        return Reply(text=keys[0], likely={key: -0.5 - n for n, key in enumerate(keys)})
     tools = body.get("tools")
     if tools and body.get("tool_choice") != "none" and last["role"] != "tool":
         function = _chosen(body)["function"]
@@ -314,7 +320,9 @@ class Dialect:
             ]
         choice = {"index": 0, "message": message, "finish_reason": _finish(reply)}
         if self._notes(body):
-            choice["logprobs"] = {"content": [_logprob(t, body) for t in _tokens(reply.text)]}
+            choice["logprobs"] = {
+                "content": [_logprob(t, body, reply) for t in _tokens(reply.text)]
+            }
         if reply.gate:
             reply.gate.wait(30)
         time.sleep(reply.pause)
@@ -346,7 +354,7 @@ class Dialect:
                 choice = _choice(delta)
                 if self._notes(body):
                     tokens = _tokens(delta.get("content", ""))
-                    choice["logprobs"] = {"content": [_logprob(token, body) for token in tokens]}
+                    choice["logprobs"] = {"content": [_logprob(t, body, reply) for t in tokens]}
                 yield self._event([choice])
                 sent += 1
             if reply.frame is not None:
@@ -530,12 +538,14 @@ def _tokens(text: str) -> list[str]:
     return re.findall(r"\s*\S+\s*", text)
 
 
-def _logprob(token: str, body: dict[str, Any]) -> dict[str, Any]:
-    def entry(text: str, place: int) -> dict[str, Any]:
-        return {"token": text, "logprob": -0.5 - place, "bytes": list(text.encode())}
+def _logprob(token: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    def entry(text: str, value: float) -> dict[str, Any]:
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
 
-    others = range(body.get("top_logprobs") or 0)
-    return {**entry(token, 0), "top_logprobs": [entry(token + "!" * n, n) for n in others]}
+    most = body.get("top_logprobs") or 0
+    likely = reply.likely or {token + "!" * n: -0.5 - n for n in range(most)}
+    others = [entry(text, value) for text, value in [*likely.items()][:most]]
+    return {**entry(token, likely.get(token, -0.5)), "top_logprobs": others}
 
 
 def _choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

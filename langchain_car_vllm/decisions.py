@@ -1,0 +1,264 @@
+"""`VllmMlxDecisions`: typed questions, answered with the probabilities of a chat model."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from langchain_core.decisions import (
+    BaseDecisionModel,
+    Box,
+    BoxAnswer,
+    Choice,
+    ChoiceAnswer,
+    ClassifierResponse,
+    Noul,
+    NoulAnswer,
+    Question,
+    Score,
+    ScoreAnswer,
+    State,
+)
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from pydantic import TypeAdapter, ValidationError, model_validator
+
+from langchain_car_vllm.chat_models import ChatVllmMlx
+from langchain_car_vllm.decision_prompts import (
+    MOST_LABELS,
+    Label,
+    box_schema,
+    edges_of,
+    labels_of,
+    messages_for,
+    messages_for_box,
+    shares_of,
+)
+from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
+from langchain_car_vllm.errors import ConfigurationError, ServerFailedError
+from langchain_car_vllm.secrets_masking import masked_settings
+from langchain_car_vllm.setting_checks import check_positive
+from langchain_car_vllm.settings import ServerFields
+from langchain_car_vllm.wire.reasoning import PROVIDER
+
+_QUESTION: TypeAdapter[Any] = TypeAdapter(Question)
+_LITTLE = 0.1
+_Answer = TypeVar("_Answer")
+
+
+class UnlabelledAnswerWarning(UserWarning):
+    """The model would rather have written something else than one of the labels."""
+
+
+class VllmMlxDecisions(ServerFields, BaseDecisionModel):
+    """Answers typed questions with the probabilities of a model that `vllm-mlx` serves.
+
+    It shares the server of a `ChatVllmMlx` with the same model and settings. Each label has a key
+    of one token, and its probability is that of the key as the first token of the answer, so labels
+    of any length compare fairly. How well calibrated the probabilities are is up to the model.
+    `confidence` is the probability of the likeliest label.
+
+    Example:
+        ```python
+        from langchain_car_vllm import VllmMlxDecisions
+        from langchain_core.decisions import Choice
+
+        decide = VllmMlxDecisions(model="vllm-mlx/qwen3.6-35b-a3b:4bit")
+        team = Choice(instructions="Who helps?", criteria={"billing": None, "technical": None})
+        answers = decide.invoke(
+            {"state": "My card was charged twice.", "questions": {"team": team}}
+        )
+        answers.choices["team"].probabilities
+        ```
+
+    Raises:
+        ConfigurationError: A setting or a question cannot work.
+    """
+
+    timeout: float | None = None
+    """Seconds an answer may take once the server is ready."""
+    engine: Literal["auto", "simple", "batched"] = "auto"
+    """As in the `ChatVllmMlx` whose server is to be shared."""
+    both_orders: bool = True
+    """Whether the labels of a `Choice` are put to the model in both orders and the probabilities
+    averaged: models favour places, often the first."""
+
+    _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
+
+    @model_validator(mode="after")
+    def _check_deciding(self) -> Self:
+        if self.timeout is not None:
+            check_positive("timeout", self.timeout)
+        return self
+
+    @property
+    def _provider(self) -> str:
+        return PROVIDER
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Return whether LangChain can write the model down and load it again."""
+        return True
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """Return what LangChain writes down, without the secrets that hide in settings."""
+        found = super().to_json()
+        if found["type"] == "constructor":
+            found["kwargs"] = masked_settings(found["kwargs"])
+        return found
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """The fields that are secrets, and the variables they come from."""
+        return {"api_key": CAR_VLLM_MLX_API_KEY.name}
+
+    def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
+        decision = _Decision(self.model)
+        chat = self._chat()
+        for name, question in _check_questions(questions).items():
+            if isinstance(question, Box):
+                found = _box_chat(chat).invoke(messages_for_box(state, question))
+                decision.note_box(name, found)
+                continue
+            for labels, messages in self._ways(state, question):
+                decision.note(name, labels, chat.invoke(messages, **_ASKING))
+            decision.settle(name, question)
+        return decision.response()
+
+    async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
+        decision = _Decision(self.model)
+        chat = self._chat()
+        for name, question in _check_questions(questions).items():
+            if isinstance(question, Box):
+                found = await _box_chat(chat).ainvoke(messages_for_box(state, question))
+                decision.note_box(name, found)
+                continue
+            for labels, messages in self._ways(state, question):
+                decision.note(name, labels, await chat.ainvoke(messages, **_ASKING))
+            decision.settle(name, question)
+        return decision.response()
+
+    def _ways(
+        self, state: State, question: Noul | Choice | Score
+    ) -> list[tuple[list[Label], list[BaseMessage]]]:
+        """Return the requests of a question, each with its labels in the question's order."""
+        labels = labels_of(question)
+        ways = [(labels, messages_for(state, question, labels))]
+        if isinstance(question, Choice) and self.both_orders and len(labels) > 1:
+            keys = [label.key for label in labels]
+            meanings = [label.meaning for label in labels]
+            turned = [Label(*pair) for pair in zip(keys, reversed(meanings), strict=True)]
+            ways.append((turned[::-1], messages_for(state, question, turned)))
+        return ways
+
+    def _chat(self) -> ChatVllmMlx:
+        names = (*ServerFields.model_fields, "engine", "timeout")
+        return ChatVllmMlx(**{name: getattr(self, name) for name in names})
+
+
+_ASKING: dict[str, Any] = {
+    "logprobs": True,
+    "top_logprobs": MOST_LABELS,
+    "max_tokens": 1,
+    "temperature": 0,
+    "reasoning": False,
+}
+
+
+def _box_chat(chat: ChatVllmMlx) -> Any:
+    return chat.with_structured_output(box_schema(), include_raw=True)
+
+
+def _check_questions(questions: Mapping[str, Any]) -> dict[str, Any]:
+    if not questions:
+        raise ConfigurationError("there are no questions", hint="give at least one")
+    try:
+        return {name: _QUESTION.validate_python(q) for name, q in questions.items()}
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigurationError(
+            f"a question cannot be asked: {first['msg']}",
+            hint="use `Noul`, `Choice`, `Score` or `Box` of `langchain_core.decisions`",
+        ) from None
+
+
+class _Decision:
+    """The answers to one request, as they come."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._answers: dict[str, Any] = {}
+        self._shares: dict[str, list[list[float]]] = {}
+        self._usage: UsageMetadata | None = None
+        self._id: str | None = None
+
+    def note(self, name: str, labels: Sequence[Label], answer: AIMessage) -> None:
+        """Note what one request says of the labels."""
+        self._count(answer)
+        content = (answer.response_metadata.get("logprobs") or {}).get("content") or [{}]
+        shares = _read(lambda: shares_of(content[0], labels)) if content[0] else [0.0]
+        total = sum(shares)
+        if not total:
+            raise ServerFailedError(
+                f"none of the labels of `{name}` is among the {MOST_LABELS} likeliest first tokens",
+                hint="use a larger model, or one that answers without thinking",
+            )
+        if total < _LITTLE:
+            warnings.warn(
+                f"only {total:.0%} of what the model would answer to `{name}` are labels: use a "
+                "larger model, or clearer instructions",
+                UnlabelledAnswerWarning,
+                stacklevel=2,
+            )
+        self._shares.setdefault(name, []).append([share / total for share in shares])
+
+    def settle(self, name: str, question: Noul | Choice | Score) -> None:
+        """Make the answer of what was noted."""
+        ways = self._shares[name]
+        found = [sum(shares) / len(ways) for shares in zip(*ways, strict=True)]
+        if isinstance(question, Noul):
+            self._answers[name] = NoulAnswer(type="noul", noul=min(found[0], 1.0))
+            return
+        best = max(range(len(found)), key=found.__getitem__)
+        confidence = min(found[best], 1.0)
+        if isinstance(question, Choice):
+            names = list(question.criteria)
+            self._answers[name] = ChoiceAnswer(
+                type="choice",
+                choice=names[best],
+                probabilities=dict(zip(names, found, strict=True)),
+                confidence=confidence,
+            )
+            return
+        self._answers[name] = ScoreAnswer(
+            type="score",
+            score=sum(level * share for level, share in enumerate(found)),
+            legend=dict(enumerate(question.criteria)),
+            probabilities=dict(enumerate(found)),
+            confidence=confidence,
+        )
+
+    def note_box(self, name: str, found: Mapping[str, Any]) -> None:
+        """Make the answer of a box's edges."""
+        self._count(found["raw"])
+        if found["parsing_error"] is not None:
+            raise found["parsing_error"]
+        edges = _read(lambda: edges_of(found["parsed"]))
+        self._answers[name] = BoxAnswer.model_validate({"type": "box", "box": edges})
+
+    def response(self) -> ClassifierResponse:
+        """Return all answers."""
+        return ClassifierResponse(
+            model=self._model, answers=self._answers, usage=self._usage, request_id=self._id
+        )
+
+    def _count(self, answer: AIMessage) -> None:
+        self._usage = add_usage(self._usage, answer.usage_metadata)
+        self._id = answer.response_metadata.get("id")
+
+
+def _read(make: Callable[[], _Answer]) -> _Answer:
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerFailedError("the server's log probabilities cannot be read") from error

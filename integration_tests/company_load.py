@@ -71,15 +71,15 @@ _WORDS = [
 ]
 _MIX = {
     "short": 12,
-    "medium": 8,
-    "long": 4,
+    "medium": 6,
+    "long": 3,
     "conversation": 2,
     "thought": 4,
     "tools": 4,
     "image": 3,
     "two images": 2,
     "swapped images": 2,
-    "schema": 4,
+    "schema": 3,
     "stop": 4,
     "cancel in prefill": 2,
     "cancel in decode": 2,

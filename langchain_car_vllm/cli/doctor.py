@@ -39,7 +39,7 @@ def doctor(
 ) -> None:
     """Check this machine.
 
-    Host, uv, runtime, home, locks, ports, processes, memory, models, files and certificates.
+    Host, uv, runtime, home, locks, ports, processes, memory, models, files, certificates, panics.
 
     The exit code is 1 where a check failed.
     """

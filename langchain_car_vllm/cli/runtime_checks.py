@@ -10,6 +10,7 @@ import psutil
 
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import size
+from langchain_car_vllm.cli.stability_checks import check_mends, check_panics
 from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime import binary_to_launch, interpreter_of
@@ -122,9 +123,11 @@ def check_company() -> str:
 CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("files", check_files),
     ("certificates", check_certificates),
+    ("panics", check_panics),
 )
 TRIALS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("mlx", check_mlx),
+    ("mends", check_mends),
     ("company", check_company),
 )
 """They take seconds, or judge what else runs; `--selftest` includes them."""

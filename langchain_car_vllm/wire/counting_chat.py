@@ -1,8 +1,6 @@
 """The wrapped `ChatOpenAI` as far as it converts messages and counts their tokens."""
 
-from collections.abc import (
-    Sequence,
-)
+from collections.abc import Sequence
 from typing import Any
 
 import httpcore2  # noqa: F401 - the first client imports it, in the middle of a call
@@ -12,12 +10,14 @@ import openai
 from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
+from pydantic import PrivateAttr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.exchange.exchange import Body, Exchange
 from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request.media_access import NO_ACCESS, MediaAccess
+from langchain_car_vllm.wire.request.message_memo import MessageMemo
 from langchain_car_vllm.wire.request.messages import to_server_messages
 from langchain_car_vllm.wire.request.token_count import (
     PATH,
@@ -42,6 +42,7 @@ class CountingChat(ChatOpenAI):
 
     endpoint: Endpoint
     clients: Clients
+    _memo: MessageMemo = PrivateAttr(default_factory=MessageMemo)
 
     def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
@@ -55,14 +56,16 @@ class CountingChat(ChatOpenAI):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the messages as the server takes them, with what the model thought."""
-        messages = to_server_messages(
-            self._convert_input(input_).to_messages(), self.endpoint, access
-        )
+        messages = self._convert_input(input_).to_messages()
         # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
-        payload = BaseChatOpenAI._get_request_payload(self, messages, stop=stop, **kwargs)  # noqa: SLF001
-        for message, sent in zip(messages, payload["messages"], strict=True):
-            if thought := message.additional_kwargs.get(REASONING):
-                sent[REASONING] = thought
+        payload = BaseChatOpenAI._get_request_payload(self, [], stop=stop, **kwargs)  # noqa: SLF001
+
+        def convert(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+            ready = to_server_messages(messages, self.endpoint, access)
+            sent = BaseChatOpenAI._get_request_payload(self, ready)["messages"]  # noqa: SLF001
+            return _with_thoughts(ready, sent)
+
+        payload["messages"] = self._memo.convert(messages, convert)
         return payload
 
     def count_tokens(
@@ -123,3 +126,12 @@ class CountingChat(ChatOpenAI):
         """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
         known = (self.endpoint.context_window, given.get("max_input_tokens"))
         return min((limit for limit in known if limit is not None), default=None)
+
+
+def _with_thoughts(
+    messages: Sequence[BaseMessage], sent: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    for message, answer in zip(messages, sent, strict=True):
+        if thought := message.additional_kwargs.get(REASONING):
+            answer[REASONING] = thought
+    return sent

@@ -50,9 +50,7 @@ def may_overflow(body: Mapping[str, Any], limit: int | None) -> bool:
     """Whether a request might not fit: a token has at least one byte, so fewer bytes surely do."""
     if limit is None:
         return False
-    texts = _all_texts(body)
-    # Half a surrogate pair is measured here and refused where it is sent.
-    return sum(len(text.encode(errors="surrogatepass")) for text in texts) > limit
+    return _text_bytes(body) > limit
 
 
 def check_fits(tokens: int | None, limit: int | None) -> None:
@@ -78,7 +76,7 @@ def asked_tokens(
     Raises:
         PromptTooLongError: It asks for more than there is.
     """
-    texts = sum(len(text.encode(errors="surrogatepass")) for text in _all_texts(body))
+    texts = _text_bytes(body)
     media, answer = _media_tokens(body), body.get("max_tokens")
     prompt = (texts // _BYTES_PER_TOKEN if counted is None else counted) + media
     if room is None:
@@ -99,10 +97,15 @@ def arrives_late(body: Mapping[str, Any]) -> bool:
     return not body.get("stream") or bool(body.get("response_format") or body.get("tools"))
 
 
-def _all_texts(body: Mapping[str, Any]) -> list[str]:
+def _text_bytes(body: Mapping[str, Any]) -> int:
+    """Return the bytes of all texts of a request."""
     texts = [text for message in body["messages"] for text in _flat(message)]
-    texts.append(json.dumps(body.get("tools") or [], ensure_ascii=False))
-    return texts
+    if tools := body.get("tools"):
+        texts.append(json.dumps(tools, ensure_ascii=False))
+    # Half a surrogate pair is measured here and refused where it is sent.
+    return sum(
+        len(text) if text.isascii() else len(text.encode(errors="surrogatepass")) for text in texts
+    )
 
 
 def _media_tokens(body: Mapping[str, Any]) -> int:

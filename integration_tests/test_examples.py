@@ -36,7 +36,8 @@ def run(name: str, *arguments: str) -> str:
 def test_every_example_is_run_here():
     """No example is forgotten."""
     here = Path(__file__).read_text() + (EXAMPLES.parent / "Makefile").read_text()
-    here += Path(__file__).with_name("test_web.py").read_text()
+    for name in ("test_web.py", "test_adapter.py"):
+        here += Path(__file__).with_name(name).read_text()
     for file in EXAMPLES.rglob("*.py"):
         assert file.name in here or file.stem in here, file
 

@@ -147,6 +147,8 @@ class ChatVllmMlx(DelegatingChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         found = {"model": self.model, "revision": self.revision, **self._parameters}
+        if self.adapter is not None:
+            found["adapter"] = self.adapter
         if self.stop:
             found["stop"] = self.stop
         return masked_settings(found)

@@ -274,6 +274,7 @@ CAR_VLLM_LAUNCH_MEMORY = _internal_text("CAR_VLLM_LAUNCH_MEMORY", "what was set 
 CAR_VLLM_LAUNCH_WIRED_BY_OTHERS = _internal_text(
     "CAR_VLLM_LAUNCH_WIRED_BY_OTHERS", "what other servers wire, in bytes"
 )
+CAR_VLLM_LAUNCH_ADAPTER = _internal_text("CAR_VLLM_LAUNCH_ADAPTER", "the folder of an adapter")
 CAR_VLLM_LAUNCH_TEXT_ONLY = _internal_text(
     "CAR_VLLM_LAUNCH_TEXT_ONLY", "1 for a model without media"
 )

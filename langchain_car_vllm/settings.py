@@ -24,6 +24,7 @@ from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
+from langchain_car_vllm.models.adapter import adapter_name, adapter_source
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.models.ids import suggested_id, written
@@ -97,8 +98,9 @@ class ServerFields(BaseModel):
             if "model" in given:
                 raise ConfigurationError("`model` is named twice", hint="name it once")
             given["model"] = model
-        if isinstance(given.get("model"), os.PathLike):
-            given["model"] = written(given["model"])
+        for name in ("model", "adapter"):
+            if isinstance(given.get(name), os.PathLike):
+                given[name] = written(given[name])
         parameters.check_names(given, type(self).model_fields)
         if "model" not in given:
             raise ConfigurationError("`model` is missing", hint=_suggestion())
@@ -169,10 +171,11 @@ class ServerFields(BaseModel):
         keep_alive: str | float | None = None,
     ) -> ServerSpec:
         found = self._model_id(model)
+        adapter = self._adapter()
         alive = self.keep_alive if keep_alive is None else keep_alive
         return ServerSpec(
             source=found.source,
-            served_name=found.name,
+            served_name=found.name if adapter is None else f"{found.name}+{adapter_name(adapter)}",
             revision=self.revision,
             engine=engine,
             server_args=tuple(self.server_args),
@@ -180,6 +183,7 @@ class ServerFields(BaseModel):
                 (name, secret.get_secret_value()) for name, secret in self.server_env.items()
             ),
             kind=kind,
+            adapter=adapter,
             keep_alive=seconds(alive, "keep_alive", lowest=-1),
             auto_install=self.auto_install,
             auto_pull=self.auto_pull,
@@ -198,6 +202,10 @@ class ServerFields(BaseModel):
 
     def _engine(self) -> str | None:
         """Return the engine that the user names for an endpoint, None where it is to be asked."""
+        return None
+
+    def _adapter(self) -> str | None:
+        """Return the adapter on top of the model, None for none."""
         return None
 
     def _patience(self) -> float | None:
@@ -262,6 +270,8 @@ class ChatSettings(ServerFields):
     """Whether the answer tells the log probability of each token, in `response_metadata`."""
     top_logprobs: int | None = None
     """How many alternatives of each token are told with theirs, 20 at most."""
+    adapter: str | None = None
+    """A LoRA adapter on top of the model, as `mlx_lm.lora` writes it: a folder or a repository."""
     streaming: bool | None = None
     """Whether `invoke` streams to callbacks; None leaves it to who calls."""
     # LangChain's field with another default: a copy for another model then decides anew.
@@ -278,6 +288,15 @@ class ChatSettings(ServerFields):
     those in tool results too; False: none; a list of hosts: these alone, wherever they lead."""
     extra_body: dict[str, Any] | None = None
     """Fields for the request's body, sent unchecked."""
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Self:
+        if self._adapter() is not None and self.base_url is not None:
+            raise ConfigurationError(
+                "`adapter` needs a server that this package starts, and `base_url` names another",
+                hint="start that server with the adapter, or fuse it: `python -m mlx_lm fuse`",
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_generation(self) -> Self:
@@ -301,6 +320,9 @@ class ChatSettings(ServerFields):
 
     def _engine(self) -> str | None:
         return None if self.engine == "auto" else self.engine
+
+    def _adapter(self) -> str | None:
+        return None if self.adapter is None else adapter_source(self.adapter)
 
     def _patience(self) -> float | None:
         return self.timeout

@@ -114,6 +114,21 @@ def _damage(path: Path, size: int, _changed: int, _inode: int) -> Damage | None:
     return None
 
 
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a file of weights, nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            length = _header_length(file.read(_LENGTH.size), path.stat().st_size)
+            header = json.loads(file.read(length)) if length else {}
+        return {
+            name: [int(size) for size in entry["shape"]]
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
 def is_pointer(path: Path, size: int) -> bool:
     """Return whether a file is only Git's note of a large one that was not fetched."""
     if size > _POINTER_SIZE:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 from langchain_car_vllm.environment import (
+    CAR_VLLM_LAUNCH_ADAPTER,
     CAR_VLLM_LAUNCH_MEMORY,
     CAR_VLLM_LAUNCH_TEXT_ONLY,
     CAR_VLLM_LAUNCH_WIRED_BY_OTHERS,
     CAR_VLLM_MLX_WIRED,
 )
+from langchain_car_vllm.models.adapter import find_adapter
 from langchain_car_vllm.server.command import Launch
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.wiring import wiring_mode
@@ -40,6 +42,8 @@ def launch_settings(
         memory = launch.memory
         settings[CAR_VLLM_LAUNCH_MEMORY.name] = str(memory.needed)
         settings[_BUFFERS] = str(max(memory.needed - memory.weights, _LEAST_BUFFERS))
+    if spec.adapter is not None and (adapter := find_adapter(spec.adapter)) is not None:
+        settings[CAR_VLLM_LAUNCH_ADAPTER.name] = str(adapter)
     if launch.serving.multimodal is False:
         settings[CAR_VLLM_LAUNCH_TEXT_ONLY.name] = "1"
     return settings

@@ -16,8 +16,10 @@ from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
 from langchain_car_vllm.models import ModelFacts, family_facts, find_snapshot, read_model_facts
+from langchain_car_vllm.models.adapter import check_adapter, find_adapter
 from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
 from langchain_car_vllm.models.compatibility import facts_for_version
+from langchain_car_vllm.models.config import read_config
 from langchain_car_vllm.models.cross_encoder import check_cross_encoder
 from langchain_car_vllm.models.download import check_may_download, download_error, measure_download
 from langchain_car_vllm.models.downloader import RESERVE
@@ -195,8 +197,13 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
     """Refuse a model that is known not to do what it is to be served for.
 
     Raises:
-        UnservableModelError: It is another kind of model.
+        UnservableModelError: It is another kind of model, or its adapter does not belong to it.
     """
+    if spec.adapter is not None and directory is not None:
+        adapter = find_adapter(spec.adapter)
+        if adapter is not None:
+            multimodal = read_config(directory).multimodal or "--mllm" in spec.server_args
+            check_adapter(adapter, directory, multimodal=multimodal)
     if spec.kind == "reranker" and (directory is not None or hub is not None):
         config = hub.config if directory is None and hub else None
         if directory is not None:

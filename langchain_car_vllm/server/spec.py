@@ -26,6 +26,7 @@ class ServerSpec:
         server_args: Appended last to the command line.
         server_env: Added last to the server's environment; the values are secrets.
         kind: What it serves: chat, or one of what has a server of its own.
+        adapter: A LoRA adapter on top of the model: an absolute folder, or a Hub repository.
         keep_alive: Seconds without a request after which it stops; 0 at once, -1 never. No part
             of the identity.
         auto_install: Whether the runtime may be installed. No part of the identity.
@@ -39,6 +40,7 @@ class ServerSpec:
     server_args: tuple[str, ...] = ()
     server_env: tuple[tuple[str, str], ...] = ()
     kind: Kind = "chat"
+    adapter: str | None = None
     keep_alive: float = 600.0
     auto_install: bool = True
     auto_pull: bool = True
@@ -56,7 +58,7 @@ class ServerSpec:
         Args:
             binary: The real path that `CAR_VLLM_MLX_BIN` names, None where it is not set.
         """
-        identity = [
+        identity: list[Any] = [
             PROTOCOL,
             *identity_of(self.source, self.revision),
             self.engine,
@@ -65,6 +67,8 @@ class ServerSpec:
             self.kind,
             binary,
         ]
+        if self.adapter is not None:
+            identity.append(identity_of(self.adapter))
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     @property

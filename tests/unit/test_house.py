@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 _ALONE = (
     *("models/downloader.py", "server/supervisor/launch.py"),
     *("server/supervisor/mends/memory_limits.py", "server/supervisor/mends/chat_template.py"),
+    *("server/supervisor/mends/adapters.py", "server/supervisor/mends/prefix_cache_folder.py"),
 )
 # Its names are data: what is let through to a child, whoever declares it.
 _LISTS = ("environment.py", "server/child_environment.py", "runtime/uv_settings.py")

@@ -15,6 +15,7 @@ from langchain_car_vllm.server.directory import hint_of
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.prefix_caches import keep_out_of_backups
+from langchain_car_vllm.server.supervisor.adapter_stage import check_adapter_is_used
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
@@ -167,6 +168,7 @@ def load(
         server = Server(context, runtime, launch)
         servers[:] = [server]
         if server.wait_until_ready():
+            check_adapter_is_used(context)
             keep_out_of_backups()
             context.update(phase="ready", ready_at=time.monotonic())
             return server

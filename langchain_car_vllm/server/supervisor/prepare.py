@@ -18,6 +18,7 @@ from langchain_car_vllm.runtime import (
 from langchain_car_vllm.runtime.metal import learn_working_set
 from langchain_car_vllm.server.plan import Plan, check_kind, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.supervisor.adapter_stage import fetch_adapter
 from langchain_car_vllm.server.supervisor.context import SupervisorContext
 from langchain_car_vllm.server.supervisor.fetch import Download, ask_hub
 
@@ -110,6 +111,7 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Plan:
     if find_snapshot(spec.source, spec.revision, trust=is_trusted(spec.server_args)) is None:
         check_model_can_be_had(spec)
         _download(context, runtime)
+    fetch_adapter(context, runtime)
     plan = plan_for(spec, version=runtime.version, binary=runtime.server)
     plan.check_memory()
     return plan

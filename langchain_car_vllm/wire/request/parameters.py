@@ -63,6 +63,7 @@ AT_CONSTRUCTION = frozenset(
     {
         "revision",
         "engine",
+        "adapter",
         "server_args",
         "server_env",
         "auto_install",

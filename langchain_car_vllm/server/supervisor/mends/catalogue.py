@@ -1,6 +1,7 @@
 """All mends, in the order in which they are applied to a module."""
 
 from . import (
+    adapters,
     batch_rows,
     chat_template,
     grammar_kernel,
@@ -24,6 +25,7 @@ MENDS = (
     *batch_rows.MENDS,
     *prefix_cache_folder.MENDS,
     *served_names.MENDS,
+    *adapters.MENDS,
     *logprobs.MENDS,
     *rerank_pairs.MENDS,
 )

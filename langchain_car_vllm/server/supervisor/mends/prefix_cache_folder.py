@@ -76,6 +76,7 @@ class CacheFolder:
             "key": self._key,
             "model": model,
             "files": _stamps(folder_of(model)),
+            "adapter": _stamps(os.environ.get("CAR_VLLM_LAUNCH_ADAPTER", "")),
             "arguments": [_stamps(a) for a in self._arguments[2:] if os.path.exists(a)],
             "versions": _versions(),
         }

@@ -1,0 +1,152 @@
+"""A LoRA adapter on top of a model: where it lies, and whether it belongs to that model.
+
+mlx-lm loads an adapter's weights without a look at their names and shapes, so one that was trained
+on another model would change nothing, or fail at the first request.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
+from langchain_car_vllm.models.model_files import is_file, list_folder, load_object
+from langchain_car_vllm.models.snapshot import find_commit, repository_folder
+from langchain_car_vllm.models.weights import find_damage, is_weight, read_shapes
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+_REPOSITORY = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*", re.ASCII)
+_KINDS = ("lora", "dora", "full")
+_TRAIN = "train one with `python -m mlx_lm lora --train`"
+_A, _B = ".lora_a", ".lora_b"
+_MATRIX = 2
+_DEPTH = re.compile(r"\blayers\.(\d{1,6})\.")
+
+
+def adapter_source(adapter: str) -> str:
+    """Return an adapter as an absolute folder, or as a repository of the Hub. No I/O.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if adapter.startswith(("/", "./", "../", "~")) or adapter in (".", ".."):
+        return os.path.abspath(os.path.expanduser(adapter))  # noqa: PTH100, PTH111
+    if not _REPOSITORY.fullmatch(adapter):
+        raise ConfigurationError(
+            f"`adapter` cannot be `{adapter}`",
+            hint="name a folder that starts with `/`, `./`, `../` or `~`, or `org/name` on the Hub",
+        )
+    return adapter
+
+
+def adapter_name(source: str) -> str:
+    """Return what an adapter adds to the served model name."""
+    return source.rstrip("/").rpartition("/")[2] or "adapter"
+
+
+def find_adapter(source: str) -> Path | None:
+    """Return the folder of an adapter, None where a repository of the Hub is not here yet."""
+    if source.startswith("/"):
+        return Path(source)
+    folder, commit = repository_folder(source), find_commit(source)
+    found = folder / "snapshots" / commit if folder is not None and commit else None
+    return found if found is not None and is_file(found / WEIGHTS) else None
+
+
+def check_adapter(adapter: Path, model: Path, *, multimodal: bool) -> None:
+    """Refuse an adapter that the server could not serve on top of a model.
+
+    Args:
+        adapter: Its folder.
+        model: The folder of the model.
+        multimodal: Whether the server takes its multimodal route for the model.
+
+    Raises:
+        UnservableModelError: Parts of it are missing, or it belongs to another model.
+    """
+    if multimodal:
+        raise _obstacle(adapter, "adapters are served on models of text alone", "")
+    files = list_folder(adapter)
+    if WEIGHTS not in files and "adapter_model.safetensors" in files:
+        raise _obstacle(adapter, "it is PEFT's, which mlx-lm cannot read", _TRAIN)
+    for name in (CONFIG, WEIGHTS):
+        if name not in files:
+            raise _obstacle(adapter, f"it holds no `{name}`", _TRAIN)
+    _check_config(adapter, load_object(adapter / CONFIG))
+    damage = find_damage(adapter / WEIGHTS)
+    if damage is not None:
+        raise _obstacle(adapter, f"`{WEIGHTS}` {damage.reason}", damage.hint)
+    _check_shapes(adapter, model)
+
+
+def _check_config(adapter: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("fine_tune_type", "lora")
+    if kind not in _KINDS:
+        raise _obstacle(adapter, f"mlx-lm knows no adapters of the type `{kind}`", _TRAIN)
+    if kind == "full":
+        return
+    parameters = config.get("lora_parameters")
+    has_all = isinstance(parameters, dict) and {"rank", "scale", "dropout"} <= parameters.keys()
+    if not has_all or not isinstance(config.get("num_layers"), int):
+        text = f"its `{CONFIG}` does not say `num_layers`, and `lora_parameters` with rank, scale "
+        raise _obstacle(adapter, text + "and dropout", _TRAIN)
+
+
+def _check_shapes(adapter: Path, model: Path) -> None:
+    """Compare the tensors of an adapter with the layers that they change.
+
+    Names on the disk may not be those that mlx-lm gives the layers, so a few may be unknown.
+    """
+    base: dict[str, list[int]] = {}
+    for name in list_folder(model):
+        if is_weight(name, "*.safetensors"):
+            base.update(read_shapes(model / name))
+    tensors = read_shapes(adapter / WEIGHTS)
+    layers = {_layer_of(name) for name in tensors}
+    if not any(f"{layer}.weight" in base or layer in base for layer in layers):
+        changed = min(layers, default="nothing")
+        raise _foreign(adapter, f"it changes `{changed}`, which the model does not have")
+    depth = max(map(_depth_of, base), default=0)
+    if max(map(_depth_of, layers), default=0) > depth:
+        raise _foreign(adapter, f"it changes layers beyond the {depth + 1} of the model")
+    for name, shape in tensors.items():
+        layer = base.get(f"{_layer_of(name)}.weight")
+        is_packed = f"{_layer_of(name)}.scales" in base
+        if layer is None or len(shape) != _MATRIX or len(layer) != _MATRIX:
+            continue
+        wrong_out = name.endswith(_B) and shape[1] not in layer
+        wrong_in = name.endswith(_A) and not is_packed and shape[0] not in layer
+        if wrong_out or wrong_in:
+            raise _foreign(adapter, f"its `{name}` is {shape}, and the layer is {layer}")
+
+
+def _layer_of(name: str) -> str:
+    return name.removesuffix(_A).removesuffix(_B).removesuffix(".m").removesuffix(".weight")
+
+
+def _depth_of(name: str) -> int:
+    found = _DEPTH.search(name)
+    return int(found[1]) if found else 0
+
+
+def _foreign(adapter: Path, reason: str) -> UnservableModelError:
+    hint = f"name the model that it was trained on{_base(adapter)}"
+    return _obstacle(adapter, f"it was trained on another model: {reason}", hint)
+
+
+def _base(adapter: Path) -> str:
+    """Return which model an adapter says that it was trained on."""
+    try:
+        name = load_object(adapter / CONFIG).get("model")
+    except UnservableModelError:
+        name = None
+    return f": `{name}`" if isinstance(name, str) and name.isprintable() else ""
+
+
+def _obstacle(adapter: Path, reason: str, hint: str) -> UnservableModelError:
+    text = json.dumps(str(adapter))[1:-1]
+    return UnservableModelError(
+        f"the adapter `{text}` cannot be served: {reason}", hint=hint or "leave `adapter` out"
+    )

@@ -1,0 +1,72 @@
+"""The adapter of a server: fetched before the spawn, proven to be in use before it serves."""
+
+from contextlib import suppress
+
+from langchain_car_vllm.environment import inherited_environment
+from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
+from langchain_car_vllm.models.adapter import find_adapter
+from langchain_car_vllm.models.download import check_may_download
+from langchain_car_vllm.runtime import VllmRuntime, interpreter_of
+from langchain_car_vllm.server.child_environment import download_environment
+from langchain_car_vllm.server.supervisor.child import Child
+from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+
+_FETCH = """
+import sys
+from huggingface_hub import snapshot_download
+patterns = ["adapter_config.json", "adapters.safetensors", "adapter_model.safetensors"]
+snapshot_download(sys.argv[1], allow_patterns=patterns)
+"""
+_LOADED = "adapter.loaded"
+
+
+def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
+    """Have the adapter on the disk, where one is wanted.
+
+    Raises:
+        ModelDownloadError: It is not here and cannot be had.
+    """
+    source, directory = context.spec.adapter, context.directory
+    with suppress(OSError):
+        (directory.path / _LOADED).unlink()
+    if source is None or find_adapter(source) is not None:
+        return
+    check_may_download(source, auto_pull=context.spec.auto_pull)
+    python = interpreter_of(runtime.server)
+    script, log = directory.path / "fetch_adapter.py", directory.path / "adapter.log"
+    script.write_text(f"#!{python}\n{_FETCH}", encoding="utf-8")
+    environment = download_environment(inherited_environment(), dict(context.spec.server_env))
+    child = Child(directory, script, (source,), environment, log=log)
+    stall = Stall(context.policy.download_stall, child.activity)
+    try:
+        while (code := child.exit_code()) is None:
+            context.show(f"downloading the adapter `{source}`", phase="download")
+            context.pause(context.policy.download_tick)
+            if stall.is_stalled():
+                raise ModelDownloadError(f"the download of the adapter `{source}` made no progress")
+    finally:
+        child.kill(context.policy)
+    if code or find_adapter(source) is None:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = lines[-1] if code and lines else "it holds no `adapters.safetensors`"
+        raise ModelDownloadError(
+            f"the adapter `{source}` cannot be fetched: {reason}",
+            hint="check its name, and HF_TOKEN where it is private",
+        )
+
+
+def check_adapter_is_used(context: SupervisorContext) -> None:
+    """Refuse a server that would answer without the adapter that was asked for.
+
+    Raises:
+        ServerStartError: The launcher does not know this version, or the binary is not Python.
+    """
+    adapter = context.spec.adapter
+    if adapter is None or (context.directory.path / _LOADED).exists():
+        return
+    raise ServerStartError(
+        f"`{context.spec.served_name}` runs without its adapter: this package does not know how "
+        "to load one into this install",
+        hint="run `car-vllm install --upgrade`, or fuse the adapter with `python -m mlx_lm fuse`",
+        log_path=context.directory.log,
+    )

@@ -17,7 +17,7 @@ OUTPUT ?= .benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-runtime demo lint format type test test-full test-newest test-lowest conformance bench bench-docs docs variables \
-  faults-repeat faults-darwin soak clean
+  faults-repeat faults-darwin soak test-consumers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,8 @@ lock: ## Compile the development lock anew, from the newest releases
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --constraint requirements/dev.txt --group examples --group docs pyproject.toml \
 	  -o requirements/examples.txt
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --group consumers pyproject.toml -o requirements/consumers.txt
 
 # A fresh environment with the wheel, as a user has it: its folder, and how versions are chosen.
 define unit_tests_in
@@ -88,8 +90,19 @@ $(VENV)/.examples: $(VENV)/.installed requirements/examples.txt
 docs: $(VENV)/.examples ## Build the site of the documentation in site/, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-test-full: test $(VENV)/.examples ## Everything, on the real server and real models
+# Agents and graphs of others: what they need does not go together with LangServe.
+.consumers/.installed: $(VENV)/.installed requirements/consumers.txt
+	$(UV) venv --quiet --clear --python $(PYTHON) .consumers
+	VIRTUAL_ENV=.consumers $(UV) pip install --quiet --require-hashes -r requirements/consumers.txt
+	VIRTUAL_ENV=.consumers $(UV) pip install --quiet --no-deps -e .
+	touch $@
+
+test-consumers: .consumers/.installed ## Programs that use the model: middleware, deep agents, MCP, graphs
+	.consumers/bin/pytest -c consumer_tests/pytest.ini consumer_tests -m "not full"
+
+test-full: test test-consumers $(VENV)/.examples ## Everything, on the real server and real models
 	$(BIN)/python -m pytest integration_tests -m full --junitxml=$(RESULTS)/full.xml
+	.consumers/bin/pytest -c consumer_tests/pytest.ini consumer_tests -m full
 
 conformance: install ## Write the table of docs/langchain.md from the last test runs
 	$(BIN)/python scripts/conformance.py
@@ -118,4 +131,4 @@ faults-darwin: install ## The fault suite under Darwin's rules
 	DARWIN_RULES=1 $(BIN)/python -m pytest tests/faults -n 2
 
 clean: ## Remove what the build made
-	rm -rf $(VENV) .newest .lowest .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .newest .lowest .consumers .mypy_cache .pytest_cache .ruff_cache

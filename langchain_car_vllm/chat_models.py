@@ -139,6 +139,22 @@ class ChatVllmMlx(DelegatingChatModel):
             found["kwargs"] = masked_settings(found["kwargs"])
         return found
 
+    # LangChain keeps what it wrote down in the object, and makes the keys of its caches of it: a
+    # copy with another setting would get the answer that was cached for the old one.
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied.__dict__.pop("_serialized", None)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        copied.__dict__.pop("_serialized", None)
+        return copied
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self.__dict__.pop("_serialized", None)
+
     @property
     def lc_secrets(self) -> dict[str, str]:
         """The fields that are secrets, and the variables they come from."""

@@ -57,7 +57,10 @@ def list_models(
         header = ("MODEL", "SIZE", "CONTEXT", "FITS HERE", "DIRECTORY")
         print_table(header, [_row(entry) for entry in found])
     else:
-        say("no model is on this machine; `car-vllm list --catalog` shows which there are")
+        say(
+            "no model is on this machine; `car-vllm recommend` names some that fit, "
+            "`car-vllm list --catalog` those of the catalog"
+        )
 
 
 def show(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from langchain_car_vllm.cli.models import known_facts, tell_if_estimated
-from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, print_json, size
+from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, print_json, say, size
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -71,7 +71,8 @@ def plan(
         **({} if company is None else {"company": company.fits}),
     }
     if as_json:
-        print_json({**_plan_to_json(plan_), **_company_to_json(company), "fits": verdicts})
+        told = {"fits": verdicts, "hints": _hints(plan_, problem)}
+        print_json({**_plan_to_json(plan_), **_company_to_json(company), **told})
     else:
         tell_if_estimated(plan_)
         here = "need not be asked" if plan_.directory else "has the model"
@@ -79,7 +80,7 @@ def plan(
         parsers = serving.to_dict()
         print_facts(
             [
-                ("host", host or "can run vllm-mlx"),
+                ("host", host.message if host else "can run vllm-mlx"),
                 ("runtime", _runtime()),
                 ("hub", problem.message if problem else here),
                 ("disk", _disk(plan_)),
@@ -89,9 +90,11 @@ def plan(
                 ("engine", serving.engine or "unknown"),
                 ("tool calls", parsers["tool_call_parser"] or "no parser"),
                 ("thinking", parsers["reasoning_parser"] or "no parser"),
-                ("command", _command(plan_)),
+                *([] if False in verdicts.values() else [("command", _command(plan_))]),
             ]
         )
+        for hint in _hints(plan_, problem):
+            say(f"\nhint: {hint}")
     if False in verdicts.values():
         raise typer.Exit(1)
 
@@ -175,12 +178,23 @@ def _command(plan_: Plan) -> str:
     return shlex.join([str(binary_to_launch() or "vllm-mlx"), *arguments])
 
 
-def _host_problem() -> str | None:
+def _host_problem() -> CarVllmError | None:
     try:
         check_host(current_host())
     except RuntimeProvisioningError as error:
-        return error.message
+        return error
     return None
+
+
+def _hints(plan_: Plan, hub: CarVllmError | None) -> list[str]:
+    """Return what to do about each thing that stands in the way."""
+    problems = [_host_problem(), hub]
+    for check in (plan_.check_disk, plan_.check_memory):
+        try:
+            check()
+        except CarVllmError as error:
+            problems.append(error)
+    return [problem.hint for problem in problems if problem is not None and problem.hint]
 
 
 def _runtime() -> str:

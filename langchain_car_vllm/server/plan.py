@@ -96,6 +96,15 @@ class Plan:
             ModelDownloadError: The disk is too small.
             InsufficientMemoryError: It needs more memory than all servers may take.
         """
+        self.check_disk()
+        self.check_memory()
+
+    def check_disk(self) -> None:
+        """Refuse what is known not to fit on the disk.
+
+        Raises:
+            ModelDownloadError: The disk is too small.
+        """
         if self.fits_disk is False:
             needed, free = self.download or 0, self.disk or 0
             verdict = {
@@ -105,7 +114,6 @@ class Plan:
                 "folder": str(hub_cache()),
             }
             raise download_error(self.spec.source, self.spec.revision, verdict)
-        self.check_memory()
 
     def check_memory(self) -> None:
         """Refuse what is known not to fit into memory.

@@ -206,6 +206,9 @@ def test_a_plan_that_cannot_work_is_exit_code_1(cli: Cli, fake: Fake):
     assert "does not fit" in done.stdout
     assert "of 10.0 GB" in done.stdout
     assert "HF_HUB_OFFLINE forbids the download" in done.stdout
+    assert done.stderr.count("hint: ") == 2
+    assert "raise CAR_VLLM_MLX_MEMORY_GB" in done.stderr
+    assert "command" not in done.stdout
 
 
 def install(fake: Fake, script: str) -> None:

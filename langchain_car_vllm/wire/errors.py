@@ -182,11 +182,15 @@ _HINTS = {
     401: "pass the endpoint's key as `api_key` or set CAR_VLLM_MLX_API_KEY",
     504: "raise `timeout`, or lower `max_tokens`",
 }
+_BAD_REQUEST = 400
 _NOT_FOUND = 404
 _FAILED = 500
 _NO_PATH = re.compile(
     r"\s*(not found.?|404.{0,30}|a web page.*|File Not Found.*)?\s*$", re.IGNORECASE
 )
+# LiteLLM: of a model that it does not have, and, without a database, of any key but its master key.
+_NO_MODEL = re.compile(r"Invalid model name passed", re.IGNORECASE)
+_WRONG_KEY = re.compile(r"No connected db", re.IGNORECASE)
 _TYPE = re.compile(r"content.? type|not.{0,20}supported", re.IGNORECASE)
 # OpenAI, vLLM, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic, Gemini, Groq, in this order.
 _TOO_LONG = re.compile(
@@ -215,11 +219,16 @@ def error_for_status(status: object, text: str, log_path: Path | None = None) ->
         too_long = PromptTooLongError(said=message)
         too_long.status, too_long.log_path = code, log_path
         return too_long
+    if code == _BAD_REQUEST and _WRONG_KEY.search(text):
+        code, message = 401, f"{message} (a gateway's words for a wrong key)"
     hint = _HINTS.get(code)
     cls = _BY_STATUS.get(code)
     if cls is None:
         cls = ServerFailedError if code >= _FAILED else InvalidRequestError
+    is_missing = code == _BAD_REQUEST and _NO_MODEL.search(text)
     if code == _NOT_FOUND and not _NO_PATH.match(text) and not _TYPE.search(text):
+        is_missing = True
+    if is_missing:
         cls, hint = ModelMissingError, "the model's name must be the one the endpoint serves"
     return cls(message, hint=hint, status=code, log_path=log_path)
 

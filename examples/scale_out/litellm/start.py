@@ -4,7 +4,8 @@
     python examples/scale_out/litellm/start.py MODEL URL KEYFILE URL KEYFILE
 
 MODEL is the name that the servers serve, each URL ends in /v1. LiteLLM pins another openai
-than LangChain takes, so it has an environment of its own. Ends LiteLLM when it has answered.
+than LangChain takes, so it has an environment of its own. Programs get keys of their own, see
+virtual_keys.py. Ends LiteLLM when it has answered.
 """
 
 import os
@@ -12,6 +13,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -42,6 +44,9 @@ def main() -> None:
     if litellm is None:
         raise SystemExit('install it first: uv tool install "litellm[proxy]"')
     key = f"sk-{secrets.token_hex(16)}"
+    folder = tempfile.TemporaryDirectory()
+    keys = Path(folder.name) / "keys.txt"
+    keys.write_text(f"example {key}\n")
     environment = {
         **os.environ,
         "SERVED_MODEL": f"hosted_vllm/{model}",
@@ -49,7 +54,8 @@ def main() -> None:
         "FIRST_KEY": Path(first_key).read_text().strip(),
         "SECOND_URL": second_url,
         "SECOND_KEY": Path(second_key).read_text().strip(),
-        "LITELLM_MASTER_KEY": key,
+        "VIRTUAL_KEYS": str(keys),
+        "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(16)}",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     config = Path(__file__).with_name("config.yaml")
@@ -62,6 +68,7 @@ def main() -> None:
     finally:
         process.terminate()
         process.wait(30)
+        folder.cleanup()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class CollectingFilter:
 def check_not_cut(finish_reason: str | None, text: str) -> None:
     """Refuse JSON that ran out of tokens: the server closes its brackets (vllm-mlx 0.6.0).
 
+    Prose that ran out is told as prose: more tokens would not make it JSON.
+
     Args:
         finish_reason: Why the server stopped.
         text: What was answered.
@@ -47,9 +49,21 @@ def check_not_cut(finish_reason: str | None, text: str) -> None:
     Raises:
         StructuredOutputError: It was cut off.
     """
-    if finish_reason == "length":
-        raise StructuredOutputError(
-            "the answer was cut off before its end: `max_tokens` is too small",
-            answer=text,
-            hint="raise `max_tokens`",
-        )
+    if finish_reason != "length":
+        return
+    if text.lstrip()[:1].isalpha():
+        raise unconstrained_error(text)
+    raise StructuredOutputError(
+        "the answer was cut off before its end: `max_tokens` is too small",
+        answer=text,
+        hint="raise `max_tokens`",
+    )
+
+
+def unconstrained_error(text: str) -> StructuredOutputError:
+    """Return the error for an answer that a grammar would not have let through."""
+    return StructuredOutputError(
+        "this server does not constrain its answers: what it sent is not JSON",
+        answer=text,
+        hint="use a server that does, such as vllm-mlx, or a larger model",
+    )

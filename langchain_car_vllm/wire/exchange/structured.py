@@ -9,7 +9,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_car_vllm.wire.answer.collector import CollectingFilter, check_not_cut
+from langchain_car_vllm.wire.answer.collector import (
+    CollectingFilter,
+    check_not_cut,
+    unconstrained_error,
+)
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.errors import (
     AnswerError,
@@ -178,11 +182,7 @@ def check_fits(text: str, schema: Schema) -> Any:
                 answer=text,
                 hint="raise `max_tokens`: it may have been cut off",
             ) from error
-        raise StructuredOutputError(
-            "this server does not constrain its answers: what it sent is not JSON",
-            answer=text,
-            hint="use a server that does, such as vllm-mlx, or a larger model",
-        ) from error
+        raise unconstrained_error(text) from error
     if misfit := validation_error(value, schema, unique=False):
         raise StructuredOutputError(f"the answer does not fit the schema: {misfit}", answer=text)
     return value

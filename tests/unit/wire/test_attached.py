@@ -192,6 +192,14 @@ def test_a_404_for_something_else_is_not_a_missing_model():
     assert isinstance(named, ModelMissingError)
 
 
+def test_a_wrong_key_for_a_gateway_without_a_database():
+    """LiteLLM knows its master key alone then, and calls any other a bad request."""
+    error = error_for_status(400, "No connected db.")
+    assert isinstance(error, AuthenticationError)
+    assert not error.is_retryable
+    assert "api_key" in (error.hint or "")
+
+
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_web_page_is_told_as_such(serve, way: str):
     """A log-in page, or the wrong address; `timeout` has nothing to do with it."""

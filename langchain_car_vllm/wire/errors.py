@@ -225,7 +225,7 @@ def error_for_status(status: object, text: str, log_path: Path | None = None) ->
     cls = _BY_STATUS.get(code)
     if cls is None:
         cls = ServerFailedError if code >= _FAILED else InvalidRequestError
-    is_missing = code == _BAD_REQUEST and _NO_MODEL.search(text)
+    is_missing = code == _BAD_REQUEST and bool(_NO_MODEL.search(text))
     if code == _NOT_FOUND and not _NO_PATH.match(text) and not _TYPE.search(text):
         is_missing = True
     if is_missing:

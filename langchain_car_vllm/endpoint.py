@@ -35,6 +35,7 @@ class Serving:
         max_input_tokens: Tokens that prompt and answer can have in the memory that is set aside.
         kv_room_tokens: Tokens that all live requests can have in it, each padded to the longest.
         max_sequences: Requests that the server works on at the same time.
+        draft: What drafts tokens: `mtp`, the model's own heads, or a draft model.
     """
 
     version: str | None = None
@@ -49,6 +50,7 @@ class Serving:
     max_input_tokens: int | None = None
     kv_room_tokens: int | None = None
     max_sequences: int | None = None
+    draft: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the facts by name."""

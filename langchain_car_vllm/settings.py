@@ -28,6 +28,7 @@ from langchain_car_vllm.models.adapter import adapter_name, adapter_source
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.models.ids import suggested_id, written
+from langchain_car_vllm.models.speculation import MTP
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.server.spec import Kind, ServerSpec
 from langchain_car_vllm.setting_checks import (
@@ -98,7 +99,7 @@ class ServerFields(BaseModel):
             if "model" in given:
                 raise ConfigurationError("`model` is named twice", hint="name it once")
             given["model"] = model
-        for name in ("model", "adapter"):
+        for name in ("model", "adapter", "draft"):
             if isinstance(given.get(name), os.PathLike):
                 given[name] = written(given[name])
         parameters.check_names(given, type(self).model_fields)
@@ -171,7 +172,7 @@ class ServerFields(BaseModel):
         keep_alive: str | float | None = None,
     ) -> ServerSpec:
         found = self._model_id(model)
-        adapter = self._adapter()
+        adapter, draft = self._adapter(), self._draft()
         alive = self.keep_alive if keep_alive is None else keep_alive
         return ServerSpec(
             source=found.source,
@@ -184,6 +185,7 @@ class ServerFields(BaseModel):
             ),
             kind=kind,
             adapter=adapter,
+            draft=draft,
             keep_alive=seconds(alive, "keep_alive", lowest=-1),
             auto_install=self.auto_install,
             auto_pull=self.auto_pull,
@@ -206,6 +208,10 @@ class ServerFields(BaseModel):
 
     def _adapter(self) -> str | None:
         """Return the adapter on top of the model, None for none."""
+        return None
+
+    def _draft(self) -> str | None:
+        """Return what drafts tokens, None for nothing."""
         return None
 
     def _patience(self) -> float | None:
@@ -272,6 +278,8 @@ class ChatSettings(ServerFields):
     """How many alternatives of each token are told with theirs, 20 at most."""
     adapter: str | None = None
     """A LoRA adapter on top of the model, as `mlx_lm.lora` writes it: a folder or a repository."""
+    draft: bool | str | None = None
+    """Speculative decoding: True for the model's own MTP heads, or a draft model; off without."""
     streaming: bool | None = None
     """Whether `invoke` streams to callbacks; None leaves it to who calls."""
     # LangChain's field with another default: a copy for another model then decides anew.
@@ -295,6 +303,11 @@ class ChatSettings(ServerFields):
             raise ConfigurationError(
                 "`adapter` needs a server that this package starts, and `base_url` names another",
                 hint="start that server with the adapter, or fuse it: `python -m mlx_lm fuse`",
+            )
+        self._draft()
+        if self.draft and self.base_url is not None:
+            raise ConfigurationError(
+                "`draft` needs a server that this package starts, and `base_url` names another"
             )
         return self
 
@@ -320,6 +333,11 @@ class ChatSettings(ServerFields):
 
     def _engine(self) -> str | None:
         return None if self.engine == "auto" else self.engine
+
+    def _draft(self) -> str | None:
+        if isinstance(self.draft, str):
+            return self._model_id(self.draft).source
+        return MTP if self.draft else None
 
     def _adapter(self) -> str | None:
         return None if self.adapter is None else adapter_source(self.adapter)

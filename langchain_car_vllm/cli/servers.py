@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +24,14 @@ from langchain_car_vllm.errors import CarVllmError, UnknownModelError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.identity import identity_of
 from langchain_car_vllm.server import lost_servers, running_servers, stop_servers
+from langchain_car_vllm.server.client.liveness import is_serving
+from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.client.stop import idle_seconds
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.state import State, is_used_elsewhere, read_state
 
 _FOLLOW = 0.1
+_STATUS_SECONDS = 2.0
 
 
 def ps(*, as_json: AsJson = False) -> None:
@@ -214,6 +218,7 @@ def _server_to_json(directory: ServerDirectory, state: State) -> dict[str, Any]:
         "pid": state.server.pid if state.server else None,
         "supervisor_pid": state.supervisor.pid,
         **state.serving.to_dict(),
+        **_drafts_to_json(directory, state),
         "memory_bytes": state.reservation,
         "up_seconds": _age(state),
         "log": str(directory.log),
@@ -225,13 +230,38 @@ def _row(directory: ServerDirectory, state: State) -> tuple[str, ...]:
         model_id(state.served_name),
         state.kind or "-",
         _stage(state),
-        state.serving.engine or "-",
+        _engine(directory, state),
         str(state.port or "-"),
         str(state.server.pid if state.server else "-"),
         size(state.reservation) if state.reservation else "-",
         _clock(_age(state)),
         _until(directory, state),
     )
+
+
+def _drafts_to_json(directory: ServerDirectory, state: State) -> dict[str, int | None]:
+    drafted, accepted = _drafts(directory, state) or (None, None)
+    return {"drafted_tokens": drafted, "accepted_tokens": accepted}
+
+
+def _engine(directory: ServerDirectory, state: State) -> str:
+    """Return the engine, with how much of what is drafted is accepted."""
+    engine = state.serving.engine or "-"
+    if state.serving.draft is None:
+        return engine
+    drafted, accepted = _drafts(directory, state) or (0, 0)
+    share = f"{accepted / drafted:.0%} accepted" if drafted else "none accepted yet"
+    return f"{engine}, drafts: {share}"
+
+
+def _drafts(directory: ServerDirectory, state: State) -> tuple[int, int] | None:
+    """Ask a server that drafts tokens how many it drafted, and how many were accepted."""
+    if state.serving.draft is None or state.phase != "ready":
+        return None
+    is_ours = partial(is_serving, directory, state.generation)
+    look = StatusLook(state.endpoint(directory.log, is_ours))
+    look.wait(_STATUS_SECONDS)
+    return look.drafts
 
 
 def _finite(seconds: float | None) -> float | None:

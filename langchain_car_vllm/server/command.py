@@ -7,6 +7,7 @@ from functools import partial
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.models.facts import ModelFacts
 from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts, turn_order_of
+from langchain_car_vllm.models.speculation import MTP
 from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.memory import Memory, memory_for
@@ -164,6 +165,7 @@ def serve_arguments(
         return [*arguments, *spec.server_args]
     if launch.serving.engine == "batched":
         arguments += _batching_arguments(launch, working_set)
+    arguments += _draft_arguments(launch.serving.draft)
     return [*arguments, *_model_arguments(launch), *spec.server_args]
 
 
@@ -181,6 +183,16 @@ def _batching_arguments(launch: Launch, working_set: int | None) -> list[str]:
         chunk = _LINEAR_CHUNK if launch.linear_attention else _CHUNK
         arguments += ["--chunked-prefill-tokens", str(chunk)]
     return arguments
+
+
+def _draft_arguments(draft: str | None) -> list[str]:
+    """Return what has tokens drafted; every draft is verified, so that no token changes."""
+    if draft is None:
+        return []
+    if draft == MTP:
+        return ["--enable-mtp"]
+    model = ["--mllm-draft-model", draft, "--mllm-draft-kind", "mtp", "--default-mllm-draft"]
+    return ["--mllm", *model]
 
 
 def _model_arguments(launch: Launch) -> list[str]:

@@ -28,6 +28,7 @@ from langchain_car_vllm.models.model_files import load_object
 from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
+from langchain_car_vllm.models.speculation import check_draft, draft_bytes, draft_to_serve
 from langchain_car_vllm.runtime import binary_to_launch, installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
@@ -205,8 +206,11 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
     """Refuse a model that is known not to do what it is to be served for.
 
     Raises:
-        UnservableModelError: It is another kind of model, or its adapter does not belong to it.
+        UnservableModelError: It is another kind of model, or its adapter or its draft does not
+            belong to it.
     """
+    if spec.draft is not None and directory is not None:
+        check_draft(spec.draft, directory, spec.served_name)
     if spec.adapter is not None and directory is not None:
         adapter = find_adapter(spec.adapter)
         if adapter is not None:
@@ -268,7 +272,8 @@ def _launch(
     if spec.kind != "chat":
         serving = Serving(version=version, engine="simple", parsers=Parsers())
         return Launch(model, here, serving, memory=Memory(facts.weights_bytes))
-    return launch_for(
+    facts = replace(facts, weights_bytes=facts.weights_bytes + draft_bytes(spec.draft))
+    launch = launch_for(
         spec,
         facts,
         model,
@@ -280,6 +285,8 @@ def _launch(
         wiring=wiring_mode(spec, inherited_environment()),
         working_set=known_working_set(),
     )
+    serving = replace(launch.serving, draft=draft_to_serve(spec.draft))
+    return replace(launch, serving=serving)
 
 
 def _facts_of_hub(spec: ServerSpec, hub: HubListing) -> ModelFacts:

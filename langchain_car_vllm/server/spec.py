@@ -27,6 +27,7 @@ class ServerSpec:
         server_env: Added last to the server's environment; the values are secrets.
         kind: What it serves: chat, or one of what has a server of its own.
         adapter: A LoRA adapter on top of the model: an absolute folder, or a Hub repository.
+        draft: What drafts tokens: `mtp` for the model's own heads, or another model.
         keep_alive: Seconds without a request after which it stops; 0 at once, -1 never. No part
             of the identity.
         auto_install: Whether the runtime may be installed. No part of the identity.
@@ -41,6 +42,7 @@ class ServerSpec:
     server_env: tuple[tuple[str, str], ...] = ()
     kind: Kind = "chat"
     adapter: str | None = None
+    draft: str | None = None
     keep_alive: float = 600.0
     auto_install: bool = True
     auto_pull: bool = True
@@ -68,7 +70,9 @@ class ServerSpec:
             binary,
         ]
         if self.adapter is not None:
-            identity.append(identity_of(self.adapter))
+            identity.append(["adapter", *identity_of(self.adapter)])
+        if self.draft is not None:
+            identity.append(["draft", *identity_of(self.draft)])
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     @property

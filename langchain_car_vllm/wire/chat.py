@@ -134,7 +134,7 @@ class WireChat(CountingChat):
         exchange = self._exchange(messages, stop, kwargs, clock, streamed=False)
         self._check_fits(exchange, kwargs)
         deltas = list(self._deltas(exchange, clock, gate, kwargs.get("extra_headers")))
-        return to_result(deltas, add_times(exchange.answer_end(), stopwatch))
+        return to_result(deltas, add_times(exchange.answer_end(), stopwatch, self.endpoint.draft))
 
     async def _agenerate(
         self,
@@ -152,7 +152,7 @@ class WireChat(CountingChat):
             delta
             async for delta in self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
         ]
-        return to_result(deltas, add_times(exchange.answer_end(), stopwatch))
+        return to_result(deltas, add_times(exchange.answer_end(), stopwatch, self.endpoint.draft))
 
     def _stream(
         self,
@@ -172,7 +172,7 @@ class WireChat(CountingChat):
                 if run_manager:
                     run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(add_times(exchange.answer_end(), stopwatch), kwargs)
+        yield _end_chunk(add_times(exchange.answer_end(), stopwatch, self.endpoint.draft), kwargs)
 
     async def _astream(
         self,
@@ -193,7 +193,7 @@ class WireChat(CountingChat):
                 if run_manager:
                     await run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(add_times(exchange.answer_end(), stopwatch), kwargs)
+        yield _end_chunk(add_times(exchange.answer_end(), stopwatch, self.endpoint.draft), kwargs)
 
     def _deltas(
         self, exchange: Exchange, clock: Clock, gate: Gate, headers: Headers

@@ -25,16 +25,22 @@ class StatusLook:
     Attributes:
         began: When it began, by the monotonic clock.
         requests: The requests that the server works on, None while it is not known.
+        drafts: Tokens that were drafted and accepted since its start, None where it drafts none.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self.began = time.monotonic()
         self.requests: list[Mapping[str, Any]] | None = None
+        self.drafts: tuple[int, int] | None = None
         self._thread = threading.Thread(
             target=self._ask, name="langchain_car_vllm.status", daemon=True
         )
         self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the answer, so many seconds at most."""
+        self._thread.join(seconds)
 
     def is_over(self) -> bool:
         """Tell whether the server has answered, or will not."""
@@ -76,10 +82,20 @@ class StatusLook:
             response = connection.getresponse()
             found: list[Any] = []
             if response.status == HTTPStatus.OK:
-                found = json.loads(response.read(_LONGEST)).get("requests") or []
+                told = json.loads(response.read(_LONGEST))
+                found = told.get("requests") or []
+                self.drafts = _drafts(told.get("mtp"))
             # A server that has no status will never tell.
             self.requests = [entry for entry in found if isinstance(entry, dict)]
         except (OSError, ValueError, AttributeError, http.client.HTTPException):
             return
         finally:
             connection.close()
+
+
+def _drafts(found: Any) -> tuple[int, int] | None:
+    drafted = found.get("attempted") if isinstance(found, dict) else None
+    if not isinstance(drafted, int):
+        return None
+    accepted = found.get("accepted")
+    return drafted, accepted if isinstance(accepted, int) else 0

@@ -90,6 +90,7 @@ class Answer:
         done: Nothing more is wanted: the connection may be closed.
         id: The server's name for the answer.
         model: The model's name as the server gives it.
+        drafts: Tokens that were drafted and accepted, None where the server does not tell.
         events: How many events carried something, about the number of tokens.
     """
 
@@ -116,6 +117,7 @@ class Answer:
         self.done = False
         self.id: str | None = None
         self.model: str | None = None
+        self.drafts: tuple[int, int] | None = None
         self.events = 0
 
     def feed(self, data: bytes) -> list[Delta]:
@@ -156,6 +158,11 @@ class Answer:
         found = tuple(self._logprobs)
         self._logprobs.clear()
         return found
+
+    def _read_drafts(self, found: Any) -> None:
+        drafted = found.get("mtp_drafts") if isinstance(found, dict) else None
+        if drafted is not None:
+            self.drafts = int(drafted), int(found.get("mtp_accepted") or 0)
 
     def _read_logprobs(self, found: dict[str, Any] | None) -> None:
         if found is None:
@@ -228,6 +235,7 @@ class Answer:
     def _read(self, event: dict[str, Any]) -> Delta | None:
         if usage := event.get("usage"):
             self.usage = _usage(usage)
+        self._read_drafts(event.get("generation_metadata"))
         choices = event.get("choices")
         if not choices:
             if event.get("error") is not None:

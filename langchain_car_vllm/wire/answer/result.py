@@ -27,6 +27,7 @@ class AnswerEnd(NamedTuple):
         usage: Tokens of all requests of the call, None where unknown.
         id: The server's name for the answer.
         extra: More entries for `response_metadata`.
+        drafts: Tokens that were drafted and accepted, None where the server does not tell.
     """
 
     finish_reason: str
@@ -34,6 +35,7 @@ class AnswerEnd(NamedTuple):
     usage: Usage | None
     id: str | None
     extra: dict[str, Any]
+    drafts: tuple[int, int] | None = None
 
     def metadata(self) -> dict[str, Any]:
         """Return the message's `response_metadata`."""
@@ -81,8 +83,14 @@ def _finish_fields(reason: str) -> dict[str, str]:
     return {**found, "finish_state": "incomplete"} if reason in _INCOMPLETE else found
 
 
-def add_times(end: AnswerEnd, stopwatch: Stopwatch) -> AnswerEnd:
-    """Return the end of an answer with its times, and with what the server's status told of it."""
+def add_times(end: AnswerEnd, stopwatch: Stopwatch, draft: str | None = None) -> AnswerEnd:
+    """Return the end of an answer with its times, and with what the server's status told of it.
+
+    Args:
+        end: The end of the answer.
+        stopwatch: Measured the call.
+        draft: What drafts tokens on the server; how many came of it is told then, 0 for none.
+    """
     usage = end.usage
     if usage is not None and usage.cached is None:
         usage = usage._replace(cached=stopwatch.tokens_from_cache(usage.prompt))
@@ -90,6 +98,8 @@ def add_times(end: AnswerEnd, stopwatch: Stopwatch) -> AnswerEnd:
     if usage is not None and not usage.estimated:
         prompt, completion = usage.prompt - (usage.cached or 0), usage.completion
     timings = stopwatch.timings(prompt, completion)
+    if end.drafts is not None or draft is not None:
+        timings["drafted_tokens"], timings["accepted_tokens"] = end.drafts or (0, 0)
     return end._replace(usage=usage, extra={**end.extra, "timings": timings})
 
 

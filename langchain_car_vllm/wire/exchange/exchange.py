@@ -291,6 +291,7 @@ class Exchange:
             model=answer.model or str(self.body["model"]),
             usage=self._usage(),
             id=answer.id,
+            drafts=answer.drafts,
             extra={**self._extra(), **({"logprobs": {"content": [*rest]}} if rest else {})},
         )
 

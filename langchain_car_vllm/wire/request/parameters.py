@@ -64,6 +64,7 @@ AT_CONSTRUCTION = frozenset(
         "revision",
         "engine",
         "adapter",
+        "draft",
         "server_args",
         "server_env",
         "auto_install",
@@ -145,6 +146,10 @@ _MEANT = {
     "num_gpu": "nothing: the whole model runs on the GPU",
     "num_thread": "nothing: the server decides",
     "idle_timeout": "`keep_alive`",
+    "draft_model": "`draft`",
+    "speculative_model": "`draft`",
+    "adapter_path": "`adapter`",
+    "lora": "`adapter`",
     "headers": "`default_headers`",
 }
 

@@ -1,0 +1,84 @@
+"""What can draft tokens for a model: its own MTP heads, or a second model.
+
+The server verifies every draft, so that the tokens stay those of the model. What would be passed
+over in silence is refused here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.models.config import is_multimodal
+from langchain_car_vllm.models.model_files import is_file, list_folder, read_object
+from langchain_car_vllm.models.snapshot import find_snapshot, served_source
+from langchain_car_vllm.models.weights import MEDIA_WEIGHTS, is_weight, read_shapes
+
+MTP = "mtp"
+_COUNTS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+# Where conversions keep the heads that mlx-lm leaves out of the model (vllm-mlx 0.6.0).
+_FILES = ("mtp/weights.safetensors", "model-mtp.safetensors")
+_OFF = "leave `draft` out"
+
+
+def check_draft(draft: str, model: Path, name: str) -> None:
+    """Refuse what would draft nothing.
+
+    Args:
+        draft: `mtp`, or the draft model as a folder or repository.
+        model: The folder of the model that it drafts for.
+        name: That model's name, for the error.
+
+    Raises:
+        UnservableModelError: The model has no heads, or takes no draft model.
+    """
+    config = read_object(model / "config.json") or {}
+    if draft == MTP:
+        reason = _lacks_heads(model, config)
+        if reason is not None:
+            hint = f"choose a conversion that keeps the heads (`mtp.*`), or {_OFF}"
+            raise UnservableModelError(f"`{name}` cannot draft for itself: {reason}", hint=hint)
+        return
+    if not is_multimodal(config):
+        raise UnservableModelError(
+            f"`{name}` takes no draft model: the server has a place for one with models that see",
+            hint=f"write `draft=True` where the model has MTP heads, or {_OFF}",
+        )
+    if find_snapshot(draft) is None:
+        raise UnservableModelError(
+            f"the draft model `{draft}` is not on this machine", hint=f"run `car-vllm pull {draft}`"
+        )
+
+
+def draft_to_serve(draft: str | None) -> str | None:
+    """Return `mtp`, or what the server is given as the draft model; None for nothing."""
+    if draft is None or draft == MTP:
+        return draft
+    snapshot = find_snapshot(draft)
+    return served_source(snapshot, draft) if snapshot is not None else draft
+
+
+def draft_bytes(draft: str | None) -> int:
+    """Return the size of a draft model's weights; heads are counted with their model."""
+    snapshot = None if draft in (None, MTP) else find_snapshot(str(draft))
+    if snapshot is None:
+        return 0
+    files = list_folder(snapshot)
+    return sum(size or 0 for name, size in files.items() if is_weight(name, MEDIA_WEIGHTS))
+
+
+def _lacks_heads(model: Path, config: Mapping[str, Any]) -> str | None:
+    text = config.get("text_config")
+    parts = (config, text if isinstance(text, dict) else {})
+    if not any(_is_count(part.get(name)) for part in parts for name in _COUNTS):
+        return "its `config.json` names no MTP heads"
+    if any(is_file(model / name) for name in _FILES):
+        return None
+    weights = (name for name in list_folder(model) if is_weight(name, MEDIA_WEIGHTS))
+    if any("mtp." in tensor for name in weights for tensor in read_shapes(model / name)):
+        return None
+    return "its weights hold no MTP heads, although its `config.json` names some"
+
+
+def _is_count(found: object) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool) and found > 0

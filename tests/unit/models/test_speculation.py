@@ -1,0 +1,142 @@
+"""Speculative decoding: passed on where it works, refused where it would do nothing, measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes.dialect import Dialect, Reply, Server
+from unit.models.test_adapter import write_tensors
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.endpoint import Endpoint, Serving
+from langchain_car_vllm.errors import ConfigurationError, UnknownModelError, UnservableModelError
+from langchain_car_vllm.server.client.status_look import StatusLook
+from langchain_car_vllm.server.command import serve_arguments
+from langchain_car_vllm.server.plan import plan_for
+from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.wire.answer.result import AnswerEnd, add_times
+
+HEADS = {"model_type": "qwen3_next", "num_nextn_predict_layers": 1}
+SEEING = {"model_type": "gemma4", "vision_config": {"hidden_size": 8}}
+
+
+def make_model(folder: Path, config: dict[str, object], *tensors: str) -> Path:
+    """Make a folder that looks like a model."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    names = ("model.layers.0.weight", *tensors)
+    write_tensors(folder / "model.safetensors", {name: [4, 4] for name in names})
+    return folder
+
+
+def arguments_of(chat: ChatVllmMlx) -> list[str]:
+    spec = chat._spec()
+    return serve_arguments(spec, plan_for(spec).launch, 1)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_heads_are_used_where_the_weights_hold_them(tmp_path: Path, nested: bool):
+    """Off unless asked for; never the flag that skips the check of a draft."""
+    config = (
+        {"model_type": "qwen3_5", "text_config": {"mtp_num_hidden_layers": 1}} if nested else HEADS
+    )
+    model = make_model(tmp_path / "model", config, "model.mtp.layers.0.weight")
+    assert "--enable-mtp" not in arguments_of(ChatVllmMlx(model))
+    chat = ChatVllmMlx(model, draft=True)
+    arguments = arguments_of(chat)
+    assert "--enable-mtp" in arguments
+    assert "--mtp-optimistic" not in arguments
+    assert plan_for(chat._spec()).launch.serving.draft == "mtp"
+    assert chat._spec().key() != ChatVllmMlx(model)._spec().key()
+    assert ChatVllmMlx(model, draft=False)._spec().key() == ChatVllmMlx(model)._spec().key()
+
+
+def test_heads_in_a_file_of_their_own_count(tmp_path: Path):
+    """As conversions keep them that mlx-lm would leave out."""
+    model = make_model(tmp_path / "model", HEADS)
+    (model / "mtp").mkdir()
+    (model / "mtp" / "weights.safetensors").write_bytes(b"x")
+    assert "--enable-mtp" in arguments_of(ChatVllmMlx(model, draft=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "llama"}, "names no MTP heads"),
+        ({"model_type": "llama", "num_nextn_predict_layers": "1"}, "names no MTP heads"),
+        ({"model_type": "llama", "text_config": [1]}, "names no MTP heads"),
+        (HEADS, "hold no MTP heads"),
+    ],
+)
+def test_a_model_without_heads_is_refused(tmp_path: Path, config, reason):
+    """The server would only log a warning and go on without."""
+    model = make_model(tmp_path / "model", config)
+    with pytest.raises(UnservableModelError, match=reason):
+        plan_for(ChatVllmMlx(model, draft=True)._spec())
+
+
+def test_a_draft_model_is_for_models_that_see(tmp_path: Path):
+    """It is served beside the model, its memory counted, and has to be here."""
+    model = make_model(tmp_path / "model", SEEING)
+    draft = make_model(tmp_path / "draft", {"model_type": "gemma4_assistant"})
+    chat = ChatVllmMlx(model, draft=str(draft))
+    arguments = arguments_of(chat)
+    assert arguments[arguments.index("--mllm-draft-model") + 1] == str(draft)
+    assert {"--mllm", "--default-mllm-draft"} <= set(arguments)
+    plain = plan_for(ChatVllmMlx(model)._spec()).launch.memory.weights
+    assert plan_for(chat._spec()).launch.memory.weights > plain
+    text = make_model(tmp_path / "text", {"model_type": "llama"})
+    with pytest.raises(UnservableModelError, match="takes no draft model"):
+        plan_for(ChatVllmMlx(text, draft=str(draft))._spec())
+    with pytest.raises(UnservableModelError, match="not on this machine"):
+        plan_for(ChatVllmMlx(model, draft="org/draft")._spec())
+
+
+def test_what_cannot_be_meant_is_refused():
+    """At construction, or by the call."""
+    with pytest.raises(ConfigurationError, match="needs a server that this package starts"):
+        ChatVllmMlx("m", base_url="http://127.0.0.1:9/v1", draft=True)
+    with pytest.raises(ConfigurationError, match="`draft`"):
+        ChatVllmMlx("org/model", draft_model="org/small")
+    with pytest.raises(UnknownModelError):
+        ChatVllmMlx("org/model", draft="no such thing")
+
+
+def events(metadata: object) -> bytes:
+    choice = {"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}
+    last = {"choices": [], "usage": {"completion_tokens": 9}, "generation_metadata": metadata}
+    parts = [{"choices": [choice], "generation_metadata": None}, last]
+    return (
+        b"".join(f"data: {json.dumps(part)}\n\n".encode() for part in parts) + b"data: [DONE]\n\n"
+    )
+
+
+def test_timings_tell_what_it_brings():
+    """How many tokens were drafted and accepted; 0 where it is on and does nothing."""
+    metadata = {"mtp_drafts": 8, "mtp_accepted": 5}
+    with Server(Dialect("m", script=lambda body: Reply(raw=events(metadata)))) as server:
+        llm = ChatVllmMlx(model="m", base_url=server.base_url)
+        chunks = list(llm.stream("hi"))
+        server.dialect.script = lambda body: Reply(raw=events({"mtp_drafts": None}))
+        plain = list(llm.stream("hi"))
+    timings = chunks[-1].response_metadata["timings"]
+    assert (timings["drafted_tokens"], timings["accepted_tokens"]) == (8, 5)
+    assert "drafted_tokens" not in plain[-1].response_metadata["timings"]
+    end = AnswerEnd("stop", "m", None, None, {})
+    silent = add_times(end, Stopwatch(), "mtp").extra["timings"]
+    assert (silent["drafted_tokens"], silent["accepted_tokens"]) == (0, 0)
+
+
+def test_ps_asks_the_server_what_it_brings():
+    """The server counts over all of its answers."""
+    with Server(Dialect("m")) as server:
+        endpoint = Endpoint(server.base_url, None, "m", draft="mtp")
+        looks = []
+        for status in ({"mtp": {"attempted": 10, "accepted": 7}}, {"mtp": {"enabled": False}}):
+            server.dialect.status = lambda told=status: told
+            look = StatusLook(endpoint)
+            look.wait(5)
+            looks.append(look.drafts)
+    assert looks == [(10, 7), None]
+    assert Serving.from_dict(Serving(draft="mtp").to_dict()).draft == "mtp"

@@ -178,7 +178,8 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
                     target.spec, startup_timeout=target.startup_timeout, on_progress=on_waiting
                 )
             )
-            _warn_of(connection.endpoint)
+            if _installation(connection.endpoint) not in _warned:
+                await asyncio.to_thread(_warn_of, connection.endpoint)
         run.stopwatch.note_ready()
         watched = Watched(connection, on_progress, run.stopwatch)
         stack.callback(watched.watch.end)
@@ -240,8 +241,16 @@ def _poisonous(crash: ServerCrashedError) -> ServerCrashedError:
     return crash
 
 
+_warned: set[tuple[str | None, str | None]] = set()
+
+
+def _installation(endpoint: Endpoint) -> tuple[str | None, str | None]:
+    return endpoint.version, endpoint.engine_note
+
+
 def _warn_of(endpoint: Endpoint) -> None:
-    """Log what is worth knowing of a server's installation, once per process."""
+    """Log what is worth knowing of a server's installation, once per process; looks at files."""
+    _warned.add(_installation(endpoint))
     # Not needed for construction.
     from langchain_car_vllm import runtime  # noqa: PLC0415
 

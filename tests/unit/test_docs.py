@@ -114,6 +114,39 @@ def test_links_lead_somewhere(page: str):
             assert (source.parent / target).exists(), target
 
 
+QUESTIONS = {
+    "which model for my Mac": ("models.md", "16 GB"),
+    "how large is the download": ("quickstart.md", "GB"),
+    "where do files lie": ("macos.md", "## Where files lie"),
+    "how do I update": ("macos.md", "## Updating"),
+    "how do I remove it": ("macos.md", "## Removing everything"),
+    "other programs": ("command-line.md", "## Other programs"),
+    "other machines": ("command-line.md", "--host 0.0.0.0"),
+    "Open WebUI, SDKs and editors": ("command-line.md", "Open WebUI"),
+    "containers": ("deployment.md", "## Containers"),
+    "LangServe": ("deployment.md", "## LangServe"),
+    "FastAPI": ("deployment.md", "## FastAPI"),
+    "LangGraph": ("deployment.md", "## LangGraph"),
+    "LangSmith": ("deployment.md", "LangSmith"),
+    "what is wrong": ("troubleshooting.md", "car-vllm doctor"),
+    "all settings": ("configuration.md", "## ChatVllmMlx"),
+    "all errors": ("errors.md", "ServerStoppedError"),
+    "Python on a Mac": ("quickstart.md", "Homebrew"),
+    "Intel Macs and Windows": ("troubleshooting.md", "Intel Mac, Windows"),
+    "several Macs": ("scaling.md", "## Several Macs"),
+    "from Ollama": ("migrating.md", "## From ChatOllama"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_of_a_new_user_have_their_page(question: str):
+    """Each is answered on the page where it is looked for, and the page is found from the start."""
+    page, words = QUESTIONS[question]
+    assert words in (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert f"docs/{page}" in README
+    assert f"({page}" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
 def test_the_models_of_the_examples_exist():
     """The ids in the pages are ids."""
     for model in re.findall(r'model="([^"]+)"', README + LANGCHAIN):

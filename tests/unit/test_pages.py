@@ -65,6 +65,10 @@ def test_python_blocks_run(
     monkeypatch.chdir(tmp_path)
     with Server(AnyModel(multimodal=True)) as server:
         monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", server.base_url)
+        # What `car-vllm env` prints.
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "key")
+        monkeypatch.setenv("OPENAI_MODEL", "m")
         names: dict[str, object] = {"__name__": "page"}
         exec(SET_UP, names)
         for block in code:

@@ -97,7 +97,7 @@ def lease(
         except KeyboardInterrupt:
             waiting.interrupt()
             raise
-        gate = Admission(directory_of(spec), endpoint, on_progress, waiting.policy.client_tick)
+        gate = Admission(waiting.directory, endpoint, on_progress, waiting.policy.client_tick)
         try:
             yield Lease(endpoint, gate, waiting)
         finally:
@@ -119,7 +119,7 @@ async def alease(
     try:
         while (endpoint := await asyncio.to_thread(waiting.step)) is None:  # noqa: ASYNC110
             await asyncio.sleep(waiting.tick)
-        gate = Admission(directory_of(spec), endpoint, on_progress, waiting.policy.client_tick)
+        gate = Admission(waiting.directory, endpoint, on_progress, waiting.policy.client_tick)
         try:
             yield Lease(endpoint, gate, waiting)
         finally:

@@ -66,11 +66,12 @@ demo: install ## The main job with the real server and a small real model; needs
 	$(BIN)/python examples/build_model.py smollm2-135m $(SMOLLM2)
 	$(BIN)/python examples/quickstart.py $(SMOLLM2)
 
-lint: install ## Ruff, import contracts, spelling, types
+lint: install ## Ruff, import contracts, spelling, workflows, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	if command -v actionlint >/dev/null; then actionlint; fi
 	$(BIN)/mypy --platform linux --cache-dir .mypy_cache/linux
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin

@@ -1,15 +1,20 @@
-"""Under Darwin's rules: nobody learns from a connection that nobody listens."""
+"""Under Darwin's rules: connections that nobody refuses, volumes without locks, zombies."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from faults.support import FAST, Background, Fake, ask, eventually
 
 from langchain_car_vllm.cli import machine_checks
-from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.errors import StateDirectoryError
+from langchain_car_vllm.server import lease, process, stop_server
 from langchain_car_vllm.server.port import HeldPort
 
 
@@ -58,3 +63,38 @@ def test_doctor_finds_the_port_well(darwin_rules: Path):
     """The check of the held port is content, and connects to nobody in vain."""
     assert "outlives" in dict(machine_checks.CHECKS)["port"]()
     assert darwin_rules.read_text() == ""
+
+
+def test_a_volume_without_locks_is_told(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """A network volume answers ENOTSUP: the folder is named, and what to set."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(StateDirectoryError, match="not supported") as caught,
+        lease(fake.spec(), policy=FAST),
+    ):
+        pass
+    assert "CAR_HOME" in (caught.value.hint or "")
+    assert not fake.starts()
+
+
+def test_a_group_of_zombies_is_gone(monkeypatch: pytest.MonkeyPatch):
+    """Darwin refuses to signal them with EPERM, and does not know their group."""
+    child = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+    eventually(lambda: process.has_ended(child.pid), "the child to end")
+
+    def deny(group: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def unknown(pid: int) -> int:
+        raise ProcessLookupError(errno.ESRCH, "No such process")
+
+    monkeypatch.setattr(os, "killpg", deny)
+    monkeypatch.setattr(os, "getpgid", unknown)
+    try:
+        assert process.kill_group(child.pid, grace=5.0)
+    finally:
+        child.wait()

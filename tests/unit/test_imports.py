@@ -17,6 +17,20 @@ def test_supervisor_knows_no_langchain():
     assert not heavy & found
 
 
+def test_supervisor_imports_nothing_that_a_fork_breaks_on_a_mac():
+    """It forks without exec: Apple's frameworks may not have been entered before, by any way."""
+    code = (
+        "import sys, threading, langchain_car_vllm.server.supervisor.__main__\n"
+        "print(threading.active_count(), *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    threads, *modules = done.stdout.split()
+    assert threads == "1"
+    # What asks the system for proxies, certificates or fonts, and what leads there.
+    entering = {"_scproxy", "truststore", "urllib.request", "objc", "Foundation", "tkinter"}
+    assert not entering & set(modules)
+
+
 def test_package_import_is_lazy():
     """Importing the package imports no LangChain; naming the class does."""
     assert "langchain_core" not in modules_after("import langchain_car_vllm")

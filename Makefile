@@ -11,6 +11,8 @@ ifneq ($(wildcard /etc/ssl/cert.pem /etc/ssl/certs/ca-certificates.crt /etc/pki/
 export UV_SYSTEM_CERTS ?= 1
 endif
 RESULTS := .results
+# Tests of processes wait as much as they work.
+WORKERS ?= 4
 SMOLLM2 := $(MODELS)/smollm2-135m
 SECTIONS ?=
 OUTPUT ?= .benchmarks
@@ -50,7 +52,7 @@ define unit_tests_in
 	$(UV) build --quiet --wheel --out-dir $(1)/wheel
 	VIRTUAL_ENV=$(1) $(UV) pip install --quiet --compile-bytecode --resolution $(2) --requirement pyproject.toml --group test
 	VIRTUAL_ENV=$(1) $(UV) pip install --quiet --no-deps $(1)/wheel/*.whl
-	$(1)/bin/pytest $(UNIT) -n 2
+	$(1)/bin/pytest $(UNIT) -m "not full" -n 2
 endef
 
 test-newest: install ## The unit tests with the wheel and the newest releases that the ranges admit
@@ -81,7 +83,7 @@ format: install ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 
 test: lint ## Everything fast
-	$(BIN)/python -m pytest $(TESTS) -n 2 --junitxml=$(RESULTS)/fast.xml
+	$(BIN)/python -m pytest $(TESTS) -m "not full" -n $(WORKERS) --junitxml=$(RESULTS)/fast.xml
 	$(BIN)/python -m pytest integration_tests -m "not full" --junitxml=$(RESULTS)/real.xml
 
 $(VENV)/.examples: $(VENV)/.installed requirements/examples.txt
@@ -102,6 +104,7 @@ test-consumers: .consumers/.installed ## Programs that use the model: middleware
 	.consumers/bin/pytest -c consumer_tests/pytest.ini consumer_tests -m "not full"
 
 test-full: test test-consumers $(VENV)/.examples ## Everything, on the real server and real models
+	$(BIN)/python -m pytest $(TESTS) -m full -n 2 --junitxml=$(RESULTS)/slow.xml
 	$(BIN)/python -m pytest integration_tests -m full --junitxml=$(RESULTS)/full.xml
 	.consumers/bin/pytest -c consumer_tests/pytest.ini consumer_tests -m full
 

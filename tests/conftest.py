@@ -2,6 +2,7 @@
 
 import os
 import signal
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,33 @@ from hypothesis import HealthCheck, settings
 
 from langchain_car_vllm.wire.transport import remote
 
+_SLOW = [
+    line
+    for line in Path(__file__)
+    .with_name("slow_variants.txt")
+    .read_text(encoding="utf-8")
+    .split("\n")
+    if line and not line.startswith("#")
+]
 _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 
 # A machine under load makes examples slowly; what is slow by itself shows in the durations.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "patient", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("patient")
 
 # A shell without job control starts what runs in the background with Ctrl-C ignored, and processes
 # that a test starts would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave variants that take long to `make test-full`."""
+    for item in items:
+        if any(fnmatch(item.nodeid.rpartition("/")[2], pattern) for pattern in _SLOW):
+            item.add_marker(pytest.mark.full)
 
 
 @pytest.fixture(autouse=True)

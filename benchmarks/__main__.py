@@ -12,7 +12,16 @@ from pathlib import Path
 
 from benchmarks.rows import Row, read, show, write
 
-SECTIONS = ("overhead", "profile", "imports", "supervision", "agents", "real", "defaults")
+SECTIONS = (
+    "overhead",
+    "profile",
+    "imports",
+    "supervision",
+    "agents",
+    "company",
+    "real",
+    "defaults",
+)
 OUTPUT = Path(__file__).parents[1] / ".benchmarks"
 
 

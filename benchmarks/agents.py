@@ -1,7 +1,7 @@
-"""An agent's tenth step against its second, on the real server.
+"""An agent's tenth step against its second, on the real server, with the default settings.
 
-A multimodal model's server reads up to one chunk of a prefill again at each turn (256 tokens with
-linear attention, else 512), so the turns of those agents are a little longer than that.
+Turns shorter than a chunk of a prefill (256 tokens with linear attention, else 512) must be as flat
+as long ones.
 """
 
 import http.client
@@ -25,6 +25,9 @@ BAR = 1.5
 _SYSTEM = "You plan journeys, step by step, and keep to what was said before. " * 8
 _STEP = "Step {step} of {name}: name the next city, and say in a few words what to see there. "
 _SHORT = 1
+# Sentences of a turn, and the tokens that they come to.
+_LENGTHS = {1: 30, 4: 100, 13: 300}
+_SIMPLE_LENGTH = 13
 _PATIENCE = 60.0
 
 
@@ -112,10 +115,11 @@ def _text() -> list[Row]:
         turns,
         Check(f"turn {TURNS} against turn 2", grown, BAR),
     )
-    return [first, _restarts(agents[-1], ChatVllmMlx(model=model.model, keep_alive=1, **settings))]
+    again = ChatVllmMlx(model=model.model, keep_alive=1, **settings)
+    return [first, _restarts(agents[-1], again, "SmolLM2-135M")]
 
 
-def _restarts(agent: Agent, model: ChatVllmMlx) -> Row:
+def _restarts(agent: Agent, model: ChatVllmMlx, name: str) -> Row:
     """Go on with a conversation after idle stops, without the time that the start takes."""
     agent.use(model)
     before, after = [], []
@@ -127,7 +131,7 @@ def _restarts(agent: Agent, model: ChatVllmMlx) -> Row:
     ratios = [b / a for a, b in zip(before, after, strict=True)]
     return Row(
         section="agents",
-        what="the same conversation after an idle stop and a restart",
+        what=f"the same conversation after an idle stop and a restart, {name}",
         unit="s to the first token",
         figures={"before": median(before), "after": median(after)},
         checks=(Check("after against before", median(ratios), BAR),),
@@ -143,27 +147,31 @@ def _wait_until_stopped(model: ChatVllmMlx) -> None:
     close_lock(descriptor)
 
 
-def _multimodal(architecture: str, template: str, length: int, *, thinks: bool) -> Row:
+def _multimodal(architecture: str, template: str, *, thinks: bool) -> list[Row]:
     settings = {"temperature": 0, "max_tokens": 12, "server_env": fast_cpu()}
     if thinks:
         settings |= {"reasoning": True, "thinking_budget": 6}
     folder = tiny(architecture, template)
-    model = ChatVllmMlx(model=folder, engine="batched", **settings)
-    model.warm_up()
-    turns, grown, agents = _turns(model, length)
-    differ = _differing(model, agents[-1])
-    model.unload(force=True)
     simple = ChatVllmMlx(model=folder, engine="simple", **settings)
     simple.warm_up()
-    queueing, _, _ = _turns(simple, length, rounds=1)
+    queueing, _, _ = _turns(simple, _SIMPLE_LENGTH, rounds=1)
     simple.unload(force=True)
-    return _row(
-        f"agent of {TURNS} turns, tiny {architecture}{' that thinks' if thinks else ''}, batched",
-        turns,
-        Check(f"turn {TURNS} against turn 2", grown, BAR),
-        Check("answers that differ from single requests", differ, 0),
-        **{"engine simple": queueing},
-    )
+    model = ChatVllmMlx(model=folder, **settings)
+    model.warm_up()
+    name, found = f"tiny {architecture}{' that thinks' if thinks else ''}", []
+    for length, tokens in _LENGTHS.items():
+        turns, grown, agents = _turns(model, length)
+        found.append(
+            _row(
+                f"agent of {TURNS} turns of {tokens} tokens, {name}",
+                turns,
+                Check(f"turn {TURNS} against turn 2", grown, BAR),
+                Check("answers that differ from single requests", _differing(model, agents[-1]), 0),
+                **({"engine simple": queueing} if length == _SIMPLE_LENGTH else {}),
+            )
+        )
+    again = ChatVllmMlx(model=folder, keep_alive=1, **settings)
+    return [*found, _restarts(agents[-1], again, name)]
 
 
 def _differing(model: ChatVllmMlx, agent: Agent) -> int:
@@ -194,6 +202,6 @@ def rows() -> list[Row]:
     with real():
         return [
             *_text(),
-            _multimodal("qwen3_5", "qwen3.6", 10, thinks=True),
-            _multimodal("gemma4", "plain", 20, thinks=False),
+            *_multimodal("qwen3_5", "qwen3.6", thinks=True),
+            *_multimodal("gemma4", "plain", thinks=False),
         ]

@@ -17,6 +17,7 @@ from benchmarks.rows import Check, Row, read, write
 DOCS = Path(__file__).parents[1] / "docs"
 _TITLES = {
     "agents": "Agents",
+    "company": "Agents in company",
     "real": "The real server",
     "overhead": "Client overhead",
     "profile": "Profile",

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,42 @@ def test_weights_alone_are_wired_and_only_where_that_pays(
     assert calls == ([80_000] if wires else [])
     assert limits == {"memory": room, "cache": room - 80_000}
     assert later == {"memory": room // 2, "cache": room // 2 - 80_000}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "template", "chunk"),
+    [
+        ("qwen3_5", "qwen3.6", 256),
+        pytest.param("gemma4", "plain", 256, marks=pytest.mark.full),
+        pytest.param("gemma4", "plain", 512, marks=pytest.mark.full),
+    ],
+)
+def test_prompts_of_short_turns_are_kept(
+    tmp_path: Path, smollm2: str, architecture: str, template: str, chunk: int
+):
+    """Each turn finds the whole of the one before; answers are those of an empty cache."""
+    install_launcher(ServerDirectory(tmp_path))
+    python = str(interpreter_of(ensure_runtime().server))
+    here = Path(__file__).parent
+    model = here.parent / ".models" / f"tiny-{architecture}-{template}"
+    if not (model / "config.json").exists():
+        command = [python, str(here / "tiny_vlm.py"), architecture, str(model)]
+        subprocess.run([*command, "--tokenizer", smollm2, "--template", template], check=True)
+
+    def run(mode: str) -> list[tuple[int, int, str]]:
+        command = [python, "-W", "ignore", str(here / "prefix_harness.py"), str(tmp_path)]
+        done = subprocess.run(
+            [*command, str(model), str(chunk), mode],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        )
+        return [tuple(json.loads(line)) for line in done.stdout.splitlines() if line[0] == "["]
+
+    mended, plain, cold = run("mended"), run("plain"), run("cold")
+    assert [answer for *_, answer in mended] == [answer for *_, answer in cold]
+    assert [tokens for tokens, *_ in mended] == [tokens for tokens, *_ in plain]
+    # A prompt that has at most a chunk to read is looked up twice.
+    assert all(found == 2 * before for (before, *_), (_, found, _) in pairwise(mended))
+    assert sum(found for _, found, _ in plain) < sum(found for _, found, _ in mended)

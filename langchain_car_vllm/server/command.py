@@ -18,9 +18,9 @@ from langchain_car_vllm.server.wiring import wired_bytes
 _OVERFLOW_POLICY = (0, 5, 0)
 _SERVER_TIMEOUT = 86_400
 """Seconds. The server's own limit counts queueing, so the client's is the one that holds."""
-# Tokens of a multimodal prompt that are read in one go. A prefix is stored only where more than
-# that are new, so up to so many are read again at each turn. With linear attention 256 keep turns
-# of any length flat; with sliding windows every other turn then finds no prefix (vllm-mlx 0.6.0).
+# Tokens of a multimodal prompt that are read in one go. Where the mend `prefix-after-hit` steps
+# aside, a prompt is stored only where more than that are new, and only caches that can be rewound
+# are stored at the end: linear attention never can, sliding windows until they are full.
 _CHUNK, _LINEAR_CHUNK = 512, 256
 _LEAST_SHARE = 0.01
 

@@ -1,0 +1,72 @@
+"""A conversation's prompt is kept after each turn, however short the turn."""
+
+from typing import Any
+
+from .mend import Mend, find
+
+
+def _keep_prompts_after_hits(module: Any) -> None:
+    """Store the prompt of a request that found a prefix and had at most a chunk to read.
+
+    Caches with linear attention, and windows that are full, cannot be rewound after generation, so
+    they must be stored when the prompt has been read. vllm-mlx 0.6.0 does so after a miss, and for
+    prompts with more than a chunk to read, but not here: an agent with short turns reads up to a
+    chunk again at each of them.
+
+    Only a request that is read alone is stored, which is so as prompts are read in turns.
+    """
+    generator = find(module, "MLLMBatchGenerator")
+    process = find(generator, "_process_prompts", "requests")
+    find(generator, "_needs_prefill_checkpoint", "cache_list")
+    find(generator, "_publish_prefill_checkpoint", "request_id", "checkpoint_entry")
+    find(generator, "_clone_prefix_for_replay", "cache_list")
+    find(generator, "_cache_leaves", "cache_list")
+    is_text_only = find(module, "is_text_only_prefix_cache_request")
+
+    def patched(self: Any, requests: Any) -> Any:
+        if len(requests) != 1 or getattr(self, "prefix_cache", None) is None:
+            return process(self, requests)
+        request, clones = requests[0], []
+        clone = self._clone_prefix_for_replay
+
+        def noted(cache_list: Any) -> Any:
+            copied = clone(cache_list)
+            clones.append(copied)
+            return copied
+
+        self._clone_prefix_for_replay = noted
+        try:
+            batch = process(self, requests)
+        finally:
+            del self._clone_prefix_for_replay
+        if batch is not None and len(clones) == 1 and clones[0] and is_text_only(request):
+            _store(self, request, clones[0], batch)
+        return batch
+
+    generator._process_prompts = patched
+
+
+def _store(generator: Any, request: Any, cache: Any, batch: Any) -> None:
+    """Store what was read, with what its last position says; an exact repeat begins there."""
+    tokens = request.input_ids.reshape(-1).tolist()
+    offsets = {getattr(leaf, "offset", None) for leaf in generator._cache_leaves(cache)} - {None}
+    if offsets - {len(tokens)} or not generator._needs_prefill_checkpoint(cache):
+        return
+    if any(batch.logits_processors or ()) or request.request_id in generator._aborted_request_ids:
+        return
+    if generator.prefix_cache.fetch_exact_auxiliary(tokens) is not None:
+        return
+    last = {"last_logits": batch.logprobs[0].reshape(1, -1)}
+    entry = generator.prefix_cache.prepare_store(tokens, cache, auxiliary=last)
+    generator._publish_prefill_checkpoint(request.request_id, entry)
+
+
+MENDS = (
+    Mend(
+        name="prefix-after-hit",
+        module="vllm_mlx.mllm_batch_generator",
+        tested="vllm-mlx 0.6.0",
+        purpose="keep the prompts of short turns, so that the next one finds all of it",
+        apply=_keep_prompts_after_hits,
+    ),
+)

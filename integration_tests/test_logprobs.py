@@ -12,6 +12,7 @@ import pytest
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 
+MODELS = Path(__file__).parents[1] / ".models"
 QUESTION = "Which is the largest moon of Saturn?"
 TOKENS = 8
 
@@ -56,4 +57,27 @@ def test_they_are_those_of_mlx_lm(
     plain = llm.invoke(QUESTION)
     assert plain.text == answer.text
     assert "logprobs" not in plain.response_metadata
+    llm.unload(force=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("engine", ["batched", "simple"])
+def test_a_multimodal_model_tells_them_too(smollm2: str, fast_cpu: dict[str, str], engine: str):
+    """On its own route: one entry a token, and a greedy token is the likeliest."""
+    folder = MODELS / "tiny-qwen3_5"
+    if not (folder / "config.json").exists():
+        python = interpreter_of(ensure_runtime().server)
+        builder = Path(__file__).with_name("tiny_vlm.py")
+        command = [str(python), str(builder), "qwen3_5", str(folder), "--tokenizer", smollm2]
+        subprocess.run(command, check=True)
+    llm = ChatVllmMlx(
+        model=str(folder), engine=engine, temperature=0, max_tokens=TOKENS, server_env=fast_cpu
+    )
+    asking = llm.bind(logprobs=True, top_logprobs=3, reasoning=False)
+    whole = reduce(lambda left, right: left + right, asking.stream(QUESTION))
+    content = whole.response_metadata["logprobs"]["content"]
+    assert len(content) == TOKENS
+    for entry in content:
+        assert entry["logprob"] == pytest.approx(entry["top_logprobs"][0]["logprob"], abs=0.001)
+    assert asking.invoke(QUESTION).response_metadata["logprobs"]["content"] == content
     llm.unload(force=True)

@@ -2,7 +2,7 @@
 
 import os
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 from langchain_car_vllm import errors
@@ -20,8 +20,9 @@ __all__ = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "VllmMlxReranker"]
 __all__ += ["__version__", "errors", "register"]  # noqa: F405
 __all__ += errors.__all__
 
-_core = find_spec("langchain_core")
-if _core is not None and any(
+# Looked for without an import; who installs it in a way of his own has a new one.
+_core = PathFinder.find_spec("langchain_core")
+if _core is None or any(
     os.path.isdir(os.path.join(folder, "decisions"))  # noqa: PTH112, PTH118 - pathlib takes longer
     for folder in _core.submodule_search_locations or ()
 ):

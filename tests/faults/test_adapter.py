@@ -1,12 +1,15 @@
 """A server that would pass over its adapter never answers."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from faults.support import FAST, Fake
 from unit.models.test_adapter import CONFIG, LAYER, lora, write_tensors
 
 from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
+from langchain_car_vllm.models.adapter import find_adapter
 from langchain_car_vllm.server import lease
 
 
@@ -31,3 +34,51 @@ def test_an_adapter_that_may_not_be_fetched_is_a_typed_error(fake: Fake):
     with pytest.raises(ModelDownloadError, match="me/tuned"), lease(spec, policy=FAST):
         pass
     assert fake.starts() == []
+
+
+HUB = """
+import pathlib
+def snapshot_download(name, allow_patterns):
+    assert "adapters.safetensors" in allow_patterns
+    if name != "me/tuned":
+        raise SystemExit("404: no such repository")
+    cache = pathlib.Path.home() / ".cache" / "huggingface" / "hub" / "models--me--tuned"
+    folder = cache / "snapshots" / "c0ffee"
+    folder.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("c0ffee")
+    for file in pathlib.Path({adapter!r}).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+"""
+
+
+def give_environment(fake: Fake) -> Path:
+    """Give the fake installation a Python of its own, and return where its packages are."""
+    python, real = fake.binary.with_name("python"), Path(sys.executable).resolve()
+    python.symlink_to(real)
+    (fake.root / "env" / "pyvenv.cfg").write_text(f"home = {real.parent}\n")
+    script = fake.binary.read_text().split("\n", 1)[1]
+    fake.binary.write_text(f"#!{python}\n{script}")
+    return next((fake.root / "env" / "lib").glob("python*/site-packages"))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "reason"),
+    [
+        ("me/tuned", ServerStartError, "runs without its adapter"),
+        ("me/missing", ModelDownloadError, "cannot be fetched: 404: no such repository"),
+    ],
+)
+def test_an_adapter_of_the_hub_is_fetched(fake: Fake, source: str, error: type, reason: str):
+    """By the runtime's own client; what it says where it cannot reaches the user."""
+    write_tensors(fake.model / "model.safetensors", {f"{LAYER.format(0)}.weight": [6, 8]})
+    adapter = fake.root / "tuned"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps(CONFIG))
+    write_tensors(adapter / "adapters.safetensors", lora(0))
+    site = give_environment(fake)
+    (site / "huggingface_hub.py").write_text(HUB.replace("{adapter!r}", repr(str(adapter))))
+    spec = fake.spec(adapter=source)
+    with pytest.raises(error, match=reason), lease(spec, policy=FAST):
+        pass
+    assert (find_adapter(source) is not None) is (source == "me/tuned")

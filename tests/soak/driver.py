@@ -260,7 +260,7 @@ class Soak:
         """Look at what must hold at any moment."""
         servers: Counter[str] = Counter()
         for process in bearers_of(self.nonce):
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, ProcessLookupError):
                 command = process.cmdline()
                 leads = os.getpgid(process.pid) == process.pid
                 if "serve" in command and leads:

@@ -129,10 +129,10 @@ soak: install ## Random calls and kills for SOAK_MINUTES (10), SOAK_SEED for the
 	cd tests && ../$(BIN)/python -m soak
 
 faults-repeat: install ## The fault suite twenty times in a row
-	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -q -n 2 || exit 1; done
+	for i in $$(seq 20); do $(BIN)/python -m pytest tests/faults -m "not full" -q -n 2 || exit 1; done
 
 faults-darwin: install ## The fault suite under Darwin's rules
-	DARWIN_RULES=1 $(BIN)/python -m pytest tests/faults -n 2
+	DARWIN_RULES=1 $(BIN)/python -m pytest tests/faults -m "not full" -n 2
 
 clean: ## Remove what the build made
 	rm -rf $(VENV) .newest .lowest .consumers .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from langchain_car_vllm.models.families import family_facts
+from langchain_car_vllm.models.families import family_facts, own_code_types
 from langchain_car_vllm.runtime import interpreter_of
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
@@ -235,3 +235,21 @@ def test_calls_in_doubled_braces_are_read_here(
     calls = [[chunk["name"], json.loads(chunk["args"] or "")] for chunk in written]
     assert (found["calls"] or calls) == CALL
     assert "".join(delta.text for delta in deltas if delta) == ""
+
+
+def test_models_with_code_of_their_own_are_implemented_by_the_server():
+    """A repository's code is passed over only where the server has a model of that type."""
+    python = interpreter_of(Path(os.environ["CAR_VLLM_MLX_BIN"]))
+    code = (
+        "import ast, importlib.util, json, pathlib, sys\n"
+        "folder = pathlib.Path(importlib.util.find_spec('mlx_lm').origin).parent\n"
+        "tree = ast.parse((folder / 'utils.py').read_text())\n"
+        "names = {n.targets[0].id: n.value for n in tree.body"
+        " if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}\n"
+        "other = ast.literal_eval(names['MODEL_REMAPPING'])\n"
+        "models = {p.stem for p in (folder / 'models').glob('*.py')}\n"
+        "asked = json.loads(sys.argv[1])\n"
+        "print(json.dumps([t for t in asked if other.get(t, t) not in models]))\n"
+    )
+    command = [str(python), "-c", code, json.dumps(own_code_types())]
+    assert json.loads(subprocess.run(command, check=True, capture_output=True).stdout) == []

@@ -1,6 +1,6 @@
 """What the server refuses: a 400 for the one request, with the cause, and nobody else's harm."""
 
-import contextlib
+import asyncio
 import json
 import subprocess
 import threading
@@ -17,7 +17,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.supervisor.child import install_launcher
-from langchain_car_vllm.wire.errors import InvalidRequestError
+from langchain_car_vllm.wire.errors import InvalidRequestError, ServerFailedError
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -277,7 +277,7 @@ RULES = {
 }
 
 
-# The product puts these in an order that the template takes, where it knows the template.
+# What these refuse is sent once more, in an order that they take.
 ORDERED = ("system first", "user needed", "alternation")
 
 
@@ -339,8 +339,9 @@ def test_the_template_says_why(templated: Callable[[str | None], ChatVllmMlx], r
     assert client.get("/health")["status"] == "healthy"
     turns = [(message["role"], message["content"]) for message in messages]
     if rule in ORDERED:
-        with contextlib.suppress(InvalidRequestError):
-            assert llm.invoke(turns).response_metadata
+        answer = llm.invoke(turns)
+        assert answer.usage_metadata
+        assert answer.response_metadata["finish_reason"] in ("stop", "length")
         return
     with pytest.raises(InvalidRequestError) as caught:
         llm.invoke(turns)
@@ -356,3 +357,36 @@ def test_the_connection_after_a_failure_is_closed_and_says_so(client: RawClient)
     assert reply.status == 500
     assert reply.connection == "close"
     assert client.chat("Hi.").status == 200
+
+
+async def _ainvoked(llm: ChatVllmMlx) -> bool:
+    return bool((await llm.ainvoke("Hi.", max_tokens=1)).usage_metadata)
+
+
+async def _astreamed(llm: ChatVllmMlx) -> bool:
+    return bool([part async for part in llm.astream("Hi.", max_tokens=1)])
+
+
+CALLS: dict[str, Callable[[asyncio.Runner, ChatVllmMlx], bool]] = {
+    "invoke": lambda _, llm: bool(llm.invoke("Hi.", max_tokens=1).usage_metadata),
+    "stream": lambda _, llm: bool(list(llm.stream("Hi.", max_tokens=1))),
+    "ainvoke": lambda runner, llm: runner.run(_ainvoked(llm)),
+    "astream": lambda runner, llm: runner.run(_astreamed(llm)),
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_fifty_requests_after_fifty_failures_work(model: ChatVllmMlx, way: str):
+    """The connection of a failure is never used again: 50 of 50 requests after a 500 answer."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    choice = {"type": "function", "function": {"name": "other"}}
+    fails = model.model_copy(update={"extra_body": {"tools": [tool], "tool_choice": choice}})
+    failed = answered = 0
+    with asyncio.Runner() as runner:
+        for _ in range(50):
+            try:
+                CALLS[way](runner, fails)
+            except ServerFailedError as error:
+                failed += error.status == 500
+            answered += CALLS[way](runner, model)
+    assert (failed, answered) == (50, 50)

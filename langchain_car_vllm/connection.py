@@ -1,9 +1,9 @@
 """The connection of one request: `connect()`, `aconnect()`, and the replay where it breaks."""
 
-import asyncio
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import lru_cache
@@ -17,6 +17,7 @@ from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.run_events import Run
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.threads import run_wait
 from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
 from langchain_car_vllm.wire.transport.remote import describe, find_description
@@ -95,6 +96,8 @@ class Watched:
         self.was_alone = connection.was_alone
         self.take_blame = connection.take_blame
         self.watch = Watch(connection.endpoint, on_progress, stopwatch)
+        # A loop that is closed with an open stream never comes back to it.
+        weakref.finalize(self, self.watch.end).atexit = False
 
 
 class Target(NamedTuple):
@@ -155,7 +158,7 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
     """Do what `connect` does without blocking the event loop."""
     run = run or Run(target.spec.served_name)
     if target.read_files is not None:
-        await asyncio.to_thread(target.read_files)
+        await run_wait(target.read_files)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(run.end)
         shown = stack.enter_context(display_progress(target.spec.served_name, target.on_progress))
@@ -165,9 +168,7 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
         if target.endpoint is not None:
             known = find_description(target.endpoint, target.headers)
             if known is None:
-                known = await asyncio.to_thread(
-                    describe, target.endpoint, target.headers, target.patience
-                )
+                known = await run_wait(describe, target.endpoint, target.headers, target.patience)
             connection = Attached(known)
         else:
             # Not needed for construction.
@@ -179,7 +180,7 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
                 )
             )
             if _installation(connection.endpoint) not in _warned:
-                await asyncio.to_thread(_warn_of, connection.endpoint)
+                await run_wait(_warn_of, connection.endpoint)
         run.stopwatch.note_ready()
         watched = Watched(connection, on_progress, run.stopwatch)
         stack.callback(watched.watch.end)

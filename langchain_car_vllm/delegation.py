@@ -3,7 +3,6 @@
 The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for speed.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -22,6 +21,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.run_events import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.settings import ChatSettings, is_on_loop
+from langchain_car_vllm.threads import run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
 from langchain_car_vllm.wire.request import parameters
@@ -60,9 +60,9 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         """Look into directories in a thread, then do what `_call` does."""
         model = kwargs.get("model")
         if self._has_unread_files:
-            await asyncio.to_thread(self._read_files)
+            await run_wait(self._read_files)
         if isinstance(model, str):
-            await asyncio.to_thread(self._model_id, model)
+            await run_wait(self._model_id, model)
         return self._call(stop, kwargs)
 
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Call:
@@ -210,7 +210,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
     async def _achat_for(self, call: Call, connection: Connection) -> "WireChat":
         found = cached_chat(connection.endpoint, self._header_items(), self.max_retries)
         if found is None:  # the first call imports and builds, which would block the loop
-            found = await asyncio.to_thread(self._chat_for, call, connection)
+            found = await run_wait(self._chat_for, call, connection)
         return found
 
     def _stops(self, stop: list[str] | None) -> list[str]:

@@ -1,6 +1,5 @@
 """`VllmMlxEmbeddings`: vectors from a supervised server of their own."""
 
-import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -10,6 +9,7 @@ from pydantic import model_validator
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
+from langchain_car_vllm.threads import run_wait
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.embed import Embedder
@@ -90,7 +90,7 @@ class VllmMlxEmbeddings(ServerFields, Embeddings):
             async with aconnect(self._target(self._spec(kind="embeddings"))) as connection:
                 try:
                     # Its import would block the loop.
-                    embedder = await asyncio.to_thread(self._embedder, connection)
+                    embedder = await run_wait(self._embedder, connection)
                     return await embedder.aembed(texts)
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)

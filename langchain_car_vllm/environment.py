@@ -212,6 +212,11 @@ CAR_VLLM_MLX_ADMISSION = _flag(
     "`0` lets requests ask for more memory than was set aside for them",
     default=True,
 )
+CAR_VLLM_MLX_MAX_QUEUE = _number(
+    "CAR_VLLM_MLX_MAX_QUEUE",
+    "requests that may wait for a server at the same time before others are refused; `0` for any",
+    0,
+)
 CAR_VLLM_MLX_WIRED = _choice(
     "CAR_VLLM_MLX_WIRED",
     "whether weights are wired in memory: `auto`, `0` never, `1` always",
@@ -283,6 +288,9 @@ CAR_VLLM_LAUNCH_TEMPLATE_SECONDS = _internal_text(
 )
 CAR_VLLM_DOWNLOAD_REVISION = _internal_text("CAR_VLLM_DOWNLOAD_REVISION", "what to download")
 CAR_VLLM_DOWNLOAD_TRUST = _internal_text("CAR_VLLM_DOWNLOAD_TRUST", "1 to fetch code too")
+CAR_VLLM_DOWNLOAD_UPDATE = _internal_text(
+    "CAR_VLLM_DOWNLOAD_UPDATE", "1 where the Hub must have been asked for what is newer"
+)
 CAR_VLLM_DOWNLOAD_OWN_CODE = _internal_text(
     "CAR_VLLM_DOWNLOAD_OWN_CODE", "model types whose code in a repository is never asked for"
 )

@@ -383,7 +383,7 @@ class PackageChangedError(ServerError):
 
 
 class ServerBusyError(ServerError):
-    """The server is answering somebody and was not to be stopped under them."""
+    """The server is answering others: it was not to be stopped under them, or its queue is full."""
 
     is_retryable = True
 

@@ -10,18 +10,34 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Protocol
 from weakref import WeakSet
+
+
+class _Lock(Protocol):
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...  # noqa: FBT001, FBT002
+
+    def release(self) -> None: ...
+
 
 _locks: "WeakSet[ProcessLock]" = WeakSet()
 _resets: list[Callable[[], object]] = []
 
 
 class ProcessLock:
-    """A lock that is free in a forked child where another thread of the parent held it."""
+    """A lock that is free in a forked child where another thread of the parent held it.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Args:
+        reentrant: Whether the thread that holds it may take it again. What the garbage collector
+            ends, such as a stream that nobody read to its end, is ended in any thread and at any
+            moment: a lock that it takes has to be of this kind.
+    """
+
+    def __init__(self, *, reentrant: bool = False) -> None:
+        self._make: Callable[[], _Lock] = threading.RLock if reentrant else threading.Lock
+        self._lock: _Lock = self._make()
         self._owner: int | None = None
+        self._depth = 0
         _locks.add(self)
 
     def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
@@ -29,13 +45,20 @@ class ProcessLock:
         is_taken = self._lock.acquire(blocking, timeout)
         if is_taken:
             self._owner = threading.get_ident()
+            self._depth += 1
         return is_taken
 
     def release(self) -> None:
         """Give the lock back; in a forked child, what its parent's threads held is free already."""
-        self._owner = None
+        self._depth = max(0, self._depth - 1)
+        if not self._depth:
+            self._owner = None
         with suppress(RuntimeError):
             self._lock.release()
+
+    def is_mine(self) -> bool:
+        """Tell whether this very thread holds the lock."""
+        return self._owner == threading.get_ident()
 
     def __enter__(self) -> None:
         self.acquire()
@@ -51,8 +74,8 @@ class ProcessLock:
     def reset(self) -> None:
         """Free the lock, unless the thread that forked holds it."""
         if self._owner != threading.get_ident():
-            self._lock = threading.Lock()
-            self._owner = None
+            self._lock = self._make()
+            self._owner, self._depth = None, 0
 
 
 def reset_after_fork(reset: Callable[[], object]) -> None:

@@ -1,6 +1,5 @@
 """`VllmMlxReranker`: documents in the order of their relevance, from a server of their own."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
@@ -11,6 +10,7 @@ from pydantic import model_validator
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
+from langchain_car_vllm.threads import run_wait
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.rerank import Ranker
@@ -141,7 +141,7 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor):
             async with aconnect(self._target(self._spec(kind="reranker"))) as connection:
                 try:
                     # Its import would block the loop.
-                    ranker = await asyncio.to_thread(self._ranker, connection)
+                    ranker = await run_wait(self._ranker, connection)
                     return await ranker.ascore(query, texts)
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)

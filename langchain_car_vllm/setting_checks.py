@@ -72,6 +72,7 @@ def checked_url(url: str) -> str:
     """
     scheme, mark, _ = url.rpartition("@")[0].partition("://")
     shown = f"{scheme if mark else ''}{mark}{url.rpartition('@')[2]}" if "@" in url else url
+    shown = re.sub(r"[?#].*", "?***", shown, flags=re.DOTALL)
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
@@ -80,7 +81,7 @@ def checked_url(url: str) -> str:
     except ValueError as error:
         raise ConfigurationError(f"`base_url` cannot be `{shown}`: {error}") from None
     if not is_address:
-        bare = url.rsplit("://", maxsplit=1)[-1].rpartition("@")[2].lstrip("/")
+        bare = shown.rsplit("://", maxsplit=1)[-1].rpartition("@")[2].lstrip("/")
         raise ConfigurationError(
             f"`base_url` must begin with http:// or https://, not `{shown}`",
             hint=f"did you mean `http://{bare}`?"
@@ -94,6 +95,8 @@ def _check_host(parts: SplitResult) -> None:
     """Raise a ValueError where no name or port can be read."""
     if not parts.hostname or parts.port == 0:
         raise ValueError("it names no host and port")
+    if parts.query or parts.fragment:
+        raise ValueError("the root of an API ends before `?` and `#`")
     if re.search(r"[\s\x00-\x1f\x7f]", parts.geturl()):
         raise ValueError("it holds white space or control characters")
     if not parts.hostname.startswith("[") and ":" not in parts.hostname:

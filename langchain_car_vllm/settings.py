@@ -21,7 +21,7 @@ from pydantic import (
 from langchain_car_vllm import environment
 from langchain_car_vllm.connection import Target
 from langchain_car_vllm.durations import seconds
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, without_credentials
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.adapter import adapter_name, adapter_source
@@ -234,7 +234,8 @@ class ServerFields(BaseModel):
     def _unload(self, spec: ServerSpec, *, force: bool) -> None:
         if self.base_url is not None:
             raise ConfigurationError(
-                f"`{self.base_url}` is run by somebody else and cannot be unloaded from here"
+                f"`{without_credentials(self.base_url)}` is run by somebody else "
+                "and cannot be unloaded from here"
             )
         # Not needed for construction.
         from langchain_car_vllm import server  # noqa: PLC0415

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.cli.runtime_checks import check_release
 from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN
@@ -36,12 +37,14 @@ from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.directory import explain_os_errors, foreign_directories
 from langchain_car_vllm.server.interpreter import supervisor_python
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
+from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.state import is_of_this_machine
 
 _MB = 1_000_000
+_MOST_NAMED = 3
 _EPHEMERAL_TRIES = 2000
 _PATIENCE = 20.0
 _CONNECT_PATIENCE = 5.0
@@ -233,7 +236,8 @@ def _memory() -> str:
     set_aside = sum(state.reservation for _, state in running_servers())
     whole = psutil.virtual_memory()
     told = (
-        f"models may take {size(budget)} of {size(whole.total)}; {size(set_aside)} are set aside, "
+        f"models may take {size(budget)} of {size(machine_memory())}; "
+        f"{size(set_aside)} are set aside, "
         f"{size(whole.available)} are available"
     )
     figure = known_working_set()
@@ -249,6 +253,13 @@ def _models() -> str:
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         raise Finding(f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours")
+    if odd := odd_models():
+        names = "; ".join(f"`{entry.model}`: {entry.problem}" for entry in odd[:_MOST_NAMED])
+        more = len(odd) - _MOST_NAMED
+        raise Warned(
+            f"what cannot be served: {names}{f'; and {more} more' if more > 0 else ''}",
+            "the others are well; `car-vllm rm` removes one, `car-vllm pull` fetches it again",
+        )
     return f"`{cache}`, {size(shutil.disk_usage(folder).free)} are free"
 
 

@@ -28,7 +28,9 @@ from langchain_car_vllm.server.plan import Plan, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 
 
-class _Shelved(NamedTuple):
+class ShelvedModel(NamedTuple):
+    """What `list` tells of a model; `problem` says why it cannot be served."""
+
     model: str
     repository: str
     directory: Path | None
@@ -79,6 +81,12 @@ def show(
     print_facts((name, _format_value(value, name)) for name, value in known_facts(plan_).items())
 
 
+def odd_models() -> list[ShelvedModel]:
+    """Return what is on this machine and cannot be served."""
+    found = [_find_model(name, absent=False) for name in sorted(_local_names())]
+    return [entry for entry in found if entry is not None and entry.problem]
+
+
 def _local_names() -> set[str]:
     return {*_hub_names(hub_cache()), *_lm_studio_names()}
 
@@ -94,7 +102,7 @@ def _lm_studio_names() -> Iterator[str]:
             yield f"{folder.parent.name}/{folder.name}"
 
 
-def _find_model(repository: str, *, absent: bool) -> _Shelved | None:
+def _find_model(repository: str, *, absent: bool) -> ShelvedModel | None:
     """Return a model, None for what cannot be served."""
     if not is_repository(repository):
         return None
@@ -105,13 +113,13 @@ def _find_model(repository: str, *, absent: bool) -> _Shelved | None:
         if directory is None and not absent:
             begun = _begun_bytes(repository)
             window = entry.context_window if entry else None
-            return _Shelved(name, repository, None, begun, window, None) if begun else None
+            return ShelvedModel(name, repository, None, begun, window, None) if begun else None
         plan_ = plan_for(ServerSpec(repository, entry.name if entry else repository))
     except ConfigurationError as error:
-        return _Shelved(name, repository, None, 0, None, None, error.message)
+        return ShelvedModel(name, repository, None, 0, None, None, error.message)
     fitting = 0 if plan_.fits_memory is False else plan_.launch.serving.max_input_tokens
     window = plan_.facts.context_window
-    return _Shelved(name, repository, directory, plan_.weights or 0, window, fitting)
+    return ShelvedModel(name, repository, directory, plan_.weights or 0, window, fitting)
 
 
 def _begun_bytes(repository: str) -> int:
@@ -123,7 +131,7 @@ def _begun_bytes(repository: str) -> int:
     return sum(blob.stat().st_size for blob in blobs if blob.is_file())
 
 
-def _row(entry: _Shelved) -> tuple[str, ...]:
+def _row(entry: ShelvedModel) -> tuple[str, ...]:
     unfinished = "incomplete" if _begun_bytes(entry.repository) else "-"
     directory = str(entry.directory) if entry.directory else entry.problem or unfinished
     counts = (entry.context_window, entry.max_input_tokens)
@@ -131,7 +139,7 @@ def _row(entry: _Shelved) -> tuple[str, ...]:
     return entry.model, size(entry.size), window, "no" if fitting == "0" else fitting, directory
 
 
-def _to_json(entry: _Shelved) -> dict[str, Any]:
+def _to_json(entry: ShelvedModel) -> dict[str, Any]:
     return {
         "model": entry.model,
         "repository": entry.repository,

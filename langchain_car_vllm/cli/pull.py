@@ -9,12 +9,13 @@ import typer
 
 from langchain_car_vllm.cli.output import ModelArguments, say
 from langchain_car_vllm.display import Display
-from langchain_car_vllm.errors import ModelDownloadError
+from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.download import (
     check_may_download,
     no_model,
 )
+from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.remote_code import TRUST
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.progress import OnProgress, Progress
@@ -31,29 +32,43 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit, by default the main branch")
     ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Fetch what is newer on the Hub, where there is more")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option(help="Fetch the code that the model brings, and let it run")
     ] = False,
 ) -> None:
     """Download models.
 
-    Prints the directory that holds each; what is there already is not fetched again.
+    Prints the directory that holds each; what is there already is not fetched again, and with
+    `--update` only what has changed.
     """
     # All are ids, before the first byte.
-    for source in [parse_model_id(model).source for model in models]:
-        _pull(source, revision, trust_remote_code=trust_remote_code)
+    sources = [parse_model_id(model).source for model in models]
+    for source in sources:
+        if update and not is_repository(source):
+            raise ConfigurationError(
+                f"`{source}` is a directory, so that there is nothing to fetch",
+                hint="leave `--update` out, or name a repository of the Hub",
+            )
+    for source in sources:
+        _pull(source, revision, update=update, trust_remote_code=trust_remote_code)
 
 
-def _pull(source: str, revision: str | None, *, trust_remote_code: bool) -> None:
+def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code: bool) -> None:
     arguments = (TRUST,) if trust_remote_code else ()
     spec = ServerSpec(source, source, revision=revision, server_args=arguments)
     snapshot = find_snapshot(source, revision, trust=trust_remote_code)
-    if snapshot is None:
+    former = snapshot
+    if snapshot is None or update:
         check_may_download(source)
         with Wakefulness(), closing(Display(source)) as display:
             runtime = install_runtime(on_progress=display)
-            _download(spec, runtime.server, display)
+            _download(spec, runtime.server, display, update=update)
         snapshot = find_snapshot(source, revision, trust=trust_remote_code)
+        if former is not None:
+            _tell_update(source, former, snapshot)
     else:
         say(f"`{source}` is on this machine")
     if snapshot is None:
@@ -62,14 +77,24 @@ def _pull(source: str, revision: str | None, *, trust_remote_code: bool) -> None
     print(snapshot)
 
 
-def _download(spec: ServerSpec, binary: Path, on_progress: OnProgress) -> None:
+def _tell_update(source: str, former: Path, snapshot: Path | None) -> None:
+    """Say whether there was something newer, and from when on it is served."""
+    if snapshot == former:
+        say(f"`{source}` is up to date")
+    else:
+        say(f"`{source}` is newer now; a server that runs keeps the former until it stops")
+
+
+def _download(
+    spec: ServerSpec, binary: Path, on_progress: OnProgress, *, update: bool = False
+) -> None:
     """Run the download to its end; it ends with this process, however that dies.
 
     Raises:
         ModelDownloadError: It failed or made no progress; what arrived stays.
     """
     policy = policy_from_environment()
-    download = Download(spec, binary, policy)
+    download = Download(spec, binary, policy, update=update)
     began = time.monotonic()
     try:
         while (progress := download.step()) is not None:

@@ -15,6 +15,7 @@ from langchain_car_vllm.environment import (
     CAR_VLLM_DOWNLOAD_OWN_CODE,
     CAR_VLLM_DOWNLOAD_REVISION,
     CAR_VLLM_DOWNLOAD_TRUST,
+    CAR_VLLM_DOWNLOAD_UPDATE,
     HF_HUB_OFFLINE,
     HF_XET_HIGH_PERFORMANCE,
     TRANSFORMERS_OFFLINE,
@@ -95,6 +96,7 @@ def download_command(
     revision: str | None = None,
     *,
     trust: bool = False,
+    update: bool = False,
 ) -> DownloadCommand:
     """Return the child that downloads a model through the runtime's `vllm-mlx download`.
 
@@ -106,6 +108,7 @@ def download_command(
         source: The Hub repository.
         revision: A branch, tag or commit; None is the default branch.
         trust: Whether the code that the model brings is fetched too, and may be used.
+        update: Whether it fails where the Hub cannot be asked for a newer commit.
 
     Raises:
         ModelDownloadError: A revision is asked of a binary that cannot be given one.
@@ -127,6 +130,8 @@ def download_command(
     if revision is not None:
         environment[CAR_VLLM_DOWNLOAD_REVISION.name] = revision
     environment[CAR_VLLM_DOWNLOAD_OWN_CODE.name] = ",".join(own_code_types())
+    if update:
+        environment[CAR_VLLM_DOWNLOAD_UPDATE.name] = "1"
     if trust:
         environment[CAR_VLLM_DOWNLOAD_TRUST.name] = "1"
     if not is_hub_flag_on(HF_XET_HIGH_PERFORMANCE):

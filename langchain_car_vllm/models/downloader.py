@@ -224,6 +224,8 @@ def _check_listing(model: str, revision: str | None, kwargs: dict[str, Any]) -> 
         found = hub.HfApi().model_info(model, revision=revision, files_metadata=True)
     except Exception as error:  # noqa: BLE001 - the download itself will say what is wrong
         _end_if_final(error)
+        if _is_on("CAR_VLLM_DOWNLOAD_UPDATE"):  # the copy that is there is no update
+            _end("offline", error)
         return
     files = found.siblings or []
     names = [file.rfilename for file in files]

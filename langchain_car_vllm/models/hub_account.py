@@ -30,6 +30,12 @@ def absolute_folders(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def hub_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the variables that tell where the Hub and its files are."""
+    folders = {folder.name for folder in _FOLDERS}
+    return {k: v for k, v in variables.items() if k.startswith("HF_") or k in folders}
+
+
 def hub_token() -> str | None:
     """Return the token that the Hub's own client would send, None where there is none.
 

@@ -7,6 +7,8 @@ reads them must not hold the user's keys; what a server needs beyond this list g
 
 from collections.abc import Mapping
 
+from langchain_car_vllm.models.hub_account import hub_variables
+
 _NAMES = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TZ"),
@@ -69,8 +71,7 @@ def download_environment(
         for name, value in inherited.items()
         if _is_let_through(name) or _is_for_downloads(name)
     }
-    hub = {name: value for name, value in (added or {}).items() if name.startswith("HF_")}
-    return environment | _COMMON | hub
+    return environment | _COMMON | hub_variables(added or {})
 
 
 def _is_let_through(name: str) -> bool:

@@ -9,13 +9,12 @@ where another model needs the room.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import psutil
-
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MEMORY_GB
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.runtime.metal import working_set_limit
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock
+from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.spec import argument_value
 from langchain_car_vllm.server.state import State, read_any_state
 
@@ -118,14 +117,14 @@ def budget_bytes() -> int:
     """Return the memory that all servers may take together.
 
     `CAR_VLLM_MLX_MEMORY_GB` in GB of 10^9 bytes. By default three quarters of the machine's memory,
-    on a Mac at most what Metal recommends.
+    or of the container's, on a Mac at most what Metal recommends.
 
     Raises:
         ConfigurationError: The variable is not a positive number.
     """
     gigabytes = CAR_VLLM_MLX_MEMORY_GB.read()
     if gigabytes is None:
-        total = psutil.virtual_memory().total
+        total = machine_memory()
         return working_set_limit(total, int(total * _SHARE))
     return int(gigabytes * 1e9)
 

@@ -176,6 +176,14 @@ def adopt_orphans(platform: str = sys.platform) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def is_suspended(pid: int) -> bool:
+    """Tell whether somebody has suspended a process, as Ctrl-Z does."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process and its children, 0 when it is gone."""
     try:

@@ -6,7 +6,7 @@ owner dies. The decision itself is pure.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
@@ -35,6 +35,13 @@ class Ticket(NamedTuple):
     stage: Stage
     generation: int = 1
     live: bool = True
+
+    @property
+    def pid(self) -> int:
+        """The process that drew it, 0 where its order does not tell."""
+        _, _, rest = self.order.partition("-")
+        pid = rest.partition("-")[0]
+        return int(pid) if pid.isdecimal() else 0
 
     @property
     def name(self) -> str:
@@ -138,10 +145,16 @@ def _look(folder: Path, generation: int) -> tuple[list[Ticket], bool]:
     return found, is_complete
 
 
-def tear_up_abandoned(folder: Path, generation: int) -> None:
-    """Remove the tickets whose owners died, or left, while their prompt was read."""
+def tear_up_abandoned(folder: Path, generation: int, lost: Collection[str] = frozenset()) -> None:
+    """Remove the tickets whose owners died, or left, while their prompt was read.
+
+    Args:
+        folder: Where the tickets lie.
+        generation: Of the server.
+        lost: Orders of further tickets whose owners are as good as dead.
+    """
     for ticket in read_tickets(folder, generation):
-        if ticket.stage == "prefill" and not ticket.live:
+        if ticket.stage == "prefill" and (not ticket.live or ticket.order in lost):
             (folder / ticket.name).unlink(missing_ok=True)
 
 

@@ -38,6 +38,7 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.gate import Gate, OpenGate
+from langchain_car_vllm.threads import run_wait
 from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.result import (
@@ -116,9 +117,7 @@ class WireChat(CountingChat):
         streamed: bool,
     ) -> Exchange:
         if holds_media(messages):  # files and addresses are read, which would block the loop
-            return await asyncio.to_thread(
-                self._exchange, messages, stop, given, clock, streamed=streamed
-            )
+            return await run_wait(self._exchange, messages, stop, given, clock, streamed=streamed)
         return self._exchange(messages, stop, given, clock, streamed=streamed)
 
     def _generate(

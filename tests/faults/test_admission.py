@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from faults.support import FAST, Background, Fake, eventually
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.errors import ServerBusyError
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import alease, lease
 from langchain_car_vllm.server.client.admission import Admission
@@ -78,7 +80,7 @@ def admission(directory: ServerDirectory, server: Server) -> Iterator[Make]:
         endpoint = Endpoint(
             base_url=server.url, api_key="k", served_model="m", generation=1, **facts
         )
-        made.append(Admission(directory, endpoint, None, 0.001))
+        made.append(Admission(directory, endpoint, None, 0.001, 0.2))
         return made[-1]
 
     yield make
@@ -206,6 +208,29 @@ def test_admission_by_tokens_can_be_turned_off(
     assert not turns.is_open
 
 
+@pytest.mark.parametrize("engine", ["batched", "simple"])
+def test_full_queue_refuses(
+    admission: Make, directory: ServerDirectory, monkeypatch: pytest.MonkeyPatch, engine: str
+):
+    """Where the queue has an end: those who wait go on to wait, one more is told to come later."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MAX_QUEUE", "2")
+    given = {"engine": engine, "multimodal": False, "max_sequences": 1}
+    first, second, third, fourth = (admission(**given) for _ in range(4))
+    assert enters(first)
+    assert not enters(second)
+    assert not enters(third)
+    with pytest.raises(ServerBusyError, match="2 requests wait") as caught:
+        enters(fourth)
+    assert caught.value.is_retryable
+    assert "CAR_VLLM_MLX_MAX_QUEUE" in str(caught.value.hint)
+    fourth.leave(is_over=False)
+    assert tickets(directory) == ["answering", "waiting", "waiting"]
+    assert not enters(third)
+    first.leave(is_over=True)
+    enter(second)
+    assert not enters(fourth), "there is room to wait in again"
+
+
 def test_servers_that_queue_need_no_gate(admission: Make, directory: ServerDirectory):
     """The simple engine, text without known limits: nothing is written."""
     for serving in ({"engine": "simple"}, {"multimodal": False}, {"engine": None}):
@@ -307,6 +332,45 @@ def test_the_place_of_a_killed_process_is_given_on(
     enter(gate)
     if first is not killed:
         first.communicate("\n")
+
+
+@pytest.mark.parametrize("stage", ["prefill", "answering", "waiting"])
+def test_the_place_of_a_suspended_process_is_given_on(
+    admission: Make, directory: ServerDirectory, server: Server, stage: str
+):
+    """After a while, and where its prompt was read only once the server has let go of it."""
+    first = sender(directory, server)
+    assert line_of(first) == "entered"
+    suspended = first
+    if stage == "answering":
+        go_on(first)
+        assert line_of(first) == "began"
+    elif stage == "waiting":
+        suspended = sender(directory, server)
+        eventually(lambda: "waiting" in tickets(directory), "the ticket")
+    server.requests = [{"request_id": "a", "phase": "prefill"}]
+    gate = admission(max_sequences=1)
+    assert not enters(gate)
+    suspended.send_signal(signal.SIGSTOP)
+    if stage == "prefill":
+        looks = server.looks
+        eventually(lambda: not enters(gate) and server.looks > looks + 2, "the server to be asked")
+        server.requests = []
+    elif stage == "waiting":
+        go_on(first)
+        assert line_of(first) == "began"
+        go_on(first)
+        first.wait()
+    enter(gate)
+    suspended.send_signal(signal.SIGCONT)
+    if stage == "waiting":
+        eventually(lambda: tickets(directory) == ["waiting", "prefill"], "it to queue again")
+        gate.leave(is_over=True)
+        assert line_of(suspended) == "entered"
+    for process in {first, suspended}:
+        process.communicate("\n\n")
+    gate.leave(is_over=True)
+    assert tickets(directory) == []
 
 
 def test_forked_child_keeps_no_place(admission: Make, directory: ServerDirectory, server: Server):

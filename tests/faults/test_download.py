@@ -61,6 +61,20 @@ def test_model_is_downloaded_once_and_served(hub: Fake):
     assert call()
 
 
+def test_relative_folder_in_the_servers_environment_is_the_users(
+    hub: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`server_env={"HF_HOME": "./hf"}` means the folder from which the program was started."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    spec = dataclasses.replace(SPEC, server_env=(("HF_HOME", "./hf"),))
+    assert call(spec)
+    assert (tmp_path / "work/hf/hub/models--org--model/snapshots/c0ffee/config.json").is_file()
+    stop_server(directory_of(spec), policy=POLICY)
+    hub.switch(download_error="must not be asked again")
+    assert call(spec), "it is found there the next time"
+
+
 def test_progress_reaches_every_waiting_process(hub: Fake, home: Path):
     """Two callers and another process are told of the same bytes while one download runs."""
     hub.switch(download_from=str(hub.model), download_gate=hub.gate("download"))

@@ -86,6 +86,18 @@ def test_cancellation_at_the_end_of_a_step_leaks_no_lease(fake: Fake):
     assert process_lease.holders == 0
 
 
+def test_lease_given_back_in_the_middle_of_something_else(fake: Fake):
+    """The collector may end a request while its own thread takes the lease for another."""
+    with lease(fake.spec(), policy=FAST):
+        process_lease = process_lease_of(fake.directory())
+        assert process_lease.acquire(60.0)
+        with process_lease._guarded():
+            process_lease.release(60.0)
+            assert process_lease.holders == 2
+        assert process_lease.holders == 1
+    assert process_lease.holders == 0
+
+
 def test_fork_during_a_start_does_not_keep_start_lock(fake: Fake):
     """A child forked while a start is under way does not block every later start."""
     fake.directory().create()

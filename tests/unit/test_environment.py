@@ -61,6 +61,7 @@ BAD = {
     "CAR_VLLM_MLX_MEMORY_GB": ["much", "0", "-1", "nan", "inf"],
     "CAR_VLLM_MLX_DOWNLOAD_STALL": ["long", "-1", "inf", "nan"],
     "CAR_VLLM_MLX_LOAD_STALL": ["long", "-1", "inf", "nan"],
+    "CAR_VLLM_MLX_MAX_QUEUE": ["many", "-1", "inf", "nan"],
     "CAR_VLLM_MLX_PROGRESS": ["perhaps"],
     "CAR_VLLM_MLX_WIRED": ["yes"],
 }

@@ -80,6 +80,17 @@ def test_modules_are_short():
     assert not {name: count for name, count in lengths.items() if count > _MOST_LINES}
 
 
+def test_no_call_waits_for_a_thread_of_the_loops():
+    """A program may fill its loop's executor; what blocks here runs in threads of the package."""
+    named = {
+        relative(module)
+        for module in MODULES
+        for node in nodes(module)
+        if isinstance(node, ast.Attribute) and node.attr in ("to_thread", "run_in_executor")
+    }
+    assert named == {"threads.py"}
+
+
 def test_only_the_context_assigns_the_state():
     """There is one writer of what a supervisor says of itself."""
     writers = {

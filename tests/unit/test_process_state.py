@@ -98,11 +98,32 @@ def test_the_thread_that_forks_keeps_its_own_lock():
     lock = ProcessLock()
 
     def is_kept() -> bool:
-        was_held = not lock.acquire(blocking=False)
+        was_held = lock.is_mine()
         lock.release()
-        return was_held and lock.acquire(blocking=False)
+        return was_held and not lock.is_mine() and lock.acquire(blocking=False)
 
     with lock:
         assert code_of_child(is_kept) == 0
+        assert lock.is_mine()
+    assert not lock.is_mine()
+
+
+def test_what_the_collector_ends_does_not_block_its_own_thread():
+    """Such a lock is taken again by the thread that holds it, and free after the last release."""
+    lock = ProcessLock(reentrant=True)
+    with lock, lock, held_by_another_thread(ProcessLock()):
+        assert lock.is_mine()
+    with held_by_another_thread(lock):
         assert not lock.acquire(blocking=False)
+
+
+def test_other_locks_are_taken_once():
+    """Even by the thread that holds it, and another thread may give it back."""
+    lock = ProcessLock()
+    assert lock.acquire()
+    assert not lock.acquire(blocking=False)
+    thread = threading.Thread(target=lock.release)
+    thread.start()
+    thread.join()
     assert lock.acquire(blocking=False)
+    lock.release()

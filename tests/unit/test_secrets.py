@@ -47,6 +47,10 @@ def fields_of(cls: type) -> dict[str, Any]:
         {"base_url": "http://user:hush-user@a..b/v1"},
         {"base_url": "http://user:hush-user@host:x/v1"},
         {"base_url": "http://user:hush-user@host:0/v1"},
+        {"base_url": "http://host/v1?api_key=hush-user"},
+        {"base_url": "http://host/v1#hush-user"},
+        {"base_url": "http://a..b/v1?key=hush-user"},
+        {"base_url": "host/v1?key=hush-user"},
         {"model": "~nobody\0/x", "base_url": None},
         {"model": ""},
         {"keep_alive": -5},
@@ -82,6 +86,10 @@ def test_no_view_of_a_model_shows_a_secret(cls: type):
         ]
     for view in views:
         assert "hush" not in view
+    if isinstance(model, ChatVllmMlx):
+        with pytest.raises(ConfigurationError) as caught:
+            model.unload()
+        assert "hush" not in str(caught.value)
     copy = pickle.loads(pickle.dumps(model))
     assert copy.base_url == model.base_url
     assert copy.server_args == model.server_args

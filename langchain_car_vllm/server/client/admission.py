@@ -4,18 +4,22 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-from langchain_car_vllm.endpoint import Endpoint, Serving
-from langchain_car_vllm.environment import CAR_VLLM_MLX_ADMISSION
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.environment import CAR_VLLM_MLX_MAX_QUEUE
+from langchain_car_vllm.errors import ServerBusyError
 from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.client.rules import rules_of
 from langchain_car_vllm.server.client.status_look import StatusLook
+from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import (
     close_lock,
+    is_same_file,
     open_lock,
     opened_lock,
     try_exclusive,
@@ -47,23 +51,6 @@ _TEXTS: dict[Verdict, str] = {
 _numbers = itertools.count()
 
 
-def rules_of(endpoint: Serving) -> Rules:
-    """Return what a server can take, as far as this package has to look after it.
-
-    A batched multimodal server answers wrongly where a short prompt arrives while another one is
-    read (vllm-mlx 0.6.0). The memory is looked after unless `CAR_VLLM_MLX_ADMISSION` is off.
-    """
-    serial = endpoint.engine == "batched" and bool(endpoint.multimodal)
-    if not CAR_VLLM_MLX_ADMISSION.read():
-        return Rules(serial)
-    batched = endpoint.engine == "batched"
-    return Rules(
-        serial,
-        endpoint.kv_room_tokens if batched else None,
-        endpoint.max_sequences if batched else None,
-    )
-
-
 class Admission:
     """The gate of a server that this package runs, for one request after the other.
 
@@ -72,6 +59,7 @@ class Admission:
         endpoint: The server.
         on_progress: Told what is waited for.
         tick: Seconds between two tries.
+        suspended_patience: Seconds for a suspended program to go on, before its turn is taken back.
 
     Attributes:
         is_open: Whether the server needs nobody to look after it.
@@ -84,8 +72,10 @@ class Admission:
         endpoint: Endpoint,
         on_progress: OnProgress | None,
         tick: float,
+        suspended_patience: float = 30.0,
     ) -> None:
         self.tick = tick
+        self._suspended_patience = suspended_patience
         self._directory = directory
         self._endpoint = endpoint
         self._on_progress = on_progress
@@ -104,6 +94,7 @@ class Admission:
 
         Raises:
             StateDirectoryError: The ticket cannot be written.
+            ServerBusyError: The queue has an end, and it is full.
         """
         if self.is_open:
             return True
@@ -113,7 +104,13 @@ class Admission:
             self._is_leaving = False
             try:
                 if self._place is None:
-                    self._place = Place(self._directory, self._endpoint, self._rules, tokens)
+                    self._place = Place(
+                        self._directory,
+                        self._endpoint,
+                        self._rules,
+                        tokens,
+                        Suspensions(self._suspended_patience),
+                    )
                 verdict = self._place.try_enter(self._current_rules, arrives_late=arrives_late)
             finally:
                 if self._is_leaving:
@@ -178,14 +175,21 @@ class Place:
         endpoint: The server.
         rules: What the server can take.
         tokens: What the request asks for.
+        suspensions: What it sees of suspended programs.
 
     Raises:
         StateDirectoryError: The ticket cannot be written.
     """
 
     def __init__(
-        self, directory: ServerDirectory, endpoint: Endpoint, rules: Rules, tokens: int
+        self,
+        directory: ServerDirectory,
+        endpoint: Endpoint,
+        rules: Rules,
+        tokens: int,
+        suspensions: Suspensions,
     ) -> None:
+        self._suspensions = suspensions
         self._directory = directory
         self._folder = directory.turns
         self._endpoint = endpoint
@@ -193,15 +197,22 @@ class Place:
         self._verdict: Verdict = "behind"
         self._look: StatusLook | None = None
         self._clear_looks = 0
+        self._refused_at = 0.0
+        self._is_new = True
         self._abandoned_since: float | None = None
         order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
         with explain_os_errors(self._folder):
-            scratch = self._folder / f"new-{order}"
-            self._descriptor = open_lock(scratch)
-            # Published last, and locked, so that nobody takes it for a dead one's.
-            try_exclusive(self._descriptor)
-            scratch.replace(self._path)
+            self._descriptor = self._publish()
+
+    def _publish(self) -> int:
+        """Write the ticket and return its descriptor."""
+        scratch = self._folder / f"new-{self._ticket.order}"
+        descriptor = open_lock(scratch)
+        # Published last, and locked, so that nobody takes it for a dead one's.
+        try_exclusive(descriptor)
+        scratch.replace(self._path)
+        return descriptor
 
     @property
     def _path(self) -> Path:
@@ -217,20 +228,75 @@ class Place:
         if self._ticket.stage != "waiting":
             return "enter" if self._is_noted() else "prefill"
         with opened_lock(self._directory.turn_lock) as mutex:
-            if not try_exclusive(mutex):
+            if not self._has_turn(mutex):
+                self._take_from_suspended()
                 return self._verdict
+            if not is_same_file(self._descriptor, self._path):
+                # This program was suspended for so long that its place was given to others.
+                close_lock(self._descriptor)
+                self._descriptor = self._publish()
             self._rules = current_rules()
-            tickets = self._read_notes(read_tickets(self._folder, self._endpoint.generation))
+            found = read_tickets(self._folder, self._endpoint.generation)
+            lost = self._suspensions.lost([t for t in found if t.order != self._ticket.order])
+            tickets = self._read_notes(self._without(lost, found))
             self._verdict = decide(self._ticket, tickets, self._rules)
+            if self._verdict != "enter":
+                self._check_queue(tickets)
             if self._verdict == "abandoned":
-                self._await_release()
+                self._await_release(lost)
             else:
                 self._abandoned_since = None
-            if self._verdict == "enter":
+            if self._verdict == "enter" and is_same_file(mutex, self._directory.turn_lock):
                 self._enter(tickets, arrives_late=arrives_late)
-        if self._verdict == "enter" and not self._is_noted():
-            return "prefill"
-        return self._verdict
+        if self._verdict != "enter":
+            return self._verdict
+        # The lock may have been replaced while this program was suspended.
+        has_entered = self._ticket.stage in ("prefill", "answering")
+        return "behind" if not has_entered else "enter" if self._is_noted() else "prefill"
+
+    def _check_queue(self, tickets: list[Ticket]) -> None:
+        """Refuse a request that is one too many; whoever waits already goes on to wait.
+
+        Raises:
+            ServerBusyError: As many wait already as `CAR_VLLM_MLX_MAX_QUEUE` lets wait.
+        """
+        most, self._is_new, is_new = CAR_VLLM_MLX_MAX_QUEUE.read(), False, self._is_new
+        if not (most and is_new):
+            return
+        before = [t for t in tickets if t.stage == "waiting" and t.live]
+        waiting = sum(t.order != self._ticket.order for t in before)
+        if waiting >= most:
+            raise ServerBusyError(
+                f"{waiting} requests wait for `{self._endpoint.served_model}` already",
+                hint="try again later, or raise CAR_VLLM_MLX_MAX_QUEUE",
+            )
+
+    def _has_turn(self, mutex: int) -> bool:
+        """Take the lock under which tickets are looked at, unless it was replaced meanwhile."""
+        return try_exclusive(mutex) and is_same_file(mutex, self._directory.turn_lock)
+
+    def _take_from_suspended(self) -> None:
+        """Replace the lock where a program may be holding it that was suspended for too long."""
+        now = time.monotonic()
+        if now - self._refused_at < _PAUSE:
+            return
+        self._refused_at = now
+        tickets = read_tickets(self._folder, self._endpoint.generation)
+        if self._suspensions.lost([t for t in tickets if t.order != self._ticket.order]):
+            scratch = self._folder / f"lock-{self._ticket.order}"
+            close_lock(open_lock(scratch))
+            scratch.replace(self._directory.turn_lock)
+
+    def _without(self, lost: Collection[str], tickets: list[Ticket]) -> list[Ticket]:
+        """Take lost tickets for those of the dead; what the server may be reading stays for now."""
+        for ticket in tickets:
+            if ticket.order in lost and ticket.stage != "prefill":
+                (self._folder / ticket.name).unlink(missing_ok=True)
+        return [
+            t._replace(live=t.live and t.order not in lost)
+            for t in tickets
+            if t.order not in lost or t.stage == "prefill"
+        ]
 
     def begin(self) -> None:
         """Show that the answer has begun."""
@@ -302,7 +368,7 @@ class Place:
             self._look = StatusLook(self._endpoint)
         return look
 
-    def _await_release(self) -> None:
+    def _await_release(self, lost: Collection[str]) -> None:
         """Tear up what was abandoned once the server reads nothing any more, two looks long."""
         now = time.monotonic()
         if self._abandoned_since is None:
@@ -314,5 +380,5 @@ class Place:
             return
         self._clear_looks = 0 if look.is_reading else self._clear_looks + 1
         if self._clear_looks > 1:
-            tear_up_abandoned(self._folder, self._endpoint.generation)
+            tear_up_abandoned(self._folder, self._endpoint.generation, lost)
             self._abandoned_since = None

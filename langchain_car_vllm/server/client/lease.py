@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.threads import run_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Lease:
     async def aexplain(self) -> CarVllmError | None:
         """Do the same without blocking the event loop."""
         began = time.monotonic()
-        while not (found := await asyncio.to_thread(self._look, began)):  # noqa: ASYNC110
+        while not (found := await run_step(self._look, began)):  # noqa: ASYNC110
             await asyncio.sleep(self._waiting.policy.client_tick)
         return found[0]
 
@@ -97,7 +99,7 @@ def lease(
         except KeyboardInterrupt:
             waiting.interrupt()
             raise
-        gate = Admission(waiting.directory, endpoint, on_progress, waiting.policy.client_tick)
+        gate = _admission(waiting, endpoint, on_progress)
         try:
             yield Lease(endpoint, gate, waiting)
         finally:
@@ -117,15 +119,24 @@ async def alease(
     """Do what `lease` does without blocking the event loop; cancelling it cancels no start."""
     waiting = _wait(spec, policy, startup_timeout, on_progress)
     try:
-        while (endpoint := await asyncio.to_thread(waiting.step)) is None:  # noqa: ASYNC110
+        while (endpoint := await run_step(waiting.step)) is None:  # noqa: ASYNC110
             await asyncio.sleep(waiting.tick)
-        gate = Admission(waiting.directory, endpoint, on_progress, waiting.policy.client_tick)
+        gate = _admission(waiting, endpoint, on_progress)
+        # As for the hold: a loop that is closed with an open stream never comes back to it.
+        weakref.finalize(waiting, gate.close).atexit = False
         try:
             yield Lease(endpoint, gate, waiting)
         finally:
             gate.close()
     finally:
         waiting.give_up()
+
+
+def _admission(waiting: Waiting, endpoint: Endpoint, on_progress: OnProgress | None) -> Admission:
+    policy = waiting.policy
+    return Admission(
+        waiting.directory, endpoint, on_progress, policy.client_tick, policy.suspended_patience
+    )
 
 
 def ensure_server(spec: ServerSpec) -> Endpoint:

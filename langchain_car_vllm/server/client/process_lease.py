@@ -1,7 +1,9 @@
 """This process's side of one server key: its lease, its record and its view of the state."""
 
 import os
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
@@ -50,13 +52,14 @@ class ProcessLease:
     def __init__(self, directory: ServerDirectory) -> None:
         directory.create()
         self.directory = directory
-        self._mutex = ProcessLock()
+        self._mutex = ProcessLock(reentrant=True)
         with explain_os_errors(directory.path):
             self._lease = open_lock(directory.lease_lock)
             self._supervisor = open_lock(directory.supervisor_lock)
             self._server = open_lock(directory.server_lock)
         self._is_abandoned = self._is_retired = False
         self._holders = 0
+        self._ended: deque[float] = deque()
         self._record: Path | None = None
         self._keep_alive: float | None = None
         self._author: tuple[str, int] | None = None
@@ -77,7 +80,7 @@ class ProcessLease:
         Raises:
             StateDirectoryError: This process's record cannot be written.
         """
-        with self._mutex, explain_os_errors(self.directory.path):
+        with self._guarded(), explain_os_errors(self.directory.path):
             if self._holders == 0 and not try_shared(self._lease):
                 return False
             try:
@@ -97,21 +100,37 @@ class ProcessLease:
         """Give one request's lease back and tell the supervisor that it ended.
 
         It never raises: an answer that was given is not lost for a record that cannot be written.
+        Where this thread is in the middle of something else here, that is brought to its end first.
         """
         if self._is_abandoned:
             return
+        self._ended.append(keep_alive)
+        if not self._mutex.is_mine():
+            with self._guarded():
+                pass
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Let one thread in, and at its end give back what was to be given back meanwhile."""
         with self._mutex:
             try:
-                self._tell_end(keep_alive)
-            except OSError:
-                self._keep_alive = None
+                yield
             finally:
-                self._holders -= 1
-                if self._holders == 0:
-                    self._unmark_use()
-                    release(self._lease)
-                    if self._is_retired:
-                        self._close()
+                while self._ended:
+                    self._end(self._ended.popleft())
+
+    def _end(self, keep_alive: float) -> None:
+        try:
+            self._tell_end(keep_alive)
+        except OSError:
+            self._keep_alive = None
+        finally:
+            self._holders -= 1
+            if self._holders == 0:
+                self._unmark_use()
+                release(self._lease)
+                if self._is_retired:
+                    self._close()
 
     def state(self) -> State | None:
         """Return the state, parsed again only when the file was replaced."""
@@ -139,7 +158,7 @@ class ProcessLease:
         """Ask the kernel whether the very supervisor that wrote a state lives."""
         tag = state.supervisor.tag
         path = self.directory.author_lock(tag)
-        with self._mutex:
+        with self._guarded():
             author = self._author
             if author is None or author[0] != tag or not is_same_file(author[1], path):
                 if self._author is not None:
@@ -163,7 +182,7 @@ class ProcessLease:
 
     def begin_start(self, spec: ServerSpec, policy: Policy) -> Start:
         """Start a supervisor, or join the attempt of this process that is under way."""
-        with self._mutex:
+        with self._guarded():
             if self._start is None or not self._start.is_alive():
                 self._start = Start(self.directory, spec, policy)
             return self._start
@@ -180,7 +199,7 @@ class ProcessLease:
 
     def retire(self) -> None:
         """Close the files of a directory that is gone, once no request holds the lease."""
-        with self._mutex:
+        with self._guarded():
             self._is_retired = True
             if self._holders == 0:
                 self._close()

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
@@ -20,6 +21,7 @@ from langchain_car_vllm.errors import (
 )
 from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.memory_turn import MemoryTurn
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
@@ -77,7 +79,10 @@ class Waiting:
         self._spec = spec
         self._memory_turn = MemoryTurn(spec.served_name, policy)
         self._mutex = ProcessLock()
-        self._given_up = self._leased = False
+        self._given_up = False
+        self._hold = Hold(spec.keep_alive, self._memory_turn)
+        # A loop that is closed with an open stream never comes back to it.
+        weakref.finalize(self, self._hold.release).atexit = False
         self._start: Start | None = None
         self._known: int | None = None
         self._lost = 0
@@ -115,7 +120,7 @@ class Waiting:
                 endpoint = None if self._given_up else self._advance()
             finally:
                 if self._given_up:
-                    self._release()
+                    self._hold.release()
         if self._given_up:
             # It was given up between the look above and the end of the guard.
             self.give_up()
@@ -137,7 +142,7 @@ class Waiting:
         self._given_up = True
         if self._mutex.acquire(blocking=False):
             try:
-                self._release()
+                self._hold.release()
             finally:
                 self._mutex.release()
 
@@ -177,7 +182,7 @@ class Waiting:
     def _advance(self) -> Endpoint | None:
         if not self._process_lease.is_current():
             self._find_again()
-        if not self._leased and (obstacle := self._try_lease()):
+        if not self._hold.is_taken and (obstacle := self._try_lease()):
             if (state := self._process_lease.state()) is not None:
                 self._watch(state)
             self._show(Progress("queued", obstacle))
@@ -215,7 +220,7 @@ class Waiting:
 
     def _find_again(self) -> None:
         """Look at the lock files that the names lead to now: those that were opened are gone."""
-        self._release()
+        self._hold.release()
         self._start = None
         self.__dict__.pop("_replacement", None)
         self._process_lease = self._find_process_lease()
@@ -226,9 +231,8 @@ class Waiting:
             return "waiting for the server of an older release to stop"
         if self._memory_turn.is_others(self._process_lease):
             return "waiting for a turn: another model gets the memory first"
-        self._leased = self._process_lease.acquire(self._spec.keep_alive)
-        self._memory_turn.is_leased = self._leased
-        return None if self._leased else "waiting for the server to stop"
+        is_had = self._hold.take(self._process_lease)
+        return None if is_had else "waiting for the server to stop"
 
     def _note_generation(self, state: State | None, *, supervised: bool) -> None:
         """Remember the last generation that ended before this wait began."""
@@ -355,11 +359,6 @@ class Waiting:
             self._on_progress(
                 Progress(progress.stage, progress.detail, progress.done, progress.total, elapsed)
             )
-
-    def _release(self) -> None:
-        if self._leased:
-            self._leased = self._memory_turn.is_leased = False
-            self._process_lease.release(self._spec.keep_alive)
 
 
 @cache

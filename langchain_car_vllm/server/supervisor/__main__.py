@@ -12,12 +12,13 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm.environment import adopt, inherited_environment
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
-from langchain_car_vllm.models.hub_account import absolute_folders
+from langchain_car_vllm.models.hub_account import absolute_folders, hub_variables
 from langchain_car_vllm.runtime import absolute_settings
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
@@ -56,11 +57,14 @@ def main() -> None:
         os._exit(0 if report and json.loads(report)["ok"] else 1)
     os.close(reading)
     adopt(absolute_folders(inherited_environment()) | absolute_settings(inherited_environment()))
+    # What the user wrote is meant from where he started; the supervisor and its children leave it.
+    added = dict(spec.server_env) | absolute_folders(dict(spec.server_env))
+    spec = replace(spec, server_env=tuple(added.items()))
     _detach(directory)
     adopt_orphans()
     left = shed_limits()
     # Where the user's Hub cache and token are holds for finding the model as well.
-    adopt({k: v for k, v in spec.server_env if k.startswith("HF_")})
+    adopt(hub_variables(added))
     try:
         life = _begin(directory, spec, policy, writing)
         if left:

@@ -1,9 +1,8 @@
 """A server whose memory is wanted: new requests wait, those under way end, then it goes."""
 
-import psutil
-
 from langchain_car_vllm.server.directory import server_directories
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
+from langchain_car_vllm.server.process import is_suspended
 from langchain_car_vllm.server.state import read_state
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
@@ -55,16 +54,9 @@ class Eviction:
     def _check_somebody_goes_on(self, now: float) -> None:
         """End it where all who are served have been suspended for long."""
         holders = self._clients.holders()
-        if not holders or not all(map(_is_suspended, holders)):
+        if not holders or not all(map(is_suspended, holders)):
             self._suspended_since = None
             return
         self._suspended_since = self._suspended_since or now
         if now - self._suspended_since > self._context.policy.suspended_patience:
             raise StageEnded("evicted")
-
-
-def _is_suspended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False

@@ -58,6 +58,7 @@ class Download:
         binary: The runtime's `vllm-mlx`.
         policy: How long to wait for a sign of life.
         directory: Where the download itself runs and logs; by default a folder of the repository's.
+        update: Whether the Hub is asked for a newer commit although a copy is complete.
 
     Attributes:
         log: What the download itself wrote.
@@ -72,7 +73,10 @@ class Download:
         binary: Path,
         policy: Policy,
         directory: ServerDirectory | None = None,
+        *,
+        update: bool = False,
     ) -> None:
+        self._update = update
         self._spec, self._binary, self._policy = spec, binary, policy
         self._trust = is_trusted(spec.server_args)
         folder = run_root().with_name("pull") / spec.source.replace("/", "--")
@@ -130,7 +134,7 @@ class Download:
         """Start the download if nobody else has it in hand; False where the model is complete."""
         if self._lock is None or not try_exclusive(self._lock):
             return True
-        if self.snapshot is not None:
+        if self.snapshot is not None and not self._update:
             return False
         self._is_ours = True
         check_may_download(self._spec.source, auto_pull=self._spec.auto_pull)
@@ -143,7 +147,12 @@ class Download:
         with explain_os_errors(directory.path):
             install_launcher(directory)
             command = download_command(
-                directory.path, self._binary, spec.source, spec.revision, trust=self._trust
+                directory.path,
+                self._binary,
+                spec.source,
+                spec.revision,
+                trust=self._trust,
+                update=self._update,
             )
             environment = inherited_environment() | absolute_folders(inherited_environment())
             added = dict(spec.server_env)

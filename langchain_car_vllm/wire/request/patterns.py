@@ -141,7 +141,7 @@ class _Writer:
         return 1
 
     def _anchor(self, sign: str, size: int) -> int | None:
-        if sign == "^" and self._begun[-1]:
+        if sign == "^" and (self._begun[-1] or self._ended[-1]):
             return None
         if sign == "$":
             self._ended[-1] = True

@@ -12,6 +12,7 @@ anew since, and those not used for long, are closed once nothing goes through th
 import asyncio
 import atexit
 import resource
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import openai
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
+from langchain_car_vllm.threads import run_wait
 from langchain_car_vllm.wire.transport.port_guard import IsOurs, async_hooks, sync_hooks
 
 _NO_LIMIT = httpx2.Timeout(None, connect=10.0)
@@ -74,7 +76,7 @@ class Clients:
     def __init__(self, sdk: openai.OpenAI, http: httpx2.Client) -> None:
         self.sdk = sdk
         self.http = http
-        self._mutex = ProcessLock()
+        self._mutex = ProcessLock(reentrant=True)
         self._users = 0
         self._is_retired = False
 
@@ -122,9 +124,13 @@ class AsyncClients:
         if self._is_retired and self._users == 0:
             raise _is_retired()
         self._users += 1
+        use = _Use()
+        # A loop that is closed with an open stream never comes back to it.
+        left_behind = weakref.finalize(use, _drop_closed_loops)
         try:
             yield self.http
         finally:
+            left_behind.detach()
             self._users -= 1
             if self._is_retired and self._users == 0:
                 await self.sdk.close()
@@ -136,11 +142,15 @@ class AsyncClients:
             await self.sdk.close()
 
 
+class _Use:
+    """The time of one request: it ends with whatever waits for the answer."""
+
+
 def _is_retired() -> httpx2.ConnectError:
     return httpx2.ConnectError("the server was started anew")
 
 
-_lock = ProcessLock()
+_lock = ProcessLock(reentrant=True)
 _sync: dict[Address, Clients] = {}
 _async: dict[asyncio.AbstractEventLoop, dict[Address, AsyncClients]] = {}
 
@@ -215,9 +225,7 @@ class LoopClients:
                 _closers[loop] = _until_shutdown(loop)
                 await anext(_closers[loop])
             # Building them reads certificates, which would block the loop.
-            clients = await asyncio.to_thread(
-                _make_async_clients, self._address, self._is_ours, loop
-            )
+            clients = await run_wait(_make_async_clients, self._address, self._is_ours, loop)
             known = _async.get(loop, {})
             for former in _to_retire(
                 {k: v for k, v in known.items() if v is not clients}, self._address
@@ -229,10 +237,8 @@ class LoopClients:
 def _make_async_clients(
     address: Address, is_ours: IsOurs | None, loop: asyncio.AbstractEventLoop
 ) -> AsyncClients:
+    _drop_closed_loops()
     with _lock:
-        for gone in [known for known in _async if known.is_closed()]:
-            del _async[gone]
-            _closers.pop(gone, None)
         clients = _async.setdefault(loop, {})
         if address not in clients:
             http = openai.DefaultAsyncHttpxClient(
@@ -241,6 +247,14 @@ def _make_async_clients(
             sdk = openai.AsyncOpenAI(**_settings(address), http_client=http)
             clients[address] = AsyncClients(sdk, http)
         return clients[address]
+
+
+def _drop_closed_loops() -> None:
+    """Forget the clients of loops that are closed, which closes their connections."""
+    with _lock:
+        for gone in [known for known in list(_async) if known.is_closed()]:
+            _async.pop(gone, None)
+            _closers.pop(gone, None)
 
 
 _closers: dict[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = {}

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import openai
 
 from langchain_car_vllm.gate import Gate
+from langchain_car_vllm.threads import run_step
 from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.errors import AnswerError, ConnectionFailedError, RequestTimeoutError
 from langchain_car_vllm.wire.transport.timeouts import Clock
@@ -91,4 +92,4 @@ async def aenter_gate(
 async def _try_enter(gate: Gate, tokens: int, *, arrives_late: bool) -> bool:
     if gate.is_open:
         return True
-    return await asyncio.to_thread(gate.try_enter, tokens, arrives_late=arrives_late)
+    return await run_step(gate.try_enter, tokens, arrives_late=arrives_late)

@@ -4,7 +4,6 @@ A server may die or stop at any moment, and its port is then anybody's. So once 
 its owner is asked whether the server that was meant still serves and holds the other end.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any
 
 import httpcore2
 import httpx2
+
+from langchain_car_vllm.threads import run_step
 
 IsOurs = Callable[[int, int], bool]
 """Tells whether a connection from one port to another leads to the server that was meant."""
@@ -76,7 +77,7 @@ def _check(is_ours: IsOurs, stream: Any) -> None:
 async def _acheck(is_ours: IsOurs, stream: Any) -> None:
     found = False
     try:
-        found = await asyncio.to_thread(_ask, is_ours, _ports(stream))
+        found = await run_step(_ask, is_ours, _ports(stream))
     finally:
         if not found:
             await stream.aclose()

@@ -45,7 +45,7 @@ class Watch:
         self.endpoint = endpoint
         self._stopwatch = stopwatch
         self._on_progress = on_progress
-        self._mutex = ProcessLock()
+        self._mutex = ProcessLock(reentrant=True)
         self._began = time.monotonic()
         self._told: Progress | None = None
         self._told_at = self._began
@@ -148,7 +148,7 @@ class _Watcher:
     """The thread that asks, alive only while a request is under way."""
 
     def __init__(self) -> None:
-        self._mutex = ProcessLock()
+        self._mutex = ProcessLock(reentrant=True)
         self._watches: set[Watch] = set()
         self._is_running = False
 

@@ -71,6 +71,22 @@ def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: P
     assert str(tmp_path / "elsewhere") in moved["runtime"]["said"]
 
 
+def test_a_model_that_cannot_be_served_is_named(cli: Cli, home: Path):
+    """An odd repository in the cache is a warning that says which one, and why."""
+    for number in range(5):
+        snapshot = home / f".cache/huggingface/hub/models--org--odd{number}/snapshots/{'a' * 40}"
+        snapshot.mkdir(parents=True)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+        (snapshot / "config.json").write_text('{"model_type": 7, "hidden_size": null}')
+        (snapshot / "tokenizer.json").write_text("{}")
+        (snapshot / "model.safetensors").write_bytes(b"no weights")
+    found = verdicts(cli)["models"]
+    assert found["verdict"] == "warning"
+    assert "`org/odd0`: " in found["said"]
+    assert "and 2 more" in found["said"]
+
+
 def test_a_lost_supervisor_is_seen(cli: Cli, fake: Fake):
     """State that nobody keeps is a warning with the model's name, and is mended."""
     with lease(fake.spec(), policy=FAST):

@@ -236,6 +236,31 @@ def test_pull_downloads(cli: Cli, cache: Path, fake: Fake, tmp_path: Path):
     assert log.read_text() == "download org/tiny\n"
 
 
+def test_pull_fetches_what_is_newer(cli: Cli, cache: Path, fake: Fake):
+    """With `--update` the Hub is asked although a copy is here, and it is said what came of it."""
+    snapshot = download(cache, "org/tiny")
+    install(fake, 'echo "$@"')
+    done = cli("pull", "org/tiny", "--update")
+    assert (done.returncode, done.stdout) == (0, f"{snapshot}\n"), done.stderr
+    assert "`org/tiny` is up to date" in done.stderr
+    newer = snapshot.with_name("f" * 40)
+    ref = snapshot.parents[1] / "refs" / "main"
+    install(fake, f"cp -R {snapshot} {newer}; printf {'f' * 40} > {ref}")
+    done = cli("pull", "org/tiny", "--update")
+    assert (done.returncode, done.stdout) == (0, f"{newer}\n"), done.stderr
+    assert "is newer now" in done.stderr
+    done = cli("pull", "org/tiny", "--update", HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "HF_HUB_OFFLINE" in done.stderr
+
+
+def test_pull_updates_no_directory(cli: Cli, fake: Fake):
+    """A folder has no newer version that could be fetched."""
+    done = cli("pull", str(fake.model), "--update")
+    assert done.returncode == 1
+    assert "is a directory" in done.stderr
+
+
 def test_pull_explains_a_failure(cli: Cli, fake: Fake):
     """What the Hub refused is told with what to do about it."""
     install(fake, 'echo "Cannot access gated repo for url"; exit 1')

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from langchain_car_vllm.models import find_snapshot
+from langchain_car_vllm.models.download import measure_download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "mlx-community/Qwen3-4B-4bit"
@@ -170,6 +171,61 @@ def test_lm_studio_may_hold_it(home, folder):
     assert find_snapshot(REPOSITORY, "v1.0") is None
     (directory / "model-00002-of-00002.safetensors").unlink()
     assert find_snapshot(REPOSITORY) is None
+
+
+@pytest.mark.parametrize("how", ["downloads", "downloads in the moved home", "home", "with ~"])
+def test_lm_studio_may_have_moved_it(home, tmp_path, how):
+    """Its settings name another folder of downloads, and a file in the home another home."""
+    moved = tmp_path / "external"
+    lm_home = tmp_path / "moved-home" if "home" in how else home / ".lmstudio"
+    lm_home.mkdir(parents=True)
+    if "home" in how:
+        (home / ".lmstudio-home-pointer").write_text(f"{lm_home}\n")
+    if how == "home":
+        moved = lm_home / "models"
+    elif how == "with ~":
+        moved = home / "Elsewhere"
+        (lm_home / "settings.json").write_text('{"downloadsFolder": "~/Elsewhere"}')
+    else:
+        (lm_home / "settings.json").write_text(json.dumps({"downloadsFolder": str(moved)}))
+    directory = moved / REPOSITORY
+    directory.mkdir(parents=True)
+    for name, content in FILES.items():
+        (directory / name).write_text(content)
+    assert find_snapshot(REPOSITORY) == directory
+
+
+@pytest.mark.parametrize(
+    "settings", ["{", "[]", '{"downloadsFolder": 7}', '{"downloadsFolder": "relative"}', "{}"]
+)
+def test_odd_settings_of_lm_studio_are_passed_over(home, settings):
+    """Its usual folder is still looked at."""
+    (home / ".lmstudio").mkdir()
+    (home / ".lmstudio" / "settings.json").write_text(settings)
+    (home / ".lmstudio-home-pointer").write_bytes(b"\xff\0nonsense")
+    directory = home / ".lmstudio/models" / REPOSITORY
+    directory.mkdir(parents=True)
+    for name, content in FILES.items():
+        (directory / name).write_text(content)
+    assert find_snapshot(REPOSITORY) == directory
+
+
+def test_without_symbolic_links_what_is_there_counts(hub):
+    """On a disk without links a whole file lies in the snapshot, and no blob is kept."""
+    snapshot = fill_cache(hub, {}, listed=sizes())
+    name, content = next(iter(FILES.items()))
+    (snapshot / name).write_text(content)
+    weights = "model-00001-of-00002.safetensors"
+    (snapshot / weights).write_text(FILES[weights])
+    (snapshot / "config.json").write_text(FILES["config.json"])
+    written = {name, weights, "config.json"}
+    done, total = measure_download(REPOSITORY)
+    assert done == sum(len(FILES[name]) for name in written)
+    assert total == sum(sizes().values())
+    assert find_snapshot(REPOSITORY) is None
+    for name, content in FILES.items():
+        (snapshot / name).write_text(content)
+    assert find_snapshot(REPOSITORY) == snapshot
 
 
 def test_a_local_directory_is_its_own_snapshot(tmp_path):

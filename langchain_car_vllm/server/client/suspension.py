@@ -1,0 +1,32 @@
+"""Requests whose programs somebody has suspended: their turn is given to others after a while."""
+
+import time
+from collections.abc import Sequence
+
+from langchain_car_vllm.server.process import is_suspended
+from langchain_car_vllm.server.tickets import Ticket
+
+_PAUSE = 0.1
+
+
+class Suspensions:
+    """What one waiting request has seen of the programs before it.
+
+    Args:
+        patience: Seconds for a suspended program to go on.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since: dict[str, float] = {}
+        self._looked = 0.0
+
+    def lost(self, tickets: Sequence[Ticket]) -> set[str]:
+        """Return the orders of the tickets whose owners have been suspended for too long."""
+        now = time.monotonic()
+        pause = min(_PAUSE, self._patience / 4)
+        if now - self._looked >= pause:
+            self._looked = now
+            seen = [t.order for t in tickets if t.live and t.pid and is_suspended(t.pid)]
+            self._since = {order: self._since.get(order, now) for order in seen}
+        return {o for o, since in self._since.items() if now - since >= self._patience}

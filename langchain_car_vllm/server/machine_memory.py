@@ -1,0 +1,59 @@
+"""The memory that this process may use: the machine's, or less in a container."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def machine_memory() -> int:
+    """Return the bytes that programs here can have together."""
+    total = int(psutil.virtual_memory().total)
+    limit = container_limit()
+    return total if limit is None else min(total, limit)
+
+
+def container_limit(membership: Path = _MEMBERSHIP, groups: Path = _GROUPS) -> int | None:
+    """Return the memory limit of this process's control group, None where there is none.
+
+    Each group above it limits it, too. A container may see its own group as the root.
+
+    Args:
+        membership: What tells the groups of this process.
+        groups: Where the groups are mounted.
+    """
+    limits = [limit for file in _limit_files(membership, groups) if (limit := _limit(file))]
+    return min(limits, default=None)
+
+
+def _limit_files(membership: Path, groups: Path) -> Iterator[Path]:
+    for line in _text(membership).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not path.startswith("/"):
+            continue
+        if not controllers:  # version 2
+            root, name = groups, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = groups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        for part in (Path(path), *Path(path).parents):
+            if ".." not in part.parts:
+                yield root / part.relative_to("/") / name
+
+
+def _limit(file: Path) -> int | None:
+    """Return a limit; `max`, and numbers beyond any machine, stand for none."""
+    text = _text(file).strip()
+    return int(text) if text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 60 else None
+
+
+def _text(file: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return file.read_text(encoding="ascii")
+    return ""

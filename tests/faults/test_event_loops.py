@@ -1,0 +1,139 @@
+"""What programs do to their event loops: full executors, and loops that are closed too early."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import psutil
+import pytest
+from faults.support import FAST, PATIENCE, Fake
+
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.server import stop_server
+from langchain_car_vllm.server.client_record import holders
+from langchain_car_vllm.server.tickets import read_tickets
+from langchain_car_vllm.wire.errors import AnswerError
+
+
+@pytest.fixture
+def model(fake: Fake) -> ChatVllmMlx:
+    return ChatVllmMlx(model=str(fake.model), max_tokens=3)
+
+
+@asynccontextmanager
+async def full_executor() -> AsyncIterator[None]:
+    """Have every thread of the loop's executor blocked, with more work waiting."""
+    loop, end = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(2))
+    jobs = [loop.run_in_executor(None, end.wait) for _ in range(4)]
+    try:
+        yield
+    finally:
+        end.set()
+        await asyncio.gather(*jobs)
+
+
+async def _streamed(model: ChatVllmMlx) -> str:
+    return "".join([part.text async for part in model.astream("hi")])
+
+
+async def _invoked(model: ChatVllmMlx) -> str:
+    return (await model.ainvoke("hi")).text
+
+
+async def _batched(model: ChatVllmMlx) -> str:
+    return "".join(answer.text for answer in await model.abatch(["a", "b"]))
+
+
+async def _called_for_another_model(model: ChatVllmMlx) -> str:
+    return (await model.ainvoke("hi", model=model.model)).text
+
+
+async def _warmed_up(model: ChatVllmMlx) -> str:
+    await model.awarm_up()
+    return "warm"
+
+
+WAYS: dict[str, Callable[[ChatVllmMlx], Awaitable[str]]] = {
+    "ainvoke": _invoked,
+    "astream": _streamed,
+    "abatch": _batched,
+    "model of a call": _called_for_another_model,
+    "awarm_up": _warmed_up,
+}
+
+
+async def test_full_executor_holds_no_call_up(fake: Fake, model: ChatVllmMlx):
+    """From the start of the server to the end of the answer no thread of the loop's is needed."""
+    async with full_executor():
+        for way in WAYS.values():
+            assert await asyncio.wait_for(way(model), PATIENCE)
+
+
+async def test_full_executor_holds_no_turn_up(fake: Fake, model: ChatVllmMlx):
+    """Where requests are read one after the other, neither their turn nor a replay needs it."""
+    _make_multimodal(fake)
+    fake.switch(crash_after=0)
+    async with full_executor():
+        call = asyncio.create_task(_batched(model))
+        async with asyncio.timeout(PATIENCE):
+            while not fake.starts():  # noqa: ASYNC110 - another process says it
+                await asyncio.sleep(0.01)
+            fake.switch()
+            assert await call
+
+
+async def test_full_executor_holds_no_vectors_up(fake: Fake):
+    """Embeddings go the same way; the fake has no vectors, and says so."""
+    embeddings = VllmMlxEmbeddings(model=str(fake.model))
+    async with full_executor():
+        with pytest.raises(AnswerError):
+            await asyncio.wait_for(embeddings.aembed_query("hi"), PATIENCE)
+
+
+def _make_multimodal(fake: Fake) -> None:
+    (fake.model / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048})
+    )
+
+
+LEAVES_A_STREAM_OPEN = """
+import asyncio, gc, sys
+from langchain_car_vllm import ChatVllmMlx
+model = ChatVllmMlx(model=sys.argv[1], max_tokens=3)
+loop = asyncio.new_event_loop()
+stream = model.astream("hi")
+loop.run_until_complete(anext(stream))
+loop.close()
+del stream, loop
+for _ in range(3):  # what one round frees may be the last to hold something else
+    gc.collect()
+print("closed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_stream_left_open_on_a_closed_loop_holds_nothing(fake: Fake):
+    """A loop that is closed without its generators gives lease, turn and connection back."""
+    _make_multimodal(fake)
+    fake.switch(token_gate=fake.gate("token"))
+    with subprocess.Popen(
+        [sys.executable, "-c", LEAVES_A_STREAM_OPEN, str(fake.model)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "closed\n"
+        directory, port = fake.directory(), fake.state().port
+        assert not holders(directory.clients)
+        assert not [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
+        open_ones = psutil.Process(program.pid).net_connections("tcp")
+        assert port not in [c.raddr.port for c in open_ones if c.status == "ESTABLISHED"]
+        assert stop_server(directory, force=False, policy=FAST)

@@ -17,12 +17,9 @@ OURS = (
 _LATE = {"openai", "langchain_openai", "httpx", "httpx2"}
 _TIMED = """
 import sys, time
-began = time.process_time()
-{core}
-between, known = time.process_time(), set(sys.modules)
-{ours}
-ended = time.process_time()
-print(between - began, ended - began, *(set(sys.modules) - known))
+began = time.perf_counter()
+{code}
+print(time.perf_counter() - began, *sys.modules)
 """
 _FIND = """
 import sys, time
@@ -45,20 +42,16 @@ def _run(code: str, environment: dict[str, str] | None = None) -> list[str]:
 
 
 def _import_row() -> Row:
-    """Return what an import adds to langchain-core's, in one process.
-
-    Users have bytecode, so there is some.
-    """
+    """Return what an import takes, each in processes of their own, with bytecode as users have."""
     times: Measured = {"langchain-core": [], "ChatVllmMlx": []}
     late: set[str] = set()
-    code = _TIMED.format(core=CORE, ours=OURS)
     with with_bytecode() as environment:
         for turn in range(-1, ROUNDS):
-            alone, together, *modules = _run(code, environment)
-            late |= _LATE & set(modules)
-            if turn >= 0:
-                times["langchain-core"].append(float(alone))
-                times["ChatVllmMlx"].append(float(together))
+            for name, code in (("langchain-core", CORE), ("ChatVllmMlx", OURS)):
+                seconds, *modules = _run(_TIMED.format(code=code), environment)
+                late |= _LATE & set(modules)
+                if turn >= 0:
+                    times[name].append(float(seconds))
     return Row(
         section="imports",
         what="import and construct",

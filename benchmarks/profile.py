@@ -5,8 +5,8 @@ import pstats
 import re
 from collections import Counter
 
+from benchmarks.clients import OPENAI, OURS, Clients
 from benchmarks.home import replayed
-from benchmarks.overhead import OPENAI, OURS, Clients
 from benchmarks.replay import TOKENS
 from benchmarks.rows import Row
 from langchain_car_vllm import ChatVllmMlx

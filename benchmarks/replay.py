@@ -49,18 +49,17 @@ class Answers:
             "total_tokens": PROMPT_TOKENS + TOKENS,
         }
         done = b"data: [DONE]\n\n"
-        pieces = [self._event({"role": "assistant"})]
-        pieces += [self._event({"content": "tok "})] * TOKENS
-        pieces += [self._event({}, "stop"), self._event(None, usage=usage), done]
-        self.stream = [_SSE, *map(_chunk, pieces), b"0\r\n\r\n"]
+        ends = [self._event({}, "stop"), self._event(None, usage=usage), done]
+        self._begin = [_SSE, _chunk(self._event({"role": "assistant"}))]
+        self._token = _chunk(self._event({"content": "tok "}))
+        self._end = [*map(_chunk, ends), b"0\r\n\r\n"]
         message = {"role": "assistant", "content": "hello"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self.whole = _whole(
             {**self._envelope("chat.completion"), "choices": [choice], "usage": usage}
         )
-        spoken = self._line("tok ", is_last=False)
-        lines = [spoken] * TOKENS + [self._line("", is_last=True)]
-        self.ollama_stream = [_NDJSON, *map(_chunk, lines), b"0\r\n\r\n"]
+        self._line_of_token = _chunk(self._line("tok ", is_last=False))
+        self._last_line = [_chunk(self._line("", is_last=True)), b"0\r\n\r\n"]
         self.ollama_whole = [_NDJSON, _chunk(self._line("hello", is_last=True)), b"0\r\n\r\n"]
         self.health = _whole(
             {
@@ -72,6 +71,14 @@ class Answers:
             }
         )
         self.models = _whole({"object": "list", "data": [{"id": name, "object": "model"}]})
+
+    def stream(self, tokens: int) -> list[bytes]:
+        """Return the events of an answer of so many tokens."""
+        return [*self._begin, *[self._token] * tokens, *self._end]
+
+    def ollama_stream(self, tokens: int) -> list[bytes]:
+        """Return the lines of an answer of so many tokens."""
+        return [_NDJSON, *[self._line_of_token] * tokens, *self._last_line]
 
     def _envelope(self, kind: str) -> dict[str, Any]:
         return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": self._name}
@@ -127,15 +134,21 @@ class Replay:
         if path == b"/health":
             return [answers.health]
         if path == b"/api/chat":
-            streams = json.loads(body).get("stream", True)
-            return answers.ollama_stream if streams else answers.ollama_whole
+            return self._ollama(json.loads(body))
         if self._key and _header(head, b"authorization") != self._key:
             return [_whole({"detail": "Invalid API key"}, "401 Unauthorized")]
         if path == b"/v1/models":
             return [answers.models]
         if path == b"/v1/chat/completions":
-            return answers.stream if json.loads(body).get("stream") else [answers.whole]
+            asked = json.loads(body)
+            tokens = asked.get("max_tokens") or TOKENS
+            return answers.stream(tokens) if asked.get("stream") else [answers.whole]
         return [_whole({"detail": "Not Found"}, "404 Not Found")]
+
+    def _ollama(self, asked: dict[str, Any]) -> list[bytes]:
+        tokens = (asked.get("options") or {}).get("num_predict") or TOKENS
+        streams = asked.get("stream", True)
+        return self._answers.ollama_stream(tokens) if streams else self._answers.ollama_whole
 
 
 def _header(head: bytes, name: bytes) -> bytes | None:

@@ -1,7 +1,7 @@
 """Puts a run into the documentation: `python -m benchmarks.report [FOLDER]`.
 
 Copies the JSON and draws the plots into `docs/performance/`, and writes the tables of
-`docs/performance.md` between its markers.
+`docs/performance.md` between its markers. A run with `--busy` in the same folder stands beside it.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import OUTPUT
+from benchmarks.__main__ import BUSY, OUTPUT, QUIET
 from benchmarks.plots import draw
 from benchmarks.rows import Check, Row, read, write
 
@@ -20,6 +20,9 @@ _TITLES = {
     "company": "Agents in company",
     "real": "The real server",
     "overhead": "Client overhead",
+    "crowds": "Many streams at once",
+    "requests": "Large requests",
+    "first_call": "First call",
     "profile": "Profile",
     "imports": "Import and runtime",
     "supervision": "Supervision",
@@ -30,10 +33,13 @@ _TITLES = {
 def main() -> None:
     """Write the documentation's part of a run."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
-    machine, rows = read(folder / "results.json")
+    machine, rows = read(folder / QUIET)
     target = DOCS / "performance"
-    (target / "results.json").unlink(missing_ok=True)
-    write(rows, target / "results.json")
+    for name in (QUIET, BUSY):
+        (target / name).unlink(missing_ok=True)
+        if (folder / name).exists():
+            write(read(folder / name)[1], target / name)
+    busy = read(folder / BUSY)[1] if (folder / BUSY).exists() else []
     draw(rows, target)
     page = DOCS / "performance.md"
     text = page.read_text(encoding="utf-8")
@@ -41,7 +47,7 @@ def main() -> None:
     for section, title in _TITLES.items():
         chosen = [row for row in rows if row.section == section]
         if chosen:
-            text = _between(text, section, table(title, chosen))
+            text = _between(text, section, table(title, chosen, busy))
     page.write_text(text, encoding="utf-8")
 
 
@@ -63,14 +69,24 @@ def _machine(machine: dict[str, Any]) -> str:
     )
 
 
-def table(title: str, rows: Iterable[Row]) -> str:
-    """Return rows as a Markdown table."""
-    lines = [f"| {title} | measured | against | bar | |", "|---|---|---|---|---|"]
+def table(title: str, rows: Iterable[Row], busy: Iterable[Row] = ()) -> str:
+    """Return rows as a Markdown table.
+
+    Args:
+        title: What the rows are about.
+        rows: Of a run with the machine to itself.
+        busy: Of a run beside other work.
+    """
+    others = {(row.what, check.what): check for row in busy for check in row.checks}
+    lines = [f"| {title} | measured | against | bar | room | beside other work |"]
+    lines.append("|---|---|---|---|---|---|")
     for row in rows:
         figures = ", ".join(f"{name} {_figure(value)}" for name, value in row.figures.items())
-        first, *others = row.checks or (None,)
-        lines.append(f"| {row.what} | {figures} {row.unit} | {_check(first)} |")
-        lines += [f"| | | {_check(check)} |" for check in others]
+        start = f"| {row.what} | {figures} {row.unit} |"
+        for check in row.checks or (None,):
+            other = others.get((row.what, check.what)) if check else None
+            lines.append(f"{start} {_check(check)} | {_beside(other)} |")
+            start = "| | |"
     return "\n".join(lines) + "\n"
 
 
@@ -79,7 +95,13 @@ def _check(check: Check | None) -> str:
         return " | | "
     value = f"{_figure(check.value)} {check.unit}".strip()
     bar = f"{'at least' if check.at_least else 'at most'} {check.bar:g} {check.unit}".strip()
-    return f"{value} {check.what}".strip() + f" | {bar} | {'kept' if check.holds else '**missed**'}"
+    verdict = f"**{check.verdict}**" if not check.holds else check.verdict
+    room = "" if check.room is None else f" {check.room:.0%}"
+    return f"{value} {check.what}".strip() + f" | {bar} | {verdict}{room}"
+
+
+def _beside(check: Check | None) -> str:
+    return "" if check is None else f"{_figure(check.value)} {check.unit}, {check.verdict}"
 
 
 def _figure(value: float) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+THIN = 0.05
+"""A bar with less room than this falls with the weather."""
 _LIBRARIES = ("langchain-core", "langchain-openai", "langchain-ollama", "openai")
 
 
@@ -36,6 +38,21 @@ class Check:
     def holds(self) -> bool:
         """Whether the bar is kept."""
         return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+    @property
+    def room(self) -> float | None:
+        """Share of the bar that is left, negative where it falls, None for a bar of zero."""
+        if not self.bar:
+            return None
+        left = self.value - self.bar if self.at_least else self.bar - self.value
+        return left / self.bar
+
+    @property
+    def verdict(self) -> str:
+        """Whether the bar is kept, and whether by little."""
+        if not self.holds:
+            return "missed"
+        return "kept" if self.room is None or self.room >= THIN else "kept, thin"
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,11 @@ class Row:
         """Whether all bars are kept."""
         return all(check.holds for check in self.checks)
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether a bar is kept by little."""
+        return any(check.verdict == "kept, thin" for check in self.checks)
+
 
 def machine() -> dict[str, Any]:
     """Return what is worth knowing of the machine, and nothing that names it."""
@@ -82,9 +104,10 @@ def show(row: Row) -> None:
     print(f"{row.what} [{row.unit}]: {figures}", flush=True)
     for check in row.checks:
         relation = ">=" if check.at_least else "<="
-        verdict = "ok" if check.holds else "MISSED"
+        room = "" if check.room is None else f", {check.room:.0%} of room"
         print(
-            f"    {check.value:.4g} {check.unit} {check.what} {relation} {check.bar:g}: {verdict}"
+            f"    {check.value:.4g} {check.unit} {check.what} {relation} {check.bar:g}: "
+            f"{check.verdict}{room}"
         )
 
 

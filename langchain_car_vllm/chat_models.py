@@ -29,8 +29,8 @@ from langchain_car_vllm.wire.output_parser import (
     with_parser,
 )
 from langchain_car_vllm.wire.reasoning import PROVIDER
-from langchain_car_vllm.wire.request.messages import mend_text_files
 from langchain_car_vllm.wire.request.schema import traced_schema
+from langchain_car_vllm.wire.request.text_files import mend_text_files
 from langchain_car_vllm.wire.request.tools import (
     Tool,
     ToolChoice,

@@ -85,7 +85,7 @@ def test_other_settings_are_another_server():
         {"engine": "simple"},
         {"server_args": ("--max-kv-size", "10")},
         {"server_env": (("A", "b"),)},
-        {"embeddings": True},
+        {"kind": "embeddings"},
     ]
     keys = {spec.key(), *(dataclasses.replace(spec, **change).key() for change in changes)}
     assert len(keys) == len(changes) + 1

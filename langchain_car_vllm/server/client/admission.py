@@ -31,6 +31,7 @@ from langchain_car_vllm.server.tickets import (
     Ticket,
     Verdict,
     decide,
+    read_ticket,
     read_tickets,
     tear_up_abandoned,
 )
@@ -281,7 +282,9 @@ class Place:
         if now - self._refused_at < _PAUSE:
             return
         self._refused_at = now
-        tickets = read_tickets(self._folder, self._endpoint.generation)
+        # Many may be refused in the same instant, so that no ticket is opened here.
+        names = os.listdir(self._folder)  # noqa: PTH208
+        tickets = [ticket for ticket in map(read_ticket, names) if ticket]
         if self._suspensions.lost([t for t in tickets if t.order != self._ticket.order]):
             scratch = self._folder / f"lock-{self._ticket.order}"
             close_lock(open_lock(scratch))

@@ -1,12 +1,13 @@
 """Requests whose programs somebody has suspended: their turn is given to others after a while."""
 
+import os
 import time
 from collections.abc import Sequence
 
 from langchain_car_vllm.server.process import is_suspended
 from langchain_car_vllm.server.tickets import Ticket
 
-_PAUSE = 0.1
+_PAUSE = 1.0
 
 
 class Suspensions:
@@ -27,6 +28,9 @@ class Suspensions:
         pause = min(_PAUSE, self._patience / 4)
         if now - self._looked >= pause:
             self._looked = now
-            seen = [t.order for t in tickets if t.live and t.pid and is_suspended(t.pid)]
+            # A program asks each other one once, however many requests it has.
+            others = {t.pid for t in tickets if t.live} - {0, os.getpid()}
+            suspended = {pid for pid in others if is_suspended(pid)}
+            seen = [t.order for t in tickets if t.live and t.pid in suspended]
             self._since = {order: self._since.get(order, now) for order in seen}
         return {o for o, since in self._since.items() if now - since >= self._patience}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 
 def modules_after(statement: str) -> set[str]:
@@ -120,6 +121,7 @@ def test_a_system_without_kernel_locks():
     """On Windows an endpoint of somebody else's is asked, and a managed one refused in words."""
     code = """
 import sys
+from pathlib import Path
 sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "termios"))
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.errors import UnsupportedPlatformError
@@ -146,3 +148,15 @@ except UnsupportedPlatformError as error:
     assert lines[:3] == ["asked"] * 3
     assert lines[3].startswith("vllm-mlx runs on Apple silicon and on Linux, not on")
     assert lines[-1] == "hint: pass `base_url` to talk to a vllm-mlx server on another machine"
+
+
+def test_what_a_model_that_is_constructed_brings_along_is_known():
+    """Each module that langchain-core alone does not import is named, since each costs time."""
+    core = "from langchain_core.language_models import BaseChatModel"
+    ours = "from langchain_car_vllm import ChatVllmMlx; ChatVllmMlx(model='org/none')"
+    added = modules_after(ours) - modules_after(core)
+    text = (Path(__file__).parents[1] / "golden" / "imported_modules.txt").read_text()
+    named = set(text.split())
+    assert added <= named, "these are new; if they are worth their time, name them"
+    stale = {name for name in named - added if name.startswith("langchain_car_vllm")}
+    assert not stale, "these are not imported any more"

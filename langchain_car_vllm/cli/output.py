@@ -1,6 +1,8 @@
 """How results look: data on standard output, everything else on standard error."""
 
 import json
+import math
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -37,13 +39,41 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell."""
-    table = [header, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+def print_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, dispensable: Sequence[str] = ()
+) -> None:
+    """Print columns as wide as their widest cell.
+
+    Args:
+        header: Their names.
+        rows: Their cells.
+        dispensable: Columns to leave out, one after the other, where a terminal is too narrow.
+    """
+    table = [list(header), *map(list, rows)]
+    for name in dispensable:
+        if _width(table) <= _terminal_width():
+            break
+        place = table[0].index(name)
+        for row in table:
+            del row[place]
+    widths = _widths(table)
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*table, strict=True)]
+
+
+def _width(table: Sequence[Sequence[str]]) -> int:
+    widths = _widths(table)
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _terminal_width() -> float:
+    """Return how wide a line may be: a pipe has no end."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

@@ -41,7 +41,8 @@ def ps(*, as_json: AsJson = False) -> None:
         print_json([_server_to_json(directory, state) for directory, state in running])
     elif running:
         header = ("MODEL", "KIND", "STAGE", "ENGINE", "PORT", "PID", "MEMORY", "UP", "UNTIL")
-        print_table(header, [_row(directory, state) for directory, state in running])
+        rows = [_row(directory, state) for directory, state in running]
+        print_table(header, rows, dispensable=("PID", "ENGINE", "UP", "PORT"))
     else:
         say("no server is running")
 

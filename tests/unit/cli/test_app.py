@@ -1,6 +1,9 @@
 """The command line as a whole: words, help, completion, exit codes."""
 
+import os
+import pty
 import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -89,3 +92,19 @@ def test_completion(cli: Cli, shell: str):
     assert "car-vllm" in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize(("columns", "names"), [("200", "ABC"), ("24", "AC"), ("5", "A")])
+def test_a_table_fits_its_terminal(columns: str, names: str):
+    """Where it is too narrow the columns that can be done without go, one after the other."""
+    code = (
+        "from langchain_car_vllm.cli.output import print_table;"
+        "print_table(('A', 'B', 'C'), [('x' * 9, 'y' * 9, 'z' * 9)], dispensable=('B', 'C'))"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": columns}
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, env=environment)
+    os.close(theirs)
+    header = os.read(ours, 1000).decode().splitlines()[0]
+    os.close(ours)
+    assert header.split() == list(names)

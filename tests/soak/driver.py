@@ -27,7 +27,14 @@ from langchain_car_vllm.server.state import read_state
 
 CLIENTS = 6
 CALLS_OF_A_LIFE = 5
-POLICY = dataclasses.replace(FAST, crash_budget=1_000_000, drain_patience=2.0, load_stall=60.0)
+POLICY = dataclasses.replace(
+    FAST,
+    crash_budget=1_000_000,
+    drain_patience=2.0,
+    load_stall=60.0,
+    # Two threads of a client may want three models: the one ends its request and makes room.
+    own_memory=6.0,
+)
 FAULT_GRACE = 15.0
 """Seconds after a fault within which a call may fail for it: on a loaded machine news is slow."""
 LONGEST_CALL = 120.0

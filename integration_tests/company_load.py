@@ -33,10 +33,12 @@ from langchain_core.runnables import Runnable
 from pydantic import BaseModel, Field
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.client import admission
 
 AT_ONCE = 3
+FAILED = "failed: "
 _PREFILL_SECONDS, _DECODE_CHUNKS = 0.3, 2
 _WORDS = [
     "the",
@@ -186,7 +188,7 @@ async def exchanges(model: ChatVllmMlx, request: Request) -> AsyncIterator[Excha
     for number, said in enumerate(request.turns):
         history.append(HumanMessage(said))
         asked = messages_to_dict(history)
-        answer = await _answer(model, request.kind, history, request.tokens)
+        answer = await _outcome(model, request.kind, history, request.tokens)
         shown = None if answer is None else _shown(answer)
         yield Exchange(f"{request.name}.{number}", request.kind, request.tokens, asked, shown)
         if isinstance(answer, AIMessage):
@@ -196,9 +198,19 @@ async def exchanges(model: ChatVllmMlx, request: Request) -> AsyncIterator[Excha
 async def asked_again(model: ChatVllmMlx, exchange: Exchange) -> str:
     """Return the answer to the very request of an exchange."""
     history = messages_from_dict(exchange.asked)
-    answer = await _answer(model, exchange.kind, history, exchange.tokens)
+    answer = await _outcome(model, exchange.kind, history, exchange.tokens)
     assert answer is not None
     return _shown(answer)
+
+
+async def _outcome(
+    model: ChatVllmMlx, kind: str, history: Sequence[BaseMessage], tokens: int
+) -> Any:
+    """Return the answer, or the text of an error: it must be the same alone, too."""
+    try:
+        return await _answer(model, kind, history, tokens)
+    except CarVllmError as error:
+        return f"{FAILED}{type(error).__name__}: {error}"
 
 
 async def _answer(
@@ -234,6 +246,8 @@ async def _answer(
 
 def _shown(answer: Any) -> str:
     """Return all of an answer that must be the same once more."""
+    if isinstance(answer, str):
+        return answer
     if isinstance(answer, BaseModel) and not isinstance(answer, BaseMessage):
         return answer.model_dump_json()
     calls = [(call["name"], call["args"]) for call in answer.tool_calls]

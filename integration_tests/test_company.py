@@ -6,10 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -38,21 +40,25 @@ class Load(NamedTuple):
 
     def run(self, seed: int, *flags: str) -> list[Exchange]:
         """Have four processes ask all at once, and further ones die in the middle of a prompt."""
-        workers = [self._start(seed, worker, *flags) for worker in range(PROCESSES)]
-        for _ in range(KILLED):
-            assert self._start(seed, 0, "--kill", *flags).wait() == -signal.SIGKILL
-        found = []
-        for worker in workers:
-            output, _ = worker.communicate()
-            assert worker.returncode == 0
-            found += [Exchange(*json.loads(line)) for line in output.splitlines()]
-        return found
+        with ExitStack() as stack:
+            # Files, since a full pipe would stop a process that has the turn.
+            outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(PROCESSES)]
+            workers = [self._start(file, seed, n, *flags) for n, file in enumerate(outputs)]
+            for _ in range(KILLED):
+                killed = self._start(subprocess.DEVNULL, seed, 0, "--kill", *flags)
+                assert killed.wait() == -signal.SIGKILL
+            assert [worker.wait() for worker in workers] == [0] * PROCESSES
+            for output in outputs:
+                output.seek(0)
+            return [Exchange(*json.loads(line)) for output in outputs for line in output]
 
-    def _start(self, seed: int, worker: int, *flags: str) -> "subprocess.Popen[str]":
+    def _start(
+        self, output: IO[str] | int, seed: int, worker: int, *flags: str
+    ) -> "subprocess.Popen[bytes]":
         script = str(Path(__file__).with_name("company_load.py"))
         command = [sys.executable, "-W", "ignore", script, self.model.model, str(seed), str(worker)]
         command += ["--environment", json.dumps(self.environment), *flags]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        return subprocess.Popen(command, stdout=output, cwd=ROOT)
 
     def differing(self, exchanges: Sequence[Exchange]) -> dict[str, tuple[str, str]]:
         """Return the answers that are others where the server has nobody else and knows nothing."""

@@ -41,13 +41,13 @@ def seats(hall: str) -> str:
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
 def test_a_cache_on_disk(serve: Serve, tmp_path: Path):
-    """The second call costs nothing; settings that change the answer miss, keep_alive does not."""
+    """The second call costs nothing, of a copy as well; another setting misses."""
     model, server = serve(
         lambda body: Reply(text=f"Answer {body.get('temperature')}", thought="Hm."),
         cache=SQLiteCache(str(tmp_path / "cache.sqlite")),
     )
     first = model.invoke("hi")
-    again = model.model_copy(update={"keep_alive": 0.0}).invoke("hi")
+    again = model.model_copy().invoke("hi")
     assert (again.text, again.additional_kwargs) == (first.text, first.additional_kwargs)
     assert len(server.dialect.requests) == 1
     warm = model.model_copy(update={"temperature": 0.5})

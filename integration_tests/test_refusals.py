@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 BAD_SCHEMAS: dict[str, Any] = {
     "bigint": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "the least number": {"type": "integer", "minimum": -(2**63), "maximum": -(2**63)},
+    "beyond 64 bits": {"const": 10**20},
     "wide floats": {"type": "number", "minimum": -1e308, "maximum": 1e308},
     "end of text": {"type": "string", "pattern": "^a\\Z"},
     "repetition": {"type": "string", "pattern": "^a{,5}$"},

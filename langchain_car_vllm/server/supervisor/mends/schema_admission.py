@@ -16,6 +16,10 @@ from .mend import Mend, find
 _under_way: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 
 
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_WIDEST = 2**63 - 1
+
+
 class RefusedSchemaError(Exception):
     """A schema that cannot be enforced, with the reason in one sentence."""
 
@@ -146,11 +150,35 @@ def _check_schema(schema: Any) -> None:
     from jsonschema import FormatChecker
     from jsonschema.validators import validator_for
 
+    _check_numbers(schema)
     try:
         kind: Any = validator_for(schema)
         kind.check_schema(schema, format_checker=FormatChecker(formats=()))
     except Exception as error:
         raise RefusedSchemaError(_sentence(getattr(error, "message", error))) from error
+
+
+def _check_numbers(schema: Any) -> None:
+    """Refuse numbers beyond 64 bits: some of them end the server's whole process in llguidance.
+
+    Raises:
+        RefusedSchemaError: There is one.
+    """
+    waiting = [(None, schema)]
+    while waiting:
+        name, part = waiting.pop()
+        if isinstance(part, dict):
+            waiting.extend(part.items())
+        elif isinstance(part, list):
+            waiting.extend((None, inner) for inner in part)
+        elif isinstance(part, (int, float)) and not isinstance(part, bool):
+            is_held = abs(part) < _WIDEST if name in _BOUNDS else _is_sendable(part)
+            if not is_held:
+                raise RefusedSchemaError(f"the number {part} does not fit into 64 bits")
+
+
+def _is_sendable(number: "int | float") -> bool:
+    return isinstance(number, float) or -_WIDEST <= number <= _WIDEST
 
 
 def _sentence(error: Any) -> str:

@@ -46,6 +46,8 @@ def get_node_patiently(*arguments: object) -> object:
 
 
 services.get_node = get_node_patiently
+# All of it stays on the loopback interface.
+services.get_node_ip_address = lambda *_, **__: "127.0.0.1"
 
 
 def say(**what: object) -> None:
@@ -68,6 +70,11 @@ class Nodes:
         self.cluster = Cluster()
         self._count = 0
         self.last = None
+
+    @property
+    def address(self) -> str:
+        """Where the head answers; Ray names it after the network, where nobody listens."""
+        return f"127.0.0.1:{self.cluster.address.rpartition(':')[2]}"
 
     def add(self, **arguments: object) -> None:
         """Add a node."""
@@ -128,7 +135,7 @@ def drain(nodes: Nodes) -> None:
     leaving = nodes.last
     nodes.add()
     nodes.cluster.wait_for_nodes()
-    client = GcsClient(address=nodes.cluster.address)
+    client = GcsClient(address=nodes.address)
     deadline = int((time.time() + PATIENCE) * 1000)
     accepted = client.drain_node(leaving.node_id, _DRAIN_PREEMPTION, "it goes home", deadline)
     say(event="draining", accepted=str(accepted))
@@ -150,7 +157,7 @@ def main() -> None:
     nodes = Nodes(folder)
     nodes.add(dashboard_host="127.0.0.1")
     nodes.add()
-    ray.init(address=nodes.cluster.address, log_to_driver=False)
+    ray.init(address=nodes.address, _node_ip_address="127.0.0.1", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
     from deployment import app
 

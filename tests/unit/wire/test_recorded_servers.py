@@ -85,6 +85,10 @@ def ask_as_openai(kind: str, scenario: str) -> AIMessage:
         return stream(llm) if is_stream else llm.invoke("hi")
 
 
+COUNTED_TWICE = {"vllm_mlx"}
+"""Its streams tell the usage in two chunks, which OpenAI's client adds up."""
+
+
 @pytest.mark.parametrize("scenario", ["answer", "stream", "tools"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_is_read_as_by_openais_client(kind: str, scenario: str):
@@ -94,9 +98,9 @@ def test_an_answer_is_read_as_by_openais_client(kind: str, scenario: str):
     assert ours.text == theirs.text
     called = [(call["name"], call["args"]) for call in ours.tool_calls]
     assert called == [(call["name"], call["args"]) for call in theirs.tool_calls]
-    assert (ours.usage_metadata or {}).get("total_tokens") == (theirs.usage_metadata or {}).get(
-        "total_tokens"
-    )
+    tokens = [(m.usage_metadata or {}).get("total_tokens") for m in (ours, theirs)]
+    is_doubled = kind in COUNTED_TWICE and scenario != "answer"
+    assert tokens[1] == (2 * tokens[0] if is_doubled else tokens[0])
     reasons = [message.response_metadata.get("finish_reason") for message in (ours, theirs)]
     assert reasons[0] == reasons[1]
 
@@ -112,7 +116,10 @@ UNCONSTRAINED = {"mlx_lm"}
 """They take a schema and do not enforce it."""
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - UNCONSTRAINED))
+@pytest.mark.parametrize(
+    "kind",
+    [k for k, v in KINDS.items() if "structured" in v["scenarios"] and k not in UNCONSTRAINED],
+)
 def test_an_object_is_read(kind: str):
     """What each sends for a schema is the object that was asked for."""
     assert isinstance(ask(kind, "structured"), City)
@@ -150,5 +157,5 @@ def test_each_kind_is_there_and_tells_where_it_comes_from():
     """What runs on the machine of the tests was recorded."""
     recorded = {kind for kind, held in KINDS.items() if held["origin"] == "recorded"}
     composed = {kind for kind, held in KINDS.items() if held["origin"].startswith("composed from")}
-    assert recorded >= {"mlx_lm", "llama_cpp", "litellm"}
+    assert recorded >= {"mlx_lm", "llama_cpp", "litellm", "vllm_mlx"}
     assert composed == {"vllm", "lm_studio", "ollama"}

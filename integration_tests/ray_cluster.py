@@ -171,7 +171,7 @@ def main() -> None:
                 os.kill(victim.pid, signal.SIGKILL)
                 say(event="killed", pid=victim.pid)
             case "wait":
-                wait_until(lambda: running() == 2, "both replicas")
+                wait_until(lambda: len(replicas()) == running() == 2, "both replicas")
                 say(event="whole")
             case "drain":
                 drain(nodes)

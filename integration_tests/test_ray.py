@@ -40,11 +40,12 @@ class Cluster:
         self._process = process
 
     def hear(self) -> dict:
-        """Return the next event."""
+        """Return the next event; Ray writes lines of its own in between."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"the cluster ended with {self._process.wait()}"
-        return json.loads(line)
+        for line in self._process.stdout:
+            if line.startswith('{"event"'):
+                return json.loads(line)
+        raise AssertionError(f"the cluster ended with {self._process.wait()}")
 
     def tell(self, command: str) -> None:
         """Have it do something."""

@@ -23,7 +23,7 @@ def adapter(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in fast_cpu.items():
             patch.setenv(name, value)
-        command = [sys.executable, str(EXAMPLE / "train.py"), smollm2, str(folder), "16"]
+        command = [sys.executable, str(EXAMPLE / "train.py"), smollm2, str(folder), "36"]
         subprocess.run(command, check=True)
     return str(folder)
 

@@ -17,7 +17,8 @@ python = interpreter_of(ensure_runtime().server)
 data = Path(__file__).parent / "data"
 command = [python, "-m", "mlx_lm", "lora", "--train", "--model", model, "--data", data]
 command += ["--adapter-path", adapter, "--iters", iterations, "--batch-size", "1"]
-command += ["--num-layers", "4", "--learning-rate", "1e-3", "--steps-per-report", "10"]
+command += ["--num-layers", "4", "--learning-rate", "5e-4", "--steps-per-report", "10"]
 command += ["--val-batches", "1", "--steps-per-eval", "1000", "--max-seq-length", "128"]
+command += ["--mask-prompt"]  # the answers alone are learnt
 subprocess.run([str(part) for part in command], check=True)
 print(f"trained: {adapter}")

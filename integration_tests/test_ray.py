@@ -57,7 +57,7 @@ class Cluster:
         """Return how many chat requests the server of each node has answered."""
         return {
             home.name: sum(
-                log.read_text(errors="replace").count("POST /v1/chat/completions")
+                log.read_text(errors="replace").count('"POST /v1/chat/completions HTTP')
                 for log in home.glob("run/vllm-py/*/server*.log*")
             )
             for home in self.folder.glob("mac-*")

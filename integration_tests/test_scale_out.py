@@ -129,7 +129,9 @@ def wait_until_up(url: str, process: subprocess.Popen) -> None:
 def answers(home: Path) -> int:
     """Return how many chat requests a server has answered."""
     logs = home.glob("run/vllm-py/*/server*.log*")
-    return sum(log.read_text(errors="replace").count("POST /v1/chat/completions") for log in logs)
+    return sum(
+        log.read_text(errors="replace").count('"POST /v1/chat/completions HTTP') for log in logs
+    )
 
 
 def ask(llm: ChatVllmMlx, number: int) -> object:

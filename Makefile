@@ -10,6 +10,8 @@ export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 ifneq ($(wildcard /etc/ssl/cert.pem /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),)
 export UV_SYSTEM_CERTS ?= 1
 endif
+# Tests start thousands of processes. Without bytecode each of them compiles LangChain anew.
+unexport PYTHONDONTWRITEBYTECODE
 RESULTS := .results
 # Tests of processes wait as much as they work.
 WORKERS ?= 4

@@ -15,6 +15,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerStoppedError
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.client.admission import Place
+from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import server_directory
 from langchain_car_vllm.server.tickets import Rules
 
@@ -86,10 +87,11 @@ def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
     try:
         with pytest.raises((OSError, CarVllmError)):
-            Place(directory, endpoint, Rules(), 1)
+            Place(directory, endpoint, Rules(), 1, Suspensions(60))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert Place(directory, endpoint, Rules(), 1).try_enter(arrives_late=False) == "enter"
+    place = Place(directory, endpoint, Rules(), 1, Suspensions(60))
+    assert place.try_enter(Rules, arrives_late=False) == "enter"
 
 
 def test_keyboard_interrupt_while_the_record_is_written(fake: Fake, monkeypatch):

@@ -211,7 +211,7 @@ def test_server_whose_stop_cannot_be_told_does_not_linger_without_its_listener(
     fake: Fake, mount, monkeypatch: pytest.MonkeyPatch
 ):
     """On a full disk it is killed at once: clients would take its port for its own."""
-    folder = mount("size=256k")
+    folder = mount("size=1m")
     monkeypatch.setenv("CAR_HOME", str(folder))
     fake.switch(save_gate=fake.gate("save"))
     with lease(fake.spec(), policy=FAST) as held:

@@ -25,7 +25,7 @@ from langchain_car_vllm.server.state import read_any_state, read_header, read_st
 from langchain_car_vllm.version import VERSION
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+RELEASES = sorted(path.name for path in GOLDEN.glob("protocol-*"))
 FOREIGN = "f" * 16
 
 StartOld = Callable[..., ServerDirectory]

@@ -93,7 +93,7 @@ def test_removed_file_of_a_ready_server(fake: Fake, what: str):
 @can_mount
 def test_full_disk_says_what_to_do_at_a_later_stage(fake: Fake, mount, monkeypatch):
     """A disk that fills up while the model loads is told with the right hint."""
-    folder = mount("size=256k")
+    folder = mount("size=1m")
     monkeypatch.setenv("CAR_HOME", str(folder))
     fake.switch(load_gate=fake.gate("load"))
     call = Background(lambda: lease(fake.spec(), policy=FAST, startup_timeout=8).__enter__())
@@ -110,7 +110,7 @@ def test_full_disk_says_what_to_do_at_a_later_stage(fake: Fake, mount, monkeypat
 @can_mount
 def test_stop_on_a_full_disk_is_typed(fake: Fake, mount, monkeypatch):
     """Cleaning up after a lost supervisor on a full disk ends with an error of this package."""
-    folder = mount("size=256k")
+    folder = mount("size=1m")
     monkeypatch.setenv("CAR_HOME", str(folder))
     with lease(fake.spec(), policy=FAST):
         os.kill(fake.state().supervisor.pid, 9)

@@ -73,7 +73,7 @@ def test_a_server_of_the_model_is_stopped(cli: Cli, cached: Path, fake: Fake, ho
     assert done.returncode == 0, done.stderr
     assert running_servers() == []
     assert not fake.directory(source=REPOSITORY, served_name=REPOSITORY).path.exists()
-    assert sorted(path.name for path in caches.iterdir()) == ["other", "other.json"]
+    assert sorted(path.name for path in caches.iterdir()) == ["CACHEDIR.TAG", "other", "other.json"]
 
 
 def test_a_link_goes_and_what_it_leads_to_stays(cli: Cli, cached: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SET_UP = "from langchain_car_vllm import ChatVllmMlx\nllm = ChatVllmMlx(model='m')\n"
 FOREIGN = {
     "ray",
+    "serve",
     "tmutil",
     "rm",
     "python3",

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import warnings
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -219,7 +220,8 @@ def test_it_shares_the_server_of_a_chat_model_and_survives_copies(decide):
     for other in (pickle.loads(pickle.dumps(decide)), copy.deepcopy(decide)):
         assert ask(other, "x", q=question) == expected
     written = dumpd(VllmMlxDecisions(model="org/model", both_orders=False))
-    with pytest.warns(match="beta"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `load` is in beta, and says so once per process
         loaded = load(
             written, allowed_objects=[VllmMlxDecisions], valid_namespaces=["langchain_car_vllm"]
         )

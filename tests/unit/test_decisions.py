@@ -6,9 +6,9 @@ import copy
 import json
 import math
 import pickle
-import warnings
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 
 import pytest

@@ -102,7 +102,7 @@ class WireChat(CountingChat):
     ) -> Exchange:
         access = MediaAccess(given.get("fetch_media"), clock.deadline)
         with map_encoding_errors():
-            sent = self._get_request_payload(messages, access=access)["messages"]
+            sent = self._sent_messages(messages, access)
         clock.resume()
         streamed = streamed or holds_media(messages)
         return exchange_for(self.endpoint, sent, stop, given, streamed=streamed)

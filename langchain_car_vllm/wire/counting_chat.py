@@ -47,26 +47,21 @@ class CountingChat(ChatOpenAI):
     def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
 
-    def _get_request_payload(
-        self,
-        input_: Any,
-        *,
-        stop: list[str] | None = None,
-        access: MediaAccess = NO_ACCESS,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
+    def _sent_messages(
+        self, messages: Sequence[BaseMessage], access: MediaAccess = NO_ACCESS
+    ) -> list[dict[str, Any]]:
         """Return the messages as the server takes them, with what the model thought."""
-        messages = self._convert_input(input_).to_messages()
-        # Not ChatOpenAI's: it renames `max_tokens` to a name that the server ignores.
-        payload = BaseChatOpenAI._get_request_payload(self, [], stop=stop, **kwargs)  # noqa: SLF001
 
         def convert(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
             ready = to_server_messages(messages, self.endpoint, access)
-            sent = BaseChatOpenAI._get_request_payload(self, ready)["messages"]  # noqa: SLF001
-            return _with_thoughts(ready, sent)
+            payload = BaseChatOpenAI._get_request_payload(self, ready)  # noqa: SLF001
+            sent: list[dict[str, Any]] = payload["messages"]
+            for message, answer in zip(ready, sent, strict=True):
+                if thought := message.additional_kwargs.get(REASONING):
+                    answer[REASONING] = thought
+            return sent
 
-        payload["messages"] = self._memo.convert(messages, convert)
-        return payload
+        return self._memo.convert(messages, convert)
 
     def count_tokens(
         self, messages: list[BaseMessage], tools: Sequence[dict[str, Any]] = ()
@@ -77,7 +72,7 @@ class CountingChat(ChatOpenAI):
             The number without the chat template, None where the server does not tell.
         """
         try:
-            sent = self._get_request_payload(messages)["messages"]
+            sent = self._sent_messages(messages)
         except InvalidRequestError:  # such as an image that cannot be fetched
             return None
         return self._count({"messages": sent, "tools": list(tools)})
@@ -126,12 +121,3 @@ class CountingChat(ChatOpenAI):
         """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
         known = (self.endpoint.context_window, given.get("max_input_tokens"))
         return min((limit for limit in known if limit is not None), default=None)
-
-
-def _with_thoughts(
-    messages: Sequence[BaseMessage], sent: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    for message, answer in zip(messages, sent, strict=True):
-        if thought := message.additional_kwargs.get(REASONING):
-            answer[REASONING] = thought
-    return sent

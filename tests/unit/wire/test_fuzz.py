@@ -139,7 +139,7 @@ def test_any_conversation_is_a_payload_or_a_typed_error(conversation):
     chat = chat_for(ENDPOINT, (), 0)
     try:
         with map_encoding_errors():
-            sent = chat._get_request_payload(conversation)["messages"]
+            sent = chat._sent_messages(conversation)
             body = exchange_for(ENDPOINT, sent, None, {}, streamed=False).body
             encoded = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except CarVllmError:

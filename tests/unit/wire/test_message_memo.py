@@ -48,7 +48,7 @@ def new_chat() -> WireChat:
 
 def sent_by(chat: WireChat, messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Return the messages as they go out."""
-    return chat._get_request_payload(messages)["messages"]
+    return chat._sent_messages(messages)
 
 
 SHARED = new_chat()

@@ -1,6 +1,7 @@
 """The real command line in processes of its own, on a fake installation."""
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,17 @@ class Cli(Protocol):
 def command(*arguments: str) -> list[str]:
     """Return the command line of `car-vllm`."""
     return [sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", *arguments]
+
+
+def runtime_that_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put an environment in place whose Python is a script."""
+    folder = tmp_path / "environment" / "bin"
+    folder.mkdir(parents=True)
+    python = folder / "python3"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    (folder / "vllm-mlx").write_text(f"#!{python}\n")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(folder / "vllm-mlx"))
 
 
 @pytest.fixture

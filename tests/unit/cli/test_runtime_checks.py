@@ -1,10 +1,10 @@
 """Limits, certificates and MLX, as `doctor` sees them."""
 
 import resource
-import stat
 import sys
 
 import pytest
+from unit.cli.conftest import runtime_that_says
 
 from langchain_car_vllm.cli import runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
@@ -39,17 +39,6 @@ def test_certificates_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     with pytest.raises(Finding, match=r"none\.pem"):
         runtime_checks.check_certificates()
-
-
-def runtime_that_says(tmp_path, monkeypatch, script):
-    """Put an environment in place whose Python is a script."""
-    folder = tmp_path / "environment" / "bin"
-    folder.mkdir(parents=True)
-    python = folder / "python3"
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    (folder / "vllm-mlx").write_text(f"#!{python}\n")
-    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(folder / "vllm-mlx"))
 
 
 def test_mlx_on_a_gpu(tmp_path, monkeypatch):

@@ -2,12 +2,12 @@
 
 import os
 import platform
-import stat
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from unit.cli.conftest import runtime_that_says
 
 from langchain_car_vllm.cli import stability_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
@@ -57,17 +57,6 @@ def test_other_panics_are_not_ours(reports: Path):
 def test_elsewhere_there_are_none():
     """On Linux nothing is looked for."""
     assert "macOS" in stability_checks.check_panics()
-
-
-def runtime_that_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Put an environment in place whose Python is a script."""
-    folder = tmp_path / "environment" / "bin"
-    folder.mkdir(parents=True)
-    python = folder / "python3"
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    (folder / "vllm-mlx").write_text(f"#!{python}\n")
-    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(folder / "vllm-mlx"))
 
 
 def test_mends_are_listed_with_what_becomes_of_them(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from fakes.weights import weights_of
 
-from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of, stop_server
+from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of, lease, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 from langchain_car_vllm.server.state import State, read_state
@@ -132,6 +132,15 @@ class Fake:
             eventually(lambda: not is_held(descriptor), "the end of the supervisor")
         finally:
             close_lock(descriptor)
+
+
+def error_of_lease(fake: Fake, **changes: object) -> BaseException | None:
+    """Lease the fake's server once and tell how that failed; a busy machine is no failure."""
+    try:
+        with lease(fake.spec(**changes), policy=FAST, startup_timeout=PATIENCE):
+            return None
+    except BaseException as error:  # noqa: BLE001
+        return error
 
 
 def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from faults.support import FAST, Background, ClientProcess, Fake
+from faults.support import FAST, Background, ClientProcess, Fake, error_of_lease
 
 from langchain_car_vllm.errors import (
     StateDirectoryError,
@@ -14,23 +14,15 @@ from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.directory import server_directory
 
 
-def outcome(fake: Fake, seconds: float = 6.0, **changes: object) -> BaseException | None:
-    try:
-        with lease(fake.spec(**changes), policy=FAST, startup_timeout=seconds):
-            return None
-    except BaseException as error:  # noqa: BLE001
-        return error
-
-
 def test_foreign_state_of_another_key_is_no_endless_loop(fake: Fake):
     """One state file with a missing field does not make all models start forever."""
     other = server_directory("0123456789abcdef")
     other.create()
     other.state.write_text(json.dumps({"protocol": 1}))
-    found = outcome(fake)
+    found = error_of_lease(fake)
     state = fake.state()
     other.state.unlink()
-    assert found is None, f"{state.generation} lives in 6 s"
+    assert found is None, f"{state.generation} still lives"
 
 
 def test_newer_state_of_the_same_key_is_no_raw_error(fake: Fake):
@@ -40,7 +32,7 @@ def test_newer_state_of_the_same_key_is_no_raw_error(fake: Fake):
     stop_server(fake.directory(), policy=FAST)
     values = json.loads(fake.directory().state.read_text())
     fake.directory().state.write_text(json.dumps({**values, "field_of_the_next_release": 1}))
-    found = outcome(fake, 3.0)
+    found = error_of_lease(fake)
     fake.directory().state.unlink()
     assert found is None
 
@@ -48,7 +40,7 @@ def test_newer_state_of_the_same_key_is_no_raw_error(fake: Fake):
 def test_missing_interpreter_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch):
     """A wrong CAR_VLLM_PYTHON is no fault of the state directory."""
     monkeypatch.setenv("CAR_VLLM_PYTHON", "/nonexistent/python")
-    found = outcome(fake)
+    found = error_of_lease(fake)
     assert not isinstance(found, StateDirectoryError)
     assert "/nonexistent/python" in str(found)
 
@@ -62,7 +54,7 @@ def test_removed_and_recreated_run_folder(fake: Fake):
     client = ClientProcess(fake)
     assert client.read() == "began"
     assert client.read() == "leased 1"
-    found = outcome(fake, 4.0)
+    found = error_of_lease(fake)
     client.finish()
     assert found is None, repr(found)
 
@@ -76,7 +68,7 @@ def test_same_boot_is_the_same_machine(fake: Fake):
     values = json.loads(fake.directory().state.read_text())
     values["host"] = "macbook.lan"
     fake.directory().state.write_text(json.dumps(values))
-    found = outcome(fake)
+    found = error_of_lease(fake)
     fake.directory().state.unlink(missing_ok=found is not None)
     assert found is None, found
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from faults.support import (
     FAST,
+    PATIENCE,
     Background,
     ClientProcess,
     Fake,
@@ -122,7 +123,7 @@ def test_fork_during_a_gentle_stop_leaves_the_lease_free(fake: Fake):
     os.close(reading)
     try:
         assert stopping.result()
-        with lease(fake.spec(), policy=FAST, startup_timeout=4.0):
+        with lease(fake.spec(), policy=FAST, startup_timeout=PATIENCE):
             pass
     finally:
         os.close(writing)

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from faults.support import FAST, Background, Fake, ask, eventually
+from faults.support import FAST, Background, Fake, ask, error_of_lease, eventually
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.server import alease, lease, stop_server
@@ -102,7 +102,7 @@ def test_fork_during_a_start_does_not_keep_start_lock(fake: Fake):
     """A child forked while a start is under way does not block every later start."""
     fake.directory().create()
     blocker = open_lock(fake.directory().supervisor_lock)
-    begun = Background(lambda: outcome(fake, 10.0))
+    begun = Background(lambda: error_of_lease(fake))
     # fork as soon as our Start thread holds start.lock
     start_lock = open_lock(fake.directory().start_lock)
     eventually(lambda: is_held(start_lock), "start.lock to be held")
@@ -117,20 +117,12 @@ def test_fork_during_a_start_does_not_keep_start_lock(fake: Fake):
         assert begun.result() is None
         stop_server(fake.directory(), policy=FAST)
         assert not is_held(start_lock), "the forked child holds start.lock"
-        assert outcome(fake, 5.0) is None
+        assert error_of_lease(fake) is None
     finally:
         os.close(writing)
         os.waitpid(child, 0)
         close_lock(start_lock)
         close_lock(blocker)
-
-
-def outcome(fake: Fake, seconds: float) -> BaseException | None:
-    try:
-        with lease(fake.spec(), policy=FAST, startup_timeout=seconds):
-            return None
-    except BaseException as error:  # noqa: BLE001
-        return error
 
 
 def test_child_forked_under_a_lease_leaves_it_cleanly(fake: Fake):

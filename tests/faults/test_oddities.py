@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, ClientProcess, Fake, eventually
+from faults.support import FAST, ClientProcess, Fake, error_of_lease, eventually
 
 from langchain_car_vllm.errors import ServerStartingError, ServerStoppedError
 from langchain_car_vllm.server import alease, lease, stop_server
@@ -25,14 +25,6 @@ from langchain_car_vllm.server.locks import (
 )
 
 
-def outcome(fake: Fake, seconds: float = 6.0, **changes: object) -> BaseException | None:
-    try:
-        with lease(fake.spec(**changes), policy=FAST, startup_timeout=seconds):
-            return None
-    except BaseException as error:  # noqa: BLE001
-        return error
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -43,9 +35,9 @@ def outcome(fake: Fake, seconds: float = 6.0, **changes: object) -> BaseExceptio
 )
 def test_argument_that_no_process_can_have(fake: Fake, changes: dict):
     """What the system cannot pass to a process is refused, not tried forever."""
-    found = outcome(fake, 5.0, **changes)
+    found = error_of_lease(fake, **changes)
     state = fake.state(**changes)
-    assert not isinstance(found, ServerStartingError), f"{state.generation} lives in 5 s"
+    assert not isinstance(found, ServerStartingError), f"{state.generation} still lives"
 
 
 def test_users_stop_is_told_even_if_somebody_started_again(fake: Fake):

@@ -33,7 +33,7 @@ def test_two_processes_that_each_hold_one_model_and_want_a_third(fake: Fake, mod
     sys.stdin.readline()
     other = ServerSpec({m.source!r}, {m.served_name!r}, keep_alive=60.0)
     try:
-        with lease(other, policy=policy, startup_timeout=8): print('third', flush=True)
+        with lease(other, policy=policy, startup_timeout=60): print('third', flush=True)
     except (ServerStartingError, InsufficientMemoryError) as error:
         print(type(error).__name__, flush=True)"""
         for m in models[2:]
@@ -96,7 +96,7 @@ def test_full_disk_says_what_to_do_at_a_later_stage(fake: Fake, mount, monkeypat
     folder = mount("size=1m")
     monkeypatch.setenv("CAR_HOME", str(folder))
     fake.switch(load_gate=fake.gate("load"))
-    call = Background(lambda: lease(fake.spec(), policy=FAST, startup_timeout=8).__enter__())
+    call = Background(lambda: lease(fake.spec(), policy=FAST, startup_timeout=60).__enter__())
     eventually(fake.starts, "the start")
     fill(folder)
     fake.open_gate("load")

@@ -39,7 +39,7 @@ def test_both_engines_are_proven(fast_cpu: dict[str, str], tmp_path: Path):
     assert "None" not in page
     for secret in (str(tmp_path), str(runtime), "/tmp", socket.gethostname()):
         assert secret not in page
-    assert [path.name for path in (tmp_path / ".cache").iterdir()] == ["uv"]
+    assert {path.name for path in (tmp_path / ".cache").iterdir()} <= {"uv"}
     assert not list(tmp_path.glob(".car/run/vllm-py/*"))
     environments = [_environment(process) for process in psutil.process_iter()]
     assert str(tmp_path) not in [found.get("HOME") for found in environments]

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from langchain_car_vllm.errors import StateDirectoryError
@@ -24,28 +25,31 @@ _HINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServerDirectory:
-    """Where the run state of one server key lies."""
+    """Where the run state of one server key lies.
+
+    Each request asks for most of the names, so they are made once.
+    """
 
     path: Path
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The server key."""
         return self.path.name
 
-    @property
+    @cached_property
     def state(self) -> Path:
         """Written by the holder of `supervisor_lock` only."""
         return self.path / "state.json"
 
-    @property
+    @cached_property
     def start_lock(self) -> Path:
         """Held over check, spawn and handshake."""
         return self.path / "start.lock"
 
-    @property
+    @cached_property
     def supervisor_lock(self) -> Path:
         """Held by the supervisor for its whole life."""
         return self.path / "supervisor.lock"
@@ -57,52 +61,52 @@ class ServerDirectory:
         """
         return self.path / f"life-{tag}.lock"
 
-    @property
+    @cached_property
     def server_lock(self) -> Path:
         """Held by the server process itself for its whole life."""
         return self.path / "server.lock"
 
-    @property
+    @cached_property
     def lease_lock(self) -> Path:
         """Shared by clients with a request under way, exclusive while stopping when idle."""
         return self.path / "lease.lock"
 
-    @property
+    @cached_property
     def turn_lock(self) -> Path:
         """Held by the one request under way where the server takes one at a time."""
         return self.path / "turn.lock"
 
-    @property
+    @cached_property
     def memory_room(self) -> Path:
         """Bytes of memory that the running server keeps to, once they changed."""
         return self.path / "memory-room"
 
-    @property
+    @cached_property
     def turns(self) -> Path:
         """Tickets of those who wait for `turn_lock`."""
         return self.path / "turns"
 
-    @property
+    @cached_property
     def clients(self) -> Path:
         """One record per client process: its keep_alive, touched when a request ends."""
         return self.path / "clients"
 
-    @property
+    @cached_property
     def blame(self) -> Path:
         """Crashes that a single request caused again and again, named by their times."""
         return self.path / "blame"
 
-    @property
+    @cached_property
     def log(self) -> Path:
         """The server's output."""
         return self.path / "server.log"
 
-    @property
+    @cached_property
     def supervisor_log(self) -> Path:
         """The supervisor's own output."""
         return self.path / "supervisor.log"
 
-    @property
+    @cached_property
     def launcher(self) -> Path:
         """The copy of `launch.py` that outlives the client's virtual environment."""
         return self.path / "launch.py"

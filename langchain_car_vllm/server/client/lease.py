@@ -7,7 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, HOME
@@ -170,8 +170,12 @@ def _wait(
     startup_timeout: float | None,
     on_progress: OnProgress | None,
 ) -> Waiting:
+    @cache
+    def directory() -> ServerDirectory:
+        return directory_of(spec)
+
     def find_process_lease() -> ProcessLease:
-        return process_lease_of(directory_of(spec))
+        return process_lease_of(directory())
 
     return Waiting(
         find_process_lease, spec, policy or policy_from_environment(), startup_timeout, on_progress

@@ -180,8 +180,7 @@ class Waiting:
         return None
 
     def _advance(self) -> Endpoint | None:
-        if not self._process_lease.is_current():
-            self._find_again()
+        self._look_up()
         if not self._hold.is_taken and (obstacle := self._try_lease()):
             if (state := self._process_lease.state()) is not None:
                 self._watch(state)
@@ -218,12 +217,14 @@ class Waiting:
             and self._process_lease.is_server_alive()
         )
 
-    def _find_again(self) -> None:
-        """Look at the lock files that the names lead to now: those that were opened are gone."""
-        self._hold.release()
-        self._start = None
-        self.__dict__.pop("_replacement", None)
+    def _look_up(self) -> None:
+        """Look at the lock files that the names lead to now: those that were opened may be gone."""
+        known = self.__dict__.get("_process_lease")
         self._process_lease = self._find_process_lease()
+        if known is not None and known is not self._process_lease:
+            self._hold.release()
+            self._start = None
+            self.__dict__.pop("_replacement", None)
 
     def _try_lease(self) -> str | None:
         """Take the lease; return what is waited for where it cannot be had yet."""

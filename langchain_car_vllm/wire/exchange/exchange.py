@@ -95,6 +95,18 @@ class Attempt:
         self.error = error
         return self.failed(error)
 
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Forget the exchange's ways at the end of a block.
+
+        They lead back to the exchange: a circle, which keeps the prompt until Python's collector
+        comes.
+        """
+        try:
+            yield
+        finally:
+            self.failed, self.forgives = _as_it_is, _never
+
     @property
     def is_forgiven(self) -> bool:
         """Whether it failed before anything was seen of its answer, and another follows."""
@@ -328,14 +340,16 @@ class Exchange:
         attempt.forgives = lambda error: (
             self._other_body(body, error) is not None or forgives(error)
         )
-        yield attempt
-        other = self._other_body(body, attempt.error) if attempt.is_forgiven else None
+        with attempt.settled():
+            yield attempt
+            other = self._other_body(body, attempt.error) if attempt.is_forgiven else None
         if other is None:
             return attempt
         self._sent.pop()
         attempt = self._attempt(other, filters)
         attempt.promotes, attempt.failed, attempt.forgives = promotes, failed, forgives
-        yield attempt
+        with attempt.settled():
+            yield attempt
         return attempt
 
     def _other_body(self, body: Body, error: AnswerError | None) -> Body | None:

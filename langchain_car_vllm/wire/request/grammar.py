@@ -8,6 +8,7 @@ The converted schema asks for a little less; the answer is validated against the
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from langchain_car_vllm.errors import ConfigurationError
@@ -37,8 +38,23 @@ def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) ->
     Raises:
         ConfigurationError: It refers to what lies outside of it.
     """
-    defs: dict[str, Schema] = {name: {} for name in parts or {}}
-    for name, part in (parts or {}).items():
+    try:
+        text = json.dumps([schema, parts or {}])
+    except (TypeError, ValueError, RecursionError):  # the schema holds what JSON cannot
+        return _convert_all(schema, parts or {})
+    return _convert_text(text)
+
+
+@lru_cache(maxsize=64)
+def _convert_text(text: str) -> Schema:
+    """Convert what many calls ask with once; nobody changes what comes of it."""
+    schema, parts = json.loads(text)
+    return _convert_all(schema, parts)
+
+
+def _convert_all(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
+    defs: dict[str, Schema] = {name: {} for name in parts}
+    for name, part in parts.items():
         defs[name] = _convert(part, defs, {"#": f"#/$defs/{name}"})
     root: Schema = _convert(schema, defs, {name: name for name in defs})
     if defs:

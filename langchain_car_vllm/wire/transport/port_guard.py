@@ -4,24 +4,30 @@ A server may die or stop at any moment, and its port is then anybody's. So once 
 its owner is asked whether the server that was meant still serves and holds the other end.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
-import httpcore2
 import httpx2
 
 from langchain_car_vllm.threads import run_step
+from langchain_car_vllm.wire.transport.network_streams import adopt
 
 IsOurs = Callable[[int, int], bool]
 """Tells whether a connection from one port to another leads to the server that was meant."""
 
 _CONNECTED = "connection.connect_tcp.complete"
 _SECURED = "connection.start_tls.complete"
-_IS_NEW = "langchain_car_vllm.is_new"
-_deadline: ContextVar[float | None] = ContextVar("_deadline", default=None)
+_CONNECTION = "langchain_car_vllm.connection"
+
+
+class _Found:
+    """What a request learned of its connection.
+
+    The request leads to its hook, so the hook must not lead to the request: such a circle keeps the
+    prompt until Python's collector comes.
+    """
+
+    is_new = False
 
 
 def sync_hooks(is_ours: IsOurs | None) -> dict[str, list[Any]]:
@@ -32,14 +38,14 @@ def sync_hooks(is_ours: IsOurs | None) -> dict[str, list[Any]]:
     """
 
     def hook(request: httpx2.Request) -> None:
-        request.extensions[_IS_NEW] = False
+        request.extensions[_CONNECTION] = found = _Found()
 
         def trace(event: str, info: dict[str, Any]) -> None:
             if event == _CONNECTED and is_ours is not None:
                 _check(is_ours, info["return_value"])
             if event in (_CONNECTED, _SECURED):
-                request.extensions[_IS_NEW] = True
-                _limit_reads(info["return_value"])
+                found.is_new = True
+                adopt(info["return_value"])
 
         request.extensions["trace"] = trace
 
@@ -50,13 +56,14 @@ def async_hooks(is_ours: IsOurs | None) -> dict[str, list[Any]]:
     """Return the same for an asynchronous client."""
 
     async def hook(request: httpx2.Request) -> None:
-        request.extensions[_IS_NEW] = False
+        request.extensions[_CONNECTION] = found = _Found()
 
         async def trace(event: str, info: dict[str, Any]) -> None:
             if event == _CONNECTED and is_ours is not None:
                 await _acheck(is_ours, info["return_value"])
             if event in (_CONNECTED, _SECURED):
-                request.extensions[_IS_NEW] = True
+                found.is_new = True
+                adopt(info["return_value"])
 
         request.extensions["trace"] = trace
 
@@ -94,36 +101,8 @@ def _ask(is_ours: IsOurs, ports: tuple[int, int]) -> bool:
 
 def is_on_kept_connection(request: httpx2.Request) -> bool:
     """Tell whether a request that was sent went over a connection that had served before."""
-    return not request.extensions.get(_IS_NEW, True)
-
-
-@contextmanager
-def reads_until(deadline: float | None) -> Iterator[None]:
-    """Let no read of a synchronous client last beyond a moment.
-
-    Its own limits are for a single read, and headers may come byte by byte.
-    """
-    token = _deadline.set(deadline)
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
-
-
-def _limit_reads(stream: Any) -> None:
-    read = stream.read
-
-    def limited(max_bytes: int, timeout: float | None = None) -> bytes:
-        deadline = _deadline.get()
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise httpcore2.ReadTimeout("the time ran out")
-            timeout = left if timeout is None else min(left, timeout)
-        data: bytes = read(max_bytes, timeout)
-        return data
-
-    stream.read = limited
+    found = request.extensions.get(_CONNECTION)
+    return found is not None and not found.is_new
 
 
 def _ports(stream: Any) -> tuple[int, int]:

@@ -18,7 +18,8 @@ import openai
 from langchain_car_vllm import __version__
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.clients import Address
-from langchain_car_vllm.wire.transport.port_guard import is_on_kept_connection, reads_until
+from langchain_car_vllm.wire.transport.network_streams import reads_until
+from langchain_car_vllm.wire.transport.port_guard import is_on_kept_connection
 
 _FAILED = httpx2.codes.MULTIPLE_CHOICES
 """The first status that is not an answer; a redirect would take the prompt to somebody else."""

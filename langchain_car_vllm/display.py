@@ -122,8 +122,8 @@ def describe(name: str, progress: Progress) -> str:
 
 
 def _amount(done: int | None, total: int | None) -> str:
-    if done is None:
-        return ""
+    if done is None or (total is None and not done):
+        return ""  # nothing came yet, and nobody knows how much will
     if total is None:
         return f"{done / _MB:.0f} MB"
     if total >= _GB:

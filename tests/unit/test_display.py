@@ -50,6 +50,7 @@ class Recorder:
         ),
         (Progress("install", "resolved 75 packages"), "installing vllm-mlx: resolved 75 packages"),
         (Progress("download"), "downloading m"),
+        (Progress("download", done=0), "downloading m"),
         (Progress("download", done=70_000_000), "downloading m: 70 MB"),
         (Progress("download", done=0, total=500_000_000), "downloading m: 0 of 500 MB"),
         (Progress("download", done=10**9, total=20 * 10**9), "downloading m: 1.0 of 20.0 GB"),

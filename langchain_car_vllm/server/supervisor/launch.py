@@ -94,7 +94,7 @@ def _install_mends(record: "str | None") -> Any:
 def _print_mends() -> None:
     finder = _install_mends(None)
     for module in finder.modules:
-        with suppress(ImportError):
+        with suppress(ImportError, NotImplementedError):
             importlib.import_module(module)
     print(json.dumps(finder.states))
 

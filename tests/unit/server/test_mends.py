@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.mends import batch_rows, request_end
 from langchain_car_vllm.server.supervisor.mends.catalogue import MENDS
 from langchain_car_vllm.server.supervisor.mends.chat_template import (
@@ -75,6 +76,28 @@ def test_mends_are_applied_and_recorded(module: str, tmp_path: Path, capfd: pyte
     assert "the mend `unknown` stepped aside: foreign_code.answer takes no colour" in said
     assert "the mend `broken` failed: KeyError" in said
     assert "good" not in said
+
+
+def test_wrong_results_are_refused(module: str, tmp_path: Path):
+    """Where results would be wrong without a mend the import fails, and the verdict says why."""
+
+    def unknown(module: object) -> None:
+        find(module, "answer", "colour")
+
+    mends = [
+        Mend("needed", module, "1", "", unknown, needed_for="reranker models"),
+        Mend("other", module, "1", "", improve),
+    ]
+    record = tmp_path / "mends.json"
+    with pytest.raises(NotImplementedError) as caught:
+        imported(module, record, *mends)
+    assert json.loads(record.read_text())["needed"]["state"] == "stepped aside"
+    log = tmp_path / "server.log"
+    log.write_text(f"Traceback (most recent call last):\nNotImplementedError: {caught.value}\n")
+    found = diagnose(1, log)
+    assert found.unsupported
+    assert not found.is_retryable
+    assert "car-vllm install --upgrade" in (found.hint or "")
 
 
 def test_names_are_unique_and_say_what_for():

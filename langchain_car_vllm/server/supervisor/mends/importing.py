@@ -16,7 +16,7 @@ class MendFinder(importlib.abc.MetaPathFinder):
     """Finds modules as Python does and mends them right after their import.
 
     A mend that does not know the code, or fails, steps aside and says so in the log: the server
-    then runs as it was published.
+    then runs as it was published, unless that would give wrong results.
 
     Args:
         mends: What to mend.
@@ -49,9 +49,11 @@ class MendFinder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            for mend in mends:
-                self._apply(mend, module)
-            self._write()
+            try:
+                for mend in mends:
+                    self._apply(mend, module)
+            finally:
+                self._write()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -71,6 +73,11 @@ class MendFinder(importlib.abc.MetaPathFinder):
         if state in ("stepped aside", "failed"):
             text = f"car-vllm: the mend `{mend.name}` {state}: {detail} (tested: {mend.tested})"
             print(text, file=sys.stderr, flush=True)
+            if mend.needed_for:
+                raise NotImplementedError(
+                    f"{mend.needed_for} are not supported with this vllm-mlx: without the mend "
+                    f"`{mend.name}` they give wrong results (tested: {mend.tested})"
+                )
 
     def _write(self) -> None:
         if self._record is None:

@@ -128,6 +128,7 @@ MENDS = (
         tested="vllm-mlx 0.6.0",
         purpose="tell a cross-encoder which tokens are the query's and which the document's",
         apply=_tell_segments_apart,
+        needed_for="reranker models",
     ),
     Mend(
         name="rerank-length",
@@ -135,5 +136,6 @@ MENDS = (
         tested="vllm-mlx 0.6.0",
         purpose="refuse texts that are too long to rerank, instead of cutting them off",
         apply=_refuse_long_pairs,
+        needed_for="reranker models",
     ),
 )

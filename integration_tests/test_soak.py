@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 
 import psutil
 import pytest
@@ -41,9 +40,12 @@ class Memory:
         """Note what it holds after so many answers."""
         self.looks.append((answered, self._process.memory_info().rss))
 
-    def held(self, first: float, last: float, total: int) -> float:
-        """Return the median between two shares of all answers."""
-        return median(rss for n, rss in self.looks if first * total <= n <= last * total)
+    def held(self, first: float, last: float, total: int) -> int:
+        """Return the most between two shares of all answers.
+
+        What the allocator gives back goes up and down by a tenth; a leak raises the highest mark.
+        """
+        return max(rss for n, rss in self.looks if first * total <= n <= last * total)
 
 
 def test_two_thousand_requests_leave_memory_flat(chat: Chat):
@@ -78,8 +80,8 @@ def test_two_thousand_requests_leave_memory_flat(chat: Chat):
     try:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answered = sum(f.result() for f in [pool.submit(work) for _ in range(AT_ONCE)])
-        before = memory.held(WARM_UP, WARM_UP + 0.1, answered)
-        after = memory.held(0.9, 1.0, answered)
+        before = memory.held(WARM_UP, 0.5, answered)
+        after = memory.held(0.75, 1.0, answered)
         print(f"{answered} requests, {before / 1e6:.0f} MB and then {after / 1e6:.0f} MB")
         assert answered >= REQUESTS
         assert process.is_running()

@@ -148,12 +148,16 @@ def _copy_unvalidated(pattern: _Model, **fields: Any) -> _Model:
     LangChain keeps the chunks of a stream until it ends, and Python's collector walks through what
     is kept: two sets for each chunk would double the cost of sixteen streams at once.
     """
-    made = pattern.__class__.__new__(pattern.__class__)
-    object.__setattr__(made, "__dict__", {**pattern.__dict__, **fields})
-    object.__setattr__(made, "__pydantic_fields_set__", pattern.__pydantic_fields_set__)
-    object.__setattr__(made, "__pydantic_extra__", None if pattern.model_extra is None else {})
-    object.__setattr__(made, "__pydantic_private__", None)
+    kind = pattern.__class__
+    made = kind.__new__(kind)
+    _assign(made, "__dict__", {**pattern.__dict__, **fields})
+    _assign(made, "__pydantic_fields_set__", pattern.__pydantic_fields_set__)
+    _assign(made, "__pydantic_extra__", None if pattern.__pydantic_extra__ is None else {})
+    _assign(made, "__pydantic_private__", None)
     return made
+
+
+_assign = object.__setattr__
 
 
 def last_chunk(end: AnswerEnd) -> ChatGenerationChunk:

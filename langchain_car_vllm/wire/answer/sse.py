@@ -18,8 +18,10 @@ class EventReader:
         if b"\n" not in data:  # joined once it ends: a line may be megabytes long
             self._begun.append(data)
             return []
-        lines = b"".join((*self._begun, data)).split(b"\n")
-        self._begun = [lines.pop()]
+        if self._begun:
+            data = b"".join((*self._begun, data))
+        *lines, rest = data.split(b"\n")
+        self._begun = [rest] if rest else []
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
     def end(self) -> list[bytes]:

@@ -40,7 +40,7 @@ from langchain_car_vllm.wire.request.tools import (
 )
 
 
-class ChatVllmMlx(DelegatingChatModel):
+class ChatVllmMlx(DelegatingChatModel, defer_build=False):
     """Chat model that installs, starts and supervises `vllm-mlx` by itself.
 
     The first call finds `vllm-mlx` or installs it, downloads the model, starts the server and waits

@@ -50,7 +50,7 @@ class UnlabelledAnswerWarning(UserWarning):
     """The model would rather have written something else than one of the labels."""
 
 
-class VllmMlxDecisions(ServerFields, BaseDecisionModel):
+class VllmMlxDecisions(ServerFields, BaseDecisionModel, defer_build=False):
     """Answers typed questions with the probabilities of a model that `vllm-mlx` serves.
 
     It shares the server of a `ChatVllmMlx` with the same model and settings. Each label has a key

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from langchain_car_vllm.wire.embed import Embedder
 
 
-class VllmMlxEmbeddings(ServerFields, Embeddings):
+class VllmMlxEmbeddings(ServerFields, Embeddings, defer_build=False):
     """Embeddings that install, start and supervise `vllm-mlx` by themselves.
 
     They have a server of their own, which never loads chat weights, under the same supervision as

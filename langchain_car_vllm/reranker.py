@@ -30,7 +30,7 @@ class Ranked(NamedTuple):
     relevance_score: float
 
 
-class VllmMlxReranker(ServerFields, BaseDocumentCompressor):
+class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
     """Reranks documents with a cross-encoder that `vllm-mlx` serves.
 
     It installs, starts and supervises the server by itself, under the same supervision as

@@ -59,7 +59,10 @@ class ServerFields(BaseModel):
     network and starts nothing.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    # What is only inherited from is never validated by, and its schema takes milliseconds to build.
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, protected_namespaces=(), defer_build=True
+    )
 
     model: str
     """Catalog name, Hub repository or local directory, such as `vllm-mlx/gemma-4-e4b-it`."""

@@ -1,14 +1,12 @@
 """Images on the real server: tiny models of three architectures, on both engines."""
 
-import base64
-import struct
 import subprocess
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from company_load import picture
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, Field
@@ -21,21 +19,7 @@ MODELS = Path(__file__).parents[1] / ".models"
 BUILDER = Path(__file__).with_name("tiny_vlm.py")
 
 
-def image(red: int, blue: int) -> dict[str, str]:
-    """Return a block with a picture of one colour."""
-    rows = (b"\0" + bytes((red, 0, blue)) * 64) * 64
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
-
-    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(rows))
-    encoded = base64.b64encode(data + part(b"IEND", b"")).decode()
-    return {"type": "image", "base64": encoded, "mime_type": "image/png"}
-
-
-RED, BLUE = image(255, 0), image(0, 255)
+RED, BLUE = picture(255, 0), picture(0, 255)
 
 
 class Digit(BaseModel):

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
 from langchain_car_vllm.models.config import is_multimodal
-from langchain_car_vllm.models.model_files import is_file, list_folder, read_object
+from langchain_car_vllm.models.model_files import is_file, list_folder, printable, read_object
+from langchain_car_vllm.models.remote_code import find_code
 from langchain_car_vllm.models.snapshot import find_snapshot, served_source
 from langchain_car_vllm.models.weights import MEDIA_WEIGHTS, is_weight, read_shapes
 
@@ -21,15 +22,17 @@ _FILES = ("mtp/weights.safetensors", "model-mtp.safetensors")
 _OFF = "leave `draft` out"
 
 
-def check_draft(draft: str, model: Path, name: str) -> None:
-    """Refuse what would draft nothing.
+def check_draft(draft: str, model: Path, name: str, *, trust: bool = False) -> None:
+    """Refuse what would draft nothing, or run code.
 
     Args:
         draft: `mtp`, or the draft model as a folder or repository.
         model: The folder of the model that it drafts for.
         name: That model's name, for the error.
+        trust: Whether the user trusts code that models bring.
 
     Raises:
+        UntrustedCodeError: The draft model brings code that nobody trusts.
         UnservableModelError: The model has no heads, or takes no draft model.
     """
     config = read_object(model / "config.json") or {}
@@ -44,10 +47,14 @@ def check_draft(draft: str, model: Path, name: str) -> None:
             f"`{name}` takes no draft model: the server has a place for one with models that see",
             hint=f"write `draft=True` where the model has MTP heads, or {_OFF}",
         )
-    if find_snapshot(draft) is None:
+    found = find_snapshot(draft)
+    if found is None:
         raise UnservableModelError(
             f"the draft model `{draft}` is not on this machine", hint=f"run `car-vllm pull {draft}`"
         )
+    code = None if trust else find_code(list_folder(found), lambda file: read_object(found / file))
+    if code is not None:
+        raise UntrustedCodeError(printable(draft), code)
 
 
 def draft_to_serve(draft: str | None) -> str | None:

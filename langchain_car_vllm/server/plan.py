@@ -206,11 +206,13 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
     """Refuse a model that is known not to do what it is to be served for.
 
     Raises:
+        UntrustedCodeError: Its draft model brings code that nobody trusts.
         UnservableModelError: It is another kind of model, or its adapter or its draft does not
             belong to it.
     """
     if spec.draft is not None and directory is not None:
-        check_draft(spec.draft, directory, spec.served_name)
+        trust = is_trusted(spec.server_args)
+        check_draft(spec.draft, directory, spec.served_name, trust=trust)
     if spec.adapter is not None and directory is not None:
         adapter = find_adapter(spec.adapter)
         if adapter is not None:

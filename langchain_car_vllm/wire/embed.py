@@ -1,6 +1,7 @@
 """Embeddings over the wire. Importing this module imports openai."""
 
 import json
+import math
 from collections.abc import Sequence
 
 from langchain_car_vllm.wire.errors import ServerFailedError
@@ -29,10 +30,14 @@ class Embedder(WholeAnswers):
 
 def _vectors(answer: bytearray, expected: int) -> list[list[float]]:
     try:
-        entries = sorted(json.loads(answer)["data"], key=lambda entry: entry["index"])
-        vectors = [[float(x) for x in entry["embedding"]] for entry in entries]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        entries = json.loads(answer)["data"]
+        found = {int(entry["index"]): list(map(float, entry["embedding"])) for entry in entries}
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise ServerFailedError("the server did not send a list of vectors") from error
-    if len(vectors) != expected:
-        raise ServerFailedError(f"the server sent {len(vectors)} vectors for {expected} texts")
-    return vectors
+    if found.keys() != set(range(expected)) or len(entries) != expected:
+        raise ServerFailedError(
+            f"the server sent {len(entries)} vectors for {expected} texts, not one for each"
+        )
+    if not all(math.isfinite(value) for vector in found.values() for value in vector):
+        raise ServerFailedError("the server sent vectors with a value that is not a number")
+    return [found[index] for index in range(expected)]

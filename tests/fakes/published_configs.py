@@ -197,3 +197,11 @@ FIGURES = {
     "Nemotron-3-Nano-30B-A3B": (6_144, 0, 49_082_368),
     "DeepSeek-V3": (70_272, 0, 0),
 }
+
+# One that ranks, as ms-marco-MiniLM.
+CROSS_ENCODER = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "id2label": {"0": "LABEL_0"},
+}

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -9,18 +10,19 @@ from functools import partial
 
 import psutil
 import pytest
+from fakes.published_configs import CROSS_ENCODER
 from faults.support import FAST, Fake
 from faults.test_strangers import Stranger, die
 from langchain_core.messages import HumanMessage
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
-from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import Endpoint, lease, stop_server
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.peer import holds_other_end
 from langchain_car_vllm.wire.embed import Embedder
 from langchain_car_vllm.wire.errors import ConnectionFailedError
+from langchain_car_vllm.wire.rerank import Ranker
 from langchain_car_vllm.wire.transport.remote import get_json
 from langchain_car_vllm.wire.transport.request_progress import Watch
 
@@ -50,12 +52,16 @@ CONNECTIONS = {
     "tokens": lambda e: chat_of(e).count_tokens([HumanMessage("a secret")]),
     "embed": lambda e: refused(lambda: Embedder(e, (), None).embed(["a secret"])),
     "aembed": lambda e: refused(lambda: asyncio.run(Embedder(e, (), None).aembed(["secret"]))),
+    "rerank": lambda e: refused(lambda: Ranker(e, (), None).score("a secret", ["a secret"])),
+    "arerank": lambda e: refused(
+        lambda: asyncio.run(Ranker(e, (), None).ascore("a secret", ["a secret"]))
+    ),
     "progress": watch,
 }
 
 
 def test_no_connection_speaks_to_a_stranger_on_a_dead_servers_port(fake: Fake):
-    """Requests, counts, embeddings and the progress thread go through one door."""
+    """Requests, counts, vectors, scores and the progress thread go through one door."""
     with lease(fake.spec(), policy=FAST) as held:
         stranger = Stranger(die(fake, "server"), fake.spec().served_name)
         try:
@@ -98,31 +104,31 @@ def test_the_other_end_is_asked_of_the_kernel(fake: Fake):
         assert is_serving(fake.directory(), state.generation)
 
 
-def ask_for_vectors(embeddings: VllmMlxEmbeddings) -> None:
-    """Ask the fake, which has none."""
-    with pytest.raises(CarVllmError):
-        embeddings.embed_query("hi")
-
-
-@pytest.mark.parametrize("way", ["sync", "async", "embed"])
+@pytest.mark.parametrize("way", ["sync", "async", "embed", "rerank", "arerank"])
 @pytest.mark.parametrize(
     "restarts", [12, pytest.param(500, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
 )
 def test_restarts_leave_nothing_open(fake: Fake, way: str, restarts: int):
     """The clients of a server that was started anew are closed, in their own loop."""
     me = psutil.Process()
+    kind = {"sync": "chat", "async": "chat", "embed": "embeddings"}.get(way, "reranker")
+    if kind == "reranker":
+        (fake.model / "config.json").write_text(json.dumps(CROSS_ENCODER))
     model = ChatVllmMlx(model=str(fake.model), max_tokens=3)
     embeddings = VllmMlxEmbeddings(model=str(fake.model))
-    directory = fake.directory(kind="embeddings") if way == "embed" else fake.directory()
+    reranker = VllmMlxReranker(model=str(fake.model))
+    directory = fake.directory(kind=kind)
     opened = []
     with asyncio.Runner() as runner:
         calls = {
             "sync": partial(model.invoke, "hi"),
             "async": lambda: runner.run(model.ainvoke("hi")),
-            "embed": lambda: ask_for_vectors(embeddings),
+            "embed": partial(embeddings.embed_query, "hi"),
+            "rerank": partial(reranker.rerank, ["hi"], "hi"),
+            "arerank": lambda: runner.run(reranker.arerank(["hi"], "hi")),
         }
         for _ in range(restarts):
-            calls[way]()
+            assert calls[way]()
             stop_server(directory, force=True, policy=FAST)
             opened.append(me.num_fds())
         # The last server's client may still be open.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fakes.dialect import Dialect, Server
+from fakes.published_configs import CROSS_ENCODER
 from fakes.weights import weights_of
 from langchain_core import exceptions as core
 from langchain_core.documents import Document
@@ -21,12 +22,6 @@ from langchain_car_vllm.server.plan import plan_for
 
 TEXTS = ["bread and flour", "two moons", "the two moons of mars", "mars", "a train"]
 QUERY = "the moons of mars"
-CROSS_ENCODER = {
-    "architectures": ["BertForSequenceClassification"],
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "id2label": {"0": "LABEL_0"},
-}
 
 
 @pytest.fixture

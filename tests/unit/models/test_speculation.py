@@ -6,10 +6,17 @@ from pathlib import Path
 import pytest
 from fakes.dialect import Dialect, Reply, Server
 from unit.models.test_adapter import write_tensors
+from unit.models.test_remote_code import asking
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint, Serving
-from langchain_car_vllm.errors import ConfigurationError, UnknownModelError, UnservableModelError
+from langchain_car_vllm.errors import (
+    ConfigurationError,
+    UnknownModelError,
+    UnservableModelError,
+    UntrustedCodeError,
+)
+from langchain_car_vllm.models.remote_code import TRUST
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.plan import plan_for
@@ -91,6 +98,18 @@ def test_a_draft_model_is_for_models_that_see(tmp_path: Path):
         plan_for(ChatVllmMlx(text, draft=str(draft))._spec())
     with pytest.raises(UnservableModelError, match="not on this machine"):
         plan_for(ChatVllmMlx(model, draft="org/draft")._spec())
+
+
+@asking
+def test_a_draft_model_runs_nothing(tmp_path: Path, file: str, content: dict[str, object]):
+    """Its files are looked at for code as those of the model are."""
+    model = make_model(tmp_path / "model", SEEING)
+    draft = make_model(tmp_path / "draft", {"model_type": "gemma4_assistant"})
+    (draft / file).write_text(json.dumps(content))
+    with pytest.raises(UntrustedCodeError, match=file):
+        plan_for(ChatVllmMlx(model, draft=str(draft))._spec())
+    trusting = ChatVllmMlx(model, draft=str(draft), server_args=[TRUST])
+    assert "--mllm-draft-model" in arguments_of(trusting)
 
 
 def test_what_cannot_be_meant_is_refused():

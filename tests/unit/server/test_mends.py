@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
-from langchain_car_vllm.server.supervisor.mends import batch_rows, request_end
+from langchain_car_vllm.server.supervisor.mends import batch_rows, open_pages, request_end
 from langchain_car_vllm.server.supervisor.mends.catalogue import MENDS
 from langchain_car_vllm.server.supervisor.mends.chat_template import (
     EndlessTemplateError,
@@ -165,6 +165,40 @@ async def test_only_failures_close_the_connection():
         [(b"connection", b"close")],
         None,
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "hosts", "status"),
+    [
+        ("/health", ["127.0.0.1:8000"], 200),
+        ("/health", ["localhost:8000"], 200),
+        ("/health", ["LocalHost."], 200),
+        ("/health", ["[::1]:8000"], 200),
+        ("/health", ["192.168.1.7"], 200),
+        ("/health", [], 200),
+        ("/health", ["evil.example:8000"], 421),
+        ("/docs", ["127.0.0.1.evil.example"], 421),
+        ("/openapi.json", ["localhost.evil.example"], 421),
+        ("/redoc", ["127.0.0.1", "evil.example"], 421),
+        ("/health", [""], 421),
+        ("/health", ["[evil.example]"], 421),
+        ("/v1/models", ["models.example"], 200),
+    ],
+)
+async def test_open_pages_have_no_foreign_name(path: str, hosts: list[str], status: int):
+    """A web page may have its own name lead here; where a key is needed the name says nothing."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    headers = [(b"host", host.encode()) for host in hosts]
+    scope = {"type": "http", "path": path, "headers": headers}
+    await open_pages.OwnHosts(app)(scope, None, send)
+    assert sent[0]["status"] == status
 
 
 def test_the_context_ends_with_the_token_that_is_read():

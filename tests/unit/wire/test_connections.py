@@ -16,7 +16,7 @@ import pytest
 from fakes.dialect import Reply
 from langchain_core.messages import HumanMessage
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     ConnectionFailedError,
@@ -206,11 +206,13 @@ FAULTS = {
     "reset": lambda c: c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"),
 }
 USES = {
-    "invoke": lambda m, e: m.invoke("hi"),
-    "ainvoke": lambda m, e: asyncio.run(m.ainvoke("hi")),
-    "stream": lambda m, e: list(m.stream("hi")),
-    "embed": lambda m, e: e.embed_query("hi"),
-    "aembed": lambda m, e: asyncio.run(e.aembed_query("hi")),
+    "invoke": lambda f: ChatVllmMlx(**f, max_retries=1).invoke("hi"),
+    "ainvoke": lambda f: asyncio.run(ChatVllmMlx(**f, max_retries=1).ainvoke("hi")),
+    "stream": lambda f: list(ChatVllmMlx(**f, max_retries=1).stream("hi")),
+    "embed": lambda f: VllmMlxEmbeddings(**f).embed_query("hi"),
+    "aembed": lambda f: asyncio.run(VllmMlxEmbeddings(**f).aembed_query("hi")),
+    "rerank": lambda f: VllmMlxReranker(**f).rerank(["hi"], "hi"),
+    "arerank": lambda f: asyncio.run(VllmMlxReranker(**f).arerank(["hi"], "hi")),
 }
 
 
@@ -225,10 +227,9 @@ def test_timeout_ends_every_call(use: str):
 
         with raw(serve) as server:
             fields = {"model": "m", "base_url": server.base_url, "timeout": 1.0}
-            model, embeddings = ChatVllmMlx(**fields, max_retries=1), VllmMlxEmbeddings(**fields)
             began = time.monotonic()
             with pytest.raises(AnswerError) as caught:
-                USES[use](model, embeddings)
+                USES[use](fields)
             assert time.monotonic() - began < 20, name
             assert len(str(caught.value)) < 3000, name
             if name.endswith("drip") or name in ("silence", "continue"):
@@ -253,7 +254,7 @@ def test_a_redirect_takes_nothing_along(use: str):
         with raw(serve) as server:
             fields = {"model": "m", "base_url": server.base_url, "default_headers": {"x": "secret"}}
             with pytest.raises(AnswerError, match="redirect"):
-                USES[use](ChatVllmMlx(**fields), VllmMlxEmbeddings(**fields))
+                USES[use](fields)
     assert heard == []
 
 

@@ -8,15 +8,17 @@ when it is needed, shared with everybody else, and started again after a crash.
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server import Lease, ServerSpec, alease
 from langchain_car_vllm.wire.transport.clients import Address, LoopClients
@@ -36,6 +38,10 @@ _NOT_PASSED = frozenset(
 _NOT_RETURNED = frozenset(b"connection keep-alive transfer-encoding server date".split())
 
 
+# Anything else, put behind our address, could lead to somebody else's.
+_TARGET = re.compile(rb"/[!-~]*")
+
+
 class Gateway:
     """Answers for one model.
 
@@ -46,11 +52,16 @@ class Gateway:
 
     Attributes:
         endpoint: The server that answered last, None before the first answer.
+
+    Raises:
+        ConfigurationError: The key is none: everybody has an empty one.
     """
 
     def __init__(
         self, spec: ServerSpec, api_key: str, *, on_progress: OnProgress | None = None
     ) -> None:
+        if not api_key.strip():
+            raise ConfigurationError("the key of a gateway cannot be empty")
         self.endpoint: Endpoint | None = None
         self._spec = spec
         self._api_key = api_key.encode()
@@ -74,18 +85,20 @@ class Gateway:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/health" and not self._is_up():
-            # A look at it must not start the server.
-            health = {
-                "status": "healthy",
-                "model_loaded": False,
-                "model_name": self._spec.served_name,
-            }
-            await _send_json(send, HTTPStatus.OK, health)
+        is_allowed = self._is_allowed(scope["headers"])
+        if scope["path"] == "/health" and not (is_allowed and self._is_up()):
+            # A look at it must not start the server, nor tell a web page what is served.
+            health = {"status": "healthy", "model_loaded": self._is_up()}
+            named = {"model_name": self._spec.served_name} if is_allowed else {}
+            await _send_json(send, HTTPStatus.OK, health | named)
             return
-        if scope["path"] != "/health" and not self._is_allowed(scope["headers"]):
+        if not is_allowed:
             hint = "send the key as `Authorization: Bearer ...`"
             await _send_error(send, HTTPStatus.UNAUTHORIZED, "invalid API key", hint=hint)
+            return
+        if not _TARGET.fullmatch(_target(scope)):
+            text = "the request does not name a path of this address"
+            await _send_error(send, HTTPStatus.BAD_REQUEST, text)
             return
         body = await _read_body(receive)
         if body is None:
@@ -121,10 +134,9 @@ class Gateway:
     async def _exchange(self, endpoint: Endpoint, scope: Message, body: bytes, send: Send) -> None:
         address = Address(endpoint.base_url, endpoint.api_key)
         clients = await LoopClients(address, endpoint.is_ours).current()
-        query = f"?{scope['query_string'].decode()}" if scope["query_string"] else ""
         request = clients.http.build_request(
             scope["method"],
-            endpoint.base_url.removesuffix("/v1") + scope["path"] + query,
+            endpoint.base_url.removesuffix("/v1") + _target(scope).decode("ascii"),
             headers=[
                 *((k, v) for k, v in scope["headers"] if k.lower() not in _NOT_PASSED),
                 (b"authorization", f"Bearer {endpoint.api_key}".encode()),
@@ -170,6 +182,13 @@ class _Begun:
     async def __call__(self, message: Message) -> None:
         self.is_begun = True
         await self._send(message)
+
+
+def _target(scope: Message) -> bytes:
+    """Return path and query as they go to the server."""
+    path = quote(scope["path"], safe="/:@!$&'()*+,;=").encode()
+    query: bytes = scope["query_string"]
+    return path + b"?" + query if query else path
 
 
 async def _acknowledge_lifespan(receive: Receive, send: Send) -> None:

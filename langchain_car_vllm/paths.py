@@ -50,6 +50,27 @@ def _private_temporary_home() -> Path:
     return path
 
 
+def private_parts(folder: Path) -> list[Path]:
+    """Return what of the way to a folder is the user's alone: from `CAR_HOME` or `~/.car` on."""
+    usual = home()
+    for base in (car_home(), *([usual / ".car"] if usual else [])):
+        if folder.is_relative_to(base):
+            return [*reversed([p for p in folder.parents if p.is_relative_to(base)]), folder]
+    return []
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, whatever the umask: what is missing of its private parts is the user's alone.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    parts = private_parts(folder)
+    (parts[0].parent if parts else folder).mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        part.mkdir(mode=0o700, exist_ok=True)
+
+
 def run_root() -> Path:
     """Return the folder that holds one directory per server key."""
     return car_home() / "run" / "vllm-py"

@@ -20,7 +20,7 @@ from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.cli.runtime_checks import check_release
 from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.paths import can_be_made, car_home, managed_root, run_root
+from langchain_car_vllm.paths import can_be_made, car_home, make_private, managed_root, run_root
 from langchain_car_vllm.runtime import (
     binary_passed_over,
     binary_to_launch,
@@ -289,7 +289,7 @@ def _scratch_folder() -> Iterator[Path]:
     home = car_home()
     is_new = not home.exists()
     with explain_os_errors(home):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(home)
         folder = TemporaryDirectory(dir=home, prefix=".doctor-")
     with folder:
         yield Path(folder.name)

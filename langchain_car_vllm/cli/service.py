@@ -18,6 +18,7 @@ from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, pr
 from langchain_car_vllm.cli.sharing import DEFAULT_PORT
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.server.directory import make_checked
 
 _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
@@ -114,17 +115,19 @@ class Systemd:
 
     def encode(self, service: Service) -> bytes:
         """Return a unit file."""
+        command = " ".join(_quoted_word(word).replace("$", "$$") for word in service.command)
+        log = str(service.log).replace("%", "%%")
         lines = [
             "[Unit]",
             "Description=A local model for other programs (car-vllm serve)",
             "",
             "[Service]",
-            f"ExecStart={' '.join(map(_quoted_word, service.command))}",
+            f"ExecStart={command}",
             *(f"Environment={_quoted_word(f'{k}={v}')}" for k, v in service.environment.items()),
             "Restart=on-failure",
             "RestartSec=10",
-            f"StandardOutput=append:{service.log}",
-            f"StandardError=append:{service.log}",
+            f"StandardOutput=append:{log}",
+            f"StandardError=append:{log}",
             "",
             "[Install]",
             "WantedBy=default.target",
@@ -179,7 +182,7 @@ def install(
     if api_key_file is not None:
         command += ["--api-key-file", str(api_key_file.absolute())]
     log = paths.run_root().with_name(_SERVED.name)
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_checked(log.parent)
     variables = {v.name: text for v in _KEPT if (text := v.text()) is not None}
     supervisor = _ours()
     if supervisor.file.exists():
@@ -270,6 +273,6 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def _quoted_word(word: str) -> str:
-    """Return a word as systemd reads it: quoted, without specifiers and variables."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    """Return a word as systemd reads it: quoted, without specifiers."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped.replace(chr(10), " ")}"'

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Literal, NamedTuple
 
 import psutil
@@ -28,6 +29,7 @@ from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.server.directory import make_checked
 from langchain_car_vllm.server.spec import ServerSpec
 
 DEFAULT_PORT = 8000
@@ -283,25 +285,35 @@ def _key_file(given: Path | None, host: str) -> Path:
                 hint="write one to a file that you alone can read, and name it: --api-key-file",
             )
         return _own_key_file()
+    return _checked_key_file(given)
+
+
+def _checked_key_file(path: Path) -> Path:
     try:
-        text, mode = given.read_text().strip(), given.stat().st_mode
+        text, mode = path.read_text().strip(), path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"`{given}` cannot be read: {error}") from error
+        raise ConfigurationError(f"`{path}` cannot be read: {error}") from error
     if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigurationError(f"`{given}` does not hold a key: one line of ASCII, no spaces")
+        raise ConfigurationError(
+            f"`{path}` does not hold a key: one line of ASCII, no spaces",
+            hint="write one into it; `car-vllm` makes its own anew where it is missing",
+        )
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        say(f"warning: others can read `{given}`; `chmod 600` changes that")
-    return given
+        say(f"warning: others can read `{path}`; `chmod 600` changes that")
+    return path
 
 
 def _own_key_file() -> Path:
     path = run_root().with_name("gateway.key")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{secrets.token_urlsafe(32)}\n")
-    return path
+    make_checked(path.parent)
+    if not path.exists():
+        # Whoever reads it finds a whole key or no file, also on a full disk.
+        with NamedTemporaryFile("w", dir=path.parent, prefix=".key-", encoding="ascii") as draft:
+            draft.write(f"{secrets.token_urlsafe(32)}\n")
+            draft.flush()
+            with suppress(FileExistsError):
+                os.link(draft.name, path)
+    return _checked_key_file(path)
 
 
 def _is_loopback(host: str) -> bool:

@@ -115,7 +115,7 @@ def _read_verdicts() -> dict[str, Verdict]:
 
 def _write_verdicts(verdicts: dict[str, Verdict]) -> None:
     file = _file()
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.make_private(file.parent)
     draft = file.with_name(f"{_FILE}.{secrets.token_hex(4)}")
     kept = {b: v._asdict() for b, v in verdicts.items() if os.path.isfile(b)}  # noqa: PTH113
     draft.write_text(json.dumps(kept), encoding="utf-8")

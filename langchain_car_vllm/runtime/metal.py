@@ -130,7 +130,7 @@ def _read() -> dict[str, Any] | None:
 def _write(kept: dict[str, Any]) -> None:
     file = _file()
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        paths.make_private(file.parent)
         draft = file.with_name(f"{_FILE}.{os.getpid()}")
         draft.write_text(json.dumps(kept), encoding="utf-8")
         draft.replace(file)

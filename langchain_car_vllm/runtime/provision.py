@@ -158,7 +158,7 @@ def _prepare(root: Path, host: Host) -> Path:
     check_host(host)
     uv = find_uv()
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        paths.make_private(root)
         free = shutil.disk_usage(root).free // _MB
         forbids_programs = os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0)
     except OSError as error:

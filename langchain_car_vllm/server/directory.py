@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from langchain_car_vllm.errors import StateDirectoryError
-from langchain_car_vllm.paths import car_home, run_root
+from langchain_car_vllm.paths import car_home, private_parts, run_root
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
@@ -117,15 +117,23 @@ class ServerDirectory:
         Raises:
             StateDirectoryError: They cannot be made or written to, with the reason.
         """
-        home = car_home()
-        parts = [home, *(f for f in reversed(self.path.parents) if f.is_relative_to(home))]
-        with explain_os_errors(self.path):
-            home.parent.mkdir(parents=True, exist_ok=True)
-        for folder in dict.fromkeys((*parts, self.path, self.clients, self.turns)):
-            with explain_os_errors(folder):
-                with suppress(FileExistsError):
-                    folder.mkdir(mode=0o700)
-                _check_private(folder, may_be_link=folder == home)
+        make_checked(self.path, self.clients, self.turns)
+
+
+def make_checked(*folders: Path) -> None:
+    """Make folders in `CAR_HOME`, and refuse what of their way is not the user's alone.
+
+    Raises:
+        StateDirectoryError: They cannot be made or written to, with the reason.
+    """
+    home = car_home()
+    with explain_os_errors(folders[0]):
+        home.parent.mkdir(parents=True, exist_ok=True)
+    for part in dict.fromkeys(part for folder in folders for part in private_parts(folder)):
+        with explain_os_errors(part):
+            with suppress(FileExistsError):
+                part.mkdir(mode=0o700)
+            _check_private(part, may_be_link=part == home)
 
 
 def _check_private(folder: Path, *, may_be_link: bool) -> None:

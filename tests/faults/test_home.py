@@ -13,7 +13,8 @@ from langchain_car_vllm.backups import TAG
 from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.cli.machine_checks import _servers
 from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
-from langchain_car_vllm.paths import car_home
+from langchain_car_vllm.paths import car_home, make_private, managed_root
+from langchain_car_vllm.runtime import metal
 from langchain_car_vllm.server import lease, running_servers
 from langchain_car_vllm.server.directory import (
     foreign_directories,
@@ -171,6 +172,23 @@ def test_every_folder_is_private_whatever_the_umask(
     for part in PARTS:
         mode = part_of(fake, tmp_path / "new" / "home", part).stat().st_mode
         assert mode & 0o777 == 0o700, part
+
+
+@pytest.mark.parametrize("first", ["state", "runtime", "notes"])
+def test_whoever_comes_first_makes_the_home_private(fake: Fake, home: Path, first: str):
+    """With a umask that lets a group write, an install may come before the first server."""
+    before = os.umask(0o002)
+    try:
+        if first == "runtime":
+            make_private(managed_root())
+        if first == "notes":
+            metal._write({})
+            assert (home / ".car" / "run" / "metal.json").exists()
+        fake.directory().create()
+    finally:
+        os.umask(before)
+    folders = [home / ".car", *(p for p in (home / ".car").rglob("*") if p.is_dir())]
+    assert [folder for folder in folders if folder.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])

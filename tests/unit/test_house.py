@@ -104,6 +104,23 @@ def test_only_the_context_assigns_the_state():
     assert writers <= {"server/supervisor/context.py"}
 
 
+def test_folders_of_the_home_are_made_at_one_place():
+    """Folders made in passing get the umask's mode: below `CAR_HOME` that lets others in."""
+    elsewhere = (
+        *("paths.py", "server/directory.py", "models/downloader.py"),
+        *("cli/build_model.py", "cli/selftest.py", "cli/service.py"),
+    )
+    offenders = [
+        f"{relative(module)}:{node.lineno}: use `paths.make_private`"
+        for module in MODULES
+        if relative(module) not in (*elsewhere, *_ALONE)  # a server has a private umask
+        for node in nodes(module)
+        if (isinstance(node, ast.keyword) and node.arg == "parents")
+        or (isinstance(node, ast.Attribute) and node.attr == "makedirs")
+    ]
+    assert not offenders
+
+
 def test_twins_take_the_same_arguments():
     """What exists as `x` and `ax` in one class or module takes the same, by name and by kind."""
     pairs = 0

@@ -16,8 +16,8 @@ from langchain_car_vllm.errors import ConfigurationError
 
 SERVICE = Service(
     ["/opt/py thon/bin/python", "-c", 'print("100%")', "org/model", "$HOME"],
-    {"CAR_HOME": "/srv/car home"},
-    Path("/srv/gateway.log"),
+    {"CAR_HOME": "/srv/car home/$x%"},
+    Path("/srv/100%.log"),
 )
 
 
@@ -81,7 +81,8 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path: Path):
     text = Systemd(tmp_path).encode(SERVICE).decode()
     assert 'ExecStart="/opt/py thon/bin/python" "-c" "print(\\"100%%\\")"' in text
     assert '"$$HOME"' in text
-    assert 'Environment="CAR_HOME=/srv/car home"' in text
+    assert 'Environment="CAR_HOME=/srv/car home/$x%%"' in text
+    assert "StandardOutput=append:/srv/100%%.log" in text
     analyze = shutil.which("systemd-analyze")
     if analyze is not None:
         unit = tmp_path / "car-vllm.service"

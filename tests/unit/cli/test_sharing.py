@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from faults.support import PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.cli.gateway_process import Published
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.server import running_servers
 
 
@@ -96,11 +99,79 @@ def test_idle_server_comes_back(fake: Fake):
     """With `keep_alive` an idle model leaves the memory, a look at `/health` leaves it alone."""
     with serving(str(fake.model), "--keep-alive", "0") as (_, published):
         fake.wait_for_phase("stopped")
-        status, text = request(published, "/health")
-        assert (status, json.loads(text)["model_loaded"]) == (200, False)
-        assert fake.state().phase == "stopped"
         key = published.read_key()
+        for health in (request(published, "/health"), request(published, "/health", key)):
+            assert (health[0], json.loads(health[1])["model_loaded"]) == (200, False)
+        assert fake.state().phase == "stopped"
         assert request(published, "/v1/chat/completions", key, question(published))[0] == 200
+
+
+def raw_request(published: Published, target: bytes, *headers: bytes) -> int:
+    """Send a request as no library would and return the status."""
+    parts = urlsplit(published.base_url)
+    with socket.create_connection((parts.hostname, parts.port), PATIENCE) as connection:
+        lines = [b"GET " + target + b" HTTP/1.1", b"host: x", b"connection: close", *headers]
+        connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            return int(answer.readline().split()[1])
+
+
+def test_a_request_leads_to_the_server_and_nowhere_else(fake: Fake):
+    """What stands in the place of a path never becomes another address, key or no key."""
+    with (
+        serving(str(fake.model)) as (_, published),
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        other.settimeout(0)
+        address = b"127.0.0.1:%d" % other.getsockname()[1]
+        key = b"authorization: Bearer " + published.read_key().encode()
+        targets = [b"@" + address + b"/v1/models", b"." + address + b"/", address]
+        targets += [b"http://" + address + b"/v1/models", b"*", b"/v1/models?\xff", b":1/v1/models"]
+        for target in targets:
+            assert 400 <= raw_request(published, target, key) < 500, target
+        for target in (b"//" + address + b"/", b"/%00%0d%0ahost:%20x", b"/v1/../../x", b"/%ff#x"):
+            assert 400 <= raw_request(published, target, key) < 500, target
+        with pytest.raises(BlockingIOError):
+            other.accept()
+        assert raw_request(published, b"/v1/mod%65ls", key) == 200
+
+
+def test_without_the_key_nothing_is_told(fake: Fake):
+    """An empty key is none, `/health` names the model to nobody, and no web page gets in."""
+    page = {"origin": "https://page.example", "access-control-request-method": "POST"}
+    with serving(str(fake.model)) as (_, published):
+        for header in (b"authorization: Bearer ", b"x-api-key:", b"x-api-key: x", b"x: y"):
+            for path in (b"/v1/models", b"/docs", b"/openapi.json", b"/metrics", b"/"):
+                assert raw_request(published, path, header) == 401
+        status, text = request(published, "/health")
+        assert (status, json.loads(text)) == (200, {"status": "healthy", "model_loaded": True})
+        assert published.model in request(published, "/health", published.read_key())[1]
+        parts = urlsplit(published.base_url)
+        for method in ("OPTIONS", "GET"):
+            for path in ("/health", "/v1/chat/completions"):
+                connection = http.client.HTTPConnection(parts.hostname, parts.port)
+                connection.request(method, path, headers=page)
+                names = [name.lower() for name in connection.getresponse().headers]
+                connection.close()
+                assert not [name for name in names if name.startswith("access-control")]
+
+
+def test_the_own_key_is_whole_or_refused(cli: Cli, fake: Fake, home: Path):
+    """An empty file, such as a full disk leaves, is no key; folders of others hold none."""
+    file = home / ".car" / "run" / "gateway.key"
+    fake.directory().create()
+    file.write_text("")
+    done = cli("serve", str(fake.model), "--port", "0")
+    assert (done.returncode, fake.starts()) == (1, [])
+    assert "does not hold a key" in done.stderr
+    file.unlink()
+    file.parent.chmod(0o777)
+    done = cli("serve", str(fake.model), "--port", "0")
+    assert (done.returncode, fake.starts(), file.exists()) == (1, [], False)
+    assert "others may write to it" in done.stderr
+    file.parent.chmod(0o700)
+    with pytest.raises(ConfigurationError, match="key"):
+        Gateway(fake.spec(), " ")
 
 
 def test_a_client_that_leaves_ends_its_answer(fake: Fake):

@@ -28,7 +28,9 @@ from langchain_car_vllm.runtime import (
     overriding_binary,
     version_warning,
 )
+from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
+from langchain_car_vllm.runtime.locate import is_managed
 from langchain_car_vllm.runtime.marker import is_incomplete
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
@@ -95,6 +97,9 @@ def _runtime() -> str:
             f"CAR_VLLM_MLX_BIN=`{named}` is not a file and is ignored", "unset or correct it"
         )
     found = binary_to_launch()
+    place = root if found is None or is_managed(found) else None
+    if place is not None and is_noexec(place):
+        raise Finding(f"the disk of `{place}` lets no program run (noexec)", ELSEWHERE)
     if found is None:
         if root is not None and is_incomplete(root):
             raise Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")

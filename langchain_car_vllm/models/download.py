@@ -22,7 +22,7 @@ from langchain_car_vllm.environment import (
     is_hub_flag_on,
 )
 from langchain_car_vllm.errors import CarVllmError, ModelDownloadError, UntrustedCodeError
-from langchain_car_vllm.models.downloader import VERDICT
+from langchain_car_vllm.models.downloader import COMMIT, VERDICT
 from langchain_car_vllm.models.families import family_facts, own_code_types
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import nearest_ids
@@ -251,6 +251,16 @@ def download_error(
     return ModelDownloadError(f"`{source}` could not be downloaded: {message}", hint=hint)
 
 
+def announced_commit(log: Path) -> str | None:
+    """Return the commit that an update fetches, None before it is known.
+
+    Args:
+        log: What the child wrote.
+    """
+    lines = [line for line in _tail(log).splitlines() if line.startswith(COMMIT)]
+    return lines[-1].removeprefix(COMMIT).strip() if lines else None
+
+
 def _tail(log: Path) -> str:
     try:
         with log.open("rb") as file:
@@ -276,6 +286,7 @@ _MARKS = (
     ("refused", ("401 Client Error", "403 Client Error", "403 Forbidden", "401 Unauthorized")),
     ("disk", ("No space left on device", "Not enough free disk space", "Disk quota exceeded")),
     ("cut", ("peer closed connection", "Consistency check failed", "IncompleteRead")),
+    ("socks", ("socksio",)),
     ("proxy", ("ProxyError", "proxy")),
     (
         "offline",
@@ -324,7 +335,14 @@ _EXPLANATIONS = {
         "the Hub cannot be reached",
         f"connect to the network and try again; {_GOES_ON}",
     ),
-    "proxy": ("the proxy does not let it through: {said}", "check HTTPS_PROXY and NO_PROXY"),
+    "proxy": (
+        "the proxy does not let it through: {said}",
+        "check HTTPS_PROXY, ALL_PROXY and NO_PROXY",
+    ),
+    "socks": (
+        "the proxy is a SOCKS one, and this install of vllm-mlx lacks `socksio`",
+        "run `car-vllm install --upgrade`, which brings it, or set HTTPS_PROXY to an HTTP proxy",
+    ),
     "certificate": (
         "the certificate of the Hub, or of a proxy before it, is not trusted: {said}",
         "set SSL_CERT_FILE to the certificates of your network, or connect to another one",

@@ -17,6 +17,8 @@ What it changes, and why:
 * It fetches code that the model brings. Here that stays where it is unless the user trusts it
   (`CAR_VLLM_DOWNLOAD_TRUST`), and a model that would have the server run some ends the process
   before any weights are fetched. So does a repository without weights that the server reads.
+* huggingface_hub has a branch lead to the new commit before its files are there. An update
+  (`CAR_VLLM_DOWNLOAD_UPDATE`) that does not get to its end leaves the former copy in use.
 * It tries three times whatever the reason. What no repetition cures ends it at once, with a line
   that starts with `VERDICT` and says why in JSON.
 """
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 VERDICT = "car-vllm download verdict: "
+COMMIT = "car-vllm download commit: "
 _CHUNK = 1024 * 1024
 RESERVE = 200_000_000
 _NO_SPACE = (28, 69, 122)
@@ -54,8 +57,10 @@ _CODE = "*.py"
 _DATA = {"tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json"}
 _MOST_SETTINGS = 64_000_000
 _MOST_NAMES = 200
+_SERVER_ERROR = 500
 # Who sets it asked for the Hub's own fast transfer, which starts files anew.
 _FAST = "HF_XET_HIGH_PERFORMANCE"
+_UPDATE = "CAR_VLLM_DOWNLOAD_UPDATE"
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -146,18 +151,25 @@ def _bind_revision(
         if revision is not None:
             kwargs["revision"] = revision
         kwargs["ignore_patterns"] = [*_UNREAD, *([] if trust else [_CODE])]
-        _check_listing(model, revision, kwargs)
+        commit = _check_listing(model, revision, kwargs)
         try:
-            if not trust:
-                settings = {**kwargs, "allow_patterns": ["*.json"]}
-                _check_code(Path(snapshot_download(model, **settings)))
-            path = snapshot_download(model, **kwargs)
-            if kwargs.get("allow_patterns") and _is_multimodal(Path(path)):
-                kwargs["allow_patterns"] = [*kwargs["allow_patterns"], *_MEDIA_PATTERNS]
-                path = snapshot_download(model, **kwargs)
+            if commit and _is_on(_UPDATE):
+                sys.stdout.write(f"{COMMIT}{commit}\n")
+                sys.stdout.flush()
+                fetch(model, {**kwargs, "revision": commit})
+            return fetch(model, kwargs)
         except Exception as error:
             _end_if_final(error)
             raise
+
+    def fetch(model: str, kwargs: dict[str, Any]) -> Any:
+        if not trust:
+            settings = {**kwargs, "allow_patterns": ["*.json"]}
+            _check_code(Path(snapshot_download(model, **settings)))
+        path = snapshot_download(model, **kwargs)
+        if kwargs.get("allow_patterns") and _is_multimodal(Path(path)):
+            patterns = [*kwargs["allow_patterns"], *_MEDIA_PATTERNS]
+            path = snapshot_download(model, **{**kwargs, "allow_patterns": patterns})
         return path
 
     return download
@@ -180,8 +192,18 @@ def _end_if_final(error: Exception) -> None:
             _end(kind, error)
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         _end("disk", error)
+    if "socksio" in str(error):
+        _end("socks", error)
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
         _end("refused", error)
+
+
+def _kind_of(error: Exception) -> str:
+    """Return why the Hub could not be asked."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and status >= _SERVER_ERROR:
+        return "down"
+    return "proxy" if type(error).__name__ == "ProxyError" else "offline"
 
 
 def _check_code(snapshot: Path) -> None:
@@ -217,16 +239,19 @@ def _has_key(found: Any, key: str) -> bool:
     return False
 
 
-def _check_listing(model: str, revision: str | None, kwargs: dict[str, Any]) -> None:
-    """End the process where the Hub lists nothing to serve, or more than fits on the disk."""
+def _check_listing(model: str, revision: str | None, kwargs: dict[str, Any]) -> str | None:
+    """End the process where the Hub lists nothing to serve, or more than fits on the disk.
+
+    Returns the commit, None where the Hub does not say.
+    """
     hub = import_module("huggingface_hub")
     try:
         found = hub.HfApi().model_info(model, revision=revision, files_metadata=True)
     except Exception as error:  # noqa: BLE001 - the download itself will say what is wrong
         _end_if_final(error)
-        if _is_on("CAR_VLLM_DOWNLOAD_UPDATE"):  # the copy that is there is no update
-            _end("offline", error)
-        return
+        if _is_on(_UPDATE):  # the copy that is there is no update
+            _end(_kind_of(error), error)
+        return None
     files = found.siblings or []
     names = [file.rfilename for file in files]
     if "config.json" not in names or not any(fnmatch(name, "*.safetensors") for name in names):
@@ -246,6 +271,7 @@ def _check_listing(model: str, revision: str | None, kwargs: dict[str, Any]) -> 
     free = shutil.disk_usage(blobs).free
     if needed and needed + RESERVE > free:
         _end("disk", None, needed=needed + RESERVE, free=free, folder=str(cache))
+    return found.sha if isinstance(found.sha, str) else None
 
 
 def _missing(blobs: Path, snapshot: Path, file: Any) -> int:

@@ -25,6 +25,7 @@ from langchain_car_vllm.models.download import download_error, no_model
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import parse_object, printable
+from langchain_car_vllm.models.proxies import HttpProxies, connect_with, find_proxies, find_proxy
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
 from langchain_car_vllm.models.weights import weight_names
@@ -231,7 +232,10 @@ class _Hub:
         reason = getattr(error, "reason", error)
         if time.monotonic() >= self._deadline:
             return {"kind": "slow", "said": f"{_DEADLINE:g}"}
-        kind = "certificate" if isinstance(reason, ssl.SSLCertVerificationError) else "offline"
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            kind = "certificate"
+        else:
+            kind = "proxy" if find_proxy(hub_endpoint()) else "offline"
         return {"kind": kind, "said": printable(reason)}
 
 
@@ -297,13 +301,17 @@ def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
                 hint="unset SSL_CERT_FILE, or set it to a file of certificates in PEM form",
             ) from error
 
+    proxies = find_proxies()
+
     class Plain(HTTPConnection):
         def connect(self) -> None:
+            self._create_connection = connect_with(proxies.get("http"))
             super().connect()
             sockets.append(self.sock)
 
     class Encrypted(HTTPSConnection):
         def connect(self) -> None:
+            self._create_connection = connect_with(proxies.get("https"))
             super().connect()
             sockets.append(self.sock)
 
@@ -315,7 +323,8 @@ def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
         def https_open(self, req: urllib.request.Request) -> HTTPResponse:
             return self.do_open(Encrypted, req, context=trusted)
 
-    return urllib.request.build_opener(_Redirects(), PlainHandler(), EncryptedHandler())
+    handlers = (HttpProxies(proxies), _Redirects(), PlainHandler(), EncryptedHandler())
+    return urllib.request.build_opener(*handlers)
 
 
 def _kind(status: int, code: str, said: str) -> str:

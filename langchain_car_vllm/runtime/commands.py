@@ -113,6 +113,10 @@ _HINTS = (
         "a proxy seems to inspect TLS: have the system trust its certificate, or set SSL_CERT_FILE",
     ),
     (
+        ("SOCKS error", "socks connect error", "proxy connect"),
+        "the proxy does not let it through: check HTTPS_PROXY, ALL_PROXY and NO_PROXY",
+    ),
+    (
         (
             "dns error",
             "Could not connect",

@@ -15,6 +15,7 @@ from pathlib import Path
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ConfigurationError, ProvisionError, RuntimeMissingError
 from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
 from langchain_car_vllm.runtime.install_steps import Work, install
@@ -160,17 +161,11 @@ def _prepare(root: Path, host: Host) -> Path:
     try:
         paths.make_private(root)
         free = shutil.disk_usage(root).free // _MB
-        forbids_programs = os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0)
     except OSError as error:
         raise ProvisionError("mkdir", str(error), hint=_ELSEWHERE) from error
     if not os.access(root, os.W_OK):
         raise ProvisionError("mkdir", f"`{root}` cannot be written to", hint=_ELSEWHERE)
-    if forbids_programs:
-        raise ProvisionError(
-            "mkdir",
-            f"the disk of `{root}` lets no program run (noexec)",
-            hint="set CAR_VLLM_MLX_RUNTIME to a folder on another disk",
-        )
+    check_executable(root)
     needed = _missing_mb(root, host)
     if free < needed:
         raise ProvisionError(
@@ -179,6 +174,18 @@ def _prepare(root: Path, host: Host) -> Path:
             hint=_space_hint(needed - free, host),
         )
     return uv
+
+
+def check_executable(root: Path) -> None:
+    """Refuse the managed environment on a disk that lets no program run.
+
+    Raises:
+        ProvisionError: It is on one.
+    """
+    if is_noexec(root):
+        raise ProvisionError(
+            "mkdir", f"the disk of `{root}` lets no program run (noexec)", hint=ELSEWHERE
+        )
 
 
 def _space_hint(missing: int, host: Host) -> str:

@@ -16,7 +16,13 @@ from langchain_car_vllm.runtime.locate import (
     runtime_to_launch,
     try_install,
 )
-from langchain_car_vllm.runtime.provision import is_proven, prove, provision, upgrade
+from langchain_car_vllm.runtime.provision import (
+    check_executable,
+    is_proven,
+    prove,
+    provision,
+    upgrade,
+)
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.versions import warn_about
 
@@ -49,6 +55,7 @@ def ensure_runtime(
     found = _importable_runtime(on_progress)
     if found is None or not is_proven(found.server):
         found = _provide(auto_install=auto_install, on_progress=on_progress)
+    _check_disk(found)
     warn_about(found.version, found.server)
     warn_about_what_is_passed_over()
     return found
@@ -73,6 +80,7 @@ def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     found = _importable_runtime(on_progress)
     if found is None or not is_proven(found.server):
         return _with_version(provision(on_progress))
+    _check_disk(found)
     return found
 
 
@@ -86,6 +94,12 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
         RuntimeProvisioningError: As for `ensure_runtime`; a former install that still works stays.
     """
     return _with_version(upgrade(on_progress))
+
+
+def _check_disk(found: VllmRuntime) -> None:
+    """Refuse what was installed before its disk was mounted so that no program runs on it."""
+    if is_managed(found.server):
+        check_executable(found.server)
 
 
 def _importable_runtime(on_progress: OnProgress | None) -> VllmRuntime | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.proxy_variables import proxy_variables
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def uv_environment(inherited: Mapping[str, str]) -> Iterator[dict[str, str]]:
     for key, name in _PROXIES.items():
         if (proxy := settings.pop(key, None)) is not None and not _has(environment, name):
             environment[name] = ",".join(proxy) if isinstance(proxy, list) else str(proxy)
+    environment.update(proxy_variables(environment))
     trusted = [settings.pop(key, None) for key in _CERTIFICATE_KEYS]
     environment.update(_certificates(environment, trusted))
     if not settings:

@@ -8,6 +8,7 @@ reads them must not hold the user's keys; what a server needs beyond this list g
 from collections.abc import Mapping
 
 from langchain_car_vllm.models.hub_account import hub_variables
+from langchain_car_vllm.proxy_variables import proxy_variables
 
 _NAMES = frozenset(
     {
@@ -35,7 +36,6 @@ _DOWNLOAD_NAMES = frozenset(
         "HF_HUB_DISABLE_IMPLICIT_TOKEN",
     }
 )
-_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
 _COMMON = {"PYTHONUNBUFFERED": "1", "TQDM_POSITION": "-1"}
 
 
@@ -69,9 +69,9 @@ def download_environment(
     environment = {
         name: value
         for name, value in inherited.items()
-        if _is_let_through(name) or _is_for_downloads(name)
+        if _is_let_through(name) or name in _DOWNLOAD_NAMES
     }
-    return environment | _COMMON | hub_variables(added or {})
+    return environment | proxy_variables(inherited) | _COMMON | hub_variables(added or {})
 
 
 def _is_let_through(name: str) -> bool:
@@ -80,7 +80,3 @@ def _is_let_through(name: str) -> bool:
     if name in _REFUSED or any(word in name.upper() for word in _SECRET_WORDS):
         return False
     return name.startswith(_PREFIXES)
-
-
-def _is_for_downloads(name: str) -> bool:
-    return name in _DOWNLOAD_NAMES or name.lower() in _PROXIES

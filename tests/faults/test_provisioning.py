@@ -1,23 +1,31 @@
 """The installation inside a start: its errors keep their types, its progress reaches everybody."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Background, Fake, ask, eventually, processes_of
+from faults.support import FAST, Background, Fake, ask, can_mount, eventually, processes_of
 
+from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.cli.machine_checks import CHECKS
 from langchain_car_vllm.errors import (
     ModelDownloadError,
     NotFoundAfterInstallError,
     ProvisionError,
     RuntimeMissingError,
+    ServerStartError,
     ServerStoppedError,
     UnknownModelError,
 )
 from langchain_car_vllm.progress import Progress
+from langchain_car_vllm.runtime import executable_disk, install_runtime
+from langchain_car_vllm.runtime.executable_disk import is_noexec
 from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 
 FAKE_UV = Path(__file__).parents[1] / "fakes" / "uv"
 
@@ -117,3 +125,80 @@ def test_supervisor_killed_while_installing_is_replaced(
     endpoint = call.result()
     assert endpoint is not None
     assert endpoint.generation == 2
+
+
+def doctor_on_the_runtime() -> str:
+    """Return what `car-vllm doctor` says of the runtime."""
+    try:
+        return dict(CHECKS)["runtime"]()
+    except (Finding, Warned) as found:
+        return f"{found} {found.hint}"
+
+
+@can_mount
+def test_home_that_lets_no_program_run(
+    bare: Fake, mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is installed there, `doctor` says so beforehand, and the cure is one."""
+    monkeypatch.setenv("HOME", str(mount("size=2g,noexec")))
+    assert "lets no program run (noexec)" in doctor_on_the_runtime()
+    with pytest.raises(ProvisionError, match="noexec") as caught:
+        lease(bare.spec(), policy=FAST).__enter__()
+    assert "CAR_VLLM_MLX_RUNTIME" in (caught.value.hint or "")
+    assert not list(Path(os.environ["HOME"]).rglob("vllm-mlx"))
+    monkeypatch.setenv("CAR_VLLM_MLX_RUNTIME", str(tmp_path / "elsewhere"))
+    with lease(bare.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+    assert "noexec" not in doctor_on_the_runtime()
+
+
+@can_mount
+def test_install_whose_disk_lets_no_program_run_any_more(
+    bare: Fake, mount, monkeypatch: pytest.MonkeyPatch
+):
+    """What was installed and proven does not count as working: the disk is looked at each time."""
+    home = mount("size=2g")
+    monkeypatch.setenv("HOME", str(home))
+    install_runtime()
+    subprocess.run(["mount", "-o", "remount,noexec", str(home)], check=True)
+    assert "CAR_VLLM_MLX_RUNTIME" in doctor_on_the_runtime()
+    with pytest.raises(ProvisionError, match="noexec") as caught:
+        install_runtime()
+    assert "CAR_VLLM_MLX_RUNTIME" in (caught.value.hint or "")
+    with pytest.raises(ProvisionError, match="noexec"):
+        lease(bare.spec(), policy=FAST).__enter__()
+
+
+@can_mount
+@pytest.mark.parametrize("source", [None, "org/model"])
+def test_interpreter_that_may_not_run(fake: Fake, mount, source: str | None):
+    """A server and a download whose Python the system refuses name it, with the cure."""
+    python = mount("size=200m,noexec") / Path(sys.executable).name
+    shutil.copy(os.path.realpath(sys.executable), python)
+    script = fake.binary.read_text().split("\n", 1)[1]
+    fake.binary.write_text(f"#!{python}\n{script}")
+    changes = {"source": source, "served_name": source} if source else {}
+    with pytest.raises(ServerStartError, match=f"cannot be run: `{python}`") as caught:
+        lease(fake.spec(**changes), policy=FAST).__enter__()
+    assert "noexec" in (caught.value.hint or "")
+
+
+@can_mount
+@pytest.mark.parametrize("is_told_by", ["flag", "options"])
+def test_disks_that_let_no_program_run(mount, monkeypatch: pytest.MonkeyPatch, is_told_by: str):
+    """Linux tells it of the filesystem, macOS among the options of the mount."""
+    if is_told_by == "options":
+        monkeypatch.setattr(executable_disk, "_FLAG", 0)
+    folder = mount("size=1m,noexec")
+    assert is_noexec(folder)
+    assert is_noexec(folder / "not" / "there" / "yet")
+    assert not is_noexec(folder.parent)
+
+
+def test_library_on_a_disk_without_programs_is_told(tmp_path: Path):
+    """Python itself may run, and only its compiled modules may not."""
+    log = tmp_path / "log"
+    log.write_text(
+        "ImportError: /x/core.so: failed to map segment from shared object: Operation not permitted"
+    )
+    assert "noexec" in (diagnose(1, log).hint or "")

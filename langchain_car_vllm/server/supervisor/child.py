@@ -20,7 +20,8 @@ from langchain_car_vllm.environment import (
 )
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import interpreter_of
-from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
+from langchain_car_vllm.server.directory import ServerDirectory, hint_of
 from langchain_car_vllm.server.locks import (
     acquire_exclusive,
     close_lock,
@@ -62,6 +63,16 @@ def install_launcher(directory: ServerDirectory) -> None:
         path = directory.launcher.parent / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def _unrunnable(binary: Path, program: str, error: OSError) -> ServerStartError:
+    """Return the error for a program that the system does not run."""
+    cure = "repair the install with `car-vllm install --upgrade`"
+    if is_noexec(Path(program)):
+        cure = f"the disk of `{program}` lets no program run (noexec): {ELSEWHERE}"
+    return ServerStartError(
+        f"`{binary}` cannot be run: `{program}`: {error.strerror}", hint=hint_of(error, cure)
+    )
 
 
 class Child:
@@ -118,12 +129,13 @@ class Child:
         if api_key is not None:
             variables[CAR_VLLM_LAUNCH_KEY.name] = api_key
         mode = "run" if interpreter else "exec"
+        program = str(interpreter or _PYTHON)
         _rotate(log)
         try:
             with log.open("ab") as output:
                 self._process = subprocess.Popen(
                     [
-                        str(interpreter or _PYTHON),
+                        program,
                         str(directory.launcher),
                         tag,
                         mode,
@@ -139,8 +151,10 @@ class Child:
                     start_new_session=True,
                     umask=0o077,
                 )
-        except BaseException:
+        except BaseException as error:
             os.close(self._pipe)
+            if isinstance(error, OSError) and error.filename == program:
+                raise _unrunnable(binary, program, error) from error
             raise
         finally:
             os.close(reading)

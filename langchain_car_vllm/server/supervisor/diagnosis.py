@@ -5,6 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from langchain_car_vllm.runtime.executable_disk import ELSEWHERE
 from langchain_car_vllm.server.supervisor.gpu_verdicts import MetalVerdict, find_verdict
 
 _TAIL_BYTES = 64 * 1024
@@ -120,6 +121,10 @@ _HINTS = (
     (
         ("[Errno 1] Operation not permitted",),
         "allow the program that started this to read the files, in System Settings under Privacy",
+    ),
+    (
+        ("failed to map segment from shared object",),
+        f"the disk of the install lets no program run (noexec): {ELSEWHERE}",
     ),
     (
         ("ModuleNotFoundError", "ImportError"),

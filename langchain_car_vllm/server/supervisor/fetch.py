@@ -13,6 +13,7 @@ from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import (
+    announced_commit,
     check_may_download,
     diagnose_download,
     download_command,
@@ -77,6 +78,7 @@ class Download:
         update: bool = False,
     ) -> None:
         self._update = update
+        self._commit: str | None = None
         self._spec, self._binary, self._policy = spec, binary, policy
         self._trust = is_trusted(spec.server_args)
         folder = run_root().with_name("pull") / spec.source.replace("/", "--")
@@ -114,7 +116,7 @@ class Download:
                 "forever",
             )
         who = "downloading" if self._is_ours else "another process is downloading"
-        return DownloadProgress(f"{who} `{source}`", *measure_download(source, revision))
+        return DownloadProgress(f"{who} `{source}`", *self._measure())
 
     @property
     def snapshot(self) -> Path | None:
@@ -164,9 +166,13 @@ class Download:
                 log=self.log,
             )
 
+    def _measure(self) -> tuple[int, int | None]:
+        if self._update and self._child is not None and self._commit is None:
+            self._commit = announced_commit(self.log)
+        return measure_download(self._spec.source, self._commit or self._spec.revision)
+
     def _signs_of_life(self) -> object:
-        measured = measure_download(self._spec.source, self._spec.revision)
-        return measured, self._child.activity() if self._child else None
+        return self._measure(), self._child.activity() if self._child else None
 
 
 def ask_hub(context: SupervisorContext) -> HubListing | None:

@@ -72,6 +72,9 @@ class Server:
                 log=context.directory.log,
                 api_key=self._api_key,
             )
+        except ServerStartError:
+            self._port.close()
+            raise
         except OSError as error:
             self._port.close()
             raise ServerStartError(

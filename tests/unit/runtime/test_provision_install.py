@@ -1,6 +1,5 @@
 """Installations: what is done, with which Python, where, and what a failure says."""
 
-import os
 import pickle
 import shutil
 import sys
@@ -344,23 +343,6 @@ def test_a_home_with_a_car_home_keeps_the_shared_runtime(fake_uv, managed, tmp_p
     """A home that can be written keeps the runtime, which CAR shares, wherever the state goes."""
     monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
     assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
-
-
-@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="the system does not tell")
-def test_a_disk_that_lets_no_program_run(fake_uv, monkeypatch):
-    """Nothing is installed where nothing could run, and the cure is another disk."""
-    real = os.statvfs
-
-    def noexec(path):
-        found = list(real(path))
-        found[8] |= os.ST_NOEXEC
-        return os.statvfs_result(found)
-
-    monkeypatch.setattr(os, "statvfs", noexec)
-    with pytest.raises(ProvisionError, match="noexec") as caught:
-        ensure_runtime()
-    assert "another disk" in caught.value.hint
-    assert fake_uv.calls == []
 
 
 def test_purgeable_space_is_told_on_a_mac(fake_uv, monkeypatch):

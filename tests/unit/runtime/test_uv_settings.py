@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import uv
+from fakes.socks_proxy import running_socks_proxy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -221,6 +222,71 @@ def test_proxies_of_a_settings_file_are_kept(home):
         assert environment["HTTPS_PROXY"] == "http://a:1"
         assert environment["NO_PROXY"] == "c,d"
         assert "HTTP_PROXY" not in environment
+
+
+@pytest.fixture
+def plain_index(wheels, tmp_path):
+    """An index without TLS that has the wheel; its port."""
+    folder = tmp_path / "index" / "simple" / "tiny"
+    folder.mkdir(parents=True)
+    for wheel in wheels.iterdir():
+        shutil.copy(wheel, folder)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=tmp_path / "index")
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def online(install, monkeypatch):
+    """The wheel is to be had from an index alone."""
+    for name in ("UV_FIND_LINKS", "UV_OFFLINE"):
+        monkeypatch.delenv(name)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return install
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks"])
+def test_an_index_behind_a_socks_proxy(online, plain_index, monkeypatch, scheme):
+    """The real uv goes through it, also in the spelling of desktops."""
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://localhost.index.example/simple")
+    with running_socks_proxy(plain_index) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://{proxy.address}")
+        if scheme == "socks5":  # uv looks the name up itself
+            monkeypatch.setenv("UV_DEFAULT_INDEX", "http://192.0.2.1/simple")
+        assert online()
+        assert proxy.asked
+
+
+def test_an_index_on_this_machine_is_asked_without_a_proxy(online, plain_index, monkeypatch):
+    """Whatever the variables say."""
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{plain_index}/simple")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert online()
+
+
+def test_a_socks_proxy_that_is_not_there_is_the_cause(online, monkeypatch):
+    """What uv says of it comes with a cure that names the variables."""
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://192.0.2.1/simple")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(ProvisionError) as caught:
+        online()
+    assert "ALL_PROXY" in caught.value.hint
 
 
 @pytest.fixture

@@ -131,10 +131,11 @@ def test_a_second_event_loop_works_and_leaves_no_socket(serve):
         assert asyncio.run(model.ainvoke("hi")).content
 
 
-def test_nothing_in_the_environment_redirects_a_request(serve, monkeypatch):
-    """Neither OpenAI's variables nor a proxy change where a request goes or as whom."""
+@pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h", "socks", "nonsense"])
+def test_nothing_in_the_environment_redirects_a_request(serve, monkeypatch, scheme):
+    """Neither OpenAI's variables nor a proxy of any kind change where a request goes or as whom."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name, f"{scheme}://127.0.0.1:9")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.home import ROOT, fast_cpu, real, smollm2, with_bytecode
+from benchmarks.rounds import Measured, medians, ratio
 from benchmarks.rows import Check, Row
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint
@@ -28,6 +31,7 @@ The shorter it is, the more counts one step more of the batch, for who came a mo
 ROUNDS = 4
 STARTS = 4
 PROCESSES = 7
+TORCH_SECONDS = 3.0
 _POLL = 0.05
 _STORY = "Story {number}: write a very long tale about a lighthouse keeper and the sea."
 _OURS, _BARE = "ChatVllmMlx", "bare asyncio"
@@ -113,8 +117,10 @@ llm.unload(force=True)
 """
 
 
-def _our_start(model: str, environment: dict[str, str]) -> float:
-    code = _FIRST_TOKEN.format(model=model, environment=fast_cpu())
+def _our_start(
+    model: str, environment: dict[str, str], server_env: dict[str, str] | None = None
+) -> float:
+    code = _FIRST_TOKEN.format(model=model, environment={**fast_cpu(), **(server_env or {})})
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment,
@@ -194,6 +200,32 @@ def _cold_start(model: str) -> Row:
     )
 
 
+def _start_beside_torch(model: str) -> Row:
+    """Return what a start takes where torch is installed, as on every Mac.
+
+    Here torch is a package whose import takes as long as the real one's on a Mac.
+    """
+    times: Measured = {"with torch": [], "without": []}
+    with TemporaryDirectory() as folder, with_bytecode() as environment:
+        package = Path(folder) / "torch"
+        package.mkdir()
+        (package / "__init__.py").write_text(
+            f'import time\n__version__ = "2.9.0"\ntime.sleep({TORCH_SECONDS})\n'
+        )
+        for turn in range(-1, STARTS):
+            for name, path in (("with torch", folder), ("without", f"{folder}/nothing")):
+                taken = _our_start(model, environment, {"PYTHONPATH": path})
+                if turn >= 0:
+                    times[name].append(taken)
+    return Row(
+        section="real",
+        what="cold start to the first token with torch installed, SmolLM2-135M",
+        unit="s",
+        figures=medians(times),
+        checks=(Check("of without", ratio(times, "with torch", "without"), 1.05),),
+    )
+
+
 _SECOND = """
 import sys, time
 sys.path.insert(0, {root!r})
@@ -240,7 +272,7 @@ def rows() -> list[Row]:
     """Measure."""
     with real():
         model = smollm2()
-        found = [_cold_start(model)]
+        found = [_cold_start(model), _start_beside_torch(model)]
         chat = ChatVllmMlx(model=model, temperature=0, server_env=fast_cpu())
         endpoint = ensure_server(chat._spec())
         found.append(_second_process(model))

@@ -18,6 +18,7 @@ from pathlib import Path
 # Ray's agents take their time on a loaded machine; the raylet ends itself without them.
 os.environ["RAY_agent_register_timeout_ms"] = "600000"  # noqa: SIM112
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
 
 import psutil
 import ray

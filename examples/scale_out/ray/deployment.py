@@ -1,13 +1,16 @@
 """Ray Serve over several Macs: each replica holds one supervised server.
 
     pip install "ray[serve]" langchain-car-vllm          # on each machine
+    export RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING=0   # on each: see below
     ray start --head                                     # on the first
     ray start --address=FIRST:6379                       # on the others
     MODEL=vllm-mlx/qwen3.6-35b-a3b:4bit API_KEY=sk-... serve run deployment:app
 
 Programs then use `ChatVllmMlx(model=MODEL, base_url="http://FIRST:8000/v1", api_key="sk-...")`. A
 Mac gets one replica at most: all programs on it share one server anyway, which answers several
-requests at once. Ray adds replicas while requests queue up, and moves them off a node that leaves.
+requests at once. Ray's ingress would send all requests to the server of its own Mac until that is
+full; the variable has it spread them. Ray adds replicas while requests queue up, and moves them off
+a node that leaves.
 """
 
 import asyncio

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import uv
+from litellm_proxy import install_litellm
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
@@ -73,6 +74,12 @@ def cross_encoder(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     python = interpreter_of(ensure_runtime().server)
     subprocess.run([str(python), builder, folder, "--tokenizer", minilm], check=True)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def litellm(machine: None) -> Path:
+    """LiteLLM's program."""
+    return install_litellm(ROOT / ".test-runtime" / "litellm")
 
 
 def built(name: str) -> str:

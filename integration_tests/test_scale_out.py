@@ -5,8 +5,6 @@ import os
 import secrets
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-import uv
+from litellm_proxy import free_port, running_litellm
 from pydantic import BaseModel, Field
 
 from langchain_car_vllm import ChatVllmMlx
@@ -23,8 +21,6 @@ from langchain_car_vllm.server.state import read_state
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[1]
-PATIENCE = 600.0
-LITELLM = "litellm[proxy]==1.108.7"
 
 
 class City(BaseModel):
@@ -36,20 +32,6 @@ class City(BaseModel):
 def weather(city: str) -> str:
     """Get the weather in a city."""
     return city
-
-
-@pytest.fixture(scope="module")
-def litellm(machine: None) -> Path:
-    """LiteLLM in an environment of its own: it pins another openai."""
-    environment = ROOT / ".test-runtime" / "litellm"
-    program = environment / "bin" / "litellm"
-    if not program.exists():
-        tool = uv.find_uv_bin()
-        subprocess.run([tool, "venv", "--quiet", "--clear", str(environment)], check=True)
-        python = str(environment / "bin" / "python")
-        install = [tool, "pip", "install", "--quiet", "--python", python, LITELLM]
-        subprocess.run(install, check=True)
-    return program
 
 
 def served(model: str, home: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, Any]:
@@ -84,46 +66,15 @@ def fleet(
         "SECOND_KEY": Path(second["api_key_file"]).read_text().strip(),
         "VIRTUAL_KEYS": str(keys),
         "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(16)}",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     config = ROOT / "examples" / "scale_out" / "litellm" / "config.yaml"
-    log = (homes[0] / "litellm.log").open("wb")
-    proxy = subprocess.Popen(
-        [str(litellm), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
     try:
-        wait_until_up(f"http://127.0.0.1:{port}/health/liveliness", proxy)
-        yield f"http://127.0.0.1:{port}/v1", key, homes
+        with running_litellm(litellm, config, environment, port, homes[0] / "litellm.log") as url:
+            yield url, key, homes
     finally:
-        for process in (proxy, *(process for process, _ in servers)):
+        for process, _ in servers:
             with process:
                 process.terminate()
-        log.close()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_until_up(url: str, process: subprocess.Popen) -> None:
-    """Poll an address until the process behind it answers."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            assert process.poll() is None, f"it ended with {process.returncode}"
-            assert time.monotonic() < deadline, url
-            time.sleep(0.2)
 
 
 def answers(home: Path) -> int:

@@ -46,6 +46,7 @@ def test_create_agent_ends_in_words(caller: ChatVllmMlx):
     assert is_in_words(answers[-1].text)
 
 
+@pytest.mark.filterwarnings("ignore:.langchain-community. is being sunset:DeprecationWarning")
 def test_agent_executor_ends_in_words(caller: ChatVllmMlx):
     """The classic agent, which streams, does the same."""
     # Part of the group `examples`, which the full suite installs.

@@ -149,22 +149,31 @@ def _may_have_members(group: int) -> bool:
     return True
 
 
-def reap(pid: int) -> None:
-    """Reap an orphan that the kernel gave to this process because it is the first of a container.
+def reap_orphans(pid: int) -> bool:
+    """Reap orphans that the kernel gave to this process because it is the first of a container.
 
     Args:
-        pid: Of a process that has just ended.
+        pid: Of a process that has ended or is about to, and of the group that it may lead.
+
+    Returns:
+        Whether none of them is left.
     """
-    if os.getpid() == 1:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    return os.getpid() != 1 or all([_reap(pid), _reap(-pid)])
 
 
 def reap_group(group: int) -> None:
     """Reap the zombies of a group that are children of this process, by adoption or birth."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
+    _reap(-group)
+
+
+def _reap(pid: int) -> bool:
+    """Reap a child, or a group of them, and tell whether none is left."""
+    try:
+        while os.waitpid(pid, os.WNOHANG)[0]:
             pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 def adopt_orphans(platform: str = sys.platform) -> None:

@@ -28,7 +28,7 @@ from langchain_car_vllm.server.locks import (
     try_shared,
 )
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.process import reap
+from langchain_car_vllm.server.process import reap_orphans
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, read_state
 
@@ -65,7 +65,8 @@ class ProcessLease:
         self._author: tuple[str, int] | None = None
         self._cached: tuple[tuple[int, int], State | None] | None = None
         self._start: Start | None = None
-        self._ours: int | None = None
+        self._ours: set[int] = set()
+        self._orphans: set[int] = set()
         self._mark: int | None = None
         self._mark_path = mark_path(directory.clients)
 
@@ -168,17 +169,24 @@ class ProcessLease:
                     self._author = tag, open_existing(path)
             is_alive = self._author is not None and is_held(self._author[1])
         if is_alive:
-            self._ours = state.supervisor.pid
+            known = (state.supervisor, state.server)
+            self._ours = {identity.pid for identity in known if identity}
         return is_alive
 
     def is_supervisor_alive(self) -> bool:
         """Ask the kernel whether the supervisor lives."""
+        self.reap_orphans()
         if is_held(self._supervisor):
             return True
-        if self._ours is not None:
-            reap(self._ours)
-            self._ours = None
+        if self._ours:
+            self._orphans |= self._ours
+            self._ours = set()
+            self.reap_orphans()
         return False
+
+    def reap_orphans(self) -> None:
+        """Reap what supervisors that are gone left to this process; a server ends after them."""
+        self._orphans -= {pid for pid in list(self._orphans) if reap_orphans(pid)}
 
     def begin_start(self, spec: ServerSpec, policy: Policy) -> Start:
         """Start a supervisor, or join the attempt of this process that is under way."""

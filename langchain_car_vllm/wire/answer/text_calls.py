@@ -1,7 +1,7 @@
 """Tool calls that come as text: held back until it is clear what they are.
 
 Models write calls in forms that the server's parser does not know, or knows only where the answer
-is not streamed: a JSON object, a JSON code block, a `<tool_call>` without an end. Text that begins
+is not streamed: a JSON object, a JSON code block, a tag without an end. Text that begins
 like one is held back. JSON that names a bound tool becomes the call; anything else is let go as
 the text it is, at the first sign that it is not a call.
 """
@@ -14,18 +14,20 @@ from langchain_core.messages.tool import ToolCallChunk
 from langchain_car_vllm.wire.answer.call_parts import new_call_id
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.written_calls import (
-    BRACES,
     FENCE,
-    TAG,
-    TAG_END,
+    OPENING,
+    TAG_ENDS,
+    TAGS,
     CallNames,
     may_be_call,
     read_calls,
     read_json,
+    without_ends,
 )
 
-_START = re.compile(r"\s*(?:<tool_call>|```|[{\[])")
-_PARTIAL = re.compile(r"\s*(?:<(?:t(?:o(?:o(?:l(?:_(?:c(?:a(?:l(?:l)?)?)?)?)?)?)?)?)?|`{1,2})?\Z")
+_START = re.compile(rf"\s*(?:{'|'.join(TAGS)}|```|[{{\[])")
+_BEGUN = {tag[:size] for tag in TAGS for size in range(1, len(tag))}
+_PARTIAL = re.compile(rf"\s*(?:{'|'.join(sorted(_BEGUN, key=len, reverse=True))}|`{{1,2}})?\Z")
 _FENCE_END = re.compile(r"\n?[ \t]*```[ \t]*(?=\n|\Z)")
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
 
@@ -87,9 +89,14 @@ class TextCallFilter:
         Returns:
             Text to let go, calls to let go, and whether the rest must wait for more.
         """
-        if self._after_call:  # neither white space nor braces around a call are text
-            self._held = self._held.lstrip(BRACES)
-            self._after_call = not self._held
+        if self._after_call:
+            self._held = without_ends(self._held)
+            rest = OPENING.sub("", self._held, count=1)
+            if last and not rest:  # a tag that opens nothing
+                self._held = ""
+            elif not last and any(mark.startswith(rest) for mark in (*TAGS, *TAG_ENDS)):
+                return "", [], True
+            self._after_call = False
         if self._code:
             return self._inside_code(last=last)
         found = _START.search(self._held)
@@ -124,23 +131,34 @@ class TextCallFilter:
         """Return how much of what is held is one piece, None where it has not ended yet."""
         body = self._held.lstrip()
         margin = len(self._held) - len(body)
-        if body.startswith(TAG):
-            end = body.find(TAG_END)
-            if end >= 0:
-                return margin + end + len(TAG_END)
-            return len(self._held) if last else None
+        if opening := OPENING.match(body):
+            return self._tag_size(body, opening.end(), margin, last=last)
         if body.startswith("```"):
             return self._fence_size(last=last)
         return self._json_size(body, margin, last=last)
+
+    def _tag_size(self, body: str, start: int, margin: int, *, last: bool) -> int | None:
+        inner = body[start:]
+        if inner.startswith(("{", "[")):
+            size = self._json_size(inner, margin + start, last=last)
+        elif inner.startswith("`"):
+            ends = [found for end in TAG_ENDS if (found := inner.find(end)) >= 0]
+            size = margin + start + min(ends) if ends else None
+        elif inner and not any(tag.startswith(inner) for tag in TAGS):
+            return margin + start  # words: no call that is known here
+        else:
+            size = None
+        return len(self._held) if size is None and last else size
 
     def _fence_size(self, *, last: bool) -> int | None:
         opening = FENCE.match(self._held)
         if opening is None:
             body = self._held.lstrip()
             return len(self._held) - len(body) + 3 if last or "\n" in body else None
-        if opening[1].lower() not in _CALL_LANGUAGES or not may_be_call(
-            self._held[opening.end() :]
-        ):
+        inner = self._held[opening.end() :]
+        is_tag = any(inner.startswith(tag) or tag.startswith(inner) for tag in TAGS)
+        may_be = is_tag or (opening[1].lower() in _CALL_LANGUAGES and may_be_call(inner))
+        if not may_be:
             self._code = True
             return opening.end()
         mark = self._held.find("```", opening.end())  # far cheaper than the pattern, for each part

@@ -1,7 +1,8 @@
 """Tool calls in a text, read leniently: the one place that knows how models write them.
 
-A call stands bare, in `<tool_call>` or in a code block. Templates show some models doubled braces,
-and small models write one too many or one too few: the whole run of braces belongs to the call.
+A call stands bare, in a tag such as `<tool_call>` or in a code block, or in one of these in the
+other. Templates show some models doubled braces, and small models write one too many or one too
+few, or forget a tag's beginning or end: all of that belongs to the call.
 """
 
 import json
@@ -11,9 +12,13 @@ from typing import Any, NamedTuple
 
 from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
 
-TAG, TAG_END = "<tool_call>", "</tool_call>"
+TAGS = ("<tool_call>", "<tool_calls>", "<tools>", "<function_call>", "<function_calls>")
+TAG_ENDS = tuple(f"</{tag[1:]}" for tag in TAGS)
+OPENING = re.compile(rf"(?:(?:{'|'.join(TAGS)})\s*)+")
 FENCE = re.compile(r"\s*```[ \t]*(\w*)[ \t]*\n")
 BRACES = " \t\r\n}"
+_MARKS = re.compile(rf"(?:\s|{'|'.join((*TAGS, *TAG_ENDS))}|```[ \t]*\w*)*")
+_ENDS = re.compile(rf"(?:[{BRACES}]|{'|'.join(TAG_ENDS)})*")
 _ARGUMENTS = ("arguments", "parameters", "args")
 _WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
 _CALL_KEYS = (*_WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
@@ -72,9 +77,7 @@ def read_json(text: str, *, last: bool) -> tuple[Any, int] | None:
 
 def read_calls(piece: str, names: CallNames) -> list[WrittenCall]:
     """Return the calls in a piece of text, none unless all of it is calls of bound tools."""
-    inner = piece.strip().removeprefix(TAG).removesuffix(TAG_END).strip()
-    if fence := FENCE.match(inner):
-        inner = inner[fence.end() :].rstrip().removesuffix("```").strip()
+    inner = _without(_MARKS, piece)
     calls: list[WrittenCall] = []
     while inner:
         found = read_json(inner, last=True) if inner[0] in "{[" else None
@@ -85,8 +88,18 @@ def read_calls(piece: str, names: CallNames) -> list[WrittenCall]:
         if not read:
             return []
         calls += read
-        inner = inner[end:].lstrip(f"{BRACES},;")
+        inner = _without(_MARKS, inner[end:].lstrip(f"{BRACES},;"))
     return calls
+
+
+def without_ends(text: str) -> str:
+    """Return what follows a call: neither white space, braces nor a tag's end are text."""
+    return _without(_ENDS, text)
+
+
+def _without(marks: re.Pattern[str], text: str) -> str:
+    found = marks.match(text)
+    return text[found.end() :] if found else text
 
 
 def _decode_at(text: str, start: int) -> tuple[Any, int] | None:

@@ -39,6 +39,11 @@ TEXTS = [
     "a `b` and ``c``",
     "if x <tool> 3 < 4",
     "<tool_call>nonsense</tool_call>",
+    "<tools>are listed</tools> so",
+    "<tool_calls><tool_call>",
+    "an <tool",
+    "```xml\n<tools>\n</tools>\n```\n",
+    "```xml\n<tool_call>x</tool_call>\n```\nThat was XML.",
     "[1, 2, 3]",
     "{",
     "```",
@@ -72,6 +77,21 @@ WRAPPINGS = {
 }
 
 
+UNTIDY = {
+    "an end alone": "{}\n</tool_call>",
+    "two ends": "<tool_call>\n{}\n</tool_call>\n</tool_call>",
+    "two beginnings": "<tool_call>\n{}\n<tool_call>",
+    "a beginning for each, one end": "<tool_call>\n{}\n<tool_call>\n{}\n</tool_call>",
+    "a tag in a code block": "```json\n<tool_call>\n{}\n</tool_call>\n```",
+    "a tag in a block of XML": "```xml\n<tool_call>{}</tool_call>\n```",
+    "a code block in a tag": "<tool_call>\n```json\n{}\n```\n</tool_call>",
+    "the tag of the tools": "<tools>\n{}\n</tools>",
+    "tags in a tag": "<tool_calls><tool_call>{}</tool_call>\n<tool_call>{}</tool_call></tools>",
+    "another tag": "<function_call>{}</function_call>",
+    "a wrong end": "<tools>\n{}\n</tool_call>",
+}
+
+
 def run(pieces, names=NAMES):
     """Return the text and the calls that come out."""
     holdback = TextCallFilter(names)
@@ -87,6 +107,24 @@ def test_a_call_in_any_form_becomes_the_call(text, cut):
     """Whether it comes whole or letter by letter."""
     pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
     assert run(pieces) == ("", [("add", CALL["arguments"])])
+
+
+@pytest.mark.parametrize("form", UNTIDY.values(), ids=UNTIDY)
+def test_nothing_stays_of_untidy_tags(form):
+    """One too many, too few, or one in the other: the calls, and no text."""
+    for written in (TEXT, DOUBLED, TEXT[:-1], json.dumps(CALL, indent=1)):
+        text = form.replace("{}", written)
+        calls = [("add", CALL["arguments"])] * form.count("{}")
+        for cut in (1, 3, 1000):
+            assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == ("", calls)
+
+
+def test_a_tag_in_an_argument_is_no_end():
+    """Who writes a page about tags gets all of it."""
+    call = {"name": "add", "arguments": {"a": "</tool_call> <tool_call> </tools>"}}
+    for form in ("{}", "<tool_call>{}</tool_call>", "```json\n{}\n```"):
+        text = form.replace("{}", json.dumps(call))
+        assert run(list(text)) == ("", [("add", call["arguments"])])
 
 
 @pytest.mark.parametrize("text", TEXTS)

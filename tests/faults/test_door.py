@@ -11,7 +11,7 @@ from functools import partial
 import psutil
 import pytest
 from fakes.published_configs import CROSS_ENCODER
-from faults.support import FAST, Fake
+from faults.support import FAST, PATIENCE, Fake
 from faults.test_strangers import Stranger, die
 from langchain_core.messages import HumanMessage
 
@@ -20,6 +20,7 @@ from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import Endpoint, lease, stop_server
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.peer import holds_other_end
+from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.wire.embed import Embedder
 from langchain_car_vllm.wire.errors import ConnectionFailedError
 from langchain_car_vllm.wire.rerank import Ranker
@@ -40,6 +41,13 @@ def watch(endpoint: Endpoint) -> None:
     watched.end()
 
 
+def look(endpoint: Endpoint) -> None:
+    """Ask what the server works on, as `ps` and those who wait for their turn do."""
+    looking = StatusLook(endpoint)
+    looking.wait(PATIENCE)
+    assert looking.is_over()
+
+
 def refused(call: Callable[[], object]) -> None:
     with pytest.raises(ConnectionFailedError, match="gone"):
         call()
@@ -57,11 +65,12 @@ CONNECTIONS = {
         lambda: asyncio.run(Ranker(e, (), None).ascore("a secret", ["a secret"]))
     ),
     "progress": watch,
+    "status": look,
 }
 
 
 def test_no_connection_speaks_to_a_stranger_on_a_dead_servers_port(fake: Fake):
-    """Requests, counts, vectors, scores and the progress thread go through one door."""
+    """Requests, counts, vectors, scores, looks and the progress thread go through one door."""
     with lease(fake.spec(), policy=FAST) as held:
         stranger = Stranger(die(fake, "server"), fake.spec().served_name)
         try:

@@ -104,6 +104,26 @@ def test_only_the_context_assigns_the_state():
     assert writers <= {"server/supervisor/context.py"}
 
 
+def test_no_connection_has_a_door_of_its_own():
+    """Elsewhere nobody would ask who is at the other end, nor bound what comes from there."""
+    doors = (
+        "bounded_http.py",
+        "wire/transport/clients.py",
+        "models/hub.py",  # follows the Hub's redirects, and the user's proxy
+        "server/supervisor/readiness.py",  # has looked who listens
+        "cli/machine_checks.py",  # says and hears nothing
+        "cli/selftest.py",  # breaks connections on purpose
+    )
+    words = re.compile(r"HTTPS?Connection\(|create_connection\(|urlopen|Httpx?Client\(|\.connect\(")
+    offenders = [
+        f"{relative(module)}: {found[0]}"
+        for module in MODULES
+        if relative(module) not in doors
+        if (found := words.search(module.read_text(encoding="utf-8")))
+    ]
+    assert not offenders
+
+
 def test_folders_of_the_home_are_made_at_one_place():
     """Folders made in passing get the umask's mode: below `CAR_HOME` that lets others in."""
     elsewhere = (

@@ -1,14 +1,13 @@
 """Whether a server lives: over HTTP, or by its lock and state."""
 
-import http.client
-from urllib.parse import urlsplit
-
+from langchain_car_vllm.bounded_http import HttpError, fetch
 from langchain_car_vllm.server.client.peer import holds_other_end
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
 from langchain_car_vllm.server.state import is_of_this_container, read_state
 
 _SUCCESS = range(200, 300)
+_LONGEST = 1 << 16
 
 
 def health_ok(endpoint: str, timeout: float) -> bool:
@@ -16,23 +15,16 @@ def health_ok(endpoint: str, timeout: float) -> bool:
 
     Args:
         endpoint: Root of a server, such as `http://127.0.0.1:8000`, with or without a slash.
-        timeout: Seconds for connecting, and for each read after it.
+        timeout: Seconds for all of it.
 
     Returns:
         True on any 2xx, False on everything else; it never raises.
     """
     try:
-        parts = urlsplit(endpoint.rstrip("/") + "/health")
-        secure = parts.scheme == "https"
-        cls = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = cls(parts.hostname or "", parts.port, timeout=timeout)
-        try:
-            connection.request("GET", parts.path)
-            return connection.getresponse().status in _SUCCESS
-        finally:
-            connection.close()
-    except (OSError, ValueError, http.client.HTTPException):
+        found = fetch(endpoint.rstrip("/") + "/health", seconds=timeout, most_bytes=_LONGEST)
+    except (HttpError, ValueError):
         return False
+    return found.status in _SUCCESS
 
 
 def is_serving(

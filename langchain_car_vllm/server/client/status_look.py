@@ -1,14 +1,15 @@
 """One look at a server's `/v1/status`, in a thread of its own, since a busy server answers late."""
 
-import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
+from langchain_car_vllm.bounded_http import HttpError, fetch
 from langchain_car_vllm.endpoint import Endpoint
 
 _SECONDS = 5.0
@@ -70,27 +71,26 @@ class StatusLook:
         )
 
     def _ask(self) -> None:
-        parts = urlsplit(self._endpoint.base_url)
         is_ours = self._endpoint.is_ours
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_SECONDS)
-        try:
-            connection.connect()
-            if is_ours is not None and not is_ours():
-                return
-            headers = {"Authorization": f"Bearer {self._endpoint.api_key}", "Connection": "close"}
-            connection.request("GET", f"{parts.path}/status", headers=headers)
-            response = connection.getresponse()
+
+        def leads_there(peer: socket.socket) -> bool:
+            return is_ours is None or is_ours(peer.getsockname()[1], peer.getpeername()[1])
+
+        with suppress(HttpError, ValueError, AttributeError, RecursionError):
+            response = fetch(
+                f"{self._endpoint.base_url}/status",
+                seconds=_SECONDS,
+                most_bytes=_LONGEST,
+                headers={"authorization": f"Bearer {self._endpoint.api_key}"},
+                check_peer=leads_there,
+            )
             found: list[Any] = []
             if response.status == HTTPStatus.OK:
-                told = json.loads(response.read(_LONGEST))
+                told = json.loads(response.body)
                 found = told.get("requests") or []
                 self.drafts = _drafts(told.get("mtp"))
             # A server that has no status will never tell.
             self.requests = [entry for entry in found if isinstance(entry, dict)]
-        except (OSError, ValueError, AttributeError, http.client.HTTPException):
-            return
-        finally:
-            connection.close()
 
 
 def _drafts(found: Any) -> tuple[int, int] | None:

@@ -2,11 +2,17 @@
 
 import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.server import health_ok
+from langchain_car_vllm.server.client import status_look
+from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.port import HeldPort, is_free
 
 
@@ -51,6 +57,53 @@ def test_health_is_nothing_else(server: str, status: int):
 def test_health_never_raises(endpoint: str):
     """Whatever is wrong, the answer is False."""
     assert not health_ok(endpoint, 0.5)
+
+
+ODD = {
+    "status-drip": b"HTTP/1.1 2",
+    "header-drip": b"HTTP/1.1 500 Oh\r\nx: ",
+    "body-drip": b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n",
+    "deep": b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n" + b"[" * 99999,
+    "nothing": b"",
+}
+
+
+@contextmanager
+def dripping(start: bytes) -> Iterator[str]:
+    """Listen, and answer with a start and then a byte now and then."""
+    over = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(start)
+            while start and not over.wait(0.05):
+                connection.sendall(b"1")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("start", ODD.values(), ids=ODD)
+def test_looks_end_in_time(monkeypatch: pytest.MonkeyPatch, start: bytes):
+    """A byte now and then is always in time by itself; nothing that JSON can hold is an error."""
+    monkeypatch.setattr(status_look, "_SECONDS", 0.3)
+    with dripping(start) as root:
+        began = time.monotonic()
+        health_ok(root, 0.3)
+    with dripping(start) as root:
+        look = StatusLook(Endpoint(f"{root}/v1", "key", "m"))
+        look.wait(10)
+        assert look.is_over()
+    assert look.requests is None
+    assert time.monotonic() - began < 10
 
 
 def test_health_gives_up_on_silence():

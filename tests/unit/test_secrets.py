@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.load import dumpd, dumps, load, loads
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
+import langchain_car_vllm
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -30,7 +31,10 @@ SECRETS: dict[str, Any] = {
     "server_args": ["--hf-token", "hush-arg", "--cache-memory-mb", "64", "--auth-token=hush-arg"],
     "model_kwargs": {"extra_body": {"password": "hush-kwarg"}},
 }
-MODELS = (ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker)
+NAMES = ("ChatVllmMlx", "VllmMlxDecisions", "VllmMlxEmbeddings", "VllmMlxReranker")
+# langchain-core before 1.8 knows no decisions.
+MODELS = [getattr(langchain_car_vllm, n) for n in NAMES if n in langchain_car_vllm.__all__]
+LOADED = [cls for cls in MODELS if cls.__name__ in NAMES[:2]]
 
 
 def fields_of(cls: type) -> dict[str, Any]:
@@ -76,9 +80,9 @@ def test_no_view_of_a_model_shows_a_secret(cls: type):
     """`repr`, `str`, dumps, `model_dump`, traces and the key of LangChain's cache."""
     model = cls(model="m", base_url="http://user:hush-user@127.0.0.1:9/v1", **fields_of(cls))
     views = [repr(model), str(model), str(model.model_dump()), model.model_dump_json()]
+    views.append(dumps(model))
     if isinstance(model, ChatVllmMlx):
         views += [
-            dumps(model),
             model._get_llm_string(stop=None, extra_headers={"x": "hush"}),
             json.dumps(model._get_invocation_params(), default=str),
             json.dumps(model._get_invocation_params(extra_headers={"x": "hush"}), default=str),
@@ -138,7 +142,7 @@ EVIL = {
 }
 OPTIONS: dict[str, Any] = {
     "valid_namespaces": ["langchain_car_vllm"],
-    "allowed_objects": [ChatVllmMlx],
+    "allowed_objects": LOADED,
     "secrets_from_env": True,
 }
 
@@ -147,12 +151,13 @@ OPTIONS: dict[str, Any] = {
 def test_a_strangers_model_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
     """What could take the environment's key, or run code, before the model is made."""
     monkeypatch.setenv("CAR_VLLM_MLX_API_KEY", "hush")
-    written = dumpd(ChatVllmMlx(model="org/name"))
-    written["kwargs"][name] = EVIL[name]
-    with pytest.raises(ValueError, match=f"`?{name}|extra_headers"):
-        load(written, init_validator=init_validator, **OPTIONS)
-    with pytest.raises(ValueError, match="may not set"):
-        loads(json.dumps(written), init_validator=init_validator, **OPTIONS)
+    for cls in LOADED:
+        written = dumpd(cls(model="org/name"))
+        written["kwargs"][name] = EVIL[name]
+        with pytest.raises(ValueError, match=f"may not set `?({name}|extra_headers)"):
+            load(written, init_validator=init_validator, **OPTIONS)
+        with pytest.raises(ValueError, match="may not set"):
+            loads(json.dumps(written), init_validator=init_validator, **OPTIONS)
 
 
 def test_ones_own_model_is_loaded(monkeypatch: pytest.MonkeyPatch):

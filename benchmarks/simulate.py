@@ -58,6 +58,36 @@ class Rates:
     seats: int = 8
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a user says once, and how long after the answer before.
+
+    Attributes:
+        new: Tokens of a prompt.
+        answer: Tokens that it gets.
+        pause: Seconds after the answer before.
+    """
+
+    new: float
+    answer: float
+    pause: float
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A user who comes at some moment and says some things.
+
+    Attributes:
+        number: Which.
+        arrival: Seconds from the beginning.
+        steps: What is said.
+    """
+
+    number: int
+    arrival: float
+    steps: tuple[Step, ...]
+
+
 @dataclass
 class Turn:
     """One request.
@@ -66,17 +96,13 @@ class Turn:
         conversation: Whose turn it is.
         arrival: When it came.
         history: Tokens that were said before.
-        new: Tokens of its own.
-        answer: Tokens that it gets.
-        left: Turns that follow.
+        steps: What is said now, and what follows.
     """
 
     conversation: int
     arrival: float
     history: float
-    new: float
-    answer: float
-    left: int
+    steps: tuple[Step, ...]
 
 
 @dataclass
@@ -142,46 +168,30 @@ class Simulation:
     Args:
         count: Number of servers.
         router: Decides who answers.
-        workload: What comes in.
         rates: What a server does.
-        seed: The same seed gives the same figures.
 
     Attributes:
         waits: Seconds until the first token of each turn.
     """
 
-    def __init__(
-        self, count: int, router: Router, workload: Workload, rates: Rates, seed: int
-    ) -> None:
+    def __init__(self, count: int, router: Router, rates: Rates) -> None:
         self.waits: list[float] = []
         self._servers = [Server(number) for number in range(count)]
         self._router = router
-        self._workload = workload
         self._rates = rates
-        self._dice = random.Random(seed)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = itertools.count()
 
-    def run(self, conversations: int) -> None:
-        """Let so many conversations come in, and run until all are over."""
-        work, now = self._workload, 0.0
-        each = seconds_for_conversation(work, self._rates)
-        interval = each / (len(self._servers) * work.load)
-        for conversation in range(conversations):
-            now += self._dice.expovariate(1 / interval)
-            left = min(int(self._dice.expovariate(1 / (work.turns - 1))), MOST_TURNS)
-            self._send(self._turn(conversation, now, 0.0, left))
+    def run(self, conversations: Iterable[Conversation]) -> None:
+        """Let conversations come in, and run until all are over."""
+        for one in conversations:
+            self._send(Turn(one.number, one.arrival, 0.0, one.steps))
         while self._events:
             time, _, action = heapq.heappop(self._events)
             action(time)
 
     def _at(self, time: float, action: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (time, next(self._order), action))
-
-    def _turn(self, conversation: int, arrival: float, history: float, left: int) -> Turn:
-        new = self._dice.expovariate(1 / self._workload.prompt)
-        answer = self._dice.expovariate(1 / self._workload.answer)
-        return Turn(conversation, arrival, history, new, answer, left)
 
     def _send(self, turn: Turn) -> None:
         self._at(turn.arrival, lambda now: self._arrive(turn, now))
@@ -198,26 +208,49 @@ class Simulation:
         turn = server.queue.popleft()
         server.reading = True
         known = min(server.known.get(turn.conversation, 0.0), turn.history)
-        seconds = (turn.history - known + turn.new) / self._rates.prefill
+        seconds = (turn.history - known + turn.steps[0].new) / self._rates.prefill
         self._at(now + seconds, lambda time: self._begin(server, turn, time))
 
     def _begin(self, server: Server, turn: Turn, now: float) -> None:
         server.reading = False
         server.answering += 1
         self.waits.append(now - turn.arrival)
-        server.known[turn.conversation] = turn.history + turn.new + turn.answer
-        seconds = turn.answer / self._rates.decode
+        server.known[turn.conversation] = turn.history + turn.steps[0].new + turn.steps[0].answer
+        seconds = turn.steps[0].answer / self._rates.decode
         self._at(now + seconds, lambda time: self._end(server, turn, time))
         self._read_next(server, now)
 
     def _end(self, server: Server, turn: Turn, now: float) -> None:
         server.answering -= 1
         server.live -= 1
-        if turn.left:
-            arrival = now + self._dice.expovariate(1 / self._workload.pause)
-            history = turn.history + turn.new + turn.answer
-            self._send(self._turn(turn.conversation, arrival, history, turn.left - 1))
+        said, *left = turn.steps
+        if left:
+            arrival, history = now + left[0].pause, turn.history + said.new + said.answer
+            self._send(Turn(turn.conversation, arrival, history, tuple(left)))
         self._read_next(server, now)
+
+
+def draw(
+    count: int, servers: int, workload: Workload, rates: Rates, seed: int
+) -> list[Conversation]:
+    """Return what so many servers are asked: the same seed gives the same conversations."""
+    dice = random.Random(seed)
+    interval = seconds_for_conversation(workload, rates) / (servers * workload.load)
+    found, now = [], 0.0
+    for number in range(count):
+        now += dice.expovariate(1 / interval)
+        turns = 1 + min(int(dice.expovariate(1 / (workload.turns - 1))), MOST_TURNS)
+        steps = tuple(
+            Step(
+                *(
+                    dice.expovariate(1 / m)
+                    for m in (workload.prompt, workload.answer, workload.pause)
+                )
+            )
+            for _ in range(turns)
+        )
+        found.append(Conversation(number, now, steps))
+    return found
 
 
 def seconds_for_conversation(workload: Workload, rates: Rates) -> float:
@@ -245,10 +278,10 @@ def table(counts: Iterable[int], workload: Workload, rates: Rates, seed: int) ->
     """Return a row for each number of servers and each router."""
     rows = []
     for count in counts:
-        conversations = max(20, 400 // count)
+        conversations = draw(max(20, 400 // count) * count, count, workload, rates, seed)
         for name, make in ROUTERS.items():
-            simulation = Simulation(count, make(), workload, rates, seed)
-            simulation.run(conversations * count)
+            simulation = Simulation(count, make(), rates)
+            simulation.run(conversations)
             waits = simulation.waits
             rows.append(
                 {

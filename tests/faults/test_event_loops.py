@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,13 +12,13 @@ from contextlib import asynccontextmanager
 
 import psutil
 import pytest
+from fakes.published_configs import CROSS_ENCODER
 from faults.support import FAST, PATIENCE, Fake
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.server import stop_server
 from langchain_car_vllm.server.client_record import holders
 from langchain_car_vllm.server.tickets import read_tickets
-from langchain_car_vllm.wire.errors import AnswerError
 
 
 @pytest.fixture
@@ -89,11 +90,15 @@ async def test_full_executor_holds_no_turn_up(fake: Fake, model: ChatVllmMlx):
 
 
 async def test_full_executor_holds_no_vectors_up(fake: Fake):
-    """Embeddings go the same way; the fake has no vectors, and says so."""
+    """Embeddings and rerankers go the same way."""
     embeddings = VllmMlxEmbeddings(model=str(fake.model))
+    ranker = fake.model.with_name("ranker")
+    shutil.copytree(fake.model, ranker)
+    (ranker / "config.json").write_text(json.dumps(CROSS_ENCODER))
+    reranker = VllmMlxReranker(model=str(ranker))
     async with full_executor():
-        with pytest.raises(AnswerError):
-            await asyncio.wait_for(embeddings.aembed_query("hi"), PATIENCE)
+        assert await asyncio.wait_for(embeddings.aembed_query("hi"), PATIENCE)
+        assert await asyncio.wait_for(reranker.arerank(["hi"], "hi"), PATIENCE)
 
 
 def _make_multimodal(fake: Fake) -> None:

@@ -20,7 +20,8 @@ def machine_memory() -> int:
 def container_limit(membership: Path = _MEMBERSHIP, groups: Path = _GROUPS) -> int | None:
     """Return the memory limit of this process's control group, None where there is none.
 
-    Each group above it limits it, too. A container may see its own group as the root.
+    Each group above it limits it, too. A container may see its own group as the root. Beyond
+    `memory.high` a program is not ended but slowed down until it hardly moves.
 
     Args:
         membership: What tells the groups of this process.
@@ -36,15 +37,16 @@ def _limit_files(membership: Path, groups: Path) -> Iterator[Path]:
         controllers, _, path = rest.partition(":")
         if not path.startswith("/"):
             continue
+        names: tuple[str, ...]
         if not controllers:  # version 2
-            root, name = groups, "memory.max"
+            root, names = groups, ("memory.max", "memory.high")
         elif "memory" in controllers.split(","):
-            root, name = groups / "memory", "memory.limit_in_bytes"
+            root, names = groups / "memory", ("memory.limit_in_bytes",)
         else:
             continue
         for part in (Path(path), *Path(path).parents):
             if ".." not in part.parts:
-                yield root / part.relative_to("/") / name
+                yield from (root / part.relative_to("/") / name for name in names)
 
 
 def _limit(file: Path) -> int | None:

@@ -123,6 +123,10 @@ _HINTS = (
         "allow the program that started this to read the files, in System Settings under Privacy",
     ),
     (
+        ("parameters not in model", "ValueError: Missing ", "but received shape"),
+        "its weights are in another form than MLX's, such as GPTQ or AWQ: choose an MLX conversion",
+    ),
+    (
         ("failed to map segment from shared object",),
         f"the disk of the install lets no program run (noexec): {ELSEWHERE}",
     ),

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from enum import Enum
 from typing import Any, get_origin
 
 from langchain_core.utils.function_calling import convert_to_json_schema
@@ -37,6 +38,7 @@ def json_schema(schema: Any) -> Schema:
         schema = _unwrap(schema)
         if _is_json_schema(schema):
             return dict(schema)
+    refuse_enum(schema)
     try:
         if is_typed_dict(schema):
             schema = typed_dict_model(schema)
@@ -50,6 +52,19 @@ def json_schema(schema: Any) -> Schema:
             f"no JSON schema can be made of `{schema!r}`",
             hint="give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`",
         ) from error
+
+
+def refuse_enum(schema: Any) -> None:
+    """Refuse an enum by itself, which would be taken for the function that makes enums.
+
+    Raises:
+        ConfigurationError: It is one.
+    """
+    if isinstance(schema, type) and issubclass(schema, Enum):
+        raise ConfigurationError(
+            f"`{schema.__name__}` is an enum, which is neither an object nor a function",
+            hint="make it the type of a field, in a pydantic class, a TypedDict or a dataclass",
+        )
 
 
 def traced_schema(schema: Any) -> Any:

@@ -17,6 +17,7 @@ from langchain_car_vllm.wire.request.schema import (
     inline_root,
     is_dataclass,
     json_schema,
+    refuse_enum,
 )
 from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict
 
@@ -56,6 +57,7 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
         tool = {"description": "", **inline_root(json_schema(tool))}
     elif isinstance(tool, Mapping) and "$ref" in tool:
         tool = {**inline_root(tool), **{k: v for k, v in tool.items() if k == "title"}}
+    refuse_enum(tool)
     found = convert_to_openai_tool(tool, strict=strict)
     model = tool if isinstance(tool, type) else getattr(tool, "tool_call_schema", None)
     if isinstance(model, type) and issubclass(model, BaseModel):

@@ -21,6 +21,8 @@ V1 = "9:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n1:name=systemd:/docker/ab
         (V2, {"docker/abc/memory.max": "9000", "docker/memory.max": "5000"}, 5000),
         (V2, {"memory.max": "7000"}, 7000),  # a container that sees its own group as the root
         (V2, {"docker/abc/memory.max": "max\n"}, None),
+        (V2, {"docker/abc/memory.max": "9000", "docker/abc/memory.high": "8000"}, 8000),
+        (V2, {"docker/abc/memory.max": "max", "docker/memory.high": "max"}, None),
         (V1, {"memory/docker/abc/memory.limit_in_bytes": "4000\n"}, 4000),
         (V1, {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
         (V1 + V2, {"memory/memory.limit_in_bytes": "6000", "memory.max": "5000"}, 5000),

@@ -185,6 +185,18 @@ DEATHS = {
         "exit code 1: OSError: [Errno 28] No space left on device",
         "disk",
     ),
+    "weights of another form": (
+        1,
+        "ValueError: Received 224 parameters not in model: \nmodel.layers.0.q_proj.qweight.",
+        "exit code 1: ValueError: Received 224 parameters not in model:",
+        "MLX conversion",
+    ),
+    "missing weights": (
+        1,
+        "ValueError: Missing 1 parameters: \nmodel.norm.weight.",
+        "exit code 1: ValueError: Missing 1 parameters:",
+        "MLX conversion",
+    ),
     "damaged install": (
         1,
         "ModuleNotFoundError: No module named 'mlx'",

@@ -5,6 +5,7 @@ import pickle
 import typing
 from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import Enum
 from typing import (
     Annotated,
     Generic,
@@ -346,3 +347,16 @@ def test_a_chain_with_the_raw_message_can_be_pickled(serve):
     model, _ = serve(saying({"setup": "a", "punchline": "b"}))
     chain = pickle.loads(pickle.dumps(model.with_structured_output(Joke, include_raw=True)))
     assert chain.invoke("go")["parsed"] == Joke(setup="a", punchline="b")
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+def test_an_enum_by_itself_is_refused(serve):
+    """It would be taken for the function that makes enums."""
+    model, dialect = serve(Reply(text='{"value": "red"}'))
+    for bind in (model.with_structured_output, lambda enum: model.bind_tools([enum])):
+        with pytest.raises(ConfigurationError, match="is an enum"):
+            bind(Colour)
+    assert dialect.requests == []

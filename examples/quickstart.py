@@ -2,7 +2,7 @@
 
     python examples/quickstart.py [MODEL]
 
-MODEL is a catalog id, a Hub repository or a directory. On a Mac the default needs 32 GB of memory.
+MODEL is a catalog id, a Hub repository or a directory.
 """
 
 import sys
@@ -10,7 +10,7 @@ import time
 
 from langchain_car_vllm import ChatVllmMlx
 
-model = sys.argv[1] if len(sys.argv) > 1 else "vllm-mlx/qwen3.6-35b-a3b:4bit"
+model = sys.argv[1] if len(sys.argv) > 1 else "mlx-community/Qwen3-4B-4bit"
 llm = ChatVllmMlx(model=model, temperature=0, max_tokens=48)
 
 began = time.perf_counter()

@@ -174,14 +174,19 @@ class UnknownModelError(ConfigurationError):
 
     def __init__(self, model: str, detail: str, *, nearest: tuple[str, ...] = ()) -> None:
         hint = (
-            f"did you mean {' or '.join(f'`{n}`' for n in nearest)}?"
+            f"did you mean {_alternatives(nearest)}?"
             if nearest
             else "write `vllm-mlx/<catalog name>`, `<org>/<repo>` on the Hub, or a directory that "
-            "starts with `/`, `./`, `../` or `~`"
+            "starts with `/`, `./`, `../` or `~`; `car-vllm recommend` names models that fit here"
         )
         super().__init__(f"`{model}` is not a model id: {detail}", hint=hint)
         self.model = model
         self.nearest = nearest
+
+
+def _alternatives(names: tuple[str, ...]) -> str:
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 class UnservableModelError(ConfigurationError):

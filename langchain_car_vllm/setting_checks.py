@@ -25,6 +25,16 @@ _SECRETS = frozenset(
     {"api_key", "base_url", "default_headers", "extra_body", "server_args", "server_env"}
 )
 _SCALARS = (str, int, float, bool, type(None))
+# Where pydantic names one member of a union, or a kind that nobody types.
+_TAKEN = {
+    "reasoning": 'True, False, "low", "medium" or "high"',
+    "disable_streaming": 'True, False or "tool_calling"',
+    "draft": "True, False or the name of a draft model",
+    "fetch_media": "True, False or a list of hosts",
+    "keep_alive": 'seconds, or a text such as "10m"',
+    "stop": "a text or a list of texts",
+    "server_args": 'a list of words, such as `["--max-tokens", "4096"]`',
+}
 
 
 def check_positive(name: str, value: float) -> None:
@@ -84,7 +94,7 @@ def checked_url(url: str) -> str:
         bare = shown.rsplit("://", maxsplit=1)[-1].rpartition("@")[2].lstrip("/")
         raise ConfigurationError(
             f"`base_url` must begin with http:// or https://, not `{shown}`",
-            hint=f"did you mean `http://{bare}`?"
+            hint=f"did you mean `http://{bare if '/' in bare else f'{bare}/v1'}`?"
             if bare
             else "write an address such as `http://127.0.0.1:8000/v1`",
         )
@@ -118,7 +128,11 @@ def configuration_error(error: ValidationError) -> ConfigurationError:
     if first["type"] == "missing":
         return ConfigurationError(f"`{name}` is missing")
     given = first["input"]
+    is_shown = bool(parts) and parts[0] not in _SECRETS and isinstance(given, _SCALARS)
+    if parts and (taken := _TAKEN.get(parts[0])):
+        instead = f", not `{given!r:.100}`" if is_shown else ""
+        return ConfigurationError(f"`{parts[0]}` must be {taken}{instead}")
     # The input of an error of the whole is the whole, secrets and all.
-    if not parts or parts[0] in _SECRETS or not isinstance(given, _SCALARS):
+    if not is_shown:
         return ConfigurationError(f"`{name}` cannot be used: {first['msg']}")
     return ConfigurationError(f"`{name}` cannot be `{given!r:.100}`: {first['msg']}")

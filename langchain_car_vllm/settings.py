@@ -27,7 +27,7 @@ from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.adapter import adapter_name, adapter_source
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
-from langchain_car_vllm.models.ids import suggested_id, written
+from langchain_car_vllm.models.ids import written
 from langchain_car_vllm.models.speculation import MTP
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.server.spec import Kind, ServerSpec
@@ -48,6 +48,11 @@ def _key_of_endpoint() -> SecretStr | None:
     return SecretStr(key) if key else None
 
 
+_EXAMPLE = (
+    "name one, such as `mlx-community/Qwen3-4B-4bit`; `car-vllm recommend` names those that fit "
+    "this machine"
+)
+
 # Read now: a model may be constructed on an event loop, where no file may be read.
 catalog()
 
@@ -65,7 +70,7 @@ class ServerFields(BaseModel):
     )
 
     model: str
-    """Catalog name, Hub repository or local directory, such as `vllm-mlx/gemma-4-e4b-it`."""
+    """Catalog name, Hub repository or local directory."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; the default branch without one."""
     keep_alive: str | float = Field(default_factory=environment.CAR_VLLM_MLX_KEEP_ALIVE.read)
@@ -107,7 +112,7 @@ class ServerFields(BaseModel):
                 given[name] = written(given[name])
         parameters.check_names(given, type(self).model_fields)
         if "model" not in given:
-            raise ConfigurationError("`model` is missing", hint=_suggestion())
+            raise ConfigurationError("`model` is missing", hint=_EXAMPLE)
         try:
             super().__init__(**given)
         except ValidationError as error:
@@ -124,9 +129,7 @@ class ServerFields(BaseModel):
     @model_validator(mode="after")
     def _check_connection(self) -> Self:
         if not self.model.strip():
-            raise ConfigurationError(
-                "`model` is empty", hint="name one, such as `vllm-mlx/gemma-4-e4b-it`"
-            )
+            raise ConfigurationError("`model` is empty", hint=_EXAMPLE)
         if self.base_url is not None:
             self.base_url = checked_url(self.base_url)
         else:
@@ -375,14 +378,6 @@ def is_on_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _suggestion() -> str:
-    """Return a hint that names a model which fits into the memory of this machine."""
-    # Not needed by a construction that names one.
-    from langchain_car_vllm.server.memory import budget_bytes  # noqa: PLC0415
-
-    return f"name one that fits here: `{suggested_id(budget_bytes())}`"
 
 
 @lru_cache(maxsize=256)

@@ -5,8 +5,12 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 # The same thing under another name.
-_SAME = {"ls": "list", "models": "list", "chat": "run", "download": "pull", "upgrade": "install"}
+_SAME = {"ls": "list", "models": "list", "chat": "run", "download": "pull"}
 # Something else, or nothing, told in a sentence.
+_UPDATES = (
+    "`car-vllm install --upgrade` updates the server, `car-vllm pull --update MODEL` a "
+    "model, `pip install -U langchain-car-vllm` this program"
+)
 _MEANT = {
     "load": "a model is loaded by its first use; `car-vllm serve MODEL` keeps it loaded",
     "unload": "`car-vllm stop MODEL` takes it out of the memory",
@@ -19,8 +23,8 @@ _MEANT = {
     "get": "`car-vllm pull MODEL` downloads a model",
     "status": "`car-vllm ps` shows the servers, `car-vllm doctor` the machine",
     "kill": "`car-vllm stop MODEL` ends a server, `car-vllm stop --all` every one",
-    "update": "`car-vllm install --upgrade` updates the server, `car-vllm pull --update MODEL` a "
-    "model, `pip install -U langchain-car-vllm` this program",
+    "update": _UPDATES,
+    "upgrade": _UPDATES,
     "clean": "`car-vllm rm MODEL` removes a model, `car-vllm uninstall` everything else",
     "cache": "`car-vllm uninstall --dry-run` shows what lies where, `car-vllm rm MODEL` removes a "
     "model",
@@ -29,6 +33,8 @@ _MODEL_FIRST = "the model is the first argument: `car-vllm run MODEL PROMPT`"
 # Options of other tools, by the command that they are typed after; "" is the program itself.
 _MEANT_OPTIONS = {
     "": {
+        "-m": _MODEL_FIRST,
+        "--model": _MODEL_FIRST,
         "--install-completion": "`car-vllm completion SHELL` prints a completion script",
         "--show-completion": "`car-vllm completion SHELL` prints a completion script",
     },

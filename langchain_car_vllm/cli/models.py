@@ -184,6 +184,8 @@ def _format_value(value: Any, name: str) -> str:
         return size(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
     if isinstance(value, dict):
         return _pairs(value.items()) or "the server's own"
     return "-" if value is None else str(value)

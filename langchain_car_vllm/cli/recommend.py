@@ -9,13 +9,17 @@ import typer
 from langchain_car_vllm.cli.output import AsJson, print_json, print_table, say, size
 from langchain_car_vllm.errors import InsufficientMemoryError
 from langchain_car_vllm.models import parse_model_id
-from langchain_car_vllm.server.memory import budget_bytes
+from langchain_car_vllm.models.kv_cache import KvCache
+from langchain_car_vllm.server.memory import budget_bytes, memory_for
 from langchain_car_vllm.server.plan import plan_for
 from langchain_car_vllm.server.spec import Kind, ServerSpec
 
 _MB = 1_000_000
-_ROOM = 1.2
-"""What a model needs beside its weights where its layers are not known, as a share of them."""
+_TYPICAL = KvCache(per_token=144_000)
+"""What a token takes where a model's layers are not known: as much as with Qwen3-4B and 8B."""
+_WINDOW = 32_768
+_EMBEDDING_SHARE = 1.2
+"""What a model of embeddings takes, as a share of its weights."""
 Task = Literal["chat", "agent", "code", "vision", "embed"]
 
 
@@ -98,7 +102,7 @@ def _judge(candidate: _Candidate, budget: int) -> _Verdict:
     spec = ServerSpec(found.source, found.name, kind=kind)
     plan = plan_for(spec)
     estimated = plan.needed is None
-    memory = int(candidate.size_mb * _MB * _ROOM) if plan.needed is None else plan.needed
+    memory = _guess(candidate.size_mb * _MB, kind, budget) if plan.needed is None else plan.needed
     fits = memory <= budget
     return _Verdict(
         candidate.model,
@@ -109,6 +113,15 @@ def _judge(candidate: _Candidate, budget: int) -> _Verdict:
         fits,
         candidate.why,
     )
+
+
+def _guess(weights: int, kind: Kind, budget: int) -> int:
+    """Return what a model takes that the plan knows no layers of."""
+    if kind == "embeddings":
+        return int(weights * _EMBEDDING_SHARE)
+    return memory_for(
+        weights, _TYPICAL, _WINDOW, batched=True, chunked=False, budget=budget
+    ).least_to_start
 
 
 def _row(verdict: _Verdict) -> tuple[str, ...]:

@@ -22,8 +22,6 @@ _SHORTEST_STEM = 3
 _MOST_ENTRIES = 1000
 # Such as `4b`, `e2b` and `a3b`; `4bit` is not a size.
 _SIZE = re.compile(r"(?<![a-z0-9.])[ea]?\d+(?:\.\d+)?b(?![a-z])")
-_SMALLEST = "mlx-community/Llama-3.2-1B-Instruct-4bit"
-_MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +84,6 @@ def written(model: str | os.PathLike[str]) -> str:
         return model
     text = os.fspath(model)
     return text if _LOCAL.match(text) else f"./{text}"
-
-
-def suggested_id(memory_bytes: int) -> str:
-    """Return the largest model of the catalog that fits into so much memory, else a small one."""
-    fitting = [e for e in catalog().entries if e.ram_mb * _MB <= memory_bytes]
-    best = max(fitting, key=lambda entry: entry.ram_mb, default=None)
-    return PREFIX + best.name if best else _SMALLEST
 
 
 def is_repository(name: str) -> bool:
@@ -167,12 +158,21 @@ def _local_model(text: str, *, read_files: bool) -> ModelId:
 
 def _check_directory(text: str, path: Path) -> None:
     if not os.path.lexists(path):
-        raise UnknownModelError(
-            text, f"there is no directory `{path}`", nearest=_neighbours(path.parent, path.name)
-        )
+        raise _missing_directory(text, path)
     if is_file(path):
         raise UnknownModelError(text, f"`{path}` is not a directory")
     _check_config(text, path / "config.json")
+
+
+def _missing_directory(text: str, path: Path) -> UnknownModelError:
+    """Return the error for a path that is not there, with what is there."""
+    near = _neighbours(path.parent, path.name)
+    error = UnknownModelError(text, f"there is no directory `{path}`", nearest=near)
+    if not near:
+        models = ", ".join(f"`{name}`" for name in _models_in(path.parent)[:_NEAREST])
+        state = "exists, and holds no model" if os.path.isdir(path.parent) else "is missing as well"  # noqa: PTH112 - takes any text
+        error.hint = f"`{path.parent}` {f'holds {models}' if models else state}"
+    return error
 
 
 def _neighbours(folder: Path, name: str) -> tuple[str, ...]:

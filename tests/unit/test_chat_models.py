@@ -30,12 +30,6 @@ def test_an_unknown_model_id_names_the_nearest_ones():
         ChatVllmMlx(model="vllm-mlx/qwen3.6-35b-a3c:4bit")
 
 
-@pytest.mark.parametrize("model", ["", "  "])
-def test_an_empty_model_is_refused(model):
-    """No model is no configuration."""
-    assert "vllm-mlx/" in (_refused("empty", model=model).hint or "")
-
-
 def test_a_missing_model_is_refused():
     """The model is the one field without a default."""
     with pytest.raises(ConfigurationError, match="`model` is missing"):
@@ -79,6 +73,22 @@ def test_values_that_cannot_work_are_refused_by_name(name, value):
     _refused(f"`{name}`", **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("reasoning", "maybe", '"low", "medium" or "high"'),
+        ("server_args", "--max-tokens 9", '["--max-tokens", "4096"]'),
+        ("server_args", [5], '["--max-tokens", "4096"]'),
+        ("stop", [5], "a list of texts"),
+        ("keep_alive", [], '"10m"'),
+        ("disable_streaming", "tools", '"tool_calling"'),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_may_be_written(name, value, right):
+    """Not with the members of a union or the kinds that pydantic tried."""
+    assert right in str(_refused(f"`{name}` must be", **{name: value}))
+
+
 @pytest.mark.parametrize("name", ["server_env", "default_headers", "api_key"])
 def test_a_secret_that_cannot_work_is_not_shown(name):
     """The message names the setting, not the value."""
@@ -100,6 +110,8 @@ def test_a_secret_that_cannot_work_is_not_shown(name):
         ("stop_sequences", "stop"),
         ("openai_api_base", "base_url"),
         ("top_kk", "top_k"),
+        ("num_gpu", "leave it out"),
+        ("use_responses_api", "leave it out"),
         ("nonsense", "extra_body"),
     ],
 )
@@ -168,6 +180,11 @@ def test_a_base_url_without_a_scheme_is_refused(url):
     """The message shows how it should begin, and what was meant."""
     assert "?" in (_refused("base_url", base_url=url).hint or "") or url == "http://"
     assert "http://" in str(_refused("base_url", base_url=url))
+
+
+def test_the_address_that_was_meant_is_the_root_of_an_api():
+    """Whoever forgets the scheme has most likely forgotten `/v1` as well."""
+    assert "`http://localhost:8000/v1`" in _refused("base_url", base_url="localhost:8000").hint
 
 
 @pytest.mark.parametrize(

@@ -140,17 +140,27 @@ _MEANT = {
     "endpoint": "`base_url`",
     "host": "`base_url`",
     "port": "`base_url`",
-    "organization": "nothing: it is not needed",
-    "openai_organization": "nothing: it is not needed",
     "validate_model": "`validate_model_on_init`",
-    "num_gpu": "nothing: the whole model runs on the GPU",
-    "num_thread": "nothing: the server decides",
     "idle_timeout": "`keep_alive`",
     "draft_model": "`draft`",
     "speculative_model": "`draft`",
     "adapter_path": "`adapter`",
     "lora": "`adapter`",
     "headers": "`default_headers`",
+}
+
+_NOT_NEEDED = {
+    "organization": "a server on this machine knows none",
+    "openai_organization": "a server on this machine knows none",
+    "openai_proxy": "the standard variables of proxies are heeded",
+    "num_gpu": "the whole model runs on the GPU",
+    "num_thread": "the server decides",
+    "stream_usage": "usage is always told",
+    "use_responses_api": "the server's API is that of chat completions",
+}
+
+_HINTS = {name: f"use {meant}" for name, meant in _MEANT.items()} | {
+    name: f"leave it out: {reason}" for name, reason in _NOT_NEEDED.items()
 }
 
 
@@ -241,8 +251,8 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hint(name: str, known: set[str]) -> str | None:
-    if meant := _MEANT.get(name.lower()):
-        return f"use {meant}"
+    if hint := _HINTS.get(name.lower()):
+        return hint
     if name in IN_A_CALL and "extra_body" in known:
         return f"give it in the call, or with `bind({name}=...)`"
     if name in AT_CONSTRUCTION and known >= IN_A_CALL:

@@ -42,6 +42,7 @@ def test_help_of_a_command_in_both_orders(cli: Cli):
     [
         (["run", "-m", "M", "hi"], "the first argument"),
         (["run", "M", "--num-ctx=4096", "hi"], "`car-vllm plan MODEL`"),
+        (["-m", "M", "hi"], "the first argument"),
         (["--install-completion"], "`car-vllm completion SHELL`"),
     ],
 )
@@ -71,6 +72,7 @@ def test_version_in_every_way_of_asking(cli: Cli, word: str):
         ("tags", "list"),
         ("generate", "run M"),
         ("unload", "stop M"),
+        ("upgrade", "install --upgrade"),
     ],
 )
 def test_words_of_other_tools(cli: Cli, word: str, meant: str):

@@ -9,7 +9,7 @@ from langchain_car_vllm.models import parse_model_id
 
 
 @pytest.mark.parametrize("task", ["chat", "agent", "code", "vision", "embed"])
-@pytest.mark.parametrize("gigabytes", [5.3, 24.0, 96.0])
+@pytest.mark.parametrize("gigabytes", [5.7, 24.0, 96.0])
 def test_what_is_recommended_fits(cli: Cli, task: str, gigabytes: float):
     """Each is an id, fits the budget, and a larger machine is offered at least as many."""
     done = cli("recommend", "--task", task, "--json", CAR_VLLM_MLX_MEMORY_GB=str(gigabytes))
@@ -26,6 +26,15 @@ def test_it_says_what_it_does_not_know(cli: Cli):
     done = cli("recommend", CAR_VLLM_MLX_MEMORY_GB="24")
     assert done.stdout.startswith("MODEL")
     assert "not known: how fast and how good" in done.stderr
+
+
+@pytest.mark.parametrize(("gigabytes", "fits"), [("5.7", False), ("11.5", True)])
+def test_what_does_not_fit_by_the_page_is_not_recommended(cli: Cli, gigabytes: str, fits: bool):
+    """Qwen3-8B fits a Mac of 16 GB and not one of 8 GB, as `docs/memory.md` has it."""
+    done = cli("recommend", "--json", CAR_VLLM_MLX_MEMORY_GB=gigabytes)
+    models = [entry["model"] for entry in json.loads(done.stdout)]
+    assert ("mlx-community/Qwen3-8B-4bit" in models) is fits
+    assert "mlx-community/Qwen3-4B-4bit" in models
 
 
 def test_nothing_fits(cli: Cli):

@@ -214,16 +214,13 @@ def test_a_model_may_be_named_without_its_keyword(model_directory):
         ChatVllmMlx("org/a", model="org/b")
 
 
-@pytest.mark.parametrize(
-    ("memory", "suggested"),
-    [("500", "vllm-mlx/"), ("1", "mlx-community/Llama-3.2-1B-Instruct-4bit")],
-)
-def test_without_a_model_one_is_named_that_fits(monkeypatch, memory, suggested):
-    """The hint of a missing `model` is one for this machine's memory."""
-    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", memory)
-    with pytest.raises(ConfigurationError, match="`model` is missing") as caught:
-        ChatVllmMlx()
-    assert f"`{suggested}" in caught.value.hint
+@pytest.mark.parametrize("given", [{}, {"model": ""}, {"model": "  "}])
+def test_without_a_model_one_is_named_that_every_mac_holds(given):
+    """The hint of a missing `model` names a small one, and who knows those that fit."""
+    with pytest.raises(ConfigurationError, match="`model` is") as caught:
+        ChatVllmMlx(**given)
+    assert "`mlx-community/Qwen3-4B-4bit`" in caught.value.hint
+    assert "`car-vllm recommend`" in caught.value.hint
 
 
 def test_a_folder_that_is_not_there_is_answered_with_its_neighbours(model_directory):
@@ -238,3 +235,21 @@ def test_a_folder_that_is_not_there_is_answered_with_its_neighbours(model_direct
     with pytest.raises(UnknownModelError, match=r"holds no `config\.json`") as caught:
         parse_model_id("/etc")
     assert "a tokenizer" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("{models}/zzz", "holds `Qwen3-0.6B-8bit`"),
+        ("{models}/none/zzz", "`{models}/none` is missing as well"),
+        ("/etc/zzz", "`/etc` exists, and holds no model"),
+    ],
+)
+def test_a_folder_that_is_like_no_other_is_answered_with_what_is_there(
+    model_directory, place, said
+):
+    """Whoever mistyped a path learns which part of it is wrong."""
+    models = model_directory.parent
+    with pytest.raises(UnknownModelError, match="there is no directory") as caught:
+        parse_model_id(place.format(models=models))
+    assert said.format(models=models) in caught.value.hint

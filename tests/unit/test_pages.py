@@ -3,6 +3,7 @@
 The blocks of a page build on each other, as its reader copies them.
 """
 
+import ast
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from fakes.dialect import Dialect, Server
 from typer.main import get_command
 from unit.wire.test_media import RED
 
+import langchain_car_vllm
 from langchain_car_vllm.cli.app import app
+from langchain_car_vllm.wire.request.parameters import IN_A_CALL
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -36,6 +39,7 @@ FOREIGN = {
     "cd",
     "export",
     "eval",
+    "openssl",
 }
 
 
@@ -107,6 +111,65 @@ def parse(command, words: list[str]) -> None:
         rest = [*getattr(context, "_protected_args", ()), *context.args]
         _, inner, left = command.resolve_command(context, rest)
         parse(inner, left)
+
+
+def prose(page: Path) -> str:
+    """Return a page without its blocks of code."""
+    fenced = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    return fenced.sub("", page.read_text(encoding="utf-8"))
+
+
+SOURCES = sorted((ROOT / "langchain_car_vllm").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", [*PAGES, *SOURCES], ids=lambda file: file.stem)
+def test_commands_in_sentences_are_commands(file: Path):
+    """Each that a page or a message names is there, with the options it is named with."""
+    text = prose(file) if file.suffix == ".md" else file.read_text(encoding="utf-8")
+    for written in re.findall(r"`car-vllm ([^`]+)`", re.sub(r'"\n\s*f?"', "", text)):
+        command, words = get_command(app), re.sub(r"[\[\]]", " ", written).split()
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert command.name != get_command(app).name, written
+        options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+        assert {word.split("=")[0] for word in words if word.startswith("-")} <= options, written
+
+
+CLASSES = ("ChatVllmMlx", "VllmMlxEmbeddings", "VllmMlxReranker", "VllmMlxDecisions")
+SETTINGS = IN_A_CALL.union(
+    *(
+        getattr(langchain_car_vllm, name).model_fields
+        for name in CLASSES
+        if name in langchain_car_vllm.__all__
+    )
+)
+# Of LangChain's functions, LangServe's and Ollama's.
+FOREIGN_SETTINGS = {
+    "allowed_objects",
+    "config_keys",
+    "format",
+    "include_raw",
+    "init_validator",
+    "stream_mode",
+    "streams_tool_calls",
+    "valid_namespaces",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_in_sentences_are_settings(page: Path):
+    """What a page sets in passing, or in code that is not run, has that name."""
+    text = prose(page)
+    named = {
+        name
+        for code in re.findall(r"`([^`\n]+)`", text)
+        for name in re.findall(r"(?:^|[(, ])([a-z_]+)=", code)
+    }
+    assert named <= SETTINGS | FOREIGN_SETTINGS
+    for line in re.findall(r"^    (.*\b(?:ChatVllmMlx|VllmMlx\w+)\(.*)$", text, re.MULTILINE):
+        for node in ast.walk(ast.parse(line)):
+            if isinstance(node, ast.Call):
+                assert {keyword.arg for keyword in node.keywords} <= SETTINGS, line
 
 
 def test_generated_pages_are_current():

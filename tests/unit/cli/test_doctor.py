@@ -27,6 +27,7 @@ def test_a_good_machine(cli: Cli, fake: Fake, home: Path):
     results = verdicts(cli)
     assert {result["verdict"] for result in results.values()} == {"ok"}, results
     assert "0.6.0" in results["runtime"]["said"]
+    assert " are available" in results["memory"]["said"]
     assert list(home.iterdir()) == []
     table = cli("doctor").stdout
     assert [line.split()[0] for line in table.splitlines()] == ["ok"] * len(results)

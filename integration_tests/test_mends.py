@@ -32,6 +32,49 @@ def test_every_mend_applies_to_the_locked_runtime(tmp_path: Path):
     assert {name: state for name, state in states.items() if state["state"] != "applied"} == {}
 
 
+SOUNDS = """
+import base64, io, json, os, sys, wave
+sys.path.insert(0, {folder!r})
+import vllm_mlx.models.mllm as mllm
+from mends import named_files
+if {mended!r}:
+    named_files._take_no_paths(mllm)
+os.mkfifo("fifo")
+told = []
+named = [{secret!r}, "file://" + {secret!r}, "fifo", "secret.wav", "."]
+for name in [*named, *({{"url": n}} for n in named), {{"audio_url": {{"url": {secret!r}}}}}]:
+    try:
+        told.append(["opened", mllm.process_audio_input(name)])
+    except ValueError as error:
+        told.append(["refused", str(error)[:40]])
+sound = io.BytesIO()
+with wave.open(sound, "wb") as file:
+    file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000), file.writeframes(bytes(8))
+data = "data:audio/wav;base64," + base64.b64encode(sound.getvalue()).decode()
+path = mllm.process_audio_input({{"url": data}})
+assert mllm.process_audio_input(path) == path
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_no_request_names_a_file_as_its_sound(tmp_path: Path, *, mended: bool):
+    """Data is taken, and so is the server's own file of it; the server as published opens any."""
+    install_launcher(ServerDirectory(tmp_path))
+    (tmp_path / "secret.wav").write_bytes(b"x")
+    secret = str(tmp_path / "secret.wav")
+    code = SOUNDS.format(folder=str(tmp_path), mended=mended, secret=secret)
+    python = interpreter_of(ensure_runtime().server)
+    result = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert len(told) == 11
+    assert ["opened", secret] not in told or not mended
+    assert {how for how, _ in told} == ({"refused"} if mended else {"refused", "opened"})
+
+
 WIRING = """
 import json, sys, time
 sys.path.insert(0, {folder!r})

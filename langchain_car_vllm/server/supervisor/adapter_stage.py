@@ -10,6 +10,7 @@ from langchain_car_vllm.runtime import VllmRuntime, interpreter_of
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+from langchain_car_vllm.server.supervisor.diagnosis import tail
 
 _FETCH = """
 import sys
@@ -18,6 +19,7 @@ patterns = ["adapter_config.json", "adapters.safetensors", "adapter_model.safete
 snapshot_download(sys.argv[1], allow_patterns=patterns)
 """
 _LOADED = "adapter.loaded"
+_LONGEST = 500
 
 
 def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
@@ -47,8 +49,8 @@ def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
     finally:
         child.kill(context.policy)
     if code or find_adapter(source) is None:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = lines[-1] if code and lines else "it holds no `adapters.safetensors`"
+        lines = tail(log)
+        reason = lines[-1][:_LONGEST] if code and lines else "it holds no `adapters.safetensors`"
         raise ModelDownloadError(
             f"the adapter `{source}` cannot be fetched: {reason}",
             hint="check its name, and HF_TOKEN where it is private",

@@ -47,7 +47,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_car_vllm.printable import to_sentence
+from langchain_car_vllm.printable import alternatives, to_sentence
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.errors import (
@@ -174,7 +174,7 @@ class UnknownModelError(ConfigurationError):
 
     def __init__(self, model: str, detail: str, *, nearest: tuple[str, ...] = ()) -> None:
         hint = (
-            f"did you mean {_alternatives(nearest)}?"
+            f"did you mean {alternatives(nearest)}?"
             if nearest
             else "write `vllm-mlx/<catalog name>`, `<org>/<repo>` on the Hub, or a directory that "
             "starts with `/`, `./`, `../` or `~`; `car-vllm recommend` names models that fit here"
@@ -182,11 +182,6 @@ class UnknownModelError(ConfigurationError):
         super().__init__(f"`{model}` is not a model id: {detail}", hint=hint)
         self.model = model
         self.nearest = nearest
-
-
-def _alternatives(names: tuple[str, ...]) -> str:
-    *others, last = (f"`{name}`" for name in names)
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 class UnservableModelError(ConfigurationError):

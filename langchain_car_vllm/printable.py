@@ -1,6 +1,7 @@
 """Text of servers, models and files, made fit for a terminal and a log."""
 
 import re
+from collections.abc import Sequence
 
 _MOST_CHARACTERS = 2000
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -19,3 +20,9 @@ def to_sentence(text: str) -> str:
     """Return a message: printable, of bounded length, without a user and password in addresses."""
     text = _CREDENTIALS.sub("***@", printable(text))
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+
+
+def alternatives(names: Sequence[str]) -> str:
+    """Return names as one of which is meant, such as "`a`, `b` or `c`"."""
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last

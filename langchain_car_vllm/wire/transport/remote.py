@@ -34,6 +34,7 @@ class _Description(NamedTuple):
 
 
 _known: dict[tuple[str, Headers], _Description] = {}
+_without_status: dict[str, float] = {}
 _lock = ProcessLock()
 
 
@@ -73,6 +74,20 @@ def forget() -> None:
     """Ask every address again."""
     with _lock:
         _known.clear()
+        _without_status.clear()
+
+
+def note_missing_status(base_url: str) -> None:
+    """Remember for a minute that an address does not tell what it does."""
+    with _lock:
+        _without_status[base_url] = time.monotonic()
+
+
+def lacks_status(base_url: str) -> bool:
+    """Tell whether an address did not tell what it does within the last minute."""
+    with _lock:
+        asked_at = _without_status.get(base_url)
+    return asked_at is not None and time.monotonic() - asked_at <= _FRESH_SECONDS
 
 
 def _with(endpoint: Endpoint, health: Mapping[str, Any]) -> Endpoint:

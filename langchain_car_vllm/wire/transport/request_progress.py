@@ -15,7 +15,11 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
 from langchain_car_vllm.timings import Stopwatch
-from langchain_car_vllm.wire.transport.remote import get_json
+from langchain_car_vllm.wire.transport.remote import (
+    get_json,
+    lacks_status,
+    note_missing_status,
+)
 
 log = logging.getLogger("langchain_car_vllm")
 
@@ -51,7 +55,8 @@ class Watch:
         self._told_at = self._began
         self._is_over = False
         self.due = self._began + _PATIENCE
-        _watcher.add(self)
+        if not lacks_status(endpoint.base_url):
+            _watcher.add(self)
 
     def mark_answered(self) -> None:
         """The answer has begun: nothing is waited for any more."""
@@ -191,6 +196,7 @@ class _Watcher:
                 log.exception("`on_progress` failed; the request goes on")
                 self.remove(watch)
         if code is not None and not is_told:  # a server that has no status never will
+            note_missing_status(endpoint.base_url)
             for watch in watches:
                 self.remove(watch)
 

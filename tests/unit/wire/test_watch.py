@@ -116,7 +116,7 @@ def test_a_quick_answer_asks_and_tells_nothing(serve):
 
 
 def test_a_server_without_a_status_is_asked_once(serve):
-    """An endpoint that somebody else runs may know nothing of it."""
+    """An endpoint that somebody else runs may know nothing of it, in later calls neither."""
     gate = threading.Event()
     heard: list[Progress] = []
 
@@ -129,6 +129,7 @@ def test_a_server_without_a_status_is_asked_once(serve):
 
     model, dialect = serve(script, on_progress=heard.append)
     dialect.status = None
+    assert model.invoke("hi").content == "late"
     assert model.invoke("hi").content == "late"
     assert heard == []
     assert dialect.paths.count("/v1/status") == 1

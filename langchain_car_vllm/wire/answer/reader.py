@@ -252,15 +252,17 @@ class Answer:
         self._read_drafts(event.get("generation_metadata"))
         choices = event.get("choices")
         if not choices:
-            if event.get("error") is not None:
-                raise _failure(event["error"])
+            if (failure := _failure_of(event)) is not None:
+                raise failure
             if choices is None and not self._streamed:
                 raise KeyError("choices")
             return None  # the usage, or a sign of life
         choice = choices[0]
         self._read_end(event, choice)
         self._read_logprobs(choice.get("logprobs"))
-        delta = choice.get("delta") or {} if self._streamed else choice["message"]
+        delta = (
+            (choice.get("delta") or self._in_one(choice)) if self._streamed else choice["message"]
+        )
         text = delta.get("content") or ""
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
         calls = delta.get("tool_calls")
@@ -268,10 +270,15 @@ class Answer:
             text, more = _flatten(text)
             thought = "".join((*_flatten(thought), more))
         if not (text or thought or calls):
-            return None
+            text = delta.get("refusal") or ""  # what OpenAI's models say instead
+            return Delta(text) if isinstance(text, str) and text else None
         if self._lacks_logprobs and text:
             raise _no_logprobs()
         return Delta(text, thought, self._calls.read(calls) if calls else ())
+
+    def _in_one(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return the message that some gateways send in one event, empty where it came in parts."""
+        return {} if self.events else choice.get("message") or {}
 
     def _read_end(self, event: dict[str, Any], choice: dict[str, Any]) -> None:
         reason = choice.get("finish_reason")
@@ -326,6 +333,18 @@ def _usage(usage: dict[str, Any]) -> Usage:
         completion=int(usage.get("completion_tokens") or 0),
         cached=None if cached is None else int(cached),
     )
+
+
+def _failure_of(event: dict[str, Any]) -> Exception | None:
+    """Return the failure that an event without a choice tells of, in any server's form."""
+    if event.get("error") is not None:
+        return _failure(event["error"])
+    detail = event.get("detail")
+    if detail is not None:
+        return _failure(detail if isinstance(detail, dict) else {"message": detail})
+    if "error" in (event.get("object"), event.get("type")) or {"message", "code"} <= event.keys():
+        return _failure(event)
+    return None
 
 
 def _failure(error: Any) -> Exception:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 
+from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.reader import Answer
 from langchain_car_vllm.wire.errors import IncompleteAnswerError, RateLimitError
 from langchain_car_vllm.wire.exchange.exchange import InvalidCallWarning
@@ -67,6 +68,38 @@ def test_an_odd_event_does_not_end_a_stream(serve, events):
     assert message.text == "hello"
     assert message.response_metadata["finish_reason"] == "stop"
     assert message.usage_metadata["total_tokens"] == 7
+
+
+FAILURES = {
+    "a text": {"error": "boom"},
+    "a detail": {"detail": "boom"},
+    "a detail with more": {"detail": {"message": "boom", "code": 503}},
+    "a message with a code": {"message": "boom", "code": 500, "type": "server_error"},
+    "an object": {"object": "error", "message": "boom", "code": 400},
+    "a type": {"type": "error", "message": "boom"},
+}
+
+
+@pytest.mark.parametrize("event", FAILURES.values(), ids=FAILURES)
+def test_a_failure_in_any_form_is_no_end(serve, event):
+    """Half an answer is not taken for a whole one, whatever the server calls its failure."""
+    model, _ = serve(stream(HELLO, event), max_retries=0)
+    with pytest.raises(CarVllmError, match="boom"):
+        list(model.stream("go"))
+
+
+def test_a_message_in_one_event_is_the_answer(serve):
+    """Some gateways stream what came whole; where the parts came before, it is no second one."""
+    whole = {"message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+    for events in ([{"choices": [whole]}], [HELLO, {"choices": [whole]}]):
+        model, _ = serve(stream(*events))
+        assert "".join(chunk.text for chunk in model.stream("go")) == "hello"
+
+
+def test_a_refusal_is_what_was_said(serve):
+    """OpenAI's models refuse beside the content, which would be empty."""
+    model, _ = serve(stream({"choices": [{"delta": {"refusal": "I cannot."}}]}, STOP))
+    assert "".join(chunk.text for chunk in model.stream("go")) == "I cannot."
 
 
 def test_thinking_in_blocks_is_reasoning(serve):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -115,11 +116,10 @@ def test_every_way_of_calling(langserve: str, smollm2: str):
     assert len(servers_of(smollm2)) == 1
 
 
-def test_the_playground_in_a_browser(langserve: str, tmp_path: Path):
-    """A question typed into the playground is answered on the page, word by word."""
+def open_browser(folder: Path) -> Any:
+    """Return a browser, None where it did not start: it allows itself some seconds for that."""
     from selenium import webdriver
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
+    from selenium.common.exceptions import WebDriverException
 
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert chromium, "Debian's packages `chromium` and `chromium-driver` are needed"
@@ -129,9 +129,20 @@ def test_the_playground_in_a_browser(langserve: str, tmp_path: Path):
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
     flags += " --disable-background-networking --disable-component-update --window-size=1000,700"
     flags += " --disable-dev-shm-usage"
-    for flag in [*flags.split(), f"--user-data-dir={tmp_path}"]:
+    for flag in [*flags.split(), f"--user-data-dir={tempfile.mkdtemp(dir=folder)}"]:
         options.add_argument(flag)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        return webdriver.Chrome(options, webdriver.ChromeService(driver))
+    except WebDriverException:
+        return None
+
+
+def test_the_playground_in_a_browser(langserve: str, tmp_path: Path):
+    """A question typed into the playground is answered on the page, word by word."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser = eventually(lambda: open_browser(tmp_path), "the browser")
     try:
         browser.get(f"{langserve}/chat/playground/")
         field = eventually(lambda: browser.find_elements(By.TAG_NAME, "textarea"), "the page")[0]

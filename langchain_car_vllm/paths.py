@@ -23,6 +23,19 @@ def home() -> Path | None:
     return Path(value) if value and Path(value).is_absolute() else None
 
 
+def absolute_path(text: str) -> str:
+    """Return a path as one from the root; only a relative one needs the working directory.
+
+    To ask for it would block an event loop.
+
+    Raises:
+        ValueError: It cannot be a path.
+    """
+    expanded = os.path.expanduser(text)  # noqa: PTH111
+    is_whole = os.path.isabs(expanded)  # noqa: PTH117
+    return os.path.normpath(expanded) if is_whole else os.path.abspath(expanded)  # noqa: PTH100
+
+
 def car_home() -> Path:
     """Return the folder of the run state: `CAR_HOME`, else `~/.car`, else a private temporary one.
 

@@ -334,9 +334,20 @@ class ChatSettings(ServerFields):
                 raise ConfigurationError(f"`{name}` must be at most 1, not {value}")
         parameters.check_names(self.model_kwargs, parameters.IN_A_CALL)
         parameters.logprob_fields({"logprobs": self.logprobs, "top_logprobs": self.top_logprobs})
-        if self.validate_model_on_init:
+        return self
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        if self.validate_model_on_init and is_on_loop():
+            self._has_unread_files = True  # the first call checks it, in a thread
+        elif self.validate_model_on_init:
             self._check_available()
         return self
+
+    def _read_files(self) -> None:
+        if self.validate_model_on_init:
+            self._check_available()
+        super()._read_files()
 
     def _engine(self) -> str | None:
         return None if self.engine == "auto" else self.engine

@@ -5,7 +5,6 @@ on another model would change nothing, or fail at the first request.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models.model_files import is_file, list_folder, load_object
 from langchain_car_vllm.models.snapshot import find_commit, repository_folder
 from langchain_car_vllm.models.weights import find_damage, is_weight, read_shapes
+from langchain_car_vllm.paths import absolute_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _REPOSITORY = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*", re.ASCII)
@@ -32,7 +32,7 @@ def adapter_source(adapter: str) -> str:
         ConfigurationError: It is neither.
     """
     if adapter.startswith(("/", "./", "../", "~")) or adapter in (".", ".."):
-        return os.path.abspath(os.path.expanduser(adapter))  # noqa: PTH100, PTH111
+        return absolute_path(adapter)
     if not _REPOSITORY.fullmatch(adapter):
         raise ConfigurationError(
             f"`adapter` cannot be `{adapter}`",

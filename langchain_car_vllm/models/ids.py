@@ -11,6 +11,7 @@ from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
 from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalize
 from langchain_car_vllm.models.families import UNKNOWN, family_facts
 from langchain_car_vllm.models.model_files import is_file, load_object
+from langchain_car_vllm.paths import absolute_path
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
 # The Hub's own rule for repository names (huggingface_hub, `validate_repo_id`).
@@ -143,12 +144,9 @@ def _why_not(name: str, *, has_prefix: bool) -> str:
 
 def _local_model(text: str, *, read_files: bool) -> ModelId:
     try:
-        expanded = os.path.expanduser(text)  # noqa: PTH111
+        path = Path(absolute_path(text))
     except ValueError as error:
         raise UnknownModelError(text, str(error)) from error
-    # An absolute path needs no look at the working directory, which would block.
-    is_whole = os.path.isabs(expanded)  # noqa: PTH117
-    path = Path(os.path.normpath(expanded) if is_whole else os.path.abspath(expanded))  # noqa: PTH100
     if read_files:
         _check_directory(text, path)
     return ModelId(

@@ -192,14 +192,17 @@ _NO_PATH = re.compile(
 _NO_MODEL = re.compile(r"Invalid model name passed", re.IGNORECASE)
 _WRONG_KEY = re.compile(r"No connected db", re.IGNORECASE)
 _TYPE = re.compile(r"content.? type|not.{0,20}supported", re.IGNORECASE)
-# OpenAI, vLLM, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic, Gemini, Groq, in this order.
+# OpenAI, vLLM, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic, Gemini, Groq, in this order, then
+# vLLM and SGLang of today, TGI, xAI, TensorRT-LLM and Cohere.
 _TOO_LONG = re.compile(
     r"context_length_exceeded|maximum context length|ContextWindowExceeded"
     r"|exceed(s|ed)? (the )?(available |model'?s? |maximum )?context|exceed_context_size"
     r"|context (window|length|size)\W.{0,40}exceed|exceeds? the (maximum )?context"
     r"|context the overflows|greater than the context length"
     r"|prompt is too long|input (is|prompt is) too long|input token count.{0,40}exceeds"
-    r"|reduce the length of the messages",
+    r"|reduce the length of the messages"
+    r"|longer than the (maximum model|model'?s context) length|`inputs` (tokens|must have less)"
+    r"|maximum prompt length|exceeds? max_input_len|too many tokens: |exceed context limit",
     re.IGNORECASE,
 )
 

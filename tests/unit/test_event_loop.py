@@ -9,7 +9,7 @@ from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 from fakes.dialect import Dialect, Server
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
-from langchain_car_vllm.errors import UnknownModelError
+from langchain_car_vllm.errors import CarVllmError, UnknownModelError
 
 
 @pytest.fixture
@@ -106,6 +106,26 @@ def test_somebody_elses_endpoint_is_not_described_by_local_files(cached: str):
     llm = ChatVllmMlx(model=cached, base_url="http://127.0.0.1:9/v1")
     assert llm.profile is not None
     assert "max_input_tokens" not in llm.profile
+
+
+@pytest.mark.parametrize("kind", ["directory", "cached", "base_url"])
+async def test_what_is_to_be_validated_is_by_the_first_call(
+    kind: str, strict: BlockBuster, folder: Path, cached: str, fake_calls
+):
+    """Nothing is looked at on the loop; each call is refused that the construction would have."""
+    base_url = "http://127.0.0.1:9/v1" if kind == "base_url" else None
+    model = str(folder) if kind == "directory" else cached
+    llm = ChatVllmMlx(model=model, base_url=base_url, validate_model_on_init=True)
+    for _ in range(2):
+        with pytest.raises(CarVllmError) as caught:
+            await fake_calls(llm)
+        assert "refused" in str(caught.value) if base_url else "safetensors" in str(caught.value)
+
+
+async def test_an_adapter_is_not_looked_at(strict: BlockBuster, folder: Path):
+    """A folder or a repository on top of a model."""
+    for adapter in (str(folder), "~/adapter", "org/adapter"):
+        assert ChatVllmMlx(model=str(folder), adapter=adapter).adapter == adapter
 
 
 @pytest.mark.parametrize("per_call", [False, True])

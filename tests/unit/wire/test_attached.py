@@ -134,6 +134,15 @@ TOO_LONG = [
     "prompt is too long: 9000 tokens > 8192 maximum",
     "Requested tokens (9000) exceed context window of 4096",
     "Please reduce the length of the messages or completion.",
+    "The decoder prompt (length 9000) is longer than the maximum model length of 8192.",
+    "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
+    "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 9000 `inputs` tokens",
+    "`inputs` must have less than 4095 tokens. Given: 9000",
+    "This model's maximum prompt length is 8192 but the request contains 9000 tokens.",
+    "prompt length (9000) exceeds max_input_len (8192)",
+    "too many tokens: total number of tokens in the request cannot exceed 4081",
+    "input length and `max_tokens` exceed context limit: 9000 + 20 > 8192",
+    "Your input exceeds the context window of this model.",
     "The input token count (9000) exceeds the maximum number of tokens allowed (8192).",
 ]
 

@@ -295,7 +295,8 @@ class ChatSettings(ServerFields):
     engine: Literal["auto", "simple", "batched"] = "auto"
     """`batched` answers several at once, `simple` one after the other."""
     validate_model_on_init: bool = False
-    """Whether construction checks that the model can be had and will fit, which asks the Hub."""
+    """Whether construction checks that the model can be had and will fit, which asks the Hub; on
+    an event loop the first call does."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More parameters of a call, checked like those named here."""
     fetch_media: bool | list[str] | None = None

@@ -129,7 +129,7 @@ class Plan:
 def insufficient_memory(spec: ServerSpec, memory: Memory, budget: int) -> InsufficientMemoryError:
     """Return the error for a model that can never fit, with the numbers and the cure."""
     smaller = small_sibling(spec.source)
-    instead = f"use `{smaller}`" if smaller else "choose a smaller model or quantisation"
+    instead = f"use `{smaller}`" if smaller else "choose a model that `car-vllm recommend` names"
     return InsufficientMemoryError(
         f"`{spec.served_name}` needs {memory.needed / _GB:.1f} GB, of which its weights take "
         f"{memory.weights / _GB:.1f} GB, and all models together may take {budget / _GB:.1f} GB",

@@ -97,6 +97,9 @@ def test_the_layers_are_those_of_the_contract():
     assert drawn == [layer.replace("langchain_car_vllm.", "") for layer in layers]
 
 
+REPOSITORY = "https://github.com/langchain-car-vllm/langchain-car-vllm"
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -106,11 +109,21 @@ def test_the_layers_are_those_of_the_contract():
     ],
 )
 def test_links_lead_somewhere(page: str):
-    """Each link to a file of the project names one that is there."""
+    """Each names a file and a heading that are there; a page of the site leaves it by address."""
     source = ROOT / page
-    for target in re.findall(r"\]\(([^)#]+)\)", source.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (source.parent / target).exists(), target
+    for target, heading in re.findall(
+        r"\]\(([^)#]*)(?:#([^)]+))?\)", source.read_text(encoding="utf-8")
+    ):
+        inside = re.sub(rf"^{REPOSITORY}/(?:tree|blob)/main/", "", target)
+        if "://" in inside:
+            continue
+        file = ROOT / inside if inside != target else source.parent / target if target else source
+        assert file.exists(), target
+        if page.startswith("docs/") and inside == target:
+            assert file.resolve().is_relative_to(ROOT / "docs"), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
 
 
 QUESTIONS = {

@@ -177,7 +177,7 @@ def test_a_model_that_can_never_fit(hub, monkeypatch):
         InsufficientMemoryError, match=r"weights take 4\.0 GB, .* 1\.0 GB"
     ) as caught:
         check_model()
-    assert "smaller" in caught.value.hint
+    assert "car-vllm recommend" in caught.value.hint
     assert fetched(hub) == {"config.json"}
 
 

@@ -1,6 +1,5 @@
 """`VllmMlxDecisions`: typed questions, answered with the probabilities of a chat model."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -39,6 +38,7 @@ from langchain_car_vllm.errors import ConfigurationError, ServerFailedError
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
+from langchain_car_vllm.user_warnings import warn_user
 from langchain_car_vllm.wire.reasoning import PROVIDER
 
 _QUESTION: TypeAdapter[Any] = TypeAdapter(Question)
@@ -204,11 +204,10 @@ class _Decision:
                 hint="use a larger model, or one that answers without thinking",
             )
         if total < _LITTLE:
-            warnings.warn(
+            warn_user(
                 f"only {total:.0%} of what the model would answer to `{name}` are labels: use a "
                 "larger model, or clearer instructions",
                 UnlabelledAnswerWarning,
-                stacklevel=2,
             )
         self._shares.setdefault(name, []).append([share / total for share in shares])
 

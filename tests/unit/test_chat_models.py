@@ -215,6 +215,7 @@ for _ in range(3):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr.count("vllm-mlx ignores `seed`") == 1
+    assert "<string>:6: UserWarning" in done.stderr
 
 
 def test_construction_imports_no_client(home):

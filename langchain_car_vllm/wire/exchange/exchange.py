@@ -5,12 +5,12 @@ feeds it the bytes that come back and asks for the next one. The drivers, one sy
 asynchronous, therefore decide nothing.
 """
 
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.user_warnings import warn_user
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
 from langchain_car_vllm.wire.answer.result import AnswerEnd, CallCollector
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError
@@ -183,10 +183,9 @@ class Attempt:
         spoils = self._calls.spoils()
         if not spoils:
             return []
-        warnings.warn(
+        warn_user(
             "the model used up its tokens in the middle of a tool call: raise `max_tokens`",
             CutOffCallWarning,
-            stacklevel=2,
         )
         return [Delta(calls=spoils)]
 
@@ -194,11 +193,10 @@ class Attempt:
         """Warn of an answer that an agent would take for an empty one, and end with."""
         valid, invalid = self._calls.parse()
         if invalid and not valid:
-            warnings.warn(
+            warn_user(
                 f"the model called `{invalid[0]['name']}` with arguments that are not a JSON "
                 "object, and said nothing else: see the `invalid_tool_calls` of the answer",
                 InvalidCallWarning,
-                stacklevel=2,
             )
 
     def usage(self) -> Usage | None:
@@ -229,22 +227,20 @@ class Attempt:
             return self.answer.add(Delta(text=self.thought))
         if self.body.get("max_tokens") == 1:
             return []  # nobody expects an answer in one token
-        warnings.warn(
+        warn_user(
             "the model used up its tokens while it was thinking and gave no answer: "
             "raise `max_tokens`, set `thinking_budget`, or turn `reasoning` off",
             EmptyAnswerWarning,
-            stacklevel=2,
         )
         return []
 
     def _warn_of_loss(self) -> None:
         """Warn of tokens of which nothing came: the server takes a broken tool call away."""
         usage = self.answer.usage or Usage()
-        warnings.warn(
+        warn_user(
             f"the answer is empty although the model wrote {usage.completion} tokens: the server's "
             "parsers kept them, such as a tool call that is not JSON",
             EmptyAnswerWarning,
-            stacklevel=2,
         )
 
 

@@ -6,7 +6,6 @@ cache holds from turn to turn.
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.user_warnings import warn_user
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
@@ -119,11 +119,10 @@ class _Outgoing:
     def warn(self) -> None:
         """Warn once of all that went out as a line of text."""
         if self._unsent:
-            warnings.warn(
+            warn_user(
                 "in tool results or earlier turns there is what cannot be sent; the model reads a "
                 f"line of text instead: {self._unsent[0]}",
                 UnsentContentWarning,
-                stacklevel=2,
             )
 
     def message(self, message: BaseMessage, *, is_old: bool) -> BaseMessage:

@@ -4,12 +4,12 @@ Source: the request schema of vllm-mlx 0.6.0 (`api/models.py`), which ignores wh
 """
 
 import difflib
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.process_state import ProcessLock
+from langchain_car_vllm.user_warnings import warn_user
 
 SAMPLING = (
     "temperature",
@@ -271,6 +271,4 @@ def warn_once(name: str) -> None:
         if name in _warned:
             return
         _warned.add(name)
-    warnings.warn(
-        f"vllm-mlx ignores `{name}`: it has no effect on the answer", UserWarning, stacklevel=2
-    )
+    warn_user(f"vllm-mlx ignores `{name}`: it has no effect on the answer")

@@ -1,0 +1,34 @@
+"""Warnings that name the user's own line, instead of one in this package or in LangChain."""
+
+import inspect
+import warnings
+from types import FrameType
+
+_BETWEEN = frozenset(
+    {
+        "asyncio",
+        "concurrent",
+        "contextvars",
+        "langchain",
+        "langchain_car_vllm",
+        "langchain_core",
+        "langgraph",
+        "langsmith",
+        "pydantic",
+        "threading",
+    }
+)
+"""Packages that stand between a user's call and a warning about it."""
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the program that called, at our own in a thread that none called from."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and _is_between(frame):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level if frame is not None else 2)
+
+
+def _is_between(frame: FrameType) -> bool:
+    module = str(frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in _BETWEEN

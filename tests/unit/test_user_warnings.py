@@ -1,0 +1,39 @@
+"""Warnings point at the program that they are about."""
+
+import asyncio
+import warnings
+from contextlib import suppress
+
+import pytest
+
+from langchain_car_vllm import ChatVllmMlx, errors
+from langchain_car_vllm.user_warnings import warn_user
+from langchain_car_vllm.wire.request import parameters
+
+NOBODY = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}
+
+
+def _invoke() -> None:
+    with suppress(errors.ConnectionFailedError):
+        ChatVllmMlx(**NOBODY).invoke("hi", n=2)
+
+
+async def _ainvoke() -> None:
+    with suppress(errors.ConnectionFailedError):
+        await ChatVllmMlx(**NOBODY).ainvoke("hi", n=2)
+
+
+@pytest.mark.parametrize("call", [_invoke, lambda: asyncio.run(_ainvoke())])
+def test_the_line_is_one_of_the_program(call, monkeypatch, socket_enabled: None):
+    """Not one of this package or of LangChain, which stand between the two."""
+    monkeypatch.setattr(parameters, "_warned", set())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert [w.filename for w in caught if "ignores `n`" in str(w.message)] == [__file__]
+
+
+def test_a_thread_without_a_caller_is_warned_too():
+    """What no line of the program leads to is still said."""
+    with pytest.warns(UserWarning, match="beware"):
+        asyncio.run(asyncio.to_thread(warn_user, "beware"))

@@ -22,6 +22,8 @@ from langchain_car_vllm.wire.errors import (
 )
 
 _DONE = b"[DONE]"
+# Far beyond every answer: what comes of a server that never ends must not fill the memory.
+_LONGEST_EVENT, _LONGEST_WHOLE, _LONGEST_STREAM = 64 << 20, 256 << 20, 1 << 30
 
 
 def _parse(payload: bytes) -> Any:
@@ -120,6 +122,7 @@ class Answer:
         self._lacks_logprobs = wants_logprobs
         self._reader = EventReader()
         self._whole: list[bytes] = []
+        self._left = _LONGEST_STREAM if streamed else _LONGEST_WHOLE
         self._streamed = streamed
         self._filters = filters
         self._calls = CallReader(names)
@@ -138,6 +141,9 @@ class Answer:
         Raises:
             AnswerError: The server reports a failure, or sends what is not an answer.
         """
+        self._left -= len(data)
+        if self._left < 0 or self._reader.held > _LONGEST_EVENT:
+            raise ServerFailedError("the answer is longer than any answer")
         if not self._streamed:
             self._whole.append(data)
             return []

@@ -6,22 +6,28 @@ class EventReader:
 
     The server writes every event as one line, so a line is an event: comments (`: heartbeat`),
     other fields and blank lines fall away. Chunks may be cut anywhere.
+
+    Attributes:
+        held: Bytes of the line that has begun.
     """
 
-    __slots__ = ("_begun",)
+    __slots__ = ("_begun", "held")
 
     def __init__(self) -> None:
         self._begun: list[bytes] = []
+        self.held = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the payloads that `data` completes, in order."""
         if b"\n" not in data:  # joined once it ends: a line may be megabytes long
             self._begun.append(data)
+            self.held += len(data)
             return []
         if self._begun:
             data = b"".join((*self._begun, data))
         *lines, rest = data.split(b"\n")
         self._begun = [rest] if rest else []
+        self.held = len(rest)
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
     def end(self) -> list[bytes]:

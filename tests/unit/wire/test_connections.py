@@ -17,6 +17,8 @@ from fakes.dialect import Reply
 from langchain_core.messages import HumanMessage
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
+from langchain_car_vllm.wire import whole_answers
+from langchain_car_vllm.wire.answer import reader
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     ConnectionFailedError,
@@ -189,6 +191,7 @@ def flood(connection: socket.socket, start: bytes) -> None:
 
 
 OPEN = b"\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n100000000\r\n"
+STREAM = OPEN.replace(b"application/json", b"text/event-stream")
 FAULTS = {
     "silence": lambda c: time.sleep(60),
     "header-drip": lambda c: drip(c, b"HTTP/1.1 200 OK\r\nx: "),
@@ -197,6 +200,9 @@ FAULTS = {
     "error-drip": lambda c: drip(c, b"HTTP/1.1 500 Oh no" + OPEN),
     "error-flood": lambda c: flood(c, b"HTTP/1.1 500 Oh no" + OPEN),
     "refusal-flood": lambda c: flood(c, b"HTTP/1.1 400 Bad" + OPEN),
+    "answer-flood": lambda c: flood(c, b"HTTP/1.1 200 OK" + OPEN),
+    "stream-flood": lambda c: flood(c, b"HTTP/1.1 200 OK" + STREAM + b"data: "),
+    "header-flood": lambda c: flood(c, b"HTTP/1.1 200 OK\r\nx: "),
     "continue": lambda c: [c.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 99) for _ in iter(int, 1)],
     "redirect": lambda c: c.sendall(whole(b"", "307 Moved", "location: http://127.0.0.1:9/\r\n")),
     "nan": lambda c: c.sendall(whole(b"{}", "503 Busy", "retry-after: nan\r\n")),
@@ -234,6 +240,38 @@ def test_timeout_ends_every_call(use: str):
             assert len(str(caught.value)) < 3000, name
             if name.endswith("drip") or name in ("silence", "continue"):
                 assert isinstance(caught.value, RequestTimeoutError | ServerFailedError), name
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("name", [name for name in FAULTS if name.endswith("flood")])
+def test_no_flood_fills_the_memory(monkeypatch: pytest.MonkeyPatch, name: str, use: str):
+    """Without any `timeout`, what never ends is cut off by its bytes."""
+    monkeypatch.setattr(reader, "_LONGEST_EVENT", 1 << 20)
+    monkeypatch.setattr(reader, "_LONGEST_WHOLE", 1 << 20)
+    monkeypatch.setattr(whole_answers, "_MOST_BYTES", 1 << 20)
+
+    def serve(connection: socket.socket, number: int) -> None:
+        if read_request(connection):
+            FAULTS[name](connection)
+
+    with raw(serve) as server, pytest.raises(AnswerError) as caught:
+        USES[use]({"model": "m", "base_url": server.base_url})
+    assert len(str(caught.value)) < 3000
+
+
+def test_an_endless_stream_of_events_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+    """However short each of them is."""
+    monkeypatch.setattr(reader, "_LONGEST_STREAM", 1 << 20)
+    event = b'data: {"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
+
+    def serve(connection: socket.socket, number: int) -> None:
+        if read_request(connection):
+            connection.sendall(b"HTTP/1.1 200 OK" + STREAM)
+            for _ in iter(int, 1):
+                connection.sendall(event * 100)
+
+    with raw(serve) as server, pytest.raises(ServerFailedError, match="longer than any"):
+        list(ChatVllmMlx(model="m", base_url=server.base_url).stream("hi"))
 
 
 @pytest.mark.parametrize("use", USES)

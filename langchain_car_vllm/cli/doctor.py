@@ -39,7 +39,8 @@ def doctor(
 ) -> None:
     """Check this machine.
 
-    Host, uv, runtime, home, locks, ports, processes, memory, models, files, certificates, panics.
+    Host, uv, runtime, home, locks, ports, processes, memory, models, files, certificates, proxies,
+    panics.
 
     The exit code is 1 where a check failed.
     """

@@ -11,8 +11,12 @@ import psutil
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import size
 from langchain_car_vllm.cli.stability_checks import check_mends, check_panics
+from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.models.proxies import find_proxies
+from langchain_car_vllm.printable import printable
+from langchain_car_vllm.proxy_variables import is_socks
 from langchain_car_vllm.runtime import binary_to_launch, interpreter_of
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.host import Host
@@ -72,6 +76,27 @@ def check_certificates() -> str:
     return "what the system trusts is trusted"
 
 
+def check_proxies() -> str:
+    """Tell which proxies downloads go through, and try what a SOCKS one needs."""
+    proxies = sorted(set(find_proxies().values()))
+    if not proxies:
+        return "downloads go through none"
+    binary = binary_to_launch()
+    interpreter = interpreter_of(binary) if binary else None
+    if interpreter is not None and any(map(is_socks, proxies)):
+        try:
+            run_step(
+                "proxies", [interpreter, "-I", "-c", "import socksio"], directory=interpreter.parent
+            )
+        except ProvisionError as error:
+            raise Warned(
+                f"the proxy is a SOCKS one, and the install of `{interpreter}` lacks `socksio`",
+                "run `car-vllm install --upgrade`, or set HTTPS_PROXY to an HTTP proxy",
+            ) from error
+    told = ", ".join(f"`{printable(without_credentials(proxy))}`" for proxy in proxies)
+    return f"downloads go through {told}"
+
+
 def check_mlx() -> str:
     """Have the runtime's own Python multiply two matrices, on the GPU where there is Metal."""
     binary = binary_to_launch()
@@ -123,6 +148,7 @@ def check_company() -> str:
 CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("files", check_files),
     ("certificates", check_certificates),
+    ("proxies", check_proxies),
     ("panics", check_panics),
 )
 TRIALS: tuple[tuple[str, Callable[[], str]], ...] = (

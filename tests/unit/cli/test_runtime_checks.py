@@ -75,3 +75,28 @@ def test_this_python_has_no_mlx(tmp_path, monkeypatch):
     monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(folder / "vllm-mlx"))
     with pytest.raises(Finding, match="mlx"):
         runtime_checks.check_mlx()
+
+
+def test_proxies_are_told_without_passwords(monkeypatch):
+    """What is in the environment counts, and no password reaches a terminal."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert "none" in runtime_checks.check_proxies()
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy.example:3128")
+    said = runtime_checks.check_proxies()
+    assert "proxy.example:3128" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_a_socks_proxy_needs_is_tried(tmp_path, monkeypatch, code):
+    """An install without it could download nothing."""
+    runtime_that_says(tmp_path, monkeypatch, f"exit {code}")
+    monkeypatch.setenv("ALL_PROXY", "socks5h://me:secret@proxy.example:1080")
+    if code == 0:
+        assert "proxy.example:1080" in runtime_checks.check_proxies()
+        return
+    with pytest.raises(Warned, match="socksio") as caught:
+        runtime_checks.check_proxies()
+    assert "install --upgrade" in (caught.value.hint or "")

@@ -30,6 +30,9 @@ CONFIGURATION = """\
 Everything has a default that suits most; `model` is the only setting that you have to name. What
 decides about an answer may also be set in a call, in `bind(...)` and through `configurable_fields`.
 Variables of the environment are listed in [Environment variables](environment.md).
+
+The settings of every LangChain chat model are there too: `cache`, `rate_limiter`, `callbacks`,
+`tags`, `metadata`, `name`, `output_version` and `profile`.
 """
 ERRORS = """\
 # Errors
@@ -78,6 +81,24 @@ def fields_table(cls: type) -> str:
         default = "required" if field.is_required() else f"`{default_of(field)}`"
         rows.append(f"| `{name}` | `{kind}` | {default} | {docs[name]} |")
     return "\n".join(rows)
+
+
+def methods_table(cls: type) -> str:
+    """Return the table of what a class can do beside what its LangChain class can."""
+    ours = [parent for parent in cls.__mro__ if parent.__module__.startswith("langchain_car_vllm")]
+    foreign = {name for parent in cls.__mro__ if parent not in ours for name in vars(parent)}
+    rows = [
+        f"| `{name}({_parameters(method)})` | {(inspect.getdoc(method) or '').splitlines()[0]} |"
+        for parent in ours
+        for name, method in vars(parent).items()
+        if inspect.isfunction(method) and not name.startswith("_") and name not in foreign
+    ]
+    return "\n".join(["| method | what it does |", "|---|---|", *rows]) if rows else ""
+
+
+def _parameters(method: Any) -> str:
+    found = list(inspect.signature(method).parameters.values())[1:]
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in found)
 
 
 def kind_of(annotation: object) -> str:
@@ -135,10 +156,13 @@ def pages() -> dict[Path, str]:
         CONFIGURATION,
         "## ChatVllmMlx\n",
         fields_table(ChatVllmMlx) + "\n",
+        "Beside the methods of LangChain's chat models:\n",
+        methods_table(ChatVllmMlx) + "\n",
         "## VllmMlxEmbeddings\n",
         fields_table(VllmMlxEmbeddings) + "\n",
         "## VllmMlxReranker\n",
         fields_table(VllmMlxReranker) + "\n",
+        methods_table(VllmMlxReranker) + "\n",
         "## VllmMlxDecisions\n",
         fields_table(VllmMlxDecisions),
     ]

@@ -18,7 +18,7 @@ from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.cli.runtime_checks import check_release
-from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN
+from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import can_be_made, car_home, make_private, managed_root, run_root
 from langchain_car_vllm.runtime import (
@@ -86,7 +86,14 @@ def _python() -> str:
 
 
 def _uv() -> str:
-    return f"`{find_uv()}`"
+    found, named = find_uv(), CAR_UV.read()
+    if named and found != Path(named).absolute():
+        raise Warned(
+            f"CAR_UV=`{named}` is no uv of 0.8 or newer that runs, and is ignored: `{found}` is "
+            "used",
+            "unset or correct it",
+        )
+    return f"`{found}`"
 
 
 def _runtime() -> str:

@@ -143,13 +143,15 @@ SETTINGS = IN_A_CALL.union(
         if name in langchain_car_vllm.__all__
     )
 )
-# Of LangChain's functions, LangServe's and Ollama's.
+# Parameters of methods, of LangChain's functions, LangServe's and Ollama's.
 FOREIGN_SETTINGS = {
     "allowed_objects",
     "config_keys",
+    "force",
     "format",
     "include_raw",
     "init_validator",
+    "messages",
     "stream_mode",
     "streams_tool_calls",
     "valid_namespaces",

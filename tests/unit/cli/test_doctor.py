@@ -61,6 +61,9 @@ def test_what_is_odd_is_a_warning(cli: Cli, tmp_path: Path):
     assert "is ignored" in named["runtime"]["said"]
     missing = verdicts(cli, PATH="/usr/bin:/bin")
     assert missing["runtime"]["verdict"] == "warning"
+    other = verdicts(cli, CAR_UV=str(tmp_path / "gone"))
+    assert other["uv"]["verdict"] == "warning"
+    assert "is ignored" in other["uv"]["said"]
 
 
 def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: Path):

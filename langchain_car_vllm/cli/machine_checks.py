@@ -89,8 +89,7 @@ def _uv() -> str:
     found, named = find_uv(), CAR_UV.read()
     if named and found != Path(named).absolute():
         raise Warned(
-            f"CAR_UV=`{named}` is no uv of 0.8 or newer that runs, and is ignored: `{found}` is "
-            "used",
+            f"CAR_UV=`{named}` is not a uv that works, and is ignored: `{found}` is used",
             "unset or correct it",
         )
     return f"`{found}`"

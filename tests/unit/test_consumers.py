@@ -16,6 +16,7 @@ import uvicorn
 from blockbuster import blockbuster_ctx
 from fakes.dialect import Dialect, Reply, Server
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware, SummarizationMiddleware
 from langchain_core.exceptions import ModelInvalidRequestError
@@ -183,6 +184,41 @@ asyncio.run(main())
         subprocess.run(
             [sys.executable, "-c", code], check=True, timeout=50, cwd=tmp_path, env=environment
         )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("place", ["configurable", "config", "kwargs"])
+def test_a_client_of_langserve_sets_what_is_exposed_and_nothing_else(place: str):
+    """Wherever in a request another address, key, header or model stands, none is taken."""
+    evil = {
+        "base_url": "http://127.0.0.1:9/v1",
+        "api_key": "theirs",
+        "model": "/etc",
+        "extra_headers": {"x-theirs": "1"},
+        "default_headers": {"x-theirs": "1"},
+        "extra_body": {"theirs": 1},
+        "server_args": ["--trust-remote-code"],
+        "fetch_media": True,
+        "max_tokens": 9,
+    }
+    config: dict[str, Any] = {"configurable": {"temperature": 0.25}}
+    body: dict[str, Any] = {"input": "go", "config": config}
+    target = {"configurable": config["configurable"], "config": config, "kwargs": {}}[place]
+    target.update(evil)
+    if place == "kwargs":
+        body["kwargs"] = target
+    with Server(Dialect("m", script=lambda _: Reply(text="yes"), api_key="ours")) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url, api_key="ours", max_tokens=5)
+        exposed = model.configurable_fields(temperature=ConfigurableField(id="temperature"))
+        app = FastAPI()
+        add_routes(app, exposed, path="/chat", config_keys=["configurable"])
+        answer = TestClient(app).post("/chat/invoke", json=body)
+        sent = server.dialect.requests
+    assert (answer.status_code, len(sent)) == (200, 1), answer.text
+    for request in sent:
+        assert (request["model"], request["max_tokens"]) == ("m", 5)
+        assert request["temperature"] == 0.25
+        assert "theirs" not in json.dumps(request)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

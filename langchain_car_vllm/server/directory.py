@@ -121,7 +121,7 @@ class ServerDirectory:
 
 
 def make_checked(*folders: Path) -> None:
-    """Make folders in `CAR_HOME`, and refuse what of their way is not the user's alone.
+    """Make folders, and refuse what of their way through `CAR_HOME` is not the user's alone.
 
     Raises:
         StateDirectoryError: They cannot be made or written to, with the reason.
@@ -129,7 +129,8 @@ def make_checked(*folders: Path) -> None:
     home = car_home()
     with explain_os_errors(folders[0]):
         home.parent.mkdir(parents=True, exist_ok=True)
-    for part in dict.fromkeys(part for folder in folders for part in private_parts(folder)):
+    parts = [part for folder in folders for part in private_parts(folder) or [folder]]
+    for part in dict.fromkeys(parts):
         with explain_os_errors(part):
             with suppress(FileExistsError):
                 part.mkdir(mode=0o700)

@@ -42,6 +42,8 @@ _PAUSE = 0.1
 _LONGEST_LOOK = 1.0
 _RELEASE = 0.5
 """Seconds until the server notices that a client is gone (vllm-mlx 0.6.0 looks every half)."""
+_SLOWNESS = 10
+"""Times as long as it takes to tell its status, a server takes to show a request that was sent."""
 _TEXTS: dict[Verdict, str] = {
     "behind": "waiting behind earlier requests",
     "prefill": "waiting for another request's prompt to be read",
@@ -381,7 +383,8 @@ class Place:
         look = self._next_look()
         if look is None:
             return
-        self._clear_looks = 0 if look.is_reading else self._clear_looks + 1
+        is_slow = now - self._abandoned_since < _RELEASE + _SLOWNESS * look.took
+        self._clear_looks = 0 if look.is_reading or is_slow else self._clear_looks + 1
         if self._clear_looks > 1:
             tear_up_abandoned(self._folder, self._endpoint.generation, lost)
             self._abandoned_since = None

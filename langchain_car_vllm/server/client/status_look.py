@@ -27,6 +27,7 @@ class StatusLook:
         began: When it began, by the monotonic clock.
         requests: The requests that the server works on, None while it is not known.
         drafts: Tokens that were drafted and accepted since its start, None where it drafts none.
+        took: Seconds until it answered, 0 while it has not.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -34,6 +35,7 @@ class StatusLook:
         self.began = time.monotonic()
         self.requests: list[Mapping[str, Any]] | None = None
         self.drafts: tuple[int, int] | None = None
+        self.took = 0.0
         self._thread = threading.Thread(
             target=self._ask, name="langchain_car_vllm.status", daemon=True
         )
@@ -89,6 +91,7 @@ class StatusLook:
                 told = json.loads(response.body)
                 found = told.get("requests") or []
                 self.drafts = _drafts(told.get("mtp"))
+            self.took = time.monotonic() - self.began
             # A server that has no status will never tell.
             self.requests = [entry for entry in found if isinstance(entry, dict)]
 

@@ -10,6 +10,7 @@ from faults.support import Background, Fake, eventually
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ServerCrashedError
 from langchain_car_vllm.progress import Progress
+from langchain_car_vllm.server import directory_of
 
 PROMPTS = [f"{number} " + "word " * 1999 for number in range(32)]
 WAITS = "waiting for memory that other requests use"
@@ -40,10 +41,14 @@ def test_a_batch_of_many_long_prompts_waits_in_line(llm: ChatVllmMlx, fake: Fake
 
 
 def test_without_admission_the_same_batch_ends_the_server(
-    llm: ChatVllmMlx, monkeypatch: pytest.MonkeyPatch
+    llm: ChatVllmMlx, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ):
     """Or the test above would prove nothing; the error names fewer at a time as a cure."""
     monkeypatch.setenv("CAR_VLLM_MLX_ADMISSION", "0")
+    call = Background(lambda: llm.batch(PROMPTS, ALL_AT_ONCE))
+    log = directory_of(llm._spec()).log
+    eventually(lambda: log.exists() and "Insufficient Memory" in log.read_text(), "the end of it")
+    fake.open_gate("tokens")  # whoever comes late has a server of his own, which must answer
     with pytest.raises(ServerCrashedError) as caught:
-        llm.batch(PROMPTS, ALL_AT_ONCE)
+        call.result()
     assert "max_concurrency" in caught.value.hint

@@ -155,7 +155,7 @@ _NOT_NEEDED = {
     "openai_proxy": "the standard variables of proxies are heeded",
     "num_gpu": "the whole model runs on the GPU",
     "num_thread": "the server decides",
-    "stream_usage": "usage is always told",
+    "stream_usage": "usage is told, unless a call says `bind(stream_usage=False)`",
     "use_responses_api": "the server's API is that of chat completions",
 }
 

@@ -212,7 +212,7 @@ def test_uv_trusts_what_the_system_trusts(home, variables, settings, value):
 
 
 def test_proxies_of_a_settings_file_are_kept(home):
-    """A proxy in `uv.toml` is used, and one in the environment wins."""
+    """A proxy in `uv.toml` is used, one in the environment wins, this machine is behind none."""
     file = home / ".config" / "uv" / "uv.toml"
     file.parent.mkdir(parents=True)
     file.write_text(
@@ -220,7 +220,7 @@ def test_proxies_of_a_settings_file_are_kept(home):
     )
     with uv_environment({"http_proxy": "http://own:3"}) as environment:
         assert environment["HTTPS_PROXY"] == "http://a:1"
-        assert environment["NO_PROXY"] == "c,d"
+        assert environment["NO_PROXY"] == "c,d,localhost,127.0.0.1,::1"
         assert "HTTP_PROXY" not in environment
 
 

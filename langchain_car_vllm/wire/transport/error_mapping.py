@@ -54,6 +54,11 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
     except openai.APIStatusError as error:
         raise _status_error(endpoint, error) from error
     except (openai.APITimeoutError, httpx2.TimeoutException) as error:
+        # On a Mac nobody refuses a connection to the held port of a server that has died.
+        if endpoint.managed and timeout is None and isinstance(error, httpx2.ConnectTimeout):
+            failed = ConnectionFailedError(f"the connection to {endpoint.shown_url} timed out")
+            failed.refused = True
+            raise failed from error
         raise timeout_error(endpoint, timeout) from error
     except (openai.APIConnectionError, httpx2.TransportError) as error:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error

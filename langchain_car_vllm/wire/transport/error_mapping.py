@@ -21,6 +21,9 @@ from langchain_car_vllm.wire.errors import (
     error_for_status,
 )
 
+CONNECT_SECONDS = 10.0
+"""Most seconds that a connection may take to stand."""
+
 
 @contextmanager
 def map_errors(
@@ -55,7 +58,9 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
         raise _status_error(endpoint, error) from error
     except (openai.APITimeoutError, httpx2.TimeoutException) as error:
         # On a Mac nobody refuses a connection to the held port of a server that has died.
-        if endpoint.managed and timeout is None and isinstance(error, httpx2.ConnectTimeout):
+        cause = error.__cause__ if isinstance(error, openai.APITimeoutError) else error
+        has_time = timeout is None or timeout > CONNECT_SECONDS
+        if endpoint.managed and has_time and isinstance(cause, httpx2.ConnectTimeout):
             failed = ConnectionFailedError(f"the connection to {endpoint.shown_url} timed out")
             failed.refused = True
             raise failed from error

@@ -8,9 +8,8 @@ import openai
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.timings import Stopwatch
-from langchain_car_vllm.wire.transport.error_mapping import timeout_error
+from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, timeout_error
 
-_CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
 _REFUSED = (429, 503)
@@ -47,7 +46,7 @@ class Clock:
         """The limits of a single read, which catch a server that has fallen silent."""
         deadline = self.deadline
         left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
-        connect = _CONNECT_SECONDS if left is None else min(left, _CONNECT_SECONDS)
+        connect = CONNECT_SECONDS if left is None else min(left, CONNECT_SECONDS)
         return httpx2.Timeout(left, connect=connect)
 
     @property

@@ -74,6 +74,8 @@ def test_the_port_is_for_this_machine_and_its_key(chat: Callable[..., ChatVllmMl
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
             assert ask(port, method, path, headers)[0] == 401, (method, path, key)
     assert ask(port, "GET", "/metrics", {})[0] == 404
+    keyed = {"Authorization": f"Bearer {state.api_key}"}
+    assert ask(port, "GET", "/v1/status", keyed)[1]["x-requests-under-way"] == "0"
 
     for path in ("/v1/chat/completions", "/v1/models", *OPEN):
         for method, headers in (("OPTIONS", PREFLIGHT), ("GET", ORIGIN)):

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from faults.support import FAST, NONCE, Fake, bearers_of, eventually, processes_of
+from faults.turns import admission, directory, server
 
 from langchain_car_vllm.server import running_servers, stop_server
+
+__all__ = ["admission", "directory", "server"]
 
 
 @pytest.fixture
@@ -48,8 +51,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
     def is_quiet() -> bool:
         # A start that a caller gave up goes on, so that its supervisor may come later.
-        for directory, _ in running_servers():
-            stop_server(directory, policy=FAST)
+        for found, _ in running_servers():
+            stop_server(found, policy=FAST)
         return not bearers_of(nonce) and not processes_of(tmp_path)
 
     try:

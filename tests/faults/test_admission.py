@@ -2,102 +2,21 @@
 
 import asyncio
 import json
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faults.support import FAST, Background, Fake, eventually
+from faults.turns import Make, Server, enter, enters, tickets
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ServerBusyError
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import alease, lease
 from langchain_car_vllm.server.client.admission import Admission
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.tickets import Rules, read_tickets
+from langchain_car_vllm.server.tickets import Rules
 from langchain_car_vllm.wire.errors import PromptTooLongError
-
-
-class Server:
-    """Tells what it works on, as the real one's `/v1/status` does."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.looks = 0
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-            def do_GET(self):
-                server.looks += 1
-                raw = json.dumps({"requests": server.requests}).encode()
-                self.send_response(200 if self.path == "/v1/status" else 404)
-                self.send_header("content-length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> ServerDirectory:
-    made = ServerDirectory(tmp_path / "key")
-    made.create()
-    return made
-
-
-Make = Callable[..., Admission]
-
-
-@pytest.fixture
-def admission(directory: ServerDirectory, server: Server) -> Iterator[Make]:
-    """Return a factory of gates of one batched multimodal server."""
-    made = []
-
-    def make(**serving: object) -> Admission:
-        facts = {"engine": "batched", "multimodal": True, **serving}
-        endpoint = Endpoint(
-            base_url=server.url, api_key="k", served_model="m", generation=1, **facts
-        )
-        made.append(Admission(directory, endpoint, None, 0.001, 0.2))
-        return made[-1]
-
-    yield make
-    for gate in made:
-        gate.close()
-
-
-def enters(gate: Admission, tokens: int = 10, *, late: bool = False) -> bool:
-    return gate.try_enter(tokens, arrives_late=late)
-
-
-def enter(gate: Admission, tokens: int = 10, *, late: bool = False) -> None:
-    eventually(lambda: enters(gate, tokens, late=late), "the gate to open")
-
-
-def tickets(directory: ServerDirectory) -> list[str]:
-    return [ticket.stage for ticket in sorted(read_tickets(directory.turns, 1))]
 
 
 def test_prompts_are_read_one_after_the_other(admission: Make, directory: ServerDirectory):
@@ -143,6 +62,30 @@ def test_abandoned_prompts_are_awaited(admission: Make, server: Server, director
     eventually(lambda: not enters(second) and server.looks > looks + 2, "the server to be asked")
     assert not enters(second)
     server.requests = [{"request_id": "b", "phase": "generation"}]
+    enter(second)
+
+
+def test_an_abandoned_prompt_that_the_engine_has_not_been_given_is_awaited(
+    admission: Make, server: Server
+):
+    """A server that counts what has arrived is believed, not how fast it tells its status."""
+    server.under_way = 1
+    first, second = admission(), admission(patience=60)
+    enter(first)
+    first.leave(is_over=False)
+    looks = server.looks
+    eventually(lambda: not enters(second) and server.looks > looks + 9, "the server to be asked")
+    assert not enters(second), "the prompt was still on its way to the engine"
+    server.requests = [{"request_id": "a", "phase": "generation"}]
+    enter(second)
+
+
+def test_an_answer_that_nobody_reads_holds_nobody_up_forever(admission: Make, server: Server):
+    """Its client stopped reading: the engine has let go of it, the server has not."""
+    server.under_way = 1
+    first, second = admission(), admission(patience=1)
+    enter(first)
+    first.leave(is_over=False)
     enter(second)
 
 
@@ -238,156 +181,6 @@ def test_servers_that_queue_need_no_gate(admission: Make, directory: ServerDirec
         assert gate.is_open
         assert enters(gate)
     assert tickets(directory) == []
-
-
-SENDER = """
-import os, sys, time
-from pathlib import Path
-from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.server.client.admission import Admission
-from langchain_car_vllm.server.directory import ServerDirectory
-endpoint = Endpoint(base_url={url!r}, api_key="k", served_model="m", generation=1,
-                    engine="batched", multimodal=True)
-gate = Admission(ServerDirectory(Path({path!r})), endpoint, None, 0.001)
-while not gate.try_enter(1, arrives_late=False):
-    time.sleep(0.001)
-print("entered", flush=True)
-{then}
-sys.stdin.readline()
-gate.begin()
-print("began", flush=True)
-sys.stdin.readline()
-gate.leave(is_over=True)
-"""
-
-
-def sender(
-    directory: ServerDirectory, server: Server, then: str = "", url: str | None = None
-) -> "subprocess.Popen[str]":
-    code = SENDER.format(url=url or server.url, path=str(directory.path), then=then)
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def line_of(process: "subprocess.Popen[str]", **then: str) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def go_on(process: "subprocess.Popen[str]") -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def test_processes_take_turns_in_the_order_of_asking(directory: ServerDirectory, server: Server):
-    """Who asked first is read first, whichever process it is."""
-    senders = []
-    for waiting in range(4):
-        senders.append(sender(directory, server))
-        if waiting == 0:
-            assert line_of(senders[0]) == "entered"
-        eventually(lambda n=waiting: len(tickets(directory)) == n + 1, "the ticket")
-    for number, process in enumerate(senders):
-        if number:
-            assert line_of(process) == "entered"
-        assert tickets(directory) == (
-            ["answering"] * number + ["prefill"] + ["waiting"] * (3 - number)
-        )
-        go_on(process)
-        assert line_of(process) == "began"
-    for process in senders:
-        process.communicate("\n")
-    assert tickets(directory) == []
-
-
-@pytest.mark.parametrize("stage", ["prefill", "answering", "waiting"])
-def test_the_place_of_a_killed_process_is_given_on(
-    admission: Make, directory: ServerDirectory, server: Server, stage: str
-):
-    """At once, but of one that dies while its prompt is read only once the server has let go."""
-    first = sender(directory, server)
-    assert line_of(first) == "entered"
-    killed = first
-    if stage == "answering":
-        go_on(first)
-        assert line_of(first) == "began"
-    elif stage == "waiting":
-        killed = sender(directory, server)
-        eventually(lambda: "waiting" in tickets(directory), "the ticket")
-    server.requests = [{"request_id": "a", "phase": "prefill"}]
-    gate = admission()
-    if stage == "waiting":
-        assert not enters(gate)
-    killed.kill()
-    killed.communicate()
-    if stage == "prefill":
-        looks = server.looks
-        eventually(lambda: not enters(gate) and server.looks > looks + 2, "the server to be asked")
-        server.requests = []
-    elif stage == "waiting":
-        go_on(first)
-        assert line_of(first) == "began"
-    enter(gate)
-    if first is not killed:
-        first.communicate("\n")
-
-
-@pytest.mark.parametrize("stage", ["prefill", "answering", "waiting"])
-def test_the_place_of_a_suspended_process_is_given_on(
-    admission: Make, directory: ServerDirectory, server: Server, stage: str
-):
-    """After a while, and where its prompt was read only once the server has let go of it."""
-    first = sender(directory, server)
-    assert line_of(first) == "entered"
-    suspended = first
-    if stage == "answering":
-        go_on(first)
-        assert line_of(first) == "began"
-    elif stage == "waiting":
-        suspended = sender(directory, server)
-        eventually(lambda: "waiting" in tickets(directory), "the ticket")
-    server.requests = [{"request_id": "a", "phase": "prefill"}]
-    gate = admission(max_sequences=1)
-    assert not enters(gate)
-    suspended.send_signal(signal.SIGSTOP)
-    if stage == "prefill":
-        looks = server.looks
-        eventually(lambda: not enters(gate) and server.looks > looks + 2, "the server to be asked")
-        server.requests = []
-    elif stage == "waiting":
-        go_on(first)
-        assert line_of(first) == "began"
-        go_on(first)
-        first.wait()
-    enter(gate)
-    suspended.send_signal(signal.SIGCONT)
-    if stage == "waiting":
-        eventually(lambda: tickets(directory) == ["waiting", "prefill"], "it to queue again")
-        gate.leave(is_over=True)
-        assert line_of(suspended) == "entered"
-    for process in {first, suspended}:
-        process.communicate("\n\n")
-    gate.leave(is_over=True)
-    assert tickets(directory) == []
-
-
-def test_forked_child_keeps_no_place(admission: Make, directory: ServerDirectory, server: Server):
-    """A child that was forked during a turn holds nothing of it once the parent is dead."""
-    fork = """
-if not os.fork():
-    print("forked", flush=True)
-    sys.stdin.read()
-    gate.close()
-    os._exit(0)
-"""
-    parent = sender(directory, server, fork)
-    assert {line_of(parent), line_of(parent)} == {"entered", "forked"}
-    parent.kill()
-    parent.wait()
-    enter(admission())
-    parent.communicate()
 
 
 @pytest.fixture

@@ -383,8 +383,13 @@ class Place:
         look = self._next_look()
         if look is None:
             return
-        is_slow = now - self._abandoned_since < _RELEASE + _SLOWNESS * look.took
-        self._clear_looks = 0 if look.is_reading or is_slow else self._clear_looks + 1
+        waited = now - self._abandoned_since
+        if look.unlisted is None:
+            is_hidden = waited < _RELEASE + _SLOWNESS * look.took
+        else:
+            # An answer that nobody reads stays under way when the engine has let go of it.
+            is_hidden = look.unlisted > 0 and waited < self._suspensions.patience
+        self._clear_looks = 0 if look.is_reading or is_hidden else self._clear_looks + 1
         if self._clear_looks > 1:
             tear_up_abandoned(self._folder, self._endpoint.generation, lost)
             self._abandoned_since = None

@@ -15,6 +15,7 @@ from langchain_car_vllm.endpoint import Endpoint
 _SECONDS = 5.0
 _LONGEST = 4_000_000
 _READING = ("prefill", "queued")
+_COUNT = "x-requests-under-way"
 
 
 class StatusLook:
@@ -28,6 +29,8 @@ class StatusLook:
         requests: The requests that the server works on, None while it is not known.
         drafts: Tokens that were drafted and accepted since its start, None where it drafts none.
         took: Seconds until it answered, 0 while it has not.
+        unlisted: Requests that have arrived and are not in `requests`, None where the server does
+            not count them.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -36,6 +39,7 @@ class StatusLook:
         self.requests: list[Mapping[str, Any]] | None = None
         self.drafts: tuple[int, int] | None = None
         self.took = 0.0
+        self.unlisted: int | None = None
         self._thread = threading.Thread(
             target=self._ask, name="langchain_car_vllm.status", daemon=True
         )
@@ -78,7 +82,7 @@ class StatusLook:
         def leads_there(peer: socket.socket) -> bool:
             return is_ours is None or is_ours(peer.getsockname()[1], peer.getpeername()[1])
 
-        with suppress(HttpError, ValueError, AttributeError, RecursionError):
+        with suppress(HttpError, ValueError, TypeError, AttributeError, RecursionError):
             response = fetch(
                 f"{self._endpoint.base_url}/status",
                 seconds=_SECONDS,
@@ -92,6 +96,8 @@ class StatusLook:
                 found = told.get("requests") or []
                 self.drafts = _drafts(told.get("mtp"))
             self.took = time.monotonic() - self.began
+            count = response.headers.get(_COUNT)
+            self.unlisted = None if count is None else max(0, int(count) - len(found))
             # A server that has no status will never tell.
             self.requests = [entry for entry in found if isinstance(entry, dict)]
 

@@ -15,17 +15,20 @@ class Suspensions:
 
     Args:
         patience: Seconds for a suspended program to go on.
+
+    Attributes:
+        patience: The same.
     """
 
     def __init__(self, patience: float) -> None:
-        self._patience = patience
+        self.patience = patience
         self._since: dict[str, float] = {}
         self._looked = 0.0
 
     def lost(self, tickets: Sequence[Ticket]) -> set[str]:
         """Return the orders of the tickets whose owners have been suspended for too long."""
         now = time.monotonic()
-        pause = min(_PAUSE, self._patience / 4)
+        pause = min(_PAUSE, self.patience / 4)
         if now - self._looked >= pause:
             self._looked = now
             # A program asks each other one once, however many requests it has.
@@ -33,4 +36,4 @@ class Suspensions:
             suspended = {pid for pid in others if is_suspended(pid)}
             seen = [t.order for t in tickets if t.live and t.pid in suspended]
             self._since = {order: self._since.get(order, now) for order in seen}
-        return {o for o, since in self._since.items() if now - since >= self._patience}
+        return {o for o, since in self._since.items() if now - since >= self.patience}

@@ -1,5 +1,6 @@
 """Mends of the server's installation: applied at import, aside where the code is unknown."""
 
+import asyncio
 import importlib
 import json
 import sys
@@ -11,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
-from langchain_car_vllm.server.supervisor.mends import batch_rows, open_pages, request_end
+from langchain_car_vllm.server.supervisor.mends import (
+    batch_rows,
+    open_pages,
+    request_count,
+    request_end,
+)
 from langchain_car_vllm.server.supervisor.mends.catalogue import MENDS
 from langchain_car_vllm.server.supervisor.mends.chat_template import (
     EndlessTemplateError,
@@ -199,6 +205,42 @@ async def test_open_pages_have_no_foreign_name(path: str, hosts: list[str], stat
     scope = {"type": "http", "path": path, "headers": headers}
     await open_pages.OwnHosts(app)(scope, None, send)
     assert sent[0]["status"] == status
+
+
+async def test_the_status_tells_how_many_requests_have_arrived():
+    """From their arrival to their end, however they end; looks at the server are none."""
+    told, arrived, may_end = [], asyncio.Event(), asyncio.Event()
+
+    async def app(scope, receive, send):
+        if scope.get("method") == "POST":
+            arrived.set()
+            await may_end.wait()
+            raise ConnectionError
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+
+    async def send(message):
+        told.append(dict(message["headers"]))
+
+    counted = request_count.RequestCount(app)
+
+    async def look(path: str) -> dict[bytes, bytes]:
+        await counted({"type": "http", "method": "GET", "path": path}, None, send)
+        return told.pop()
+
+    await counted({"type": "lifespan"}, None, send)
+    assert told.pop() == {b"a": b"b"}
+    assert await look("/v1/status") == {b"a": b"b", request_count.HEADER: b"0"}
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+    requests = [asyncio.create_task(counted(scope, None, send)) for _ in range(3)]
+    await arrived.wait()
+    assert await look("/health") == {b"a": b"b"}
+    assert (await look("/v1/status"))[request_count.HEADER] == b"3"
+    requests[0].cancel()
+    await asyncio.wait(requests[:1])
+    assert (await look("/v1/status"))[request_count.HEADER] == b"2"
+    may_end.set()
+    await asyncio.wait(requests)
+    assert (await look("/v1/status"))[request_count.HEADER] == b"0"
 
 
 def test_the_context_ends_with_the_token_that_is_read():

@@ -1,11 +1,14 @@
 """Failures reach the user as typed errors with the server's own text."""
 
 import asyncio
+import dataclasses
 import pickle
 import socket
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from fakes.dialect import Reply
 from langchain.agents.middleware import ModelRequest, ModelRetryMiddleware
@@ -22,6 +25,7 @@ from langchain_car_vllm.errors import (
 )
 from langchain_car_vllm.wire import errors
 from langchain_car_vllm.wire.transport import timeouts
+from langchain_car_vllm.wire.transport.error_mapping import map_errors
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m", managed=True)
 
@@ -136,6 +140,29 @@ def test_nobody_listening_is_a_connection_error_that_names_the_address():
         with pytest.raises(errors.ConnectionFailedError, match=url) as caught:
             ChatVllmMlx(model="m", base_url=url).invoke("hi")
     assert caught.value.refused
+
+
+@pytest.mark.parametrize("way", ["openai", "httpx"])
+@pytest.mark.parametrize(
+    ("managed", "timeout", "is_replayed"),
+    [(True, None, True), (True, 60.0, True), (True, 5.0, False), (False, 60.0, False)],
+)
+def test_a_connection_that_times_out_is_that_of_a_dead_server(
+    way: str, managed: bool, timeout: float | None, is_replayed: bool
+):
+    """On a Mac nobody refuses it: it counts as refused where the time was not the user's own."""
+    cause = httpx2.ConnectTimeout("timed out")
+
+    def connect() -> None:
+        if way == "httpx":
+            raise cause
+        raise openai.APITimeoutError(httpx2.Request("POST", ENDPOINT.base_url)) from cause
+
+    endpoint = dataclasses.replace(ENDPOINT, managed=managed)
+    kind = errors.ConnectionFailedError if is_replayed else errors.RequestTimeoutError
+    with pytest.raises(kind) as caught, map_errors(endpoint, timeout):
+        connect()
+    assert getattr(caught.value, "refused", False) is is_replayed
 
 
 @pytest.mark.parametrize("way", ["stream", "invoke", "ainvoke"])

@@ -20,6 +20,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.run_events import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.setting_checks import warn_beside_endpoint
 from langchain_car_vllm.settings import ChatSettings, is_on_loop
 from langchain_car_vllm.threads import run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
@@ -72,6 +73,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         parameters.check_names(given, parameters.IN_A_CALL)
         parameters.check_values(given)
         model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
+        warn_beside_endpoint(self.base_url, [] if keep_alive is None else ["keep_alive"])
         given = parameters.without_ignored(given)
         given["tools"] = openai_tools(given.get("tools") or ())
         names = [tool_name(tool) for tool in given["tools"]]

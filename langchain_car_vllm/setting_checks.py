@@ -1,13 +1,14 @@
 """What can be wrong with a setting, told in a sentence that says what to write instead."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.user_warnings import warn_user_once
 
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
 _REVISION = re.compile(r"[\w][\w./\-]*")
@@ -35,6 +36,16 @@ _TAKEN = {
     "stop": "a text or a list of texts",
     "server_args": 'a list of words, such as `["--max-tokens", "4096"]`',
 }
+# They are about a server that this package starts.
+_OF_OUR_SERVER = (
+    "revision",
+    "keep_alive",
+    "startup_timeout",
+    "auto_install",
+    "auto_pull",
+    "server_args",
+    "server_env",
+)
 
 
 def check_positive(name: str, value: float) -> None:
@@ -63,6 +74,56 @@ def _is_refused(argument: str) -> bool:
     """Return whether an argument is ours to choose; the server understands short forms too."""
     name = argument.partition("=")[0]
     return len(name) > len("--") and any(full.startswith(name) for full in _REFUSED_ARGUMENTS)
+
+
+def endpoint_key() -> SecretStr | None:
+    """Return the key of `base_url` that the environment brings, None for none."""
+    key = environment.CAR_VLLM_MLX_API_KEY.read()
+    return SecretStr(key) if key else None
+
+
+def warn_of_no_effect(settings: BaseModel) -> None:
+    """Say, once in this process, which settings leave each other without effect.
+
+    Where the environment names the endpoint or its key, a program is written for both ways.
+
+    Args:
+        settings: Those of a model.
+    """
+    given = dict(settings)
+    if given["base_url"] is None:
+        if given["api_key"] not in (None, endpoint_key()):
+            warn_user_once(
+                "`api_key` has no effect without `base_url`, since a server that this package "
+                "starts has a key of its own: name the endpoint that it belongs to, or leave it out"
+            )
+        return
+    fields = type(settings).model_fields
+    warn_beside_endpoint(
+        given["base_url"],
+        [
+            name
+            for name in _OF_OUR_SERVER
+            if given[name] != fields[name].get_default(call_default_factory=True)
+        ],
+    )
+
+
+def warn_beside_endpoint(base_url: str | None, names: Sequence[str]) -> None:
+    """Say, once in this process, that settings mean nothing to somebody else's server.
+
+    Args:
+        base_url: Its address, None where this package starts the server.
+        names: The settings.
+    """
+    if base_url in (None, (environment.CAR_VLLM_MLX_BASE_URL.read() or "").rstrip("/")):
+        return
+    if names:
+        verb = "have" if len(names) > 1 else "has"
+        warn_user_once(
+            f"with `base_url`, {' and '.join(f'`{name}`' for name in names)} {verb} no effect, "
+            "since somebody else runs that server: set it up there, or leave `base_url` out"
+        )
 
 
 def check_revision(revision: str) -> None:

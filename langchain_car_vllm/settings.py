@@ -37,16 +37,12 @@ from langchain_car_vllm.setting_checks import (
     check_server,
     checked_url,
     configuration_error,
+    endpoint_key,
+    warn_of_no_effect,
 )
 from langchain_car_vllm.wire.reasoning import Reasoning
 from langchain_car_vllm.wire.request import parameters
 from langchain_car_vllm.wire.transport.remote import check_served
-
-
-def _key_of_endpoint() -> SecretStr | None:
-    key = environment.CAR_VLLM_MLX_API_KEY.read()
-    return SecretStr(key) if key else None
-
 
 _EXAMPLE = (
     "name one, such as `mlx-community/Qwen3-4B-4bit`; `car-vllm recommend` names those that fit "
@@ -93,8 +89,8 @@ class ServerFields(BaseModel):
     """Added to the server's environment; never serialised, logged or traced."""
     base_url: str | None = Field(default_factory=environment.CAR_VLLM_MLX_BASE_URL.read)
     """An endpoint that somebody else runs; nothing is installed, started or stopped then."""
-    api_key: SecretStr | None = Field(default_factory=_key_of_endpoint)
-    """The key of `base_url`."""
+    api_key: SecretStr | None = Field(default_factory=endpoint_key)
+    """The key of `base_url`; without one it has no effect, and that is said."""
     default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
     """Sent with every request; never serialised, since they may hold a key."""
 
@@ -141,6 +137,7 @@ class ServerFields(BaseModel):
             check_revision(self.revision)
         check_server(self.server_args, self.server_env)
         environment.check_variables()
+        warn_of_no_effect(self)
         self._has_unread_files = self.base_url is None and is_on_loop()
         return self
 

@@ -4,6 +4,8 @@ import inspect
 import warnings
 from types import FrameType
 
+from langchain_car_vllm.process_state import ProcessLock
+
 _BETWEEN = frozenset(
     {
         "asyncio",
@@ -20,6 +22,9 @@ _BETWEEN = frozenset(
 )
 """Packages that stand between a user's call and a warning about it."""
 
+_told: set[str] = set()
+_lock = ProcessLock()
+
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the program that called, at our own in a thread that none called from."""
@@ -27,6 +32,15 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     while frame is not None and _is_between(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level if frame is not None else 2)
+
+
+def warn_user_once(message: str) -> None:
+    """Warn the first time in this process that there is something to say."""
+    with _lock:
+        if message in _told:
+            return
+        _told.add(message)
+    warn_user(message)
 
 
 def _is_between(frame: FrameType) -> bool:

@@ -213,7 +213,7 @@ def test_it_shares_the_server_of_a_chat_model_and_survives_copies(decide):
     mine = VllmMlxDecisions(**settings)
     chat = ChatVllmMlx(**settings)
     assert mine._chat()._spec(engine=mine.engine) == chat._spec(engine=chat.engine)
-    secret = VllmMlxDecisions(model="org/model", server_env={"T": "s3cret"}, api_key="s3cret")
+    secret = VllmMlxDecisions(model="org/model", server_env={"T": "s3cret"})
     assert "s3cret" not in repr(secret) + json.dumps(dumpd(secret))
     question = Noul(instructions="?")
     expected = ask(decide, "x", q=question)

@@ -22,7 +22,11 @@ from langchain_car_vllm.secrets_masking import masked_arguments
 from langchain_car_vllm.serialization import init_validator
 from langchain_car_vllm.wire.errors import error_for_status
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is in beta")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is in beta"),
+    # All secrets at once leave each other without effect.
+    pytest.mark.filterwarnings("ignore:.*no effect"),
+]
 SECRETS: dict[str, Any] = {
     "api_key": "hush-key",
     "default_headers": {"x-key": "hush-header"},

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.process_state import ProcessLock
-from langchain_car_vllm.user_warnings import warn_user
+from langchain_car_vllm.user_warnings import warn_user_once
 
 SAMPLING = (
     "temperature",
@@ -187,9 +186,6 @@ _KINDS: dict[str, _Kind] = {
 MOST_TOP_LOGPROBS = 20
 _POSITIVE = ("timeout", "max_tokens", "thinking_budget")
 
-_warned: set[str] = set()
-_lock = ProcessLock()
-
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse unknown parameters and warn, once each, about those the server ignores.
@@ -267,8 +263,4 @@ def _hint(name: str, known: set[str]) -> str | None:
 
 def warn_once(name: str) -> None:
     """Say, the first time in this process, that the server ignores a parameter."""
-    with _lock:
-        if name in _warned:
-            return
-        _warned.add(name)
-    warn_user(f"vllm-mlx ignores `{name}`: it has no effect on the answer")
+    warn_user_once(f"vllm-mlx ignores `{name}`: it has no effect on the answer")

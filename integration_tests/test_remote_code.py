@@ -14,7 +14,8 @@ from fakes.hub import FakeHub, running_hub, write_model
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import UntrustedCodeError
 from langchain_car_vllm.models import find_snapshot
-from langchain_car_vllm.models.download import diagnose_download, download_command
+from langchain_car_vllm.models.download import download_command
+from langchain_car_vllm.models.download_diagnosis import diagnose_download
 from langchain_car_vllm.server import running_servers, stop_server
 
 REPOSITORY = "org/evil"

@@ -11,10 +11,8 @@ from langchain_car_vllm.cli.output import ModelArguments, say
 from langchain_car_vllm.display import Display
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
-from langchain_car_vllm.models.download import (
-    check_may_download,
-    no_model,
-)
+from langchain_car_vllm.models.download import check_may_download
+from langchain_car_vllm.models.download_diagnosis import no_model
 from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.remote_code import TRUST
 from langchain_car_vllm.models.servable import check_servable
@@ -62,7 +60,7 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
     snapshot = find_snapshot(source, revision, trust=trust_remote_code)
     former = snapshot
     if snapshot is None or update:
-        check_may_download(source)
+        check_may_download(source, purpose="model" if snapshot is None else "update")
         with Wakefulness(), closing(Display(source)) as display:
             runtime = install_runtime(on_progress=display)
             _download(spec, runtime.server, display, update=update)

@@ -19,9 +19,9 @@ from typing import IO, Any, NamedTuple, Self
 import truststore
 
 from langchain_car_vllm.environment import SSL_CERT_FILE
-from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
+from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError, UnservableModelError
 from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
-from langchain_car_vllm.models.download import download_error, no_model
+from langchain_car_vllm.models.download_diagnosis import download_error, no_model
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import parse_object, printable
@@ -125,16 +125,6 @@ def main() -> None:
     sys.stdout.write(f"{encode_listing(listing_of(model))}\n")
 
 
-def find_hub_commit(source: str, revision: str | None = None) -> str | None:
-    """Return the commit that a revision stands for on the Hub now, None where it does not say.
-
-    Raises:
-        ModelDownloadError: The Hub cannot be asked; says why and what to do.
-    """
-    with _Hub(source, revision or "main") as hub:
-        return _listing(hub)[1]
-
-
 def _listing(hub: "_Hub") -> tuple[list[HubFile], str | None]:
     at = urllib.parse.quote(hub.revision, safe="")
     listed = hub.get(f"/api/models/{hub.source}/revision/{at}?blobs=true", _MOST_LISTED)
@@ -143,7 +133,7 @@ def _listing(hub: "_Hub") -> tuple[list[HubFile], str | None]:
         files = [_file(entry) for entry in found["siblings"]]
     except (UnservableModelError, AttributeError, LookupError, TypeError, ValueError) as error:
         said = printable(listed[:60].decode(errors="replace"))
-        raise download_error(hub.source, hub.revision, {"kind": "strange", "said": said}) from error
+        raise hub.error({"kind": "strange", "said": said}) from error
     commit = found.get("sha")
     return files, commit if isinstance(commit, str) else None
 
@@ -184,6 +174,10 @@ class _Hub:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def error(self, verdict: dict[str, Any]) -> ModelDownloadError:
+        """Return the error for what it said, or did not say: nothing was being downloaded."""
+        return download_error(self.source, self.revision, verdict, attempt="ask")
+
     def settings(self, name: str) -> dict[str, Any] | None:
         """Return the object in a file of settings, None where there is none."""
         at = urllib.parse.quote(self.revision, safe="")
@@ -210,20 +204,16 @@ class _Hub:
             error.close()
             if verdict["kind"] == "no-entry":
                 raise _EntryMissing from error
-            raise download_error(self.source, self.revision, verdict) from error
+            raise self.error(verdict) from error
         except (OSError, HTTPException, ValueError) as error:
-            raise download_error(self.source, self.revision, self._failure(error)) from error
+            raise self.error(self._failure(error)) from error
 
     def _read(self, response: HTTPResponse, most: int) -> bytes:
         body = bytearray()
         while piece := response.read1(_PIECE):
             body += piece
             if len(body) > most:
-                raise download_error(
-                    self.source,
-                    self.revision,
-                    {"kind": "strange", "said": f"more than {most // 1_000_000} MB"},
-                )
+                raise self.error({"kind": "strange", "said": f"more than {most // 1_000_000} MB"})
         if time.monotonic() >= self._deadline:
             raise TimeoutError
         return bytes(body)

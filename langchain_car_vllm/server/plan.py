@@ -21,7 +21,8 @@ from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibli
 from langchain_car_vllm.models.compatibility import facts_for_version
 from langchain_car_vllm.models.config import read_config
 from langchain_car_vllm.models.cross_encoder import check_cross_encoder
-from langchain_car_vllm.models.download import check_may_download, download_error, measure_download
+from langchain_car_vllm.models.download import check_may_download, measure_download
+from langchain_car_vllm.models.download_diagnosis import download_error
 from langchain_car_vllm.models.downloader import RESERVE
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.model_files import load_object
@@ -114,7 +115,7 @@ class Plan:
                 "free": free,
                 "folder": str(hub_cache()),
             }
-            raise download_error(self.spec.source, self.spec.revision, verdict)
+            raise download_error(self.spec.source, self.spec.revision, verdict, attempt="ask")
 
     def check_memory(self) -> None:
         """Refuse what is known not to fit into memory.

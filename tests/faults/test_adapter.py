@@ -31,8 +31,9 @@ def test_an_install_that_loads_no_adapter_is_a_typed_error(fake: Fake):
 def test_an_adapter_that_may_not_be_fetched_is_a_typed_error(fake: Fake):
     """Before the server is spawned."""
     spec = fake.spec(adapter="me/tuned", auto_pull=False)
-    with pytest.raises(ModelDownloadError, match="me/tuned"), lease(spec, policy=FAST):
+    with pytest.raises(ModelDownloadError, match="me/tuned") as refused, lease(spec, policy=FAST):
         pass
+    assert "folder of an adapter" in (refused.value.hint or "")
     assert fake.starts() == []
 
 
@@ -41,7 +42,7 @@ import pathlib
 def snapshot_download(name, allow_patterns):
     assert "adapters.safetensors" in allow_patterns
     if name != "me/tuned":
-        raise SystemExit("404: no such repository")
+        raise RuntimeError("404 Client Error. Repository Not Found for url: .../me/missing")
     cache = pathlib.Path.home() / ".cache" / "huggingface" / "hub" / "models--me--tuned"
     folder = cache / "snapshots" / "c0ffee"
     folder.mkdir(parents=True)
@@ -66,7 +67,11 @@ def give_environment(fake: Fake) -> Path:
     ("source", "error", "reason"),
     [
         ("me/tuned", ServerStartError, "runs without its adapter"),
-        ("me/missing", ModelDownloadError, "cannot be fetched: 404: no such repository"),
+        (
+            "me/missing",
+            ModelDownloadError,
+            "the adapter .* downloaded: the Hub has",
+        ),
     ],
 )
 def test_an_adapter_of_the_hub_is_fetched(fake: Fake, source: str, error: type, reason: str):

@@ -6,11 +6,11 @@ from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
 from langchain_car_vllm.models.adapter import find_adapter
 from langchain_car_vllm.models.download import check_may_download
+from langchain_car_vllm.models.download_diagnosis import diagnose_download
 from langchain_car_vllm.runtime import VllmRuntime, interpreter_of
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
-from langchain_car_vllm.server.supervisor.diagnosis import tail
 
 _FETCH = """
 import sys
@@ -19,7 +19,6 @@ patterns = ["adapter_config.json", "adapters.safetensors", "adapter_model.safete
 snapshot_download(sys.argv[1], allow_patterns=patterns)
 """
 _LOADED = "adapter.loaded"
-_LONGEST = 500
 
 
 def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
@@ -33,7 +32,7 @@ def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
         (directory.path / _LOADED).unlink()
     if source is None or find_adapter(source) is not None:
         return
-    check_may_download(source, auto_pull=context.spec.auto_pull)
+    check_may_download(source, auto_pull=context.spec.auto_pull, purpose="adapter")
     python = interpreter_of(runtime.server)
     script, log = directory.path / "fetch_adapter.py", directory.path / "adapter.log"
     script.write_text(f"#!{python}\n{_FETCH}", encoding="utf-8")
@@ -45,15 +44,20 @@ def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
             context.show(f"downloading the adapter `{source}`", phase="download")
             context.pause(context.policy.download_tick)
             if stall.is_stalled():
-                raise ModelDownloadError(f"the download of the adapter `{source}` made no progress")
+                raise ModelDownloadError(
+                    f"the download of the adapter `{source}` made no progress for "
+                    f"{context.policy.download_stall:g} s",
+                    hint="try again; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits forever",
+                )
     finally:
         child.kill(context.policy)
-    if code or find_adapter(source) is None:
-        lines = tail(log)
-        reason = lines[-1][:_LONGEST] if code and lines else "it holds no `adapters.safetensors`"
+    if code:
+        cause = diagnose_download(source, None, log, code)
+        raise ModelDownloadError(f"the adapter {cause.message}", hint=cause.hint)
+    if find_adapter(source) is None:
         raise ModelDownloadError(
-            f"the adapter `{source}` cannot be fetched: {reason}",
-            hint="check its name, and HF_TOKEN where it is private",
+            f"`{source}` is not an adapter: it holds no `adapters.safetensors`",
+            hint="name a folder or a repository that `mlx_lm.lora` wrote",
         )
 
 

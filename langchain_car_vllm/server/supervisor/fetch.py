@@ -15,11 +15,10 @@ from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import (
     announced_commit,
     check_may_download,
-    diagnose_download,
     download_command,
     measure_download,
-    no_model,
 )
+from langchain_car_vllm.models.download_diagnosis import Attempt, diagnose_download, no_model
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.models.hub_listing import HubListing, read_listing
 from langchain_car_vllm.models.remote_code import is_trusted
@@ -78,6 +77,7 @@ class Download:
         update: bool = False,
     ) -> None:
         self._update = update
+        self._attempt: Attempt = "download"
         self._commit: str | None = None
         self._spec, self._binary, self._policy = spec, binary, policy
         self._trust = is_trusted(spec.server_args)
@@ -104,7 +104,7 @@ class Download:
         code = self._child.exit_code() if self._child else None
         if code is not None:
             if code:
-                raise diagnose_download(source, revision, self.log, code)
+                raise diagnose_download(source, revision, self.log, code, attempt=self._attempt)
             if self.snapshot is None:
                 raise no_model(source)
             return None
@@ -136,10 +136,16 @@ class Download:
         """Start the download if nobody else has it in hand; False where the model is complete."""
         if self._lock is None or not try_exclusive(self._lock):
             return True
-        if self.snapshot is not None and not self._update:
+        is_here = self.snapshot is not None
+        if is_here and not self._update:
             return False
         self._is_ours = True
-        check_may_download(self._spec.source, auto_pull=self._spec.auto_pull)
+        self._attempt = "update" if is_here else "download"
+        check_may_download(
+            self._spec.source,
+            auto_pull=self._spec.auto_pull,
+            purpose="update" if is_here else "model",
+        )
         self._child = self._spawn()
         self._stall = Stall(self._policy.download_stall, self._signs_of_life)
         return True

@@ -5,9 +5,7 @@ import threading
 from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.errors import UnknownModelError
 from langchain_car_vllm.models import find_snapshot
-from langchain_car_vllm.models.download import (
-    check_may_download,
-)
+from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.progress import Progress

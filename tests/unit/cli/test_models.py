@@ -251,7 +251,7 @@ def test_pull_fetches_what_is_newer(cli: Cli, cache: Path, fake: Fake):
     assert "is newer now" in done.stderr
     done = cli("pull", "org/tiny", "--update", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert "HF_HUB_OFFLINE" in done.stderr
+    assert "`org/tiny` cannot be updated: HF_HUB_OFFLINE" in done.stderr
 
 
 def test_pull_updates_no_directory(cli: Cli, fake: Fake):

@@ -9,9 +9,13 @@ import pytest
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models.download import (
     check_may_download,
-    diagnose_download,
     download_command,
     measure_download,
+)
+from langchain_car_vllm.models.download_diagnosis import (
+    _EXPLANATIONS,
+    diagnose_download,
+    download_error,
 )
 from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.runtime import interpreter_of
@@ -184,7 +188,7 @@ VERDICTS = {
         "needs 20400 MB more, `/hub` has 400 MB free",
         "free 20000 MB",
     ),
-    "strange": ({"kind": "unheard-of", "said": "boo {x}"}, "boo {x}", "read the log"),
+    "strange": ({"kind": "unheard-of", "said": "boo {x}"}, "boo {x}", "download.log`"),
 }
 
 
@@ -198,6 +202,37 @@ def test_a_verdict_becomes_cause_and_cure(tmp_path, verdict, message, hint):
     assert hint in error.hint
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error)
+
+
+@pytest.mark.parametrize("kind", [*_EXPLANATIONS, "unheard-of"])
+def test_only_what_was_under_way_is_said_to_have_failed(kind):
+    """Whoever asked the Hub downloaded nothing, and nothing goes on; an update is called one."""
+    verdict = {"kind": kind, "said": "boo"}
+    asked, fetched, updated = (
+        download_error("org/tiny", "v9", verdict, attempt=attempt)
+        for attempt in ("ask", "download", "update")
+    )
+    begins = ("asking the Hub about `org/tiny` failed: ", "`org/tiny` cannot be downloaded: ")
+    assert asked.message.startswith(begins)
+    assert fetched.message.startswith("`org/tiny` could not be downloaded: ")
+    assert updated.message.startswith("`org/tiny` could not be updated: ")
+    assert "goes on" not in asked.hint
+    assert len({error.message.partition(": ")[2] for error in (asked, fetched, updated)}) == 1
+    known = ("gated", "no-repository", "no-revision", "refused", "no-room", "disk")
+    assert asked.message.startswith(begins[kind in known])
+
+
+def test_an_update_and_an_adapter_that_may_not_be_fetched(monkeypatch):
+    """The one is of a model that is here, the other of none; each hint leads to its end."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelDownloadError, match="`org/tiny` cannot be updated") as caught:
+        check_may_download("org/tiny", purpose="update")
+    assert "is not on this machine" not in str(caught.value)
+    for auto_pull in (True, False):
+        with pytest.raises(ModelDownloadError, match="is not on this machine") as caught:
+            check_may_download("me/tuned", auto_pull=auto_pull, purpose="adapter")
+        assert "folder of an adapter" in caught.value.hint
+        assert "car-vllm" not in caught.value.hint
 
 
 @pytest.mark.parametrize("place", ["HF_TOKEN", "HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME", None])

@@ -8,7 +8,8 @@ from fakes.hub import running_hub, write_model
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import UntrustedCodeError
 from langchain_car_vllm.models import find_snapshot, read_model_facts
-from langchain_car_vllm.models.download import diagnose_download, download_command
+from langchain_car_vllm.models.download import download_command
+from langchain_car_vllm.models.download_diagnosis import diagnose_download
 from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.families import own_code_types
 from langchain_car_vllm.models.remote_code import TRUST, is_trusted

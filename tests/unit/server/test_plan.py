@@ -126,6 +126,7 @@ def test_what_stands_in_the_way_is_told(hub, faults, said):
     with pytest.raises(ModelDownloadError, match=said) as caught:
         check_model()
     assert caught.value.hint
+    assert "could not be" not in caught.value.message
     assert fetched(hub) <= {"config.json"}
 
 
@@ -138,8 +139,10 @@ def test_an_unknown_revision_is_told(hub):
 def test_no_network(monkeypatch, socket_enabled):
     """A Hub that cannot be reached is called that."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ModelDownloadError, match="cannot be reached"):
+    with pytest.raises(ModelDownloadError, match="cannot be reached") as caught:
         check_model()
+    assert caught.value.message.startswith("asking the Hub about `")
+    assert caught.value.hint == "connect to the network and try again"
 
 
 def test_a_strange_endpoint(monkeypatch):

@@ -1,0 +1,235 @@
+"""Why a model cannot be had: what the Hub, or a download's log, says, as cause and cure."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from langchain_car_vllm.errors import CarVllmError, ModelDownloadError, UntrustedCodeError
+from langchain_car_vllm.models.downloader import VERDICT
+from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
+from langchain_car_vllm.models.ids import nearest_ids
+from langchain_car_vllm.models.model_files import printable
+from langchain_car_vllm.models.servable import find_missing
+
+Attempt = Literal["ask", "download", "update"]
+"""What was under way: nothing is fetched of a model that the Hub is only asked about."""
+
+_TAIL_BYTES = 32_768
+_MB = 1_000_000
+
+
+def diagnose_download(
+    source: str,
+    revision: str | None,
+    log: Path,
+    exit_code: int | None = None,
+    *,
+    attempt: Attempt = "download",
+) -> CarVllmError:
+    """Return what a failed download's log means.
+
+    Args:
+        source: The Hub repository.
+        revision: As it was asked for.
+        log: What the child wrote.
+        exit_code: Of the child, negative for a signal, None where unknown.
+        attempt: Whether it was an update.
+    """
+    text = log_tail(log)
+    verdict = _verdict(text) or _guess(text)
+    if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
+        verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
+    if verdict["kind"] == "code":
+        return UntrustedCodeError(source, printable(verdict.get("said")))
+    if verdict["kind"] == "no-model":
+        return unservable(source, verdict.get("names"))
+    return download_error(source, revision, {"log": log, **verdict}, attempt=attempt)
+
+
+def no_model(source: str, reason: str = "", hint: str = "") -> ModelDownloadError:
+    """Return the error for a repository that lacks what the server reads.
+
+    Args:
+        source: The Hub repository.
+        reason: What it lacks.
+        hint: What to do about it.
+    """
+    return ModelDownloadError(
+        f"`{source}` holds no model that vllm-mlx can serve{f': {reason}' if reason else ''}",
+        hint=hint or "choose a repository with `config.json`, a tokenizer and safetensors weights",
+    )
+
+
+def unservable(source: str, names: Any) -> ModelDownloadError:
+    """Return the error for a repository whose files are of no use to the server.
+
+    Args:
+        source: The Hub repository.
+        names: Its files.
+    """
+    listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    obstacle = find_missing(listed, lambda _name: None)
+    return no_model(source, obstacle.reason, obstacle.hint) if obstacle else no_model(source)
+
+
+def download_error(
+    source: str, revision: str | None, verdict: dict[str, Any], *, attempt: Attempt
+) -> ModelDownloadError:
+    """Return the error for a verdict.
+
+    Args:
+        source: The Hub repository.
+        revision: As it was asked for.
+        verdict: `kind` of the failure, what was `said` about it, and where the disk is too small
+            `needed`, `free` (bytes) and `folder`.
+        attempt: What was under way.
+    """
+    message, hint = _explain(source, revision, verdict, attempt)
+    what = _FAILURES[attempt]
+    if attempt == "ask" and verdict["kind"] not in _ANSWERED:
+        what = "asking the Hub about `{source}` failed"
+    return ModelDownloadError(f"{what.format(source=source)}: {message}", hint=hint)
+
+
+def log_tail(log: Path) -> str:
+    """Return the end of what a child wrote, nothing where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _verdict(text: str) -> dict[str, Any] | None:
+    lines = [line for line in text.splitlines() if line.startswith(VERDICT)]
+    try:
+        found = json.loads(lines[-1].removeprefix(VERDICT)) if lines else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "kind" in found else None
+
+
+_MARKS = (
+    ("gated", ("gated repo", "GatedRepoError")),
+    ("no-revision", ("Revision Not Found", "RevisionNotFoundError", "Invalid rev id")),
+    ("no-repository", ("Repository Not Found", "RepositoryNotFoundError", "404 Client Error")),
+    ("refused", ("401 Client Error", "403 Client Error", "403 Forbidden", "401 Unauthorized")),
+    ("disk", ("No space left on device", "Not enough free disk space", "Disk quota exceeded")),
+    ("cut", ("peer closed connection", "Consistency check failed", "IncompleteRead")),
+    ("socks", ("socksio",)),
+    ("proxy", ("ProxyError", "proxy")),
+    (
+        "offline",
+        (
+            "Name or service not known",
+            "nodename nor servname",
+            "Temporary failure in name resolution",
+            "Connection refused",
+            "Network is unreachable",
+            "ConnectError",
+            "ConnectTimeout",
+            "timed out",
+            "check your internet connection",
+        ),
+    ),
+)
+
+
+def _guess(text: str) -> dict[str, Any]:
+    said = next((line.strip() for line in reversed(text.splitlines()) if "Error" in line), "")
+    for kind, marks in _MARKS:
+        if any(mark in text for mark in marks):
+            status = "the Hub is out of order" if "Server error" in text else ""
+            return {"kind": "down" if status else kind, "said": said}
+    return {"kind": "unknown", "said": said}
+
+
+_FAILURES: dict[Attempt, str] = {
+    "ask": "`{source}` cannot be downloaded",
+    "download": "`{source}` could not be downloaded",
+    "update": "`{source}` could not be updated",
+}
+_ANSWERED = {"gated", "no-repository", "no-revision", "refused", "no-room", "disk"}
+"""The kinds in which it is known that the model cannot be had."""
+_GOES_ON = "; the download goes on where it was"
+_EXPLANATIONS = {
+    "gated": (
+        "it is a gated repository and {token}",
+        "accept the licence at `{page}`, and set HF_TOKEN to a token of that account",
+    ),
+    "no-repository": ("the Hub has no such repository, or it is private", "{near}"),
+    "no-revision": (
+        "it has no revision `{revision}`",
+        "leave `revision` out, or name a branch, a tag or a commit of the repository",
+    ),
+    "refused": ("the Hub refuses it: {said}", "set HF_TOKEN to a token that may read it"),
+    "no-room": (
+        "it needs {needed} MB more, `{folder}` has {free} MB free",
+        "free {lacking} MB, or set HF_HOME to a larger disk",
+    ),
+    "disk": ("the disk is full", "free some disk space and try again{goes_on}"),
+    "offline": (
+        "the Hub cannot be reached",
+        "connect to the network and try again{goes_on}",
+    ),
+    "proxy": (
+        "the proxy does not let it through: {said}",
+        "check HTTPS_PROXY, ALL_PROXY and NO_PROXY",
+    ),
+    "socks": (
+        "the proxy is a SOCKS one, and this install of vllm-mlx lacks `socksio`",
+        "run `car-vllm install --upgrade`, which brings it, or set HTTPS_PROXY to an HTTP proxy",
+    ),
+    "certificate": (
+        "the certificate of the Hub, or of a proxy before it, is not trusted: {said}",
+        "set SSL_CERT_FILE to the certificates of your network, or connect to another one",
+    ),
+    "strange": (
+        "what answers is not the Hub: `{said}`",
+        "log in to the network in a browser, or check HF_ENDPOINT",
+    ),
+    "slow": (
+        "what answers for the Hub did not finish within {said} s",
+        "try again, or check the network and HF_ENDPOINT",
+    ),
+    "cut": ("the connection broke again and again", "try again{goes_on}"),
+    "killed": ("it was killed by {said}", "try again{goes_on}"),
+    "down": ("the Hub is out of order", "try again later"),
+    "unknown": ("{said}", "read `{log}`"),
+}
+
+
+def _explain(
+    source: str, revision: str | None, verdict: dict[str, Any], attempt: Attempt
+) -> tuple[str, str]:
+    kind = "no-room" if "needed" in verdict else str(verdict["kind"])
+    message, hint = _EXPLANATIONS.get(kind, _EXPLANATIONS["unknown"])
+    needed, free = (int(verdict.get(name, 0)) // _MB for name in ("needed", "free"))
+    facts = {
+        "token": _token_state(),
+        "page": f"{hub_endpoint()}/{source}",
+        "near": _near(source),
+        "revision": revision,
+        "said": verdict.get("said") or "it said nothing about why",
+        "needed": needed,
+        "free": free,
+        "lacking": max(1, needed - free),
+        "folder": verdict.get("folder"),
+        "goes_on": "" if attempt == "ask" else _GOES_ON,
+        "log": verdict.get("log", "the log of the download"),
+    }
+    return message.format(**facts), hint.format(**facts)
+
+
+def _token_state() -> str:
+    if hub_token():
+        return "its licence has not been accepted by the account of your token"
+    return "no HF_TOKEN is set"
+
+
+def _near(source: str) -> str:
+    near = " or ".join(f"`{name}`" for name in nearest_ids(source) if name != source)
+    private = "for a private repository set HF_TOKEN"
+    return f"did you mean {near}? {private}" if near else f"check the name; {private}"

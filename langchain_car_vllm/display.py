@@ -118,7 +118,10 @@ def describe(name: str, progress: Progress) -> str:
     title = _TITLES[progress.stage]
     subject = f"{title} {name}" if progress.stage in {"download", "load"} else title
     amount = _amount(progress.done, progress.total) if progress.stage == "download" else ""
-    return ": ".join(part for part in (subject, amount or progress.detail) if part)
+    detail = progress.detail
+    if detail.startswith(title):  # the same, or more exactly: an adapter
+        subject, detail = detail.replace("`", ""), ""
+    return ": ".join(part for part in (subject, amount or detail) if part)
 
 
 def _amount(done: int | None, total: int | None) -> str:

@@ -36,6 +36,16 @@ _TAKEN = {
     "stop": "a text or a list of texts",
     "server_args": 'a list of words, such as `["--max-tokens", "4096"]`',
 }
+# Pydantic's kinds of errors, as what may be written instead.
+_WANTED = {
+    "bool": "True or False",
+    "dict": "a dictionary",
+    "finite": "a finite number",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "string": "a text",
+}
 # They are about a server that this package starts.
 _OF_OUR_SERVER = (
     "revision",
@@ -190,9 +200,14 @@ def configuration_error(error: ValidationError) -> ConfigurationError:
         return ConfigurationError(f"`{name}` is missing")
     given = first["input"]
     is_shown = bool(parts) and parts[0] not in _SECRETS and isinstance(given, _SCALARS)
+    instead = f", not `{given!r:.100}`" if is_shown else ""
     if parts and (taken := _TAKEN.get(parts[0])):
-        instead = f", not `{given!r:.100}`" if is_shown else ""
         return ConfigurationError(f"`{parts[0]}` must be {taken}{instead}")
+    wanted = _WANTED.get(first["type"].partition("_")[0])
+    if first["type"] == "literal_error":
+        wanted = str(first["ctx"]["expected"]).replace("'", "`")
+    if parts and wanted:
+        return ConfigurationError(f"`{name}` must be {wanted}{instead}")
     # The input of an error of the whole is the whole, secrets and all.
     if not is_shown:
         return ConfigurationError(f"`{name}` cannot be used: {first['msg']}")

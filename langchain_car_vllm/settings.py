@@ -318,19 +318,12 @@ class ChatSettings(ServerFields):
 
     @model_validator(mode="after")
     def _check_generation(self) -> Self:
-        for name in ("timeout", "max_tokens", "thinking_budget", "repetition_penalty"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"`{name}` must be more than 0, not {value}")
-        for name in ("temperature", "top_p", "top_k", "min_p", "max_retries"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigurationError(f"`{name}` must be 0 or more, not {value}")
-        for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            if value is not None and not value <= 1:
-                raise ConfigurationError(f"`{name}` must be at most 1, not {value}")
+        names = (*parameters.SAMPLING, "timeout", "thinking_budget")
+        parameters.check_values({name: getattr(self, name) for name in names})
+        if self.max_retries < 0:
+            raise ConfigurationError(f"`max_retries` must be 0 or more, not {self.max_retries}")
         parameters.check_names(self.model_kwargs, parameters.IN_A_CALL)
+        parameters.check_values(self.model_kwargs)
         parameters.logprob_fields({"logprobs": self.logprobs, "top_logprobs": self.top_logprobs})
         return self
 

@@ -9,6 +9,7 @@ import pytest
 from darwin_tcp import _everywhere, darwin_rules  # noqa: F401
 from hypothesis import HealthCheck, settings
 
+from langchain_car_vllm import user_warnings
 from langchain_car_vllm.wire.transport import remote
 
 _SLOW = [
@@ -58,3 +59,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _forgotten_endpoints() -> None:
     """Another test's server may have had the port that this one's gets."""
     remote.forget()
+
+
+@pytest.fixture(autouse=True)
+def _untold_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told once per process is told anew in each test, in whatever order they run."""
+    monkeypatch.setattr(user_warnings, "_told", set())

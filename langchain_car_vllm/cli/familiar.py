@@ -76,10 +76,14 @@ class FamiliarGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command that a word stands for."""
-        found = super().get_command(ctx, _SAME.get(cmd_name, cmd_name))
-        if found is None and cmd_name in _MEANT:
-            ctx.fail(f"there is no `{cmd_name}`: {_MEANT[cmd_name]}")
-        return found
+        return super().get_command(ctx, _SAME.get(cmd_name, cmd_name))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Answer a word of another tool before the nearest command is proposed for it."""
+        word = args[0] if args else ""
+        if word in _MEANT and word not in self.commands:
+            ctx.fail(f"there is no `{word}`: {_MEANT[word]}")
+        return super().resolve_command(ctx, args)
 
 
 def _usage_name(argument: Any) -> str:

@@ -182,6 +182,7 @@ _HINTS = {
     401: "pass the endpoint's key as `api_key` or set CAR_VLLM_MLX_API_KEY",
     504: "raise `timeout`, or lower `max_tokens`",
 }
+_TOO_MANY = "max_tokens exceeds server limit"
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
 _FAILED = 500
@@ -228,6 +229,8 @@ def error_for_status(status: object, text: str, log_path: Path | None = None) ->
     cls = _BY_STATUS.get(code)
     if cls is None:
         cls = ServerFailedError if code >= _FAILED else InvalidRequestError
+    if _TOO_MANY in text:
+        hint = "lower `max_tokens`, or give the server a higher `--max-request-tokens`"
     is_missing = code == _BAD_REQUEST and bool(_NO_MODEL.search(text))
     if code == _NOT_FOUND and not _NO_PATH.match(text) and not _TYPE.search(text):
         is_missing = True

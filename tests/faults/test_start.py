@@ -114,6 +114,30 @@ def test_death_while_loading_is_reported_at_once(fake: Fake):
     assert fake.state().phase == "stopped"
 
 
+@pytest.mark.parametrize(
+    ("last_words", "cure"),
+    [
+        ("TypeError: ModelArgs.__init__() missing 2 required positional arguments", "config.json"),
+        ("ValueError: the moon is in the wrong house", "doctor --selftest --model"),
+        ("", "doctor --selftest --model"),
+    ],
+)
+def test_every_failed_start_has_a_cure(fake: Fake, last_words: str, cure: str):
+    """Also one whose last words nobody here has heard before."""
+    fake.switch(load_exit=1, load_error=last_words)
+    with pytest.raises(ServerStartError) as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert cure in (caught.value.hint or "")
+
+
+def test_a_binary_that_is_something_else_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """It ends at once and says nothing, whatever its exit code."""
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", "/bin/true")
+    with pytest.raises(ServerStartError, match="exit code 0") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert "unset CAR_VLLM_MLX_BIN" in (caught.value.hint or "")
+
+
 def test_failed_start_is_tried_again_by_the_next_call(fake: Fake):
     """A failure sticks to nobody but those who waited for it."""
     fake.switch(load_exit=1, load_error="Error: no")

@@ -1,10 +1,12 @@
 """What is refused at construction, and what a model object can be used for."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from langchain_core.load import dumpd, load
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnknownModelError
+from langchain_car_vllm.wire.request import parameters
 
 MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
 
@@ -82,11 +85,45 @@ def test_values_that_cannot_work_are_refused_by_name(name, value):
         ("stop", [5], "a list of texts"),
         ("keep_alive", [], '"10m"'),
         ("disable_streaming", "tools", '"tool_calling"'),
+        ("timeout", "soon", "a number, not `'soon'`"),
+        ("max_tokens", 1.5, "a whole number, not `1.5`"),
+        ("validate_model_on_init", "maybe", "True or False"),
+        ("engine", "fast", "`auto`, `simple` or `batched`"),
+        ("extra_body", [1], "a dictionary"),
+        ("default_headers", 5, "a dictionary"),
+        ("revision", 5, "a text, not `5`"),
+        ("server_args", None, '["--max-tokens", "4096"]'),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_may_be_written(name, value, right):
     """Not with the members of a union or the kinds that pydantic tried."""
     assert right in str(_refused(f"`{name}` must be", **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, bad) for name in parameters.SAMPLING for bad in (math.nan, math.inf, -math.inf)],
+        *[(name, -1) for name in ("temperature", "top_p", "top_k", "min_p", "max_tokens")],
+        ("repetition_penalty", 0),
+        ("top_p", 2),
+        ("min_p", 1.5),
+        ("timeout", math.inf),
+        ("thinking_budget", 0),
+    ],
+)
+def test_what_a_constructor_refuses_every_call_refuses_too(name, value):
+    """By the same words, in `bind`, in `model_kwargs` and in the call; nothing is sent."""
+    refusals = [_refused(f"`{name}` must be", **{name: value})]
+    refusals.append(_refused(f"`{name}` must be", model_kwargs={name: value}))
+    model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
+    for call in (model.bind(**{name: value}).invoke, partial(model.invoke, **{name: value})):
+        with pytest.raises(ConfigurationError) as caught:
+            call("hi")
+        refusals.append(caught.value)
+    is_whole = name in ("top_k", "max_tokens") and isinstance(value, float)
+    told = {str(refusal).partition(", not")[0] for refusal in refusals}
+    assert len(told) == 1 or is_whole
 
 
 @pytest.mark.parametrize("name", ["server_env", "default_headers", "api_key"])
@@ -247,7 +284,6 @@ def test_secrets_are_neither_written_down_nor_shown():
     """Keys, headers and the server's environment stay out of dumps and representations."""
     model = ChatVllmMlx(
         model=MODEL,
-        api_key="s3cret",
         default_headers={"x-key": "s3cret"},
         server_env={"HF_TOKEN": "s3cret"},
     )

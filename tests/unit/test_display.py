@@ -46,10 +46,17 @@ class Recorder:
     [
         (
             Progress("queued", "waiting for the server to stop"),
-            "waiting: waiting for the server to stop",
+            "waiting for the server to stop",
         ),
         (Progress("install", "resolved 75 packages"), "installing vllm-mlx: resolved 75 packages"),
+        (Progress("queued", "asking the Hub about `m`"), "waiting: asking the Hub about `m`"),
         (Progress("download"), "downloading m"),
+        (Progress("download", "downloading `m`", 0), "downloading m"),
+        (Progress("download", "downloading the adapter `a`"), "downloading the adapter a"),
+        (
+            Progress("download", "another process is downloading `m`"),
+            "downloading m: another process is downloading `m`",
+        ),
         (Progress("download", done=0), "downloading m"),
         (Progress("download", done=70_000_000), "downloading m: 70 MB"),
         (Progress("download", done=0, total=500_000_000), "downloading m: 0 of 500 MB"),

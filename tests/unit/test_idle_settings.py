@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import langchain_car_vllm
-from langchain_car_vllm import ChatVllmMlx, user_warnings
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.settings import ServerFields
 
 CLASSES = [
@@ -27,12 +27,6 @@ OF_OUR_SERVER = {
     "server_args": ["--max-num-seqs", "4"],
     "server_env": {"TOKEN": "hush"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is told once per process is told anew in each test."""
-    monkeypatch.setattr(user_warnings, "_told", set())
 
 
 def told(make: Any) -> list[warnings.WarningMessage]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from langchain_car_vllm import ChatVllmMlx, errors, user_warnings
+from langchain_car_vllm import ChatVllmMlx, errors
 from langchain_car_vllm.user_warnings import warn_user
 
 NOBODY = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}
@@ -23,9 +23,8 @@ async def _ainvoke() -> None:
 
 
 @pytest.mark.parametrize("call", [_invoke, lambda: asyncio.run(_ainvoke())])
-def test_the_line_is_one_of_the_program(call, monkeypatch, socket_enabled: None):
+def test_the_line_is_one_of_the_program(call, socket_enabled: None):
     """Not one of this package or of LangChain, which stand between the two."""
-    monkeypatch.setattr(user_warnings, "_told", set())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()

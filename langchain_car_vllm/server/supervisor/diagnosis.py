@@ -127,6 +127,10 @@ _HINTS = (
         "its weights are in another form than MLX's, such as GPTQ or AWQ: choose an MLX conversion",
     ),
     (
+        ("required positional argument",),
+        "its `config.json` is not whole: download the model again, or choose another conversion",
+    ),
+    (
         ("failed to map segment from shared object",),
         f"the disk of the install lets no program run (noexec): {ELSEWHERE}",
     ),

@@ -8,6 +8,7 @@ from typing import Literal
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import VllmRuntime
+from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, serve_arguments
@@ -188,13 +189,27 @@ def load(
             evict_idle_servers(context)
     error = ServerStartError(
         f"`{context.spec.served_name}` could not be started: {diagnosis.sentence}",
-        hint=diagnosis.hint,
+        hint=diagnosis.hint or _last_resort(runtime, diagnosis),
         exit_code=code,
         log_tail=diagnosis.tail,
         log_path=log,
     )
     error.is_retryable = cause is not None and not diagnosis.out_of_memory
     raise error
+
+
+def _last_resort(runtime: VllmRuntime, diagnosis: Diagnosis) -> str:
+    """Return what to do about a start of whose end nothing is known that would cure it."""
+    if not any(line.strip() for line in diagnosis.tail):
+        named = "unset CAR_VLLM_MLX_BIN" if overriding_binary() else "take it off PATH"
+        return (
+            f"`{runtime.server}` ended without a word, so it may be no `vllm-mlx`: {named}, or "
+            "repair the install with `car-vllm install --upgrade`"
+        )
+    return (
+        "`car-vllm doctor --selftest --model` tries this install with a small model: where that "
+        "passes, choose another conversion of yours, or report the log to vllm-mlx"
+    )
 
 
 def _passing_cause(code: int | None, diagnosis: Diagnosis) -> Literal["port", "death"] | None:

@@ -173,6 +173,8 @@ class Attempt:
             deltas.extend(self._note(self._promote_thought()))
         elif self.is_lost and not self.repeats_loss:
             self._warn_of_loss()
+        elif not self.is_lost and not self.called and not self.text.strip():
+            self._warn_of_silence()
         return deltas
 
     def _spoil_calls(self) -> list[Delta]:
@@ -242,6 +244,16 @@ class Attempt:
             "parsers kept them, such as a tool call that is not JSON",
             EmptyAnswerWarning,
         )
+
+    def _warn_of_silence(self) -> None:
+        """Warn of a model that ended its turn at once, which looks like a fault of the server."""
+        is_wanted = self.body.get("max_tokens") == 1 or self.body.get("stop")
+        if self.answer.finish_reason == "stop" and not is_wanted:
+            warn_user(
+                "the answer is empty: the model ended its turn at once. Put what it is to do into "
+                "the last message, or use a larger model",
+                EmptyAnswerWarning,
+            )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Source: the request schema of vllm-mlx 0.6.0 (`api/models.py`), which ignores wh
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -184,7 +185,9 @@ _KINDS: dict[str, _Kind] = {
     "tools": _Kind("a list", (list, tuple)),
 }
 MOST_TOP_LOGPROBS = 20
-_POSITIVE = ("timeout", "max_tokens", "thinking_budget")
+_POSITIVE = ("timeout", "max_tokens", "thinking_budget", "repetition_penalty")
+_NATURAL = ("temperature", "top_p", "top_k", "min_p")
+_SHARES = ("top_p", "min_p")
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
@@ -206,10 +209,10 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def check_values(given: Mapping[str, Any]) -> None:
-    """Refuse values of a call that cannot work; what the constructor takes is checked there.
+    """Refuse values that cannot work, of a call as of a constructor.
 
     Raises:
-        ConfigurationError: A value is of the wrong kind.
+        ConfigurationError: A value is of the wrong kind, or out of its range.
     """
     for name, value in given.items():
         kind = _KINDS.get(name)
@@ -217,8 +220,21 @@ def check_values(given: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, kind.types):
             raise ConfigurationError(f"`{name}` must be {kind.title}, not `{value!r}`")
-        if name in _POSITIVE and not value > 0:
-            raise ConfigurationError(f"`{name}` must be more than 0, not {value}")
+        if problem := _find_problem(name, value):
+            raise ConfigurationError(f"`{name}` must be {problem}, not {value}")
+
+
+def _find_problem(name: str, value: Any) -> str | None:
+    """Return what a value must be and is not."""
+    if name in _POSITIVE and not value > 0:
+        return "more than 0"
+    if name in _NATURAL and not value >= 0:
+        return "0 or more"
+    if name in _SHARES and not value <= 1:
+        return "at most 1"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    return None
 
 
 def logprob_fields(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _hint_for_path(url: str, text: str) -> str | None:
         if url.endswith(end):
             return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
     if not re.search(r"/v\d+(/|$)", url):
-        return f"did you mean `{url}/v1`?"
+        return f"did you mean `{url.removesuffix('/api')}/v1`?"  # Ollama's own API is at /api
     if text.strip().lower() in ("", "not found"):
         return "`base_url` must be the root of an OpenAI API, such as `http://127.0.0.1:8000/v1`"
     return None

@@ -73,6 +73,9 @@ def test_version_in_every_way_of_asking(cli: Cli, word: str):
         ("generate", "run M"),
         ("unload", "stop M"),
         ("upgrade", "install --upgrade"),
+        ("clean", "rm M"),
+        ("status", "ps"),
+        ("get", "pull M"),
     ],
 )
 def test_words_of_other_tools(cli: Cli, word: str, meant: str):
@@ -80,6 +83,7 @@ def test_words_of_other_tools(cli: Cli, word: str, meant: str):
     done = cli(word, "x")
     assert done.returncode == 2
     assert f"`car-vllm {meant}" in done.stderr
+    assert "Did you mean" not in done.stderr
 
 
 def test_words_that_mean_the_same(cli: Cli):

@@ -185,12 +185,21 @@ def test_a_forgotten_v1_is_told(serve):
     model, _ = serve(Reply(text="yes"))
     for url, hint in (
         (model.base_url.removesuffix("/v1"), "did you mean `http://127.0.0.1:.*/v1`"),
+        (model.base_url.removesuffix("v1") + "api", "did you mean `http://127.0.0.1:[0-9]+/v1`"),
         (f"{model.base_url}/chat/completions", "`http://127.0.0.1:[0-9]+/v1`"),
         (f"{model.base_url}/v1", "root of an OpenAI API"),
     ):
         with pytest.raises(InvalidRequestError, match=hint) as caught:
             ChatVllmMlx(model="m", base_url=url).invoke("hi")
         assert not isinstance(caught.value, ModelMissingError)
+
+
+def test_more_tokens_than_the_server_gives_are_told_with_the_cure(serve):
+    """Its own 400 names no flag."""
+    model, _ = serve(Reply(text="yes"))
+    with pytest.raises(InvalidRequestError, match="exceeds server limit") as caught:
+        model.invoke("hi", max_tokens=40_000)
+    assert "--max-request-tokens" in (caught.value.hint or "")
 
 
 def test_a_404_for_something_else_is_not_a_missing_model():

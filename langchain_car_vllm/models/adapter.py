@@ -32,7 +32,10 @@ def adapter_source(adapter: str) -> str:
         ConfigurationError: It is neither.
     """
     if adapter.startswith(("/", "./", "../", "~")) or adapter in (".", ".."):
-        return absolute_path(adapter)
+        try:
+            return absolute_path(adapter)
+        except ValueError as error:
+            raise ConfigurationError(f"`adapter` cannot be `{adapter}`: {error}") from error
     if not _REPOSITORY.fullmatch(adapter):
         raise ConfigurationError(
             f"`adapter` cannot be `{adapter}`",

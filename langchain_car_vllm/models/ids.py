@@ -87,6 +87,16 @@ def written(model: str | os.PathLike[str]) -> str:
     return text if _LOCAL.match(text) else f"./{text}"
 
 
+def anchor_path(model: str) -> str:
+    """Return a model id that means the same wherever the program goes: no path is relative.
+
+    Raises:
+        ValueError: It is relative to a directory that is gone.
+    """
+    text = model.strip()
+    return absolute_path(text) if text.startswith(".") else model
+
+
 def is_repository(name: str) -> bool:
     """Return whether a name has the form of a Hub repository, `org/repo`."""
     return (

@@ -306,3 +306,40 @@ def test_a_model_survives_pickle_copies_and_load():
             valid_namespaces=["langchain_car_vllm"],
         )
     assert (loaded.model, loaded.temperature) == (MODEL, 0.5)
+
+
+@pytest.mark.parametrize("given", ["./model", Path("model"), "../here/model"])
+def test_a_relative_path_means_the_same_wherever_the_program_goes(
+    given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A program that changes its directory, or a worker that starts in another, asks one model."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    for folder in (here / "model", here / "tuned"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    monkeypatch.chdir(here)
+    model = ChatVllmMlx(given, adapter="./tuned", draft="./model")
+    former = model._spec()
+    assert (former.source, former.adapter) == (str(here / "model"), str(here / "tuned"))
+    monkeypatch.chdir(there)
+    for other in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert other._spec() == former
+    with pytest.raises(UnknownModelError, match="there/model"):
+        model._spec("./model")
+
+
+def test_the_name_of_somebody_elses_model_is_no_path():
+    """Their server may call it whatever it likes."""
+    assert ChatVllmMlx("./model", base_url="http://127.0.0.1:9/v1").model == "./model"
+
+
+def test_a_path_from_a_directory_that_is_gone_is_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Never Python's own."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for fields in ({"model": "./m"}, {"adapter": "./m"}, {"draft": "./m"}):
+        _refused("working directory is gone", **fields)

@@ -122,6 +122,25 @@ async def test_what_is_to_be_validated_is_by_the_first_call(
         assert "refused" in str(caught.value) if base_url else "safetensors" in str(caught.value)
 
 
+@pytest.mark.parametrize("way", ["./some-model", "../some-model", " ./some-model ", "."])
+async def test_a_relative_path_is_taken_on_the_loop(
+    way: str, strict: BlockBuster, folder: Path, monkeypatch: pytest.MonkeyPatch, fake_calls
+):
+    """The working directory is in no file; what lies there is still looked at off the loop."""
+    here = folder if way == "." else folder.parent / "x" if ".." in way else folder.parent
+    await asyncio.to_thread(here.mkdir, exist_ok=True)
+    await asyncio.to_thread(monkeypatch.chdir, here)
+    llm = ChatVllmMlx(model=way)
+    assert llm.model == str(folder)
+    await fake_calls(llm)
+    assert llm.profile is not None
+    assert llm.profile["max_input_tokens"] == 4321
+    call = await ChatVllmMlx(model="a/b")._acall(None, {"model": way})
+    assert call.spec.source == str(folder)
+    with pytest.raises(UnknownModelError, match="no directory"):
+        await llm.ainvoke("hi", model="./nothing")
+
+
 async def test_an_adapter_is_not_looked_at(strict: BlockBuster, folder: Path):
     """A folder or a repository on top of a model."""
     for adapter in (str(folder), "~/adapter", "org/adapter"):

@@ -203,7 +203,7 @@ def test_a_path_object_is_a_path(model_directory, monkeypatch):
     models = {parse_model_id(path).source for path in (model_directory, relative)}
     assert models == {str(model_directory)}
     assert ChatVllmMlx(relative)._spec().source == str(model_directory)
-    assert ChatVllmMlx(model=relative).model == f"./{relative}"
+    assert ChatVllmMlx(model=relative).model == str(model_directory)
 
 
 def test_a_model_may_be_named_without_its_keyword(model_directory):

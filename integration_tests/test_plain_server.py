@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableParallel
 from litellm_proxy import free_port
 
+import langchain_car_vllm
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.wire.errors import RequestTimeoutError
 
@@ -87,3 +88,25 @@ def test_a_timeout_breaks_no_later_call(llm: ChatVllmMlx):
     next(parts)
     parts.close()
     assert is_answer(llm.invoke("Say hello."))
+
+
+@pytest.mark.filterwarnings("ignore::langchain_car_vllm.decisions.UnlabelledAnswerWarning")
+def test_decisions_are_those_of_a_server_that_tells_probabilities(
+    llm: ChatVllmMlx, smollm2: str, fast_cpu: dict[str, str]
+):
+    """Bias finds the shares that log probabilities tell, on both engines."""
+    decisions = pytest.importorskip("langchain_core.decisions", reason="langchain-core before 1.8")
+    criteria = {
+        "billing": "Payment, invoice or refund.",
+        "disputes": "A charge that the customer did not make.",
+        "technical": "Something does not work.",
+    }
+    team = decisions.Choice(instructions="Which team should handle this?", criteria=criteria)
+    plain = langchain_car_vllm.VllmMlxDecisions(model=llm.model, base_url=llm.base_url)
+    ours = langchain_car_vllm.VllmMlxDecisions(model=smollm2, server_env=fast_cpu)
+    for state in ("My invoice is wrong.", "The app crashes."):
+        asked = {"state": state, "questions": {"team": team}}
+        told, found = ours.invoke(asked).choices["team"], plain.invoke(asked).choices["team"]
+        print(state, told.probabilities, found.probabilities)
+        for name, share in told.probabilities.items():
+            assert found.probabilities[name] == pytest.approx(share, abs=0.05)

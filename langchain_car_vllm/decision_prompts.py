@@ -61,6 +61,16 @@ def labels_of(question: Noul | Choice | Score) -> list[Label]:
     return [Label(key, meaning) for key, meaning in zip(keys, meanings, strict=False)]
 
 
+def lettered_labels(labels: Sequence[Label]) -> list[Label]:
+    """Return labels whose keys are single characters, in the same order."""
+    if all(len(label.key) == 1 for label in labels):
+        return list(labels)
+    return [
+        Label(letter, f"{key}: {meaning}" if meaning else key)
+        for letter, (key, meaning) in zip(ascii_uppercase, labels, strict=False)
+    ]
+
+
 def messages_for(
     state: Any, question: Noul | Choice | Score, labels: Sequence[Label]
 ) -> list[BaseMessage]:

@@ -1,7 +1,8 @@
 """`VllmMlxDecisions`: typed questions, answered with the probabilities of a chat model."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, TypeVar
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 from langchain_core.decisions import (
     BaseDecisionModel,
@@ -29,12 +30,25 @@ from langchain_car_vllm.decision_prompts import (
     box_schema,
     edges_of,
     labels_of,
+    lettered_labels,
     messages_for,
     messages_for_box,
     shares_of,
 )
 from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
-from langchain_car_vllm.errors import ConfigurationError, ServerFailedError
+from langchain_car_vllm.errors import (
+    CarVllmError,
+    ConfigurationError,
+    InvalidRequestError,
+    ServerFailedError,
+)
+from langchain_car_vllm.label_bisection import (
+    Alphabet,
+    Bias,
+    Comparison,
+    compare_labels,
+    find_alphabet,
+)
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
@@ -57,6 +71,11 @@ class VllmMlxDecisions(ServerFields, BaseDecisionModel, defer_build=False):
     of one token, and its probability is that of the key as the first token of the answer, so labels
     of any length compare fairly. How well calibrated the probabilities are is up to the model.
     `confidence` is the probability of the likeliest label.
+
+    A server that tells no log probabilities, such as a `vllm-mlx` that was started by hand, is
+    asked for one-token answers under a changing `logit_bias` instead: at most eight for each label
+    and four more, for each order. Shares are then known to a sixteenth of a logit, those below
+    0.0003 as 0.
 
     Example:
         ```python
@@ -120,8 +139,15 @@ class VllmMlxDecisions(ServerFields, BaseDecisionModel, defer_build=False):
                 found = _box_chat(chat).invoke(messages_for_box(state, question))
                 decision.note_box(name, found)
                 continue
-            for labels, messages in self._ways(state, question):
-                decision.note(name, labels, chat.invoke(messages, **_ASKING))
+            try:
+                for labels, messages in self._ways(state, question):
+                    decision.note(name, labels, chat.invoke(messages, **_ASKING))
+            except InvalidRequestError as error:
+                _check_lacks_logprobs(error)
+                decision.restart(name)
+                for labels, messages in self._ways(state, question, lettered=True):
+                    comparison = self._compare(chat, messages, labels, decision)
+                    decision.note_comparison(name, labels, comparison)
             decision.settle(name, question)
         return decision.response()
 
@@ -133,16 +159,73 @@ class VllmMlxDecisions(ServerFields, BaseDecisionModel, defer_build=False):
                 found = await _box_chat(chat).ainvoke(messages_for_box(state, question))
                 decision.note_box(name, found)
                 continue
-            for labels, messages in self._ways(state, question):
-                decision.note(name, labels, await chat.ainvoke(messages, **_ASKING))
+            try:
+                for labels, messages in self._ways(state, question):
+                    decision.note(name, labels, await chat.ainvoke(messages, **_ASKING))
+            except InvalidRequestError as error:
+                _check_lacks_logprobs(error)
+                decision.restart(name)
+                for labels, messages in self._ways(state, question, lettered=True):
+                    comparison = await self._acompare(chat, messages, labels, decision)
+                    decision.note_comparison(name, labels, comparison)
             decision.settle(name, question)
         return decision.response()
 
+    def _compare(
+        self,
+        chat: ChatVllmMlx,
+        messages: list[BaseMessage],
+        labels: Sequence[Label],
+        decision: "_Decision",
+    ) -> Comparison:
+        """Ask for one-token answers until it is known how likely labels are."""
+        steps = self._steps(labels)
+        bias = next(steps)
+        while True:
+            answer = chat.invoke(messages, **_BIASED, logit_bias=bias)
+            try:
+                bias = steps.send(decision.read_token(answer))
+            except StopIteration as end:
+                return cast("Comparison", end.value)
+
+    async def _acompare(
+        self,
+        chat: ChatVllmMlx,
+        messages: list[BaseMessage],
+        labels: Sequence[Label],
+        decision: "_Decision",
+    ) -> Comparison:
+        """Do the same without blocking the event loop."""
+        steps = self._steps(labels)
+        bias = next(steps)
+        while True:
+            answer = await chat.ainvoke(messages, **_BIASED, logit_bias=bias)
+            try:
+                bias = steps.send(decision.read_token(answer))
+            except StopIteration as end:
+                return cast("Comparison", end.value)
+
+    def _steps(self, labels: Sequence[Label]) -> Generator[Bias, str, Comparison]:
+        """Return the way to a comparison, which finds out once where the characters stand."""
+        place = (self.base_url, self.model)
+        alphabet = _alphabets.get(place)
+        if alphabet is None:
+            alphabet = yield from find_alphabet()
+        try:
+            found = yield from compare_labels([label.key for label in labels], alphabet)
+        except CarVllmError:
+            _alphabets.pop(place, None)  # another model may have the name by now
+            raise
+        _alphabets[place] = alphabet
+        return found
+
     def _ways(
-        self, state: State, question: Noul | Choice | Score
+        self, state: State, question: Noul | Choice | Score, *, lettered: bool = False
     ) -> list[tuple[list[Label], list[BaseMessage]]]:
         """Return the requests of a question, each with its labels in the question's order."""
         labels = labels_of(question)
+        if lettered:
+            labels = lettered_labels(labels)
         ways = [(labels, messages_for(state, question, labels))]
         if isinstance(question, Choice) and self.both_orders and len(labels) > 1:
             keys = [label.key for label in labels]
@@ -163,6 +246,17 @@ _ASKING: dict[str, Any] = {
     "temperature": 0,
     "reasoning": False,
 }
+
+
+_BIASED: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "reasoning": False}
+_alphabets: dict[tuple[str | None, str], Alphabet] = {}
+"""Where the characters stand in the vocabularies of models that were asked."""
+
+
+def _check_lacks_logprobs(error: InvalidRequestError) -> None:
+    """Raise what a server refuses for another reason than the log probabilities."""
+    if not re.search(r"log.?prob", error.message, re.IGNORECASE):
+        raise error
 
 
 def _box_chat(chat: ChatVllmMlx) -> Any:
@@ -209,6 +303,29 @@ class _Decision:
                 "larger model, or clearer instructions",
                 UnlabelledAnswerWarning,
             )
+        self._note_shares(name, shares)
+
+    def restart(self, name: str) -> None:
+        """Forget what was noted of a question's labels."""
+        self._shares.pop(name, None)
+
+    def note_comparison(self, name: str, labels: Sequence[Label], comparison: Comparison) -> None:
+        """Note what a comparison says of the labels."""
+        if comparison.natural not in [label.key for label in labels]:
+            warn_user(
+                f"the model would answer something else than a label to `{name}`: use a larger "
+                "model, or clearer instructions",
+                UnlabelledAnswerWarning,
+            )
+        self._note_shares(name, comparison.shares)
+
+    def read_token(self, answer: AIMessage) -> str:
+        """Return what an answer of one token says, also where a parser takes it for a thought."""
+        self._count(answer)
+        return answer.text or str(answer.additional_kwargs.get("reasoning_content") or "")
+
+    def _note_shares(self, name: str, shares: Sequence[float]) -> None:
+        total = sum(shares)
         self._shares.setdefault(name, []).append([share / total for share in shares])
 
     def settle(self, name: str, question: Noul | Choice | Score) -> None:

@@ -6,6 +6,7 @@ on another model would change nothing, or fail at the first request.
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,13 @@ def check_adapter(adapter: Path, model: Path, *, multimodal: bool) -> None:
         UnservableModelError: Parts of it are missing, or it belongs to another model.
     """
     if multimodal:
-        raise _obstacle(adapter, "adapters are served on models of text alone", "")
+        paths = ("--model", str(model), "--adapter-path", str(adapter))
+        raise _obstacle(
+            adapter,
+            "vllm-mlx loads no adapter on its route for models that take media",
+            f"fuse it with `{shlex.join(('python', '-m', 'mlx_lm', 'fuse', *paths))}` and serve "
+            "the result, or train on a model of text alone",
+        )
     files = list_folder(adapter)
     if WEIGHTS not in files and "adapter_model.safetensors" in files:
         raise _obstacle(adapter, "it is PEFT's, which mlx-lm cannot read", _TRAIN)

@@ -13,9 +13,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+from fakes.vocabulary import Vocabulary
 
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -180,6 +182,7 @@ class Dialect:
         vectors: What becomes of the vectors that are sent.
         scores: What becomes of the scores that are sent.
         tells_logprobs: Whether it tells log probabilities, as a mended server does.
+        vocabulary: What its model's tokens are; None for a server that ignores `logit_bias`.
         closed: How many streams ended because the client went away.
         status: What `/v1/status` tells of the requests, None for a server without it.
     """
@@ -208,6 +211,7 @@ class Dialect:
         self.vectors: Callable[[list[dict[str, Any]]], Any] = lambda data: data
         self.scores: Callable[[list[dict[str, Any]]], Any] = lambda results: results
         self.tells_logprobs = True
+        self.vocabulary: Vocabulary | None = Vocabulary()
         self.closed = 0
         self.status: Callable[[], dict[str, Any]] | None = dict
         self._lock = threading.Lock()
@@ -289,6 +293,9 @@ class Dialect:
         if form != "text" and body.get("tools") and body.get("tool_choice") != "none":
             return _json(400, {"detail": "tools and response_format cannot be combined"})
         reply = self.script(body)
+        bias = body.get("logit_bias") or {}
+        if reply.likely and any(bias.values()) and self.vocabulary is not None:
+            reply = replace(reply, text=self.vocabulary.likeliest(reply.likely, bias))
         if reply.status is not None:
             if isinstance(reply.detail, str) and reply.status == 500:
                 return Response(500, reply.detail.encode(), "text/plain")

@@ -161,8 +161,9 @@ def test_what_cannot_be_served_is_refused_before_a_start(model: Path, adapter: P
 def test_a_route_without_adapters_is_refused(model: Path, adapter: Path):
     """The server's multimodal route loads models in another way."""
     check_adapter(adapter, model, multimodal=False)
-    with pytest.raises(UnservableModelError, match="text alone"):
+    with pytest.raises(UnservableModelError, match="route for models that take media") as caught:
         check_adapter(adapter, model, multimodal=True)
+    assert f"mlx_lm fuse --model {model} --adapter-path {adapter}" in (caught.value.hint or "")
 
 
 def test_the_adapter_goes_on_the_served_model_and_on_no_other(

@@ -100,11 +100,17 @@ def _last_words(said: Sequence[str]) -> list[str]:
     began = next((n for n, line in enumerate(lines) if line.startswith(_UV_ERRORS)), None)
     if began is None:
         return lines[-_DETAIL_LINES:]
-    causes = [line for line in lines[began:] if line.lstrip().startswith(_UV_CAUSES)]
-    return [lines[began], causes[-1]] if causes else lines[began : began + _DETAIL_LINES]
+    causes = [n for n, line in enumerate(lines) if n > began and _is_cause(line)]
+    if not causes:
+        return lines[began : began + _DETAIL_LINES]
+    return [lines[began], *lines[causes[-1] :][: _DETAIL_LINES - 1]]
 
 
-_UV_CAUSES = ("cause:", "Caused by:")
+def _is_cause(line: str) -> bool:
+    return line.lstrip().startswith(_UV_CAUSES)
+
+
+_UV_CAUSES = ("cause:", "Caused by:", "\u251c\u2500\u25b6", "\u2570\u2500\u25b6")
 _UV_ERRORS = ("error:", "  \u00d7 ")
 _HINTS = (
     (("No space left on device", "os error 28"), "free some disk space and try again"),

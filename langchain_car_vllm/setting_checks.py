@@ -1,7 +1,7 @@
 """What can be wrong with a setting, told in a sentence that says what to write instead."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -185,6 +185,24 @@ def _check_host(parts: SplitResult) -> None:
             parts.hostname.encode("idna")
         except UnicodeError as error:
             raise ValueError(f"its host is not a name ({error})") from error
+
+
+def check_texts(given: Mapping[str, object]) -> None:
+    """Refuse texts that cannot be written, as the name of a file in another encoding is."""
+    for name, value in given.items():
+        try:
+            if isinstance(value, str):
+                value.encode()
+        except UnicodeEncodeError:
+            raise encoding_error(f"`{name}`") from None
+
+
+def encoding_error(what: str) -> ConfigurationError:
+    """Return the error for a setting that cannot be written, without what it holds."""
+    return ConfigurationError(
+        f"{what} holds characters that cannot be written in UTF-8",
+        hint="rename the file or folder, or correct the text",
+    )
 
 
 def configuration_error(error: ValidationError) -> ConfigurationError:

@@ -35,8 +35,10 @@ from langchain_car_vllm.setting_checks import (
     check_positive,
     check_revision,
     check_server,
+    check_texts,
     checked_url,
     configuration_error,
+    encoding_error,
     endpoint_key,
     warn_of_no_effect,
 )
@@ -106,6 +108,7 @@ class ServerFields(BaseModel):
         for name in ("model", "adapter", "draft"):
             if isinstance(given.get(name), os.PathLike):
                 given[name] = written(given[name])
+        check_texts(given)
         parameters.check_names(given, type(self).model_fields)
         if "model" not in given:
             raise ConfigurationError("`model` is missing", hint=_EXAMPLE)
@@ -113,6 +116,8 @@ class ServerFields(BaseModel):
             super().__init__(**given)
         except ValidationError as error:
             raise configuration_error(error) from None
+        except UnicodeEncodeError:
+            raise encoding_error("a setting") from None
 
     @field_serializer("base_url", "server_args", "extra_body", "model_kwargs", check_fields=False)
     def _serialize_masked(self, value: Any, info: FieldSerializationInfo) -> Any:

@@ -83,6 +83,11 @@ def find_damage(path: Path) -> Damage | None:
     return _damage(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
+# What somebody else's header can do to whoever believes it.
+_UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError),
+    *(RecursionError, OverflowError, MemoryError),
+)
 _AGAIN = "download the model again, or remove the file if it does not belong to the model"
 
 
@@ -104,7 +109,7 @@ def _damage(path: Path, size: int, _changed: int, _inode: int) -> Damage | None:
     except OSError as error:
         wrong = file_error(path, error)
         return Damage(f"cannot be read: {error.strerror}", wrong.hint or _AGAIN)
-    except (ValueError, TypeError, RecursionError, OverflowError, MemoryError):
+    except _UNREADABLE:
         end = None
     if end is None:
         return Damage("is not in the safetensors format", _AGAIN)
@@ -125,7 +130,7 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, *_UNREADABLE):
         return {}
 
 

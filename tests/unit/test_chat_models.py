@@ -329,6 +329,13 @@ def test_a_relative_path_means_the_same_wherever_the_program_goes(
         model._spec("./model")
 
 
+@pytest.mark.parametrize("name", ["model", "revision", "api_key", "base_url"])
+def test_what_is_not_text_is_named_and_not_shown(name):
+    """As the name of a folder in another encoding comes from the system."""
+    error = _refused(f"`{name}` holds characters", **{name: "http://a/\udcff"})
+    assert "udcff" not in ascii(str(error))
+
+
 def test_the_name_of_somebody_elses_model_is_no_path():
     """Their server may call it whatever it likes."""
     assert ChatVllmMlx("./model", base_url="http://127.0.0.1:9/v1").model == "./model"

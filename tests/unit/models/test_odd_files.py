@@ -4,18 +4,21 @@ import contextlib
 import errno
 import json
 import os
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
 from langchain_car_vllm.errors import CarVllmError, UnservableModelError
 from langchain_car_vllm.models import find_snapshot, model_profile, parse_model_id, read_model_facts
 from langchain_car_vllm.models.download import measure_download
 from langchain_car_vllm.models.model_files import load_object, read_bytes
 from langchain_car_vllm.models.servable import find_obstacle
 from langchain_car_vllm.models.snapshot import find_commit, served_source
+from langchain_car_vllm.models.weights import find_damage, read_shapes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = settings(
@@ -282,3 +285,33 @@ def test_a_home_that_nobody_has(monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", lambda _uid: (_ for _ in ()).throw(KeyError("uid")))
     monkeypatch.setenv("HF_HOME", "~/hf")
     assert find_snapshot("org/odd") is None
+
+
+TENSORS = st.one_of(
+    ANYTHING,
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("shape", "dtype", "data_offsets"), ANYTHING)),
+)
+HEADERS = st.one_of(ANYTHING, st.dictionaries(st.text(max_size=8), TENSORS, max_size=3))
+
+
+@SETTINGS
+@given(HEADERS)
+def test_any_header_of_weights_is_read_or_refused(tmp_path, header):
+    """One such file in the Hub's cache once kept `car-vllm list` from showing the others."""
+    text = json.dumps(header).encode()
+    path = tmp_path / f"{abs(hash(text))}.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 16)
+    damage = find_damage(path)
+    assert damage is None or damage.hint
+    assert all(isinstance(size, int) for sizes in read_shapes(path).values() for size in sizes)
+
+
+@SETTINGS
+@given(
+    st.text(st.characters(), min_size=1, max_size=12), st.sampled_from(["", "/tmp/", "./", "o/"])
+)
+def test_any_text_is_a_model_or_an_error_of_this_package(text, before):
+    """Also the name of a folder that is not written in UTF-8."""
+    for make in (ChatVllmMlx, VllmMlxEmbeddings):
+        with contextlib.suppress(CarVllmError):
+            make(before + text)

@@ -131,8 +131,10 @@ def open_browser(folder: Path) -> Any:
     flags += " --disable-dev-shm-usage"
     for flag in [*flags.split(), f"--user-data-dir={tempfile.mkdtemp(dir=folder)}"]:
         options.add_argument(flag)
+    # The BLAS that the server takes from the environment starts threads, which crash a renderer.
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
-        return webdriver.Chrome(options, webdriver.ChromeService(driver))
+        return webdriver.Chrome(options, webdriver.ChromeService(driver, env=env))
     except WebDriverException:
         return None
 

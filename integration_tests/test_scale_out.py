@@ -3,12 +3,13 @@
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from langchain_car_vllm.errors import AuthenticationError
 from langchain_car_vllm.server.state import read_state
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
-ROOT = Path(__file__).parents[1]
+LITELLM = Path(__file__).parents[1] / "examples" / "scale_out" / "litellm"
 
 
 class City(BaseModel):
@@ -47,34 +48,53 @@ def served(model: str, home: Path, environment: dict[str, str]) -> tuple[subproc
     return process, json.loads(process.stdout.readline())
 
 
+class Server(NamedTuple):
+    """One of two servers, each as on a Mac of its own."""
+
+    home: Path
+    published: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """The key that `serve` made."""
+        return Path(self.published["api_key_file"]).read_text().strip()
+
+
 @pytest.fixture(scope="module")
-def fleet(
-    litellm: Path, smollm2: str, fast_cpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, str, list[Path]]]:
-    """The address of the proxy, its key, and the homes of the two servers behind it."""
+def servers(
+    smollm2: str, fast_cpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Server]]:
+    """Two supervised servers, each with a home of its own."""
     homes = [tmp_path_factory.mktemp(f"mac-{number}") for number in (1, 2)]
-    servers = [served(smollm2, home, fast_cpu) for home in homes]
-    (_, first), (_, second) = servers
+    started = [served(smollm2, home, fast_cpu) for home in homes]
+    try:
+        yield [Server(home, told) for home, (_, told) in zip(homes, started, strict=True)]
+    finally:
+        for process, _ in started:
+            with process:
+                process.terminate()
+
+
+@pytest.fixture(scope="module")
+def fleet(litellm: Path, servers: list[Server]) -> Iterator[tuple[str, str, list[Path]]]:
+    """The address of the proxy, its key, and the homes of the two servers behind it."""
+    first, second = servers
     key, port = f"sk-{secrets.token_hex(8)}", free_port()
-    keys = homes[0] / "keys.txt"
+    keys = first.home / "keys.txt"
     keys.write_text(f"somebody sk-of-somebody-else\ntests {key}\n")
     environment = {
-        "SERVED_MODEL": f"hosted_vllm/{first['model']}",
-        "FIRST_URL": first["base_url"],
-        "FIRST_KEY": Path(first["api_key_file"]).read_text().strip(),
-        "SECOND_URL": second["base_url"],
-        "SECOND_KEY": Path(second["api_key_file"]).read_text().strip(),
+        "SERVED_MODEL": f"hosted_vllm/{first.published['model']}",
+        "FIRST_URL": first.published["base_url"],
+        "FIRST_KEY": first.key,
+        "SECOND_URL": second.published["base_url"],
+        "SECOND_KEY": second.key,
         "VIRTUAL_KEYS": str(keys),
         "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(16)}",
     }
-    config = ROOT / "examples" / "scale_out" / "litellm" / "config.yaml"
-    try:
-        with running_litellm(litellm, config, environment, port, homes[0] / "litellm.log") as url:
-            yield url, key, homes
-    finally:
-        for process, _ in servers:
-            with process:
-                process.terminate()
+    with running_litellm(
+        litellm, LITELLM / "config.yaml", environment, port, first.home / "litellm.log"
+    ) as url:
+        yield url, key, [server.home for server in servers]
 
 
 def answers(home: Path) -> int:
@@ -95,6 +115,24 @@ def ask(llm: ChatVllmMlx, number: int) -> object:
         bound = llm.bind_tools([weather], tool_choice="weather")
         return bound.invoke("How is the weather in Paris?").tool_calls
     return llm.with_structured_output(City).invoke("Name a city.")
+
+
+def test_the_example_asks_its_question(litellm: Path, servers: list[Server]):
+    """It starts the proxy, gets an answer with a key of its own, and leaves nobody behind."""
+    published = [server.published for server in servers]
+    pairs = [text for told in published for text in (told["base_url"], told["api_key_file"])]
+    port = free_port()
+    done = subprocess.run(
+        [sys.executable, str(LITELLM / "start.py"), published[0]["model"], *pairs],
+        env=os.environ | {"LITELLM": str(litellm), "PORT": str(port)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 5)
 
 
 def test_requests_are_spread_and_a_death_loses_nothing(fleet: tuple[str, str, list[Path]]):

@@ -4,6 +4,7 @@ Time Machine asks for an attribute, which its own tool sets; other programs look
 (https://bford.info/cachedir/).
 """
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -22,7 +23,7 @@ def exclude_from_backups(folder: Path) -> None:
     """Keep a folder out of backups; where that cannot be done it stays in them."""
     with suppress(OSError):
         tag = folder / TAG
-        if not tag.exists():
+        if not is_tagged(folder):
             tag.write_text(_TAG_TEXT, encoding="utf-8")
     if PLATFORM == "darwin":
         with suppress(OSError, subprocess.TimeoutExpired):
@@ -37,4 +38,4 @@ def exclude_from_backups(folder: Path) -> None:
 
 def is_tagged(folder: Path) -> bool:
     """Return whether a folder has been kept out of backups before."""
-    return (folder / TAG).exists()
+    return os.path.exists(folder / TAG)  # noqa: PTH110 - `Path.exists` raises

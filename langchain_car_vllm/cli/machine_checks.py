@@ -260,7 +260,7 @@ def _models() -> str:
     if cache is None:
         raise Finding("there is no folder for models: HOME is not set", "set HOME, or HF_HOME")
     folder = cache
-    while not folder.exists():
+    while not os.path.exists(folder):  # noqa: PTH110 - `Path.exists` raises
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         raise Finding(f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours")

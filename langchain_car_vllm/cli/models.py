@@ -16,13 +16,12 @@ from langchain_car_vllm.cli.output import (
     say,
     size,
 )
-from langchain_car_vllm.errors import (
-    ConfigurationError,
-)
+from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.catalog import PREFIX, catalog
 from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
+from langchain_car_vllm.models.model_files import list_folder
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server.plan import Plan, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
@@ -53,6 +52,7 @@ def list_models(
     """
     names = [e.repository for e in catalog().entries] if in_catalog else sorted(_local_names())
     found = [entry for name in names if (entry := _find_model(name, absent=in_catalog))]
+    _tell_unreadable_folders()
     if as_json:
         print_json([_to_json(entry) for entry in found])
     elif found:
@@ -87,19 +87,39 @@ def odd_models() -> list[ShelvedModel]:
     return [entry for entry in found if entry is not None and entry.problem]
 
 
+def _tell_unreadable_folders() -> None:
+    """Say where models may be that nobody can see."""
+    for folder in filter(None, (hub_cache(), *lm_studio_folders())):
+        try:
+            list_folder(folder)
+        except UnservableModelError as error:
+            if not error.is_missing:
+                say(f"{error}\n")
+
+
 def _local_names() -> set[str]:
     return {*_hub_names(hub_cache()), *_lm_studio_names()}
 
 
 def _hub_names(cache: Path | None) -> Iterator[str]:
-    for folder in cache.glob("models--*--*") if cache else ():
-        yield folder.name.removeprefix("models--").replace("--", "/", 1)
+    for name in _entries(cache) if cache else ():
+        if name.startswith("models--") and "--" in name.removeprefix("models--"):
+            yield name.removeprefix("models--").replace("--", "/", 1)
 
 
 def _lm_studio_names() -> Iterator[str]:
     for root in lm_studio_folders():
-        for folder in root.glob("*/*"):
-            yield f"{folder.parent.name}/{folder.name}"
+        for organisation in _entries(root):
+            for name in _entries(root / organisation):
+                yield f"{organisation}/{name}"
+
+
+def _entries(folder: Path) -> list[str]:
+    """Return what is in a folder, nothing where nobody may look."""
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return []
 
 
 def _find_model(repository: str, *, absent: bool) -> ShelvedModel | None:
@@ -125,10 +145,13 @@ def _find_model(repository: str, *, absent: bool) -> ShelvedModel | None:
 def _begun_bytes(repository: str) -> int:
     """Return what an interrupted download left, 0 where none was interrupted."""
     folder = repository_folder(repository)
-    blobs = list((folder / "blobs").glob("*")) if folder else []
-    if not any(blob.suffix == ".incomplete" for blob in blobs):
+    try:
+        blobs = list_folder(folder / "blobs") if folder else {}
+    except UnservableModelError:
         return 0
-    return sum(blob.stat().st_size for blob in blobs if blob.is_file())
+    if not any(name.endswith(".incomplete") for name in blobs):
+        return 0
+    return sum(blob or 0 for blob in blobs.values())
 
 
 def _row(entry: ShelvedModel) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`rm`: a model's files, and what was kept because of it."""
 
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -103,7 +104,7 @@ def repository_files(source: str) -> list[Path]:
 
 def is_there(path: Path) -> bool:
     """Tell whether there is something by a name, be it a link that leads nowhere."""
-    return path.is_symlink() or path.exists()
+    return os.path.lexists(path)
 
 
 def disk_bytes(folder: Path) -> int:

@@ -19,7 +19,7 @@ from langchain_car_vllm.cli.removal import (
 from langchain_car_vllm.cli.service import remove_service, service_file
 from langchain_car_vllm.runtime.provision import holds_runtime_of_ours, runtime_removal
 from langchain_car_vllm.server import stop_server
-from langchain_car_vllm.server.directory import server_directories
+from langchain_car_vllm.server.directory import explain_os_errors, server_directories
 from langchain_car_vllm.server.prefix_caches import (
     PrefixCache,
     prefix_caches,
@@ -63,7 +63,8 @@ def uninstall(
         raise typer.BadParameter("it belongs to --dry-run", param_hint="--json")
     names = sorted(_model_names())
     caches = prefix_caches()
-    found = [*_find_kept(caches), *(_models(names) if models else ())]
+    with explain_os_errors(paths.car_home()):
+        found = [*_find_kept(caches), *(_models(names) if models else ())]
     if as_json:
         print_json([{**entry._asdict(), "path": str(entry.path)} for entry in found])
         return
@@ -84,7 +85,7 @@ def uninstall(
 
 
 def _find_kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
-    if (file := service_file()) is not None and file.exists():
+    if (file := service_file()) is not None and is_there(file):
         yield _Kept("service", file, disk_bytes(file))
     root = paths.run_root()
     for path in (root, *(root.with_name(name) for name in _KEPT_BESIDE)):

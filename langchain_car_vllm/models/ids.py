@@ -10,7 +10,7 @@ from pathlib import Path
 from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
 from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalize
 from langchain_car_vllm.models.families import UNKNOWN, family_facts
-from langchain_car_vllm.models.model_files import is_file, load_object
+from langchain_car_vllm.models.model_files import file_error, is_file, load_object
 from langchain_car_vllm.paths import absolute_path
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
@@ -165,8 +165,12 @@ def _local_model(text: str, *, read_files: bool) -> ModelId:
 
 
 def _check_directory(text: str, path: Path) -> None:
-    if not os.path.lexists(path):
-        raise _missing_directory(text, path)
+    try:
+        os.lstat(path)
+    except PermissionError as error:  # it may be there all the same
+        raise _refusal(text, file_error(path, error)) from error
+    except (OSError, ValueError) as error:
+        raise _missing_directory(text, path) from error
     if is_file(path):
         raise UnknownModelError(text, f"`{path}` is not a directory")
     _check_config(text, path / "config.json")
@@ -210,9 +214,7 @@ def _check_config(text: str, config: Path) -> None:
         load_object(config)
     except UnservableModelError as error:
         if not error.is_missing:
-            refused = UnknownModelError(text, error.message)
-            refused.hint = error.hint
-            raise refused from error
+            raise _refusal(text, error) from error
         inside = tuple(str(config.parent / name) for name in _models_in(config.parent)[:_NEAREST])
         missing = UnknownModelError(
             text, f"`{config.parent}` holds no `config.json`", nearest=inside
@@ -220,6 +222,13 @@ def _check_config(text: str, config: Path) -> None:
         if not inside:
             missing.hint = "name a folder with `config.json`, a tokenizer and `model*.safetensors`"
         raise missing from error
+
+
+def _refusal(text: str, error: UnservableModelError) -> UnknownModelError:
+    """Return the error for a directory whose files cannot be read."""
+    refused = UnknownModelError(text, error.message)
+    refused.hint = error.hint
+    return refused
 
 
 def _catalog_model(entry: CatalogEntry) -> ModelId:

@@ -11,7 +11,7 @@ from typing import Any
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
-from langchain_car_vllm.models.model_files import file_error, read_object, read_text
+from langchain_car_vllm.models.model_files import file_error, is_file, read_object, read_text
 from langchain_car_vllm.models.remote_code import CODE
 from langchain_car_vllm.models.weights import (
     INDEX,
@@ -99,9 +99,8 @@ def served_source(snapshot: Path, source: str, revision: str | None = None) -> s
     listing = tree_listing(snapshot.parents[1], snapshot.name)
     weights = (TEXT_WEIGHTS, MEDIA_WEIGHTS)
     for name in listing or ():
-        if (
-            any(fnmatch(name, pattern) for pattern in (*_SERVERS_OWN, *weights))
-            and not (snapshot / name).is_file()
+        if any(fnmatch(name, pattern) for pattern in (*_SERVERS_OWN, *weights)) and not is_file(
+            snapshot / name
         ):
             return str(snapshot)
     return source

@@ -40,7 +40,17 @@ def current_host() -> Host:
             platform.mac_ver()[0],
             ask_kernel("hw.optional.arm64", "kern.osproductversion"),
         )
-    return Host(sys.platform, platform.machine(), _numbers(platform.libc_ver()[1]))
+    return Host(sys.platform, platform.machine(), glibc_release(*platform.libc_ver()))
+
+
+def glibc_release(library: str, version: str) -> tuple[int, ...]:
+    """Return the version of glibc, nothing for another library of C, such as Alpine's musl.
+
+    Args:
+        library: What Python calls it; it tells musl since 3.14.
+        version: Its version.
+    """
+    return _numbers(version) if library == "glibc" else ()
 
 
 def mac_host(machine: str, kernel: str, product: str, answer: KernelAnswer) -> Host:

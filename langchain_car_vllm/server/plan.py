@@ -6,6 +6,7 @@ else the catalog, else the name.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -338,7 +339,7 @@ def _download_bytes(spec: ServerSpec, facts: ModelFacts, hub: HubListing | None)
 
 def _free_disk() -> int | None:
     folder = hub_cache()
-    while folder is not None and not folder.exists():
+    while folder is not None and not os.path.exists(folder):  # noqa: PTH110 - `Path` raises
         folder = folder.parent
     try:
         return shutil.disk_usage(folder).free if folder else None

@@ -35,8 +35,11 @@ class PrefixCache(NamedTuple):
 def prefix_caches() -> list[PrefixCache]:
     """Return the saved prefix caches of all servers of this user, the last used first."""
     root = _root()
-    found = []
-    for note in root.glob("*.json") if root else ():
+    found: list[PrefixCache] = []
+    notes: list[Path] = []
+    with suppress(OSError):
+        notes = [path for path in root.iterdir() if path.suffix == ".json"] if root else []
+    for note in notes:
         with suppress(OSError, ValueError, AttributeError):
             key = str(json.loads(note.read_text(encoding="utf-8")).get("key"))
             folder = note.with_suffix("")
@@ -47,7 +50,9 @@ def prefix_caches() -> list[PrefixCache]:
 def keep_out_of_backups() -> None:
     """Keep the prefix caches, once there are any, out of backups: they hold whole prompts."""
     root = _root()
-    if root is not None and root.is_dir() and not is_tagged(root):
+    if root is None or not os.path.isdir(root):  # noqa: PTH112 - `Path.is_dir` raises
+        return
+    if not is_tagged(root):
         exclude_from_backups(root)
 
 

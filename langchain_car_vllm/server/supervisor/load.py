@@ -117,7 +117,9 @@ class Server:
             if readiness.is_stalled(failed, time.monotonic()):
                 raise self._stall_error(f"listened for {limit:g} s, but {failed.sentence}")
             if not failed.has_listener and stall.is_stalled():
-                raise self._stall_error(f"showed no sign of life for {limit:g} s while loading")
+                raise self._stall_error(
+                    f"showed no sign of life for {limit:g} s while loading: {failed.sentence}"
+                )
         return False
 
     def _stall_error(self, what: str) -> ServerStartError:

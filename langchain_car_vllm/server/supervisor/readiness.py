@@ -35,6 +35,7 @@ class FailedTest(NamedTuple):
 
 
 _NOT_LISTENING = FailedTest(0, "it does not listen on its port")
+_UNTOLD = FailedTest(0, "this system does not tell who listens on its port, as in a sandbox")
 
 
 def failed_test(
@@ -47,8 +48,11 @@ def failed_test(
     Nothing connects before the first of them passes: on macOS a connection to a port that is held
     but not listened on is neither accepted nor refused.
     """
-    if not _listens(group, port):
-        return _NOT_LISTENING
+    try:
+        if not _listens(group, port):
+            return _NOT_LISTENING
+    except psutil.AccessDenied:
+        return _UNTOLD
     if problem := _health_problem(port, served_model, timeout):
         return FailedTest(1, f"`/health` {problem}")
     status = _status(port, secrets.token_hex(16), timeout)
@@ -90,7 +94,11 @@ class ReadinessStall:
 
 
 def _listens(group: int, port: int) -> bool:
-    """Ask the system for the listeners of the group; its leader, mostly the one, comes first."""
+    """Ask the system for the listeners of the group; its leader, mostly the one, comes first.
+
+    Raises:
+        AccessDenied: It does not tell, and somebody may listen all the same.
+    """
     return _has_listener(group, port) or any(
         _has_listener(process.pid, port) for process in group_members(group)
     )
@@ -99,7 +107,7 @@ def _listens(group: int, port: int) -> bool:
 def _has_listener(pid: int, port: int) -> bool:
     try:
         connections = psutil.Process(pid).net_connections("tcp4")
-    except psutil.Error:
+    except psutil.NoSuchProcess:  # gone, or a zombie
         return False
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 

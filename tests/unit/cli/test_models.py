@@ -3,9 +3,11 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -371,3 +373,39 @@ def test_an_odd_repository_does_not_hide_the_others(cli: Cli, cache: Path):
     assert "code of its own" in listed["org/code"]
     assert "not in the safetensors format" in listed["org/torn"]
     assert "code of its own" in cli("list").stdout
+
+
+WITHOUT_ITS_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which(WITHOUT_ITS_RIGHTS[0]) is None,
+    reason="root may read everything",
+)
+@pytest.mark.parametrize(
+    "closed", ["../..", "..", ".", "models--org--tiny", "models--org--tiny/blobs"]
+)
+@pytest.mark.parametrize("form", [("list",), ("list", "--json"), ("uninstall", "--dry-run")])
+def test_what_may_not_be_read_keeps_no_listing_from_its_end(
+    cache: Path, home: Path, closed: str, form: tuple[str, ...]
+):
+    """As after a download with sudo; what can be read is listed, the rest is told."""
+    fill(cache / "models--org--tiny" / "snapshots" / "abc")
+    (cache / "models--org--tiny" / "blobs").mkdir()
+    fill(home / ".lmstudio" / "models" / "some" / "other")
+    before = WITHOUT_ITS_RIGHTS if os.geteuid() == 0 else ()
+    (cache / closed).chmod(0)
+    try:
+        done = subprocess.run(
+            [*before, sys.executable, "-m", "langchain_car_vllm", *form],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        (cache / closed).chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    if form[0] == "list":
+        assert "some/other" in done.stdout
+        assert closed.startswith("models") != ("may not be read" in done.stderr)

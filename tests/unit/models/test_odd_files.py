@@ -270,6 +270,22 @@ def test_a_cache_that_may_not_be_entered_is_told(home, monkeypatch):
     assert "chown" in caught.value.hint
 
 
+def test_a_model_that_may_not_be_looked_at_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    """Whoever may not enter a folder does not know what lies in it."""
+    usual = os.lstat
+
+    def refuse(path, *arguments, **keywords):
+        if str(path) == str(tmp_path / "locked" / "model"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return usual(path, *arguments, **keywords)
+
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "lstat", refuse)
+    with pytest.raises(CarVllmError, match="may not be read") as caught:
+        parse_model_id(str(tmp_path / "locked" / "model"))
+    assert "chmod" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "text", ["/x\0y", "/" + "a" * 5000, "~nobody\0/x", "/dev/null", "/proc/self/mem"]
 )
@@ -306,7 +322,7 @@ def test_any_header_of_weights_is_read_or_refused(tmp_path, header):
     assert all(isinstance(size, int) for sizes in read_shapes(path).values() for size in sizes)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=30)
 @given(
     st.text(st.characters(), min_size=1, max_size=12), st.sampled_from(["", "/tmp/", "./", "o/"])
 )

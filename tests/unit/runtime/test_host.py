@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from langchain_car_vllm.errors import UnsupportedPlatformError
-from langchain_car_vllm.runtime.host import Host, check_host, current_host, mac_host
+from langchain_car_vllm.runtime.host import Host, check_host, current_host, glibc_release, mac_host
 from langchain_car_vllm.runtime.mac import KernelAnswer, ask_kernel, platform_uuid
 from langchain_car_vllm.server import process
 from langchain_car_vllm.server.process import boot_id, host_name, machine_id
@@ -83,6 +83,15 @@ def test_a_mac_is_known_by_whoever_answers(machine, kernel, said, host):
 def test_the_name_for_old_programs_is_no_version():
     """To an old Python every macOS is 10.16, which says nothing."""
     assert mac_host("arm64", ARM, "10.16", DENIED).release == ()
+
+
+@pytest.mark.parametrize(
+    ("library", "version", "release"),
+    [("glibc", "2.36", (2, 36)), ("musl", "1.2.5", ()), ("", "", ()), ("libc", "", ())],
+)
+def test_another_library_of_c_is_not_an_old_glibc(library, version, release):
+    """Python 3.14 tells musl by its name; 1.2.5 is no version of glibc."""
+    assert glibc_release(library, version) == release
 
 
 def test_this_machine_is_known():

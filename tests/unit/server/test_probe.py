@@ -1,5 +1,6 @@
 """Ports and probes against real sockets."""
 
+import os
 import socket
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 
 from langchain_car_vllm.endpoint import Endpoint
@@ -14,6 +16,7 @@ from langchain_car_vllm.server import health_ok
 from langchain_car_vllm.server.client import status_look
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.port import HeldPort, is_free
+from langchain_car_vllm.server.supervisor.readiness import failed_test
 
 
 @pytest.fixture
@@ -127,3 +130,16 @@ def test_held_port_is_refused_and_taken(platform: str):
             assert not is_free(held.number)
     finally:
         held.close()
+
+
+def test_a_system_that_does_not_tell_who_listens_is_said_to(monkeypatch: pytest.MonkeyPatch):
+    """A sandbox may forbid the question, and somebody may listen all the same."""
+
+    def refuse(*_: object) -> None:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil.Process, "net_connections", refuse)
+    failed = failed_test(9, os.getpgid(0), "m", "key", 1.0)
+    assert failed is not None
+    assert "does not tell who listens" in failed.sentence
+    assert not failed.has_listener

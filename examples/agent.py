@@ -23,7 +23,10 @@ model = sys.argv[1] if len(sys.argv) > 1 else "mlx-community/Qwen3-4B-4bit"
 agent = create_agent(
     ChatVllmMlx(model=model, temperature=0, max_tokens=200),
     tools=[weather],
-    system_prompt="Call a tool once. As soon as you have its result, answer in a sentence.",
+    system_prompt=(
+        "You answer questions about the weather. Call the tool once for the city that is asked "
+        "about. As soon as you have its result, answer in one plain sentence."
+    ),
     checkpointer=InMemorySaver(),
 )
 thread = {"configurable": {"thread_id": "1"}, "recursion_limit": 12}

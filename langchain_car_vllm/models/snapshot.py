@@ -178,7 +178,11 @@ def holds_model(directory: Path) -> bool:
 
 def _holds_all_shards(directory: Path) -> bool:
     """Return whether the weights' own names speak of no more of them; the index may come last."""
-    files = {path.name for path in directory.glob("*.safetensors") if _is_there(path)}
+    files = {
+        path.name
+        for path in directory.glob("*.safetensors")
+        if is_weight(path.name, MEDIA_WEIGHTS) and _is_there(path)
+    }
     counted = [match for match in map(_SHARD.match, files) if match]
     return bool(files) and all(
         int(match[2]) <= _MOST_SHARDS

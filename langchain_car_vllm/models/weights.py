@@ -48,8 +48,12 @@ def weight_names(
 
 
 def is_weight(name: str, pattern: str) -> bool:
-    """Return whether a file's name is one that the server loads; it looks into no other folder."""
-    return "/" not in name and fnmatchcase(name, pattern) and not name.endswith(_UNREAD)
+    """Return whether a file's name is one that the server loads; it looks into no other folder.
+
+    Nor at hidden files: macOS puts one beside each file on disks of other systems (`._name`).
+    """
+    is_seen = "/" not in name and not name.startswith(".")
+    return is_seen and fnmatchcase(name, pattern) and not name.endswith(_UNREAD)
 
 
 def shard_names(index: Mapping[str, Any]) -> list[str]:

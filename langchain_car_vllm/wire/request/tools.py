@@ -28,6 +28,8 @@ ToolChoice = str | bool | dict[str, Any] | None
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
 _MOST_OF_A_NAME, _DIGITS = 57, 6
+# What says what a tool takes: OpenAI's form, Anthropic's, Bedrock's and a JSON schema.
+_DESCRIBED = {"function", "parameters", "input_schema", "toolSpec", "properties", "title", "$ref"}
 
 
 def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[dict[str, Any]]:
@@ -39,17 +41,36 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
     """
     converted = []
     for tool in tools:
+        _check_runs_here(tool)
         try:
             converted.append(_convert(tool, strict=strict))
         except (KeyError, TypeError, ValueError, NameError, PydanticUserError) as error:
             raise ConfigurationError(
-                f"a tool cannot be described: {error}",
+                f"a tool cannot be described: {' '.join(str(error).split())}",
                 hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON "
                 "schemas, with all definitions under `$defs` at the root",
             ) from error
     for tool in converted:
         _check_name(tool)
     return converted
+
+
+def _check_runs_here(tool: Any) -> None:
+    """Refuse what another provider's servers run, under whatever name: nothing says what it takes.
+
+    Raises:
+        ConfigurationError: It is such a tool.
+    """
+    if not isinstance(tool, Mapping) or not _DESCRIBED.isdisjoint(tool):
+        return
+    kind = tool.get("type")
+    if kind is None and len(tool) == 1 and all(isinstance(v, Mapping) for v in tool.values()):
+        kind = next(iter(tool))  # as Gemini and Bedrock write theirs
+    if isinstance(kind, str) and kind not in ("function", "object"):
+        raise ConfigurationError(
+            f"`{kind}` is a tool of another provider's servers, which does not exist here",
+            hint="bind a function that does the same",
+        )
 
 
 def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
@@ -86,17 +107,10 @@ def _merge_numbers(schema: Any, ours: Any) -> Any:
 
 
 def _check_name(tool: Mapping[str, Any]) -> None:
-    if tool_name(tool):
-        return
-    kind = tool.get("type")
-    if isinstance(kind, str) and kind != "function":
+    if not tool_name(tool):
         raise ConfigurationError(
-            f"`{kind}` is a tool of another provider's servers, which does not exist here",
-            hint="bind a function that does the same",
+            "there is a tool without a name", hint="give it a `name`, or a JSON schema a `title`"
         )
-    raise ConfigurationError(
-        "there is a tool without a name", hint="give it a `name`, or a JSON schema a `title`"
-    )
 
 
 def tool_name(tool: Mapping[str, Any]) -> str:

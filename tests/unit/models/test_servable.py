@@ -8,7 +8,7 @@ from fakes.weights import weights_of
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import UnservableModelError
-from langchain_car_vllm.models import read_model_facts
+from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.servable import check_servable, find_obstacle
 from langchain_car_vllm.models.snapshot import wanted_names
 
@@ -105,3 +105,23 @@ def test_the_index_decides_on_the_route_for_media(whole_model):
     assert read_model_facts(folder, "org/x").weights_bytes == 1000
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": 5}))
     assert read_model_facts(folder, "org/x").weights_bytes == 1900
+
+
+@pytest.mark.parametrize("config", [{}, {"vision_config": {}}])
+@pytest.mark.parametrize("shards", [("model",), ("model-00001-of-00002", "model-00002-of-00002")])
+def test_what_macos_puts_beside_files_is_no_part_of_a_model(home, tmp_path, config, shards):
+    """On disks of other systems, such as an exFAT one, each file has a hidden one beside it."""
+    for folder in (tmp_path / "model", home / ".lmstudio" / "models" / "org" / "model"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+        (folder / "tokenizer.json").write_text("{}")
+        for shard in shards:
+            (folder / f"{shard}.safetensors").write_bytes(weights_of(5000))
+        former = read_model_facts(folder, "m").weights_bytes
+        for file in [*folder.iterdir()]:
+            (folder / f"._{file.name}").write_bytes(b"\0\5\x16\7" + bytes(4092))
+        (folder / "._model-00001-of-00009.safetensors").write_bytes(bytes(4096))
+        (folder / ".DS_Store").write_bytes(bytes(6148))
+        assert find_obstacle(folder) is None
+        assert read_model_facts(folder, "m").weights_bytes == former
+    assert find_snapshot("org/model") == folder

@@ -59,11 +59,51 @@ def test_every_name_has_a_legal_alias_of_its_own(names):
     assert [server_name(alias) for alias in aliases] == aliases
 
 
-def test_tools_of_other_providers_are_said_not_to_exist_here(serve):
-    """A search that runs on somebody's servers is no function that the model could call."""
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "web_search_preview"},
+        {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
+        {"type": "bash_20250124", "name": "bash"},
+        {"type": "custom", "name": "code", "description": "Runs code."},
+        {"type": "mcp", "server_label": "x", "server_url": "https://x.example"},
+        {"google_search": {}},
+        {"cachePoint": {"type": "default"}},
+    ],
+)
+def test_tools_of_other_providers_are_said_not_to_exist_here(serve, tool):
+    """What runs on somebody's servers is no function that the model could call, named or not."""
     model, _ = serve()
-    with pytest.raises(ConfigurationError, match="web_search_preview"):
-        model.bind_tools([{"type": "web_search_preview"}])
+    kind = tool.get("type") or next(iter(tool))
+    for call in (model.bind_tools, lambda tools: model.invoke("hi", tools=tools)):
+        with pytest.raises(ConfigurationError, match=f"`{kind}` is a tool of another provider"):
+            call([tool])
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"name": "f", "input_schema": {"type": "object", "properties": {}}},
+        {"type": "custom", "name": "f", "input_schema": {"type": "object", "properties": {}}},
+        {"type": "function", "function": {"name": "f"}},
+        {"name": "f", "description": "Needs nothing."},
+        {"title": "f", "type": "object", "properties": {}},
+    ],
+)
+def test_whatever_says_what_it_takes_is_a_tool(serve, tool):
+    """In the forms of OpenAI and Anthropic, and as a JSON schema."""
+    model, _ = serve()
+    assert [t["function"]["name"] for t in model.bind_tools([tool]).kwargs["tools"]] == ["f"]
+
+
+@pytest.mark.parametrize("tool", [5, None, "weather", {}, {"a": 1, "b": 2}, [], b"x"])
+def test_what_is_no_tool_is_told_in_one_line(serve, tool):
+    """LangChain's own message has eight."""
+    model, _ = serve()
+    with pytest.raises(ConfigurationError) as caught:
+        model.bind_tools([tool])
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
     with pytest.raises(ConfigurationError, match="without a name"):
         model.bind_tools([{"type": "function", "function": {"parameters": {}}}])
 

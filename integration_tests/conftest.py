@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import uv
+from fakes.hub import FakeHub, running_hub
 from litellm_proxy import install_litellm
 
 from langchain_car_vllm import ChatVllmMlx
@@ -44,6 +45,15 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
         for directory, _ in running_servers():
             stop_server(directory)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub on loopback without a repository, and an empty cache."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
 
 
 @pytest.fixture(scope="session")

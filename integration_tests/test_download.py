@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fakes.hub import FakeHub, running_hub, write_model
+from fakes.hub import FakeHub, write_model
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.models import find_snapshot
@@ -24,13 +24,10 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub that serves one small repository, and an empty cache."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with running_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        hub.repositories[REPOSITORY] = write_model(tmp_path / "origin", weights=WEIGHTS)
-        yield hub
+def hub(hub: FakeHub, tmp_path: Path) -> Iterator[FakeHub]:
+    """A hub that serves one small repository."""
+    hub.repositories[REPOSITORY] = write_model(tmp_path / "origin", weights=WEIGHTS)
+    yield hub
     shutil.rmtree(tmp_path)
 
 

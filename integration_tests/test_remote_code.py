@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.hub import FakeHub, running_hub, write_model
+from fakes.hub import FakeHub, write_model
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import UntrustedCodeError
@@ -56,14 +56,11 @@ def test_a_model_of_a_stranger_runs_nothing(
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub that serves one repository with code in it, and an empty cache."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with running_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        origin = hub.repositories[REPOSITORY] = write_model(tmp_path / "origin")
-        (origin / "modeling.py").write_text("raise SystemExit")
-        yield hub
+def hub(hub: FakeHub, tmp_path: Path) -> FakeHub:
+    """A hub that serves one repository with code in it."""
+    origin = hub.repositories[REPOSITORY] = write_model(tmp_path / "origin")
+    (origin / "modeling.py").write_text("raise SystemExit")
+    return hub
 
 
 def download(folder: Path, *, trust: bool = False) -> subprocess.CompletedProcess[str]:

@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import uv
-from fakes.hub import COMMIT, FakeHub, running_hub, write_model
+from fakes.hub import COMMIT, FakeHub, write_model
 from fakes.socks_proxy import running_socks_proxy
 from fakes.weights import weights_of
 
@@ -26,15 +25,12 @@ COMMAND = (sys.executable, "-c", "from langchain_car_vllm.cli import main; main(
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def hub(hub: FakeHub, tmp_path: Path) -> FakeHub:
     """A hub with one repository, of which the first commit is in the cache."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with running_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        hub.repositories[REPOSITORY] = write_model(tmp_path / "origin", weights=WEIGHTS)
-        assert pull().returncode == 0
-        hub.bytes_sent = 0
-        yield hub
+    hub.repositories[REPOSITORY] = write_model(tmp_path / "origin", weights=WEIGHTS)
+    assert pull().returncode == 0
+    hub.bytes_sent = 0
+    return hub
 
 
 def pull(*options: str) -> subprocess.CompletedProcess[str]:

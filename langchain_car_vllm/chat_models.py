@@ -6,7 +6,6 @@ from typing import Any, Self, cast
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
@@ -16,8 +15,8 @@ from pydantic import model_validator
 from langchain_car_vllm import __version__
 from langchain_car_vllm.connection import aconnect, connect
 from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
-from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.secrets_masking import MASK, masked_settings
 from langchain_car_vllm.settings import is_on_loop
@@ -40,7 +39,7 @@ from langchain_car_vllm.wire.request.tools import (
 )
 
 
-class ChatVllmMlx(DelegatingChatModel, defer_build=False):
+class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
     """Chat model that installs, starts and supervises `vllm-mlx` by itself.
 
     The first call finds `vllm-mlx` or installs it, downloads the model, starts the server and waits
@@ -127,18 +126,6 @@ class ChatVllmMlx(DelegatingChatModel, defer_build=False):
     def _llm_type(self) -> str:
         return "vllm-mlx-chat"
 
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Return whether LangChain can write the model down and load it again."""
-        return True
-
-    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Return what LangChain writes down, without the secrets that hide in settings."""
-        found = super().to_json()
-        if found["type"] == "constructor":
-            found["kwargs"] = masked_settings(found["kwargs"])
-        return found
-
     # LangChain keeps what it wrote down in the object, and makes the keys of its caches of it: a
     # copy with another setting would get the answer that was cached for the old one.
     def __copy__(self) -> Self:
@@ -154,11 +141,6 @@ class ChatVllmMlx(DelegatingChatModel, defer_build=False):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         self.__dict__.pop("_serialized", None)
-
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        """The fields that are secrets, and the variables they come from."""
-        return {"api_key": CAR_VLLM_MLX_API_KEY.name}
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

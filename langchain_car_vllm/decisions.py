@@ -18,7 +18,6 @@ from langchain_core.decisions import (
     ScoreAnswer,
     State,
 )
-from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from pydantic import TypeAdapter, ValidationError, model_validator
@@ -35,7 +34,6 @@ from langchain_car_vllm.decision_prompts import (
     messages_for_box,
     shares_of,
 )
-from langchain_car_vllm.environment import CAR_VLLM_MLX_API_KEY
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -49,7 +47,7 @@ from langchain_car_vllm.label_bisection import (
     compare_labels,
     find_alphabet,
 )
-from langchain_car_vllm.secrets_masking import masked_settings
+from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.user_warnings import warn_user
@@ -64,7 +62,7 @@ class UnlabelledAnswerWarning(UserWarning):
     """The model would rather have written something else than one of the labels."""
 
 
-class VllmMlxDecisions(ServerFields, BaseDecisionModel, defer_build=False):
+class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defer_build=False):
     """Answers typed questions with the probabilities of a model that `vllm-mlx` serves.
 
     It shares the server of a `ChatVllmMlx` with the same model and settings. Each label has a key
@@ -113,23 +111,6 @@ class VllmMlxDecisions(ServerFields, BaseDecisionModel, defer_build=False):
     @property
     def _provider(self) -> str:
         return PROVIDER
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Return whether LangChain can write the model down and load it again."""
-        return True
-
-    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Return what LangChain writes down, without the secrets that hide in settings."""
-        found = super().to_json()
-        if found["type"] == "constructor":
-            found["kwargs"] = masked_settings(found["kwargs"])
-        return found
-
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        """The fields that are secrets, and the variables they come from."""
-        return {"api_key": CAR_VLLM_MLX_API_KEY.name}
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         decision = _Decision(self.model)

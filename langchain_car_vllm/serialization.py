@@ -4,7 +4,7 @@ from typing import Any
 
 from langchain_core.load.load import default_init_validator
 
-from langchain_car_vllm.environment import CAR_VLLM_MLX_BASE_URL
+from langchain_car_vllm.setting_checks import endpoint_url
 
 _REFUSED = {
     "server_env": "it sets variables of the server's process",
@@ -36,7 +36,7 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
         if kwargs.get(name):
             raise ValueError(f"a serialised model may not set `{name}`: {reason}")
     base_url = kwargs.get("base_url")
-    if base_url and base_url != _own_url():
+    if base_url and base_url != endpoint_url():
         raise ValueError(
             "a serialised model may not set `base_url`: the environment's key would go there; "
             "set CAR_VLLM_MLX_BASE_URL to the address if you trust it"
@@ -45,8 +45,3 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
         raise ValueError("a serialised model may not set `fetch_media`: it opens this machine")
     if (kwargs.get("model_kwargs") or {}).keys() & {"extra_headers", "extra_body"}:
         raise ValueError("a serialised model may not set `extra_headers` or `extra_body`")
-
-
-def _own_url() -> str | None:
-    found = CAR_VLLM_MLX_BASE_URL.read()
-    return found.rstrip("/") if found else None

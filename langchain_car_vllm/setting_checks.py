@@ -86,6 +86,12 @@ def _is_refused(argument: str) -> bool:
     return len(name) > len("--") and any(full.startswith(name) for full in _REFUSED_ARGUMENTS)
 
 
+def endpoint_url() -> str | None:
+    """Return the address that the environment brings as `base_url`, None for none."""
+    url = environment.CAR_VLLM_MLX_BASE_URL.read()
+    return url.rstrip("/") if url else None
+
+
 def endpoint_key() -> SecretStr | None:
     """Return the key of `base_url` that the environment brings, None for none."""
     key = environment.CAR_VLLM_MLX_API_KEY.read()
@@ -126,9 +132,7 @@ def warn_beside_endpoint(base_url: str | None, names: Sequence[str]) -> None:
         base_url: Its address, None where this package starts the server.
         names: The settings.
     """
-    if base_url in (None, (environment.CAR_VLLM_MLX_BASE_URL.read() or "").rstrip("/")):
-        return
-    if names:
+    if names and base_url not in (None, endpoint_url()):
         verb = "have" if len(names) > 1 else "has"
         warn_user_once(
             f"with `base_url`, {' and '.join(f'`{name}`' for name in names)} {verb} no effect, "

@@ -23,9 +23,10 @@ import openai
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.threads import run_wait
+from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS
 from langchain_car_vllm.wire.transport.port_guard import IsOurs, async_hooks, sync_hooks
 
-_NO_LIMIT = httpx2.Timeout(None, connect=10.0)
+_NO_LIMIT = httpx2.Timeout(None, connect=CONNECT_SECONDS)
 _MOST_CLIENTS = 64
 _SHARE = 4
 _MOST_CONNECTIONS = 256

@@ -6,7 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fakes.dialect import Dialect, Script, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Script
 
 from langchain_car_vllm import ChatVllmMlx
 

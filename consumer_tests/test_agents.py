@@ -6,7 +6,7 @@ from typing import Any
 
 from conftest import Serve
 from deepagents import create_deep_agent
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Serve
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain_classic.chains.query_constructor.schema import AttributeInfo
 from langchain_classic.retrievers import MultiQueryRetriever, SelfQueryRetriever
 from langchain_community.cache import SQLiteCache

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import Serve
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain.agents import create_agent, middleware
 from langchain.agents.middleware import (
     ClearToolUsesEdit,

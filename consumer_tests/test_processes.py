@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Serve
-from fakes.dialect import Reply
+from fakes.reply import Reply
 
 
 @pytest.mark.timeout(900)

@@ -4,7 +4,7 @@ import enum
 import json
 from typing import Annotated, Any, Literal, TypedDict
 
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from pydantic import BaseModel
 
 

@@ -4,7 +4,8 @@ import importlib
 from collections.abc import Iterator
 
 import pytest
-from fakes.dialect import Dialect, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 
 _KEYS = {
     ("langchain_car_vllm", "chat_models", "ChatVllmMlx"),

@@ -4,7 +4,9 @@ import copy
 from collections.abc import Callable
 
 import pytest
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from langchain_core.caches import InMemoryCache
 
 from langchain_car_vllm import ChatVllmMlx

@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from fakes.dialect import Dialect, Reply, Server, helpful
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 from fakes.hub import running_hub, write_model
+from fakes.reply import Reply, helpful
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.exceptions import (

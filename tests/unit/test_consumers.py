@@ -14,7 +14,9 @@ from typing import Any, TypedDict
 import pytest
 import uvicorn
 from blockbuster import blockbuster_ctx
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from langchain.agents import create_agent

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from fakes.vocabulary import Vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st

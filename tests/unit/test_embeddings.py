@@ -6,7 +6,8 @@ import pickle
 from collections.abc import Iterator
 
 import pytest
-from fakes.dialect import Dialect, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 from langchain_core import exceptions as core
 
 from langchain_car_vllm import VllmMlxEmbeddings

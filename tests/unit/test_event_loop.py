@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
-from fakes.dialect import Dialect, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
 from langchain_car_vllm.errors import CarVllmError, UnknownModelError

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes.dialect import Dialect, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 from typer.main import get_command
 from unit.wire.test_media import RED
 

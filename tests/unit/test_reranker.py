@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.dialect import Dialect, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 from fakes.published_configs import CROSS_ENCODER
 from fakes.weights import weights_of
 from langchain_core import exceptions as core

@@ -2,7 +2,9 @@
 
 import json
 
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from unit.cli.conftest import Cli
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from faults.support import PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 

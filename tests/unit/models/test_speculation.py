@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from unit.models.test_adapter import write_tensors
 from unit.models.test_remote_code import asking
 

@@ -5,7 +5,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from fakes.dialect import Dialect, Reply, Script, Server, helpful
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply, Script, helpful
 
 from langchain_car_vllm import ChatVllmMlx
 

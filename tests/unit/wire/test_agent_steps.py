@@ -3,8 +3,8 @@
 from typing import Any, ClassVar
 
 import pytest
-from fakes.dialect import Reply, helpful
 from fakes.objects import LOOK, Joke, saying
+from fakes.reply import Reply, helpful
 
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.request.schema import (

@@ -7,7 +7,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from langchain_core.exceptions import ContextOverflowError, ModelRateLimitError
 from pydantic import BaseModel
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain_core.messages import HumanMessage
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker

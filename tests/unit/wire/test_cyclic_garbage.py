@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain_core.messages import HumanMessage
 
 from langchain_car_vllm import ChatVllmMlx

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain.agents.middleware import ModelRequest, ModelRetryMiddleware
 from langchain_core import exceptions as core
 

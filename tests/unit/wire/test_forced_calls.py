@@ -4,7 +4,7 @@ import json
 
 import pytest
 from fakes.calls import HISTORY, Multiply, add, called, ways
-from fakes.dialect import Reply, helpful
+from fakes.reply import Reply, helpful
 from langchain_core.exceptions import ModelAPIError
 from pydantic import BaseModel
 

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from fakes.dialect import complaint_about
+from fakes.request_schema import complaint_about
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import (

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 import pytest
-from fakes.dialect import example
 from fakes.objects import Cat, Colour, Dog, Inner, Tree, saying
+from fakes.reply import example
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, SecretStr, create_model

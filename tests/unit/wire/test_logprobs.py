@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from functools import reduce
 
 import pytest
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 from langchain_core import exceptions as core
 from pydantic import BaseModel
 

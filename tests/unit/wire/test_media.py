@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from langchain_car_vllm.wire.errors import InvalidRequestError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fakes.calls import called, shout, sum_of, ways
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent

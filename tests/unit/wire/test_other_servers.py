@@ -4,8 +4,8 @@ import json
 
 import pytest
 from fakes.calls import Multiply, add, called, ways
-from fakes.dialect import Reply, helpful
 from fakes.objects import Joke, saying
+from fakes.reply import Reply, helpful
 
 from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.errors import InvalidRequestError, StructuredOutputError

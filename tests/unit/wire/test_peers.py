@@ -1,7 +1,7 @@
 """What users of other packages write: usage switched off, names of providers, foreign arguments."""
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ConfigurationError

@@ -1,7 +1,7 @@
 """Stop texts end the answer and never reach the user, not even in part."""
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from hypothesis import given as over
 from hypothesis import strategies as st
 

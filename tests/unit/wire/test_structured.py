@@ -5,8 +5,8 @@ import json
 from datetime import date
 
 import pytest
-from fakes.dialect import Reply, helpful
 from fakes.objects import LOOK, Joke, Person, saying
+from fakes.reply import Reply, helpful
 from langchain.agents import create_agent
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage

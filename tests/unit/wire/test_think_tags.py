@@ -2,7 +2,7 @@
 
 import pytest
 from fakes.calls import add, called, ways
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from hypothesis import given
 from hypothesis import strategies as st
 

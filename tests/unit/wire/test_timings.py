@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.progress import Progress

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from fakes.calls import Divide, Multiply, add, called, shout, sum_of, ways
-from fakes.dialect import TOOL_NAME, Reply, helpful
+from fakes.reply import Reply, helpful
+from fakes.request_schema import TOOL_NAME
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage

@@ -1,7 +1,7 @@
 """Turns go out in the order that a chat template takes, and what went out stays as it was."""
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage

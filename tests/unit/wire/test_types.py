@@ -19,8 +19,9 @@ from typing import (
 
 import pytest
 from fakes.calls import add, called
-from fakes.dialect import TOOL_NAME, Reply
 from fakes.objects import Joke, Person, saying
+from fakes.reply import Reply
+from fakes.request_schema import TOOL_NAME
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.tools import StructuredTool, tool

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.dialect import Reply
+from fakes.reply import Reply
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import (

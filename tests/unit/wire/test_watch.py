@@ -9,7 +9,9 @@ import time
 from typing import Any
 
 import pytest
-from fakes.dialect import Dialect, Reply, Server
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.progress import Progress

@@ -17,7 +17,7 @@ import psutil
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
-from langchain_car_vllm.cli.runtime_checks import check_release
+from langchain_car_vllm.cli.runtime_checks import check_binary, check_release
 from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import can_be_made, car_home, make_private, managed_root, run_root
@@ -116,6 +116,7 @@ def _runtime() -> str:
             )
         raise Warned(f"vllm-mlx is not installed; the first call installs it into `{root}`")
     version = installed_version(found)
+    check_binary(found, version)
     if warning := version_warning(version, found):
         raise Warned(warning)
     if passed := binary_passed_over():

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import size
 from langchain_car_vllm.cli.stability_checks import check_mends, check_panics
 from langchain_car_vllm.endpoint import without_credentials
-from langchain_car_vllm.environment import SSL_CERT_FILE
+from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.proxies import find_proxies
 from langchain_car_vllm.printable import printable
@@ -25,6 +26,7 @@ from langchain_car_vllm.server import running_servers
 from langchain_car_vllm.server.memory import budget_bytes
 
 _ENOUGH_FILES = 1024
+_PATIENCE = 30.0
 # The wheel that these versions select is built for 26.2, and fails on an M5.
 _UNFIT_MACOS = ((26, 0), (26, 2))
 _COMPANY = ("ollama", "lm studio", "lms", "mlx_lm", "mlx_vlm", "vllm-mlx", "llama-server")
@@ -52,6 +54,36 @@ def check_release(host: Host) -> None:
             "for macOS 26.2",
             "update to macOS 26.2 or newer",
         )
+
+
+def check_binary(binary: Path, version: str | None) -> None:
+    """Try a binary that nothing beside it tells the version of.
+
+    Args:
+        binary: What would be launched.
+        version: Its version, None where nothing tells.
+
+    Raises:
+        Finding: It does not answer as `vllm-mlx` does.
+    """
+    if version is not None:
+        return
+    give_up_at = time.monotonic() + _PATIENCE
+
+    def keep_going(_line: str | None) -> None:
+        if time.monotonic() > give_up_at:
+            raise ProvisionError("try", f"it did not end within {_PATIENCE:g} s")
+
+    try:
+        command = [binary, "--help"]
+        said = run_step("try", command, directory=binary.parent, on_line=keep_going)
+        wrong = None if "serve" in said else "`--help` names no `serve`"
+    except ProvisionError as error:
+        wrong = error.detail
+    if wrong is not None:
+        named = CAR_VLLM_MLX_BIN.read()
+        cure = "unset CAR_VLLM_MLX_BIN" if named else "take it off PATH"
+        raise Finding(f"`{binary}` does not answer as vllm-mlx does: {wrong}", cure)
 
 
 def check_files() -> str:

@@ -180,17 +180,32 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProvisionError(
-            "settings", f"`{file}` cannot be read: {error}", hint=f"correct `{file}`"
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _settings_error(file, f"cannot be read: {error}") from error
     wanted = _KEPT_KEYS | _PROXIES.keys() | set(_CERTIFICATE_KEYS)
     kept = {key: value for key, value in settings.items() if key in wanted}
     pip = settings.get("pip")
     if isinstance(pip, dict):
         # For `uv pip` its own table goes before the general one.
         kept |= {key: value for key, value in pip.items() if key in _INDEX_KEYS}
+    for key, value in kept.items():
+        if (kind := _wanted_kind(key, value)) is not None:
+            raise _settings_error(file, f"is not one of uv's: `{key}` must be {kind}")
     return {key: _absolute_value(key, value, file.parent) for key, value in kept.items()}
+
+
+def _wanted_kind(key: str, value: Any) -> str | None:
+    """Return what a setting must be and is not; of what is merely handed on, uv itself judges."""
+    if key in _LISTS and not isinstance(value, list):
+        return "a list"
+    if key not in _PROXIES:
+        return None
+    texts = value if key == "no-proxy" and isinstance(value, list) else [value]
+    return None if all(isinstance(t, str) and "\0" not in t for t in texts) else "a text"
+
+
+def _settings_error(file: Path, what: str) -> ProvisionError:
+    return ProvisionError("settings", f"`{file}` {what}", hint=f"correct `{file}`")
 
 
 def _absolute_value(key: str, value: Any, folder: Path) -> Any:
@@ -201,7 +216,7 @@ def _absolute_value(key: str, value: Any, folder: Path) -> Any:
         return {k: _absolute_value(k, v, folder) for k, v in value.items()}
     is_place = key in {"url", "index-url", "extra-index-url", "find-links", "cache-dir"}
     if is_place and isinstance(value, str) and "://" not in value:
-        return str(folder / Path(value).expanduser())
+        return str(folder / os.path.expanduser(value))  # noqa: PTH111 - `Path` may raise
     return value
 
 

@@ -66,6 +66,25 @@ def test_what_is_odd_is_a_warning(cli: Cli, tmp_path: Path):
     assert "is ignored" in other["uv"]["said"]
 
 
+@pytest.mark.parametrize(
+    ("script", "verdict"),
+    [
+        ("exit 0", "failed"),
+        ("exit 3", "failed"),
+        ("echo usage: something else", "failed"),
+        ("echo 'usage: vllm-mlx {serve,download}'", "ok"),
+    ],
+)
+def test_a_binary_without_a_version_is_tried(cli: Cli, tmp_path: Path, script: str, verdict: str):
+    """One that is something else fails here instead of at the first call; a wrapper passes."""
+    binary = tmp_path / "vllm-mlx"
+    binary.write_text(f"#!/bin/sh\n{script}\n")
+    binary.chmod(0o755)
+    found = verdicts(cli, CAR_VLLM_MLX_BIN=str(binary))["runtime"]
+    assert found["verdict"] == verdict
+    assert (verdict == "ok") is ("does not answer as vllm-mlx does" not in found["said"])
+
+
 def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: Path):
     """Where the first call could not install the runtime, doctor says so, and its cure is one."""
     (home / ".car").touch()

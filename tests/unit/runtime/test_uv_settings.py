@@ -1,6 +1,7 @@
 """The real uv under settings that were made for somebody's own projects."""
 
 import hashlib
+import itertools
 import os
 import shutil
 import ssl
@@ -24,6 +25,9 @@ from langchain_car_vllm.runtime.host import current_host
 from langchain_car_vllm.runtime.install_steps import Work
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.uv_settings import (
+    _CERTIFICATE_KEYS,
+    _KEPT_KEYS,
+    _PROXIES,
     _toml,
     absolute_settings,
     has_system_certificates,
@@ -359,6 +363,32 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
+
+
+ODD = (
+    *('"x"', "5", "true", "[]", '["a"]', "[1]", '[["a"]]', '{a = "b"}', "[{url = 5}]", "inf"),
+    *("1979-05-27", '[{url = "../x"}]', '""', '"~nobody-at-all/x"', '"\\u0000"', "[" * 5000),
+)
+
+
+@pytest.mark.parametrize("key", sorted({*_KEPT_KEYS, *_PROXIES, *_CERTIFICATE_KEYS, "pip"}))
+def test_whatever_a_setting_holds_is_handed_on_or_told(home, tmp_path, key):
+    """The user's file and the system's: texts for uv, or an error that names the file."""
+    own, system = home / ".config" / "uv" / "uv.toml", tmp_path / "etc" / "uv" / "uv.toml"
+    for file in (own, system):
+        file.parent.mkdir(parents=True)
+    variables = {"HOME": str(home), "XDG_CONFIG_DIRS": str(tmp_path / "etc")}
+    for mine, theirs in itertools.product(ODD, ODD[:5]):
+        own.write_text(f"{key} = {mine}\n")
+        system.write_text(f"{key} = {theirs}\n")
+        refused, texts = None, []
+        try:
+            with uv_environment(variables) as environment:
+                texts = [*environment.values()]
+        except ProvisionError as error:
+            refused = error
+        assert all(isinstance(text, str) and "\0" not in text for text in texts)
+        assert refused is None or "uv.toml" in refused.detail
 
 
 @given(VALUES)

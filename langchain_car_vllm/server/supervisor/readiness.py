@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import psutil
@@ -99,9 +100,16 @@ def _listens(group: int, port: int) -> bool:
     Raises:
         AccessDenied: It does not tell, and somebody may listen all the same.
     """
-    return _has_listener(group, port) or any(
-        _has_listener(process.pid, port) for process in group_members(group)
-    )
+    is_told = True
+    for pid in chain([group], (process.pid for process in group_members(group))):
+        try:
+            if _has_listener(pid, port):
+                return True
+        except psutil.AccessDenied:
+            is_told = False
+    if not is_told:
+        raise psutil.AccessDenied(group)
+    return False
 
 
 def _has_listener(pid: int, port: int) -> bool:

@@ -26,3 +26,11 @@ def alternatives(names: Sequence[str]) -> str:
     """Return names as one of which is meant, such as "`a`, `b` or `c`"."""
     *others, last = (f"`{name}`" for name in names)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def format_value(value: object, most: int = 100) -> str:
+    """Return a value as Python writes it, cut off where it is long."""
+    try:
+        return repr(value)[:most]
+    except ValueError:  # of an integer of more than some thousand digits
+        return "a number of thousands of digits"

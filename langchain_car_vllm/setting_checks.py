@@ -8,7 +8,9 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.printable import format_value
 from langchain_car_vllm.user_warnings import warn_user_once
+from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
 _REVISION = re.compile(r"[\w][\w./\-]*")
@@ -95,7 +97,25 @@ def endpoint_url() -> str | None:
 def endpoint_key() -> SecretStr | None:
     """Return the key of `base_url` that the environment brings, None for none."""
     key = environment.CAR_VLLM_MLX_API_KEY.read()
-    return SecretStr(key) if key else None
+    return SecretStr(key.strip()) if key else None
+
+
+def check_endpoint(key: SecretStr | None, headers: Mapping[str, str]) -> SecretStr | None:
+    """Return a key without the line break that a file of it ends with.
+
+    Args:
+        key: As it was given.
+        headers: What goes along with it.
+
+    Raises:
+        ConfigurationError: The key, or a header, cannot be sent.
+    """
+    check_headers("default_headers", headers)
+    if key is None:
+        return None
+    stripped = key.get_secret_value().strip()
+    check_key(stripped)
+    return SecretStr(stripped)
 
 
 def warn_of_no_effect(settings: BaseModel) -> None:
@@ -222,7 +242,7 @@ def configuration_error(error: ValidationError) -> ConfigurationError:
         return ConfigurationError(f"`{name}` is missing")
     given = first["input"]
     is_shown = bool(parts) and parts[0] not in _SECRETS and isinstance(given, _SCALARS)
-    instead = f", not `{given!r:.100}`" if is_shown else ""
+    instead = f", not `{format_value(given)}`" if is_shown else ""
     if parts and (taken := _TAKEN.get(parts[0])):
         return ConfigurationError(f"`{parts[0]}` must be {taken}{instead}")
     wanted = _WANTED.get(first["type"].partition("_")[0])
@@ -233,4 +253,4 @@ def configuration_error(error: ValidationError) -> ConfigurationError:
     # The input of an error of the whole is the whole, secrets and all.
     if not is_shown:
         return ConfigurationError(f"`{name}` cannot be used: {first['msg']}")
-    return ConfigurationError(f"`{name}` cannot be `{given!r:.100}`: {first['msg']}")
+    return ConfigurationError(f"`{name}` cannot be `{format_value(given)}`: {first['msg']}")

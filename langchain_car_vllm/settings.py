@@ -32,6 +32,7 @@ from langchain_car_vllm.models.speculation import MTP
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.server.spec import Kind, ServerSpec
 from langchain_car_vllm.setting_checks import (
+    check_endpoint,
     check_positive,
     check_revision,
     check_server,
@@ -143,6 +144,7 @@ class ServerFields(BaseModel):
             check_revision(self.revision)
         check_server(self.server_args, self.server_env)
         environment.check_variables()
+        self.api_key = check_endpoint(self.api_key, self.default_headers)
         warn_of_no_effect(self)
         self._has_unread_files = self.base_url is None and is_on_loop()
         return self

@@ -126,6 +126,17 @@ def test_what_a_constructor_refuses_every_call_refuses_too(name, value):
     assert len(told) == 1 or is_whole
 
 
+@pytest.mark.parametrize("name", ["timeout", "temperature"])
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_that_no_float_can_hold_is_refused(name, digits):
+    """Python itself raises where it is made a float, and where it is written."""
+    error = _refused(f"`{name}` must be", **{name: 10**digits})
+    model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigurationError, match=f"`{name}` must be") as caught:
+        model.invoke("hi", **{name: 10**digits})
+    assert len(str(caught.value)) < 200 > len(str(error))
+
+
 @pytest.mark.parametrize("name", ["server_env", "default_headers", "api_key"])
 def test_a_secret_that_cannot_work_is_not_shown(name):
     """The message names the setting, not the value."""

@@ -1,5 +1,7 @@
 """LangChain makes our models by name, and a LangChain that changed is told of, not broken."""
 
+from collections.abc import Iterator
+
 import pytest
 from langchain.chat_models import base as chat_models
 from langchain.chat_models import init_chat_model
@@ -13,12 +15,16 @@ TABLES = (chat_models, embeddings)
 
 
 @pytest.fixture(autouse=True)
-def _tables_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone afterwards."""
+def _tables_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is gone afterwards, also from LangChain's memory of it."""
+    memories = (chat_models._get_chat_model_creator, embeddings._get_embeddings_class_creator)
     for module in TABLES:
         monkeypatch.setattr(module, "_BUILTIN_PROVIDERS", dict(module._BUILTIN_PROVIDERS))
-    chat_models._get_chat_model_creator.cache_clear()
-    embeddings._get_embeddings_class_creator.cache_clear()
+    for memory in memories:
+        memory.cache_clear()
+    yield
+    for memory in memories:
+        memory.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.printable import format_value
 from langchain_car_vllm.user_warnings import warn_user_once
+from langchain_car_vllm.wire.request.headers import check_headers
 
 SAMPLING = (
     "temperature",
@@ -219,9 +221,11 @@ def check_values(given: Mapping[str, Any]) -> None:
         if value is None or kind is None:
             continue
         if isinstance(value, bool) or not isinstance(value, kind.types):
-            raise ConfigurationError(f"`{name}` must be {kind.title}, not `{value!r}`")
+            raise ConfigurationError(f"`{name}` must be {kind.title}, not `{format_value(value)}`")
+        if name == "extra_headers":
+            check_headers(name, value)
         if problem := _find_problem(name, value):
-            raise ConfigurationError(f"`{name}` must be {problem}, not {value}")
+            raise ConfigurationError(f"`{name}` must be {problem}, not {format_value(value)}")
 
 
 def _find_problem(name: str, value: Any) -> str | None:
@@ -232,9 +236,14 @@ def _find_problem(name: str, value: Any) -> str | None:
         return "0 or more"
     if name in _SHARES and not value <= 1:
         return "at most 1"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a finite number"
-    return None
+    return None if _is_finite(value) else "a finite number"
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, int | float) or math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def logprob_fields(given: Mapping[str, Any]) -> dict[str, Any]:

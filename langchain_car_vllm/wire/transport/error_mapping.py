@@ -67,6 +67,8 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
         raise timeout_error(endpoint, timeout) from error
     except (openai.APIConnectionError, httpx2.TransportError) as error:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
+        if isinstance(cause, httpx2.LocalProtocolError):  # its text may hold a key
+            raise InvalidRequestError("the request breaks the rules of HTTP") from None
         limit = limit_of(cause)
         reason = limit or cause or error
         failed = ConnectionFailedError(

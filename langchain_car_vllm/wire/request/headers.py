@@ -1,0 +1,40 @@
+"""Which headers can be sent; the HTTP library would tell their values in its errors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_car_vllm.errors import ConfigurationError
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
+_HINT = "headers hold printable ASCII, without line breaks and without spaces at their ends"
+
+
+def check_headers(setting: str, headers: Mapping[Any, Any]) -> None:
+    """Refuse headers that cannot be sent, and show none of their values.
+
+    Args:
+        setting: Where they stand.
+        headers: The headers.
+
+    Raises:
+        ConfigurationError: A name or a value is not one.
+    """
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigurationError(f"`{setting}` holds a name that no header can have")
+        if not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise ConfigurationError(
+                f"`{setting}` holds a value for `{name}` that no header can have", hint=_HINT
+            )
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that no header can hold, and do not show it.
+
+    Raises:
+        ConfigurationError: It is one.
+    """
+    if not _VALUE.fullmatch(key):
+        raise ConfigurationError("`api_key` holds what no key can hold", hint=_HINT)

@@ -212,7 +212,7 @@ def _explain(
         "page": f"{hub_endpoint()}/{source}",
         "near": _near(source),
         "revision": revision,
-        "said": verdict.get("said") or "it said nothing about why",
+        "said": _without_token(str(verdict.get("said") or "it said nothing about why")),
         "needed": needed,
         "free": free,
         "lacking": max(1, needed - free),
@@ -221,6 +221,12 @@ def _explain(
         "log": verdict.get("log", "the log of the download"),
     }
     return message.format(**facts), hint.format(**facts)
+
+
+def _without_token(text: str) -> str:
+    """Return what somebody said without the token, which HTTP libraries show where it is odd."""
+    token = hub_token()
+    return text.replace(token, "***") if token else text
 
 
 def _token_state() -> str:

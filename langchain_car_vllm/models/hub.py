@@ -22,7 +22,7 @@ from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError, UnservableModelError
 from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
 from langchain_car_vllm.models.download_diagnosis import download_error, no_model
-from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
+from langchain_car_vllm.models.hub_account import hub_endpoint, sendable_token
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import parse_object, printable
 from langchain_car_vllm.models.proxies import HttpProxies, connect_with, find_proxies, find_proxy
@@ -194,7 +194,7 @@ class _Hub:
             ModelDownloadError: It refuses, or what answers is not the Hub.
         """
         request = urllib.request.Request(_endpoint() + path)  # noqa: S310
-        if token := hub_token():
+        if token := sendable_token():
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
             with self._opener.open(request, timeout=_TIMEOUT) as response:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from langchain_car_vllm import environment, paths
+from langchain_car_vllm.errors import ConfigurationError
 
 _FOLDERS = (
     environment.HF_HOME,
@@ -50,6 +51,21 @@ def hub_token() -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return text.strip() or None
+
+
+def sendable_token() -> str | None:
+    """Return the token that the Hub is sent, None where there is none.
+
+    Raises:
+        ConfigurationError: No header can hold it; whoever sent it would be told of it in an error.
+    """
+    token = hub_token()
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ConfigurationError(
+            "the token for the Hub holds what no token can hold",
+            hint="correct HF_TOKEN, or write the file of the token anew with `hf auth login`",
+        )
+    return token
 
 
 def _usual_file() -> str | None:

@@ -290,6 +290,16 @@ def test_a_log_without_a_verdict_is_read(tmp_path, text, message):
     assert message in diagnose_download("org/tiny", None, log).message
 
 
+def test_a_log_that_shows_the_token_keeps_it(tmp_path, monkeypatch):
+    """Libraries write a header that they refuse into their errors."""
+    monkeypatch.setenv("HF_TOKEN", "hf_hush")
+    log = tmp_path / "download.log"
+    log.write_text("LocalProtocolError: Illegal header value b'Bearer hf_hush'\n")
+    error = diagnose_download("org/tiny", None, log)
+    assert "hush" not in str(error)
+    assert "Illegal header value" in error.message
+
+
 def test_a_killed_download_says_so(tmp_path):
     """A child that was killed is no riddle."""
     error = diagnose_download("org/tiny", None, tmp_path / "no-log", exit_code=-9)

@@ -74,6 +74,19 @@ def test_the_token_is_sent(hub, home, monkeypatch):
     check_model()
 
 
+@pytest.mark.parametrize("token", ["hf_hush\nx", "hf_h\xfcush", "hf_ hush"])
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
+def test_a_token_that_no_header_can_hold_is_not_shown(hub, monkeypatch, token, proxy):
+    """Nor is it taken for a network that is down."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    if proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(ConfigurationError, match="the token for the Hub") as caught:
+        check_model()
+    assert "hush" not in str(caught.value)
+    assert "HF_TOKEN" in caught.value.hint
+
+
 def test_the_token_goes_along_to_the_same_host(hub, monkeypatch):
     """The Hub answers a file from another path of its own, which wants the token too."""
     hub.token, hub.redirecting = "secret", True

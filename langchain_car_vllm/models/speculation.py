@@ -17,18 +17,24 @@ from langchain_car_vllm.models.weights import MEDIA_WEIGHTS, is_weight, read_sha
 
 MTP = "mtp"
 _COUNTS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
-# Where conversions keep the heads that mlx-lm leaves out of the model (vllm-mlx 0.6.0).
-_FILES = ("mtp/weights.safetensors", "model-mtp.safetensors")
+# By a part of the model's type, where vllm-mlx 0.6.0 looks for the heads: nowhere else.
+_FILES = {
+    "qwen3_5": ("mtp/weights.safetensors", "model-mtp.safetensors"),
+    "qwen3_next": ("model-mtp.safetensors",),
+}
 _OFF = "leave `draft` out"
 
 
-def check_draft(draft: str, model: Path, name: str, *, trust: bool = False) -> None:
+def check_draft(
+    draft: str, model: Path, name: str, *, engine: str | None = None, trust: bool = False
+) -> None:
     """Refuse what would draft nothing, or run code.
 
     Args:
         draft: `mtp`, or the draft model as a folder or repository.
         model: The folder of the model that it drafts for.
         name: That model's name, for the error.
+        engine: As the user chose it.
         trust: Whether the user trusts code that models bring.
 
     Raises:
@@ -38,8 +44,10 @@ def check_draft(draft: str, model: Path, name: str, *, trust: bool = False) -> N
     config = read_object(model / "config.json") or {}
     if draft == MTP:
         reason = _lacks_heads(model, config)
+        hint = f"choose a conversion with the heads in a `model-mtp.safetensors`, or {_OFF}"
+        if reason is None and engine == "simple":
+            reason, hint = "the simple engine drafts nothing", f"leave `engine` out, or {_OFF}"
         if reason is not None:
-            hint = f"choose a conversion that keeps the heads (`mtp.*`), or {_OFF}"
             raise UnservableModelError(f"`{name}` cannot draft for itself: {reason}", hint=hint)
         return
     if not is_multimodal(config):
@@ -79,11 +87,15 @@ def _lacks_heads(model: Path, config: Mapping[str, Any]) -> str | None:
     parts = (config, text if isinstance(text, dict) else {})
     if not any(_is_count(part.get(name)) for part in parts for name in _COUNTS):
         return "its `config.json` names no MTP heads"
-    if any(is_file(model / name) for name in _FILES):
+    kind = str(parts[1].get("model_type") or config.get("model_type"))
+    files = next((files for part, files in _FILES.items() if part in kind), ())
+    if not files:
+        return "vllm-mlx uses the MTP heads of Qwen3.5, Qwen3.6 and Qwen3-Next only"
+    if any(is_file(model / name) for name in files):
         return None
     weights = (name for name in list_folder(model) if is_weight(name, MEDIA_WEIGHTS))
     if any("mtp." in tensor for name in weights for tensor in read_shapes(model / name)):
-        return None
+        return "its MTP heads are among its other weights, where vllm-mlx does not look for them"
     return "its weights hold no MTP heads, although its `config.json` names some"
 
 

@@ -80,6 +80,7 @@ def launch_for(
     """
     engine, note = choose_engine(spec, multimodal=facts.multimodal, mlx_vlm=mlx_vlm, python=python)
     serving = serving_for(spec, facts, engine=engine, version=version)
+    is_wired = bool(wired_bytes(facts.weights_bytes, wiring, working_set))
     memory = memory_for(
         facts.weights_bytes,
         facts.kv,
@@ -88,7 +89,8 @@ def launch_for(
         chunked=engine == "batched" and bool(serving.multimodal),
         budget=budget_bytes,
         server_args=spec.server_args,
-        wired=bool(wired_bytes(facts.weights_bytes, wiring, working_set)),
+        # Drafts that are refused while others are answered change tokens (vllm-mlx 0.6.0).
+        alone=is_wired or spec.draft is not None,
     )
     launch = Launch(
         model,

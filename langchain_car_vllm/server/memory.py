@@ -138,7 +138,7 @@ def memory_for(
     chunked: bool,
     budget: int,
     server_args: Sequence[str] = (),
-    wired: bool = False,
+    alone: bool = False,
 ) -> Memory:
     """Return what a chat server sets aside; more than the budget where it cannot fit.
 
@@ -151,16 +151,16 @@ def memory_for(
         budget: Bytes that all servers may take together.
         server_args: The user's; `--max-kv-size`, `--cache-memory-mb`, `--max-num-seqs` and
             `--completion-batch-size` count.
-        wired: Whether the weights are wired: then requests are answered one at a time.
+        alone: Whether requests are answered one at a time.
     """
     # Of a model whose layers nobody knows neither prompts nor conversations are estimated.
     prefill = _prefill_bytes(weights, chunked=chunked) if kv else 0
     cache = _cache_bytes(budget, budget - weights - prefill, server_args) if batched else 0
     is_chosen = _number(server_args, "--cache-memory-mb") is not None
     spare = 0 if is_chosen else max(0, cache - _CACHE_MB[0] * _MB)
-    most = _most_sequences(server_args) if batched and not wired else 1
+    most = _most_sequences(server_args) if batched and not alone else 1
     if kv is None:
-        sequences = None if batched and not wired else 1
+        sequences = None if batched and not alone else 1
         return Memory(weights, prefill, cache, 0, window, None, sequences, spare_cache=spare)
     free = max(0, budget - weights - prefill - cache)
     context = _context(kv, window, free, budget, _number(server_args, "--max-kv-size"))

@@ -214,7 +214,7 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
     """
     if spec.draft is not None and directory is not None:
         trust = is_trusted(spec.server_args)
-        check_draft(spec.draft, directory, spec.served_name, trust=trust)
+        check_draft(spec.draft, directory, spec.served_name, engine=spec.engine, trust=trust)
     if spec.adapter is not None and directory is not None:
         adapter = find_adapter(spec.adapter)
         if adapter is not None:

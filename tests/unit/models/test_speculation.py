@@ -26,6 +26,10 @@ from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.answer.result import AnswerEnd, add_times
 
 HEADS = {"model_type": "qwen3_next", "num_nextn_predict_layers": 1}
+NESTED = {
+    "model_type": "qwen3_5_moe",
+    "text_config": {"model_type": "qwen3_5_moe_text", "mtp_num_hidden_layers": 1},
+}
 SEEING = {"model_type": "gemma4", "vision_config": {"hidden_size": 8}}
 
 
@@ -44,43 +48,47 @@ def arguments_of(chat: ChatVllmMlx) -> list[str]:
     return serve_arguments(spec, plan_for(spec).launch, 1)
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_heads_are_used_where_the_weights_hold_them(tmp_path: Path, nested: bool):
+@pytest.mark.parametrize("file", ["model-mtp.safetensors", "mtp/weights.safetensors"])
+def test_heads_are_used_where_the_server_looks_for_them(tmp_path: Path, file: str):
     """Off unless asked for; never the flag that skips the check of a draft."""
-    config = (
-        {"model_type": "qwen3_5", "text_config": {"mtp_num_hidden_layers": 1}} if nested else HEADS
-    )
-    model = make_model(tmp_path / "model", config, "model.mtp.layers.0.weight")
+    model = make_model(tmp_path / "model", NESTED)
+    (model / file).parent.mkdir(exist_ok=True)
+    write_tensors(model / file, {"mtp.fc.weight": [4, 4]})
     assert "--enable-mtp" not in arguments_of(ChatVllmMlx(model))
     chat = ChatVllmMlx(model, draft=True)
     arguments = arguments_of(chat)
     assert "--enable-mtp" in arguments
     assert "--mtp-optimistic" not in arguments
-    assert plan_for(chat._spec()).launch.serving.draft == "mtp"
+    serving = plan_for(chat._spec()).launch.serving
+    assert (serving.draft, serving.max_sequences) == ("mtp", 1)
+    assert arguments[arguments.index("--max-num-seqs") + 1] == "1"
     assert chat._spec().key() != ChatVllmMlx(model)._spec().key()
     assert ChatVllmMlx(model, draft=False)._spec().key() == ChatVllmMlx(model)._spec().key()
-
-
-def test_heads_in_a_file_of_their_own_count(tmp_path: Path):
-    """As conversions keep them that mlx-lm would leave out."""
-    model = make_model(tmp_path / "model", HEADS)
-    (model / "mtp").mkdir()
-    (model / "mtp" / "weights.safetensors").write_bytes(b"x")
-    assert "--enable-mtp" in arguments_of(ChatVllmMlx(model, draft=True))
+    with pytest.raises(UnservableModelError, match="simple engine drafts nothing"):
+        plan_for(ChatVllmMlx(model, draft=True)._spec(engine="simple"))
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("config", "file", "tensor", "reason"),
     [
-        ({"model_type": "llama"}, "names no MTP heads"),
-        ({"model_type": "llama", "num_nextn_predict_layers": "1"}, "names no MTP heads"),
-        ({"model_type": "llama", "text_config": [1]}, "names no MTP heads"),
-        (HEADS, "hold no MTP heads"),
+        ({"model_type": "llama"}, "", "", "names no MTP heads"),
+        ({"model_type": "llama", "num_nextn_predict_layers": "1"}, "", "", "names no MTP heads"),
+        ({"model_type": "llama", "text_config": [1]}, "", "", "names no MTP heads"),
+        (HEADS, "", "", "hold no MTP heads"),
+        (HEADS, "", "model.mtp.layers.0.weight", "among its other weights"),
+        (NESTED, "", "language_model.mtp.fc.weight", "among its other weights"),
+        (HEADS, "mtp/weights.safetensors", "", "hold no MTP heads"),
+        (HEADS | {"model_type": "glm4_moe"}, "model-mtp.safetensors", "", "and Qwen3-Next only"),
     ],
 )
-def test_a_model_without_heads_is_refused(tmp_path: Path, config, reason):
+def test_a_model_whose_heads_would_not_be_used_is_refused(
+    tmp_path: Path, config: dict[str, object], file: str, tensor: str, reason: str
+):
     """The server would only log a warning and go on without."""
-    model = make_model(tmp_path / "model", config)
+    model = make_model(tmp_path / "model", config, *([tensor] if tensor else []))
+    if file:
+        (model / file).parent.mkdir(exist_ok=True)
+        write_tensors(model / file, {"mtp.fc.weight": [4, 4]})
     with pytest.raises(UnservableModelError, match=reason):
         plan_for(ChatVllmMlx(model, draft=True)._spec())
 

@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -13,25 +14,41 @@ HERE = Path(__file__).parent
 QUESTIONS = ("Tell me something.", "Name three rivers.", "Tell me something.")
 
 
-@pytest.fixture(scope="module")
-def with_heads(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny qwen3_5 model with MTP heads."""
-    folder = tmp_path_factory.mktemp("models")
+class Drafted(NamedTuple):
+    """A model, and what drafts for it."""
+
+    model: str
+    draft: bool | str
+
+
+def run_there(script: str, *arguments: str) -> None:
+    """Run a script under the server's own Python."""
     python = str(interpreter_of(ensure_runtime().server))
-    plain, out = str(folder / "plain"), str(folder / "heads")
-    tiny = [str(HERE / "tiny_vlm.py"), "qwen3_5", plain, "--tokenizer", smollm2]
-    for script in (tiny, [str(HERE / "mtp_heads.py"), plain, out]):
-        subprocess.run([python, *script], check=True, capture_output=True)
-    return out
+    subprocess.run([python, str(HERE / script), *arguments], check=True, capture_output=True)
 
 
-def test_drafts_change_no_token(with_heads: str, fast_cpu: dict[str, str]):
+@pytest.fixture(scope="module", params=["heads", "assistant"])
+def drafted(
+    request: pytest.FixtureRequest, smollm2: str, tmp_path_factory: pytest.TempPathFactory
+) -> Drafted:
+    """A tiny model with MTP heads of its own, and one with a draft model."""
+    folder = tmp_path_factory.mktemp("models")
+    plain, out = str(folder / "plain"), str(folder / "out")
+    family, template = {"heads": ("qwen3_5", "qwen3.6"), "assistant": ("gemma4", "plain")}[
+        request.param
+    ]
+    run_there("tiny_vlm.py", family, plain, "--tokenizer", smollm2, "--template", template)
+    run_there("tiny_drafters.py", request.param, plain, out)
+    return Drafted(out, True) if request.param == "heads" else Drafted(plain, out)
+
+
+def test_drafts_change_no_token(drafted: Drafted, fast_cpu: dict[str, str]):
     """Whole and streamed, asked once and again, alone and together: what is written stays."""
     settings = {"temperature": 0, "max_tokens": 40, "reasoning": False, "server_env": fast_cpu}
-    plain = ChatVllmMlx(model=with_heads, **settings)
+    plain = ChatVllmMlx(model=drafted.model, **settings)
     expected = [plain.invoke(question).text for question in QUESTIONS]
     plain.unload(force=True)
-    llm = ChatVllmMlx(model=with_heads, draft=True, **settings)
+    llm = ChatVllmMlx(model=drafted.model, draft=drafted.draft, **settings)
     try:
         for question, text in zip(QUESTIONS, expected, strict=True):
             answer = llm.invoke(question)

@@ -178,6 +178,8 @@ def test_a_wrong_key_is_refused(fleet: tuple[str, str, list[Path]]):
             llm.invoke("Hello")
     llm = ChatVllmMlx(model="local", base_url=url, api_key=key, max_tokens=4)
     assert llm.invoke("Hello").text
+    known = keys.read_text()
     keys.write_text("somebody sk-of-somebody-else\n")
     with pytest.raises(AuthenticationError):
         llm.invoke("Hello")
+    keys.write_text(known)

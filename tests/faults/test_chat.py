@@ -131,13 +131,13 @@ def test_keep_alive_comes_from_the_environment(fake: Fake, monkeypatch: pytest.M
 @pytest.mark.parametrize("way", WAYS)
 def test_a_suspended_server_costs_a_timeout(fake: Fake, way: str):
     """A server that has fallen silent is not replaced: the call ends with LangChain's timeout."""
-    model = ChatVllmMlx(model=str(fake.model), timeout=0.4, max_tokens=3)
+    model = ChatVllmMlx(model=str(fake.model), max_tokens=3)
     model.warm_up()
     server = fake.state().server
     assert server is not None
     os.kill(server.pid, signal.SIGSTOP)
     with pytest.raises(ModelTimeoutError):
-        WAYS[way](model)
+        WAYS[way](model.model_copy(update={"timeout": 0.4}))
     os.kill(server.pid, signal.SIGCONT)
     assert WAYS[way](model).strip() == "tok0 tok1 tok2"
     assert len(fake.starts()) == 1

@@ -35,10 +35,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave variants that take long to `make test-full`."""
+    """Leave variants that take long to `make test-full`, and begin with what takes minutes."""
     for item in items:
         if any(fnmatch(item.nodeid.rpartition("/")[2], pattern) for pattern in _SLOW):
             item.add_marker(pytest.mark.full)
+    # Begun last, the soak would have one worker work for two minutes and the others wait.
+    items.sort(key=lambda item: "/soak/" not in item.nodeid)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
 
 from langchain_core.decisions import (
     BaseDecisionModel,
@@ -113,41 +113,55 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
         return PROVIDER
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
-        decision = _Decision(self.model)
-        chat = self._chat()
-        for name, question in _check_questions(questions).items():
-            if isinstance(question, Box):
-                found = _box_chat(chat).invoke(messages_for_box(state, question))
-                decision.note_box(name, found)
-                continue
+        asking = self._asking(state, questions)
+        take: Callable[[Any], _Request] = asking.send
+        answer: Any = None
+        while True:
             try:
-                for labels, messages in self._ways(state, question):
-                    decision.note(name, labels, chat.invoke(messages, **_ASKING))
+                request = take(answer)
+            except StopIteration as end:
+                return cast("ClassifierResponse", end.value)
+            try:
+                answer = request.model.invoke(request.messages, **request.settings)
+                take = asking.send
             except InvalidRequestError as error:
-                _check_lacks_logprobs(error)
-                decision.restart(name)
-                for labels, messages in self._ways(state, question, lettered=True):
-                    comparison = self._compare(chat, messages, labels, decision)
-                    decision.note_comparison(name, labels, comparison)
-            decision.settle(name, question)
-        return decision.response()
+                answer, take = error, asking.throw
 
     async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
+        asking = self._asking(state, questions)
+        take: Callable[[Any], _Request] = asking.send
+        answer: Any = None
+        while True:
+            try:
+                request = take(answer)
+            except StopIteration as end:
+                return cast("ClassifierResponse", end.value)
+            try:
+                answer = await request.model.ainvoke(request.messages, **request.settings)
+                take = asking.send
+            except InvalidRequestError as error:
+                answer, take = error, asking.throw
+
+    def _asking(
+        self, state: State, questions: dict[str, Question]
+    ) -> Generator["_Request", Any, ClassifierResponse]:
+        """Yield each request, and take its answer; there is no I/O here."""
         decision = _Decision(self.model)
         chat = self._chat()
         for name, question in _check_questions(questions).items():
             if isinstance(question, Box):
-                found = await _box_chat(chat).ainvoke(messages_for_box(state, question))
+                found = yield _Request(_box_chat(chat), messages_for_box(state, question), {})
                 decision.note_box(name, found)
                 continue
             try:
                 for labels, messages in self._ways(state, question):
-                    decision.note(name, labels, await chat.ainvoke(messages, **_ASKING))
+                    answer = yield _Request(chat, messages, _ASKING)
+                    decision.note(name, labels, answer)
             except InvalidRequestError as error:
                 _check_lacks_logprobs(error)
                 decision.restart(name)
                 for labels, messages in self._ways(state, question, lettered=True):
-                    comparison = await self._acompare(chat, messages, labels, decision)
+                    comparison = yield from self._compare(chat, messages, labels, decision)
                     decision.note_comparison(name, labels, comparison)
             decision.settle(name, question)
         return decision.response()
@@ -158,29 +172,12 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
         messages: list[BaseMessage],
         labels: Sequence[Label],
         decision: "_Decision",
-    ) -> Comparison:
+    ) -> Generator["_Request", Any, Comparison]:
         """Ask for one-token answers until it is known how likely labels are."""
         steps = self._steps(labels)
         bias = next(steps)
         while True:
-            answer = chat.invoke(messages, **_BIASED, logit_bias=bias)
-            try:
-                bias = steps.send(decision.read_token(answer))
-            except StopIteration as end:
-                return cast("Comparison", end.value)
-
-    async def _acompare(
-        self,
-        chat: ChatVllmMlx,
-        messages: list[BaseMessage],
-        labels: Sequence[Label],
-        decision: "_Decision",
-    ) -> Comparison:
-        """Do the same without blocking the event loop."""
-        steps = self._steps(labels)
-        bias = next(steps)
-        while True:
-            answer = await chat.ainvoke(messages, **_BIASED, logit_bias=bias)
+            answer = yield _Request(chat, messages, {**_BIASED, "logit_bias": bias})
             try:
                 bias = steps.send(decision.read_token(answer))
             except StopIteration as end:
@@ -218,6 +215,14 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
     def _chat(self) -> ChatVllmMlx:
         names = (*ServerFields.model_fields, "engine", "timeout")
         return ChatVllmMlx(**{name: getattr(self, name) for name in names})
+
+
+class _Request(NamedTuple):
+    """What is asked next, and of whom."""
+
+    model: Any
+    messages: list[BaseMessage]
+    settings: dict[str, Any]
 
 
 _ASKING: dict[str, Any] = {

@@ -1,13 +1,21 @@
 """A gateway in a process of its own, for as long as another process lives."""
 
 import json
+import os
+import secrets
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import psutil
 import typer
+
+from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.server.directory import make_checked
+from langchain_car_vllm.server.process import Identity
 
 _END_SECONDS = 10.0
 _COMMAND = (sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "serve")
@@ -55,7 +63,8 @@ class GatewayProcess:
         Raises:
             typer.Exit: It could not start, and has said why.
         """
-        arguments = ["--port", "0", "--json", "--until-pid", str(until_pid)]
+        tag = f"gateway-{secrets.token_hex(8)}"
+        arguments = ["--port", "0", "--json", "--until-pid", str(until_pid), "--tag", tag]
         if keep_alive is not None:
             arguments += ["--keep-alive", keep_alive]
         process = subprocess.Popen(
@@ -81,3 +90,36 @@ class GatewayProcess:
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
+
+
+@contextmanager
+def noted_gateway(tag: str | None) -> Iterator[None]:
+    """Note where this process can be found, as long as it serves.
+
+    Args:
+        tag: Stands on its command line, None for one that somebody runs in a terminal.
+    """
+    if tag is None:
+        yield
+        return
+    file = _notes() / tag
+    make_checked(file.parent)
+    file.write_text(str(os.getpid()), encoding="ascii")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def end_gateways() -> None:
+    """End all that were started here and are detached from a terminal."""
+    for file in _notes().glob("gateway-*"):
+        with suppress(OSError, ValueError, psutil.Error):
+            process = Identity(int(file.read_text(encoding="ascii")), file.name).find()
+            if process is not None:
+                process.terminate()
+                process.wait(_END_SECONDS)
+
+
+def _notes() -> Path:
+    return run_root().with_name("gateways")

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import psutil
 import typer
 
-from langchain_car_vllm.cli.gateway_process import GatewayProcess, Published
+from langchain_car_vllm.cli.gateway_process import GatewayProcess, Published, noted_gateway
 from langchain_car_vllm.cli.output import ModelArgument, print_facts, print_json, say
 from langchain_car_vllm.display import Display
 from langchain_car_vllm.durations import seconds
@@ -60,6 +60,7 @@ def serve(
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON")] = False,
     until_pid: Annotated[int | None, typer.Option(hidden=True)] = None,
+    tag: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve a model to other programs until Ctrl-C.
 
@@ -74,7 +75,11 @@ def serve(
         engine=engine,
         keep_alive=seconds(keep_alive, "keep_alive", lowest=-1) if keep_alive is not None else 0,
     )
-    with closing(Display(model)) as display, _listener(host, port) as listener:
+    with (
+        closing(Display(model)) as display,
+        _listener(host, port) as listener,
+        noted_gateway(tag),
+    ):
         number = listener.getsockname()[1]
         published = Published(f"http://{_reachable(host)}:{number}/v1", str(key_file), found.name)
 

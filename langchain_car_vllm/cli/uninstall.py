@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 import typer
 
 from langchain_car_vllm import environment, paths
+from langchain_car_vllm.cli.gateway_process import end_gateways
 from langchain_car_vllm.cli.output import print_json, print_table, say, size
 from langchain_car_vllm.cli.removal import (
     confirms,
@@ -29,7 +30,14 @@ from langchain_car_vllm.server.prefix_caches import (
 from langchain_car_vllm.server.state import read_state
 
 # What lies beside the run state of the servers in `run`, other packages' things apart.
-_KEPT_BESIDE = ("pull", "gateway.key", "gateway.log", "metal.json", "tested-installs.json")
+_KEPT_BESIDE = (
+    "pull",
+    "gateways",
+    "gateway.key",
+    "gateway.log",
+    "metal.json",
+    "tested-installs.json",
+)
 _Kind = Literal["service", "run state", "prefix cache", "runtime", "model"]
 
 
@@ -126,6 +134,7 @@ def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
     # First what would start the servers again.
     if any(entry.kind == "service" for entry in found):
         remove_service()
+    end_gateways()
     for directory in server_directories():
         stop_server(directory)
     runtimes = [entry.path for entry in found if entry.kind == "runtime"]

@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from faults.support import FAST, Fake
@@ -163,6 +165,15 @@ def test_the_service_goes_first(cli: Cli, home: Path, tmp_path: Path, *, has_sys
     assert done.returncode == 0, done.stderr
     assert not unit.exists()
     assert (tmp_path / "notes").exists() == has_systemctl
+
+
+def test_what_env_serves_goes_too(cli: Cli, home: Path, fake: Fake):
+    """A request to it would install and start everything anew."""
+    address = urlsplit(json.loads(cli("env", str(fake.model), "--json").stdout)["OPENAI_BASE_URL"])
+    assert cli("uninstall", "--yes").returncode == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address.hostname, address.port), 5)
+    assert not (home / ".car").exists()
 
 
 def test_nothing_is_kept(cli: Cli):

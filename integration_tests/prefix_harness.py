@@ -1,20 +1,23 @@
 """A conversation of short turns in the server's own scheduler, without a server.
 
-    python prefix_harness.py FOLDER_OF_MENDS MODEL CHUNK mended|plain|cold
+    python prefix_harness.py FOLDER_OF_MENDS MODEL CHUNK mended|plain|cold free|constrained
 
 runs under the runtime's Python and prints a line of JSON for each turn: the tokens of its prompt,
-the tokens that were found, and the answer.
+the tokens that were found, the answer, and what an exact repeat of the prompt answers when the
+conversation is over. A constrained turn may use some tokens only, as with a schema or a budget for
+thoughts; its repeat may use them all.
 """
 
 import json
 import sys
 
 TURNS, WORDS, FIRST = 8, 30, 560
+ALLOWED = slice(1000, 1200)
 _WORDS = "the city river house light sea road people train time".split()  # noqa: SIM905
 
 
 def main() -> None:
-    folder, model_folder, chunk, mode = sys.argv[1:]
+    folder, model_folder, chunk, mode, freedom = sys.argv[1:]
     sys.path.insert(0, folder)
     from mlx_vlm import load
     from vllm_mlx import mllm_batch_generator
@@ -34,18 +37,36 @@ def main() -> None:
             enable_prefix_cache=mode != "cold",
         ),
     )
-    prompt = "<|im_start|>user\n" + _text(FIRST, 0)
+    prompt, prompts, turns = "<|im_start|>user\n" + _text(FIRST, 0), [], []
     for turn in range(TURNS):
         prompt += "<|im_end|>\n<|im_start|>assistant\n"
         before = _found(scheduler)
-        scheduler.add_request(prompt, max_tokens=8, temperature=0.0)
-        answer, tokens = "", 0
-        while scheduler.has_requests():
-            for output in scheduler.step().outputs:
-                answer += output.new_text or ""
-                tokens = output.prompt_tokens
-        print(json.dumps([tokens, _found(scheduler) - before, answer]), flush=True)
+        processors = [_constrain] if freedom == "constrained" else None
+        tokens, answer = _ask(scheduler, prompt, processors)
+        prompts.append(prompt)
+        turns.append([tokens, _found(scheduler) - before, answer])
         prompt += f"{answer}<|im_end|>\n<|im_start|>user\n" + _text(WORDS, turn)
+    for prompt, turn in zip(prompts, turns, strict=True):
+        print(json.dumps([*turn, _ask(scheduler, prompt, None)[1]]), flush=True)
+
+
+def _ask(scheduler, prompt: str, processors: "list | None") -> "tuple[int, str]":
+    """Return the tokens of the prompt, and the answer."""
+    scheduler.add_request(prompt, max_tokens=8, temperature=0.0, logits_processors=processors)
+    answer, tokens = "", 0
+    while scheduler.has_requests():
+        for output in scheduler.step().outputs:
+            answer += output.new_text or ""
+            tokens = output.prompt_tokens
+    return tokens, answer
+
+
+def _constrain(_tokens, logits):
+    import mlx.core as mx
+
+    allowed = mx.full(logits.shape, -mx.inf)
+    allowed[:, ALLOWED] = logits[:, ALLOWED]
+    return allowed
 
 
 def _text(words: int, first: int) -> str:

@@ -26,38 +26,55 @@ def _keep_prompts_after_hits(module: Any) -> None:
     def patched(self: Any, requests: Any) -> Any:
         if len(requests) != 1 or getattr(self, "prefix_cache", None) is None:
             return process(self, requests)
-        request, clones = requests[0], []
-        clone = self._clone_prefix_for_replay
+        request, clones, said = requests[0], [], []
+        clone, processors = self._clone_prefix_for_replay, request.logits_processors
 
         def noted(cache_list: Any) -> Any:
             copied = clone(cache_list)
             clones.append(copied)
             return copied
 
+        def note(_tokens: Any, logits: Any) -> Any:
+            said.append(logits + 0)
+            return logits
+
         self._clone_prefix_for_replay = noted
+        request.logits_processors = [note, *(processors or ())]
         try:
             batch = process(self, requests)
         finally:
             del self._clone_prefix_for_replay
-        if batch is not None and len(clones) == 1 and clones[0] and is_text_only(request):
-            _store(self, request, clones[0], batch)
+            request.logits_processors = processors
+        if batch is not None:
+            _remove(note, batch)
+            if len(clones) == 1 and clones[0] and is_text_only(request):
+                _store(self, request, clones[0], said[0])
         return batch
 
     generator._process_prompts = patched
 
 
-def _store(generator: Any, request: Any, cache: Any, batch: Any) -> None:
-    """Store what was read, with what its last position says; an exact repeat begins there."""
+def _remove(processor: Any, batch: Any) -> None:
+    """Take a processor out of the only row of a batch."""
+    row = [each for each in batch.logits_processors[0] if each is not processor]
+    batch.logits_processors = [row] if row else None
+
+
+def _store(generator: Any, request: Any, cache: Any, said: Any) -> None:
+    """Store what was read, with what its last position says; an exact repeat begins there.
+
+    That is what it says before processors (a schema, a budget for thoughts) change it: a repeat may
+    have others.
+    """
     tokens = request.input_ids.reshape(-1).tolist()
     offsets = {getattr(leaf, "offset", None) for leaf in generator._cache_leaves(cache)} - {None}
     if offsets - {len(tokens)} or not generator._needs_prefill_checkpoint(cache):
         return
-    if any(batch.logits_processors or ()) or request.request_id in generator._aborted_request_ids:
+    if request.request_id in generator._aborted_request_ids:
         return
     if generator.prefix_cache.fetch_exact_auxiliary(tokens) is not None:
         return
-    last = {"last_logits": batch.logprobs[0].reshape(1, -1)}
-    entry = generator.prefix_cache.prepare_store(tokens, cache, auxiliary=last)
+    entry = generator.prefix_cache.prepare_store(tokens, cache, auxiliary={"last_logits": said})
     generator._publish_prefill_checkpoint(request.request_id, entry)
 
 

@@ -155,7 +155,8 @@ def shorten_url(url: str) -> str:
     """Return an address for a message: without its user, password and query, and not too long."""
     try:
         parts = urlsplit(url)
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        start = f"{parts.scheme}://" if parts.scheme else ""
+        shown = f"{start}{parts.netloc.rpartition('@')[2]}{parts.path}"
     except ValueError:
         shown = url
     return shown if len(shown) <= 80 else f"{shown[:77]}..."  # noqa: PLR2004

@@ -132,8 +132,7 @@ class _Outgoing:
             message: The message.
             is_old: Whether the user has written another one since.
         """
-        if isinstance(message, FunctionMessage):
-            message = ToolMessage(content=message.content, tool_call_id=message.name)
+        message = _by_role(message)
         if isinstance(message, ChatMessage) and message.role not in _ROLES:
             if is_old:
                 message = HumanMessage(message.content)
@@ -231,6 +230,20 @@ class _Outgoing:
             ],
             additional_kwargs={REASONING: thought} if thought else {},
         )
+
+
+def _by_role(message: BaseMessage) -> BaseMessage:
+    """Return what a tool or a model said as such: what stands in it was not written by the user."""
+    if isinstance(message, FunctionMessage):
+        return ToolMessage(content=message.content, tool_call_id=message.name)
+    if not isinstance(message, ChatMessage) or isinstance(message.content, str):
+        return message
+    if message.role == "assistant":
+        return AIMessage(content=message.content)
+    if message.role == "tool":
+        call = str(message.additional_kwargs.get("tool_call_id") or "")
+        return ToolMessage(content=message.content, tool_call_id=call)
+    return message
 
 
 def _is_attachment(block: Any) -> bool:

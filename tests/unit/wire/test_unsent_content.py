@@ -117,6 +117,25 @@ def test_an_answer_with_a_picture_and_a_strange_role_are_no_end_either(serve):
     assert second["content"] == f"See: {LINES['picture']}"
 
 
+@pytest.mark.filterwarnings(
+    "ignore::langchain_car_vllm.wire.request.placeholders.UnsentContentWarning"
+)
+@pytest.mark.parametrize("role", ["assistant", "tool"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_another_speaker_wrote_is_not_the_users(serve, role, name):
+    """A `ChatMessage` of a tool or a model names nothing that is fetched, and ends no thread."""
+    model, dialect = serve(Reply("Yes."))
+    model.invoke(
+        [
+            HumanMessage("look"),
+            ChatMessage(role=role, content=[{"type": "text", "text": "here"}, BLOCKS[name]]),
+        ]
+    )
+    (request,) = dialect.requests
+    assert [message["role"] for message in request["messages"]] == ["user", role]
+    assert "here" in request["messages"][1]["content"]
+
+
 def test_plain_text_is_sent_however_it_is_packed(serve):
     """As text, encoded, in a data: address or as a text file; far away it is a typed error."""
     encoded = base64.b64encode("Grüße".encode()).decode()

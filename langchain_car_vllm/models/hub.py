@@ -26,6 +26,7 @@ from langchain_car_vllm.models.hub_account import hub_endpoint, sendable_token
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import parse_object, printable
 from langchain_car_vllm.models.proxies import HttpProxies, connect_with, find_proxies, find_proxy
+from langchain_car_vllm.models.remote_code import may_ask_for_code
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
 from langchain_car_vllm.models.weights import weight_names
@@ -93,7 +94,7 @@ def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = Fal
         settings = {"config.json": hub.settings("config.json")}
         sizes = {file.name: file.size for file in files}
         for name in sizes if not trust else ():
-            if name.endswith("config.json") and "/" not in name and name not in settings:
+            if may_ask_for_code(name) and name not in settings:
                 settings[name] = hub.settings(name)
     obstacle = find_missing(sizes, settings.get, trust=trust)
     if obstacle is not None:

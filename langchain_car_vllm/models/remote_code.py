@@ -2,19 +2,25 @@
 
 The server loads `model_file` whatever it was told (mlx-lm 0.31.3), and what `auto_map` names
 wherever a processor is loaded (mlx-vlm 0.6.12 trusts it by default). So such a model is refused
-before it is fetched, unless the user trusts it by name.
+before it is fetched, unless the user trusts it by name. What cannot be read to its end is refused,
+too: the server may read what this package does not.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.families import has_own_code
+from langchain_car_vllm.models.model_files import printable
 
 TRUST = "--trust-remote-code"
 CODE = "*.py"
 # Large and never read for code.
 _DATA = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
+# Names no code, and the server does without it where it is broken.
+_HARMLESS = "generation_config.json"
+_CONFIG = "config.json"
 _MOST_NODES = 100_000
 
 
@@ -29,22 +35,46 @@ def find_code(names: Iterable[str], read: Callable[[str], Mapping[str, Any] | No
     Args:
         names: The files beside `config.json`.
         read: Returns the object in one of them, None where there is none that can be read.
+
+    Raises:
+        UnservableModelError: A file that may ask for code cannot be read.
     """
-    for name in sorted(_settings(names), key=lambda name: (name != "config.json", name)):
+    for name in sorted(_settings(names), key=lambda name: (_lower(name) != _CONFIG, name)):
         values = read(name)
         if values is None:
+            if may_ask_for_code(name):
+                raise _unreadable(name)
             continue
-        if name == "config.json" and values.get("model_file") is not None:
+        is_config = _lower(name) == _CONFIG
+        if is_config and values.get("model_file") is not None:
             return _describe(name, "model_file", values["model_file"])
-        mapped = _find_mapped(values)
-        if mapped is not None and not (name == "config.json" and _is_never_asked(values)):
+        mapped = _find_mapped(name, values)
+        if mapped is not None and not (is_config and _is_never_asked(values)):
             return _describe(name, "auto_map", mapped)
     return None
 
 
+def may_ask_for_code(name: str) -> bool:
+    """Return whether a file is one in which the server looks for the names of code.
+
+    Args:
+        name: Of a file beside `config.json`.
+    """
+    lower = _lower(name)
+    is_seen = "/" not in name and not name.startswith(".")
+    return is_seen and lower.endswith(_CONFIG) and lower != _HARMLESS
+
+
+def _lower(name: str) -> str:
+    """Return a name as disks that ignore case compare it, macOS's among them."""
+    return name.casefold()
+
+
 def _settings(names: Iterable[str]) -> set[str]:
     return {
-        name for name in names if name.endswith(".json") and "/" not in name and name not in _DATA
+        name
+        for name in names
+        if _lower(name).endswith(".json") and "/" not in name and name not in _DATA
     }
 
 
@@ -57,8 +87,12 @@ def _is_never_asked(values: Mapping[str, Any]) -> bool:
     return has_own_code(values.get("model_type")) and not is_multimodal(values)
 
 
-def _find_mapped(values: Mapping[str, Any]) -> object:
-    """Return what the first `auto_map` in an object or in what it holds names, None without one."""
+def _find_mapped(name: str, values: Mapping[str, Any]) -> object:
+    """Return what the first `auto_map` in an object or in what it holds names, None without one.
+
+    Raises:
+        UnservableModelError: A file that may ask for code holds too much to be looked through.
+    """
     waiting: list[Any] = [values]
     for _ in range(_MOST_NODES):
         if not waiting:
@@ -68,10 +102,18 @@ def _find_mapped(values: Mapping[str, Any]) -> object:
             mapped = found.get("auto_map")
             if mapped:
                 return mapped
-            waiting.extend(found.values())
-        elif isinstance(found, list):
-            waiting.extend(found)
+            found = found.values()
+        waiting.extend(inner for inner in found if isinstance(inner, Mapping | list))
+    if may_ask_for_code(name):
+        raise _unreadable(name)
     return None
+
+
+def _unreadable(name: str) -> UnservableModelError:
+    return UnservableModelError(
+        f"`{printable(name)}` cannot be read to its end, so it may ask for code",
+        hint="download the model again, or choose another conversion",
+    )
 
 
 def _describe(name: str, key: str, value: object) -> str:

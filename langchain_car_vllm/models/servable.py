@@ -101,9 +101,8 @@ def find_missing(
     config = read("config.json") if "config.json" in names else None
     if config is None:
         return _other_format(names) or Obstacle("it holds no `config.json`", _WHOLE)
-    code = None if trust else find_code(names, read)
-    if code is not None:
-        return Obstacle(code, "", is_code=True)
+    if not trust and (code := _find_code(names, read)):
+        return code
     index = read(INDEX) if INDEX in names else None
     weights = weight_names(names, multimodal=is_multimodal(config), index=index)
     if not weights:
@@ -115,6 +114,16 @@ def find_missing(
             "it holds no tokenizer", "add the tokenizer's files of the model it was made from"
         )
     return _missing_shard(names, index)
+
+
+def _find_code(
+    names: Collection[str], read: Callable[[str], Mapping[str, Any] | None]
+) -> Obstacle | None:
+    try:
+        code = find_code(names, read)
+    except UnservableModelError as error:
+        return Obstacle(error.message, error.hint or _WHOLE)
+    return None if code is None else Obstacle(code, "", is_code=True)
 
 
 def _other_format(names: Collection[str]) -> Obstacle | None:

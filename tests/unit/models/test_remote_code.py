@@ -6,13 +6,13 @@ import pytest
 from fakes.hub import running_hub, write_model
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.errors import UntrustedCodeError
+from langchain_car_vllm.errors import CarVllmError, UnservableModelError, UntrustedCodeError
 from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.download import download_command
 from langchain_car_vllm.models.download_diagnosis import diagnose_download
 from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.families import own_code_types
-from langchain_car_vllm.models.remote_code import TRUST, is_trusted
+from langchain_car_vllm.models.remote_code import TRUST, find_code, is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.server import ServerSpec
 from langchain_car_vllm.server.plan import asked_plan
@@ -162,3 +162,59 @@ def test_a_copy_without_its_code_is_whole_for_those_who_do_not_trust_it(home):
     (folder / "refs" / "main").write_text(commit)
     assert find_snapshot("org/evil") == snapshot
     assert find_snapshot("org/evil", trust=True) is None
+
+
+MANY = [[] for _ in range(100_001)]
+EVADING = {
+    "after much else": (
+        "config.json",
+        {"model_type": "x", "part": {"auto_map": {"A": "c.Evil"}}, "many": MANY},
+    ),
+    "too deep": (
+        "tokenizer_config.json",
+        b'{"auto_map": {"A": "c.Evil"}, "x": %s}' % (b"[" * 9**5),
+    ),
+    "no number": (
+        "processor_config.json",
+        b'{"auto_map": {"A": "c.Evil"}, "x": 1%s}' % (b"0" * 5000),
+    ),
+    "too large": ("preprocessor_config.json", b'{"auto_map": {"A": "c.Evil"}}' + b" " * 64_000_000),
+    "a disk without case": ("Tokenizer_Config.JSON", {"auto_map": MAPPED}),
+    "a folded letter": ("Proce\u017f\u017for_config.json", {"auto_map": MAPPED}),
+}
+
+
+@pytest.mark.parametrize(("file", "content"), EVADING.values(), ids=EVADING)
+def test_a_folder_that_hides_what_it_asks_for_is_refused(whole_model, file, content):
+    """What this package cannot read to its end, the server may: nothing of it is loaded."""
+    folder = whole_model()
+    (folder / file).write_bytes(
+        content if isinstance(content, bytes) else json.dumps(content).encode()
+    )
+    for check in (read_model_facts, check_servable):
+        with pytest.raises(UnservableModelError, match=f"(?i){file}|code"):
+            check(folder, "org/evil")
+
+
+def test_a_name_is_read_as_a_disk_without_case_reads_it():
+    """`Config.json` is `config.json` where macOS keeps it, and `model_file` in it is code."""
+    files = {"Config.JSON": {"model_type": "llama", "model_file": "modeling.py"}}
+    assert "model_file" in find_code(files, files.get)
+
+
+def test_what_the_hub_sends_of_settings_is_read_to_its_end_or_refused(hub):
+    """Settings that cannot be read are no reason to fetch weights."""
+    (hub.repositories[REPOSITORY] / "tokenizer_config.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(CarVllmError, match="tokenizer_config"):
+        asked_plan(ServerSpec(REPOSITORY, REPOSITORY))
+    assert hub.bytes_sent == 0
+
+
+def test_harmless_files_that_cannot_be_read_refuse_nothing(whole_model):
+    """Results, macOS's own files and what the server does without are left alone."""
+    folder = whole_model()
+    for name in ("results.json", "._tokenizer_config.json", "generation_config.json"):
+        (folder / name).write_bytes(b"\0\1{")
+    (folder / "words.json").write_text(json.dumps({str(place): place for place in range(120_000)}))
+    check_servable(folder, "org/x")
+    assert read_model_facts(folder, "org/x")

@@ -1,19 +1,52 @@
-"""Text of servers, models and files, made fit for a terminal and a log."""
+"""Text of servers, models and files, made fit for a terminal, a log and a request."""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 _MOST_CHARACTERS = 2000
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/?#@'\"`]+@")
 
 
 def printable(text: str) -> str:
     """Return text of a server, a model or a file as a terminal can show it without harm.
 
-    Control characters, which could rewrite the screen or the clipboard, are written as escapes.
+    Control characters, which could rewrite the screen or the clipboard, are written as escapes, and
+    so is what nothing can encode.
     """
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROLS.sub(_escape, text)
+
+
+def printable_answer(text: str) -> str:
+    """Return what a model wrote as a terminal can show it: without commands, else as it is."""
+    return _COMMANDS.sub(_escape, text.replace("\r", ""))
+
+
+def _escape(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number <= 0xFF else f"\\u{number:04x}"  # noqa: PLR2004
+
+
+def encodable(text: str) -> str:
+    """Return text that UTF-8 has bytes for: surrogate pairs are joined, halves of them replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def encodable_value(value: Any) -> Any:
+    """Return a JSON value all of whose texts are encodable."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list):
+        return [encodable_value(inner) for inner in value]
+    if isinstance(value, dict):
+        return {encodable(name): encodable_value(inner) for name, inner in value.items()}
+    return value
 
 
 def to_sentence(text: str) -> str:

@@ -1,5 +1,8 @@
 """Server-sent events: from bytes to the JSON they carry."""
 
+_MARK = b"\xef\xbb\xbf"
+"""Of UTF-8, which a stream may begin with."""
+
 
 class EventReader:
     """Cuts a byte stream into the payloads of its `data:` lines.
@@ -11,10 +14,11 @@ class EventReader:
         held: Bytes of the line that has begun.
     """
 
-    __slots__ = ("_begun", "held")
+    __slots__ = ("_begun", "_is_new", "held")
 
     def __init__(self) -> None:
         self._begun: list[bytes] = []
+        self._is_new = True
         self.held = 0
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -25,6 +29,9 @@ class EventReader:
             return []
         if self._begun:
             data = b"".join((*self._begun, data))
+        if self._is_new:
+            self._is_new = False
+            data = data.removeprefix(_MARK)
         *lines, rest = data.split(b"\n")
         self._begun = [rest] if rest else []
         self.held = len(rest)

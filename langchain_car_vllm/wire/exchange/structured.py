@@ -192,7 +192,8 @@ def schema_of(form: Mapping[str, Any]) -> Schema:
     """Return the schema of a `response_format`; any object for JSON mode."""
     if form.get("type") != "json_schema":
         return {"type": "object"}
-    found = (form.get("json_schema") or {}).get("schema")
+    inner = form.get("json_schema")
+    found = inner.get("schema") if isinstance(inner, Mapping) else None
     if not isinstance(found, dict):
         raise InvalidRequestError(
             "`response_format` has no schema",
@@ -205,7 +206,8 @@ def grammar_form(form: Mapping[str, Any]) -> dict[str, Any]:
     """Return a `response_format` whose schema the server's grammar takes."""
     if form.get("type") != "json_schema":
         return dict(form)
-    inner = {"name": "answer", **form["json_schema"], "schema": grammar_schema(schema_of(form))}
+    schema = grammar_schema(schema_of(form))
+    inner = {"name": "answer", **form["json_schema"], "schema": schema}
     return {"type": "json_schema", "json_schema": inner}
 
 

@@ -21,6 +21,7 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.printable import encodable
 from langchain_car_vllm.user_warnings import warn_user
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
@@ -145,9 +146,9 @@ class _Outgoing:
             raise InvalidRequestError(f"a {type(message).__name__} cannot be sent to a model")
         if isinstance(message, AIMessage):
             return self._answer(message)
-        if isinstance(message.content, str):
-            return message
         is_result = isinstance(message, ToolMessage)
+        if isinstance(message.content, str):
+            return _encodable_result(message) if is_result else message
         parts = [
             part
             for block in message.content
@@ -161,7 +162,7 @@ class _Outgoing:
     def _parts(self, block: Any, *, is_old: bool, is_result: bool) -> list[dict[str, Any]]:
         text = _text(block)
         if text is not None:
-            return [{"type": "text", "text": text}]
+            return [{"type": "text", "text": encodable(text) if is_result or is_old else text}]
         # What a tool only names is not read, unless the user allows it.
         if not is_result or is_inline(block) or self._access.fetching:
             try:
@@ -222,14 +223,20 @@ class _Outgoing:
         thought = reasoning_of(message)
         calls = message.tool_calls or _function_call(message)
         return AIMessage(
-            content=_join((block for block in shown if _text(block) is not None), ""),
+            content=encodable(_join((block for block in shown if _text(block) is not None), "")),
             tool_calls=[{**call, "name": server_name(call["name"])} for call in calls],
             invalid_tool_calls=[
                 {**call, "name": server_name(call["name"] or "")}
                 for call in message.invalid_tool_calls
             ],
-            additional_kwargs={REASONING: thought} if thought else {},
+            additional_kwargs={REASONING: encodable(thought)} if thought else {},
         )
+
+
+def _encodable_result(message: BaseMessage) -> BaseMessage:
+    """Return a tool's result that can be sent: names of files may hold what UTF-8 does not."""
+    text = encodable(str(message.content))
+    return message if text == message.content else message.model_copy(update={"content": text})
 
 
 def _by_role(message: BaseMessage) -> BaseMessage:

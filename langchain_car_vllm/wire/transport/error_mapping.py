@@ -167,5 +167,6 @@ def _plain(text: str) -> str:
 def _complaint(entry: Any) -> str:
     if not isinstance(entry, dict):
         return str(entry)
-    place = ".".join(str(part) for part in entry.get("loc") or () if part != "body")
+    parts = entry.get("loc")
+    place = ".".join(str(p) for p in parts if p != "body") if isinstance(parts, list) else ""
     return f"{place}: {entry.get('msg')}" if place else str(entry.get("msg"))

@@ -4,9 +4,10 @@ import base64
 import json
 from typing import Any
 
+import httpx2
 import pytest
 from fakes.request_schema import complaint_about
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import (
     AIMessage,
@@ -22,12 +23,13 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.reader import Answer, Delta
 from langchain_car_vllm.wire.answer.result import last_chunk, to_chunk, to_result
 from langchain_car_vllm.wire.chat_cache import chat_for
 from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
+from langchain_car_vllm.wire.transport.send import _refusal
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m")
 PIXEL = (
@@ -283,6 +285,40 @@ def test_any_bytes_are_a_message_or_a_typed_error(given, raw, cut, streamed, sto
         run(exchange, answers)
     except CarVllmError:
         return
+
+
+complaints = st.dictionaries(
+    st.sampled_from(
+        ["detail", "error", "message", "code", "type", "loc", "msg", "status", "title"]
+    ),
+    json_values
+    | st.lists(st.fixed_dictionaries({"loc": json_values, "msg": json_values}), max_size=2),
+    max_size=4,
+)
+
+
+@given(
+    complaints | json_values,
+    st.sampled_from([400, 401, 404, 413, 422, 429, 500, 503, 599, 999]),
+    st.sampled_from([None, "nan", "inf", "-1", "1e400", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"]),
+)
+@example({"detail": [{"loc": 5, "msg": "x"}]}, 422, None)
+def test_any_refusal_is_a_typed_error(complaint, status, retry_after):
+    """Whatever a server says of a failure, with its status or in an event."""
+    content = json.dumps(complaint).encode()
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    response = httpx2.Response(
+        status, headers=headers, content=content, request=httpx2.Request("POST", "http://x/v1")
+    )
+    with pytest.raises(CarVllmError) as caught, map_errors(ENDPOINT, None):
+        raise _refusal(response, content)
+    str(caught.value).encode()
+    answer = Answer(streamed=True)
+    try:
+        answer.feed(b"data: " + content + b"\n\n")
+        answer.end()
+    except CarVllmError as error:
+        str(error).encode()
 
 
 def test_the_picture_of_these_tests_is_one():

@@ -96,6 +96,24 @@ def test_a_message_in_one_event_is_the_answer(serve):
         assert "".join(chunk.text for chunk in model.stream("go")) == "hello"
 
 
+@pytest.mark.parametrize("cut", [1, 2, 4, 100])
+def test_a_mark_at_the_beginning_of_a_stream_hides_no_event(cut):
+    """Some gateways begin what they send with the mark of UTF-8."""
+    answer = Answer(streamed=True)
+    raw = b"\xef\xbb\xbf" + stream(HELLO, STOP).raw
+    deltas = [d for at in range(0, len(raw), cut) for d in answer.feed(raw[at : at + cut])]
+    assert "".join(delta.text for delta in [*deltas, *answer.end()]) == "hello"
+
+
+def test_half_a_character_arrives_as_one_that_can_be_written(serve):
+    """An answer that could not be sent back would end its thread."""
+    event = {"choices": [{"index": 0, "delta": {"content": "a\ud800b", "reasoning": "\udfff"}}]}
+    model, _ = serve(stream(event, STOP))
+    answer = sum_of(model.stream("go"))
+    assert answer.text == "a\N{REPLACEMENT CHARACTER}b"
+    assert answer.model_dump_json()
+
+
 def test_a_refusal_is_what_was_said(serve):
     """OpenAI's models refuse beside the content, which would be empty."""
     model, _ = serve(stream({"choices": [{"delta": {"refusal": "I cannot."}}]}, STOP))

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ConfigDict, create_model
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.wire.errors import StructuredOutputError
+from langchain_car_vllm.wire.errors import InvalidRequestError, StructuredOutputError
 from langchain_car_vllm.wire.request.schema import (
     json_schema,
 )
@@ -209,6 +209,17 @@ def test_what_is_no_response_format_is_refused(serve):
         with pytest.raises(ConfigurationError, match="response_format") as caught:
             model.invoke("go", response_format=form)
         assert "json_schema" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("tools", [None, [LOOK]])
+@pytest.mark.parametrize(
+    "inner", [{}, {"json_schema": None}, {"json_schema": 5}, {"json_schema": {"schema": []}}]
+)
+def test_a_response_format_without_a_schema_is_refused(serve, inner, tools):
+    """Whatever stands where the schema was to be."""
+    model, _ = serve()
+    with pytest.raises(InvalidRequestError, match="has no schema"):
+        model.invoke("go", response_format={"type": "json_schema", **inner}, tools=tools)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -136,6 +136,22 @@ def test_what_another_speaker_wrote_is_not_the_users(serve, role, name):
     assert "here" in request["messages"][1]["content"]
 
 
+@pytest.mark.parametrize("content", ["b\udcff.txt", [{"type": "text", "text": "b\udcff.txt"}]])
+def test_half_a_character_of_a_tool_or_a_model_ends_no_thread(serve, content):
+    """Names of files may hold what UTF-8 has no bytes for; pairs are joined, halves replaced."""
+    model, dialect = serve(Reply("Yes."))
+    model.invoke(
+        [
+            HumanMessage("look"),
+            AIMessage("a\ud83d\ude00", additional_kwargs={"reasoning_content": "\ud83d"}),
+            ToolMessage(content, tool_call_id="1"),
+        ]
+    )
+    (request,) = dialect.requests
+    said = [message["content"] for message in request["messages"]]
+    assert said == ["look", "a\N{GRINNING FACE}", "b\N{REPLACEMENT CHARACTER}.txt"]
+
+
 def test_plain_text_is_sent_however_it_is_packed(serve):
     """As text, encoded, in a data: address or as a text file; far away it is a typed error."""
     encoded = base64.b64encode("Grüße".encode()).decode()

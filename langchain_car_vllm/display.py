@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_PROGRESS
+from langchain_car_vllm.printable import printable
 from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
 
@@ -121,7 +122,7 @@ def describe(name: str, progress: Progress) -> str:
     detail = progress.detail
     if detail.startswith(title):  # the same, or more exactly: an adapter
         subject, detail = detail.replace("`", ""), ""
-    return ": ".join(part for part in (subject, amount or detail) if part)
+    return printable(": ".join(part for part in (subject, amount or detail) if part))
 
 
 def _amount(done: int | None, total: int | None) -> str:
@@ -251,7 +252,8 @@ class Bars:
 
         self._name = name
         self._stage: Stage | None = None
-        self._plain = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        title = TextColumn("{task.description}", markup=False)  # brackets in names are no styles
+        self._plain = (SpinnerColumn(), title, TimeElapsedColumn())
         self._bytes = (*self._plain[:2], BarColumn(), DownloadColumn(), TransferSpeedColumn())
         console = Console(file=file)
         self.can_draw = not console.is_dumb_terminal

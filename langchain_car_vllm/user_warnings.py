@@ -4,6 +4,7 @@ import inspect
 import warnings
 from types import FrameType
 
+from langchain_car_vllm.printable import printable
 from langchain_car_vllm.process_state import ProcessLock
 
 _BETWEEN = frozenset(
@@ -31,7 +32,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     frame, level = inspect.currentframe(), 1
     while frame is not None and _is_between(frame):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level if frame is not None else 2)
+    warnings.warn(printable(message), category, stacklevel=level if frame is not None else 2)
 
 
 def warn_user_once(message: str) -> None:

@@ -28,6 +28,7 @@ from langchain_car_vllm.cli.service import app as service
 from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.cli.uninstall import uninstall
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.printable import printable
 
 app = typer.Typer(
     cls=FamiliarGroup,
@@ -118,7 +119,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a fault of ours, which is told like one
-        print(f"error: {PROGRAM} failed unexpectedly: {_first_line(error)}", file=sys.stderr)
+        reason = printable(_first_line(error))
+        print(f"error: {PROGRAM} failed unexpectedly: {reason}", file=sys.stderr)
         if log := _log_fault():
             print(f"log: {log}", file=sys.stderr)
         sys.exit(3)

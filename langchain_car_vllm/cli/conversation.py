@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from langchain_car_vllm.cli.output import say
+from langchain_car_vllm.cli.output import print_answer, say
+from langchain_car_vllm.printable import printable_answer
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -56,7 +57,7 @@ class Conversation:
                 first = time.monotonic()
             answer = chunk if answer is None else answer + chunk
             _show_thought(chunk.additional_kwargs.get("reasoning_content"))
-            print(chunk.text, end="", flush=True)
+            print_answer(chunk.text)
         print()
         if answer is None:
             return
@@ -137,4 +138,5 @@ def read_questions() -> Iterator[str]:
 def _show_thought(thought: object) -> None:
     """Show what the model thinks to a person, dimmed; a pipe gets the answer alone."""
     if isinstance(thought, str) and thought and sys.stderr is not None and sys.stderr.isatty():
-        print(f"\x1b[2m{thought}\x1b[0m", end="", file=sys.stderr, flush=True)
+        shown = printable_answer(thought)
+        print(f"\x1b[2m{shown}\x1b[0m", end="", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from langchain_car_vllm.cli.model_selftest import model_selftests, report_lines
 from langchain_car_vllm.cli.output import AsJson, print_json
 from langchain_car_vllm.cli.selftest import selftests
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.printable import printable
 
 _OF_MODEL = ("model build", "simple ", "batched ")
 _COLOURS = {"ok": "32", "warning": "33", "failed": "31"}
@@ -61,7 +62,7 @@ def doctor(
             for r in results
             if not r.name.startswith(_OF_MODEL)
         ]
-        print("\n".join(report_lines(rows)))
+        print("\n".join(map(printable, report_lines(rows))))
     if any(result.verdict == "failed" for result in results):
         raise typer.Exit(1)
 
@@ -95,6 +96,6 @@ def _show(result: _Result) -> None:
     verdict = result.verdict.ljust(7)
     if sys.stdout.isatty():
         verdict = f"\x1b[{_COLOURS[result.verdict]}m{verdict}\x1b[0m"
-    print(f"{verdict}  {result.name}: {result.said}", flush=True)
+    print(f"{verdict}  {result.name}: {printable(result.said)}", flush=True)
     if result.hint:
-        print(f"         hint: {result.hint}", flush=True)
+        print(f"         hint: {printable(result.hint)}", flush=True)

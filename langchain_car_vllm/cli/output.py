@@ -1,15 +1,20 @@
-"""How results look: data on standard output, everything else on standard error."""
+"""How results look: data on standard output, everything else on standard error.
 
+What comes from outside, such as an answer, a log or the name of a file, gives a terminal no orders.
+"""
+
+import codecs
 import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from langchain_car_vllm.models.catalog import PREFIX
+from langchain_car_vllm.printable import printable, printable_answer
 
 _GB = 1e9
 _MB = 1e6
@@ -31,7 +36,25 @@ def model_id(name: str) -> str:
 
 def say(text: str) -> None:
     """Tell a person something that is not data."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
+
+
+def print_answer(text: str) -> None:
+    """Print a part of what a model wrote; what is no terminal gets every character of it."""
+    print(printable_answer(text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def log_printer() -> Callable[[bytes], None]:
+    """Return what prints a log part by part; what is no terminal gets every byte of it."""
+    out = sys.stdout.buffer
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    is_terminal = sys.stdout.isatty()
+
+    def print_part(part: bytes) -> None:
+        out.write(printable_answer(decoder.decode(part)).encode() if is_terminal else part)
+        out.flush()
+
+    return print_part
 
 
 def print_json(value: Any) -> None:
@@ -49,7 +72,7 @@ def print_table(
         rows: Their cells.
         dispensable: Columns to leave out, one after the other, where a terminal is too narrow.
     """
-    table = [list(header), *map(list, rows)]
+    table = [list(header), *([to_cell(cell) for cell in row] for row in rows)]
     for name in dispensable:
         if _width(table) <= _terminal_width():
             break
@@ -60,6 +83,11 @@ def print_table(
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def to_cell(text: str) -> str:
+    """Return text as it stands in one line."""
+    return printable(text).replace("\n", " ")
 
 
 def _widths(table: Sequence[Sequence[str]]) -> list[int]:
@@ -81,7 +109,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     found = list(facts)
     width = max(len(name) for name, _ in found)
     for name, value in found:
-        print(f"{name.ljust(width)}  {value}")
+        print(f"{name.ljust(width)}  {to_cell(value)}")
 
 
 def size(count: int | None) -> str:

@@ -2,9 +2,9 @@
 
 import math
 import os
-import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ import typer
 
 from langchain_car_vllm.cli.output import (
     AsJson,
+    log_printer,
     model_id,
     print_json,
     print_table,
@@ -124,17 +125,16 @@ def logs(
     if log is None:
         say(f"error: `{model}` has no log on this machine")
         raise typer.Exit(1)
-    out = sys.stdout.buffer
+    print_part = log_printer()
     with log.open("rb") as file:
         if lines is None:
             while chunk := file.read(1 << 16):
-                out.write(chunk)
+                print_part(chunk)
         else:
-            out.writelines(deque(file, maxlen=lines))
-        out.flush()
+            print_part(b"".join(deque(file, maxlen=lines)))
         position, number = file.tell(), os.fstat(file.fileno()).st_ino
     if follow:
-        _follow(log, position, number)
+        _follow(log, position, number, print_part)
 
 
 def _only_model() -> str:
@@ -156,9 +156,8 @@ def _only_model() -> str:
     return model_id(state.served_name)
 
 
-def _follow(log: Path, position: int, number: int) -> None:
+def _follow(log: Path, position: int, number: int, print_part: Callable[[bytes], None]) -> None:
     """Print what is added; a new start's log is read from its beginning."""
-    out = sys.stdout.buffer
     while True:
         if log.exists():
             with log.open("rb") as file:
@@ -167,8 +166,7 @@ def _follow(log: Path, position: int, number: int) -> None:
                     position, number = 0, found.st_ino
                 # A log that grew too long loses its first half.
                 file.seek(min(position, found.st_size))
-                out.write(file.read())
-                out.flush()
+                print_part(file.read())
                 position = file.tell()
         time.sleep(_FOLLOW)
 

@@ -307,6 +307,22 @@ def test_a_terminal_gets_bars():
     assert text.rstrip().endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), repr(text[-60:])
 
 
+@pytest.mark.parametrize("name", ["/tmp/[/x]/m", "[bold]m", "m\x1b]52;c;aGk=\x07"])
+def test_a_name_is_shown_as_it_is(name, monkeypatch):
+    """Brackets are no styles, and nothing in a name gives a terminal orders."""
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    terminal = os.fdopen(theirs, "w")
+    bars = display.Bars(name, terminal)
+    bars.draw(Progress("load"))
+    bars.close()
+    shown = os.read(ours, 1 << 16).decode()
+    terminal.close()
+    os.close(ours)
+    assert f"loading {name}".replace("\x1b", r"\x1b").replace("\x07", r"\x07") in shown
+    assert "\x1b]52" not in shown
+
+
 def test_nothing_heavy_is_imported_beforehand():
     """`rich` costs nobody anything who does not wait."""
     code = (

@@ -35,3 +35,10 @@ def test_a_thread_without_a_caller_is_warned_too():
     """What no line of the program leads to is still said."""
     with pytest.warns(UserWarning, match="beware"):
         asyncio.run(asyncio.to_thread(warn_user, "beware"))
+
+
+def test_a_warning_gives_a_terminal_no_orders():
+    """What tools and servers wrote stands in warnings."""
+    with pytest.warns(UserWarning, match="the file") as caught:
+        warn_user("the file \x1b]52;c;aGk=\x07 is not sent")
+    assert str(caught[0].message) == r"the file \x1b]52;c;aGk=\x07 is not sent"

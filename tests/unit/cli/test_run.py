@@ -181,6 +181,28 @@ def test_a_conversation_on_a_terminal(socket_enabled: None):
     ]
 
 
+def test_an_answer_gives_a_terminal_no_orders(cli: Cli, socket_enabled: None):
+    """Escape sequences of a model are shown as text; what is no terminal gets them as they are."""
+    evil = "a\x1b]52;c;aGk=\x07b\r\n\x9b2Jc"
+    with (
+        Server(Dialect(served_model="m", script=lambda _: Reply(evil, thought=evil))) as server,
+        talking_on_a_terminal(server) as (terminal, _),
+    ):
+        screen = Screen(terminal)
+        eventually(lambda: screen.shows(">>>"), "the prompt", 3 * PATIENCE)
+        os.write(terminal, b"go\r")
+        shown = r"a\x1b]52;c;aGk=\x07b"
+
+        def is_whole() -> bool:
+            screen.shows("\0")
+            return screen.text.count(shown) >= 2 and screen.text.count(r"\x9b2Jc") >= 2
+
+        eventually(is_whole, shown, 3 * PATIENCE)
+        assert "\x1b]52" not in screen.text
+        done = cli("run", "m", "go", CAR_VLLM_MLX_BASE_URL=server.base_url)
+        assert done.stdout == f"{evil}\n".replace("\r\n", "\n")
+
+
 def test_closed_and_narrow_streams(socket_enabled: None):
     """A closed standard input is none, and what ASCII cannot say is replaced."""
     dialect = Dialect(served_model="m", script=lambda _: Reply("na\u00efve \u2713"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 from importlib.metadata import version
@@ -136,6 +137,20 @@ def test_logs_are_printed(cli: Cli, fake: Fake):
     assert cli("logs", str(fake.model), "-n", "1").stdout == whole.splitlines(keepends=True)[-1]
     stop_server(fake.directory(), policy=FAST)
     assert cli("logs", str(fake.model)).stdout.startswith(whole)
+
+
+def test_a_log_gives_a_terminal_no_orders(fake: Fake):
+    """Prompts stand in logs, and anybody may have written them."""
+    start(fake)
+    with fake.directory().log.open("ab") as log:
+        log.write("\x1b]52;c;aGk=\x07 na\u00efve\n".encode())
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command("logs", str(fake.model), "-n", "1"), stdout=theirs) as printing:
+        assert printing.wait(PATIENCE) == 0
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert shown.strip() == "\\x1b]52;c;aGk=\\x07 na\u00efve"
 
 
 def test_logs_of_what_never_ran(cli: Cli, fake: Fake):

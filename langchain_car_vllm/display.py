@@ -252,7 +252,7 @@ class Bars:
 
         self._name = name
         self._stage: Stage | None = None
-        title = TextColumn("{task.description}", markup=False)  # brackets in names are no styles
+        title = TextColumn("{task.description}", markup=False)  # a name may hold brackets
         self._plain = (SpinnerColumn(), title, TimeElapsedColumn())
         self._bytes = (*self._plain[:2], BarColumn(), DownloadColumn(), TransferSpeedColumn())
         console = Console(file=file)

@@ -40,12 +40,12 @@ def say(text: str) -> None:
 
 
 def print_answer(text: str) -> None:
-    """Print a part of what a model wrote; what is no terminal gets every character of it."""
+    """Print a part of what a model wrote; a pipe or a file gets every character of it."""
     print(printable_answer(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def log_printer() -> Callable[[bytes], None]:
-    """Return what prints a log part by part; what is no terminal gets every byte of it."""
+    """Return what prints a log part by part; a pipe or a file gets every byte of it."""
     out = sys.stdout.buffer
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     is_terminal = sys.stdout.isatty()

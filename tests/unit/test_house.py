@@ -185,3 +185,14 @@ def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[st
         "rest": [part for part in (found.vararg, found.kwarg) if part is not None],
     }
     return [(kind, argument.arg) for kind, group in kinds.items() for argument in group]
+
+
+def test_each_slow_run_has_tests():
+    """Pytest fails where nothing is selected, and with it the target of `make` that asked."""
+    root = PACKAGE.parent
+    makefile = (root / "Makefile").read_text(encoding="utf-8").replace("$(TESTS)", "tests")
+    folders = re.findall(r"(\w+) -m full", makefile)
+    assert {"tests", "integration_tests", "consumer_tests"} == set(folders)
+    for folder in folders:
+        files = (root / folder).rglob("*.py")
+        assert any("pytest.mark.full" in file.read_text(encoding="utf-8") for file in files), folder

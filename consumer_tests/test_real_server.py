@@ -33,7 +33,6 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_mcp_adapters.client import MultiServerMCPClient
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from langgraph_swarm import create_handoff_tool, create_swarm
 
 from langchain_car_vllm import register
 
@@ -88,19 +87,6 @@ async def test_tools_of_a_real_mcp_server(model: Any):
     found = (await create_agent(model, counting).ainvoke(ask))["messages"]
     assert found[1].tool_calls[0]["name"] == "shelf.count"
     assert "bolts: 7 pieces" in results(found)
-
-
-def test_a_swarm_hands_over(model: Any):
-    """An agent gives the conversation to another, which calls its tool."""
-    hand_over = create_handoff_tool(agent_name="bob", description="Ask bob, who knows all halls.")
-    alice = create_agent(
-        model, [hand_over], name="alice", system_prompt="Hand every question over to bob."
-    )
-    bob = create_agent(model, [seats], name="bob", system_prompt="You know halls by your tool.")
-    swarm = create_swarm([alice, bob], default_active_agent="alice").compile()
-    found = swarm.invoke(ASK, {"recursion_limit": 20})
-    assert found["active_agent"] == "bob"
-    assert any("40 seats" in text for text in results(found["messages"]))
 
 
 def test_middleware_together(model: Any):

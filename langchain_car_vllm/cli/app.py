@@ -1,5 +1,6 @@
 """The command line: which commands there are, and how errors end them."""
 
+import errno
 import io
 import logging
 import os
@@ -29,6 +30,8 @@ from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.cli.uninstall import uninstall
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.printable import printable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     cls=FamiliarGroup,
@@ -119,6 +122,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a fault of ours, which is told like one
+        if isinstance(error, OSError) and error.errno in _FULL:
+            print(f"error: the disk is full: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
         reason = printable(_first_line(error))
         print(f"error: {PROGRAM} failed unexpectedly: {reason}", file=sys.stderr)
         if log := _log_fault():

@@ -1,7 +1,9 @@
 """Commands and options of other tools, answered with the ones that are meant."""
 
+import re
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 # The same thing under another name.
@@ -50,6 +52,16 @@ _MEANT_OPTIONS = {
     "stop": {"-a": "--all stops all servers"},
     "pull": {"--insecure": "models come from the Hub, over TLS"},
 }
+_WORDS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"^Value error, ", ""),
+        (r"^Input should be a valid integer\b.*", "it is not a whole number"),
+        (r"^Input should be a valid number\b.*", "it is not a number"),
+        (r"^Input should be greater than or equal to ", "the least is "),
+        (r"^Input should be less than or equal to ", "the most is "),
+    )
+)
 
 
 class FamiliarCommand(TyperCommand):
@@ -58,7 +70,11 @@ class FamiliarCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Answer a foreign option before the parser refuses it."""
         _refuse_foreign(self, ctx, args, self.name or "")
-        return list(super().parse_args(ctx, args))
+        try:
+            return list(super().parse_args(ctx, args))
+        except typer.BadParameter as error:
+            error.message = _in_plain_words(error.message)
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the arguments as they are typed; releases of typer write them differently."""
@@ -84,6 +100,13 @@ class FamiliarGroup(TyperGroup):
         if word in _MEANT and word not in self.commands:
             ctx.fail(f"there is no `{word}`: {_MEANT[word]}")
         return super().resolve_command(ctx, args)
+
+
+def _in_plain_words(message: str) -> str:
+    """Return why a value is refused; releases of typer write what a validator of pydantic says."""
+    for pattern, words in _WORDS:
+        message = pattern.sub(words, message)
+    return message
 
 
 def _usage_name(argument: Any) -> str:

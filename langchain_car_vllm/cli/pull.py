@@ -17,7 +17,7 @@ from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.remote_code import TRUST
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.progress import OnProgress, Progress
-from langchain_car_vllm.runtime import install_runtime
+from langchain_car_vllm.runtime import ensure_runtime
 from langchain_car_vllm.server.policy import policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.fetch import Download
@@ -62,7 +62,7 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
     if snapshot is None or update:
         check_may_download(source, purpose="model" if snapshot is None else "update")
         with Wakefulness(), closing(Display(source)) as display:
-            runtime = install_runtime(on_progress=display)
+            runtime = ensure_runtime(on_progress=display)
             _download(spec, runtime.server, display, update=update)
         snapshot = find_snapshot(source, revision, trust=trust_remote_code)
         if former is not None:

@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple, Protocol
 import typer
 
 from langchain_car_vllm import environment, paths
+from langchain_car_vllm.cli.familiar import FamiliarCommand
 from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, print_json, say
 from langchain_car_vllm.cli.sharing import DEFAULT_PORT
 from langchain_car_vllm.errors import ConfigurationError
@@ -162,7 +163,7 @@ def find_supervisor(platform: str, home: Path | None, uid: int) -> Supervisor:
     return Launchd(home, uid) if platform == "darwin" else Systemd(home)
 
 
-@app.command()
+@app.command(cls=FamiliarCommand)
 def install(
     model: ModelArgument,
     *,
@@ -194,7 +195,7 @@ def install(
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")
 
 
-@app.command()
+@app.command(cls=FamiliarCommand)
 def status(*, as_json: AsJson = False) -> None:
     """Tell whether a model is served; the exit code is 1 where none is."""
     supervisor = _ours()
@@ -207,7 +208,7 @@ def status(*, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=FamiliarCommand)
 def remove() -> None:
     """Serve no model any more, neither now nor from login on."""
     supervisor = _ours()

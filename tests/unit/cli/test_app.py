@@ -5,9 +5,10 @@ import pty
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
-from unit.cli.conftest import Cli
+from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.cli.app import app
 
@@ -53,6 +54,27 @@ def test_options_of_other_tools(cli: Cli, words: list[str], meant: str):
     assert meant in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "M", "--port", "99999"],
+        ["serve", "M", "--port", "x"],
+        ["run", "M", "--temperature", "hot"],
+        ["run", "M", "--engine", "x"],
+        ["logs", "-n", "-1"],
+        ["completion", "x"],
+        ["service", "install", "M", "--port", "x"],
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_plain_words(cli: Cli, words: list[str]):
+    """Whichever release of typer says it."""
+    done = cli(*words)
+    assert done.returncode == 2
+    assert "Invalid value for" in done.stderr
+    assert "Value error" not in done.stderr
+    assert "Input should" not in done.stderr
+
+
 def test_a_prompt_may_hold_the_options_of_other_tools(cli: Cli):
     """After `--` nothing is an option."""
     done = cli("run", "none", "--", "-m", "--num-ctx")
@@ -89,6 +111,18 @@ def test_words_of_other_tools(cli: Cli, word: str, meant: str):
 def test_words_that_mean_the_same(cli: Cli):
     """`ls` lists, as everywhere."""
     assert cli("ls").stderr == cli("list").stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="macOS has no disk that is always full")
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["list", "--catalog"]])
+def test_a_full_disk_is_no_fault_of_the_program(words: list[str]):
+    """Where the output does not fit, that is said, and no bug is reported."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(*words), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: the disk is full")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -226,6 +226,19 @@ def test_pull_of_what_is_there(cli: Cli, cache: Path):
     assert (done.returncode, done.stdout) == (0, f"{snapshot}\n")
 
 
+def test_pull_installs_nothing_where_that_is_forbidden(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever installs by themselves is told the command."""
+    monkeypatch.delenv("CAR_VLLM_MLX_BIN", raising=False)
+    done = cli(
+        "pull", "org/tiny", CAR_VLLM_MLX_AUTO_INSTALL="0", HF_ENDPOINT="http://127.0.0.1:9", PATH=""
+    )
+    assert done.returncode == 1
+    assert "CAR_VLLM_MLX_AUTO_INSTALL=0" in done.stderr
+    assert not (Path(os.environ["HOME"]) / ".car/visual-runtime").exists()
+
+
 def test_pull_downloads(cli: Cli, cache: Path, fake: Fake, tmp_path: Path):
     """The runtime's own download is run, and the directory that it filled is printed."""
     source = download(tmp_path / "elsewhere", "org/tiny").parents[1]

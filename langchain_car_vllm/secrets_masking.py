@@ -12,6 +12,7 @@ from langchain_car_vllm.endpoint import without_credentials
 
 MASK = "***"
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential|authorization|cookie", re.IGNORECASE)
+_QUERY = re.compile(r"([?&])([\w.\-]+)=[^&#\s]+")
 # Parameters that count tokens, and words that only contain one of those above.
 _HARMLESS = re.compile(r"tokens?_|_tokens?$|max.?tokens|tokens$|tokenizer|keep", re.IGNORECASE)
 
@@ -33,7 +34,7 @@ def mask(value: Any) -> Any:
         }
     if isinstance(value, list | tuple):
         return [mask(inner) for inner in value]
-    return without_credentials(value) if isinstance(value, str) else value
+    return _masked_text(value) if isinstance(value, str) else value
 
 
 def masked_arguments(arguments: Sequence[str]) -> list[str]:
@@ -48,8 +49,16 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
             continue
         is_secret = argument.startswith("-") and _is_secret(name)
         is_value = is_secret and not mark
-        found.append(f"{name}={MASK}" if is_secret and mark else without_credentials(argument))
+        found.append(f"{name}={MASK}" if is_secret and mark else _masked_text(argument))
     return found
+
+
+def _masked_text(text: str) -> str:
+    """Return a text without the user and password of an address and the secrets in its query."""
+    return _QUERY.sub(
+        lambda found: found[0] if not _is_secret(found[2]) else f"{found[1]}{found[2]}={MASK}",
+        without_credentials(text),
+    )
 
 
 def _is_secret(name: str) -> bool:

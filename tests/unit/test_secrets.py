@@ -1,10 +1,14 @@
 """Secrets: in no message, dump, trace or cache key; a stranger's model takes none."""
 
+import base64
 import json
+import logging
 import pickle
 from typing import Any
 
 import pytest
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.load import dumpd, dumps, load, loads
@@ -31,7 +35,10 @@ SECRETS: dict[str, Any] = {
     "api_key": "hush-key",
     "default_headers": {"x-key": "hush-header"},
     "server_env": {"TOKEN": "hush-env"},
-    "extra_body": {"deep": [{"api_key": "hush-body"}], "min_tokens": 3},
+    "extra_body": {
+        "deep": [{"api_key": "hush-body"}, "https://u:hush-url@h/x?n=1&token=hush-url#a"],
+        "min_tokens": 3,
+    },
     "server_args": ["--hf-token", "hush-arg", "--cache-memory-mb", "64", "--auth-token=hush-arg"],
     "model_kwargs": {"extra_body": {"password": "hush-kwarg"}},
 }
@@ -77,6 +84,30 @@ def test_no_error_of_a_setting_shows_a_secret(cls: type, wrong: dict[str, Any]):
         cls(**{"model": "m", "base_url": "http://127.0.0.1:9/v1", **fields_of(cls), **wrong})
     assert isinstance(caught.value, ConfigurationError)
     assert "hush" not in f"{caught.value}{caught.value!r}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("value", ["hush", ["hush"], {"hush"}, b"hush"], ids=repr)
+@pytest.mark.parametrize("name", ["extra_headers", "extra_body"])
+def test_no_error_of_a_parameter_shows_a_secret(name: str, value: object):
+    """What belongs into a dictionary may be a key, whatever was given in its place."""
+    model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigurationError, match=f"{name}` must be a dictionary") as caught:
+        model.invoke("hi", **{name: value})
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("socket_enabled")
+def test_no_log_shows_a_password_of_an_address(caplog: pytest.LogCaptureFixture):
+    """The transport logs the address of each request; user and password go along all the same."""
+    caplog.set_level(logging.DEBUG)
+    dialect = Dialect(served_model="m")
+    with Server(dialect) as server:
+        address = server.base_url.replace("://", "://user:hush%21@")
+        ChatVllmMlx(model="m", base_url=address).invoke("hi")
+    said = base64.b64encode(b"user:hush!").decode()
+    assert dialect.headers[-1]["authorization"] == f"Basic {said}"
+    assert "HTTP Request" in caplog.text
+    assert "hush" not in caplog.text
 
 
 @pytest.mark.parametrize("cls", MODELS)

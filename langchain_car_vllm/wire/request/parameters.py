@@ -221,7 +221,9 @@ def check_values(given: Mapping[str, Any]) -> None:
         if value is None or kind is None:
             continue
         if isinstance(value, bool) or not isinstance(value, kind.types):
-            raise ConfigurationError(f"`{name}` must be {kind.title}, not `{format_value(value)}`")
+            # What belongs into a dictionary may be a key, whatever was given in its place.
+            instead = "" if kind is _MAPPING else f", not `{format_value(value)}`"
+            raise ConfigurationError(f"`{name}` must be {kind.title}{instead}")
         if name == "extra_headers":
             check_headers(name, value)
         if problem := _find_problem(name, value):

@@ -6,6 +6,7 @@ once. Errors are the SDK's, so that they are told in one place.
 """
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
@@ -40,7 +41,9 @@ class ChatRequest:
     """
 
     def __init__(self, address: Address, path: str = "/chat/completions") -> None:
-        self._url = httpx2.URL(f"{address.base_url}{path}")
+        url = httpx2.URL(f"{address.base_url}{path}")
+        # The transport's log has the address of each request in it.
+        self._url = url.copy_with(username="", password="") if url.userinfo else url
         self._headers = httpx2.Headers(
             {
                 "host": self._url.netloc.decode(),
@@ -51,6 +54,7 @@ class ChatRequest:
                 "user-agent": f"langchain-car-vllm/{__version__}",
                 "authorization": f"Bearer {address.api_key or 'not-needed'}",
                 **_lower_names(dict(address.headers)),
+                **({"authorization": _basic(url)} if url.userinfo else {}),
             }
         )
 
@@ -76,6 +80,12 @@ class ChatRequest:
             content=content.encode(),
             extensions={"timeout": timeout.as_dict()},
         )
+
+
+def _basic(url: httpx2.URL) -> str:
+    """Return the user and password of an address as a header."""
+    said = base64.b64encode(f"{url.username}:{url.password}".encode())
+    return f"Basic {said.decode()}"
 
 
 def _lower_names(headers: Mapping[str, str]) -> dict[str, str]:

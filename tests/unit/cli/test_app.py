@@ -18,9 +18,9 @@ def test_help_in_every_way_of_asking(cli: Cli, words: list[str]):
     """All commands are listed, in 80 columns."""
     done = cli(*words, COLUMNS="80")
     text = done.stdout + done.stderr
-    for command in app.registered_commands:
-        name = command.name or command.callback.__name__.strip("_")
-        assert command.hidden or f" {name} " in text
+    for entry in app.registered_commands:
+        name = entry.name or entry.callback.__name__.strip("_")
+        assert entry.hidden or f" {name} " in text
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -5,12 +5,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, get_origin
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers.base import BaseOutputParser
-from langchain_core.output_parsers.openai_tools import (
-    JsonOutputKeyToolsParser,
-    PydanticToolsParser,
-)
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.output_parsers.transform import BaseCumulativeTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -37,7 +34,29 @@ _FORMS = ("text", "json_object", "json_schema")
 METHODS: Sequence[str] = ("json_schema", "function_calling", "json_mode")
 
 
-class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
+class _CheckedAtItsEnd(BaseCumulativeTransformOutputParser[Any]):
+    """Validates a streamed answer once it is whole: its parts are let through unchecked."""
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002
+        whole: list[Any] = []
+        yield from super()._transform(_tee(input, whole))
+        self._check_end(whole)
+
+    async def _atransform(
+        self,
+        input: AsyncIterator[str | BaseMessage],  # noqa: A002
+    ) -> AsyncIterator[Any]:
+        whole: list[Any] = []
+        async for part in super()._atransform(_atee(input, whole)):
+            yield part
+        self._check_end(whole)
+
+    def _check_end(self, parts: list[Any]) -> None:
+        """Raise what is wrong with the whole of it."""
+        raise NotImplementedError
+
+
+class AnswerParser(_CheckedAtItsEnd):
     """Turns the JSON of an answer into the object that was asked for.
 
     While the answer streams, each part gives the object as far as it is known: a dict, or an
@@ -110,22 +129,7 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
             )
         return value
 
-    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002
-        whole: list[Any] = []
-        yield from super()._transform(_tee(input, whole))
-        self._check_end(whole)
-
-    async def _atransform(
-        self,
-        input: AsyncIterator[str | BaseMessage],  # noqa: A002
-    ) -> AsyncIterator[Any]:
-        whole: list[Any] = []
-        async for part in super()._atransform(_atee(input, whole)):
-            yield part
-        self._check_end(whole)
-
     def _check_end(self, parts: list[Any]) -> None:
-        """Validate a streamed answer once it is whole: its parts were let through unchecked."""
         messages = [part for part in parts if isinstance(part, BaseMessage)]
         if not messages:
             return
@@ -137,14 +141,20 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         self.parse_result([ChatGeneration(message=last)])
 
 
-class DataclassToolParser(JsonOutputKeyToolsParser):
-    """Turns the arguments of a call into an instance of a dataclass.
+class InstanceToolParser(_CheckedAtItsEnd, JsonOutputKeyToolsParser):
+    """Turns the arguments of a call into an instance of a class, as the JSON that they are.
 
     Attributes:
-        target: The dataclass.
+        target: The pydantic class or dataclass.
     """
 
     target: Any
+
+    def _check_end(self, parts: list[Any]) -> None:
+        chunks = [part for part in parts if isinstance(part, AIMessageChunk)]
+        if chunks:
+            whole = chunks[0] + chunks[1:] if len(chunks) > 1 else chunks[0]
+            self.parse_result([ChatGeneration(message=whole)])
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Return the instance, None where the tool was not called, or not yet in full.
@@ -196,11 +206,9 @@ def response_format_of(given: Any) -> Any:
 def parser_for(schema: Any, method: Method) -> BaseOutputParser[Any]:
     """Return what turns the answer into the object that the schema describes."""
     if method == "function_calling":
-        if is_model(schema):
-            return PydanticToolsParser(tools=[schema], first_tool_only=True)
         name = tool_name(openai_tools([schema])[0])
-        if is_dataclass(schema):
-            return DataclassToolParser(key_name=name, first_tool_only=True, target=schema)
+        if is_model(schema) or is_dataclass(schema):
+            return InstanceToolParser(key_name=name, first_tool_only=True, target=schema)
         return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     if is_model(schema) or is_dataclass(schema):
         return AnswerParser(target=schema, shape=schema)

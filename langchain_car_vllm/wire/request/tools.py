@@ -44,15 +44,23 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
         _check_runs_here(tool)
         try:
             converted.append(_convert(tool, strict=strict))
+        except ConfigurationError:
+            raise
         except (KeyError, TypeError, ValueError, NameError, PydanticUserError) as error:
             raise ConfigurationError(
-                f"a tool cannot be described: {' '.join(str(error).split())}",
+                f"a tool cannot be described: {_reason(error)}",
                 hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON "
                 "schemas, with all definitions under `$defs` at the root",
             ) from error
     for tool in converted:
         _check_name(tool)
     return converted
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says in one line; that of a key is only the key."""
+    text = " ".join(str(error).split())
+    return f"it refers to {text}, which is not there" if isinstance(error, KeyError) else text
 
 
 def _check_runs_here(tool: Any) -> None:

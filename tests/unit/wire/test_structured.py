@@ -10,13 +10,15 @@ from fakes.reply import Reply, helpful
 from langchain.agents import create_agent
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, create_model, field_validator
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.errors import InvalidRequestError, StructuredOutputError
 from langchain_car_vllm.wire.request.schema import (
     json_schema,
 )
+
+CALLING = "function_calling"
 
 
 def add(a: int, b: int) -> int:
@@ -49,6 +51,43 @@ def test_every_method_gives_the_object(serve, method, streamed):
     chain = model.with_structured_output(Joke, method=method)
     answer = list(chain.stream("go"))[-1] if streamed else chain.invoke("go")
     assert isinstance(answer, Joke)
+
+
+class Visit(BaseModel):
+    """A visit, whose day is not a text."""
+
+    model_config = ConfigDict(strict=True)
+
+    day: date
+    guests: int
+
+    @field_validator("guests")
+    @classmethod
+    def check_guests(cls, guests: int) -> int:
+        if guests > 4:
+            raise ValueError("too many")
+        return guests
+
+
+def visit(guests: int, method: str) -> Reply:
+    arguments = {"day": "2026-01-31", "guests": guests}
+    return saying({"name": "Visit", "arguments": arguments} if method == CALLING else arguments)
+
+
+@pytest.mark.parametrize("method", ["json_schema", CALLING, "json_mode"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_every_method_reads_json_and_says_in_the_same_way_what_does_not_fit(
+    serve, method, streamed
+):
+    """Strict classes take JSON's texts for days, and validators of the user's own may refuse."""
+    model, _ = serve(visit(4, method))
+    chain = model.with_structured_output(Visit, method=method)
+    answer = list(chain.stream("go"))[-1] if streamed else chain.invoke("go")
+    assert answer == Visit(day=date(2026, 1, 31), guests=4)
+    model, _ = serve(visit(5, method))
+    chain = model.with_structured_output(Visit, method=method)
+    with pytest.raises(StructuredOutputError, match="guests: Value error, too many"):
+        list(chain.stream("go")) if streamed else chain.invoke("go")
 
 
 def test_json_mode_is_constrained_to_the_schema_where_there_is_one(serve):

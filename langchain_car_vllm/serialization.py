@@ -1,5 +1,6 @@
 """Loading a model that was written down: nothing of it may take a key or run code."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from langchain_core.load.load import default_init_validator
@@ -14,6 +15,14 @@ _REFUSED = {
     "extra_body": "it goes to the endpoint unchecked",
 }
 _CLASSES = ("ChatVllmMlx", "VllmMlxDecisions", "VllmMlxEmbeddings", "VllmMlxReranker")
+_IN_A_CALL = ("extra_headers", "extra_body")
+_LATER = {
+    "RunnableConfigurableFields": (
+        "fields",
+        (*_REFUSED, "base_url", "fetch_media", "model_kwargs"),
+    ),
+    "RunnableBinding": ("kwargs", _IN_A_CALL),
+}
 
 
 def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
@@ -30,6 +39,8 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
         ValueError: It names a setting that a stranger must not choose.
     """
     default_init_validator(class_path, kwargs)
+    if later := _LATER.get(class_path[-1]):
+        _refuse_names(kwargs.get(later[0]), later[1])
     if class_path[-1] not in _CLASSES:
         return
     for name, reason in _REFUSED.items():
@@ -43,5 +54,13 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
         )
     if kwargs.get("fetch_media"):
         raise ValueError("a serialised model may not set `fetch_media`: it opens this machine")
-    if (kwargs.get("model_kwargs") or {}).keys() & {"extra_headers", "extra_body"}:
-        raise ValueError("a serialised model may not set `extra_headers` or `extra_body`")
+    _refuse_names(kwargs.get("model_kwargs"), _IN_A_CALL)
+
+
+def _refuse_names(settings: Any, names: Iterable[str]) -> None:
+    """Raise a ValueError where settings hold one of the names, or are no settings."""
+    if not isinstance(settings, Mapping | None):
+        raise ValueError("the settings of a serialised model must be a dictionary")  # noqa: TRY004
+    for name in names:
+        if name in (settings or {}):
+            raise ValueError(f"a serialised model may not set `{name}`, nor have it set later")

@@ -12,6 +12,13 @@ from fakes.dialect_server import Server
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.load import dumpd, dumps, load, loads
+from langchain_core.runnables import (
+    ConfigurableField,
+    RunnableBinding,
+    RunnablePassthrough,
+    RunnableSequence,
+)
+from langchain_core.runnables.configurable import RunnableConfigurableFields
 
 import langchain_car_vllm
 from langchain_car_vllm import ChatVllmMlx
@@ -193,6 +200,34 @@ def test_a_strangers_model_is_refused(name: str, monkeypatch: pytest.MonkeyPatch
             load(written, init_validator=init_validator, **OPTIONS)
         with pytest.raises(ValueError, match="may not set"):
             loads(json.dumps(written), init_validator=init_validator, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", [*EVIL, "extra_headers"])
+def test_a_strangers_chain_sets_nothing_later(name: str):
+    """Neither by a configuration nor by a bound parameter, once the model itself is made."""
+    model = ChatVllmMlx(model="org/name")
+    bound = name in ("extra_body", "extra_headers")
+    chain = (
+        model.bind(**{name: {"x": "y"}})
+        if bound
+        else model.configurable_fields(**{name: ConfigurableField(id="x")})
+    )
+    allowed = [*LOADED, RunnableBinding, RunnableConfigurableFields, RunnableSequence]
+    options = OPTIONS | {"allowed_objects": allowed, "init_validator": init_validator}
+    for written in (chain, RunnablePassthrough() | chain):
+        with pytest.raises(ValueError, match=f"may not set `{name}`, nor"):
+            load(dumpd(written), **(options | {"allowed_objects": [*allowed, RunnablePassthrough]}))
+    harmless = model.configurable_fields(temperature=ConfigurableField(id="x")).bind(stop=["x"])
+    assert load(dumpd(harmless), **options).kwargs == {"stop": ["x"]}
+
+
+@pytest.mark.parametrize("settings", [[1], "x", 5])
+def test_what_is_no_setting_of_a_strangers_model_is_refused(settings: object):
+    """By the error that the rest gives."""
+    written = dumpd(ChatVllmMlx(model="org/name"))
+    written["kwargs"]["model_kwargs"] = settings
+    with pytest.raises(ValueError, match="must be a dictionary"):
+        load(written, init_validator=init_validator, **OPTIONS)
 
 
 def test_ones_own_model_is_loaded(monkeypatch: pytest.MonkeyPatch):

@@ -58,7 +58,7 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
 
 
 def _refuse_names(settings: Any, names: Iterable[str]) -> None:
-    """Raise a ValueError where settings hold one of the names, or are no settings."""
+    """Raise a ValueError where settings hold one of the names, or are something else."""
     if not isinstance(settings, Mapping | None):
         raise ValueError("the settings of a serialised model must be a dictionary")  # noqa: TRY004
     for name in names:

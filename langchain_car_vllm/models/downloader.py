@@ -210,20 +210,33 @@ def _check_code(snapshot: Path) -> None:
     """End the process where a model's settings have the server run code of the model's own."""
     own = os.environ.get("CAR_VLLM_DOWNLOAD_OWN_CODE", "").split(",")
     for file in sorted(snapshot.glob("*.json")):
-        if file.name in _DATA or file.stat().st_size > _MOST_SETTINGS:
+        if file.name in _DATA:
             continue
-        try:
-            found = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError):
+        # Disks that ignore case, as macOS's do, take the names for the same.
+        name = file.name.casefold()
+        found = _read_settings(file)
+        if found is None:
+            may_ask = name.endswith("config.json") and name != "generation_config.json"
+            if may_ask and not name.startswith("."):
+                _end("code", f"`{file.name}` cannot be read to its end")
             continue
-        if not isinstance(found, dict):
-            continue
-        is_config = file.name == "config.json"
+        is_config = name == "config.json"
         if is_config and found.get("model_file") is not None:
             _end("code", f"`model_file` of `{file.name}`")
         known = is_config and found.get("model_type") in own and _MEDIA_KEYS.isdisjoint(found)
         if not known and _has_key(found, "auto_map"):
             _end("code", f"`auto_map` of `{file.name}`")
+
+
+def _read_settings(file: Path) -> dict[str, Any] | None:
+    """Return the object in a file, None where it is none or cannot be read."""
+    try:
+        if file.stat().st_size > _MOST_SETTINGS:
+            return None
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _has_key(found: Any, key: str) -> bool:

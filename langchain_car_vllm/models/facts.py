@@ -27,6 +27,7 @@ from langchain_car_vllm.models.remote_code import find_code
 from langchain_car_vllm.models.weights import INDEX, weight_names
 
 # Ranges that the server's `--default-*` options make sense in.
+_UNQUANTISED_BITS, _MOST_BITS = 16, 64
 _SAMPLING = {
     "temperature": (0.0, 5.0),
     "top_p": (0.0, 1.0),
@@ -186,6 +187,6 @@ def _bits(config: Mapping[str, Any]) -> int:
     for name in ("quantization", "quantization_config"):
         found = config.get(name)
         bits = found.get("bits") if isinstance(found, dict) else None
-        if isinstance(bits, int) and not isinstance(bits, bool):
+        if isinstance(bits, int) and not isinstance(bits, bool) and 0 < bits <= _MOST_BITS:
             return bits
-    return 16
+    return _UNQUANTISED_BITS

@@ -21,6 +21,8 @@ Kind = Literal["image", "audio", "video"]
 
 # The server's own limits in bytes.
 _MOST = {"image": 20 << 20, "audio": 100 << 20, "video": 500 << 20}
+# Characters for a byte, line breaks included.
+_IN_BASE64, _QUOTED = 2, 3
 _PUBLIC = MediaAccess()
 _KINDS: dict[str, Kind] = {
     "image": "image",
@@ -81,7 +83,7 @@ def read_medium(
     source, options = _source(block, kind)
     data = _read(source, kind, access, is_own=is_own)
     if len(data) > _MOST[kind]:
-        raise InvalidRequestError(f"the {kind} is too large: more than {_MOST[kind] >> 20} MB")
+        raise _too_large(kind)
     mime_type = _recognise(data, kind)
     return Medium(kind, mime_type, data, options)
 
@@ -129,10 +131,30 @@ def _read_data_url(url: str, kind: Kind) -> bytes:
     head, comma, body = url.partition(",")
     if not comma:
         raise InvalidRequestError(f"the {kind}'s data: address has no data")
-    return _decode(body, kind) if head.endswith(";base64") else unquote_to_bytes(body)
+    if head.endswith(";base64"):
+        return _decode(body, kind)
+    _check_length(body, kind, _QUOTED)
+    return unquote_to_bytes(body)
+
+
+def _check_length(text: str, kind: Kind, most: int) -> None:
+    """Refuse what is too large before the memory holds it a second time.
+
+    Args:
+        text: The bytes as text.
+        kind: Of the medium.
+        most: Most characters for a byte.
+    """
+    if len(text) > most * _MOST[kind]:
+        raise _too_large(kind)
+
+
+def _too_large(kind: Kind) -> InvalidRequestError:
+    return InvalidRequestError(f"the {kind} is too large: more than {_MOST[kind] >> 20} MB")
 
 
 def _decode(text: str, kind: Kind) -> bytes:
+    _check_length(text, kind, _IN_BASE64)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -113,6 +113,7 @@ def test_any_config_is_read_or_refused(whole_model, config):
         facts = read_model_facts(folder, "org/odd", trust=True)
         assert facts.context_window is None or 0 < facts.context_window < 2**40
         assert facts.kv is None or 0 <= facts.kv.size(100_000) < 2**80
+        assert 0 < facts.bits <= 64
 
 
 @SETTINGS

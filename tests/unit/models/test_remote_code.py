@@ -7,7 +7,7 @@ from fakes.hub import running_hub, write_model
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import CarVllmError, UnservableModelError, UntrustedCodeError
-from langchain_car_vllm.models import find_snapshot, read_model_facts
+from langchain_car_vllm.models import downloader, find_snapshot, read_model_facts
 from langchain_car_vllm.models.download import download_command
 from langchain_car_vllm.models.download_diagnosis import diagnose_download
 from langchain_car_vllm.models.downloader import VERDICT
@@ -194,6 +194,25 @@ def test_a_folder_that_hides_what_it_asks_for_is_refused(whole_model, file, cont
     for check in (read_model_facts, check_servable):
         with pytest.raises(UnservableModelError, match=f"(?i){file}|code"):
             check(folder, "org/evil")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [*ASKING.values(), *EVADING.values()], ids=[*ASKING, *EVADING]
+)
+def test_a_download_looks_as_closely(whole_model, capsys, file, content):
+    """The program that fetches judges by itself: it runs without this package."""
+    if file.endswith(".json"):  # no other is fetched
+        folder = whole_model(
+            tokenizer_config__json={}, generation_config__json=b"{", results__json=b"["
+        )
+        downloader._check_code(folder)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / file).write_bytes(data)
+        with pytest.raises(SystemExit):
+            downloader._check_code(folder)
+        assert (
+            f"`{file}`" in json.loads(capsys.readouterr().out.strip().removeprefix(VERDICT))["said"]
+        )
 
 
 def test_a_name_is_read_as_a_disk_without_case_reads_it():

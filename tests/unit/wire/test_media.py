@@ -5,6 +5,7 @@ import base64
 import json
 import struct
 import threading
+import tracemalloc
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ from fakes.reply import Reply
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from langchain_car_vllm.wire.errors import InvalidRequestError
+from langchain_car_vllm.wire.request.media import read_medium
 
 
 def png(colour: tuple[int, int, int], size: int = 4) -> bytes:
@@ -234,3 +236,19 @@ def test_an_image_in_a_tool_result_is_shown_after_the_results(see):
     assert sent[4]["content"][0]["text"] == "Result of 1:"
     assert sent[4]["content"][1]["image_url"]["url"] == URL
     assert dialect.requests[1]["messages"][:5] == sent
+
+
+@pytest.mark.parametrize("start", ["data:image/png;base64,", "data:image/png,", ""])
+def test_what_is_too_large_is_refused_before_it_is_decoded(start: str):
+    """However it is written, the memory does not hold it a second time."""
+    text = start + "A" * (61 << 20)
+    block = {"type": "image", "url": text} if start else {"type": "image", "base64": text}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequestError, match="too large: more than 20 MB"):
+            read_medium(block)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The part behind the comma is one copy.
+    assert peak < 100 << 20

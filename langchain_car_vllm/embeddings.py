@@ -7,7 +7,7 @@ from langchain_core.embeddings import Embeddings
 from pydantic import model_validator
 
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
-from langchain_car_vllm.setting_checks import check_positive
+from langchain_car_vllm.setting_checks import check_is_list, check_positive
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.threads import run_wait
 
@@ -72,6 +72,7 @@ class VllmMlxEmbeddings(ServerFields, Embeddings, defer_build=False):
         return (await self._aembed([text]))[0]
 
     def _batches(self, texts: list[str]) -> Iterator[list[str]]:
+        check_is_list(texts)
         for start in range(0, len(texts), self.batch_size):
             yield texts[start : start + self.batch_size]
 

@@ -8,7 +8,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import model_validator
 
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
-from langchain_car_vllm.setting_checks import check_positive
+from langchain_car_vllm.setting_checks import check_is_list, check_positive
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.threads import run_wait
 
@@ -123,6 +123,7 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
         return sorted(ranked, key=lambda found: -found.relevance_score)[: self.top_n]
 
     def _batches(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
+        check_is_list(texts)
         for start in range(0, len(texts), self.batch_size):
             yield texts[start : start + self.batch_size]
 

@@ -66,6 +66,14 @@ def check_positive(name: str, value: float) -> None:
         raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
 
 
+def check_is_list(texts: object) -> None:
+    """Refuse one text where several are meant: each of its letters would be taken for one."""
+    if isinstance(texts, str | bytes):
+        raise ConfigurationError(
+            "one text was given where a list of texts is meant", hint="put it in a list: `[text]`"
+        )
+
+
 def check_server(arguments: Iterable[str], variables: Iterable[str]) -> None:
     """Refuse arguments and variables that would contradict what this package sets itself."""
     for argument in arguments:

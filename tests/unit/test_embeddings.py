@@ -10,7 +10,7 @@ from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from langchain_core import exceptions as core
 
-from langchain_car_vllm import VllmMlxEmbeddings
+from langchain_car_vllm import VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.errors import ConfigurationError
 
 
@@ -62,6 +62,9 @@ def test_a_text_that_is_too_long_is_told_in_the_servers_words(embeddings):
         lambda data: [{**entry, "embedding": [float("nan")]} for entry in data],
         lambda data: [{**entry, "index": [entry["index"], {}]} for entry in data],
         lambda data: [{**entry, "index": 0} for entry in data],
+        lambda data: [{**entry, "embedding": []} for entry in data],
+        lambda data: [{**entry, "embedding": [0.5] * entry["index"]} for entry in data],
+        lambda data: [{**entry, "embedding": [0.5] * (entry["index"] + 1)} for entry in data],
         lambda data: None,
         lambda data: 5,
     ],
@@ -73,6 +76,19 @@ def test_what_is_no_list_of_vectors_is_a_typed_error(embeddings, server, vectors
         embeddings.embed_documents(["a", "b"])
     with pytest.raises(core.ModelAPIError, match="vectors"):
         asyncio.run(embeddings.aembed_documents(["a", "b"]))
+
+
+@pytest.mark.parametrize("text", ["abc", b"abc"])
+def test_one_text_is_not_taken_for_as_many_as_it_has_letters(embeddings, server, text):
+    """Each letter would get a vector, and nobody would notice."""
+    with pytest.raises(ConfigurationError, match="a list of texts"):
+        embeddings.embed_documents(text)
+    with pytest.raises(ConfigurationError, match="a list of texts"):
+        asyncio.run(embeddings.aembed_documents(text))
+    reranker = VllmMlxReranker(model="m", base_url=server.base_url)
+    with pytest.raises(ConfigurationError, match="a list of texts"):
+        reranker.rerank(text, "query")
+    assert "/v1/embeddings" not in server.dialect.paths
 
 
 def test_nobody_listening_is_a_connection_error():

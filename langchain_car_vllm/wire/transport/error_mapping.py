@@ -103,7 +103,13 @@ def map_encoding_errors() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from error
+        hint = None
+        if isinstance(error, UnicodeEncodeError):
+            hint = (
+                'a text holds half a character: `text.encode("utf-8", "replace").decode()` mends it'
+            )
+        text = f"the request cannot be written as JSON: {error}"
+        raise InvalidRequestError(text, hint=hint) from error
 
 
 def timeout_error(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutError:

@@ -9,8 +9,10 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from langchain_car_vllm.errors import UnservableModelError
 
@@ -36,18 +38,33 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
     Raises:
         UnservableModelError: There is none, it is of another kind, too large, or cannot be read.
     """
+    with open_regular(path) as file:
+        try:
+            found = file.read(most + 1)
+        except OSError as error:
+            raise file_error(path, error) from error
+    if len(found) > most:
+        raise _problem(path, f"is larger than {most / _MB:g} MB, which no such file is")
+    return found
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file; of another kind, such as a pipe, none is waited for.
+
+    Args:
+        path: The file; a symbolic link is followed.
+
+    Raises:
+        UnservableModelError: There is none, it is of another kind, or cannot be opened.
+    """
     descriptor = _open(path)
     try:
         _check_regular(path, os.fstat(descriptor))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            found = file.read(most + 1)
-    except OSError as error:
-        raise file_error(path, error) from error
+            yield file
     finally:
         os.close(descriptor)
-    if len(found) > most:
-        raise _problem(path, f"is larger than {most / _MB:g} MB, which no such file is")
-    return found
 
 
 def load_object(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import UnservableModelError
-from langchain_car_vllm.models.model_files import file_error, read_bytes
+from langchain_car_vllm.models.model_files import file_error, open_regular, read_bytes
 
 INDEX = "model.safetensors.index.json"
 # On the route for text, and on the one for media.
@@ -126,7 +126,7 @@ def _damage(path: Path, size: int, _changed: int, _inode: int) -> Damage | None:
 def read_shapes(path: Path) -> dict[str, list[int]]:
     """Return the shape of each tensor in a file of weights, nothing where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = _header_length(file.read(_LENGTH.size), path.stat().st_size)
             header = json.loads(file.read(length)) if length else {}
         return {

@@ -197,7 +197,9 @@ def test_odd_configs(whole_model, config):
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "chat_template.jinja", "other.safetensors"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "dangling", "loop", "folder", "device"])
 def test_a_file_of_another_kind_is_not_read(whole_model, name, kind):
     """A pipe that nobody writes to hangs nobody, and an endless device fills no memory."""
@@ -212,6 +214,7 @@ def test_a_file_of_another_kind_is_not_read(whole_model, name, kind):
         targets = {"dangling": "nowhere", "loop": name, "device": "/dev/zero"}
         path.symlink_to(targets[kind])
     look(folder)
+    assert read_shapes(path) == {}
     with pytest.raises(UnservableModelError):
         read_bytes(path)
 

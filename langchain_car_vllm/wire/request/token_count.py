@@ -101,11 +101,19 @@ def _text_bytes(body: Mapping[str, Any]) -> int:
     """Return the bytes of all texts of a request."""
     texts = [text for message in body["messages"] for text in _flat(message)]
     if tools := body.get("tools"):
-        texts.append(json.dumps(tools, ensure_ascii=False))
+        texts.append(_written(tools))
     # Half a surrogate pair is measured here and refused where it is sent.
     return sum(
         len(text) if text.isascii() else len(text.encode(errors="surrogatepass")) for text in texts
     )
+
+
+def _written(tools: Any) -> str:
+    """Return tools as they are sent; what cannot be written is refused where it is sent."""
+    try:
+        return json.dumps(tools, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""
 
 
 def _media_tokens(body: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from langchain_core.utils.json_schema import dereference_refs
 from pydantic import BaseModel, PydanticUserError
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.printable import format_value
 from langchain_car_vllm.wire.request.schema import (
     JsonGenerator,
     Schema,
@@ -28,8 +29,15 @@ ToolChoice = str | bool | dict[str, Any] | None
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
 _MOST_OF_A_NAME, _DIGITS = 57, 6
-# What says what a tool takes: OpenAI's form, Anthropic's, Bedrock's and a JSON schema.
-_DESCRIBED = {"function", "parameters", "input_schema", "toolSpec", "properties", "title", "$ref"}
+# What says what a tool takes: OpenAI's form, Anthropic's, MCP's, Bedrock's and a JSON schema.
+_DESCRIBED = {
+    *("function", "parameters", "input_schema", "inputSchema", "toolSpec"),
+    *("properties", "title", "$ref"),
+}
+_UNDESCRIBED = (
+    *(KeyError, TypeError, ValueError, NameError, AttributeError, RecursionError),
+    PydanticUserError,
+)
 
 
 def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[dict[str, Any]]:
@@ -46,7 +54,7 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
             converted.append(_convert(tool, strict=strict))
         except ConfigurationError:
             raise
-        except (KeyError, TypeError, ValueError, NameError, PydanticUserError) as error:
+        except _UNDESCRIBED as error:
             raise ConfigurationError(
                 f"a tool cannot be described: {_reason(error)}",
                 hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON "
@@ -82,6 +90,8 @@ def _check_runs_here(tool: Any) -> None:
 
 
 def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
+    if isinstance(tool, Mapping):
+        tool = _in_openais_form(tool)
     if is_typed_dict(tool) or is_dataclass(tool):
         tool = {"description": "", **inline_root(json_schema(tool))}
     elif isinstance(tool, Mapping) and "$ref" in tool:
@@ -92,6 +102,18 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
     if isinstance(model, type) and issubclass(model, BaseModel):
         _number_decimals(found, model)
     return found
+
+
+def _in_openais_form(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool of MCP, or of OpenAI's newer API, in the form that LangChain knows."""
+    function = tool.get("function")
+    if function is not None and not isinstance(function, Mapping):
+        raise TypeError(f"`function` must be a dictionary, not `{format_value(function)}`")
+    if "inputSchema" in tool and "input_schema" not in tool:
+        tool = {**tool, "input_schema": tool["inputSchema"]}
+    if tool.get("type") == "function" and "name" in tool and function is None:
+        return {key: value for key, value in tool.items() if key != "type"}
+    return tool
 
 
 def _number_decimals(tool: dict[str, Any], model: type[BaseModel]) -> None:

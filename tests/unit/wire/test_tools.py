@@ -1,6 +1,7 @@
 """Tools: bound in any form, called, streamed, and sent back in the history."""
 
 import json
+from functools import partial, reduce
 
 import pytest
 from fakes.calls import Divide, Multiply, add, called, shout, sum_of, ways
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError
 from langchain_car_vllm.wire.exchange.exchange import CutOffCallWarning
 from langchain_car_vllm.wire.request.tools import openai_tools, server_name
+
+TAKING = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
@@ -95,6 +98,53 @@ def test_whatever_says_what_it_takes_is_a_tool(serve, tool):
     """In the forms of OpenAI and Anthropic, and as a JSON schema."""
     model, _ = serve()
     assert [t["function"]["name"] for t in model.bind_tools([tool]).kwargs["tools"]] == ["f"]
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"name": "f", "description": "Do.", "inputSchema": TAKING},
+        {"name": "f", "description": "Do.", "input_schema": TAKING},
+        {"type": "function", "name": "f", "description": "Do.", "parameters": TAKING},
+        {
+            "type": "function",
+            "name": "f",
+            "description": "Do.",
+            "parameters": TAKING,
+            "strict": None,
+        },
+    ],
+)
+def test_what_a_tool_takes_is_sent_in_whatever_form_it_was_said(serve, tool):
+    """Without it the model would have to guess: MCP's form, Anthropic's, OpenAI's newer one."""
+    model, dialect = serve()
+    model.bind_tools([tool]).invoke("go")
+    (sent,) = dialect.requests[0]["tools"]
+    assert sent["function"]["name"] == "f"
+    assert sent["function"]["parameters"]["properties"] == TAKING["properties"]
+
+
+DEEP = reduce(lambda inner, _: {"type": "object", "properties": {"x": inner}}, range(2000), {})
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        partial(print, "x"),
+        {"type": "function", "function": "f"},
+        {"type": "function", "function": {"name": "f", "parameters": {"enum": {1, 2}}}},
+        {"type": "function", "function": {"name": "f", "parameters": {(1, 2): 3}}},
+        {"type": "function", "function": {"name": "f", "parameters": DEEP}},
+    ],
+    ids=["partial", "text", "set", "key", "deep"],
+)
+def test_a_tool_that_cannot_be_sent_is_a_typed_error(serve, tool):
+    """When it is bound or when it is sent, also where the prompt is measured first."""
+    model, _ = serve()
+    with pytest.raises(CarVllmError):
+        model.bind_tools([tool]).invoke("go")
+    with pytest.raises(CarVllmError):
+        model.invoke("go", tools=[tool])
 
 
 @pytest.mark.parametrize("tool", [5, None, "weather", {}, {"a": 1, "b": 2}, [], b"x"])

@@ -17,6 +17,7 @@ from . import (
     rerank_pairs,
     schema_admission,
     served_names,
+    text_prompts,
 )
 
 MENDS = (
@@ -28,6 +29,7 @@ MENDS = (
     *schema_admission.MENDS,
     *batch_rows.MENDS,
     *prefix_after_hit.MENDS,
+    *text_prompts.MENDS,
     *prefix_cache_folder.MENDS,
     *served_names.MENDS,
     *request_count.MENDS,

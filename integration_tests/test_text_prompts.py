@@ -1,0 +1,79 @@
+"""Text models with recurrent layers or windows: right answers in company, and flat turns."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.supervisor.child import install_launcher
+
+HERE = Path(__file__).parent
+MODELS = HERE.parent / ".models"
+RECURRENT = ["kimi_linear", "qwen3_next", "granitemoehybrid", "jamba"]
+SLOW = {*RECURRENT[1:], "gpt_oss"}
+Build = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def build(smollm2: str) -> Build:
+    """Return what builds a tiny model of a family where it is missing, and returns its folder."""
+
+    def built(family: str) -> str:
+        folder = MODELS / f"tiny-{family}"
+        if not (folder / "config.json").exists():
+            python = str(interpreter_of(ensure_runtime().server))
+            command = [python, str(HERE / "tiny_text.py"), family, str(folder)]
+            subprocess.run([*command, "--tokenizer", smollm2], check=True)
+        return str(folder)
+
+    return built
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[pytest.mark.full] if family in SLOW else [])
+        for family in ["gemma3_text", "gpt_oss", *RECURRENT]
+    ],
+)
+def test_each_turn_finds_the_one_before_and_company_changes_nothing(
+    tmp_path: Path, build: Build, family: str
+):
+    """Without the mends nothing but the first turn is found, and company changes answers."""
+    install_launcher(ServerDirectory(tmp_path))
+    python = str(interpreter_of(ensure_runtime().server))
+    model = build(family)
+
+    def run(mode: str) -> dict[str, Any]:
+        command = [python, "-W", "ignore", str(HERE / "text_prompts_harness.py"), str(tmp_path)]
+        done = subprocess.run(
+            [*command, model, mode], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    mended, plain = run("mended"), run("plain")
+    kinds = ("company", "repeated", "other end")
+    assert {kind: mended[kind] for kind in kinds} == dict.fromkeys(kinds, 0)
+    assert bool(plain["company"]) == (family in RECURRENT)
+    turns = mended["turns"]
+    # Each prompt is kept with the first token of its answer.
+    expected = [sum(length + 1 for length in lengths) for lengths, _ in turns[:-1]]
+    assert [found for _, found in turns[1:]] == expected
+    assert plain["turns"][-1][1] < expected[-1]
+
+
+def test_a_batch_is_answered_as_its_questions_are_alone(build: Build, fast_cpu: dict[str, str]):
+    """On the real server, with the settings that users have."""
+    questions = ["Name a city. " * count for count in (1, 7, 30, 60)]
+    model = ChatVllmMlx(
+        model=build("kimi_linear"), temperature=0, max_tokens=8, server_env=fast_cpu
+    )
+    alone = [model.invoke(question).text for question in questions]
+    model.unload(force=True)
+    assert [answer.text for answer in model.batch(questions)] == alone

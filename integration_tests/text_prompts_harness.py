@@ -1,0 +1,108 @@
+"""Growing conversations in the server's own scheduler of text models, without a server.
+
+    python text_prompts_harness.py FOLDER_OF_MENDS MODEL mended|plain
+
+runs under the runtime's Python. Three conversations are held alone and without a cache. Then each
+turn of all three is asked at once, with a cache; at last each prompt is asked again, and with
+another end. It prints a line of JSON: for each turn the tokens of the prompts and the tokens that
+were found, and how many answers differ in company, when repeated, and with another end.
+"""
+
+import json
+import sys
+
+TURNS, CONVERSATIONS = 4, 3
+_WORDS = "the city river house light sea road people train time".split()  # noqa: SIM905
+
+
+class Asking:
+    """A scheduler that is asked by lists of tokens.
+
+    Args:
+        module: The server's own.
+        model: What answers.
+        tokenizer: Of the model.
+        keeps: Whether prompts are kept.
+    """
+
+    def __init__(self, module, model, tokenizer, *, keeps: bool) -> None:
+        settings = module.SchedulerConfig(cache_memory_mb=500, enable_prefix_cache=keeps)
+        self._scheduler = module.Scheduler(model, tokenizer, settings)
+        self._number = 0
+
+    def ask(self, *prompts: "list[int]") -> "list[list[int]]":
+        """Return the answers to prompts that come at once."""
+        from vllm_mlx.request import Request, SamplingParams
+
+        greedy = SamplingParams(max_tokens=8, temperature=0.0)
+        answers = {}
+        for prompt in prompts:
+            self._number += 1
+            answers[str(self._number)] = []
+            request = Request(str(self._number), prompt=prompt, sampling_params=greedy)
+            self._scheduler.add_request(request)
+        while self._scheduler.has_requests():
+            for output in self._scheduler.step().outputs:
+                answers[output.request_id] += output.new_token_ids or []
+        return list(answers.values())
+
+    def found(self) -> int:
+        """Return the tokens that were found so far."""
+        return self._scheduler.memory_aware_cache.get_stats()["tokens_saved"]
+
+
+def main() -> None:
+    folder, model_folder, mode = sys.argv[1:]
+    sys.path.insert(0, folder)
+    from mlx_lm import load
+    from vllm_mlx import scheduler
+
+    if mode == "mended":
+        from mends import text_prompts
+
+        for mend in text_prompts.MENDS:
+            mend.apply(scheduler)
+    model, tokenizer = load(model_folder)
+
+    def tokens(text: str) -> "list[int]":
+        return list(tokenizer.encode(text))
+
+    alone = Asking(scheduler, model, tokenizer, keeps=False)
+    together = Asking(scheduler, model, tokenizer, keeps=True)
+    prompts = [tokens(_text(200 + 40 * number, number)) for number in range(CONVERSATIONS)]
+    other = tokens("Something else.")
+    asked, answered, turns, in_company = [], [], [], 0
+    for turn in range(TURNS):
+        prompts = [prompt + tokens("\nanswer:") for prompt in prompts]
+        answers = [alone.ask(prompt)[0] for prompt in prompts]
+        before = together.found()
+        in_company += _differing(together.ask(*prompts), answers)
+        turns.append([[len(prompt) for prompt in prompts], together.found() - before])
+        asked += prompts
+        answered += answers
+        prompts = [
+            prompt + answer + tokens(_text(10 + 5 * number, turn))
+            for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
+    again = [together.ask(prompt)[0] for prompt in asked]
+    ends = [prompt + other for prompt in asked]
+    otherwise = [together.ask(prompt)[0] for prompt in ends]
+    found = {
+        "turns": turns,
+        "company": in_company,
+        "repeated": _differing(again, answered),
+        "other end": _differing(otherwise, [alone.ask(prompt)[0] for prompt in ends]),
+    }
+    print(json.dumps(found))
+
+
+def _text(words: int, first: int) -> str:
+    return " ".join(_WORDS[(first + n) % len(_WORDS)] for n in range(words))
+
+
+def _differing(these, those) -> int:
+    return sum(this != that for this, that in zip(these, those, strict=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,9 +20,16 @@ _HARMLESS = re.compile(r"tokens?_|_tokens?$|max.?tokens|tokens$|tokenizer|keep",
 def masked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by name without the secrets that hide in values that are shown."""
     return {
-        name: _MASKED[name](value) if value and name in _MASKED else value
+        name: _masked_setting(name, value) if value and name in _MASKED else value
         for name, value in given.items()
     }
+
+
+def _masked_setting(name: str, value: Any) -> Any:
+    try:
+        return _MASKED[name](value)
+    except RecursionError:  # no request can hold it either
+        return MASK
 
 
 def mask(value: Any) -> Any:

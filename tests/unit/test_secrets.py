@@ -153,6 +153,17 @@ def test_what_is_no_secret_is_written_down():
     assert kwargs["server_args"] == model.server_args
 
 
+def test_what_nests_too_deeply_is_hidden_whole():
+    """It cannot be looked through, and no request can hold it."""
+    deep: Any = "hush"
+    for _ in range(5000):
+        deep = {"x": deep}
+    model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", extra_body=deep)
+    assert "hush" not in repr(model)
+    with pytest.raises(CarVllmError, match="cannot be written as JSON"):
+        model.invoke("hi")
+
+
 @given(st.lists(st.text(max_size=8)))
 def test_any_command_line_can_be_shown(arguments: list[str]):
     """One entry for each, whatever stands there."""

@@ -36,13 +36,16 @@ def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) ->
         parts: Whole schemas of their own that it refers to as `#/$defs/<name>`.
 
     Raises:
-        ConfigurationError: It refers to what lies outside of it.
+        ConfigurationError: It refers to what lies outside of it, or nests too deeply.
     """
     try:
         text = json.dumps([schema, parts or {}])
     except (TypeError, ValueError, RecursionError):  # the schema holds what JSON cannot
-        return _convert_all(schema, parts or {})
-    return _convert_text(text)
+        text = None
+    try:
+        return _convert_all(schema, parts or {}) if text is None else _convert_text(text)
+    except RecursionError:
+        raise _too_deep() from None
 
 
 @lru_cache(maxsize=64)
@@ -181,8 +184,21 @@ def _drop_title(part: Any, name: str) -> Any:
 
 
 def refers_to_root(schema: Schema) -> bool:
-    """Whether a schema refers to itself other than through its definitions."""
-    return bool(_ROOT_REFERENCE.search(json.dumps(schema, default=str)))
+    """Whether a schema refers to itself other than through its definitions.
+
+    Raises:
+        ConfigurationError: It nests too deeply.
+    """
+    try:
+        return bool(_ROOT_REFERENCE.search(json.dumps(schema, default=str)))
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _too_deep() -> ConfigurationError:
+    return ConfigurationError(
+        "the schema nests too deeply", hint="refer to its deeper parts, under `$defs`"
+    )
 
 
 def _hoist_definitions(

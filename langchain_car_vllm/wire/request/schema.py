@@ -18,6 +18,9 @@ from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dic
 
 Schema = dict[str, Any]
 
+_DEEP = 50
+"""Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
+
 
 class JsonGenerator(GenerateJsonSchema):
     """Writes a decimal as the number it is: the text that pydantic takes as well is any text."""
@@ -122,6 +125,15 @@ def _unwrap(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: text for name, text in told.items() if text} | dict(inner)
 
 
+def _depth(value: Any) -> int:
+    """Return how deeply lists and objects are nested."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part)]
+    return depth
+
+
 def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str | None:
     """Return why a value does not fit a schema, None where it does.
 
@@ -145,12 +157,13 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
         SchemaError,
         UnknownType,
         Unresolvable,
-        RecursionError,
         ValueError,
         TypeError,
         re.error,
     ):
         return None  # a schema that cannot be checked forbids nothing
+    except RecursionError:  # of a deep answer, or of a schema that refers to itself alone
+        return "it nests too deeply" if _depth(value) > _DEEP else None
     if not errors:
         return None
     worst = min(errors, key=lambda error: len(error.absolute_path))

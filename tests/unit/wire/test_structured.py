@@ -12,8 +12,11 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ConfigDict, create_model, field_validator
 
-from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.wire.errors import InvalidRequestError, StructuredOutputError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ForcedToolCallError
+from langchain_car_vllm.wire.errors import (
+    InvalidRequestError,
+    StructuredOutputError,
+)
 from langchain_car_vllm.wire.request.schema import (
     json_schema,
 )
@@ -248,6 +251,30 @@ def test_what_is_no_response_format_is_refused(serve):
         with pytest.raises(ConfigurationError, match="response_format") as caught:
             model.invoke("go", response_format=form)
         assert "json_schema" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("method", ["json_schema", CALLING])
+def test_an_answer_that_is_too_deep_to_be_checked_does_not_fit(serve, method):
+    """It would pass unchecked: a model that repeats itself nests without an end."""
+    inner = {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "integer"}]}
+    node = {"type": "object", "properties": {"n": inner}, "required": ["n"]}
+    schema = {"title": "node", "$ref": "#/$defs/n", "$defs": {"n": node}}
+    text = '{"n": ' * 400 + '"not a number"' + "}" * 400
+    text = f'{{"name": "node", "arguments": {text}}}' if method == CALLING else text
+    model, _ = serve(Reply(text))
+    with pytest.raises((StructuredOutputError, ForcedToolCallError), match="too deeply"):
+        model.with_structured_output(schema, method=method).invoke("go")
+
+
+@pytest.mark.parametrize("method", ["json_schema", CALLING])
+def test_a_schema_that_nests_too_deeply_is_refused(serve, method):
+    """In words, instead of a bare RecursionError."""
+    schema: dict[str, object] = {}
+    for _ in range(600):
+        schema = {"type": "object", "properties": {"x": schema}}
+    model, _ = serve()
+    with pytest.raises(CarVllmError):
+        model.with_structured_output({**schema, "title": "x"}, method=method).invoke("go")
 
 
 @pytest.mark.parametrize("tools", [None, [LOOK]])

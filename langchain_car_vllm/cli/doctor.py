@@ -12,6 +12,7 @@ from langchain_car_vllm.cli.machine_checks import CHECKS
 from langchain_car_vllm.cli.model_selftest import model_selftests, report_lines
 from langchain_car_vllm.cli.output import AsJson, print_json
 from langchain_car_vllm.cli.selftest import selftests
+from langchain_car_vllm.environment import NO_COLOR
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.printable import printable
 
@@ -94,7 +95,7 @@ def _run(checks: Iterable[tuple[str, Callable[[], str]]]) -> Iterator[_Result]:
 
 def _show(result: _Result) -> None:
     verdict = result.verdict.ljust(7)
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not NO_COLOR.read():
         verdict = f"\x1b[{_COLOURS[result.verdict]}m{verdict}\x1b[0m"
     print(f"{verdict}  {result.name}: {printable(result.said)}", flush=True)
     if result.hint:

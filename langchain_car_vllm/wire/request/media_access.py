@@ -22,6 +22,8 @@ from langchain_car_vllm.wire.errors import InvalidRequestError
 _SECONDS = 60.0
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+# Of IETF's protocols: which of them Python calls global changes with its releases.
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Fetching = bool | Collection[str] | None
 
@@ -129,6 +131,10 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if found.is_site_local:
+            return False
+    elif found in _PROTOCOLS:
+        return False
     return found.is_global and not (found.is_multicast or found.is_reserved)
 
 

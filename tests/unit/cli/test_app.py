@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from unit.cli.conftest import Cli, command
 
-from langchain_car_vllm.cli.app import app
+from langchain_car_vllm.cli import doctor
+from langchain_car_vllm.cli.app import app, main
 
 
 @pytest.mark.parametrize("words", [["-h"], ["--help"], ["help"], []])
@@ -123,6 +125,23 @@ def test_a_full_disk_is_no_fault_of_the_program(words: list[str]):
         )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: the disk is full")
+
+
+def test_every_exit_code_is_in_the_documentation():
+    """A script has nothing else to go by."""
+    page = Path(__file__).parents[3] / "docs/command-line.md"
+    table = page.read_text(encoding="utf-8").partition("| exit code |")[2].partition("\n\n")[0]
+    told = re.findall(r"\b\d+\b", (main.__doc__ or "").partition("Exit codes:")[2])
+    assert told == re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_are_left_out_where_nobody_wants_them(monkeypatch, capsys, no_color, coloured):
+    """NO_COLOR is what other programs know, too."""
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    doctor._show(doctor._Result("host", "ok", "fine"))
+    assert ("\x1b[" in capsys.readouterr().out) is coloured
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -336,3 +336,15 @@ def test_any_text_for_an_address_is_refused_with_a_typed_error(text: str, start:
     """No text is a raw exception, and none is asked for."""
     with pytest.raises(InvalidRequestError):
         read_medium({"type": "image", "url": start + text}, MediaAccess(fetching=False))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("fec0::1", "feff::1", "192.0.0.8", "192.0.0.170", "64:ff9b::c000:8", "2001::1"),
+        *("100.64.0.1", "198.18.0.1", "::127.0.0.1", "::ffff:0:127.0.0.1", "fe80::1%eth0"),
+    ],
+)
+def test_an_address_of_a_special_purpose_is_not_public(address: str):
+    """On every release of Python, whose own lists differ."""
+    assert not is_public(address)

@@ -29,7 +29,6 @@ from langchain_car_vllm.wire.output_parser import (
 )
 from langchain_car_vllm.wire.reasoning import PROVIDER
 from langchain_car_vllm.wire.request.schema import traced_schema
-from langchain_car_vllm.wire.request.text_files import mend_text_files
 from langchain_car_vllm.wire.request.tools import (
     Tool,
     ToolChoice,
@@ -37,6 +36,7 @@ from langchain_car_vllm.wire.request.tools import (
     openai_tools,
     tool_name,
 )
+from langchain_car_vllm.wire.request.unreadable_blocks import mend_unreadable_blocks
 
 
 class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
@@ -261,7 +261,7 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         prompt = super()._convert_input(model_input)
-        mended = mend_text_files(prompt.to_messages())
+        mended = mend_unreadable_blocks(prompt.to_messages())
         return prompt if mended is None else ChatPromptValue(messages=mended)
 
     def get_token_ids(self, text: str) -> list[int]:  # noqa: ARG002

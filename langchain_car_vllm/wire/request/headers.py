@@ -10,6 +10,11 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
 _HINT = "headers hold printable ASCII, without line breaks and without spaces at their ends"
 
+# They say where a request ends, or what becomes of its connection.
+_FRAMING = frozenset(
+    ("content-length", "transfer-encoding", "connection", "upgrade", "expect", "te", "trailer")
+)
+
 
 def check_headers(setting: str, headers: Mapping[Any, Any]) -> None:
     """Refuse headers that cannot be sent, and show none of their values.
@@ -24,6 +29,11 @@ def check_headers(setting: str, headers: Mapping[Any, Any]) -> None:
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigurationError(f"`{setting}` holds a name that no header can have")
+        if name.lower() in _FRAMING:
+            raise ConfigurationError(
+                f"`{setting}` cannot set `{name}`, which belongs to the connection",
+                hint="leave it out",
+            )
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ConfigurationError(
                 f"`{setting}` holds a value for `{name}` that no header can have", hint=_HINT

@@ -105,3 +105,14 @@ def test_a_request_that_http_does_not_allow_is_no_lost_connection():
         raise httpx2.LocalProtocolError("Illegal header value b'Bearer sk-hush'")
     assert isinstance(caught.value, core.ModelInvalidRequestError)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Connection", "Expect"])
+def test_no_header_says_where_a_request_ends(server, name):
+    """One of the user's would contradict the request's own; HTTP's library raised its own error."""
+    llm = ChatVllmMlx("m", base_url=server.base_url, api_key="sk-hush")
+    with pytest.raises(ConfigurationError, match="belongs to the connection"):
+        llm.invoke("hi", extra_headers={name: "5"})
+    with pytest.raises(ConfigurationError, match="belongs to the connection"):
+        ChatVllmMlx("m", base_url=server.base_url, default_headers={name: "5"})
+    assert llm.invoke("hi", extra_headers={"Host": "other.example"}).text

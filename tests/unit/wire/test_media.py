@@ -61,6 +61,8 @@ SHAPES = {
     },
     "anthropic-url": {"type": "image", "source": {"type": "url", "url": URL}},
     "wrong type": {"type": "image", "base64": DATA, "mime_type": "image/jpeg"},
+    "no type": {"type": "image", "base64": DATA},
+    "no type-v0": {"type": "image", "source_type": "base64", "data": DATA},
 }
 
 

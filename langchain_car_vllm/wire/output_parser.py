@@ -98,7 +98,7 @@ class AnswerParser(_CheckedAtItsEnd):
     def OutputType(self) -> Any:  # noqa: N802 - LangChain's name
         """The type of the objects, by which LangServe and others describe a chain's output."""
         is_type = isinstance(self.shape, type) or get_origin(self.shape) is not None
-        return self.shape if is_type else dict[str, Any]
+        return _described(self.shape) if is_type else dict[str, Any]
 
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[Any]:
         """Return a pydantic class that describes the output."""
@@ -149,6 +149,11 @@ class InstanceToolParser(_CheckedAtItsEnd, JsonOutputKeyToolsParser):
     """
 
     target: Any
+
+    @property
+    def OutputType(self) -> Any:  # noqa: N802 - LangChain's name
+        """The type of the objects, by which LangServe and others describe a chain's output."""
+        return _described(self.target)
 
     def _check_end(self, parts: list[Any]) -> None:
         chunks = [part for part in parts if isinstance(part, AIMessageChunk)]
@@ -261,6 +266,11 @@ def _instance(kind: Any, text: str) -> Any:
     if issubclass(kind, BaseModel):
         return kind.model_validate_json(text)
     return kind.parse_raw(text)  # of pydantic's version 1
+
+
+def _described(kind: Any) -> Any:
+    """Return a type that pydantic can describe: not a class of its version 1."""
+    return Any if is_model(kind) and not issubclass(kind, BaseModel) else kind
 
 
 def _name(kind: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import typing
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -304,15 +305,38 @@ def test_a_model_with_fallbacks_takes_tools_and_schemas(serve):
     assert isinstance(both.with_structured_output(Joke).invoke("go"), Joke)
 
 
-@pytest.mark.parametrize("kind", [Joke, Person, Point, Answer, Crate[int]])
-def test_the_output_of_a_chain_is_described(serve, kind):
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *((kind, "json_schema") for kind in (Joke, Person, Point, Answer, Crate[int])),
+        *((kind, "function_calling") for kind in (Joke, Point, Crate[int])),
+    ],
+)
+def test_the_output_of_a_chain_is_described(serve, kind, method):
     """LangServe and Studio show the fields."""
     model, _ = serve()
-    chain = model.with_structured_output(kind)
+    chain = model.with_structured_output(kind, method=method)
     text = json.dumps(chain.get_output_schema().model_json_schema())
     names = kind.model_fields if hasattr(kind, "model_fields") else kind.__annotations__
     assert all(f'"{name}"' in text for name in names)
     assert chain.last.OutputType is kind
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="pydantic's first version ends there")
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_a_class_of_pydantics_first_version_may_be_looked_at(serve, method):
+    """Nobody can describe it any more; drawing a graph of it is no error."""
+    from pydantic import v1
+
+    class Former(v1.BaseModel):
+        """A number."""
+
+        a: int
+
+    model, _ = serve()
+    chain = model.with_structured_output(Former, method=method)
+    assert chain.get_output_jsonschema()
+    assert chain.get_graph().draw_mermaid()
 
 
 def test_the_raw_message_streams_before_the_object(serve):

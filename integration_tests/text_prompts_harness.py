@@ -4,14 +4,21 @@
 
 runs under the runtime's Python. Three conversations are held alone and without a cache. Then each
 turn of all three is asked at once, with a cache; at last each prompt is asked again, and with
-another end. It prints a line of JSON: for each turn the tokens of the prompts and the tokens that
-were found, and how many answers differ in company, when repeated, and with another end.
+another end. The template opens a thought, which the next prompt leaves out.
+
+It prints a line of JSON: for each turn the tokens of the messages and the tokens that were found,
+and how many answers differ in company, when repeated, and with another end.
 """
 
 import json
 import sys
 
 TURNS, CONVERSATIONS = 4, 3
+BEGIN, THOUGHT = "<|im_start|>assistant\n", "<think>\n"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 _WORDS = "the city river house light sea road people train time".split()  # noqa: SIM905
 
 
@@ -62,30 +69,29 @@ def main() -> None:
 
         for mend in text_prompts.MENDS:
             mend.apply(scheduler)
-    model, tokenizer = load(model_folder)
+    model, tokenizer = load(model_folder, tokenizer_config={"chat_template": TEMPLATE})
 
     def tokens(text: str) -> "list[int]":
         return list(tokenizer.encode(text))
 
     alone = Asking(scheduler, model, tokenizer, keeps=False)
     together = Asking(scheduler, model, tokenizer, keeps=True)
-    prompts = [tokens(_text(200 + 40 * number, number)) for number in range(CONVERSATIONS)]
-    other = tokens("Something else.")
+    talks = [tokens(_said(200 + 40 * number, number)) for number in range(CONVERSATIONS)]
     asked, answered, turns, in_company = [], [], [], 0
     for turn in range(TURNS):
-        prompts = [prompt + tokens("\nanswer:") for prompt in prompts]
+        prompts = [talk + tokens(BEGIN + THOUGHT) for talk in talks]
         answers = [alone.ask(prompt)[0] for prompt in prompts]
         before = together.found()
         in_company += _differing(together.ask(*prompts), answers)
-        turns.append([[len(prompt) for prompt in prompts], together.found() - before])
+        turns.append([sum(map(len, talks)), together.found() - before])
         asked += prompts
         answered += answers
-        prompts = [
-            prompt + answer + tokens(_text(10 + 5 * number, turn))
-            for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        talks = [
+            talk + tokens(BEGIN) + answer + tokens("<|im_end|>\n" + _said(10 + 5 * number, turn))
+            for number, (talk, answer) in enumerate(zip(talks, answers, strict=True))
         ]
     again = [together.ask(prompt)[0] for prompt in asked]
-    ends = [prompt + other for prompt in asked]
+    ends = [prompt + tokens("Something else.") for prompt in asked]
     otherwise = [together.ask(prompt)[0] for prompt in ends]
     found = {
         "turns": turns,
@@ -96,8 +102,9 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def _text(words: int, first: int) -> str:
-    return " ".join(_WORDS[(first + n) % len(_WORDS)] for n in range(words))
+def _said(words: int, first: int) -> str:
+    text = " ".join(_WORDS[(first + n) % len(_WORDS)] for n in range(words))
+    return f"<|im_start|>user\n{text}<|im_end|>\n"
 
 
 def _differing(these, those) -> int:

@@ -4,9 +4,10 @@ Such a cache holds the state of recurrent layers (linear attention, Mamba) or a 
 tokens, and cannot be rewound.
 """
 
+from contextlib import suppress
 from typing import Any
 
-from .mend import Mend, UnknownCodeError, find
+from .mend import Mend, find
 
 
 def _read_one_by_one(module: Any) -> None:
@@ -40,36 +41,138 @@ def _is_recurrent(cache: Any) -> bool:
 
 
 def _keep_each_prompt(module: Any) -> None:
-    """Store the prompt of every request, and leave those it began with to the others.
+    """Store each prompt up to where the answer begins, and leave those it began with to the others.
 
     vllm-mlx 0.6.0 stores a prompt whose cache cannot be rewound only once it has grown by 4096
     tokens since the last time: until then each turn reads again what all turns since have added.
-    And it drops the prompt that a longer one began with, such as a system prompt that other
-    conversations share. Here the least recently used ones go where memory ends, as with multimodal
-    models.
+    It stores it with the first token of the answer, so that nothing is found where a template opens
+    a thought, or the next prompt shows the answer otherwise. And it drops the prompt that a longer
+    one began with, such as a system prompt that other conversations share.
+
+    Here reading stops at the last message's end, and what has been read is stored. The least
+    recently used ones go where memory ends, as with multimodal models.
     """
     scheduler = find(module, "Scheduler")
+    create = find(scheduler, "_create_batch_generator", "sampling_params")
     store = find(scheduler, "_store_prompt_only_cache", "request", "response")
-    if not isinstance(getattr(scheduler, "SNAPSHOT_REFRESH_TOKENS", None), int):
-        raise UnknownCodeError("Scheduler.SNAPSHOT_REFRESH_TOKENS is not a number")
+    find(scheduler, "_prompt_output_entry_is_useless", "cache")
+    find(scheduler, "_cache_coverage")
+    generator = find(module, "BatchGenerator")
+    find(generator, "insert", "prompts")
+    find(generator, "insert_segments", "segments")
 
-    def patched(self: Any, request: Any, response: Any) -> None:
-        cache = self.memory_aware_cache
-        if cache is None:
-            return
-        publish = cache.store
+    def created(self: Any, sampling_params: Any) -> Any:
+        batches = create(self, sampling_params)
+        if self.memory_aware_cache is not None and "_next" not in vars(batches):
+            self._kept_prompts = KeptPrompts(self, batches)
+        return batches
 
-        def keep(tokens: Any, snapshot: Any, **_: Any) -> Any:
-            return publish(tokens, snapshot, evict_prefixes=False)
-
-        cache.store = keep
-        try:
+    def stored(self: Any, request: Any, response: Any) -> None:
+        kept = getattr(self, "_kept_prompts", None)
+        if kept is None or not kept.is_kept(response.uid):
             store(self, request, response)
-        finally:
-            del cache.store
 
-    scheduler._store_prompt_only_cache = patched
-    scheduler.SNAPSHOT_REFRESH_TOKENS = 0
+    scheduler._create_batch_generator = created
+    scheduler._store_prompt_only_cache = stored
+
+
+class KeptPrompts:
+    """Has prompts be read in two pieces, and stores the first.
+
+    Args:
+        scheduler: Whose prompts.
+        batches: What reads them; its `insert` and `next` are replaced.
+    """
+
+    def __init__(self, scheduler: Any, batches: Any) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self._scheduler, self._batches = scheduler, batches
+        self._insert, self._next = batches.insert, batches.next
+        # Tokens of both pieces, by request; and the requests whose first piece is stored.
+        self._waiting: dict[int, tuple[int, int]] = {}
+        self._kept: set[int] = set()
+        if any(map(_may_not_rewind, make_prompt_cache(scheduler.model))):
+            self._ends = _beginnings_of_answers(scheduler._actual_tokenizer)
+            batches.insert, batches.next = self.insert, self.next
+
+    def is_kept(self, uid: int) -> bool:
+        """Tell whether the prompt of a request is stored; it is asked once."""
+        self._waiting.pop(uid, None)
+        if uid not in self._kept:
+            return False
+        self._kept.discard(uid)
+        return True
+
+    def insert(self, prompts: Any, **settings: Any) -> Any:
+        """Add a request in two pieces; what reads several at once, or a single token, stays."""
+        if len(prompts) != 1 or len(prompts[0]) == 1:
+            return self._insert(prompts, **settings)
+        tail = self._tail(prompts[0])
+        pieces = [prompts[0][:-tail], prompts[0][-tail:]]
+        self._forget_aborted()
+        uids = self._batches.insert_segments([pieces], **settings)
+        self._waiting[uids[0]] = len(pieces[0]), tail
+        return uids
+
+    def next(self) -> Any:
+        """Take a step, and store what has been read up to its first piece's end."""
+        result = self._next()
+        for response in result[0]:
+            first, tail = self._waiting.get(response.uid, (None, 0))
+            if response.end_of_segment and response.progress[0] == first:
+                del self._waiting[response.uid]
+                self._keep(response.uid, tail)
+        return result
+
+    def _forget_aborted(self) -> None:
+        known = self._scheduler.uid_to_request_id
+        self._waiting = {uid: sizes for uid, sizes in self._waiting.items() if uid in known}
+        self._kept &= known.keys()
+
+    def _tail(self, prompt: Any) -> int:
+        """Return how many tokens stand behind the last message: one where that is not known."""
+        fitting = [end for end in self._ends if list(prompt[-len(end) :]) == end]
+        longest = max(map(len, fitting), default=1)
+        return longest if longest < len(prompt) else 1
+
+    def _keep(self, uid: int, tail: int) -> None:
+        scheduler, batch = self._scheduler, self._batches._prompt_batch
+        request = scheduler.requests.get(scheduler.uid_to_request_id.get(uid))
+        if request is None or uid not in batch.uids:
+            return
+        tokens = list(request.prompt_token_ids)[:-tail]
+        cache = batch.extract_cache(batch.uids.index(uid))
+        is_whole = scheduler._cache_coverage(cache) in (None, len(tokens))
+        if not is_whole or not scheduler._prompt_output_entry_is_useless(cache):
+            return
+        if scheduler.memory_aware_cache.store(tokens, cache, evict_prefixes=False):
+            self._kept.add(uid)
+
+
+def _may_not_rewind(cache: Any) -> bool:
+    """Tell whether a layer's cache cannot be rewound, at least once it is full."""
+    kinds = {kind.__name__ for kind in type(cache).__mro__}
+    inner = getattr(cache, "caches", ())
+    return "RotatingKVCache" in kinds or _is_recurrent(cache) or any(map(_may_not_rewind, inner))
+
+
+def _beginnings_of_answers(tokenizer: Any) -> "list[list[int]]":
+    """Return the tokens that a chat template may end a prompt with, behind its last message."""
+    found: list[list[int]] = []
+    message = [{"role": "user", "content": "x"}]
+    for settings in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        with suppress(Exception):  # whatever a template raises: then its prompts stay whole
+            with_it, without = (
+                tokenizer.apply_chat_template(
+                    message, tokenize=False, add_generation_prompt=is_asked, **settings
+                )
+                for is_asked in (True, False)
+            )
+            if with_it.startswith(without) and len(with_it) > len(without):
+                end = tokenizer.encode(with_it[len(without) :], add_special_tokens=False)
+                found.append(list(end))
+    return found
 
 
 MENDS = (
@@ -85,8 +188,8 @@ MENDS = (
         name="prefix-each-turn",
         module="vllm_mlx.scheduler",
         tested="vllm-mlx 0.6.0",
-        purpose="keep the prompt of each turn on text models whose caches cannot be rewound, so "
-        "that the next one reads only what is new",
+        purpose="keep the prompt of each turn, up to where its answer begins, on text models whose "
+        "caches cannot be rewound, so that the next one reads only what is new",
         apply=_keep_each_prompt,
     ),
 )

@@ -7,7 +7,7 @@ threads of its own, so that it never stands in the way of a step.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
@@ -27,6 +27,17 @@ _pools: dict[str, ThreadPoolExecutor] = {}
 async def run_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what takes some milliseconds in a thread and return its result."""
     return await _run(_STEPS, partial(function, *args, **kwargs))
+
+
+def submit_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+    """Begin what takes some milliseconds in a thread; it is done whether anybody waits or not."""
+    call = partial(function, *args, **kwargs)
+    try:
+        return _pool(_STEPS).submit(copy_context().run, call)
+    except RuntimeError:  # the interpreter ends, and begins nothing any more
+        done: Future[T] = Future()
+        done.set_result(call())
+        return done
 
 
 async def run_wait(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -133,8 +133,10 @@ class Admission:
 
     def begin(self) -> None:
         """Let the next prompt be read."""
-        if self._place is not None and self._process == os.getpid():
-            self._place.begin()
+        place = self._place
+        if place is not None and self._process == os.getpid():
+            with suppress(OSError):
+                place.begin()
 
     def leave(self, *, is_over: bool) -> None:
         """Give the place back; another request may enter afterwards.

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 
 import openai
 
 from langchain_car_vllm.gate import Gate
-from langchain_car_vllm.threads import run_step
+from langchain_car_vllm.threads import run_step, submit_step
 from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.errors import AnswerError, ConnectionFailedError, RequestTimeoutError
 from langchain_car_vllm.wire.transport.timeouts import Clock
@@ -39,7 +40,29 @@ class Passage:
         if events and not self._has_begun:
             self._has_begun = True
             self._stopwatch.note_first_token()
-            self._gate.begin()
+            self._begin()
+
+    def _begin(self) -> None:
+        self._gate.begin()
+
+
+class _AsyncPassage(Passage):
+    """The same on an event loop, which must not wait for a disk: threads see to the gate."""
+
+    _beginning: "Future[None] | None" = None
+
+    def _begin(self) -> None:
+        if not self._gate.is_open:
+            self._beginning = submit_step(self._gate.begin)
+
+    def leave(self) -> "Future[None]":
+        """Begin to leave the gate; that is done whether anybody waits for it or not."""
+        return submit_step(self._leave)
+
+    def _leave(self) -> None:
+        if self._beginning is not None:
+            self._beginning.result()
+        self._gate.leave(is_over=self.is_over)
 
 
 @contextmanager
@@ -73,7 +96,8 @@ async def aenter_gate(
     gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool
 ) -> AsyncIterator[Passage]:
     """Do what `enter_gate` does without blocking the event loop."""
-    passage = Passage(gate, clock.stopwatch)
+    passage = _AsyncPassage(gate, clock.stopwatch)
+    is_closed = False
     try:
         began = time.monotonic()
         while not await _try_enter(gate, tokens, arrives_late=arrives_late):  # noqa: ASYNC110
@@ -85,8 +109,14 @@ async def aenter_gate(
     except (openai.APIStatusError, AnswerError) as error:
         passage.is_over = not isinstance(error, _UNKNOWN)
         raise
+    except GeneratorExit:  # nobody may wait any more, and perhaps there is no loop to wait on
+        is_closed = True
+        raise
     finally:
-        gate.leave(is_over=passage.is_over)
+        if not gate.is_open:
+            left = passage.leave()
+            if not is_closed:
+                await asyncio.shield(asyncio.wrap_future(left))
 
 
 async def _try_enter(gate: Gate, tokens: int, *, arrives_late: bool) -> bool:

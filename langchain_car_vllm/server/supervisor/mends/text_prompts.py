@@ -122,7 +122,8 @@ class KeptPrompts:
             first, tail = self._waiting.get(response.uid, (None, 0))
             if response.end_of_segment and response.progress[0] == first:
                 del self._waiting[response.uid]
-                self._keep(response.uid, tail)
+                with suppress(Exception):  # no answer is lost for what would have been kept
+                    self._keep(response.uid, tail)
         return result
 
     def _forget_aborted(self) -> None:

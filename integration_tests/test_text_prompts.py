@@ -16,7 +16,7 @@ from langchain_car_vllm.server.supervisor.child import install_launcher
 HERE = Path(__file__).parent
 MODELS = HERE.parent / ".models"
 FAMILIES = ["gemma3_text", "gpt_oss", "granitemoehybrid", "jamba", "kimi_linear", "qwen3_next"]
-SLOW = set(FAMILIES) - {"gemma3_text", "kimi_linear"}
+SLOW = set(FAMILIES) - {"kimi_linear"}
 # In company they answer otherwise without the mends; the others need longer prompts for that, or
 # never do.
 DIFFERING = {"jamba", "kimi_linear", "qwen3_next"}

@@ -127,8 +127,9 @@ async def alease(
         try:
             yield Lease(endpoint, gate, waiting)
         finally:
-            # A stream that was closed early has left a ticket, which is torn up off the loop.
-            submit_step(gate.close)
+            if not gate.is_open:
+                # A stream that was closed early has left a ticket, which is torn up off the loop.
+                submit_step(gate.close)
     finally:
         waiting.give_up()
 

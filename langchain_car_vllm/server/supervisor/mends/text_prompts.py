@@ -9,6 +9,10 @@ from typing import Any
 
 from .mend import Mend, find
 
+_RECURRENT = ("ArraysCache", "MambaCache")
+# Once they are full, they cannot be rewound either.
+_WINDOWS = ("RotatingKVCache",)
+
 
 def _read_one_by_one(module: Any) -> None:
     """Have prompts of models with recurrent layers be read one after the other.
@@ -25,19 +29,18 @@ def _read_one_by_one(module: Any) -> None:
         from mlx_lm.models.cache import make_prompt_cache
 
         config = settings() if config is None else config
-        if any(map(_is_recurrent, make_prompt_cache(model))):
+        if any(_holds(cache, *_RECURRENT) for cache in make_prompt_cache(model)):
             config.prefill_batch_size = 1
         initialise(self, model, tokenizer, config)
 
     scheduler.__init__ = patched
 
 
-def _is_recurrent(cache: Any) -> bool:
-    """Tell whether a layer keeps a state, by itself or beside others."""
-    kinds = {kind.__name__ for kind in type(cache).__mro__}
-    return bool(kinds & {"ArraysCache", "MambaCache"}) or any(
-        map(_is_recurrent, getattr(cache, "caches", ()))
-    )
+def _holds(cache: Any, *kinds: str) -> bool:
+    """Tell whether a layer's cache is of one of some kinds, by itself or with others in it."""
+    names = {kind.__name__ for kind in type(cache).__mro__}
+    inner = getattr(cache, "caches", ())
+    return bool(names & set(kinds)) or any(_holds(each, *kinds) for each in inner)
 
 
 def _keep_each_prompt(module: Any) -> None:
@@ -92,17 +95,14 @@ class KeptPrompts:
         # Tokens of both pieces, by request; and the requests whose first piece is stored.
         self._waiting: dict[int, tuple[int, int]] = {}
         self._kept: set[int] = set()
-        if any(map(_may_not_rewind, make_prompt_cache(scheduler.model))):
+        caches = make_prompt_cache(scheduler.model)
+        if any(_holds(cache, *_RECURRENT, *_WINDOWS) for cache in caches):
             self._ends = _beginnings_of_answers(scheduler._actual_tokenizer)
             batches.insert, batches.next = self.insert, self.next
 
     def is_kept(self, uid: int) -> bool:
-        """Tell whether the prompt of a request is stored; it is asked once."""
-        self._waiting.pop(uid, None)
-        if uid not in self._kept:
-            return False
-        self._kept.discard(uid)
-        return True
+        """Tell whether the prompt of a request is stored."""
+        return uid in self._kept
 
     def insert(self, prompts: Any, **settings: Any) -> Any:
         """Add a request in two pieces; what reads several at once, or a single token, stays."""
@@ -110,7 +110,7 @@ class KeptPrompts:
             return self._insert(prompts, **settings)
         tail = self._tail(prompts[0])
         pieces = [prompts[0][:-tail], prompts[0][-tail:]]
-        self._forget_aborted()
+        self._forget_ended()
         uids = self._batches.insert_segments([pieces], **settings)
         self._waiting[uids[0]] = len(pieces[0]), tail
         return uids
@@ -126,7 +126,7 @@ class KeptPrompts:
                     self._keep(response.uid, tail)
         return result
 
-    def _forget_aborted(self) -> None:
+    def _forget_ended(self) -> None:
         known = self._scheduler.uid_to_request_id
         self._waiting = {uid: sizes for uid, sizes in self._waiting.items() if uid in known}
         self._kept &= known.keys()
@@ -149,13 +149,6 @@ class KeptPrompts:
             return
         if scheduler.memory_aware_cache.store(tokens, cache, evict_prefixes=False):
             self._kept.add(uid)
-
-
-def _may_not_rewind(cache: Any) -> bool:
-    """Tell whether a layer's cache cannot be rewound, at least once it is full."""
-    kinds = {kind.__name__ for kind in type(cache).__mro__}
-    inner = getattr(cache, "caches", ())
-    return "RotatingKVCache" in kinds or _is_recurrent(cache) or any(map(_may_not_rewind, inner))
 
 
 def _beginnings_of_answers(tokenizer: Any) -> "list[list[int]]":

@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 
 import psutil
 from pydantic import BaseModel
@@ -127,6 +128,7 @@ def work(number: int) -> None:
         except Exception as error:  # noqa: BLE001
             entry["error"] = [cls.__name__ for cls in type(error).__mro__]
             entry["text"] = str(error)[:500]
+            entry["where"] = traceback.format_tb(error.__traceback__)[-1]
         note(**entry, ended=time.monotonic())
 
 

@@ -106,7 +106,11 @@ def is_on_kept_connection(request: httpx2.Request) -> bool:
 
 
 def _ports(stream: Any) -> tuple[int, int]:
-    return stream.get_extra_info("client_addr")[1], stream.get_extra_info("server_addr")[1]
+    connected = stream.get_extra_info("socket")
+    try:
+        return connected.getsockname()[1], connected.getpeername()[1]
+    except OSError as error:  # the server ended in the meantime, and its system reset what stood
+        raise httpx2.ConnectError("the connection was closed before it was used") from error
 
 
 def _is_gone() -> httpx2.ConnectError:

@@ -143,7 +143,7 @@ with ThreadPoolExecutor(2) as pool:
         out, _ = client.communicate(timeout=240)
         assert out.strip() == "True"
     assert state(llm).generation == 1
-    assert [s.name for _, s in running_servers()].count(smollm2) >= 1
+    assert [s.source for _, s in running_servers()].count(smollm2) >= 1
 
 
 def test_idle_stop_and_warm_return(chat: Chat):

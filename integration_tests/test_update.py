@@ -100,7 +100,7 @@ def test_an_update_that_fails_leaves_what_was_there(hub: FakeHub, monkeypatch: p
     hub.bytes_per_second = 1_000_000
     with subprocess.Popen([*COMMAND, REPOSITORY, "--update"]) as process:
         give_up_at = time.monotonic() + 60
-        while hub.bytes_sent < WEIGHTS // 4:
+        while hub.bytes_sent < WEIGHTS // 2:
             assert process.poll() is None
             assert time.monotonic() < give_up_at
             time.sleep(0.01)

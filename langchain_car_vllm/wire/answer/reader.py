@@ -172,6 +172,12 @@ class Answer:
             deltas.extend(self._filter(Delta(calls=calls), 0))
         return [*deltas, *self._flush()]
 
+    def with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
+        """Give the log probabilities that have come so far to the last of some deltas."""
+        if self._logprobs and deltas:
+            deltas[-1] = deltas[-1]._replace(logprobs=self.take_logprobs())
+        return deltas
+
     def take_logprobs(self) -> tuple[dict[str, Any], ...]:
         """Return the log probabilities that came since the last time."""
         if not self._logprobs:
@@ -227,7 +233,7 @@ class Answer:
             delta = self._event(payload)
             if delta is not None:
                 self.events += 1
-                deltas.extend(self._filter(delta, 0))
+                deltas.extend(self.with_logprobs(self._filter(delta, 0)))
         return deltas
 
     def _filter(self, delta: Delta, start: int) -> list[Delta]:

@@ -149,17 +149,11 @@ class Attempt:
 
     def feed(self, data: bytes) -> list[Delta]:
         """Return what `data` completes for the user."""
-        return self._with_logprobs(self._note(self.answer.feed(data)))
+        return self._note(self.answer.feed(data))
 
     def end(self) -> list[Delta]:
         """Return what is left for the user once the answer has ended."""
-        return self._with_logprobs(self._end())
-
-    def _with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
-        """Give the log probabilities that have come so far to the last of some deltas."""
-        if deltas and (found := self.answer.take_logprobs()):
-            deltas[-1] = deltas[-1]._replace(logprobs=found)
-        return deltas
+        return self.answer.with_logprobs(self._end())
 
     def _end(self) -> list[Delta]:
         deltas = self._note(self.answer.end())

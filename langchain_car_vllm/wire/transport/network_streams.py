@@ -17,6 +17,8 @@ from typing import Any
 
 import httpcore2
 
+from langchain_car_vllm.wire.transport.chunk_joiner import ChunkJoiner
+
 _HEAD_END = b"\r\n\r\n"
 _MOST_BYTES = 1 << 16
 """A longer body goes out by itself: copying it would cost more than a packet."""
@@ -57,40 +59,55 @@ class _Head:
 
 class _OurStream(httpcore2.NetworkStream):
     _head: _Head
+    _joiner: ChunkJoiner
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._joiner = ChunkJoiner()
         for part in self._head.take(buffer):
             super().write(part, timeout)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if held := self._head.end():
             super().write(held, timeout)
-        deadline = _deadline.get()
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise httpcore2.ReadTimeout("the time ran out")
-            timeout = left if timeout is None else min(left, timeout)
-        return super().read(max_bytes, timeout)
+        while True:
+            data = super().read(max_bytes, _before_deadline(timeout))
+            if (joined := self._joiner.feed(data)) or not data:
+                return joined
 
 
 class _OurAsyncStream(httpcore2.AsyncNetworkStream):
     _head: _Head
+    _joiner: ChunkJoiner
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        self._joiner = ChunkJoiner()
         for part in self._head.take(buffer):
             await super().write(part, timeout)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         if held := self._head.end():
             await super().write(held, timeout)
-        return await super().read(max_bytes, timeout)
+        while True:
+            data = await super().read(max_bytes, timeout)
+            if (joined := self._joiner.feed(data)) or not data:
+                return joined
+
+
+def _before_deadline(timeout: float | None) -> float | None:
+    deadline = _deadline.get()
+    if deadline is None:
+        return timeout
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore2.ReadTimeout("the time ran out")
+    return left if timeout is None else min(left, timeout)
 
 
 def adopt(stream: Any) -> None:
     """Have a network stream of httpcore, of either kind, behave as ours do."""
     stream.__class__ = _class_beyond(stream.__class__)
     stream._head = _Head()  # noqa: SLF001 - it is one of ours now
+    stream._joiner = ChunkJoiner()  # noqa: SLF001
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """Our connections: one write for the head of a request and its body, whatever httpcore does."""
 
 import asyncio
+import time
 from typing import Any
 
 import httpcore2
@@ -91,3 +92,66 @@ def test_no_read_lasts_beyond_the_deadline():
     with reads_until(0.0), pytest.raises(httpcore2.ReadTimeout):
         stream.read(1)
     assert stream.noted == [HEAD]
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+READS = [ANSWER + b"2\r\nab\r\n2\r", b"\n", b"cd\r\n1\r\ne\r\n0\r\n\r\n"]
+JOINED = [ANSWER + b"2\r\nab\r\n", b"3\r\ncde\r\n0\r\n\r\n"]
+
+
+class Scripted(Recorder):
+    """Reads what it was given."""
+
+    def __init__(self, reads: list[bytes]) -> None:
+        super().__init__()
+        self.reads = [*reads]
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        super().read(max_bytes, timeout)
+        return self.reads.pop(0) if self.reads else b""
+
+
+class AsyncScripted(AsyncRecorder):
+    """The same for an event loop."""
+
+    def __init__(self, reads: list[bytes]) -> None:
+        super().__init__()
+        self.reads = [*reads]
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        await super().read(max_bytes, timeout)
+        return self.reads.pop(0) if self.reads else b""
+
+
+def test_chunks_are_joined_in_every_answer_of_a_connection():
+    """A read waits for a whole chunk and brings all that came; each request begins anew."""
+    stream = Scripted(READS + READS)
+    adopt(stream)
+    for _ in range(2):
+        stream.write(HEAD)
+        assert [stream.read(1), stream.read(1)] == JOINED
+    assert stream.read(1) == b""
+
+
+def test_chunks_are_joined_on_a_loop():
+    """The same on an event loop."""
+    stream = AsyncScripted(READS + READS)
+    adopt(stream)
+
+    async def use() -> None:
+        for _ in range(2):
+            await stream.write(HEAD)
+            assert [await stream.read(1), await stream.read(1)] == JOINED
+        assert await stream.read(1) == b""
+
+    asyncio.run(use())
+
+
+def test_a_chunk_that_trickles_in_ends_at_the_deadline():
+    """The reads that wait for the rest of a chunk share the time that is left."""
+    stream = Scripted([ANSWER + b"ffff\r\n", *[b"x"] * 0xFFFF])
+    adopt(stream)
+    stream.write(HEAD)
+    stream.read(1)
+    with reads_until(time.monotonic() + 0.02), pytest.raises(httpcore2.ReadTimeout):
+        stream.read(1)

@@ -2,8 +2,8 @@
 
 import socket
 import struct
-import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import anyio
 import httpcore2
@@ -16,39 +16,41 @@ _CONNECTED = "connection.connect_tcp.complete"
 _RESETS_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-@pytest.fixture(name="resetting_port")
-def _resetting_port() -> Iterator[int]:
-    """A listener that resets every connection, as the system does for a server that was killed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+class Listener:
+    """A port that resets a connection when it is told to, as systems do for a killed server."""
 
-        def reset() -> None:
-            while True:
-                try:
-                    accepted, _ = listener.accept()
-                except OSError:
-                    return
-                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESETS_ON_CLOSE)
-                accepted.close()
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
 
-        thread = threading.Thread(target=reset)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+    def reset(self, connected: socket.socket) -> None:
+        """Reset the other end of a connection, and wait until this end knows it."""
+        accepted, _ = self._socket.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESETS_ON_CLOSE)
+        accepted.close()
+        with socket.socket(fileno=socket.dup(connected.fileno())) as same:
+            same.setblocking(True)
+            with pytest.raises(ConnectionResetError):
+                same.recv(1)
+            same.setblocking(False)
 
-
-def _wait_for_reset(peer: socket.socket) -> None:
-    peer.setblocking(True)
-    with pytest.raises(ConnectionResetError):
-        peer.recv(1)
+    def close(self) -> None:
+        """Close the port."""
+        self._socket.close()
 
 
-def test_a_connection_that_was_reset_is_no_connection(resetting_port: int):
+@pytest.fixture(name="listener")
+def _listener() -> Iterator[Listener]:
+    with closing(Listener()) as listener:
+        yield listener
+
+
+def test_a_connection_that_was_reset_is_no_connection(listener: Listener):
     request = httpx2.Request("GET", "http://127.0.0.1")
     [hook] = sync_hooks(lambda *_: True)["request"]
     hook(request)
-    stream = httpcore2.SyncBackend().connect_tcp("127.0.0.1", resetting_port)
-    _wait_for_reset(stream.get_extra_info("socket"))
+    stream = httpcore2.SyncBackend().connect_tcp("127.0.0.1", listener.port)
+    listener.reset(stream.get_extra_info("socket"))
 
     with pytest.raises(httpx2.ConnectError, match="closed"):
         request.extensions["trace"](_CONNECTED, {"return_value": stream})
@@ -56,16 +58,14 @@ def test_a_connection_that_was_reset_is_no_connection(resetting_port: int):
     assert stream.get_extra_info("socket").fileno() == -1
 
 
-def test_neither_is_it_for_asynchronous_clients(resetting_port: int):
+def test_neither_is_it_for_asynchronous_clients(listener: Listener):
     async def connect() -> int:
         request = httpx2.Request("GET", "http://127.0.0.1")
         [hook] = async_hooks(lambda *_: True)["request"]
         await hook(request)
-        stream = await httpcore2.AnyIOBackend().connect_tcp("127.0.0.1", resetting_port)
+        stream = await httpcore2.AnyIOBackend().connect_tcp("127.0.0.1", listener.port)
         peer = stream.get_extra_info("socket")
-        with socket.socket(fileno=socket.dup(peer.fileno())) as other:
-            _wait_for_reset(other)
-            other.setblocking(False)
+        listener.reset(peer)
 
         with pytest.raises(httpx2.ConnectError, match="closed"):
             await request.extensions["trace"](_CONNECTED, {"return_value": stream})

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from langchain_core.decisions import Box, Choice, Noul, Score
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.errors import ConfigurationError, InvalidRequestError
 
 MOST_LABELS = 20
 _MEDIA = ("image", "image_url", "audio", "input_audio", "video", "file")
@@ -19,6 +19,9 @@ _SYSTEM = (
 )
 _SYSTEM_OF_BOX = "You find things in an image. Answer with the edges of their box in JSON."
 _WHOLE = 1000
+_NEGLIGIBLE = 0.01
+_MOST = 1.05  # some servers count in 16 bits
+_AROUND = " \n\t\u2581\"'*(`"
 
 
 class Label(NamedTuple):
@@ -127,16 +130,41 @@ def shares_of(entry: Mapping[str, Any], labels: Sequence[Label]) -> list[float]:
     Args:
         entry: What the server tells of the token, in OpenAI's form.
         labels: The possible answers.
+
+    Raises:
+        InvalidRequestError: It tells so few tokens that a label which is not among them may be
+            likely nevertheless.
+        ValueError: What it tells is not a number.
     """
-    likely = [*entry.get("top_logprobs", ()), entry]
-    by_token = {str(found["token"]): float(found["logprob"]) for found in likely}
-    shares = dict.fromkeys((label.key for label in labels), 0.0)
-    for token, logprob in by_token.items():
-        key = token.strip(" \n\t\u2581\"'*(`")
+    others = entry.get("top_logprobs") or ()
+    by_token = {str(found["token"]): _probability(found["logprob"]) for found in others}
+    written = str(entry["token"])
+    if written.strip(_AROUND) not in [token.strip(_AROUND) for token in by_token]:
+        by_token[written] = _probability(entry["logprob"])
+    told = sum(by_token.values())
+    if told > _MOST:
+        raise ValueError("these are not probabilities: they add up to more than one")
+    shares: dict[str, float | None] = dict.fromkeys(label.key for label in labels)
+    for token, probability in by_token.items():
+        key = token.strip(_AROUND)
         key = key.capitalize() if len(key) > 1 else key
         if key in shares:
-            shares[key] += math.exp(min(logprob, 0.0))
-    return list(shares.values())
+            shares[key] = (shares[key] or 0.0) + probability
+    if len(others) < MOST_LABELS and None in shares.values():
+        hidden = min(*by_token.values(), max(0.0, 1 - told))
+        if hidden > _NEGLIGIBLE * sum(share or 0.0 for share in shares.values()) > 0:
+            raise InvalidRequestError(
+                f"this server tells the log probabilities of {len(by_token)} tokens, which are not "
+                "all labels"
+            )
+    return [share or 0.0 for share in shares.values()]
+
+
+def _probability(logprob: Any) -> float:
+    value = float(logprob)
+    if math.isnan(value):
+        raise ValueError("a log probability is not a number")
+    return math.exp(min(value, 1.0))
 
 
 def _human(text: str, media: Sequence[dict[str, Any]]) -> HumanMessage:
@@ -153,8 +181,17 @@ def to_text(value: Any, media: list[dict[str, Any]] | None = None) -> str:
         media: Gets the blocks of media, None where they have no place.
 
     Raises:
-        ConfigurationError: There is a medium where none can be.
+        ConfigurationError: There is a medium where none can be, or what no text says.
     """
+    try:
+        return _text(value, media)
+    except RecursionError as error:
+        raise ConfigurationError(
+            "a state or a question is nested too deeply, or holds itself"
+        ) from error
+
+
+def _text(value: Any, media: list[dict[str, Any]] | None) -> str:
     if value is None:
         return ""
     if isinstance(value, BaseMessage):
@@ -183,12 +220,26 @@ def _plain(value: Any, media: list[dict[str, Any]] | None) -> Any:
         if value.get("type") in _MEDIA:
             return _collect(dict(value), media)
         return {str(name): _plain(part, media) for name, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
         parts = [_plain(part, media) for part in value]
         texts = all(isinstance(part, str) for part in parts)
         return " ".join(parts) if texts and _is_content(value) else parts
-    is_plain = value is None or isinstance(value, str | int | float | bool)
-    return value if is_plain else str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if _is_mute(value):
+        raise ConfigurationError(
+            f"a value of type `{type(value).__name__}` in a state or a question is neither text "
+            "nor JSON",
+            hint="make a text, a list or a dictionary of it",
+        )
+    return str(value)
+
+
+def _is_mute(value: Any) -> bool:
+    """Tell whether a value's text says nothing of what it holds."""
+    kind: Any = type(value)
+    is_bare = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    return is_bare or isinstance(value, bytes | bytearray | memoryview | Iterator)
 
 
 def _joined(content: Any) -> Any:

@@ -252,6 +252,9 @@ def _box_chat(chat: ChatVllmMlx) -> Any:
 def _check_questions(questions: Mapping[str, Any]) -> dict[str, Any]:
     if not questions:
         raise ConfigurationError("there are no questions", hint="give at least one")
+    for name in questions:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"the name of a question must be a text, not `{name!r}`")
     try:
         return {name: _QUESTION.validate_python(q) for name, q in questions.items()}
     except ValidationError as error:
@@ -275,8 +278,10 @@ class _Decision:
     def note(self, name: str, labels: Sequence[Label], answer: AIMessage) -> None:
         """Note what one request says of the labels."""
         self._count(answer)
-        content = (answer.response_metadata.get("logprobs") or {}).get("content") or [{}]
-        shares = _read(lambda: shares_of(content[0], labels)) if content[0] else [0.0]
+        content = (answer.response_metadata.get("logprobs") or {}).get("content")
+        if not content:
+            raise InvalidRequestError("this server tells no log probabilities")
+        shares = _read(lambda: shares_of(content[0], labels))
         total = sum(shares)
         if not total:
             raise ServerFailedError(

@@ -1,13 +1,14 @@
 """`VllmMlxEmbeddings`: vectors from a supervised server of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from langchain_core.embeddings import Embeddings
 from pydantic import model_validator
 
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
-from langchain_car_vllm.setting_checks import check_is_list, check_positive
+from langchain_car_vllm.errors import ServerFailedError
+from langchain_car_vllm.setting_checks import check_is_text, check_positive, list_of_texts
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.threads import run_wait
 
@@ -56,25 +57,28 @@ class VllmMlxEmbeddings(ServerFields, Embeddings, defer_build=False):
 
         Raises:
             InvalidRequestError: A text is too long for the model, or empty input.
+            ConfigurationError: They are not texts.
         """
-        return [vector for batch in self._batches(texts) for vector in self._embed(batch)]
+        return _of_one_length(self._embed(batch) for batch in self._batches(texts))
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of a text."""
+        check_is_text("a query", text)
         return self._embed([text])[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return one vector for each text, without blocking the event loop."""
-        return [vector for batch in self._batches(texts) for vector in await self._aembed(batch)]
+        return _of_one_length([await self._aembed(batch) for batch in self._batches(texts)])
 
     async def aembed_query(self, text: str) -> list[float]:
         """Return the vector of a text, without blocking the event loop."""
+        check_is_text("a query", text)
         return (await self._aembed([text]))[0]
 
     def _batches(self, texts: list[str]) -> Iterator[list[str]]:
-        check_is_list(texts)
-        for start in range(0, len(texts), self.batch_size):
-            yield texts[start : start + self.batch_size]
+        listed = list_of_texts(texts)
+        for start in range(0, len(listed), self.batch_size):
+            yield listed[start : start + self.batch_size]
 
     def _embed(self, texts: list[str]) -> list[list[float]]:
         replay = Replay()
@@ -100,3 +104,15 @@ class VllmMlxEmbeddings(ServerFields, Embeddings, defer_build=False):
         from langchain_car_vllm.wire.embed import Embedder  # noqa: PLC0415 - imports openai
 
         return Embedder(connection.endpoint, self._header_items(), self.timeout)
+
+
+def _of_one_length(batches: Iterable[list[list[float]]]) -> list[list[float]]:
+    """Return the vectors of all batches.
+
+    Raises:
+        ServerFailedError: Another model has answered in between, as behind a gateway.
+    """
+    found = [vector for batch in batches for vector in batch]
+    if len(set(map(len, found))) > 1:
+        raise ServerFailedError("the server sent vectors that are not of one length")
+    return found

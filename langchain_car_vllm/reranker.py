@@ -1,14 +1,15 @@
 """`VllmMlxReranker`: documents in the order of their relevance, from a server of their own."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import model_validator
 
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
-from langchain_car_vllm.setting_checks import check_is_list, check_positive
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.setting_checks import check_is_text, check_positive, list_of_texts
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.threads import run_wait
 
@@ -91,8 +92,10 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
 
         Raises:
             InvalidRequestError: A document is too long for the model, or the query is empty.
+            ConfigurationError: They are not documents.
         """
-        return _copies(documents, self.rerank([d.page_content for d in documents], query))
+        listed = _list_of_documents(documents)
+        return _copies(listed, self.rerank([d.page_content for d in listed], query))
 
     async def acompress_documents(
         self,
@@ -101,19 +104,23 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
         callbacks: Callbacks | None = None,  # noqa: ARG002
     ) -> list[Document]:
         """Return the same without blocking the event loop."""
-        return _copies(documents, await self.arerank([d.page_content for d in documents], query))
+        listed = _list_of_documents(documents)
+        return _copies(listed, await self.arerank([d.page_content for d in listed], query))
 
     def rerank(self, texts: Sequence[str], query: str) -> list[Ranked]:
         """Return the places of the texts that are most relevant to a query, best first.
 
         Raises:
             InvalidRequestError: A text is too long for the model, or the query is empty.
+            ConfigurationError: They are not texts.
         """
+        check_is_text("the query", query)
         scores = [score for batch in self._batches(texts) for score in self._score(query, batch)]
         return self._best(scores)
 
     async def arerank(self, texts: Sequence[str], query: str) -> list[Ranked]:
         """Return the same without blocking the event loop."""
+        check_is_text("the query", query)
         batches = self._batches(texts)
         scores = [score for batch in batches for score in await self._ascore(query, batch)]
         return self._best(scores)
@@ -123,9 +130,9 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
         return sorted(ranked, key=lambda found: -found.relevance_score)[: self.top_n]
 
     def _batches(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
-        check_is_list(texts)
-        for start in range(0, len(texts), self.batch_size):
-            yield texts[start : start + self.batch_size]
+        listed = list_of_texts(texts)
+        for start in range(0, len(listed), self.batch_size):
+            yield listed[start : start + self.batch_size]
 
     def _score(self, query: str, texts: Sequence[str]) -> list[float]:
         replay = Replay()
@@ -151,6 +158,17 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
         from langchain_car_vllm.wire.rerank import Ranker  # noqa: PLC0415 - imports openai
 
         return Ranker(connection.endpoint, self._header_items(), self.timeout)
+
+
+def _list_of_documents(documents: object) -> list[Document]:
+    found: list[Any] = list(documents) if isinstance(documents, Iterable) else [documents]
+    for document in found:
+        if not isinstance(document, Document):
+            raise ConfigurationError(
+                f"documents are meant, not a value of type `{type(document).__name__}`",
+                hint="`rerank` takes texts, `Document(text)` makes a document of one",
+            )
+    return found
 
 
 def _copies(documents: Sequence[Document], ranked: list[Ranked]) -> list[Document]:

@@ -66,11 +66,35 @@ def check_positive(name: str, value: float) -> None:
         raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
 
 
-def check_is_list(texts: object) -> None:
-    """Refuse one text where several are meant: each of its letters would be taken for one."""
+def list_of_texts(texts: object) -> list[str]:
+    """Return texts as a list, whatever held them.
+
+    Raises:
+        ConfigurationError: They are none. Each letter of a single text would be taken for a text,
+            and each name in a dictionary.
+    """
     if isinstance(texts, str | bytes):
         raise ConfigurationError(
             "one text was given where a list of texts is meant", hint="put it in a list: `[text]`"
+        )
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+        raise ConfigurationError(
+            f"a list of texts is meant, not a value of type `{type(texts).__name__}`"
+        )
+    found = list(texts)
+    for text in found:
+        check_is_text("each of the texts", text)
+    return found
+
+
+def check_is_text(what: str, value: object) -> None:
+    """Refuse what is not a text."""
+    if not isinstance(value, str):
+        raise ConfigurationError(
+            f"{what} must be a text, not a value of type `{type(value).__name__}`",
+            hint="of a document, that is its `page_content`"
+            if hasattr(value, "page_content")
+            else None,
         )
 
 

@@ -197,7 +197,17 @@ def test_a_model_that_answers_something_else_is_told(decide, server):
         assert ask(decide, "x", q=question).nouls["q"].noul == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("likely", [{"Yes": "high"}, {"Yes": None}])
+@pytest.mark.parametrize(
+    "likely",
+    [
+        {"Yes": "high"},
+        {"Yes": None},
+        {"Yes": math.nan, "No": -1},
+        {"Yes": math.inf, "No": -1},
+        {"Yes": 7.5, "No": 3.25},
+        {"Yes": -0.1, "No": -0.1},
+    ],
+)
 def test_odd_probabilities_are_a_typed_error(decide, server, likely):
     """Never an error of Python's own."""
     server.dialect.script = lambda body: Reply(text="Yes", likely=likely)

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import itertools
 import pickle
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from langchain_core import exceptions as core
+from langchain_core.documents import Document
 
 from langchain_car_vllm import VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.errors import ConfigurationError
@@ -50,6 +52,59 @@ def test_a_text_that_is_too_long_is_told_in_the_servers_words(embeddings):
     """It is never cut off in silence."""
     with pytest.raises(core.ModelInvalidRequestError, match="more than 512 tokens"):
         embeddings.embed_documents(["short", "word " * 600])
+
+
+def test_vectors_of_another_length_in_a_later_batch_are_a_typed_error(embeddings, server):
+    """Behind a gateway another model may answer; a store would refuse them, or worse, not."""
+    lengths = itertools.cycle([3, 4])
+
+    def vectors(data):
+        length = next(lengths)
+        return [{**entry, "embedding": [0.5] * length} for entry in data]
+
+    server.dialect.vectors = vectors
+    with pytest.raises(core.ModelAPIError, match="not of one length"):
+        embeddings.embed_documents(list("abcdef"))
+    with pytest.raises(core.ModelAPIError, match="not of one length"):
+        asyncio.run(embeddings.aembed_documents(list("abcdef")))
+
+
+def test_texts_may_come_in_anything_that_yields_them(embeddings):
+    """A generator, a set, the names of a dictionary."""
+    wanted = embeddings.embed_documents(["a", "b", "c", "d"])
+    assert embeddings.embed_documents(letter for letter in "abcd") == wanted
+    assert embeddings.embed_documents(dict.fromkeys("abcd").keys()) == wanted
+    assert asyncio.run(embeddings.aembed_documents(iter("abcd"))) == wanted
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 5, {"a": "b"}, [None], ["a", 5], [b"x"], [["a"]], [[1, 2]], [Document("a")]]
+)
+def test_what_is_no_list_of_texts_is_refused(embeddings, server, odd):
+    """Nobody is asked; other servers would take numbers for tokens, and answer."""
+    reranker = VllmMlxReranker(model="e", base_url=server.base_url)
+    before = len(server.dialect.paths)
+    for call in (embeddings.embed_documents, lambda texts: reranker.rerank(texts, "query")):
+        with pytest.raises(ConfigurationError, match="text"):
+            call(odd)
+    for acall in (embeddings.aembed_documents, lambda texts: reranker.arerank(texts, "query")):
+        with pytest.raises(ConfigurationError, match="text"):
+            asyncio.run(acall(odd))
+    assert len(server.dialect.paths) == before
+
+
+@pytest.mark.parametrize("odd", [None, 5, b"x", ["a"], Document("a")])
+def test_a_query_that_is_no_text_is_refused(embeddings, server, odd):
+    """Of embeddings and of a reranker, which is not asked about nothing either."""
+    reranker = VllmMlxReranker(model="e", base_url=server.base_url)
+    for call in (
+        lambda: embeddings.embed_query(odd),
+        lambda: asyncio.run(embeddings.aembed_query(odd)),
+        lambda: reranker.rerank(["a"], odd),
+        lambda: asyncio.run(reranker.arerank([], odd)),
+    ):
+        with pytest.raises(ConfigurationError, match="query must be a text"):
+            call()
 
 
 @pytest.mark.parametrize(

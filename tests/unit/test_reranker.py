@@ -51,6 +51,24 @@ def test_the_best_documents_come_first_with_their_scores(reranker, server):
     assert asyncio.run(reranker.acompress_documents(documents, QUERY)) == found
 
 
+@pytest.mark.parametrize("odd", ["text", ["text"], [Document("a"), "text"], [None], None, {"a": 1}])
+def test_what_is_no_document_is_refused(reranker, server, odd):
+    """With what to do about texts, before anybody is asked."""
+    with pytest.raises(ConfigurationError, match="documents are meant"):
+        reranker.compress_documents(odd, QUERY)
+    with pytest.raises(ConfigurationError, match="documents are meant"):
+        asyncio.run(reranker.acompress_documents(odd, QUERY))
+    assert "/v1/rerank" not in server.dialect.paths
+
+
+def test_documents_may_come_in_anything_that_yields_them(reranker):
+    """As a lazy loader does, which can be read once."""
+    documents = [Document(text) for text in TEXTS]
+    wanted = reranker.compress_documents(documents, QUERY)
+    assert reranker.compress_documents(iter(documents), QUERY) == wanted
+    assert asyncio.run(reranker.acompress_documents(iter(documents), QUERY)) == wanted
+
+
 def test_every_text_has_its_place(reranker):
     """All of them without `top_n`, equals in their order, and nobody is asked for nothing."""
     everything = reranker.model_copy(update={"top_n": None})

@@ -192,9 +192,9 @@ class Answer:
             self.drafts = int(drafted), int(found.get("mtp_accepted") or 0)
 
     def _read_logprobs(self, found: dict[str, Any] | None) -> None:
-        if found is None:
+        # An older form has no `content`, but lists of its own.
+        if found is None or (entries := found.get("content")) is None:
             return
-        entries = found.get("content") or []
         if not all(isinstance(entry, dict) for entry in entries):
             raise TypeError("logprobs")
         self._lacks_logprobs = False

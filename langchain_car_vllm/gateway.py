@@ -40,6 +40,7 @@ _NOT_RETURNED = frozenset(b"connection keep-alive transfer-encoding server date"
 
 # Anything else, put behind our address, could lead to somebody else's.
 _TARGET = re.compile(rb"/[!-~]*")
+_BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
 
 
 class Gateway:
@@ -83,6 +84,8 @@ class Gateway:
             await _acknowledge_lifespan(receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "reason": "this address speaks HTTP"})
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         is_allowed = self._is_allowed(scope["headers"])
@@ -100,7 +103,10 @@ class Gateway:
             text = "the request does not name a path of this address"
             await _send_error(send, HTTPStatus.BAD_REQUEST, text)
             return
-        body = await _read_body(receive)
+        try:
+            body = await _read_body(receive)
+        except ConnectionResetError:
+            return
         if body is None:
             text = f"the request is longer than {LARGEST_BODY >> 20} MiB"
             await _send_error(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
@@ -134,7 +140,18 @@ class Gateway:
     async def _exchange(self, endpoint: Endpoint, scope: Message, body: bytes, send: Send) -> None:
         address = Address(endpoint.base_url, endpoint.api_key)
         clients = await LoopClients(address, endpoint.is_ours).current()
-        request = clients.http.build_request(
+        async with clients.borrow() as http:
+            await self._pass_on(http, endpoint, scope, body, send)
+
+    async def _pass_on(
+        self,
+        http: httpx2.AsyncClient,
+        endpoint: Endpoint,
+        scope: Message,
+        body: bytes,
+        send: Send,
+    ) -> None:
+        request = http.build_request(
             scope["method"],
             endpoint.base_url.removesuffix("/v1") + _target(scope).decode("ascii"),
             headers=[
@@ -144,7 +161,7 @@ class Gateway:
             content=body,
             timeout=httpx2.Timeout(None, connect=10.0),
         )
-        response = await clients.http.send(request, stream=True)
+        response = await http.send(request, stream=True)
         try:
             headers = [
                 (k.lower(), v) for k, v in response.headers.raw if k.lower() not in _NOT_RETURNED
@@ -164,10 +181,12 @@ class Gateway:
 
     def _is_up(self) -> bool:
         endpoint = self.endpoint
-        return endpoint is not None and endpoint.is_ours is not None and endpoint.is_ours()
+        with suppress(OSError):
+            return endpoint is not None and endpoint.is_ours is not None and endpoint.is_ours()
+        return False
 
     def _is_allowed(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        sent = [v.removeprefix(b"Bearer ") for k, v in headers if k.lower() == b"authorization"]
+        sent = [_BEARER.sub(b"", v) for k, v in headers if k.lower() == b"authorization"]
         sent += [value for name, value in headers if name.lower() == b"x-api-key"]
         return any([hmac.compare_digest(key, self._api_key) for key in sent])  # noqa: C419
 
@@ -200,10 +219,16 @@ async def _acknowledge_lifespan(receive: Receive, send: Send) -> None:
 
 
 async def _read_body(receive: Receive) -> bytes | None:
-    """Return the body of a request, None where it is too long."""
+    """Return the body of a request, None where it is too long.
+
+    Raises:
+        ConnectionResetError: The client left before it had sent all of it.
+    """
     pieces, size = [], 0
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
         if size > LARGEST_BODY:
@@ -234,7 +259,8 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 def _broken_connection(error: httpx2.TransportError) -> CarVllmError:
-    broken = CarVllmError(f"the connection to the server broke: {error or type(error).__name__}")
+    reason = str(error) or type(error).__name__
+    broken = CarVllmError(f"the connection to the server broke: {reason}")
     broken.is_retryable = True
     return broken
 

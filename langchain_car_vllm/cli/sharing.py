@@ -215,6 +215,7 @@ async def _serve(
         access_log=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         server_header=False,
+        ws="none",  # the server speaks no other protocol
     )
     server = uvicorn.Server(config)
     async with AsyncExitStack() as stack:

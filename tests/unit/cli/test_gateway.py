@@ -1,0 +1,167 @@
+"""The gateway as an ASGI application: clients that leave, odd requests, failures of its own."""
+
+import asyncio
+import json
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+from faults.support import PATIENCE, Fake
+from unit.cli.test_sharing import question, request, serving
+
+from langchain_car_vllm.gateway import Gateway
+from langchain_car_vllm.wire.transport.clients import Address, LoopClients
+
+KEY = "key"
+
+
+def scope_of(path: str, *headers: tuple[bytes, bytes], method: str = "POST") -> dict[str, object]:
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"authorization", b"Bearer " + KEY.encode()), *headers],
+    }
+
+
+async def answer_of(gateway: Gateway, scope, messages, on_send=None) -> list[dict[str, object]]:
+    """Return what a gateway sends to a client that sends messages and then waits."""
+    sent: list[dict[str, object]] = []
+    left = asyncio.Event()
+    to_come = iter(messages)
+
+    async def receive():
+        message = next(to_come, None)
+        if message is None:
+            await left.wait()
+        return message
+
+    async def send(message):
+        sent.append(message)
+        if on_send is not None:
+            await on_send(message)
+
+    await gateway(scope, receive, send)
+    return sent
+
+
+def body_of(fake: Fake, **fields: object) -> dict[str, object]:
+    body = {"model": str(fake.model), "messages": [], **fields}
+    return {"type": "http.request", "body": json.dumps(body).encode()}
+
+
+def test_an_upload_that_breaks_off_is_no_request(fake: Fake):
+    """Nothing of it is passed on, and no model is loaded for it."""
+    messages = [
+        {"type": "http.request", "body": b'{"model": ', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    gateway = Gateway(fake.spec(), KEY)
+    assert asyncio.run(answer_of(gateway, scope_of("/v1/chat/completions"), messages)) == []
+    assert fake.starts() == []
+
+
+def test_an_answer_is_brought_to_its_end_on_clients_that_give_way(fake: Fake):
+    """As those of a former start do, once another one is known."""
+
+    async def run():
+        gateway = Gateway(fake.spec(), KEY)
+        retired = []
+
+        async def retire(message):
+            if message.get("body") and not retired:
+                endpoint = gateway.endpoint
+                address = Address(endpoint.base_url, endpoint.api_key)
+                retired.append(await LoopClients(address).current())
+                await retired[0].retire()
+
+        return await answer_of(
+            gateway,
+            scope_of("/v1/chat/completions"),
+            [body_of(fake, stream=True, max_tokens=2000)],
+            retire,
+        )
+
+    sent = asyncio.run(run())
+    assert sent[0]["status"] == 200
+    assert b"[DONE]" in b"".join(message.get("body", b"") for message in sent)
+
+
+@pytest.mark.parametrize("scheme", [b"Bearer", b"bearer", b"BEARER"])
+def test_the_scheme_of_the_key_is_read_in_any_case(fake: Fake, scheme: bytes):
+    """As RFC 7235 has it."""
+    scope = scope_of("/v1/models", method="GET")
+    scope["headers"] = [(b"authorization", scheme + b" " + KEY.encode())]
+    gateway = Gateway(fake.spec(), KEY)
+    sent = asyncio.run(answer_of(gateway, scope, [{"type": "http.request", "body": b""}]))
+    assert sent[0]["status"] == 200
+
+
+def test_a_state_that_cannot_be_looked_at_is_no_failure_of_health(fake: Fake):
+    """It says that no model is loaded, as far as it can tell."""
+
+    async def run():
+        gateway = Gateway(fake.spec(), KEY)
+        async with gateway.hold():
+            folder = fake.directory().path
+            moved = folder.with_name("moved")
+            folder.rename(moved)
+            folder.mkdir()
+            (folder / "server.lock").mkdir()
+            try:
+                return await answer_of(gateway, scope_of("/health", method="GET"), [])
+            finally:
+                (folder / "server.lock").rmdir()
+                folder.rmdir()
+                moved.rename(folder)
+
+    sent = asyncio.run(run())
+    assert sent[0]["status"] == 200
+    assert json.loads(sent[1]["body"])["model_loaded"] is False
+
+
+def test_odd_requests_are_answered_and_harm_nobody(fake: Fake):
+    """Upgrades, tunnels, bodies in chunks, `Expect`, floods of headers, and requests in a row."""
+    with serving(str(fake.model)) as (process, published):
+        key = published.read_key()
+        parts = urlsplit(published.base_url)
+        bearer = f"authorization: Bearer {key}\r\n".encode()
+        body = json.dumps(question(published, max_tokens=3)).encode()
+        post = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + bearer
+        upgrade = (
+            b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+            b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        chunked = (
+            b"%x\r\n" % 7 + body[:7] + b"\r\n%x\r\n" % len(body[7:]) + body[7:] + b"\r\n0\r\n\r\n"
+        )
+
+        def status(raw: bytes) -> int:
+            with socket.create_connection((parts.hostname, parts.port), PATIENCE) as connection:
+                connection.sendall(raw)
+                with connection.makefile("rb") as answer:
+                    return int(answer.readline().split()[1])
+
+        assert status(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + upgrade) == 401
+        assert status(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + bearer + upgrade) == 200
+        assert status(post + b"transfer-encoding: chunked\r\n\r\n" + chunked) == 200
+        both = b"transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n"
+        assert status(post + both + chunked) in (200, 400)
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        assert status(post + b"expect: 100-continue\r\n" + length) == 100
+        assert status(post.replace(bearer, b"") + b"expect: 100-continue\r\n" + length) == 401
+        assert status(post + b"x: " + b"y" * 200_000 + b"\r\n" + length) == 400
+        for method in (b"CONNECT", b"BREW", b"HEAD", b"TRACE"):
+            # The server's own refusal: the fake's, or that of FastAPI.
+            told = status(method + b" /v1/models HTTP/1.1\r\nhost: x\r\n" + bearer + b"\r\n")
+            assert told in (404, 405, 501), method
+        with socket.create_connection((parts.hostname, parts.port), PATIENCE) as connection:
+            last = post + b"connection: close\r\n"
+            connection.sendall(post + length + body + last + length + body)
+            with connection.makefile("rb") as answer:
+                assert answer.read().count(b"HTTP/1.1 200") == 2
+        assert request(published, "/v1/chat/completions", key, question(published))[0] == 200
+        process.terminate()
+        assert "Traceback" not in process.stderr.read()
+        assert fake.starts()[1:] == []

@@ -6,13 +6,16 @@ and the body. Redirects are never followed here, and nothing is read from the en
 """
 
 import base64
+import errno
 import http.client
 import io
+import ipaddress
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from email.message import Message
 from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -126,8 +129,10 @@ def find_addresses(host: str, port: int, deadline: float) -> list[str]:
     """Return what a name stands for; the resolver knows no limit of time, so a thread asks it.
 
     Raises:
-        OSError: The name is unknown, or the time has run out.
+        OSError: The name is unknown, there is no thread left, or the time has run out.
     """
+    with suppress(ValueError):
+        return [str(ipaddress.ip_address(host))]
     found: list[str] = []
     errors: list[Exception] = []
 
@@ -139,7 +144,10 @@ def find_addresses(host: str, port: int, deadline: float) -> list[str]:
             errors.append(error)
 
     thread = threading.Thread(target=resolve, name="langchain_car_vllm.resolve", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, f"`{host}` cannot be looked up: {error}") from error
     thread.join(_left(deadline))
     if errors:
         raise OSError(f"`{host}` is not known: {errors[0]}") from errors[0]

@@ -5,7 +5,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
 from typing import NamedTuple, Protocol
@@ -281,9 +281,11 @@ def _import_meanwhile(module: str, on_progress: OnProgress) -> OnProgress:
         if progress.stage != "ready" and module not in sys.modules:
             name = "langchain_car_vllm.import"
             if not any(thread.name == name for thread in threading.enumerate()):
-                threading.Thread(
-                    target=import_module, args=(module,), name=name, daemon=True
-                ).start()
+                # Without a thread it is imported by the request itself.
+                with suppress(RuntimeError):
+                    threading.Thread(
+                        target=import_module, args=(module,), name=name, daemon=True
+                    ).start()
         on_progress(progress)
 
     return import_and_tell

@@ -270,7 +270,8 @@ class Bars:
         if former is None or progress.stage != self._stage:
             self._stage = progress.stage
             self._task = self._bars.add_task(title, total=progress.total, completed=done)
-            self._bars.start()
+            with suppress(RuntimeError):  # there is no thread left to move it
+                self._bars.start()
             if former is not None:
                 self._bars.remove_task(former)
         else:

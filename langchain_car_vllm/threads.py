@@ -2,7 +2,8 @@
 
 The loop's own executor is everybody's: a program that fills it with work of its own would hold
 every call up. Steps of milliseconds share a few threads; what takes as long as others like has
-threads of its own, so that it never stands in the way of a step.
+threads of its own, so that it never stands in the way of a step. Where the system has no thread
+left, or the interpreter ends and begins none any more, the caller's thread does it.
 """
 
 import asyncio
@@ -31,13 +32,7 @@ async def run_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
 def submit_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
     """Begin what takes some milliseconds in a thread; it is done whether anybody waits or not."""
-    call = partial(function, *args, **kwargs)
-    try:
-        return _pool(_STEPS).submit(copy_context().run, call)
-    except RuntimeError:  # the interpreter ends, and begins nothing any more
-        done: Future[T] = Future()
-        done.set_result(call())
-        return done
+    return _submit(_STEPS, partial(function, *args, **kwargs))
 
 
 async def run_wait(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -46,8 +41,34 @@ async def run_wait(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
 
 async def _run(kind: str, call: Callable[[], T]) -> T:
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_pool(kind), copy_context().run, call)
+    return await asyncio.wrap_future(_submit(kind, call))
+
+
+def _submit(kind: str, call: Callable[[], T]) -> "Future[T]":
+    done: Future[T] = Future()
+    undone: list[Callable[[], T]] = [partial(copy_context().run, call)]
+    try:
+        _pool(kind).submit(_do_once, undone, done)
+    except RuntimeError:
+        # The pool has it in its queue nevertheless, for a thread that runs already.
+        _do_once(undone, done)
+    return done
+
+
+def _do_once(undone: list[Callable[[], T]], done: "Future[T]") -> None:
+    """Do what is to be done unless somebody else does it, or nobody wants it any more."""
+    try:
+        call = undone.pop()
+    except IndexError:
+        return
+    try:
+        if done.set_running_or_notify_cancel():
+            done.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+        done.set_exception(error)
+    finally:
+        # The traceback of an error leads here, and from here to the error.
+        del done, call
 
 
 def _pool(kind: str) -> ThreadPoolExecutor:

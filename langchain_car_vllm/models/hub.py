@@ -163,7 +163,8 @@ class _Hub:
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
-        self._timer.start()
+        with suppress(RuntimeError):  # there is no thread left: each read has a limit of its own
+            self._timer.start()
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -43,11 +43,13 @@ class StatusLook:
         self._thread = threading.Thread(
             target=self._ask, name="langchain_car_vllm.status", daemon=True
         )
-        self._thread.start()
+        with suppress(RuntimeError):  # there is no thread left: a look that nothing came of
+            self._thread.start()
 
     def wait(self, seconds: float) -> None:
         """Wait for the answer, so many seconds at most."""
-        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def is_over(self) -> bool:
         """Tell whether the server has answered, or will not."""

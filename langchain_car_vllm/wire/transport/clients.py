@@ -315,8 +315,9 @@ def _forget() -> None:
 
 @atexit.register
 def _close() -> None:
-    for clients in _sync.values():
-        clients.sdk.close()
+    """Close the connections, and leave the clients to what the program itself does at its end."""
+    for clients in list(_sync.values()):
+        clients.http._transport.close()  # noqa: SLF001 - of a closed client nobody gets an answer
 
 
 reset_after_fork(_forget)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -160,8 +161,11 @@ class _Watcher:
     def add(self, watch: Watch) -> None:
         with self._mutex:
             self._watches.add(watch)
-            if not self._is_running:
-                # A daemon: the end of the program waits for nobody's answer.
+            if self._is_running:
+                return
+            # A daemon: the end of the program waits for nobody's answer. Where there is no thread
+            # left, the wait is not told, and the next request tries again.
+            with suppress(RuntimeError):
                 name = "langchain_car_vllm.watch"
                 threading.Thread(target=self._run, name=name, daemon=True).start()
                 self._is_running = True

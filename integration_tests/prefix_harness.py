@@ -1,11 +1,12 @@
 """A conversation of short turns in the server's own scheduler, without a server.
 
-    python prefix_harness.py FOLDER_OF_MENDS MODEL CHUNK mended|plain|cold free|constrained
+    python prefix_harness.py FOLDER_OF_MENDS MODEL CHUNK mended|plain|cold FREEDOM
 
 runs under the runtime's Python and prints a line of JSON for each turn: the tokens of its prompt,
 the tokens that were found, the answer, and what an exact repeat of the prompt answers when the
-conversation is over. A constrained turn may use some tokens only, as with a schema or a budget for
-thoughts; its repeat may use them all.
+conversation is over. FREEDOM is `free`, `constrained` or `thoughtful`. A constrained turn may use
+some tokens only, as with a schema or a budget for thoughts; its repeat may use them all. A
+thoughtful answer begins with a thought that later prompts leave out.
 """
 
 import json
@@ -24,9 +25,10 @@ def main() -> None:
     from vllm_mlx.mllm_scheduler import MLLMScheduler, MLLMSchedulerConfig
 
     if mode == "mended":
-        from mends import prefix_after_hit
+        from mends import media_prompts, prefix_after_hit
 
-        prefix_after_hit._keep_prompts_after_hits(mllm_batch_generator)
+        for mend in (*prefix_after_hit.MENDS, *media_prompts.MENDS):
+            assert mend.apply(mllm_batch_generator) is None
     model, processor = load(model_folder)
     scheduler = MLLMScheduler(
         model,
@@ -40,10 +42,11 @@ def main() -> None:
     prompt, prompts, turns = "<|im_start|>user\n" + _text(FIRST, 0), [], []
     for turn in range(TURNS):
         prompt += "<|im_end|>\n<|im_start|>assistant\n"
+        asked = prompt + ("<think>\n" if freedom == "thoughtful" else "")
         before = _found(scheduler)
         processors = [_constrain] if freedom == "constrained" else None
-        tokens, answer = _ask(scheduler, prompt, processors)
-        prompts.append(prompt)
+        tokens, answer = _ask(scheduler, asked, processors)
+        prompts.append(asked)
         turns.append([tokens, _found(scheduler) - before, answer])
         prompt += f"{answer}<|im_end|>\n<|im_start|>user\n" + _text(WORDS, turn)
     for prompt, turn in zip(prompts, turns, strict=True):

@@ -1,5 +1,6 @@
 """A conversation's prompt is kept after each turn, however short the turn."""
 
+import functools
 from typing import Any
 
 from .mend import Mend, find
@@ -23,6 +24,7 @@ def _keep_prompts_after_hits(module: Any) -> None:
     find(generator, "_cache_leaves", "cache_list")
     is_text_only = find(module, "is_text_only_prefix_cache_request")
 
+    @functools.wraps(process)
     def patched(self: Any, requests: Any) -> Any:
         if len(requests) != 1 or getattr(self, "prefix_cache", None) is None:
             return process(self, requests)

@@ -7,11 +7,8 @@ tokens, and cannot be rewound.
 from contextlib import suppress
 from typing import Any
 
+from .answer_beginnings import RECURRENT, WINDOWS, beginnings_of_answers, holds, tail_of
 from .mend import Mend, find
-
-_RECURRENT = ("ArraysCache", "MambaCache")
-# Once they are full, they cannot be rewound either.
-_WINDOWS = ("RotatingKVCache",)
 
 
 def _read_one_by_one(module: Any) -> None:
@@ -29,18 +26,11 @@ def _read_one_by_one(module: Any) -> None:
         from mlx_lm.models.cache import make_prompt_cache
 
         config = settings() if config is None else config
-        if any(_holds(cache, *_RECURRENT) for cache in make_prompt_cache(model)):
+        if any(holds(cache, *RECURRENT) for cache in make_prompt_cache(model)):
             config.prefill_batch_size = 1
         initialise(self, model, tokenizer, config)
 
     scheduler.__init__ = patched
-
-
-def _holds(cache: Any, *kinds: str) -> bool:
-    """Tell whether a layer's cache is of one of some kinds, by itself or with others in it."""
-    names = {kind.__name__ for kind in type(cache).__mro__}
-    inner = getattr(cache, "caches", ())
-    return bool(names & set(kinds)) or any(_holds(each, *kinds) for each in inner)
 
 
 def _keep_each_prompt(module: Any) -> None:
@@ -96,8 +86,8 @@ class KeptPrompts:
         self._waiting: dict[int, tuple[int, int]] = {}
         self._kept: set[int] = set()
         caches = make_prompt_cache(scheduler.model)
-        if any(_holds(cache, *_RECURRENT, *_WINDOWS) for cache in caches):
-            self._ends = _beginnings_of_answers(scheduler._actual_tokenizer)
+        if any(holds(cache, *RECURRENT, *WINDOWS) for cache in caches):
+            self._ends = beginnings_of_answers(scheduler._actual_tokenizer)
             batches.insert, batches.next = self.insert, self.next
 
     def is_kept(self, uid: int) -> bool:
@@ -108,7 +98,7 @@ class KeptPrompts:
         """Add a request in two pieces; what reads several at once, or a single token, stays."""
         if len(prompts) != 1 or len(prompts[0]) == 1:
             return self._insert(prompts, **settings)
-        tail = self._tail(prompts[0])
+        tail = tail_of(list(prompts[0]), self._ends) or 1
         pieces = [prompts[0][:-tail], prompts[0][-tail:]]
         self._forget_ended()
         uids = self._batches.insert_segments([pieces], **settings)
@@ -131,12 +121,6 @@ class KeptPrompts:
         self._waiting = {uid: sizes for uid, sizes in self._waiting.items() if uid in known}
         self._kept &= known.keys()
 
-    def _tail(self, prompt: Any) -> int:
-        """Return how many tokens stand behind the last message: one where that is not known."""
-        fitting = [end for end in self._ends if list(prompt[-len(end) :]) == end]
-        longest = max(map(len, fitting), default=1)
-        return longest if longest < len(prompt) else 1
-
     def _keep(self, uid: int, tail: int) -> None:
         scheduler, batch = self._scheduler, self._batches._prompt_batch
         request = scheduler.requests.get(scheduler.uid_to_request_id.get(uid))
@@ -149,24 +133,6 @@ class KeptPrompts:
             return
         if scheduler.memory_aware_cache.store(tokens, cache, evict_prefixes=False):
             self._kept.add(uid)
-
-
-def _beginnings_of_answers(tokenizer: Any) -> "list[list[int]]":
-    """Return the tokens that a chat template may end a prompt with, behind its last message."""
-    found: list[list[int]] = []
-    message = [{"role": "user", "content": "x"}]
-    for settings in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
-        with suppress(Exception):  # whatever a template raises: then its prompts stay whole
-            with_it, without = (
-                tokenizer.apply_chat_template(
-                    message, tokenize=False, add_generation_prompt=is_asked, **settings
-                )
-                for is_asked in (True, False)
-            )
-            if with_it.startswith(without) and len(with_it) > len(without):
-                end = tokenizer.encode(with_it[len(without) :], add_special_tokens=False)
-                found.append(list(end))
-    return found
 
 
 MENDS = (

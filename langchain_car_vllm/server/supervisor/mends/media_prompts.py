@@ -1,0 +1,150 @@
+"""How the batched engine keeps the prompts of models that take media, where thoughts are left out.
+
+Qwen3.5's template shows an earlier answer without the thought that it began with, so the next
+prompt goes on from the last message, not from where the answer began.
+"""
+
+import copy
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from .answer_beginnings import (
+    RECURRENT,
+    WINDOWS,
+    beginnings_of_answers,
+    holds,
+    keeps_beginnings,
+    tail_of,
+)
+from .mend import Mend, find
+
+
+def _keep_up_to_last_message(module: Any) -> None:
+    """Store each prompt up to its last message, where its template shows answers otherwise later.
+
+    vllm-mlx 0.6.0 stores it with the beginning of the answer (`<think>`), which no later prompt
+    has, and a cache that cannot be rewound is of no use then: each turn reads everything again.
+
+    A long prompt is read in chunks, of which one ends there. A short one is read in two requests:
+    the first is stored and goes nowhere, the second finds it.
+    """
+    generator = find(module, "MLLMBatchGenerator")
+    process = find(generator, "_process_prompts", "requests")
+    initialise = find(generator, "__init__", "model", "processor")
+    install = find(module, "install_chunked_prefill_mllm", "batch_gen", "budget")
+    find(generator, "_preprocess_request", "request")
+    find(generator, "_store_prefix_snapshot", "cache_key", "cache", "trim_by", "request_id")
+    is_text_only = find(module, "is_text_only_prefix_cache_request")
+
+    def initialised(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        self._answer_beginnings = _changing_beginnings(self)
+
+    def processed(self: Any, requests: Any) -> Any:
+        if len(requests) != 1 or not self._answer_beginnings:
+            return process(self, requests)
+        with suppress(Exception):  # it is met, and told, below
+            self._preprocess_request(requests[0])
+        part = _up_to_last_message(self, requests[0]) if is_text_only(requests[0]) else None
+        if part is None:
+            return process(self, requests)
+        return _read_in_two(self, requests, part, process)
+
+    def installed(batch_gen: Any, budget: int, *args: Any, **kwargs: Any) -> None:
+        install(batch_gen, budget, *args, **kwargs)
+        batch_gen._next = partial(_step_with_checkpoint, batch_gen, batch_gen._next)
+
+    generator.__init__ = initialised
+    generator._process_prompts = processed
+    module.install_chunked_prefill_mllm = installed
+
+
+def _changing_beginnings(generator: Any) -> "list[list[int]]":
+    """Return what answers may begin with, none where nothing is to be done."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    with suppress(Exception):  # of a template, whatever it raises: then its prompts stay whole
+        caches = make_prompt_cache(generator.language_model)
+        can_be_rewound = not any(holds(cache, *RECURRENT, *WINDOWS) for cache in caches)
+        if generator.prefix_cache is None or can_be_rewound:
+            return []
+        processor = generator.processor
+        tokenizer = getattr(processor, "tokenizer", processor)
+        templated = processor if getattr(processor, "chat_template", None) else tokenizer
+        if not keeps_beginnings(templated):
+            return beginnings_of_answers(tokenizer, templated)
+    return []
+
+
+def _last_message_end(generator: Any, tokens: "list[int]") -> "int | None":
+    """Return how many tokens a prompt has up to its last message, None where that is unknown."""
+    tail = tail_of(tokens, generator._answer_beginnings)
+    return len(tokens) - tail if tail else None
+
+
+def _up_to_last_message(generator: Any, request: Any) -> Any:
+    """Return a request that ends with the last message, None where that is of no use."""
+    tokens = request.input_ids.reshape(-1).tolist()
+    end = _last_message_end(generator, tokens)
+    cache = generator.prefix_cache
+    if end is None or tokens in cache or tokens[:end] in cache:
+        return None
+    part = copy.copy(request)
+    part.input_ids = request.input_ids.reshape(1, -1)[:, :end]
+    if request.attention_mask is not None:
+        part.attention_mask = request.attention_mask.reshape(1, -1)[:, :end]
+    part.logits_processors = None
+    part.repetition_penalty, part.presence_penalty = 1.0, 0.0
+    return part
+
+
+def _read_in_two(generator: Any, requests: Any, part: Any, process: Any) -> Any:
+    """Read a prompt up to its last message and store that, then read the rest."""
+    # What else stores prompts is left out: what it would store is of no use.
+    read = getattr(process, "__wrapped__", process)
+    prompts, prefixes = generator._stats, generator.prefix_cache._stats
+    count = prompts.prompt_tokens
+    batch = read(generator, [part])
+    if batch is None:  # it was aborted, and the generator has told so
+        requests.clear()
+        return None
+    _store(generator, part, batch)
+    prompts.prompt_tokens, found = count, prefixes.tokens_saved
+    batch = read(generator, requests)
+    prefixes.tokens_saved = found
+    return batch
+
+
+def _store(generator: Any, part: Any, batch: Any) -> None:
+    """Store what has been read, unless the generator has done so."""
+    tokens = part.input_ids.reshape(-1).tolist()
+    if tokens not in generator.prefix_cache:
+        generator._store_prefix_snapshot(
+            tokens, batch.extract_cache(0), 0, part.request_id, "message", evict_prefixes=False
+        )
+
+
+def _step_with_checkpoint(generator: Any, step: Any) -> Any:
+    """Take a step; have a prompt that is read in chunks be stored where its last message ends."""
+    responses = step()
+    reading = generator._partial
+    if reading is None or "last_message_end" in reading or not generator._answer_beginnings:
+        return responses
+    tokens = reading["request"].input_ids.reshape(-1).tolist()
+    end = reading["last_message_end"] = _last_message_end(generator, tokens)
+    if end is not None and reading["cached_count"] + reading["processed"] < end:
+        reading["checkpoint_at"], reading["checkpoint_key"] = end, tokens[:end]
+    return responses
+
+
+MENDS = (
+    Mend(
+        name="prefix-before-thought",
+        module="vllm_mlx.mllm_batch_generator",
+        tested="vllm-mlx 0.6.0",
+        purpose="keep prompts up to their last message where a template leaves thoughts out later, "
+        "so that the next turn reads only what is new",
+        apply=_keep_up_to_last_message,
+    ),
+)

@@ -11,7 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
-from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_held,
+    open_existing,
+    open_lock,
+    try_exclusive,
+)
 
 _LOOKS = 5
 _PARTS = 3
@@ -110,6 +116,26 @@ def read_ticket(name: str) -> Ticket | None:
     if not order or stage not in get_args(Stage):
         return None
     return Ticket(order, int(tokens), cast("Stage", stage), int(generation))
+
+
+def publish_ticket(folder: Path, ticket: Ticket) -> int:
+    """Write a ticket and return its descriptor.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    scratch = folder / f"new-{ticket.order}"
+    descriptor = open_lock(scratch)
+    try:
+        # Published last, and locked, so that nobody takes it for a dead one's.
+        try_exclusive(descriptor)
+        scratch.replace(folder / ticket.name)
+    except BaseException:
+        close_lock(descriptor)
+        with suppress(OSError):
+            scratch.unlink()
+        raise
+    return descriptor
 
 
 def read_tickets(folder: Path, generation: int) -> list[Ticket]:

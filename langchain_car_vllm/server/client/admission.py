@@ -31,6 +31,7 @@ from langchain_car_vllm.server.tickets import (
     Ticket,
     Verdict,
     decide,
+    publish_ticket,
     read_ticket,
     read_tickets,
     tear_up_abandoned,
@@ -96,7 +97,7 @@ class Admission:
         """Return whether the request may be sent now.
 
         Raises:
-            StateDirectoryError: The ticket cannot be written.
+            StateDirectoryError: Tickets cannot be written or looked at.
             ServerBusyError: The queue has an end, and it is full.
         """
         if self.is_open:
@@ -106,15 +107,13 @@ class Admission:
                 return False
             self._is_leaving = False
             try:
-                if self._place is None:
-                    self._place = Place(
-                        self._directory,
-                        self._endpoint,
-                        self._rules,
-                        tokens,
-                        Suspensions(self._suspended_patience),
-                    )
-                verdict = self._place.try_enter(self._current_rules, arrives_late=arrives_late)
+                with explain_os_errors(self._directory.turns):
+                    if self._place is None:
+                        suspensions = Suspensions(self._suspended_patience)
+                        self._place = Place(
+                            self._directory, self._endpoint, self._rules, tokens, suspensions
+                        )
+                    verdict = self._place.try_enter(self._current_rules, arrives_late=arrives_late)
             finally:
                 if self._is_leaving:
                     self._give_back(is_over=False)
@@ -183,7 +182,7 @@ class Place:
         suspensions: What it sees of suspended programs.
 
     Raises:
-        StateDirectoryError: The ticket cannot be written.
+        OSError: The ticket cannot be written.
     """
 
     def __init__(
@@ -207,17 +206,7 @@ class Place:
         self._abandoned_since: float | None = None
         order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
-        with explain_os_errors(self._folder):
-            self._descriptor = self._publish()
-
-    def _publish(self) -> int:
-        """Write the ticket and return its descriptor."""
-        scratch = self._folder / f"new-{self._ticket.order}"
-        descriptor = open_lock(scratch)
-        # Published last, and locked, so that nobody takes it for a dead one's.
-        try_exclusive(descriptor)
-        scratch.replace(self._path)
-        return descriptor
+        self._descriptor = publish_ticket(self._folder, self._ticket)
 
     @property
     def _path(self) -> Path:
@@ -239,7 +228,7 @@ class Place:
             if not is_same_file(self._descriptor, self._path):
                 # This program was suspended for so long that its place was given to others.
                 close_lock(self._descriptor)
-                self._descriptor = self._publish()
+                self._descriptor = publish_ticket(self._folder, self._ticket)
             self._rules = current_rules()
             found = read_tickets(self._folder, self._endpoint.generation)
             lost = self._suspensions.lost([t for t in found if t.order != self._ticket.order])
@@ -312,9 +301,11 @@ class Place:
 
     def leave(self, *, is_over: bool) -> None:
         """Tear the ticket up; that of a prompt which may still be read stays, without an owner."""
-        if is_over or self._ticket.stage != "prefill":
-            self._path.unlink(missing_ok=True)
-        close_lock(self._descriptor)
+        try:
+            if is_over or self._ticket.stage != "prefill":
+                self._path.unlink(missing_ok=True)
+        finally:  # others tear up what nobody holds
+            close_lock(self._descriptor)
 
     def _go_on(self, stage: Stage) -> None:
         old, self._ticket = self._path, self._ticket._replace(stage=stage)

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
@@ -81,7 +81,7 @@ class ProcessLease:
         Raises:
             StateDirectoryError: This process's record cannot be written.
         """
-        with self._guarded(), explain_os_errors(self.directory.path):
+        with self._guarded(), self._explained():
             if self._holders == 0 and not try_shared(self._lease):
                 return False
             try:
@@ -110,6 +110,10 @@ class ProcessLease:
             with self._guarded():
                 pass
 
+    def _explained(self) -> AbstractContextManager[None]:
+        """Turn what the system says about the files here into this package's error."""
+        return explain_os_errors(self.directory.path)
+
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Let one thread in, and at its end give back what was to be given back meanwhile."""
@@ -134,7 +138,7 @@ class ProcessLease:
                     self._close()
 
     def state(self) -> State | None:
-        """Return the state, parsed again only when the file was replaced."""
+        """Return the state, parsed again only when the file was replaced or could not be read."""
         with explain_os_errors(self.directory.state):
             try:
                 found = os.stat(self.directory.state)  # noqa: PTH116
@@ -142,24 +146,25 @@ class ProcessLease:
                 return None
             stamp = found.st_ino, found.st_mtime_ns
             cached = self._cached
-            if cached is None or cached[0] != stamp:
+            if cached is None or cached[0] != stamp or cached[1] is None:
                 self._cached = cached = stamp, read_state(self.directory.state)
         return cached[1]
 
     def is_idle(self) -> bool:
         """Tell whether no process, this one included, holds the lease."""
-        with opened_lock(self.directory.lease_lock) as descriptor:
+        with self._explained(), opened_lock(self.directory.lease_lock) as descriptor:
             return try_exclusive(descriptor)
 
     def is_server_alive(self) -> bool:
         """Ask the kernel whether the server process lives."""
-        return is_held(self._server)
+        with self._explained():
+            return is_held(self._server)
 
     def is_author_alive(self, state: State) -> bool:
         """Ask the kernel whether the very supervisor that wrote a state lives."""
         tag = state.supervisor.tag
         path = self.directory.author_lock(tag)
-        with self._guarded():
+        with self._guarded(), self._explained():
             author = self._author
             if author is None or author[0] != tag or not is_same_file(author[1], path):
                 if self._author is not None:
@@ -176,8 +181,9 @@ class ProcessLease:
     def is_supervisor_alive(self) -> bool:
         """Ask the kernel whether the supervisor lives."""
         self.reap_orphans()
-        if is_held(self._supervisor):
-            return True
+        with self._explained():
+            if is_held(self._supervisor):
+                return True
         if self._ours:
             self._orphans |= self._ours
             self._ours = set()
@@ -203,7 +209,8 @@ class ProcessLease:
             (self._supervisor, directory.supervisor_lock),
             (self._server, directory.server_lock),
         )
-        return all(is_same_file(descriptor, path) for descriptor, path in opened)
+        with self._explained():
+            return all(is_same_file(descriptor, path) for descriptor, path in opened)
 
     def retire(self) -> None:
         """Close the files of a directory that is gone, once no request holds the lease."""

@@ -33,23 +33,27 @@ _LOOK_PATIENCE = 0.05
 
 def running_servers() -> list[tuple[ServerDirectory, State]]:
     """Return every server key of this CAR_HOME that has a living supervisor, with its state."""
-    found = []
-    for directory in server_directories():
-        state = read_any_state(directory.state)
-        if state is not None and state.phase != "stopped" and _is_supervised(directory):
-            found.append((directory, state))
-    return found
+    return [(directory, state) for directory, state, supervised in _servers() if supervised]
 
 
 def lost_servers() -> list[tuple[ServerDirectory, State]]:
     """Return every server key whose state says that it runs, though nobody supervises it."""
     return [
-        (directory, state)
-        for directory in server_directories()
-        if (state := read_any_state(directory.state)) is not None
-        and state.phase != "stopped"
-        and not _is_supervised(directory)
+        (directory, state) for directory, state, is_supervised in _servers() if not is_supervised
     ]
+
+
+def _servers() -> Iterator[tuple[ServerDirectory, State, bool]]:
+    """Yield every server key whose state says that it runs, and whether it has a supervisor."""
+    for directory in server_directories():
+        with explain_os_errors(directory.path):
+            try:
+                state = read_any_state(directory.state)
+                is_supervised = state is not None and _is_supervised(directory)
+            except (FileNotFoundError, NotADirectoryError):  # removed in the meantime
+                continue
+        if state is not None and state.phase != "stopped":
+            yield directory, state, is_supervised
 
 
 def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float | None:
@@ -65,7 +69,7 @@ def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float 
     """
     if state.phase != "ready":
         return None
-    with opened_lock(directory.lease_lock) as lease:
+    with explain_os_errors(directory.path), opened_lock(directory.lease_lock) as lease:
         if not acquire_exclusive(lease, _LOOK_PATIENCE):
             return None
     deadline = idle_deadline(read_uses(directory.clients), state.ready_at or now, state.keep_alive)

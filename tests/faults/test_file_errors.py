@@ -1,0 +1,161 @@
+"""Whichever look at the run state the system refuses: an answer, or an error of this package."""
+
+import asyncio
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from faults.support import FAST, Fake
+from faults.turns import Make, Server, enter, enters
+
+from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.server import alease, lease, lost_servers, running_servers
+from langchain_car_vllm.server.client import process_lease
+from langchain_car_vllm.server.client.stop import idle_seconds
+from langchain_car_vllm.server.directory import ServerDirectory
+
+_BY_NAME = ("stat", "lstat", "listdir", "scandir", "replace", "rename", "unlink", "mkdir")
+_BY_EITHER = ("open", "utime", "fstat", "pwrite")
+ERRORS = (errno.EMFILE, errno.EACCES, errno.EIO, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR)
+
+
+# A call that waits for what was refused looks again and again.
+_MOST_CALLS = 60
+
+
+class Refusals:
+    """Has one call to the system about files below a folder fail, the others not.
+
+    Args:
+        root: The folder; what goes by a descriptor counts, too.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._calls = 0
+        self._refused = 0
+        self._error = 0
+
+    def refuse(self, error: int, number: int) -> None:
+        """Have the call of a number fail, None of them with 0."""
+        self._calls, self._refused, self._error = 0, number, error
+
+    @property
+    def calls(self) -> int:
+        """How many there were since then."""
+        return self._calls
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stand between the program and its system."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (*_BY_NAME, *_BY_EITHER):
+                by_number = name in _BY_EITHER and name != "open"
+                patch.setattr(os, name, self._wrap(getattr(os, name), by_number=by_number))
+            patch.setattr(io, "open", self._wrap(io.open, by_number=False))
+            yield
+
+    def _wrap(self, call: Callable[..., object], *, by_number: bool) -> Callable[..., object]:
+        def called(*arguments: object, **options: object) -> object:
+            about = arguments[0] if arguments else None
+            is_file = isinstance(about, str | os.PathLike)
+            is_ours = (
+                os.fspath(about).startswith(self._root)
+                if is_file
+                else (by_number and isinstance(about, int))
+            )
+            if is_ours:
+                self._calls += 1
+                if self._calls == self._refused:
+                    raise OSError(self._error, os.strerror(self._error), str(about))
+            return call(*arguments, **options)
+
+        return called
+
+
+def outcomes(refusals: Refusals, call: Callable[[], object]) -> Iterator[Exception | None]:
+    """Make a call again and again, each time with another look refused in another way."""
+    for error in ERRORS:
+        number, calls = 0, 1
+        while number <= min(calls, _MOST_CALLS):
+            refusals.refuse(error, number)
+            try:
+                with refusals.installed():
+                    call()
+            except Exception as raised:  # noqa: BLE001 - it is looked at
+                yield raised
+            else:
+                yield None
+            calls = max(calls, refusals.calls)
+            number += 1
+
+
+def check(refusals: Refusals, call: Callable[[], object]) -> None:
+    found = list(outcomes(refusals, call))
+    odd = [error for error in found if not isinstance(error, CarVllmError | None)]
+    assert odd == []
+    assert len(found) >= len(ERRORS) * 2, "nothing was looked at"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_server_is_held_or_a_typed_error_is_raised(fake: Fake, monkeypatch, is_known: bool):
+    """Sync and async, with what the program has open and without; nothing is started anew."""
+
+    def forget() -> None:
+        for held in process_lease.process_leases():
+            held.retire()
+        monkeypatch.setattr(process_lease, "_leases", {})
+
+    def hold() -> None:
+        if not is_known:
+            forget()
+        with lease(fake.spec(), policy=FAST) as held:
+            assert held.endpoint.generation == 1
+
+    async def ahold() -> None:
+        async with alease(fake.spec(), policy=FAST) as held:
+            assert held.endpoint.generation == 1
+
+    hold()
+    refusals = Refusals(fake.directory().path.parents[1])
+    check(refusals, hold)
+    if is_known:
+        check(refusals, lambda: asyncio.run(ahold()))
+    hold()
+    assert len(fake.starts()) == 1
+
+
+def test_a_place_in_the_queue_is_not_lost_to_others(
+    admission: Make, directory: ServerDirectory, server: Server
+):
+    """A request ends with a typed error, and who comes after it is let in."""
+
+    def pass_through() -> None:
+        first, second = admission(), admission()
+        try:
+            enters(first)
+            enters(second, late=True)
+            first.begin()
+            enters(second, late=True)
+            first.leave(is_over=True)
+        finally:
+            first.leave(is_over=True)
+            second.leave(is_over=True)
+
+    check(Refusals(directory.path), pass_through)
+    enter(admission())
+
+
+@pytest.mark.parametrize("look", [running_servers, lost_servers])
+def test_a_look_at_all_servers_ends_in_a_list_or_a_typed_error(fake: Fake, look):
+    """As `ps` and `doctor` look at them, while another program may be removing them."""
+    with lease(fake.spec(), policy=FAST):
+        refusals = Refusals(fake.directory().path.parents[1])
+        check(refusals, look)
+        state = fake.state()
+        check(refusals, partial(idle_seconds, fake.directory(), state, state.ready_at + 1))

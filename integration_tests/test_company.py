@@ -24,7 +24,8 @@ from langchain_car_vllm.server import ensure_server
 ROOT = Path(__file__).parents[1]
 PROCESSES = 4
 KILLED = 3
-TEMPLATES = {"qwen3_5": "qwen3.6", "gemma4": "plain"}
+MODELS = [("qwen3_5", "qwen3.6"), ("qwen3_5", "qwen3.5"), ("gemma4", "plain")]
+"""Families, and the templates that they have."""
 pytestmark = [
     pytest.mark.full,
     pytest.mark.timeout(1800),
@@ -86,15 +87,15 @@ class Load(NamedTuple):
         connection.close()
 
 
-@pytest.fixture(scope="module", params=TEMPLATES)
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
 def load(request: pytest.FixtureRequest, smollm2: str, fast_cpu: dict[str, str]) -> Iterator[Load]:
     """A tiny multimodal model, as a user has it who sets nothing else."""
-    template = TEMPLATES[request.param]
-    folder = ROOT / ".models" / f"tiny-{request.param}-{template}"
+    family, template = request.param
+    folder = ROOT / ".models" / f"tiny-{family}-{template}"
     if not (folder / "config.json").exists():
         python = str(interpreter_of(ensure_runtime().server))
         builder = str(Path(__file__).with_name("tiny_vlm.py"))
-        command = [python, builder, request.param, str(folder), "--tokenizer", smollm2]
+        command = [python, builder, family, str(folder), "--tokenizer", smollm2]
         subprocess.run([*command, "--template", template], check=True)
     model = model_for(str(folder), fast_cpu)
     model.warm_up()

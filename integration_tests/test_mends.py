@@ -173,6 +173,7 @@ SHORT_TURN = 40
         pytest.param("qwen3_5-qwen3.6", 256, "free", marks=pytest.mark.full),
         ("qwen3_5-qwen3.5", 256, "thoughtful"),
         pytest.param("qwen3_5-qwen3.5", 32, "thoughtful", marks=pytest.mark.full),
+        pytest.param("gemma4-qwen3.5", 512, "thoughtful", marks=pytest.mark.full),
         pytest.param("gemma4-plain", 256, "free", marks=pytest.mark.full),
         pytest.param("gemma4-plain", 256, "constrained", marks=pytest.mark.full),
         pytest.param("gemma4-plain", 512, "free", marks=pytest.mark.full),

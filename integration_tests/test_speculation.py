@@ -27,19 +27,22 @@ def run_there(script: str, *arguments: str) -> None:
     subprocess.run([python, str(HERE / script), *arguments], check=True, capture_output=True)
 
 
-@pytest.fixture(scope="module", params=["heads", "assistant"])
+@pytest.fixture(scope="module", params=["heads", "heads, thoughts left out", "assistant"])
 def drafted(
     request: pytest.FixtureRequest, smollm2: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Drafted:
     """A tiny model with MTP heads of its own, and one with a draft model."""
     folder = tmp_path_factory.mktemp("models")
     plain, out = str(folder / "plain"), str(folder / "out")
-    family, template = {"heads": ("qwen3_5", "qwen3.6"), "assistant": ("gemma4", "plain")}[
-        request.param
-    ]
+    kind = request.param.split(",")[0]
+    family, template = {
+        "heads": ("qwen3_5", "qwen3.6"),
+        "heads, thoughts left out": ("qwen3_5", "qwen3.5"),
+        "assistant": ("gemma4", "plain"),
+    }[request.param]
     run_there("tiny_vlm.py", family, plain, "--tokenizer", smollm2, "--template", template)
-    run_there("tiny_drafters.py", request.param, plain, out)
-    return Drafted(out, True) if request.param == "heads" else Drafted(plain, out)
+    run_there("tiny_drafters.py", kind, plain, out)
+    return Drafted(out, True) if kind == "heads" else Drafted(plain, out)
 
 
 def test_drafts_change_no_token(drafted: Drafted, fast_cpu: dict[str, str]):

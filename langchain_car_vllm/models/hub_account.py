@@ -6,6 +6,7 @@ from pathlib import Path
 
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models.model_files import read_text
 
 _FOLDERS = (
     environment.HF_HOME,
@@ -46,11 +47,8 @@ def hub_token() -> str | None:
         if value := variable.read():
             return value.strip()
     file = environment.HF_TOKEN_PATH.read() or _usual_file()
-    try:
-        text = Path(os.path.expanduser(file)).read_text(encoding="utf-8") if file else ""  # noqa: PTH111
-    except (OSError, UnicodeDecodeError):
-        return None
-    return text.strip() or None
+    text = read_text(Path(os.path.expanduser(file))) if file else None  # noqa: PTH111
+    return (text or "").strip() or None
 
 
 def sendable_token() -> str | None:

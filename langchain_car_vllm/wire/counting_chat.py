@@ -30,6 +30,8 @@ from langchain_car_vllm.wire.request.token_count import (
 from langchain_car_vllm.wire.transport.clients import Clients
 
 Headers = dict[str, str] | None
+# The last two are what a character set that is none does to the SDK.
+_UNTOLD = (openai.APIError, httpx2.HTTPError, ValueError, TypeError, AssertionError)
 
 
 class CountingChat(ChatOpenAI):
@@ -82,7 +84,7 @@ class CountingChat(ChatOpenAI):
         try:
             with self.clients.borrow():
                 return read_count(self.root_client.post(PATH, **request))
-        except (openai.APIError, httpx2.HTTPError, ValueError):
+        except _UNTOLD:
             return None
 
     async def _acount(self, body: Body) -> int | None:
@@ -91,7 +93,7 @@ class CountingChat(ChatOpenAI):
         try:
             async with clients.borrow():
                 return read_count(await clients.sdk.post(PATH, **request))
-        except (openai.APIError, httpx2.HTTPError, ValueError):
+        except _UNTOLD:
             return None
 
     def _check_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:

@@ -2,23 +2,30 @@
 
 _MARK = b"\xef\xbb\xbf"
 """Of UTF-8, which a stream may begin with."""
+_ENDS = (b"}", b"]")
+
+
+def _is_begun(payload: bytes) -> bool:
+    return payload.startswith(b"{") and not payload.endswith(_ENDS)
 
 
 class EventReader:
     """Cuts a byte stream into the payloads of its `data:` lines.
 
-    The server writes every event as one line, so a line is an event: comments (`: heartbeat`),
-    other fields and blank lines fall away. Chunks may be cut anywhere.
+    Servers write every event as one line, so a line is an event, whether a blank one follows or
+    not: comments (`: heartbeat`), other fields and blank lines fall away. A line that ends in the
+    middle of its JSON is joined with those up to the next blank one. Chunks may be cut anywhere.
 
     Attributes:
         held: Bytes of the line that has begun.
     """
 
-    __slots__ = ("_begun", "_is_new", "held")
+    __slots__ = ("_begun", "_is_new", "_parts", "held")
 
     def __init__(self) -> None:
         self._begun: list[bytes] = []
         self._is_new = True
+        self._parts: list[bytes] = []
         self.held = 0
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -34,9 +41,26 @@ class EventReader:
             data = data.removeprefix(_MARK)
         *lines, rest = data.split(b"\n")
         self._begun = [rest] if rest else []
-        self.held = len(rest)
-        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+        found = [line[5:].strip() for line in lines if line.startswith(b"data:")]
+        if self._parts or any(map(_is_begun, found)):
+            found = self._join(lines)
+        self.held = len(rest) + sum(map(len, self._parts))
+        return found
+
+    def _join(self, lines: list[bytes]) -> list[bytes]:
+        found = []
+        for line in lines:
+            if line.startswith(b"data:"):
+                payload = line[5:].strip()
+                if self._parts or _is_begun(payload):
+                    self._parts.append(payload)
+                else:
+                    found.append(payload)
+            elif self._parts and not line.strip():
+                found.append(b"\n".join(self._parts))
+                self._parts.clear()
+        return found
 
     def end(self) -> list[bytes]:
-        """Return the payload of a last line without an end, if there is one."""
-        return self.feed(b"\n")
+        """Return the payload of a last event without an end, if there is one."""
+        return [*self.feed(b"\n"), *self._join([b""])]

@@ -7,9 +7,10 @@ The converted schema asks for a little less; the answer is validated against the
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
@@ -21,6 +22,7 @@ _MAPS = ("properties", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 _ROOT_REFERENCE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
+_VALUES = ("enum", "const", "default", "examples")
 _GUIDANCE = {"lenient": True, "coerce_one_of": True}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -36,7 +38,7 @@ def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) ->
         parts: Whole schemas of their own that it refers to as `#/$defs/<name>`.
 
     Raises:
-        ConfigurationError: It refers to what lies outside of it, or nests too deeply.
+        ConfigurationError: It refers to what is not in it, or nests too deeply.
     """
     try:
         text = json.dumps([schema, parts or {}])
@@ -62,8 +64,42 @@ def _convert_all(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
     root: Schema = _convert(schema, defs, {name: name for name in defs})
     if defs:
         root["$defs"] = defs
+    for target in _references_in(root):
+        # What was moved by the conversion is where it was in the original.
+        if not (_is_in(root, target) or _is_in(schema, target)):
+            raise ConfigurationError(
+                f"the schema refers to `{target}`, which is not in it",
+                hint="put the definition under `$defs`",
+            )
     root["x-guidance"] = _GUIDANCE
     return root
+
+
+def _references_in(value: Any) -> Iterator[str]:
+    """Yield what a schema refers to."""
+    if isinstance(value, Mapping):
+        target = value.get("$ref")
+        if isinstance(target, str):
+            yield target
+        for key, part in value.items():
+            if key not in _VALUES:
+                yield from _references_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _references_in(part)
+
+
+def _is_in(found: Any, target: str) -> bool:
+    """Tell whether a JSON pointer, which begins with `#`, leads to something."""
+    for step in unquote(target).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            return False
+    return True
 
 
 def _convert(

@@ -85,14 +85,19 @@ def inline_root(schema: Mapping[str, Any]) -> Schema:
     """Return a schema that is nothing but a reference as what it refers to, definitions beside it.
 
     Raises:
-        KeyError: It refers to nothing.
+        ConfigurationError: It refers to nothing.
     """
     found = dict(schema)
     seen: set[str] = set()
     while isinstance(target := found.get("$ref"), str) and target not in seen:
         seen.add(target)
         word, _, name = target.removeprefix("#/").partition("/")
-        inner = (found.get(word) or {})[name]
+        inner = (found.get(word) or {}).get(name)
+        if not isinstance(inner, Mapping):
+            raise ConfigurationError(
+                f"the schema refers to `{target}`, which is not in it",
+                hint="put the definition under `$defs`",
+            )
         found = {**{k: v for k, v in found.items() if k != "$ref"}, **inner}
     return found
 

@@ -29,7 +29,7 @@ _MOST_REPEATS = 2
 _STALE_SECONDS = 5.0
 _MOST_ERROR_BYTES = 1 << 20
 _ERROR_SECONDS = 5.0
-_KEPT_HEADERS = ("retry-after", "location", "content-type", "x-request-id")
+_KEPT_HEADERS = (b"retry-after", b"location", b"x-request-id")
 
 
 class ChatRequest:
@@ -236,15 +236,31 @@ def _is_encoded(response: httpx2.Response) -> bool:
 
 
 def _refusal(response: httpx2.Response, content: bytes) -> openai.APIStatusError:
-    kept = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+    text = _decode(content, response.charset_encoding)
+    headers = [(name, value) for name, value in response.headers.raw if _is_kept(name)]
     told = httpx2.Response(
-        response.status_code, headers=kept, content=content, request=response.request
+        response.status_code,
+        headers=[*headers, (b"content-type", b"text/plain; charset=utf-8")],
+        content=text.encode(),
+        request=response.request,
     )
     try:
-        body = told.json()
+        body = json.loads(content)
     except (ValueError, RecursionError):
-        body = told.text
+        body = text
     if isinstance(body, dict):
         body = body.get("error", body)
     message = f"the server answered {response.status_code}"
     return openai.APIStatusError(message, response=told, body=body)
+
+
+def _is_kept(name: bytes) -> bool:
+    return name.lower() in _KEPT_HEADERS
+
+
+def _decode(content: bytes, charset: str | None) -> str:
+    """Return a text; what a server calls its character set may be none, or not what it wrote."""
+    try:
+        return content.decode(charset or "utf-8", "replace")
+    except (LookupError, UnicodeError):
+        return content.decode("utf-8", "replace")

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from langchain_car_vllm.models.download_diagnosis import (
     download_error,
 )
 from langchain_car_vllm.models.downloader import VERDICT
+from langchain_car_vllm.models.hub_account import hub_token
 from langchain_car_vllm.runtime import interpreter_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -254,6 +256,22 @@ def test_a_gated_repository_with_a_token(tmp_path, home, monkeypatch, place):
         if place:
             monkeypatch.setenv(place, str(base))
     assert "not been accepted" in diagnose_download("org/tiny", None, log).message
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "large", "binary", "loop"])
+def test_a_file_that_holds_no_token_is_not_waited_for(tmp_path, monkeypatch, kind):
+    """Such as a pipe that nobody writes to."""
+    file = tmp_path / "token"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "loop":
+        file.symlink_to(file)
+    else:
+        file.write_bytes({"large": b"x" * (1 << 21), "binary": b"\xff\xfe"}[kind])
+    monkeypatch.setenv("HF_TOKEN_PATH", str(file))
+    assert hub_token() is None
 
 
 def test_a_wrong_name_is_answered_with_near_ones(tmp_path):

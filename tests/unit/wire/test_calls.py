@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import os
 import pickle
 import threading
@@ -270,6 +271,32 @@ def test_the_last_chunk_says_so_and_no_empty_one_comes_before(serve):
     chunks = list(model.stream("hi"))
     assert [chunk.content for chunk in chunks] == ["one ", "two", ""]
     assert [chunk.chunk_position for chunk in chunks] == [None, None, "last"]
+
+
+EVENT = {"id": "1", "choices": [{"delta": {"content": "a\\nb"}, "index": 0}], "n": {}}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_events_of_several_lines_are_read(end: str, size: int):
+    """As the specification has them; blank lines between those of one line are not needed."""
+    written = json.dumps(EVENT, indent=1).splitlines()
+    lines = [*(f"data: {line}" for line in written), "", ": heartbeat", 'data: {"n": 2}']
+    lines += ['data: {"n": 3}', "", *(f"data:{line}" for line in written), "", "data: [DONE]"]
+    raw = end.join(lines).encode()
+    reader = EventReader()
+    found = [p for n in range(0, len(raw), size) for p in reader.feed(raw[n : n + size])]
+    found += reader.end()
+    assert found.pop() == b"[DONE]"
+    assert [json.loads(payload) for payload in found] == [EVENT, {"n": 2}, {"n": 3}, EVENT]
+
+
+def test_a_last_event_of_several_lines_needs_no_end():
+    """The stream is over: there is nothing to wait for; what is held is counted."""
+    reader = EventReader()
+    assert reader.feed(b'data: {"n":\ndata: 1') == []
+    assert reader.held == len(b'{"n":') + len(b"data: 1")
+    assert reader.end() == [b'{"n":\n1']
 
 
 def test_a_long_event_in_small_parts_is_read_at_once():

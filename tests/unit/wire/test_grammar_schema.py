@@ -20,6 +20,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.grammar import grammar_schema
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
 from langchain_car_vllm.wire.request.schema import json_schema, validation_error
+from langchain_car_vllm.wire.request.tools import openai_tools
 
 TYPES = {
     "set": set[int],
@@ -188,3 +189,41 @@ class TestGrammarSchema:
         """Nothing is fetched."""
         with pytest.raises(ConfigurationError, match="outside"):
             grammar_schema({"$ref": "https://example.org/schema.json"})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/Missing"},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/Missing"}}, "$defs": {"A": {}}},
+        {"type": "object", "properties": {"a": {"items": [{"$ref": "#/properties/b"}]}}},
+        {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#/properties/a/anyOf/1"}]}}},
+        {"$defs": {"A": {"$ref": "#/definitions/B"}}, "$ref": "#/$defs/A"},
+    ],
+)
+def test_a_reference_to_nothing_is_told_before_anything_is_sent(schema):
+    """It names what is missing, in structured output and in a tool alike."""
+    with pytest.raises(ConfigurationError, match=r"refers to `#/.*`, which is not in it"):
+        grammar_schema(schema)
+    if "$ref" in schema and "A" not in schema.get("$defs", ()):
+        with pytest.raises(ConfigurationError, match="which is not in it"):
+            openai_tools([{"title": "tool", "description": "x", **schema}])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "type": "object",
+            "properties": {"a/b": {"type": "null"}, "c": {"$ref": "#/properties/a~1b"}},
+        },
+        {"type": "object", "properties": {"ä": {}, "c": {"$ref": "#/properties/%C3%A4"}}},
+        {"type": "array", "items": [{"type": "null"}, {"$ref": "#/items/0"}]},
+        {"type": "object", "properties": {"$ref": {"type": "string"}}},
+        {"const": {"$ref": "#/nowhere"}},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}},
+    ],
+)
+def test_references_to_what_is_there_are_none_to_nothing(schema):
+    """Escaped, moved by the conversion, or not meant as one."""
+    assert grammar_schema(schema)

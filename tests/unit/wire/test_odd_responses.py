@@ -1,0 +1,98 @@
+"""Responses that break with what HTTP says of them: a typed error, whatever it is."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.errors import AnswerError, InvalidRequestError
+
+
+@contextmanager
+def answering(raw: bytes) -> Iterator[str]:
+    """Answer every request with the same bytes; the address is that of the API."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(5)
+                head = b""
+                while b"\r\n\r\n" not in head and (part := connection.recv(1 << 16)):
+                    head += part
+                connection.sendall(raw)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+def response(status: int, kind: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = [b"HTTP/1.1 %d Odd" % status, b"content-type: " + kind, b"connection: close", *headers]
+    lines.append(b"content-length: %d" % len(body))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def calls(base_url: str):
+    llm = ChatVllmMlx(model="m", base_url=base_url, max_retries=0)
+    embeddings = VllmMlxEmbeddings(model="m", base_url=base_url)
+
+    async def collect() -> None:
+        async for _ in llm.astream("x"):
+            pass
+
+    yield lambda: llm.invoke("x")
+    yield lambda: list(llm.stream("x"))
+    yield lambda: asyncio.run(collect())
+    yield lambda: embeddings.embed_query("x")
+    yield lambda: asyncio.run(embeddings.aembed_query("x"))
+
+
+# Codecs that Python knows and no text is written in, those that need what is not there, and none.
+CHARSETS = b"hex zlib bz2 uu rot13 idna punycode undefined utf-16 utf-32 utf-7 x-none".split()
+
+
+@pytest.mark.parametrize("charset", CHARSETS)
+def test_a_character_set_that_is_none_hides_no_error(charset: bytes):
+    """The status and the text are told as well as they can be."""
+    kind = b"; charset=" + charset
+    for body in (b"\xffno", b'{"error": {"message": "no"}}'):
+        with answering(response(400, b"text/plain" + kind, body)) as base_url:
+            for call in calls(base_url):
+                with pytest.raises(InvalidRequestError):
+                    call()
+            llm = ChatVllmMlx(model="m", base_url=base_url)
+            assert llm.get_num_tokens("some words") > 0
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        response(302, b"text/plain", b"", b"location: \xff\xfe"),
+        response(429, b"text/plain", b"", b"retry-after: 1e400", b"x-request-id: \xc3\xa4\xff"),
+        response(500, b"\xff", b"\xff"),
+        b"HTTP/1.1 204 Odd\r\n\r\n",
+        b"HTTP/1.1 101 Odd\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 200 Odd\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 Odd\r\ncontent-length: -5\r\n\r\n",
+    ],
+)
+def test_odd_headers_are_a_typed_error(raw: bytes):
+    """Also where they hold bytes that are no text."""
+    with answering(raw) as base_url:
+        for call in calls(base_url):
+            with pytest.raises(AnswerError):
+                call()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import psutil
 
@@ -246,7 +247,23 @@ def _decode_state(values: dict[str, Any]) -> State:
     known["shrinks"] = {str(key): _bytes(kept) for key, kept in values.get("shrinks", {}).items()}
     # Its facts lie beside the others in the file, as they always did.
     known["serving"] = Serving.from_dict(values)
-    return State(**known)
+    state = State(**known)
+    for entry in dataclasses.fields(State):
+        if not _is_of(getattr(state, entry.name), entry.type):
+            raise TypeError(entry.name)
+    return state
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Tell whether a value is of the kind that a field is declared with."""
+    origin = get_origin(kind) or kind
+    if origin in (Union, UnionType):
+        return any(_is_of(value, part) for part in get_args(kind))
+    if origin is Literal:
+        return isinstance(value, str)
+    if origin is float:
+        return isinstance(value, float) or (type(value) is int and abs(value) < _MOST_BYTES)
+    return isinstance(value, origin)
 
 
 def _decode_phase(stored: str) -> Phase:
@@ -335,17 +352,27 @@ def encode_error(error: errors.CarVllmError) -> dict[str, Any]:
     return {"type": type(error).__name__, "fields": fields}
 
 
-def decode_error(encoded: dict[str, Any]) -> errors.CarVllmError:
-    """Rebuild what `encode_error` gave; an unknown type becomes a `ServerStartError`."""
-    cls = getattr(errors, encoded["type"], None)
+def decode_error(encoded: object) -> errors.CarVllmError:
+    """Rebuild what `encode_error` gave; an unknown type becomes a `ServerStartError`.
+
+    What another release's error does not have is as if nothing were known of it.
+    """
+    told = encoded if isinstance(encoded, dict) else {}
+    cls = getattr(errors, str(told.get("type")), None)
     if not (isinstance(cls, type) and issubclass(cls, errors.CarVllmError)):
         cls = errors.ServerStartError
+    given = told.get("fields")
     fields: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in encoded["fields"].items()
+        k: tuple(map(str, v)) if isinstance(v, list) else v
+        for k, v in (given if isinstance(given, dict) else {}).items()
     }
     for name in ("path", "log_path"):
-        if isinstance(value := fields.get(name), str):
-            fields[name] = Path(value)
+        if name in fields:
+            fields[name] = Path(fields[name]) if isinstance(fields[name], str) else None
+    if not isinstance(fields.get("log_tail", ()), tuple):
+        del fields["log_tail"]
+    message = str(fields.pop("message", "") or "the supervisor failed, and did not say why")
+    kind = errors.ServerError if issubclass(cls, errors.ServerError) else errors.CarVllmError
     error: errors.CarVllmError = cls.__new__(cls)
-    error.__dict__.update(fields)
+    error.__dict__.update({**kind(message).__dict__, **fields})
     return error

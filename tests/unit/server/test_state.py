@@ -6,9 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Parsers, Serving
+from langchain_car_vllm.server.client.outcome import verdict
+from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.state import (
     State,
@@ -46,6 +50,75 @@ def test_unknown_error_type_is_still_an_error():
     found = decode_error({"type": "NewError", "fields": {**errors.ServerError("x").__dict__}})
     assert type(found) is errors.ServerStartError
     assert str(found) == "x"
+
+
+FIELDS = st.sampled_from(
+    ["message", "hint", "log_tail", "log_path", "path", "exit_code", "reason", "clients", "new"]
+)
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+KINDS = [name for name in errors.__all__ if name in vars(errors)]
+
+
+@settings(max_examples=100)
+@given(kind=st.sampled_from(KINDS) | ODD, given_fields=st.dictionaries(FIELDS, ODD) | ODD, odd=ODD)
+def test_an_error_of_any_release_can_be_shown(kind, given_fields, odd):
+    """What it has more, less or otherwise ends no call in an error of Python's own."""
+    for encoded in ({"type": kind, "fields": given_fields}, odd):
+        found = decode_error(encoded)
+        assert isinstance(found, errors.CarVllmError)
+        assert str(found)
+        assert isinstance(pickle.loads(pickle.dumps(found)), errors.CarVllmError)
+        if isinstance(found, errors.ServerError):
+            assert isinstance(found.log_tail, tuple)
+            assert found.log_path is None or isinstance(found.log_path, Path)
+
+
+def test_an_error_that_a_newer_release_has_by_itself_can_be_shown():
+    """One that is not about the server has no log."""
+    found = decode_error({"type": "NewError", "fields": {"message": "new", "hint": "do it"}})
+    assert type(found) is errors.ServerStartError
+    assert str(found) == "new\n\nhint: do it"
+
+
+@pytest.mark.parametrize("odd", [-1, 10**400, "x", [1], {"a": 1}, True, None], ids=str)
+@pytest.mark.parametrize("name", [field.name for field in fields(State)])
+def test_a_field_of_another_kind_is_no_state_or_one_that_can_be_used(tmp_path: Path, name, odd):
+    """No reader trips over it later: it is refused as a whole, or the field does for what it is."""
+    path = tmp_path / "state.json"
+    write_state(path, EXAMPLE)
+    stored = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**stored, {"served_name": "name"}.get(name, name): odd}))
+    state = read_state(path)
+    if state is None:
+        return
+    endpoint = state.endpoint(tmp_path / "log")
+    idle_deadline([], state.ready_at or 0.0, state.keep_alive)
+    for supervised in (True, False):
+        verdict(state, endpoint, supervised=supervised)
+    if state.error is not None:
+        assert str(decode_error(state.error))
+    assert state.supervisor.tag
+
+
+EXAMPLE = State(
+    generation=1,
+    phase="ready",
+    host="h",
+    machine="i",
+    boot_id="b",
+    served_name="n",
+    source="s",
+    supervisor=Identity(1, "m"),
+    port=1,
+    api_key="k",
+    ready_at=1.0,
+    crashes=(1.0, 2.0),
+    serving=Serving(engine="batched", parsers=Parsers("qwen"), media=("image",)),
+)
 
 
 def test_state_round_trip(tmp_path: Path):

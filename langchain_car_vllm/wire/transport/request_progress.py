@@ -80,10 +80,13 @@ class Watch:
         with self._mutex:
             now = time.monotonic()
             self.due = now + _PAUSE
-            entry = entry_of(status, now - self._began)
-            if entry is not None and self._stopwatch is not None:
-                _measure(entry, self._stopwatch)
-            found = progress_of(status, entry)
+            found = None
+            # Other servers mean other things by it, which say nothing of this request.
+            with suppress(ArithmeticError, AttributeError, TypeError, ValueError):
+                entry = entry_of(status, now - self._began)
+                found = progress_of(status, entry)
+                if entry is not None and self._stopwatch is not None:
+                    _measure(entry, self._stopwatch)
             if self._is_over or found is None or found == self._told:
                 return
             if self._told is None or self._told.stage != found.stage:

@@ -14,8 +14,15 @@ from fakes.dialect_server import Server
 from fakes.reply import Reply
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.wire.transport.request_progress import entry_of, log, progress_of
+from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.wire.transport.request_progress import (
+    Watch,
+    entry_of,
+    log,
+    progress_of,
+)
 
 PATIENCE = 15.0
 THREAD = "langchain_car_vllm.watch"
@@ -164,6 +171,31 @@ def test_a_callback_that_fails_harms_no_answer(serve, logged):
     dialect.status = story.status
     assert model.invoke("hi").content == "at last"
     assert logged.wait(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"requests": 5},
+        {"requests": [5]},
+        {"requests": {"a": 1}},
+        {"requests": [{"phase": []}]},
+        {"requests": [{"phase": "prefill", "elapsed_s": "x"}]},
+        {"requests": [{"phase": "prefill", "elapsed_s": 10**400}]},
+        {"num_waiting": "x"},
+        {"requests": [{"phase": "prefill", "prompt_tokens": "x", "cached_tokens": [1]}]},
+    ],
+)
+def test_a_status_of_another_kind_tells_nothing(status):
+    """Other servers have an address of that name, too; no callback is blamed for it."""
+    heard: list[Progress] = []
+    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", api_key=None, served_model="m")
+    watch = Watch(endpoint, heard.append, Stopwatch())
+    try:
+        watch.tell(status)
+    finally:
+        watch.end()
+    assert heard == []
 
 
 def test_a_program_ends_although_a_request_is_watched():

@@ -151,6 +151,22 @@ def test_a_place_in_the_queue_is_not_lost_to_others(
     enter(admission())
 
 
+def test_a_note_that_a_full_disk_does_not_take_ends_no_request(
+    admission: Make, directory: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+):
+    """It would let others in earlier; they wait for the end of the answer instead."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    first, second = admission(), admission()
+    monkeypatch.setattr(os, "pwrite", refuse)
+    enter(first, late=True)
+    assert not enters(second)
+    first.leave(is_over=True)
+    enter(second)
+
+
 @pytest.mark.parametrize("look", [running_servers, lost_servers])
 def test_a_look_at_all_servers_ends_in_a_list_or_a_typed_error(fake: Fake, look):
     """As `ps` and `doctor` look at them, while another program may be removing them."""

@@ -337,8 +337,12 @@ class Place:
         return True
 
     def _note(self, at: float, before: list[str]) -> None:
-        """Write into the ticket what the server worked on before this request was sent."""
-        os.pwrite(self._descriptor, json.dumps([at, before]).encode(), 0)
+        """Write into the ticket what the server worked on before this request was sent.
+
+        On a full disk others wait for the answer's end instead of its beginning.
+        """
+        with suppress(OSError):
+            os.pwrite(self._descriptor, json.dumps([at, before]).encode(), 0)
 
     def _read_notes(self, tickets: list[Ticket]) -> list[Ticket]:
         """Return the tickets with what the server's status tells of the one that is being read."""

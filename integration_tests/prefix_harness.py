@@ -4,9 +4,10 @@
 
 runs under the runtime's Python and prints a line of JSON for each turn: the tokens of its prompt,
 the tokens that were found, the answer, and what an exact repeat of the prompt answers when the
-conversation is over. FREEDOM is `free`, `constrained` or `thoughtful`. A constrained turn may use
-some tokens only, as with a schema or a budget for thoughts; its repeat may use them all. A
-thoughtful answer begins with a thought that later prompts leave out.
+conversation is over. FREEDOM is `free`, `constrained`, `thoughtful` or `shared`. A constrained turn
+may use some tokens only, as with a schema or a budget for thoughts; its repeat may use them all. A
+thoughtful answer begins with a thought that later prompts leave out. What is shared is the system
+message: each turn is a conversation of its own.
 """
 
 import json
@@ -39,8 +40,12 @@ def main() -> None:
             enable_prefix_cache=mode != "cold",
         ),
     )
-    prompt, prompts, turns = "<|im_start|>user\n" + _text(FIRST, 0), [], []
+    system = f"<|im_start|>system\n{_text(FIRST, 0)}<|im_end|>\n<|im_start|>user\n"
+    prompt = system if freedom == "shared" else "<|im_start|>user\n" + _text(FIRST, 0)
+    prompts, turns = [], []
     for turn in range(TURNS):
+        if freedom == "shared":
+            prompt = system + _text(WORDS * (turn + 1), turn)
         prompt += "<|im_end|>\n<|im_start|>assistant\n"
         asked = prompt + ("<think>\n" if freedom == "thoughtful" else "")
         before = _found(scheduler)

@@ -162,8 +162,8 @@ def test_weights_alone_are_wired_and_only_where_that_pays(
     assert later == {"memory": room // 2, "cache": room // 2 - 80_000}
 
 
-SHORT_TURN = 40
-"""Tokens of the harness's turns, at least."""
+SHORT_TURN, SYSTEM = 40, 564
+"""Tokens of the harness's turns, at least, and of its system message."""
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,8 @@ SHORT_TURN = 40
         ("qwen3_5-qwen3.6", 256, "constrained"),
         pytest.param("qwen3_5-qwen3.6", 256, "free", marks=pytest.mark.full),
         ("qwen3_5-qwen3.5", 256, "thoughtful"),
+        ("qwen3_5-qwen3.6", 256, "shared"),
+        pytest.param("gemma4-plain", 512, "shared", marks=pytest.mark.full),
         pytest.param("qwen3_5-qwen3.5", 32, "thoughtful", marks=pytest.mark.full),
         pytest.param("gemma4-qwen3.5", 512, "thoughtful", marks=pytest.mark.full),
         pytest.param("gemma4-plain", 256, "free", marks=pytest.mark.full),
@@ -185,7 +187,8 @@ def test_prompts_of_short_turns_are_kept(
     """Each turn finds the whole of the one before; answers are those of an empty cache.
 
     So are those to an exact repeat, which begins with what the last position of the prompt said.
-    Where later prompts leave thoughts out, a turn finds all but the beginning of the answer.
+    Where later prompts leave thoughts out, a turn finds all but the beginning of the answer. Other
+    conversations find their system message.
     """
     install_launcher(ServerDirectory(tmp_path))
     python = str(interpreter_of(ensure_runtime().server))
@@ -213,5 +216,7 @@ def test_prompts_of_short_turns_are_kept(
     # A prompt that has at most a chunk to read is looked up twice.
     looks, beginning = (1 if chunk < SHORT_TURN else 2), (6 if freedom == "thoughtful" else 0)
     expected = [looks * (before - beginning) for before, *_ in mended[:-1]]
+    if freedom == "shared":
+        expected = [looks * SYSTEM] * len(expected)
     assert [found for _, found, *_ in mended[1:]] == expected
     assert sum(found for _, found, *_ in plain) < sum(found for _, found, *_ in mended)

@@ -61,12 +61,16 @@ def test_each_turn_finds_the_one_before_and_company_changes_nothing(
         return json.loads(done.stdout.splitlines()[-1])
 
     mended, plain = run("mended"), run("plain")
-    kinds = ("company", "repeated", "other end")
+    kinds = ("company", "repeated", "other end", "others")
     assert {kind: mended[kind] for kind in kinds} == dict.fromkeys(kinds, 0)
     assert plain["company"] or family not in DIFFERING
     turns = mended["turns"]
     assert [found for _, found in turns[1:]] == [talked for talked, _ in turns[:-1]]
     assert plain["turns"][-1][1] < turns[-2][0]
+    system, first, *others = mended["shared"]
+    assert first == 0
+    assert others == [system, system]
+    assert sum(plain["shared"][1:]) == 0
 
 
 def test_a_batch_is_answered_as_its_questions_are_alone(build: Build, fast_cpu: dict[str, str]):

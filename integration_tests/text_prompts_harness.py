@@ -4,10 +4,12 @@
 
 runs under the runtime's Python. Three conversations are held alone and without a cache. Then each
 turn of all three is asked at once, with a cache; at last each prompt is asked again, and with
-another end. The template opens a thought, which the next prompt leaves out.
+another end. The template opens a thought, which the next prompt leaves out. Other conversations
+begin with one system message then.
 
-It prints a line of JSON: for each turn the tokens of the messages and the tokens that were found,
-and how many answers differ in company, when repeated, and with another end.
+It prints a line of JSON: for each turn the tokens of the messages and the tokens that were found;
+the tokens of the system message, and those that each other conversation found; and how many answers
+differ in company, when repeated, with another end, and after a shared message.
 """
 
 import json
@@ -93,8 +95,20 @@ def main() -> None:
     again = [together.ask(prompt)[0] for prompt in asked]
     ends = [prompt + tokens("Something else.") for prompt in asked]
     otherwise = [together.ask(prompt)[0] for prompt in ends]
+    system = tokens(f"<|im_start|>system\n{_text(300, 0)}<|im_end|>")
+    others = [
+        system + tokens("\n" + _said(10, number) + BEGIN + THOUGHT)
+        for number in range(CONVERSATIONS)
+    ]
+    shared, said = [len(system)], []
+    for prompt in others:
+        before = together.found()
+        said += together.ask(prompt)
+        shared.append(together.found() - before)
     found = {
         "turns": turns,
+        "shared": shared,
+        "others": _differing(said, [alone.ask(prompt)[0] for prompt in others]),
         "company": in_company,
         "repeated": _differing(again, answered),
         "other end": _differing(otherwise, [alone.ask(prompt)[0] for prompt in ends]),
@@ -103,8 +117,11 @@ def main() -> None:
 
 
 def _said(words: int, first: int) -> str:
-    text = " ".join(_WORDS[(first + n) % len(_WORDS)] for n in range(words))
-    return f"<|im_start|>user\n{text}<|im_end|>\n"
+    return f"<|im_start|>user\n{_text(words, first)}<|im_end|>\n"
+
+
+def _text(words: int, first: int) -> str:
+    return " ".join(_WORDS[(first + n) % len(_WORDS)] for n in range(words))
 
 
 def _differing(these, those) -> int:

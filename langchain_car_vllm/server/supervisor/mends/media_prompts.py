@@ -1,7 +1,9 @@
-"""How the batched engine keeps the prompts of models that take media, where thoughts are left out.
+"""What the batched engine keeps of the prompts of models that take media, so that others find it.
 
-Qwen3.5's template shows an earlier answer without the thought that it began with, so the next
-prompt goes on from the last message, not from where the answer began.
+A cache of recurrent layers, or of windows, cannot be rewound: it is of use to prompts that begin
+with all of it, and vllm-mlx 0.6.0 keeps whole prompts alone. Other conversations share only the
+system message. And Qwen3.5's template shows an earlier answer without the thought that it began
+with, so the next prompt goes on from the last message, not from where the answer began.
 """
 
 import copy
@@ -9,25 +11,28 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from .answer_beginnings import (
+from .mend import Mend, find
+from .prompt_ends import (
     RECURRENT,
     WINDOWS,
     beginnings_of_answers,
     holds,
     keeps_beginnings,
+    opening_of_questions,
+    system_end_of,
     tail_of,
 )
-from .mend import Mend, find
 
 
-def _keep_up_to_last_message(module: Any) -> None:
-    """Store each prompt up to its last message, where its template shows answers otherwise later.
+def _keep_ends_of_messages(module: Any) -> None:
+    """Store what new conversations share, and what the next turn goes on from.
 
-    vllm-mlx 0.6.0 stores it with the beginning of the answer (`<think>`), which no later prompt
-    has, and a cache that cannot be rewound is of no use then: each turn reads everything again.
+    That is the system message, with the tools, of a prompt of which nothing was found. And it is
+    each prompt up to its last message where its template shows answers otherwise later: with the
+    beginning of the answer (`<think>`), no later prompt has it, and each turn reads everything.
 
-    A long prompt is read in chunks, of which one ends there. A short one is read in two requests:
-    the first is stored and goes nowhere, the second finds it.
+    A long prompt is read in chunks, which end there. A short one is read up to its last message in
+    a request of its own, which is stored and goes nowhere; the second request finds it.
     """
     generator = find(module, "MLLMBatchGenerator")
     process = find(generator, "_process_prompts", "requests")
@@ -35,11 +40,15 @@ def _keep_up_to_last_message(module: Any) -> None:
     install = find(module, "install_chunked_prefill_mllm", "batch_gen", "budget")
     find(generator, "_preprocess_request", "request")
     find(generator, "_store_prefix_snapshot", "cache_key", "cache", "trim_by", "request_id")
+    cache = find(module, "MemoryAwarePrefixCache")
+    find(cache, "commit_prepared", "entry", "evict_prefixes")
     is_text_only = find(module, "is_text_only_prefix_cache_request")
 
     def initialised(self: Any, *args: Any, **kwargs: Any) -> None:
         initialise(self, *args, **kwargs)
-        self._answer_beginnings = _changing_beginnings(self)
+        self._answer_beginnings, self._question_opening = [], []
+        with suppress(Exception):  # nothing is kept then, and everything answered
+            self._answer_beginnings, self._question_opening = _ends_to_keep(self)
 
     def processed(self: Any, requests: Any) -> Any:
         if len(requests) != 1 or not self._answer_beginnings:
@@ -60,21 +69,24 @@ def _keep_up_to_last_message(module: Any) -> None:
     module.install_chunked_prefill_mllm = installed
 
 
-def _changing_beginnings(generator: Any) -> "list[list[int]]":
-    """Return what answers may begin with, none where nothing is to be done."""
+def _ends_to_keep(generator: Any) -> "tuple[list[list[int]], list[int]]":
+    """Return what answers may begin with, and what stands before the first question.
+
+    Nothing where nothing is to be kept: caches can be rewound, and answers keep their beginnings.
+    """
     from mlx_lm.models.cache import make_prompt_cache
 
-    with suppress(Exception):  # of a template, whatever it raises: then its prompts stay whole
-        caches = make_prompt_cache(generator.language_model)
-        can_be_rewound = not any(holds(cache, *RECURRENT, *WINDOWS) for cache in caches)
-        if generator.prefix_cache is None or can_be_rewound:
-            return []
-        processor = generator.processor
-        tokenizer = getattr(processor, "tokenizer", processor)
-        templated = processor if getattr(processor, "chat_template", None) else tokenizer
-        if not keeps_beginnings(templated):
-            return beginnings_of_answers(tokenizer, templated)
-    return []
+    caches = make_prompt_cache(generator.language_model)
+    can_be_rewound = not any(holds(cache, *RECURRENT, *WINDOWS) for cache in caches)
+    if generator.prefix_cache is None or can_be_rewound:
+        return [], []
+    processor = generator.processor
+    tokenizer = getattr(processor, "tokenizer", processor)
+    templated = processor if getattr(processor, "chat_template", None) else tokenizer
+    opening = opening_of_questions(tokenizer, templated)
+    if keeps_beginnings(templated):
+        return [], opening
+    return beginnings_of_answers(tokenizer, templated), opening
 
 
 def _last_message_end(generator: Any, tokens: "list[int]") -> "int | None":
@@ -109,7 +121,8 @@ def _read_in_two(generator: Any, requests: Any, part: Any, process: Any) -> Any:
     if batch is None:  # it was aborted, and the generator has told so
         requests.clear()
         return None
-    _store(generator, part, batch)
+    with suppress(Exception):  # no answer is lost for what would have been kept
+        _store(generator, part, batch)
     prompts.prompt_tokens, found = count, prefixes.tokens_saved
     batch = read(generator, requests)
     prefixes.tokens_saved = found
@@ -126,25 +139,39 @@ def _store(generator: Any, part: Any, batch: Any) -> None:
 
 
 def _step_with_checkpoint(generator: Any, step: Any) -> Any:
-    """Take a step; have a prompt that is read in chunks be stored where its last message ends."""
+    """Take a step; have a prompt that is read in chunks be stored where its messages end."""
     responses = step()
     reading = generator._partial
-    if reading is None or "last_message_end" in reading or not generator._answer_beginnings:
+    if reading is None or not (generator._answer_beginnings or generator._question_opening):
         return responses
-    tokens = reading["request"].input_ids.reshape(-1).tolist()
-    end = reading["last_message_end"] = _last_message_end(generator, tokens)
-    if end is not None and reading["cached_count"] + reading["processed"] < end:
-        reading["checkpoint_at"], reading["checkpoint_key"] = end, tokens[:end]
+    if "keys" not in reading:
+        tokens = reading["request"].input_ids.reshape(-1).tolist()
+        reading["keys"] = _keys_of(generator, tokens, reading["cached_count"])
+    position = reading["cached_count"] + reading["processed"]
+    ahead = [key for key in reading["keys"] if len(key) > position]
+    entry = reading["checkpoint_entry"]
+    if entry is not None and ahead:  # the last one is stored by the generator
+        generator.prefix_cache.commit_prepared(entry, evict_prefixes=False)
+        reading["checkpoint_entry"] = None
+    if ahead:
+        reading["checkpoint_at"], reading["checkpoint_key"] = len(ahead[0]), ahead[0]
     return responses
+
+
+def _keys_of(generator: Any, tokens: "list[int]", found: int) -> "list[list[int]]":
+    """Return the beginnings of a prompt that are to be stored, the shortest first."""
+    system_end = 0 if found else system_end_of(tokens, generator._question_opening)
+    last_end = _last_message_end(generator, tokens) or 0
+    return [tokens[:end] for end in sorted({system_end, last_end} - {0})]
 
 
 MENDS = (
     Mend(
-        name="prefix-before-thought",
+        name="prefix-ends-of-messages",
         module="vllm_mlx.mllm_batch_generator",
         tested="vllm-mlx 0.6.0",
-        purpose="keep prompts up to their last message where a template leaves thoughts out later, "
-        "so that the next turn reads only what is new",
-        apply=_keep_up_to_last_message,
+        purpose="keep system messages for other conversations, and prompts up to the last message "
+        "where a template leaves thoughts out later, so that each reads only what is new",
+        apply=_keep_ends_of_messages,
     ),
 )

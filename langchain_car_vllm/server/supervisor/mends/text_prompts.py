@@ -5,10 +5,19 @@ tokens, and cannot be rewound.
 """
 
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
-from .answer_beginnings import RECURRENT, WINDOWS, beginnings_of_answers, holds, tail_of
 from .mend import Mend, find
+from .prompt_ends import (
+    RECURRENT,
+    WINDOWS,
+    beginnings_of_answers,
+    holds,
+    opening_of_questions,
+    system_end_of,
+    tail_of,
+)
 
 
 def _read_one_by_one(module: Any) -> None:
@@ -42,8 +51,9 @@ def _keep_each_prompt(module: Any) -> None:
     a thought, or the next prompt shows the answer otherwise. And it drops the prompt that a longer
     one began with, such as a system prompt that other conversations share.
 
-    Here reading stops at the last message's end, and what has been read is stored. The least
-    recently used ones go where memory ends, as with multimodal models.
+    Here reading stops at the last message's end, and what has been read is stored; so it does at
+    the system message's end where nothing was found, for other conversations. The least recently
+    used ones go where memory ends, as with multimodal models.
     """
     scheduler = find(module, "Scheduler")
     create = find(scheduler, "_create_batch_generator", "sampling_params")
@@ -70,7 +80,7 @@ def _keep_each_prompt(module: Any) -> None:
 
 
 class KeptPrompts:
-    """Has prompts be read in two pieces, and stores the first.
+    """Has prompts be read in pieces, and stores what has been read at the end of each but the last.
 
     Args:
         scheduler: Whose prompts.
@@ -82,12 +92,15 @@ class KeptPrompts:
 
         self._scheduler, self._batches = scheduler, batches
         self._insert, self._next = batches.insert, batches.next
-        # Tokens of both pieces, by request; and the requests whose first piece is stored.
-        self._waiting: dict[int, tuple[int, int]] = {}
+        # By request: tokens that were to be read, and where they are to be stored. And the requests
+        # whose prompts are stored up to the last message.
+        self._waiting: dict[int, tuple[int, list[int]]] = {}
         self._kept: set[int] = set()
         caches = make_prompt_cache(scheduler.model)
         if any(holds(cache, *RECURRENT, *WINDOWS) for cache in caches):
-            self._ends = beginnings_of_answers(scheduler._actual_tokenizer)
+            tokenizer = scheduler._actual_tokenizer
+            self._beginnings = beginnings_of_answers(tokenizer)
+            self._opening = opening_of_questions(tokenizer)
             batches.insert, batches.next = self.insert, self.next
 
     def is_kept(self, uid: int) -> bool:
@@ -95,44 +108,49 @@ class KeptPrompts:
         return uid in self._kept
 
     def insert(self, prompts: Any, **settings: Any) -> Any:
-        """Add a request in two pieces; what reads several at once, or a single token, stays."""
+        """Add a request in pieces; what reads several at once, or a single token, stays."""
         if len(prompts) != 1 or len(prompts[0]) == 1:
             return self._insert(prompts, **settings)
-        tail = tail_of(list(prompts[0]), self._ends) or 1
-        pieces = [prompts[0][:-tail], prompts[0][-tail:]]
+        prompt = list(prompts[0])
+        last_end = len(prompt) - (tail_of(prompt, self._beginnings) or 1)
+        is_new = not settings.get("caches")
+        system_end = system_end_of(prompt, self._opening) if is_new else 0
+        ends = [*([system_end] if 0 < system_end < last_end else []), last_end]
+        pieces = [prompt[a:b] for a, b in pairwise([0, *ends, len(prompt)])]
         self._forget_ended()
         uids = self._batches.insert_segments([pieces], **settings)
-        self._waiting[uids[0]] = len(pieces[0]), tail
+        self._waiting[uids[0]] = len(prompt), ends
         return uids
 
     def next(self) -> Any:
-        """Take a step, and store what has been read up to its first piece's end."""
+        """Take a step, and store what has been read up to an end."""
         result = self._next()
         for response in result[0]:
-            first, tail = self._waiting.get(response.uid, (None, 0))
-            if response.end_of_segment and response.progress[0] == first:
-                del self._waiting[response.uid]
+            count, ends = self._waiting.get(response.uid, (0, []))
+            if response.end_of_segment and ends and response.progress[0] == ends[0]:
+                end = ends.pop(0)
                 with suppress(Exception):  # no answer is lost for what would have been kept
-                    self._keep(response.uid, tail)
+                    if self._store(response.uid, count - end) and not ends:
+                        self._kept.add(response.uid)
         return result
 
     def _forget_ended(self) -> None:
         known = self._scheduler.uid_to_request_id
-        self._waiting = {uid: sizes for uid, sizes in self._waiting.items() if uid in known}
+        self._waiting = {uid: ends for uid, ends in self._waiting.items() if uid in known}
         self._kept &= known.keys()
 
-    def _keep(self, uid: int, tail: int) -> None:
+    def _store(self, uid: int, tail: int) -> bool:
+        """Store what has been read of a prompt, all but its tail; return whether that was taken."""
         scheduler, batch = self._scheduler, self._batches._prompt_batch
         request = scheduler.requests.get(scheduler.uid_to_request_id.get(uid))
         if request is None or uid not in batch.uids:
-            return
+            return False
         tokens = list(request.prompt_token_ids)[:-tail]
         cache = batch.extract_cache(batch.uids.index(uid))
         is_whole = scheduler._cache_coverage(cache) in (None, len(tokens))
         if not is_whole or not scheduler._prompt_output_entry_is_useless(cache):
-            return
-        if scheduler.memory_aware_cache.store(tokens, cache, evict_prefixes=False):
-            self._kept.add(uid)
+            return False
+        return bool(scheduler.memory_aware_cache.store(tokens, cache, evict_prefixes=False))
 
 
 MENDS = (
@@ -148,8 +166,8 @@ MENDS = (
         name="prefix-each-turn",
         module="vllm_mlx.scheduler",
         tested="vllm-mlx 0.6.0",
-        purpose="keep the prompt of each turn, up to where its answer begins, on text models whose "
-        "caches cannot be rewound, so that the next one reads only what is new",
+        purpose="keep each prompt up to where its answer begins, and its system message, on text "
+        "models whose caches cannot be rewound, so that the next one reads only what is new",
         apply=_keep_each_prompt,
     ),
 )

@@ -1,4 +1,7 @@
-"""Where a prompt's last message ends, and its answer begins: what a cache is kept up to."""
+"""Where a prompt's system message and its last message end: what a cache is kept up to.
+
+A chat template is asked by what it makes of messages whose texts are known.
+"""
 
 from contextlib import suppress
 from typing import Any
@@ -35,6 +38,44 @@ def beginnings_of_answers(tokenizer: Any, templated: Any = None) -> "list[list[i
                 end = tokenizer.encode(with_it[len(without) :], add_special_tokens=False)
                 found.append(list(end))
     return found
+
+
+def opening_of_questions(tokenizer: Any, templated: Any = None) -> "list[int]":
+    """Return the tokens between the system message and the first question, none where unknown.
+
+    They are known where they begin with a token of markup, such as `<|im_end|>`: what stands before
+    them is then cut into the same tokens, whatever follows.
+
+    Args:
+        tokenizer: Encodes the text.
+        templated: Applies the template, by default the tokenizer.
+    """
+    rules, question = "rules7", "question7"
+    messages = [{"role": "system", "content": rules}, {"role": "user", "content": question}]
+    with suppress(Exception):  # whatever a template raises: then nothing is known
+        text = _render(templated or tokenizer, messages, {}, add_generation_prompt=False)
+        between = text[text.index(rules) + len(rules) : text.index(question)]
+        opening = list(tokenizer.encode(between, add_special_tokens=False))
+        markup = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
+        if opening and opening[0] in markup:
+            return opening
+    return []
+
+
+def system_end_of(prompt: "list[int]", opening: "list[int]") -> int:
+    """Return how many tokens a prompt has up to the end of its system message, 0 for none.
+
+    Args:
+        prompt: All of its tokens.
+        opening: What stands between that message and the first question.
+    """
+    place = -1
+    with suppress(ValueError):
+        while opening:
+            place = prompt.index(opening[0], place + 1)
+            if prompt[place : place + len(opening)] == opening:
+                return place + 1
+    return 0
 
 
 def keeps_beginnings(templated: Any) -> bool:

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
-from langchain_car_vllm.server.supervisor.mends.answer_beginnings import (
+from langchain_car_vllm.server.supervisor.mends.prompt_ends import (
     RECURRENT,
     beginnings_of_answers,
     holds,
     keeps_beginnings,
+    opening_of_questions,
+    system_end_of,
     tail_of,
 )
 
@@ -45,6 +47,11 @@ class Template:
         assert not add_special_tokens
         return [ord(letter) for letter in text]
 
+    all_special_ids = ()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {";": ord(";"), "<": ord("<")}
+
 
 PLAIN = Template(dict.fromkeys((None, True, False), ""), {True: "", False: ""})
 KEEPS = Template({None: "<t>", True: "<t>", False: "<t></t>"}, {True: "<t>z</t>", False: "<t></t>"})
@@ -68,6 +75,30 @@ def test_a_template_that_refuses_changes_nothing():
     silent = Template({}, {})
     assert keeps_beginnings(silent)
     assert beginnings_of_answers(silent) == []
+
+
+def test_the_system_message_ends_before_the_first_question():
+    """The first token of what stands between is kept too, as it ends the message."""
+    opening = opening_of_questions(PLAIN)
+    assert opening == [ord(";")]
+
+    def end(text: str, opening: list[int] = opening) -> int:
+        return system_end_of([ord(letter) for letter in text], opening)
+
+    assert end("rules;x;<a>") == len("rules;")
+    assert end("rules") == 0
+    assert end("rules;x;", []) == 0
+    assert end("a;b;<", [ord(";"), ord("<")]) == len("a;b;")
+
+
+def test_what_may_run_into_the_question_is_no_end():
+    """Where nothing of markup stands between, tokens may depend on what follows."""
+
+    class Bare(Template):
+        def get_added_vocab(self) -> dict[str, int]:
+            return {}
+
+    assert opening_of_questions(Bare({}, {})) == []
 
 
 def test_the_tail_is_the_longest_that_fits():

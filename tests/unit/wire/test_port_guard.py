@@ -46,6 +46,7 @@ def _listener() -> Iterator[Listener]:
 
 
 def test_a_connection_that_was_reset_is_no_connection(listener: Listener):
+    """It is closed, and the error is one that is met by looking for the server anew."""
     request = httpx2.Request("GET", "http://127.0.0.1")
     [hook] = sync_hooks(lambda *_: True)["request"]
     hook(request)
@@ -59,6 +60,8 @@ def test_a_connection_that_was_reset_is_no_connection(listener: Listener):
 
 
 def test_neither_is_it_for_asynchronous_clients(listener: Listener):
+    """The same on an event loop, whose streams then have no address of the other end."""
+
     async def connect() -> int:
         request = httpx2.Request("GET", "http://127.0.0.1")
         [hook] = async_hooks(lambda *_: True)["request"]

@@ -115,7 +115,13 @@ def main() -> None:
     _show_log_records()
     _accept_any_character()
     try:
-        app(prog_name=PROGRAM)
+        try:
+            app(prog_name=PROGRAM)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(1)
     except CarVllmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -123,6 +129,7 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a fault of ours, which is told like one
         if isinstance(error, OSError) and error.errno in _FULL:
+            _discard_output()
             print(f"error: the disk is full: {error.strerror}", file=sys.stderr)
             sys.exit(1)
         reason = printable(_first_line(error))
@@ -130,6 +137,13 @@ def main() -> None:
         if log := _log_fault():
             print(f"log: {log}", file=sys.stderr)
         sys.exit(3)
+
+
+def _discard_output() -> None:
+    """Let nobody try once more, when the program ends, to write what could not be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _first_line(error: Exception) -> str:

@@ -158,8 +158,10 @@ def test_the_first_call_of_a_process_never_blocks_the_event_loop(kind, tmp_path)
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     )
     (tmp_path / "picture.png").write_bytes(picture)
+    # Types that blockbuster has changed can end Python 3.11 with a fault of memory at its exit.
     code = f"""
 import asyncio
+import os
 from pathlib import Path
 from blockbuster import blockbuster_ctx
 from langchain_core.messages import HumanMessage
@@ -180,6 +182,7 @@ async def main():
 
 model, embeddings = ChatVllmMlx(model="m"), VllmMlxEmbeddings(model="m")
 asyncio.run(main())
+os._exit(0)
 """
     with Server(Dialect("m", multimodal=True)) as server:
         environment = {**os.environ, "CAR_VLLM_MLX_BASE_URL": server.base_url}

@@ -118,7 +118,8 @@ def main() -> None:
         try:
             app(prog_name=PROGRAM)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it is none where the terminal is gone
+                sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
         sys.exit(1)

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -113,6 +114,13 @@ def test_words_of_other_tools(cli: Cli, word: str, meant: str):
 def test_words_that_mean_the_same(cli: Cli):
     """`ls` lists, as everywhere."""
     assert cli("ls").stderr == cli("list").stderr
+
+
+def test_output_that_nobody_has_opened_is_no_fault():
+    """Started with its standard output closed, a command ends as it does elsewhere."""
+    words = shlex.join(command("--version"))
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="macOS has no disk that is always full")

@@ -123,22 +123,8 @@ EXAMPLE = State(
 
 def test_state_round_trip(tmp_path: Path):
     """What is written is what is read, and no torn file is ever seen."""
-    state = State(
-        generation=1,
-        phase="ready",
-        host="h",
-        machine="i",
-        boot_id="b",
-        served_name="n",
-        source="s",
-        supervisor=Identity(1, "m"),
-        port=1,
-        api_key="k",
-        crashes=(1.0, 2.0),
-        serving=Serving(engine="batched", parsers=Parsers("qwen"), media=("image",)),
-    )
-    write_state(tmp_path / "state.json", state)
-    assert read_state(tmp_path / "state.json") == state
+    write_state(tmp_path / "state.json", EXAMPLE)
+    assert read_state(tmp_path / "state.json") == EXAMPLE
     assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
 
 

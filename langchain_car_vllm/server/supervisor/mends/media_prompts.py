@@ -13,11 +13,9 @@ from typing import Any
 
 from .mend import Mend, find
 from .prompt_ends import (
-    RECURRENT,
-    WINDOWS,
     beginnings_of_answers,
-    holds,
     keeps_beginnings,
+    may_not_rewind,
     opening_of_questions,
     system_end_of,
     tail_of,
@@ -74,11 +72,7 @@ def _ends_to_keep(generator: Any) -> "tuple[list[list[int]], list[int]]":
 
     Nothing where nothing is to be kept: caches can be rewound, and answers keep their beginnings.
     """
-    from mlx_lm.models.cache import make_prompt_cache
-
-    caches = make_prompt_cache(generator.language_model)
-    can_be_rewound = not any(holds(cache, *RECURRENT, *WINDOWS) for cache in caches)
-    if generator.prefix_cache is None or can_be_rewound:
+    if generator.prefix_cache is None or not may_not_rewind(generator.language_model):
         return [], []
     processor = generator.processor
     tokenizer = getattr(processor, "tokenizer", processor)

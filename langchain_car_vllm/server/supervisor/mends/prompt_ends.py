@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 RECURRENT = ("ArraysCache", "MambaCache")
-WINDOWS = ("RotatingKVCache",)
-"""Once they are full, they cannot be rewound either."""
+# Once they are full, they cannot be rewound either.
+_WINDOWS = ("RotatingKVCache",)
 _QUESTION = {"role": "user", "content": "x"}
 _MODES: "tuple[dict[str, bool], ...]" = ({}, {"enable_thinking": True}, {"enable_thinking": False})
 
@@ -18,6 +18,13 @@ def holds(cache: Any, *kinds: str) -> bool:
     names = {kind.__name__ for kind in type(cache).__mro__}
     inner = getattr(cache, "caches", ())
     return bool(names & set(kinds)) or any(holds(each, *kinds) for each in inner)
+
+
+def may_not_rewind(model: Any) -> bool:
+    """Tell whether a model has caches that cannot be rewound, or not once they are full."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return any(holds(cache, *RECURRENT, *_WINDOWS) for cache in make_prompt_cache(model))
 
 
 def beginnings_of_answers(tokenizer: Any, templated: Any = None) -> "list[list[int]]":

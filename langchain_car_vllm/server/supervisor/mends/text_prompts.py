@@ -11,9 +11,9 @@ from typing import Any
 from .mend import Mend, find
 from .prompt_ends import (
     RECURRENT,
-    WINDOWS,
     beginnings_of_answers,
     holds,
+    may_not_rewind,
     opening_of_questions,
     system_end_of,
     tail_of,
@@ -88,16 +88,13 @@ class KeptPrompts:
     """
 
     def __init__(self, scheduler: Any, batches: Any) -> None:
-        from mlx_lm.models.cache import make_prompt_cache
-
         self._scheduler, self._batches = scheduler, batches
         self._insert, self._next = batches.insert, batches.next
         # By request: tokens that were to be read, and where they are to be stored. And the requests
         # whose prompts are stored up to the last message.
         self._waiting: dict[int, tuple[int, list[int]]] = {}
         self._kept: set[int] = set()
-        caches = make_prompt_cache(scheduler.model)
-        if any(holds(cache, *RECURRENT, *WINDOWS) for cache in caches):
+        if may_not_rewind(scheduler.model):
             tokenizer = scheduler._actual_tokenizer
             self._beginnings = beginnings_of_answers(tokenizer)
             self._opening = opening_of_questions(tokenizer)

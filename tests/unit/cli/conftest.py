@@ -72,3 +72,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     finally:
         for process in processes_of(tmp_path):
             process.kill()
+
+
+@pytest.fixture
+def cache(home: Path) -> Path:
+    """The Hub's folder."""
+    return home / ".cache" / "huggingface" / "hub"

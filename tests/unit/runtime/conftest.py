@@ -1,11 +1,18 @@
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import uv
 from unit.runtime.process_control import end_tree
+
+from langchain_car_vllm.runtime.host import current_host
+from langchain_car_vllm.runtime.install_steps import Work
+from langchain_car_vllm.runtime.reporter import Reporter
 
 FAKE_UV = Path(__file__).parents[2] / "fakes" / "uv"
 
@@ -112,3 +119,55 @@ def write_binary(tmp_path):
         return binary
 
     return write
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    """A folder with one tiny wheel."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr(
+            "tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def install_wheel(wheels, home, monkeypatch):
+    """Install the wheel as the runtime is: by hash, in `~/.car`, from another folder."""
+    digest = hashlib.sha256(next(wheels.iterdir()).read_bytes()).hexdigest()
+    root = home / ".car" / "visual-runtime"
+    root.mkdir(parents=True)
+    lock = wheels.parent / "requirements.lock"
+    lock.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+    monkeypatch.setenv("UV_CACHE_DIR", str(wheels.parent / "cache"))
+    monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    here = wheels.parent / "project"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run():
+        with Path(os.devnull).open("rb") as held:
+            work = Work(root, Path(uv.find_uv_bin()), held.fileno(), current_host(), Reporter(None))
+            work.run_uv(
+                "venv", "venv", "--allow-existing", "--python", sys.executable, root, directory=root
+            )
+            work.run_uv(
+                "pip-install",
+                *("pip", "install", "--python", root / "bin" / "python", "--no-deps"),
+                *("--require-hashes", "--requirement", lock),
+                directory=root,
+            )
+        return [
+            path for path in root.glob("lib/python*/site-packages/tiny.py") if not path.is_symlink()
+        ]
+
+    return run

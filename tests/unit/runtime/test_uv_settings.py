@@ -1,29 +1,16 @@
 """The real uv under settings that were made for somebody's own projects."""
 
-import hashlib
 import itertools
 import os
-import shutil
-import ssl
-import subprocess
-import sys
-import threading
 import tomllib
-import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import uv
-from fakes.socks_proxy import running_socks_proxy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.runtime.commands import clean_environment, hint_for
-from langchain_car_vllm.runtime.host import current_host
-from langchain_car_vllm.runtime.install_steps import Work
-from langchain_car_vllm.runtime.reporter import Reporter
+from langchain_car_vllm.runtime.commands import clean_environment
 from langchain_car_vllm.runtime.uv_settings import (
     _CERTIFICATE_KEYS,
     _KEPT_KEYS,
@@ -33,59 +20,6 @@ from langchain_car_vllm.runtime.uv_settings import (
     has_system_certificates,
     uv_environment,
 )
-
-
-@pytest.fixture
-def wheels(tmp_path):
-    """A folder with one tiny wheel."""
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny.py", "")
-        wheel.writestr(
-            "tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
-        )
-        wheel.writestr(
-            "tiny-1.0.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
-    return folder
-
-
-@pytest.fixture
-def install(wheels, home, monkeypatch):
-    """Install the wheel as the runtime is: by hash, in `~/.car`, from another folder."""
-    digest = hashlib.sha256(next(wheels.iterdir()).read_bytes()).hexdigest()
-    root = home / ".car" / "visual-runtime"
-    root.mkdir(parents=True)
-    lock = wheels.parent / "requirements.lock"
-    lock.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
-    monkeypatch.setenv("UV_CACHE_DIR", str(wheels.parent / "cache"))
-    monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
-    monkeypatch.setenv("UV_OFFLINE", "1")
-    here = wheels.parent / "project"
-    here.mkdir()
-    monkeypatch.chdir(here)
-
-    def run():
-        with Path(os.devnull).open("rb") as held:
-            work = Work(root, Path(uv.find_uv_bin()), held.fileno(), current_host(), Reporter(None))
-            work.run_uv(
-                "venv", "venv", "--allow-existing", "--python", sys.executable, root, directory=root
-            )
-            work.run_uv(
-                "pip-install",
-                *("pip", "install", "--python", root / "bin" / "python", "--no-deps"),
-                *("--require-hashes", "--requirement", lock),
-                directory=root,
-            )
-        return [
-            path for path in root.glob("lib/python*/site-packages/tiny.py") if not path.is_symlink()
-        ]
-
-    return run
-
 
 HOSTILE = """
 exclude-newer = "2020-01-01T00:00:00Z"
@@ -101,21 +35,21 @@ no-binary = [":all:"]
 
 
 @pytest.mark.parametrize("place", [".config/uv/uv.toml", "uv.toml", ".car/uv.toml"])
-def test_settings_files_for_projects_do_not_steer_the_install(install, home, place):
+def test_settings_files_for_projects_do_not_steer_the_install(install_wheel, home, place):
     """An age gate, constraints and a target of the user's, or of a folder above, are not ours."""
     file = home / place
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(HOSTILE)
-    assert install()
+    assert install_wheel()
 
 
-def test_a_project_in_the_home_does_not_steer_the_install(install, home):
+def test_a_project_in_the_home_does_not_steer_the_install(install_wheel, home):
     """A `pyproject.toml` above the runtime is somebody's project."""
     (home / "pyproject.toml").write_text(
         "[project]\nname = 'mine'\nversion = '1'\n[tool.uv]\n"
         "constraint-dependencies = ['tiny<1']\nexclude-newer = '2020-01-01T00:00:00Z'\n"
     )
-    assert install()
+    assert install_wheel()
 
 
 @pytest.mark.parametrize(
@@ -136,16 +70,16 @@ def test_a_project_in_the_home_does_not_steer_the_install(install, home):
     ],
     ids=lambda variables: next(iter(variables)),
 )
-def test_variables_for_projects_do_not_steer_the_install(install, monkeypatch, variables):
+def test_variables_for_projects_do_not_steer_the_install(install_wheel, monkeypatch, variables):
     """What the environment asks for other installs changes nothing of this one."""
     Path("constraints.txt").write_text("tiny==0.5\n")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert install()
+    assert install_wheel()
 
 
 @pytest.mark.parametrize("where", ["variable", "file", "named file", "pip table"])
-def test_where_packages_are_is_kept(install, home, wheels, monkeypatch, where):
+def test_where_packages_are_is_kept(install_wheel, home, wheels, monkeypatch, where):
     """An index of the user's is used, also by a path relative to where it is named."""
     monkeypatch.delenv("UV_FIND_LINKS")
     line = 'find-links = ["../../../wheels"]\n'
@@ -161,7 +95,7 @@ def test_where_packages_are_is_kept(install, home, wheels, monkeypatch, where):
         file.write_text(
             head + line.replace("../../../", f"{os.path.relpath(wheels.parent, file.parent)}/")
         )
-    assert install()
+    assert install_wheel()
 
 
 def test_the_supervisor_finds_what_relative_variables_mean(monkeypatch, tmp_path):
@@ -228,134 +162,6 @@ def test_proxies_of_a_settings_file_are_kept(home):
         assert "HTTP_PROXY" not in environment
 
 
-@pytest.fixture
-def plain_index(wheels, tmp_path):
-    """An index without TLS that has the wheel; its port."""
-    folder = tmp_path / "index" / "simple" / "tiny"
-    folder.mkdir(parents=True)
-    for wheel in wheels.iterdir():
-        shutil.copy(wheel, folder)
-
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=tmp_path / "index")
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def online(install, monkeypatch):
-    """The wheel is to be had from an index alone."""
-    for name in ("UV_FIND_LINKS", "UV_OFFLINE"):
-        monkeypatch.delenv(name)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    return install
-
-
-@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks"])
-def test_an_index_behind_a_socks_proxy(online, plain_index, monkeypatch, scheme):
-    """The real uv goes through it, also in the spelling of desktops."""
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://localhost.index.example/simple")
-    with running_socks_proxy(plain_index) as proxy:
-        monkeypatch.setenv("ALL_PROXY", f"{scheme}://{proxy.address}")
-        if scheme == "socks5":  # uv looks the name up itself
-            monkeypatch.setenv("UV_DEFAULT_INDEX", "http://192.0.2.1/simple")
-        assert online()
-        assert proxy.asked
-
-
-def test_an_index_on_this_machine_is_asked_without_a_proxy(online, plain_index, monkeypatch):
-    """Whatever the variables say."""
-    monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{plain_index}/simple")
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert online()
-
-
-def test_a_socks_proxy_that_is_not_there_is_the_cause(online, monkeypatch):
-    """What uv says of it comes with a cure that names the variables."""
-    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://192.0.2.1/simple")
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    with pytest.raises(ProvisionError) as caught:
-        online()
-    assert "ALL_PROXY" in caught.value.hint
-
-
-@pytest.fixture
-def untrusted_index(tmp_path):
-    """An index that is served with a certificate which nobody trusts."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    options = f"-x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2"
-    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
-    subprocess.run(
-        ["openssl", "req", *options.split(), *subject],
-        check=True,
-        capture_output=True,
-    )
-    (tmp_path / "simple" / "tiny").mkdir(parents=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=tmp_path)
-
-        def log_message(self, *args):
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request, client_address):
-            """A client that does not trust us hangs up."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"https://localhost:{server.server_port}/simple"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_proxy_that_inspects_tls_is_told_from_no_network(install, untrusted_index, monkeypatch):
-    """The hint is about certificates, and uv's own about its options is left out."""
-    for name in ("UV_FIND_LINKS", "UV_OFFLINE"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("UV_DEFAULT_INDEX", untrusted_index)
-    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    with pytest.raises(ProvisionError, match="invalid peer certificate") as caught:
-        install()
-    assert "SSL_CERT_FILE" in caught.value.hint
-    assert "--system-certs" not in str(caught.value)
-    assert len(str(caught.value.message).splitlines()) <= 3
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "error: Request failed\n  Caused by: invalid peer certificate: UnknownIssuer",
-        "error: Failed to download https://github.com/x\n  invalid peer certificate: BadSignature",
-    ],
-)
-def test_certificates_come_before_the_network(text):
-    """A failed request that names a certificate is not called a missing network."""
-    assert "SSL_CERT_FILE" in hint_for(f"error sending request {text}")
-
-
 VALUES = st.recursive(
     st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: (
@@ -363,7 +169,6 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-
 
 ODD = (
     *('"x"', "5", "true", "[]", '["a"]', "[1]", '[["a"]]', '{a = "b"}', "[{url = 5}]", "inf"),

@@ -1,0 +1,110 @@
+"""`plan`: whether and how a model would run, before it does."""
+
+import json
+import shlex
+from pathlib import Path
+
+import psutil
+import pytest
+from fakes.hub import running_hub, write_model
+from fakes.published_configs import CONFIGS
+from fakes.weights import write_sparse_weights
+from faults.support import FAST, Fake
+from unit.cli.conftest import Cli
+from unit.cli.model_folders import CATALOG, fill
+
+from langchain_car_vllm.server import lease
+
+
+def test_the_plan_is_what_happens(cli: Cli, fake: Fake):
+    """The command line, the engine and the memory are those of the real start."""
+    extra = ("--max-tokens", "77")
+    done = cli("plan", str(fake.model), "--server-arg=--max-tokens", "--server-arg=77", "--json")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    assert fake.starts() == []
+    with lease(fake.spec(server_args=extra), policy=FAST):
+        state = fake.state(server_args=extra)
+        assert state.server is not None
+        real = psutil.Process(state.server.pid).cmdline()
+    words = shlex.split(planned["command"])
+    words[words.index("PORT")] = str(state.port)
+    assert real[-len(words) :] == words
+    assert planned["engine"] == state.serving.engine
+    assert planned["memory_bytes"] == state.reservation
+    assert planned["memory_taken_bytes"] == 0
+    beside = json.loads(cli("plan", str(fake.model), "--json").stdout)
+    assert beside["memory_taken_bytes"] == state.reservation
+    assert planned["runtime_version"] == state.serving.version == "0.6.0"
+    assert planned["fits"] == {"host": True, "hub": True, "disk": True, "memory": True}
+
+
+def test_a_plan_asks_the_hub(cli: Cli, fake: Fake, tmp_path: Path, socket_enabled: None):
+    """A model that is not here is judged by the Hub's own sizes, and nothing is fetched."""
+    with running_hub() as hub:
+        hub.repositories["org/tiny"] = write_model(tmp_path / "origin", weights=256_000)
+        done = cli("plan", "org/tiny", "--json", HF_ENDPOINT=hub.endpoint)
+        assert done.returncode == 0, done.stdout
+        planned = json.loads(done.stdout)
+        assert planned["weights_bytes"] == 256_000
+        assert planned["fits"] == {"host": True, "hub": True, "disk": True, "memory": True}
+        assert hub.bytes_sent == 0
+        missing = cli("plan", "org/none", HF_ENDPOINT=hub.endpoint)
+    assert missing.returncode == 1
+    assert "the Hub has no such repository" in missing.stdout
+
+
+def test_a_plan_tells_the_context_and_the_company_that_fit(cli: Cli, tmp_path: Path):
+    """What was asked for fits, or the largest context and company that do are named."""
+    model = tmp_path / "model"
+    fill(model)
+    (model / "config.json").write_text(json.dumps(CONFIGS["Qwen3-8B"]))
+    write_sparse_weights(model / "model.safetensors", 4_600_000_000)
+    arguments = ("plan", str(model), "--context", "16k", "--agents")
+    few = json.loads(cli(*arguments, "1", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout)
+    assert few["fits"]["company"] is True
+    assert few["context_window"] == 40_960
+    assert few["max_input_tokens"] < 40_960
+    done = cli(*arguments, "8", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5")
+    assert done.returncode == 1
+    many = json.loads(done.stdout)
+    assert many["fits"]["company"] is False
+    told = many["company"]
+    assert 8 * told["largest_context"] <= many["kv_room_tokens"] < 8 * 16_384
+    assert told["most_agents"] == many["kv_room_tokens"] // 16_384
+    told_text = cli(*arguments, "8", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout
+    assert f"8 x 16,384 tokens do not fit; 8 x {told['largest_context']:,} do" in told_text
+    smaller = cli(*arguments, "1", CAR_VLLM_MLX_MEMORY_GB="9").stdout
+    assert "a 4-bit quantisation of it would" in smaller
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--context", "0"),
+        ("--context", "-5"),
+        ("--context", "many"),
+        ("--context", "64kb"),
+        ("--context", "99999999999"),
+        ("--agents", "0"),
+        ("--agents", "-1"),
+    ],
+)
+def test_a_company_that_makes_no_sense_is_refused(cli: Cli, wrong: tuple[str, str]):
+    """Nonsense is told as what it is, with what to write instead."""
+    done = cli("plan", "org/any", *wrong)
+    assert done.returncode == 1
+    assert wrong[0] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plan_that_cannot_work_is_exit_code_1(cli: Cli, fake: Fake):
+    """Too little memory is told with the numbers, a Hub that may not be asked by its reason."""
+    done = cli("plan", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10", HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "does not fit" in done.stdout
+    assert "of 10.0 GB" in done.stdout
+    assert "HF_HUB_OFFLINE forbids the download" in done.stdout
+    assert done.stderr.count("hint: ") == 2
+    assert "raise CAR_VLLM_MLX_MEMORY_GB" in done.stderr
+    assert "command" not in done.stdout

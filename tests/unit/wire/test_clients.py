@@ -1,0 +1,88 @@
+"""The clients that requests go out with: event loops, forks, proxies and headers."""
+
+import asyncio
+import os
+from contextlib import suppress
+
+import openai
+import pytest
+from fakes.reply import Reply
+from unit.wire.calling import astreamed
+
+from langchain_car_vllm.wire.transport.clients import (
+    Address,
+    AsyncClients,
+    LoopClients,
+    sync_clients,
+)
+
+
+def test_a_second_event_loop_works_and_leaves_no_socket(serve):
+    """Each `asyncio.run` gets a client of its own, closed with its loop."""
+    model, _ = serve()
+    for _ in range(3):
+        assert asyncio.run(model.ainvoke("hi")).content
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h", "socks", "nonsense"])
+def test_nothing_in_the_environment_redirects_a_request(serve, monkeypatch, scheme):
+    """Neither OpenAI's variables nor a proxy of any kind change where a request goes or as whom."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"{scheme}://127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("LANGSMITH_GATEWAY", "true")
+    monkeypatch.setenv("LANGSMITH_GATEWAY_API_KEY", "lsv2-secret")
+    model, dialect = serve()
+    assert model.invoke("hi").content
+    assert asyncio.run(model.ainvoke("hi")).content
+    assert "secret" not in str(dialect.headers)
+    assert not any("openai-organization" in headers for headers in dialect.headers)
+
+
+def test_the_clients_are_those_the_sdk_is_made_for():
+    """It comes with an HTTP library of its own, which reads nothing from the environment here."""
+    address = Address("http://127.0.0.1:9/v1", None)
+    clients = sync_clients(address)
+    assert isinstance(clients.http, openai.DefaultHttpxClient)
+
+    async def made() -> AsyncClients:
+        return await LoopClients(address).current()
+
+    async_clients = asyncio.run(made())
+    assert isinstance(async_clients.http, openai.DefaultAsyncHttpxClient)
+    assert async_clients.sdk.max_retries == clients.sdk.max_retries == 0
+
+
+def test_heartbeats_do_not_end_an_asynchronous_stream(serve, monkeypatch):
+    """Comments before the first token are no answer and no failure, however long they last."""
+    monkeypatch.setenv("LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S", "0.05")
+    model, _ = serve(Reply(text="very late", heartbeats=20, pause=0.2))
+    assert asyncio.run(astreamed(model, "hi", timeout=10)).content == "very late"
+
+
+@pytest.mark.parametrize("given", [{}, {"extra_headers": {"X-Other": "1"}}])
+def test_a_header_of_the_users_takes_the_place_of_ours(serve, given):
+    """A gateway has a key of its own, however the user writes the header's name."""
+    model, dialect = serve(default_headers={"Authorization": "Basic abc", "User-Agent": "mine"})
+    model.invoke("hi", **given)
+    assert dialect.headers[-1]["authorization"] == "Basic abc"
+    assert dialect.headers[-1]["user-agent"] == "mine"
+    model.invoke("hi", extra_headers={"AUTHORIZATION": "Basic def"})
+    assert dialect.headers[-1]["authorization"] == "Basic def"
+
+
+def test_a_forked_child_has_connections_of_its_own(serve):
+    """Over its parent's each could get the other's answer."""
+    model, dialect = serve()
+    model.invoke("hi")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with suppress(BaseException):
+            status = 0 if model.invoke("from the child").content else 1
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(set(dialect.peers)) == 2

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 from langchain_car_vllm.server import directory_of
+from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.prefix_caches import prefix_caches
+from langchain_car_vllm.server.supervisor.child import install_launcher
 
 pytestmark = [pytest.mark.timeout(600)]
 
@@ -104,3 +108,44 @@ def test_two_keys_of_a_model_share_no_folder(ask, chat, smollm2: str, tmp_path: 
         for given in ({}, {"server_args": ["--max-num-seqs", "8"]})
     }
     assert keys <= {cache.key for cache in prefix_caches()}
+
+
+_CUT_SHORT = """
+import array, sys
+sys.path.insert(0, ".")
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+from vllm_mlx import memory_cache
+if sys.argv[1] == "mended":
+    from mends import prefix_cache_folder
+    assert prefix_cache_folder._save_whole(memory_cache) is None
+def saved(*entries):
+    found = memory_cache.MemoryAwarePrefixCache(None, memory_cache.MemoryCacheConfig())
+    for first, count in entries:
+        layer = KVCache()
+        layer.update_and_fetch(mx.zeros((1, 1, count, 4)), mx.zeros((1, 1, count, 4)))
+        assert found.store(list(range(first, first + count)), [layer])
+    return found
+saved((0, 300)).save_to_disk("saved")
+class Killed(BaseException): pass
+def kill(*_): raise Killed
+array.array, kept = kill, array.array
+try:
+    saved((1000, 500)).save_to_disk("saved")
+except Killed:
+    array.array = kept
+later = saved()
+later.load_from_disk("saved")
+print([(len(key), entry.cache[0].offset) for key, entry in later._entries.items()])
+"""
+
+
+@pytest.mark.parametrize(("mode", "found"), [("plain", "[(300, 500)]"), ("mended", "[]")])
+def test_a_save_that_is_cut_short_is_not_read(tmp_path: Path, mode: str, found: str):
+    """Without the mend the tokens of one prompt get the states of another; no server is needed."""
+    install_launcher(ServerDirectory(tmp_path))
+    python = str(interpreter_of(ensure_runtime().server))
+    done = subprocess.run(
+        [python, "-c", _CUT_SHORT, mode], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == found

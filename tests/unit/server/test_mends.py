@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,12 @@ import pytest
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.mends import (
     batch_rows,
+    media_prompts,
     open_pages,
+    prefix_after_hit,
     request_count,
     request_end,
+    text_prompts,
 )
 from langchain_car_vllm.server.supervisor.mends.catalogue import MENDS
 from langchain_car_vllm.server.supervisor.mends.chat_template import (
@@ -275,3 +279,99 @@ def test_the_context_ends_with_the_token_that_is_read():
     assert generator._step(Tokens([7, 8]), [], [], [own, made]) == [[1, 2, 7], [3, 4]]
     assert own == [1, 2]
     assert generator._step(Tokens([7, 8]), [], None, None) is None
+
+
+class Unknown:
+    """Something of another version: whatever is looked for is not there."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(name)
+
+
+def test_unknown_chunks_cost_no_answer(capfd: pytest.CaptureFixture):
+    """Where a prompt in chunks is noted otherwise, steps go on, and the log tells once."""
+    generator = types.SimpleNamespace(
+        _answer_beginnings=[[1]], _question_opening=[2], _partial={"request": Unknown()}
+    )
+    for _ in range(2):
+        step = lambda: ["an answer"]  # noqa: E731
+        assert media_prompts._step_with_checkpoint(generator, step) == ["an answer"]
+    assert capfd.readouterr().err.count("`prefix-ends-of-messages` stepped aside") == 1
+
+
+@pytest.fixture
+def recurrent_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have models say that their caches cannot be rewound."""
+    cache = types.ModuleType("mlx_lm.models.cache")
+    cache.make_prompt_cache = lambda model: [type("ArraysCache", (), {})()]
+    for name in ("mlx_lm", "mlx_lm.models"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mlx_lm.models.cache", cache)
+
+
+class Batches:
+    """Reads prompts, and tells of them in a way of its own."""
+
+    def __init__(self) -> None:
+        self.read: list[object] = []
+
+    def insert(self, prompts: object, **_: object) -> list[int]:
+        self.read.append(prompts)
+        return [1]
+
+    insert_segments = insert
+
+    def next(self) -> tuple[list[object], list[str]]:
+        return [Unknown()], ["an answer"]
+
+
+@pytest.mark.usefixtures("recurrent_caches")
+def test_unknown_steps_cost_no_answer(capfd: pytest.CaptureFixture):
+    """Where requests, or what a step tells, are noted otherwise, prompts are read as published."""
+    batches = Batches()
+    scheduler = types.SimpleNamespace(
+        model=None, _actual_tokenizer=None, uid_to_request_id={1: "a"}
+    )
+    text_prompts.KeptPrompts(scheduler, batches)
+    batches.insert([[1, 2, 3]])
+    assert batches.read == [[[[1, 2], [3]]]]
+    for _ in range(2):
+        assert batches.next()[1] == ["an answer"]
+    batches.insert([[1, 2, 3]])
+    assert batches.read[1:] == [[[1, 2, 3]]]
+    assert capfd.readouterr().err.count("`prefix-each-turn` stepped aside") == 1
+    batches = Batches()
+    text_prompts.KeptPrompts(types.SimpleNamespace(model=None, _actual_tokenizer=None), batches)
+    assert batches.insert([[1, 2, 3]]) == [1]
+    assert batches.read == [[[1, 2, 3]]]
+
+
+def test_what_cannot_be_kept_costs_no_answer():
+    """Whatever is raised while a prompt is stored, the prompt has been read and is answered."""
+
+    class Generator:
+        prefix_cache = Unknown()
+
+        def _process_prompts(self, requests):
+            self._clone_prefix_for_replay(["cache"])
+            requests[0].logits_processors[0]([], 1)
+            return types.SimpleNamespace(logits_processors=[requests[0].logits_processors])
+
+        def _needs_prefill_checkpoint(self, cache_list):
+            raise AssertionError
+
+        def _publish_prefill_checkpoint(self, request_id, checkpoint_entry):
+            raise AssertionError
+
+        def _clone_prefix_for_replay(self, cache_list):
+            return cache_list
+
+        def _cache_leaves(self, cache_list):
+            raise RuntimeError
+
+    module = types.SimpleNamespace(
+        MLLMBatchGenerator=Generator, is_text_only_prefix_cache_request=lambda request: True
+    )
+    prefix_after_hit._keep_prompts_after_hits(module)
+    batch = Generator()._process_prompts([types.SimpleNamespace(logits_processors=None)])
+    assert batch.logits_processors is None

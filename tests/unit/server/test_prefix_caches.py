@@ -202,3 +202,46 @@ def test_what_servers_saved_is_counted(root: Path, model: Path):
         (two, "two", 1000),
         (one, "one", 100),
     ]
+
+
+class SavedCache:
+    """Saves as vllm-mlx 0.6.0 does: over what is there, the index at the end."""
+
+    def __init__(self, texts: list[str], ends_at: int = -1) -> None:
+        self.texts, self.ends_at = texts, ends_at
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def save_to_disk(self, cache_dir: str) -> bool:
+        if not self.texts:
+            return False
+        folder = Path(cache_dir, "of-these-versions")
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, text in enumerate(self.texts):
+            if number == self.ends_at:
+                raise KeyboardInterrupt
+            (folder / f"entry_{number}.safetensors").write_text(text)
+        (folder / "index.json").write_text(str(len(self.texts)))
+        return True
+
+
+def test_what_was_half_saved_is_never_read(tmp_path: Path):
+    """A save that is cut short leaves no index, a whole one nothing old, and an empty one stays out."""
+    module = types.SimpleNamespace(MemoryAwarePrefixCache=type("Cache", (SavedCache,), {}))
+    prefix_cache_folder._save_whole(module)
+    cache = module.MemoryAwarePrefixCache
+    folder = tmp_path / "of-these-versions"
+    assert cache(["one", "two", "three"]).save_to_disk(str(tmp_path))
+    assert not cache([]).save_to_disk(str(tmp_path))
+    assert (folder / "index.json").read_text() == "3"
+    assert cache(["four", "five"]).save_to_disk(str(tmp_path))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "entry_0.safetensors",
+        "entry_1.safetensors",
+        "index.json",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        cache(["six", "seven"], ends_at=1).save_to_disk(str(tmp_path))
+    assert (folder / "entry_0.safetensors").read_text() == "six"
+    assert not (folder / "index.json").exists()

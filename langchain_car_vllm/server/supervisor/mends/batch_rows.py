@@ -14,6 +14,7 @@ def _keep_processors_in_line(module: Any) -> None:
     """
     batches = [find(module, name) for name in ("PromptProcessingBatch", "GenerationBatch")]
     for batch in batches:
+        find(batch, "__init__", "uids", "logits_processors")
         find(batch, "filter")
         find(batch, "extend")
     for batch in batches:

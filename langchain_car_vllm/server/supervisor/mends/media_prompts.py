@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from .mend import Mend, find
+from .mend import Mend, find, tell_that_it_stepped_aside
 from .prompt_ends import (
     beginnings_of_answers,
     keeps_beginnings,
@@ -20,6 +20,8 @@ from .prompt_ends import (
     system_end_of,
     tail_of,
 )
+
+_NAME = "prefix-ends-of-messages"
 
 
 def _keep_ends_of_messages(module: Any) -> None:
@@ -97,6 +99,7 @@ def _up_to_last_message(generator: Any, request: Any) -> Any:
     if end is None or tokens in cache or tokens[:end] in cache:
         return None
     part = copy.copy(request)
+    part.extra_kwargs = dict(request.extra_kwargs)  # it is emptied once it has been read
     part.input_ids = request.input_ids.reshape(1, -1)[:, :end]
     if request.attention_mask is not None:
         part.attention_mask = request.attention_mask.reshape(1, -1)[:, :end]
@@ -135,9 +138,19 @@ def _store(generator: Any, part: Any, batch: Any) -> None:
 def _step_with_checkpoint(generator: Any, step: Any) -> Any:
     """Take a step; have a prompt that is read in chunks be stored where its messages end."""
     responses = step()
-    reading = generator._partial
-    if reading is None or not (generator._answer_beginnings or generator._question_opening):
-        return responses
+    if generator._answer_beginnings or generator._question_opening:
+        try:
+            _plan_checkpoint(generator, generator._partial)
+        except Exception as error:  # noqa: BLE001 - it would end all answers under way
+            generator._answer_beginnings, generator._question_opening = [], []
+            tell_that_it_stepped_aside(_NAME, error)
+    return responses
+
+
+def _plan_checkpoint(generator: Any, reading: "dict[str, Any] | None") -> None:
+    """Store what has been read up to the end of a message, and plan the next end."""
+    if reading is None:
+        return
     if "keys" not in reading:
         tokens = reading["request"].input_ids.reshape(-1).tolist()
         reading["keys"] = _keys_of(generator, tokens, reading["cached_count"])
@@ -149,7 +162,6 @@ def _step_with_checkpoint(generator: Any, step: Any) -> Any:
         reading["checkpoint_entry"] = None
     if ahead:
         reading["checkpoint_at"], reading["checkpoint_key"] = len(ahead[0]), ahead[0]
-    return responses
 
 
 def _keys_of(generator: Any, tokens: "list[int]", found: int) -> "list[list[int]]":
@@ -161,7 +173,7 @@ def _keys_of(generator: Any, tokens: "list[int]", found: int) -> "list[list[int]
 
 MENDS = (
     Mend(
-        name="prefix-ends-of-messages",
+        name=_NAME,
         module="vllm_mlx.mllm_batch_generator",
         tested="vllm-mlx 0.6.0",
         purpose="keep system messages for other conversations, and prompts up to the last message "

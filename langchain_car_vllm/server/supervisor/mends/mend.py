@@ -1,6 +1,7 @@
 """A mend: what it changes in which module, and how it finds out that it may."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,3 +55,9 @@ def find(owner: Any, name: str, *parameters: str) -> Any:
     if missing:
         raise UnknownCodeError(f"{place} takes no {', '.join(missing)}")
     return found
+
+
+def tell_that_it_stepped_aside(name: str, error: Exception) -> None:
+    """Say in the log that a mend met what it does not know while the server ran."""
+    text = f"car-vllm: the mend `{name}` stepped aside: {type(error).__name__}: {error}"
+    print(text, file=sys.stderr, flush=True)

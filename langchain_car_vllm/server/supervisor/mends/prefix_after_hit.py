@@ -1,6 +1,7 @@
 """A conversation's prompt is kept after each turn, however short the turn."""
 
 import functools
+from contextlib import suppress
 from typing import Any
 
 from .mend import Mend, find
@@ -49,8 +50,9 @@ def _keep_prompts_after_hits(module: Any) -> None:
             request.logits_processors = processors
         if batch is not None:
             _remove(note, batch)
-            if len(clones) == 1 and clones[0] and is_text_only(request):
-                _store(self, request, clones[0], said[0])
+            with suppress(Exception):  # no answer is lost for what would have been kept
+                if len(clones) == 1 and clones[0] and is_text_only(request):
+                    _store(self, request, clones[0], said[0])
         return batch
 
     generator._process_prompts = patched

@@ -23,6 +23,7 @@ from .mend import Mend, find
 _OLDEST_SECONDS = 30 * 86_400
 _MOST_BYTES = 10_000_000_000
 _NAME_CHARACTERS = 80
+_INDEX = "index.json"
 _PACKAGES = ("vllm-mlx", "mlx", "mlx-lm", "mlx-vlm")
 
 
@@ -35,6 +36,28 @@ def _own_the_folder(module: Any) -> None:
         return folder.path(str(original()))
 
     module._get_cache_dir = cache_dir
+
+
+def _save_whole(module: Any) -> None:
+    """Remove what was saved before, its index first, when the cache is saved anew.
+
+    vllm-mlx 0.6.0 writes over the files of the last time, one by one, and the index at the end.
+    Where that is cut short, by a kill or the end of the machine, the old index would give new
+    states to the tokens of other prompts: wrong answers.
+    """
+    cache = find(module, "MemoryAwarePrefixCache")
+    save = find(cache, "save_to_disk", "cache_dir")
+    find(cache, "__len__")
+
+    def save_whole(self: Any, cache_dir: str) -> Any:
+        if len(self):
+            for folder, _, names in list(os.walk(cache_dir)):
+                if _INDEX in names:
+                    os.unlink(os.path.join(folder, _INDEX))
+            shutil.rmtree(cache_dir, ignore_errors=True)
+        return save(self, cache_dir)
+
+    cache.save_to_disk = save_whole
 
 
 class CacheFolder:
@@ -64,9 +87,10 @@ class CacheFolder:
             if digest != self._first:
                 digest = secrets.token_hex(8)
             root, name = os.path.split(named)
-            self._path = os.path.join(root, f"{name[-_NAME_CHARACTERS:]}-{digest}")
+            path = os.path.join(root, f"{name[-_NAME_CHARACTERS:]}-{digest}")
             os.makedirs(root, exist_ok=True)
-            self._note = _hold(f"{self._path}.json", self._key)
+            self._note = _hold(f"{path}.json", self._key)
+            self._path = path
         remove_old_folders(os.path.dirname(self._path), self._key, self._path)
         return self._path
 
@@ -209,5 +233,12 @@ MENDS = (
         tested="vllm-mlx 0.6.0",
         purpose="keep the saved prefix cache under what it was computed from, never under a name",
         apply=_own_the_folder,
+    ),
+    Mend(
+        name="prefix-cache-saving",
+        module="vllm_mlx.memory_cache",
+        tested="vllm-mlx 0.6.0",
+        purpose="read no prefix cache whose saving was cut short",
+        apply=_save_whole,
     ),
 )

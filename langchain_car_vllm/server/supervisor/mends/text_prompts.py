@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
-from .mend import Mend, find
+from .mend import Mend, find, tell_that_it_stepped_aside
 from .prompt_ends import (
     RECURRENT,
     beginnings_of_answers,
@@ -18,6 +18,8 @@ from .prompt_ends import (
     system_end_of,
     tail_of,
 )
+
+_NAME = "prefix-each-turn"
 
 
 def _read_one_by_one(module: Any) -> None:
@@ -106,30 +108,47 @@ class KeptPrompts:
 
     def insert(self, prompts: Any, **settings: Any) -> Any:
         """Add a request in pieces; what reads several at once, or a single token, stays."""
-        if len(prompts) != 1 or len(prompts[0]) == 1:
+        if len(prompts) != 1 or len(prompts[0]) < 2:  # noqa: PLR2004
             return self._insert(prompts, **settings)
-        prompt = list(prompts[0])
+        try:
+            self._forget_ended()
+            pieces, ends = self._pieces(list(prompts[0]), is_new=not settings.get("caches"))
+        except Exception as error:  # noqa: BLE001 - no answer is lost for it
+            self._step_aside(error)
+            return self._insert(prompts, **settings)
+        uids = self._batches.insert_segments([pieces], **settings)
+        self._waiting[uids[0]] = len(prompts[0]), ends
+        return uids
+
+    def _pieces(self, prompt: "list[int]", *, is_new: bool) -> "tuple[list[list[int]], list[int]]":
+        """Return the pieces of a prompt, and how many tokens stand before each end but the last."""
         last_end = len(prompt) - (tail_of(prompt, self._beginnings) or 1)
-        is_new = not settings.get("caches")
         system_end = system_end_of(prompt, self._opening) if is_new else 0
         ends = [*([system_end] if 0 < system_end < last_end else []), last_end]
-        pieces = [prompt[a:b] for a, b in pairwise([0, *ends, len(prompt)])]
-        self._forget_ended()
-        uids = self._batches.insert_segments([pieces], **settings)
-        self._waiting[uids[0]] = len(prompt), ends
-        return uids
+        return [prompt[a:b] for a, b in pairwise([0, *ends, len(prompt)])], ends
 
     def next(self) -> Any:
         """Take a step, and store what has been read up to an end."""
         result = self._next()
-        for response in result[0]:
-            count, ends = self._waiting.get(response.uid, (0, []))
-            if response.end_of_segment and ends and response.progress[0] == ends[0]:
-                end = ends.pop(0)
-                with suppress(Exception):  # no answer is lost for what would have been kept
-                    if self._store(response.uid, count - end) and not ends:
-                        self._kept.add(response.uid)
+        try:
+            for response in result[0]:
+                self._note(response)
+        except Exception as error:  # noqa: BLE001 - it would end all answers under way
+            self._step_aside(error)
         return result
+
+    def _note(self, response: Any) -> None:
+        """Store what has been read where that is an end."""
+        count, ends = self._waiting.get(response.uid, (0, []))
+        if response.end_of_segment and ends and response.progress[0] == ends[0]:
+            end = ends.pop(0)
+            with suppress(Exception):  # no answer is lost for what would have been kept
+                if self._store(response.uid, count - end) and not ends:
+                    self._kept.add(response.uid)
+
+    def _step_aside(self, error: Exception) -> None:
+        self._batches.insert, self._batches.next = self._insert, self._next
+        tell_that_it_stepped_aside(_NAME, error)
 
     def _forget_ended(self) -> None:
         known = self._scheduler.uid_to_request_id
@@ -160,7 +179,7 @@ MENDS = (
         apply=_read_one_by_one,
     ),
     Mend(
-        name="prefix-each-turn",
+        name=_NAME,
         module="vllm_mlx.scheduler",
         tested="vllm-mlx 0.6.0",
         purpose="keep each prompt up to where its answer begins, and its system message, on text "

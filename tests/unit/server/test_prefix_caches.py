@@ -227,7 +227,7 @@ class SavedCache:
 
 
 def test_what_was_half_saved_is_never_read(tmp_path: Path):
-    """A save that is cut short leaves no index, a whole one nothing old, and an empty one stays out."""
+    """A save that is cut short leaves no index, a whole one nothing old, and nothing is no save."""
     module = types.SimpleNamespace(MemoryAwarePrefixCache=type("Cache", (SavedCache,), {}))
     prefix_cache_folder._save_whole(module)
     cache = module.MemoryAwarePrefixCache

@@ -10,15 +10,15 @@ from functools import lru_cache
 from importlib import import_module
 from typing import NamedTuple, Protocol
 
-from langchain_car_vllm.display import display_progress
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.progress import OnProgress, Progress
-from langchain_car_vllm.run_events import Run
+from langchain_car_vllm.progress.display import display_progress
+from langchain_car_vllm.progress.run_events import Run
+from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.threads import run_wait
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
 from langchain_car_vllm.wire.transport.remote import describe, find_description
 from langchain_car_vllm.wire.transport.request_progress import Watch

@@ -47,7 +47,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_car_vllm.printable import alternatives, to_sentence
+from langchain_car_vllm.support.printable import alternatives, to_sentence
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.errors import (

@@ -11,7 +11,7 @@ from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.setting_checks import check_is_text, check_positive, list_of_texts
 from langchain_car_vllm.settings import ServerFields
-from langchain_car_vllm.threads import run_wait
+from langchain_car_vllm.support.threads import run_wait
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.rerank import Ranker

@@ -8,8 +8,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.printable import format_value
-from langchain_car_vllm.user_warnings import warn_user_once
+from langchain_car_vllm.support.printable import format_value
+from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")

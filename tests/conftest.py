@@ -9,7 +9,7 @@ import pytest
 from darwin_tcp import _everywhere, darwin_rules  # noqa: F401
 from hypothesis import HealthCheck, settings
 
-from langchain_car_vllm import user_warnings
+from langchain_car_vllm.support import user_warnings
 from langchain_car_vllm.wire.transport import remote
 
 _SLOW = [

@@ -29,7 +29,7 @@ from langchain_car_vllm.cli.service import app as service
 from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.cli.uninstall import uninstall
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.printable import printable
+from langchain_car_vllm.support.printable import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

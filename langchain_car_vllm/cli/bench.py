@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_json, print_table, say
-from langchain_car_vllm.display import Display
 from langchain_car_vllm.environment import CAR_VLLM_MLX_WIRED
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.progress.display import Display
 
 if TYPE_CHECKING:
     from langchain_car_vllm import ChatVllmMlx

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from langchain_car_vllm.cli.output import print_answer, say
-from langchain_car_vllm.printable import printable_answer
+from langchain_car_vllm.support.printable import printable_answer
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage

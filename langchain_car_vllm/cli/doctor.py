@@ -14,7 +14,7 @@ from langchain_car_vllm.cli.output import AsJson, print_json
 from langchain_car_vllm.cli.selftest import selftests
 from langchain_car_vllm.environment import NO_COLOR
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.printable import printable
+from langchain_car_vllm.support.printable import printable
 
 _OF_MODEL = ("model build", "simple ", "batched ")
 _COLOURS = {"ok": "32", "warning": "33", "failed": "31"}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from langchain_car_vllm.cli.output import say
-from langchain_car_vllm.display import Display
+from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.runtime import (
     VllmRuntime,
     binary_to_launch,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from langchain_car_vllm.models.catalog import PREFIX
-from langchain_car_vllm.printable import printable, printable_answer
+from langchain_car_vllm.support.printable import printable, printable_answer
 
 _GB = 1e9
 _MB = 1e6

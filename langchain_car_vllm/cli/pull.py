@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from langchain_car_vllm.cli.output import ModelArguments, say
-from langchain_car_vllm.display import Display
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.download import check_may_download
@@ -17,6 +16,7 @@ from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.remote_code import TRUST
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.runtime import ensure_runtime
 from langchain_car_vllm.server.policy import policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec

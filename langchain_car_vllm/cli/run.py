@@ -8,8 +8,8 @@ import typer
 
 from langchain_car_vllm.cli.conversation import GREETING, Conversation, read_questions
 from langchain_car_vllm.cli.output import ModelArgument, print_json, say
-from langchain_car_vllm.display import Display
 from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
+from langchain_car_vllm.progress.display import Display
 
 
 def run(

@@ -16,14 +16,14 @@ from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.proxies import find_proxies
-from langchain_car_vllm.printable import printable
-from langchain_car_vllm.proxy_variables import is_socks
 from langchain_car_vllm.runtime import binary_to_launch, interpreter_of
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.host import Host
 from langchain_car_vllm.runtime.uv_settings import has_system_certificates
 from langchain_car_vllm.server import running_servers
 from langchain_car_vllm.server.memory import budget_bytes
+from langchain_car_vllm.support.printable import printable
+from langchain_car_vllm.support.proxy_variables import is_socks
 
 _ENOUGH_FILES = 1024
 _PATIENCE = 30.0

@@ -23,12 +23,12 @@ import typer
 
 from langchain_car_vllm.cli.gateway_process import GatewayProcess, Published, noted_gateway
 from langchain_car_vllm.cli.output import ModelArgument, print_facts, print_json, say
-from langchain_car_vllm.display import Display
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.server.directory import make_checked
 from langchain_car_vllm.server.spec import ServerSpec
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from langchain_car_vllm.proxy_variables import is_socks
+from langchain_car_vllm.support.proxy_variables import is_socks
 
 Connect = Callable[..., socket.socket]
 _SCHEMES = {"socks": "socks5", "socks5h": "socks5", "socks4a": "socks4"}

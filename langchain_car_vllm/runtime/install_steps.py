@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from langchain_car_vllm.backups import exclude_from_backups
 from langchain_car_vllm.environment import PATH
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
 from langchain_car_vllm.runtime.commands import clean_environment, run_step
@@ -31,6 +30,7 @@ from langchain_car_vllm.runtime.virtual_environment import (
     python_binary,
     server_binary,
 )
+from langchain_car_vllm.support.backups import exclude_from_backups
 
 _PROVEN_RANGE = "cpython>={}.{},<{}.{}".format(
     *OLDEST_PYTHON, PROVEN_PYTHON[0], PROVEN_PYTHON[1] + 1

@@ -18,7 +18,7 @@ from typing import Any
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.proxy_variables import proxy_variables
+from langchain_car_vllm.support.proxy_variables import proxy_variables
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ reads them must not hold the user's keys; what a server needs beyond this list g
 from collections.abc import Mapping
 
 from langchain_car_vllm.models.hub_account import hub_variables
-from langchain_car_vllm.proxy_variables import proxy_variables
+from langchain_car_vllm.support.proxy_variables import proxy_variables
 
 _NAMES = frozenset(
     {

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from langchain_car_vllm.process_state import reset_after_fork
 from langchain_car_vllm.runtime.host import unsupported_platform
+from langchain_car_vllm.support.process_state import reset_after_fork
 
 try:
     import fcntl

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from langchain_car_vllm.backups import TAG, exclude_from_backups, is_tagged
 from langchain_car_vllm.paths import home
 from langchain_car_vllm.server.locks import close_lock, open_existing, try_exclusive
+from langchain_car_vllm.support.backups import TAG, exclude_from_backups, is_tagged
 
 
 class PrefixCache(NamedTuple):

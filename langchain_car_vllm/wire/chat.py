@@ -38,8 +38,8 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.gate import Gate, OpenGate
-from langchain_car_vllm.threads import run_wait
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
+from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.result import (
     AnswerEnd,

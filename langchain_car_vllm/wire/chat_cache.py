@@ -7,7 +7,7 @@ loop can look here at any time.
 from typing import TYPE_CHECKING
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.process_state import reset_after_fork
+from langchain_car_vllm.support.process_state import reset_after_fork
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat

@@ -11,7 +11,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.run_events import EVENT
+from langchain_car_vllm.progress.run_events import EVENT
 
 
 @pytest.fixture

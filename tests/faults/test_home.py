@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from faults.support import FAST, Fake, ask, can_mount, eventually, fill
 
-from langchain_car_vllm.backups import TAG
 from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.cli.machine_checks import _servers
 from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
@@ -22,6 +21,7 @@ from langchain_car_vllm.server.directory import (
     server_directory,
 )
 from langchain_car_vllm.server.locks import opened_lock, try_shared
+from langchain_car_vllm.support.backups import TAG
 
 
 def test_state_is_private(fake: Fake):

@@ -11,8 +11,9 @@ from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from faults.support import PATIENCE, Fake
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, threads
-from langchain_car_vllm.bounded_http import HttpError, fetch
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.support import threads
+from langchain_car_vllm.support.bounded_http import HttpError, fetch
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ _ALONE = (
 # Its names are data: what is let through to a child, whoever declares it.
 _LISTS = ("environment.py", "server/child_environment.py", "runtime/uv_settings.py")
 _MOST_LINES = 400
+_MOST_MODULES = 30
 # Where English says "is not a", "forever", "progress" and "takes long".
 _STILTED = re.compile(
     r"(?<![Tt]here )\b(is|are|was|were) no (?!longer\b|more\b|better\b|other\b)\w+"
@@ -46,6 +47,12 @@ def test_variables_are_named_in_their_declarations_only():
         if isinstance(node, ast.Constant) and node.value in VARIABLES
     ]
     assert not offenders
+
+
+def test_no_room_is_crowded():
+    """What a folder holds is seen at a glance."""
+    counts = Counter(module.parent for module in MODULES)
+    assert not {folder: count for folder, count in counts.items() if count > _MOST_MODULES}
 
 
 def test_prose_names_variables_that_exist():
@@ -107,7 +114,7 @@ def test_only_the_context_assigns_the_state():
 def test_no_connection_has_a_door_of_its_own():
     """Elsewhere nobody would ask who is at the other end, nor bound what comes from there."""
     doors = (
-        "bounded_http.py",
+        "support/bounded_http.py",
         "wire/transport/clients.py",
         *("models/hub.py", "models/proxies.py"),  # the Hub redirects, and may be behind a proxy
         "server/supervisor/readiness.py",  # has looked who listens
@@ -127,7 +134,7 @@ def test_no_connection_has_a_door_of_its_own():
 def test_foreign_folders_are_looked_at_without_a_surprise():
     """`Path.exists` and its like raise where nobody may look, before Python 3.14."""
     words = re.compile(r"\.(exists|is_file|is_dir|is_symlink)\(\)")
-    foreign = ("server/plan.py", "server/prefix_caches.py", "cli/models.py", "backups.py")
+    foreign = ("server/plan.py", "server/prefix_caches.py", "cli/models.py", "support/backups.py")
     offenders = [
         f"{relative(module)}: {found[0]}"
         for module in MODULES

@@ -80,7 +80,7 @@ def test_every_error_is_imported_from_one_place():
     inside = langchain_car_vllm.__path__, "langchain_car_vllm."
     programs: tuple[str, ...] = (".__main__", ".launch", ".downloader", ".tiny_server")
     if "VllmMlxDecisions" not in langchain_car_vllm.__all__:  # langchain-core before 1.8
-        programs += (".decisions", ".decision_prompts")
+        programs += (".decisions",)
     for module in pkgutil.walk_packages(*inside):
         if not module.name.endswith(programs):
             importlib.import_module(module.name)

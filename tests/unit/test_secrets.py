@@ -28,9 +28,9 @@ from langchain_car_vllm.errors import (
     ServerCrashedError,
     ServerStartError,
 )
-from langchain_car_vllm.printable import printable
 from langchain_car_vllm.secrets_masking import masked_arguments
 from langchain_car_vllm.serialization import init_validator
+from langchain_car_vllm.support.printable import printable
 from langchain_car_vllm.wire.errors import error_for_status
 
 pytestmark = [

@@ -11,7 +11,6 @@ from pathlib import Path
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MAX_QUEUE
 from langchain_car_vllm.errors import ServerBusyError
-from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.rules import rules_of
 from langchain_car_vllm.server.client.status_look import StatusLook
@@ -36,6 +35,7 @@ from langchain_car_vllm.server.tickets import (
     read_tickets,
     tear_up_abandoned,
 )
+from langchain_car_vllm.support.process_state import ProcessLock
 
 _QUIET = 2.0
 """Seconds without any ticket after which a server has surely let go of what was there."""

@@ -19,7 +19,7 @@ from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.threads import run_step, submit_step
+from langchain_car_vllm.support.threads import run_step, submit_step
 
 
 @dataclass(frozen=True, slots=True)

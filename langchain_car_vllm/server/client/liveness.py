@@ -1,10 +1,10 @@
 """Whether a server lives: over HTTP, or by its lock and state."""
 
-from langchain_car_vllm.bounded_http import HttpError, fetch
 from langchain_car_vllm.server.client.peer import holds_other_end
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
 from langchain_car_vllm.server.state import is_of_this_container, read_state
+from langchain_car_vllm.support.bounded_http import HttpError, fetch
 
 _SUCCESS = range(200, 300)
 _LONGEST = 1 << 16

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.server.client.spawn import Start
 from langchain_car_vllm.server.client_record import (
     mark_path,
@@ -31,6 +30,7 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import reap_orphans
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, read_state
+from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 
 _MARK_PATIENCE = 0.1
 """The supervisor looks at a mark by taking it for an instant."""

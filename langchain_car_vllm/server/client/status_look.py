@@ -9,8 +9,8 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from langchain_car_vllm.bounded_http import HttpError, fetch
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.support.bounded_http import HttpError, fetch
 
 _SECONDS = 5.0
 _LONGEST = 4_000_000

@@ -19,7 +19,6 @@ from langchain_car_vllm.errors import (
     ServerStoppedError,
     StateDirectoryError,
 )
-from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.liveness import is_serving
@@ -41,6 +40,7 @@ from langchain_car_vllm.server.state import (
     is_of_this_container,
     read_header,
 )
+from langchain_car_vllm.support.process_state import ProcessLock
 from langchain_car_vllm.version import VERSION
 
 log = logging.getLogger(__name__)

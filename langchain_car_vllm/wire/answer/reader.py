@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from langchain_core.messages.tool import ToolCallChunk
 from pydantic_core import from_json
 
-from langchain_car_vllm.printable import encodable_value
+from langchain_car_vllm.support.printable import encodable_value
 from langchain_car_vllm.wire.answer.call_parts import CallReader
 from langchain_car_vllm.wire.answer.sse import EventReader
 from langchain_car_vllm.wire.errors import (

@@ -12,7 +12,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
 from langchain_car_vllm.wire.answer.reader import Delta, Usage
 from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING

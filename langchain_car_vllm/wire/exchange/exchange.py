@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.user_warnings import warn_user
+from langchain_car_vllm.support.user_warnings import warn_user
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
 from langchain_car_vllm.wire.answer.result import AnswerEnd, CallCollector
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError

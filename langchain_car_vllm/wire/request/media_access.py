@@ -16,7 +16,12 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from langchain_car_vllm import __version__
-from langchain_car_vllm.bounded_http import ForbiddenAddressError, HttpError, HttpResponse, fetch
+from langchain_car_vllm.support.bounded_http import (
+    ForbiddenAddressError,
+    HttpError,
+    HttpResponse,
+    fetch,
+)
 from langchain_car_vllm.wire.errors import InvalidRequestError
 
 _SECONDS = 60.0

@@ -17,7 +17,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from langchain_car_vllm.process_state import ProcessLock
+from langchain_car_vllm.support.process_state import ProcessLock
 
 _MOST_CHARACTERS = 4 * 2**20
 _PLAIN = (HumanMessage, SystemMessage, ToolMessage, AIMessage, AIMessageChunk)

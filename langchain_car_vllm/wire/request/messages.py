@@ -21,8 +21,8 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.printable import encodable
-from langchain_car_vllm.user_warnings import warn_user
+from langchain_car_vllm.support.printable import encodable
+from langchain_car_vllm.support.user_warnings import warn_user
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium

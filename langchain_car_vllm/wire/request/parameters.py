@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.printable import format_value
-from langchain_car_vllm.user_warnings import warn_user_once
+from langchain_car_vllm.support.printable import format_value
+from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers
 
 SAMPLING = (

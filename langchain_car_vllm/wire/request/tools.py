@@ -11,7 +11,7 @@ from langchain_core.utils.json_schema import dereference_refs
 from pydantic import BaseModel, PydanticUserError
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.printable import format_value
+from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.wire.request.schema import (
     JsonGenerator,
     Schema,

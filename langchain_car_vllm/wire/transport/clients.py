@@ -21,8 +21,8 @@ import httpx2
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
-from langchain_car_vllm.threads import run_wait
+from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
+from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS
 from langchain_car_vllm.wire.transport.port_guard import IsOurs, async_hooks, sync_hooks
 

@@ -10,7 +10,7 @@ import httpx2
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.os_limits import hint_for_limit, limit_of
+from langchain_car_vllm.support.os_limits import hint_for_limit, limit_of
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     ConnectionFailedError,

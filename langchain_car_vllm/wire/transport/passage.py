@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 import openai
 
 from langchain_car_vllm.gate import Gate
-from langchain_car_vllm.threads import run_step, submit_step
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
+from langchain_car_vllm.support.threads import run_step, submit_step
 from langchain_car_vllm.wire.errors import AnswerError, ConnectionFailedError, RequestTimeoutError
 from langchain_car_vllm.wire.transport.timeouts import Clock
 

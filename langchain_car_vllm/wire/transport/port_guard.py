@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from langchain_car_vllm.threads import run_step
+from langchain_car_vllm.support.threads import run_step
 from langchain_car_vllm.wire.transport.network_streams import adopt
 
 IsOurs = Callable[[int, int], bool]

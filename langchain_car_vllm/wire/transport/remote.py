@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from langchain_car_vllm.bounded_http import HttpError, HttpResponse, fetch
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.os_limits import hint_for_limit
-from langchain_car_vllm.process_state import ProcessLock
+from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fetch
+from langchain_car_vllm.support.os_limits import hint_for_limit
+from langchain_car_vllm.support.process_state import ProcessLock
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     ModelMissingError,

@@ -13,9 +13,9 @@ from http import HTTPStatus
 from typing import Any
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
+from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.wire.transport.remote import (
     get_json,
     lacks_status,

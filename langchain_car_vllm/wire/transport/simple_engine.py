@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
+from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.wire.errors import ServerFailedError
 
 _BUSY_STATUS = 500

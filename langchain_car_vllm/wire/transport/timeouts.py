@@ -7,7 +7,7 @@ import httpx2
 import openai
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, timeout_error
 
 _FIRST_WAIT_SECONDS = 0.25

@@ -27,4 +27,4 @@ def decide(server: Server):
 @pytest.fixture(autouse=True)
 def _unknown_alphabets(monkeypatch):
     """Each test meets its server for the first time."""
-    monkeypatch.setattr("langchain_car_vllm.decisions._alphabets", {})
+    monkeypatch.setattr("langchain_car_vllm.decisions.model._alphabets", {})

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from langchain_core import exceptions as core
 from unit.decisions.asking import TEAM, ask, choosing
 
+from langchain_car_vllm.decisions.label_bisection import Alphabet, compare_labels
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.label_bisection import Alphabet, compare_labels
 
 decisions = pytest.importorskip("langchain_core.decisions", reason="langchain-core before 1.8")
 Choice, Noul, Score = decisions.Choice, decisions.Noul, decisions.Score

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models.hub import ask_hub_model
 from langchain_car_vllm.models.proxies import find_proxy
-from langchain_car_vllm.proxy_variables import is_socks, proxy_variables
 from langchain_car_vllm.server.child_environment import download_environment
+from langchain_car_vllm.support.proxy_variables import is_socks, proxy_variables
 
 REPOSITORY = "org/tiny"
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

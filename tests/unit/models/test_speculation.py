@@ -19,10 +19,10 @@ from langchain_car_vllm.errors import (
     UntrustedCodeError,
 )
 from langchain_car_vllm.models.remote_code import TRUST
+from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.plan import plan_for
-from langchain_car_vllm.timings import Stopwatch
 from langchain_car_vllm.wire.answer.result import AnswerEnd, add_times
 
 HEADS = {"model_type": "qwen3_next", "num_nextn_predict_layers": 1}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from unit.runtime.provisioning import MAC, make_foreign, missing_uv
 
-from langchain_car_vllm import backups
 from langchain_car_vllm.errors import (
     CarVllmError,
     NotFoundAfterInstallError,
@@ -25,6 +24,7 @@ from langchain_car_vllm.runtime import (
 from langchain_car_vllm.runtime.host import Host
 from langchain_car_vllm.runtime.marker import read_marker
 from langchain_car_vllm.runtime.provision import provision
+from langchain_car_vllm.support import backups
 
 
 def test_a_runtime_is_installed_where_there_is_none(fake_uv, managed):

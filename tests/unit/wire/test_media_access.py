@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from langchain_car_vllm.bounded_http import HttpError, fetch
+from langchain_car_vllm.support.bounded_http import HttpError, fetch
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.request.media import read_medium
 from langchain_car_vllm.wire.request.media_access import MediaAccess, is_public

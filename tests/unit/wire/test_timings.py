@@ -10,7 +10,7 @@ from fakes.reply import Reply
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
 
 PATIENCE = 15.0
 PARTS = {"start", "install", "download", "load", "queue", "total"}

@@ -16,7 +16,7 @@ from fakes.reply import Reply
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.wire.transport.request_progress import (
     Watch,
     entry_of,

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import pytest
 
 import langchain_car_vllm
-from langchain_car_vllm.process_state import ProcessLock
+from langchain_car_vllm.support.process_state import ProcessLock
 
 # Programs, and what runs in the server's Python alone.
 _NOT_IMPORTED = (".__main__", ".supervisor.launch", ".downloader", ".tiny_server")
 if "VllmMlxDecisions" not in langchain_car_vllm.__all__:  # langchain-core before 1.8
-    _NOT_IMPORTED += (".decisions", ".decision_prompts")
+    _NOT_IMPORTED += (".decisions",)
 _KINDS = (ProcessLock, type(threading.Lock()), type(threading.RLock()))
 
 

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
-from langchain_car_vllm.process_state import ProcessLock, reset_after_fork
+from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 
 _STEPS: Final = "steps"
 _WAITS: Final = "waits"

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_PROGRESS
-from langchain_car_vllm.printable import printable
-from langchain_car_vllm.process_state import ProcessLock
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
+from langchain_car_vllm.support.printable import printable
+from langchain_car_vllm.support.process_state import ProcessLock
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

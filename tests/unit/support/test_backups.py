@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from langchain_car_vllm import backups
-from langchain_car_vllm.backups import TAG, exclude_from_backups
 from langchain_car_vllm.server.prefix_caches import (
     keep_out_of_backups,
     prefix_caches,
     remove_empty_folders,
 )
+from langchain_car_vllm.support import backups
+from langchain_car_vllm.support.backups import TAG, exclude_from_backups
 
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from langchain_car_vllm import display
-from langchain_car_vllm.display import (
+from langchain_car_vllm.progress import Progress, display
+from langchain_car_vllm.progress.display import (
     Display,
     Line,
     Records,
@@ -17,7 +17,6 @@ from langchain_car_vllm.display import (
     display_progress,
     suitable_view,
 )
-from langchain_car_vllm.progress import Progress
 
 WAIT = [
     Progress("install", "downloading mlx (10 MiB)"),
@@ -276,7 +275,7 @@ def test_ipython_in_a_terminal_is_no_notebook(monkeypatch):
 def test_a_terminal_gets_bars():
     """In a real terminal the stages, the bytes and the speed are drawn, and taken away again."""
     code = (
-        "from langchain_car_vllm.display import Display\n"
+        "from langchain_car_vllm.progress.display import Display\n"
         "from langchain_car_vllm.progress import Progress\n"
         "shown = Display('my-model')\n"
         "shown(Progress('install', 'resolved 75 packages'))\n"
@@ -336,7 +335,7 @@ def test_a_name_is_shown_as_it_is(name, monkeypatch):
 def test_nothing_heavy_is_imported_beforehand():
     """`rich` costs nobody anything who does not wait."""
     code = (
-        "import sys, langchain_car_vllm.display as d; d.Display('m'); "
+        "import sys, langchain_car_vllm.progress.display as d; d.Display('m'); "
         "sys.exit('rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -345,7 +344,7 @@ def test_nothing_heavy_is_imported_beforehand():
 LOGS = "import logging; logging.basicConfig"
 SHOWS = """
 import logging
-from langchain_car_vllm.display import Display
+from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.progress import Progress
 shown = Display("my-model")
 shown(Progress("queued"))

@@ -26,7 +26,7 @@ from langchain_core.callbacks import (
 from langchain_core.runnables import RunnableConfig, ensure_config
 
 from langchain_car_vllm.progress import Progress, Stage
-from langchain_car_vllm.timings import Stopwatch
+from langchain_car_vllm.progress.timings import Stopwatch
 
 EVENT = "vllm_mlx_progress"
 _WAITS: frozenset[Stage] = frozenset({"queued", "install", "download", "load", "prefill"})

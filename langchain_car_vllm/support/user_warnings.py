@@ -4,8 +4,8 @@ import inspect
 import warnings
 from types import FrameType
 
-from langchain_car_vllm.printable import printable
-from langchain_car_vllm.process_state import ProcessLock
+from langchain_car_vllm.support.printable import printable
+from langchain_car_vllm.support.process_state import ProcessLock
 
 _BETWEEN = frozenset(
     {

@@ -1,4 +1,4 @@
-"""`Progress`: the stage and the figures that a waiting caller gets."""
+"""What a caller learns of a call while it lasts: `Progress`, its stage and its figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

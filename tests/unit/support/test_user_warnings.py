@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from langchain_car_vllm import ChatVllmMlx, errors
-from langchain_car_vllm.user_warnings import warn_user
+from langchain_car_vllm.support.user_warnings import warn_user
 
 NOBODY = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}
 

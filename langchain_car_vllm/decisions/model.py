@@ -23,7 +23,14 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from langchain_car_vllm.chat_models import ChatVllmMlx
-from langchain_car_vllm.decision_prompts import (
+from langchain_car_vllm.decisions.label_bisection import (
+    Alphabet,
+    Bias,
+    Comparison,
+    compare_labels,
+    find_alphabet,
+)
+from langchain_car_vllm.decisions.prompts import (
     MOST_LABELS,
     Label,
     box_schema,
@@ -40,17 +47,10 @@ from langchain_car_vllm.errors import (
     InvalidRequestError,
     ServerFailedError,
 )
-from langchain_car_vllm.label_bisection import (
-    Alphabet,
-    Bias,
-    Comparison,
-    compare_labels,
-    find_alphabet,
-)
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
-from langchain_car_vllm.user_warnings import warn_user
+from langchain_car_vllm.support.user_warnings import warn_user
 from langchain_car_vllm.wire.reasoning import PROVIDER
 
 _QUESTION: TypeAdapter[Any] = TypeAdapter(Question)

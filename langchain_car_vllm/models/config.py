@@ -38,7 +38,7 @@ _MULTIMODAL_ARCHITECTURES = (
     "gemma3forconditional",
     "gemma4forconditional",
 )
-_TEXT_PARTS = ("text_config", "llm_config", "language_config")
+_TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
 _MOST_LAYERS = 10_000
 _MOST_TOKENS = 1_000_000_000
 
@@ -75,7 +75,7 @@ def config_of(values: Mapping[str, Any]) -> ModelConfig:
     Args:
         values: The object, whatever it holds.
     """
-    text = _text_part(values)
+    text = text_part(values)
     model_type = values.get("model_type")
     window = _integer(values, "max_position_embeddings", _MOST_TOKENS)
     return ModelConfig(
@@ -98,9 +98,14 @@ def is_multimodal(values: Mapping[str, Any]) -> bool:
     )
 
 
-def _text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    parts = (values.get(name) for name in _TEXT_PARTS)
-    return next((part for part in parts if isinstance(part, dict) and part), values)
+def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the innermost part of a configuration that is about the text; the whole by default."""
+    while True:
+        parts = (values.get(name) for name in _TEXT_PARTS)
+        inner = next((part for part in parts if isinstance(part, dict) and part), None)
+        if inner is None:
+            return values
+        values = inner
 
 
 def _integer(values: Mapping[str, Any], name: str, most: int) -> int | None:

@@ -8,6 +8,8 @@ live requests are held at 16 bits; `--kv-cache-quantization` only concerns promp
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from langchain_car_vllm.models.config import text_part
+
 _KV_BYTES = 2
 _STATE_BYTES = 4
 _LARGEST = 1_000_000
@@ -28,6 +30,12 @@ _KINDS: dict[str, _Kind] = {
 }
 # Nemotron-H writes its layers as text.
 _LETTERS: dict[str, _Kind] = {"M": "linear", "*": "full", "-": "none", "E": "none"}
+# What mlx-lm and mlx-vlm take where a published `config.json` leaves it out.
+_GEMMA_3 = {
+    **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
+    **{"sliding_window": 1024, "sliding_window_pattern": 6},
+}
+_UNWRITTEN = {"gemma3": _GEMMA_3, "gemma3_text": _GEMMA_3}
 # They have a state and keys and values in every layer.
 _TWOFOLD_TYPES = frozenset({"falcon_h1"})
 
@@ -73,8 +81,8 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
     Args:
         config: The whole of it; the part about the text counts where there is one.
     """
-    text = config.get("text_config")
-    text = text if isinstance(text, dict) else config
+    text = text_part(config)
+    text = {**_UNWRITTEN.get(str(text.get("model_type")), {}), **text}
     kinds = _layer_kinds(text)
     if not kinds:
         return None

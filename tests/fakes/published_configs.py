@@ -179,6 +179,45 @@ CONFIGS = {
         "v_head_dim": 128,
         "max_position_embeddings": 163840,
     },
+    # Gemma 3 leaves out what its implementation takes by itself.
+    "gemma-3-4b": _nested(
+        model_type="gemma3_text", num_hidden_layers=34, hidden_size=2560, sliding_window=1024
+    ),
+    "gemma-3-12b": _nested(
+        model_type="gemma3_text",
+        num_hidden_layers=48,
+        hidden_size=3840,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        sliding_window=1024,
+    ),
+    "InternVL3-8B": {
+        "model_type": "internvl_chat",
+        "vision_config": {},
+        "llm_config": {
+            "model_type": "qwen2",
+            "num_hidden_layers": 28,
+            "hidden_size": 3584,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+        },
+    },
+    "Qwen3-Omni-30B-A3B": {
+        "model_type": "qwen3_omni_moe",
+        "thinker_config": {
+            "model_type": "qwen3_omni_moe_thinker",
+            "text_config": {
+                "model_type": "qwen3_omni_moe_text",
+                "num_hidden_layers": 48,
+                "hidden_size": 2048,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+                "head_dim": 128,
+                "max_position_embeddings": 65536,
+            },
+        },
+    },
 }
 
 # Bytes of a token, of all windows when they are full, and of what has a fixed size.
@@ -196,6 +235,10 @@ FIGURES = {
     "gpt-oss-20b": (24_576, 3_145_728, 0),
     "Nemotron-3-Nano-30B-A3B": (6_144, 0, 49_082_368),
     "DeepSeek-V3": (70_272, 0, 0),
+    "gemma-3-4b": (20_480, 121_634_816, 0),
+    "gemma-3-12b": (65_536, 335_544_320, 0),
+    "InternVL3-8B": (57_344, 0, 0),
+    "Qwen3-Omni-30B-A3B": (98_304, 0, 0),
 }
 
 # One that ranks, as ms-marco-MiniLM.

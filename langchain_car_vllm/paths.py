@@ -116,5 +116,6 @@ def can_be_made(folder: Path) -> bool:
     """Tell whether a folder is there or could be."""
     for place in (folder, *folder.parents):
         if os.path.exists(place):  # noqa: PTH110
-            return place == folder or (place.is_dir() and os.access(place, os.W_OK | os.X_OK))
+            is_folder = os.path.isdir(place)  # noqa: PTH112 - `Path.is_dir` raises
+            return place == folder or (is_folder and os.access(place, os.W_OK | os.X_OK))
     return False

@@ -28,7 +28,8 @@ from langchain_car_vllm.cli.servers import logs, ps, stop
 from langchain_car_vllm.cli.service import app as service
 from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.cli.uninstall import uninstall
-from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError
+from langchain_car_vllm.support.os_limits import hint_for_limit
 from langchain_car_vllm.support.printable import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -129,15 +130,26 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a fault of ours, which is told like one
-        if isinstance(error, OSError) and error.errno in _FULL:
-            _discard_output()
-            print(f"error: the disk is full: {error.strerror}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno:
+            print(f"error: {_refusal(error)}", file=sys.stderr)
             sys.exit(1)
         reason = printable(_first_line(error))
         print(f"error: {PROGRAM} failed unexpectedly: {reason}", file=sys.stderr)
         if log := _log_fault():
             print(f"log: {log}", file=sys.stderr)
         sys.exit(3)
+
+
+def _refusal(error: OSError) -> ConfigurationError:
+    """Return what the system refused, which is no fault of this program."""
+    if error.errno in _FULL:
+        _discard_output()
+        return ConfigurationError(f"the disk is full: {error.strerror}")
+    place = f"`{printable(str(error.filename))}`: " if error.filename else ""
+    return ConfigurationError(
+        f"the system refused: {place}{error.strerror}",
+        hint=hint_for_limit(error) or "`car-vllm doctor` looks at what this program needs",
+    )
 
 
 def _discard_output() -> None:

@@ -24,6 +24,7 @@ from langchain_car_vllm.server.directory import make_checked
 _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
 _SERVED = Path("gateway.log")
+_PATIENCE = 60
 
 app = typer.Typer(help="Serve a model from login on", no_args_is_help=True, rich_markup_mode=None)
 
@@ -268,9 +269,20 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
             f"`{command[0]}` is not on the PATH, so no service can be kept here",
             hint="run `car-vllm serve` in a terminal instead",
         )
-    return subprocess.run(
-        [program, *command[1:]], capture_output=True, text=True, check=False, timeout=60
-    )
+    try:
+        return subprocess.run(
+            [program, *command[1:]],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigurationError(
+            f"`{shlex.join(command)}` did not answer within {_PATIENCE} s",
+            hint="run it by hand to see more",
+        ) from error
 
 
 def _quoted_word(word: str) -> str:

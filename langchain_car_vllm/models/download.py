@@ -6,6 +6,7 @@ The supervisor runs the child and watches it; what is here is pure but for readi
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -171,7 +172,7 @@ def measure_download(source: str, revision: str | None = None) -> tuple[int, int
     commit = find_commit(source, revision)
     listing = tree_listing(folder, commit) if commit else None
     if commit is None or listing is None:
-        return sum(map(_size, blobs.glob("*"))), None
+        return sum(map(_size, _matches(blobs, "*"))), None
     done = total = 0
     snapshot = folder / "snapshots" / commit
     for name in wanted_files(snapshot, listing):
@@ -188,7 +189,13 @@ def _blobs(folder: Path, entry: Mapping[str, Any]) -> list[Path]:
     name = entry.get("lfs_sha256") or entry.get("blob_id")
     if not isinstance(name, str) or not _BLOB.fullmatch(name):
         return []
-    return [folder / name, *folder.glob(f"{name}*.incomplete")]
+    return [folder / name, *_matches(folder, f"{name}*.incomplete")]
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    with suppress(OSError):
+        return list(folder.glob(pattern))
+    return []
 
 
 def _size(path: Path) -> int:

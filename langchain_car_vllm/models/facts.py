@@ -1,7 +1,7 @@
 """What a model's own files say about how to serve it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _UNQUANTISED_BITS, _MOST_BITS = 16, 64
 _SAMPLING = {
     "temperature": (0.0, 5.0),
     "top_p": (0.0, 1.0),
-    "top_k": (0, 1_000_000),
+    "top_k": (0, 999_999),
     "min_p": (0.0, 1.0),
     "presence_penalty": (-2.0, 2.0),
     "repetition_penalty": (0.01, 10.0),
@@ -96,29 +96,42 @@ def read_model_facts(directory: Path, name: str, *, trust: bool = False) -> Mode
         ) from error
     if not trust and (code := find_code(files, lambda file: read_object(directory / file))):
         raise UntrustedCodeError(name, code)
+    facts = facts_of_config(values, name, directory.name, read_chat_template(directory))
+    weights = _weights_bytes(directory, files, multimodal=facts.multimodal)
+    return replace(facts, sampling=_sampling(directory), weights_bytes=weights)
+
+
+def facts_of_config(
+    values: Mapping[str, Any], name: str, folder: str = "", template: str | None = None
+) -> ModelFacts:
+    """Return what a model's configuration and its chat template say.
+
+    Args:
+        values: What `config.json` holds.
+        name: The model's id; it tells the family before `model_type` does.
+        folder: The name of its folder, which may tell the family, too.
+        template: Its chat template, None where it has none or nobody knows.
+    """
     config = config_of(values)
-    template = read_chat_template(directory)
-    family = _family(name, directory, config)
+    family = _family(name, folder, config)
     parser = _tool_call_parser(family, template)
     return ModelFacts(
         tool_call_parser=parser,
         reasoning_parser=_reasoning_parser(family, template),
         multimodal=config.multimodal,
         context_window=config.context_window,
-        sampling=_sampling(directory),
         preserve_thinking=template is not None and "preserve_thinking" in template,
         linear_attention=config.linear_attention,
         streams_tool_calls=parser not in UNSTREAMED_PARSERS,
-        weights_bytes=_weights_bytes(directory, files, config),
         family=family.name,
         bits=_bits(values),
         kv=kv_cache_of(values),
     )
 
 
-def _weights_bytes(directory: Path, files: dict[str, int | None], config: ModelConfig) -> int:
-    index = read_object(directory / INDEX) if config.multimodal else None
-    names = weight_names(files, multimodal=config.multimodal, index=index)
+def _weights_bytes(directory: Path, files: dict[str, int | None], *, multimodal: bool) -> int:
+    index = read_object(directory / INDEX) if multimodal else None
+    names = weight_names(files, multimodal=multimodal, index=index)
     return sum(files[name] or 0 for name in names)
 
 
@@ -146,10 +159,10 @@ def _best_template(named: list[Any]) -> str | None:
     return templates.get("tool_use") or templates.get("default")
 
 
-def _family(name: str, directory: Path, config: ModelConfig) -> Family:
+def _family(name: str, folder: str, config: ModelConfig) -> Family:
     by_name = family_facts(name)
     if by_name is UNKNOWN:
-        by_name = family_facts(directory.name)
+        by_name = family_facts(folder)
     if by_name is not UNKNOWN:
         return by_name
     return family_of_type(config.model_type) if config.model_type else UNKNOWN
@@ -180,6 +193,7 @@ def _sampling(directory: Path) -> dict[str, float]:
         if isinstance(config.get(key), int | float)
         and not isinstance(config[key], bool)
         and lowest <= config[key] <= highest
+        and (key != "top_k" or config[key] % 1 == 0)
     }
 
 

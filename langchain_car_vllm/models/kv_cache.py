@@ -32,8 +32,11 @@ _KINDS: dict[str, _Kind] = {
 _LETTERS: dict[str, _Kind] = {"M": "linear", "*": "full", "-": "none", "E": "none"}
 # What mlx-lm and mlx-vlm take where a published `config.json` leaves it out.
 _GEMMA_3 = {
-    **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
-    **{"sliding_window": 1024, "sliding_window_pattern": 6},
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 1024,
+    "sliding_window_pattern": 6,
 }
 _UNWRITTEN = {"gemma3": _GEMMA_3, "gemma3_text": _GEMMA_3}
 # They have a state and keys and values in every layer.

@@ -60,7 +60,11 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     """
     descriptor = _open(path)
     try:
-        _check_regular(path, os.fstat(descriptor))
+        try:
+            found = os.fstat(descriptor)
+        except OSError as error:
+            raise file_error(path, error) from error
+        _check_regular(path, found)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             yield file
     finally:

@@ -11,7 +11,13 @@ from typing import Any
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
-from langchain_car_vllm.models.model_files import file_error, is_file, read_object, read_text
+from langchain_car_vllm.models.model_files import (
+    file_error,
+    is_file,
+    list_folder,
+    read_object,
+    read_text,
+)
 from langchain_car_vllm.models.remote_code import CODE
 from langchain_car_vllm.models.weights import (
     INDEX,
@@ -158,7 +164,9 @@ def find_commit(source: str, revision: str | None = None) -> str | None:
 def _in_lm_studio(source: str) -> Path | None:
     for folder in lm_studio_folders():
         directory = folder / source
-        if holds_model(directory) and not any(directory.glob("*.part*")):
+        if holds_model(directory) and not any(
+            fnmatch(name, "*.part*") for name in list_folder(directory)
+        ):
             return directory
     return None
 
@@ -178,11 +186,8 @@ def holds_model(directory: Path) -> bool:
 
 def _holds_all_shards(directory: Path) -> bool:
     """Return whether the weights' own names speak of no more of them; the index may come last."""
-    files = {
-        path.name
-        for path in directory.glob("*.safetensors")
-        if is_weight(path.name, MEDIA_WEIGHTS) and _is_there(path)
-    }
+    sizes = list_folder(directory)
+    files = {name for name in sizes if is_weight(name, MEDIA_WEIGHTS) and sizes[name] is not None}
     counted = [match for match in map(_SHARD.match, files) if match]
     return bool(files) and all(
         int(match[2]) <= _MOST_SHARDS

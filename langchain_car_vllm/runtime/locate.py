@@ -10,18 +10,22 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from langchain_car_vllm import environment, paths
+from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.commands import OnLine
 from langchain_car_vllm.runtime.import_verdicts import find_verdict, stamp_of, try_import
 from langchain_car_vllm.runtime.marker import is_incomplete, read_marker
 from langchain_car_vllm.runtime.versions import MINIMUM, is_at_least, is_of_tested_minor
+from langchain_car_vllm.support.os_limits import hint_for_limit
 
 SERVER_BINARY = "vllm-mlx"
 
 _HEAD = 4096
+_PACKAGES = ("site-packages", "dist-packages")
 # What pip and uv write where the path of Python is too long for a `#!` line or holds a space.
 _TRAMPOLINE = "'''exec' "
 # What `uv venv --relocatable` makes of it: Python lies beside the script.
@@ -224,7 +228,7 @@ def installed_version(binary: Path, distribution: str = "vllm_mlx") -> str | Non
         return None
     for prefix in _prefixes(binary, interpreter):
         for site in _site_folders(prefix, interpreter):
-            for metadata in sorted(site.glob(f"{distribution}-*.dist-info")):
+            for metadata in _matches(site, f"{distribution}-*.dist-info"):
                 return _metadata_version(metadata)
     return None
 
@@ -235,12 +239,31 @@ def _prefixes(binary: Path, interpreter: Path) -> list[Path]:
 
 def _site_folders(prefix: Path, interpreter: Path) -> list[Path]:
     """Return the package folders below a prefix, the interpreter's own version first."""
-    found = [
-        *prefix.glob("lib/python*/site-packages"),
-        *prefix.glob("lib/python*/dist-packages"),
-    ]
     own = interpreter.resolve().name
-    return sorted(found, key=lambda folder: (folder.parent.name != own, folder))
+    versions = sorted(_matches(prefix / "lib", "python*"), key=lambda folder: folder.name != own)
+    folders = [version / kind for version in versions for kind in _PACKAGES]
+    return [folder for folder in folders if os.path.isdir(folder)]  # noqa: PTH112
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    """Return what a folder holds by a pattern, sorted; nothing where it may not be read.
+
+    Raises:
+        ProvisionError: A limit of the system keeps anybody from looking.
+    """
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if fnmatch(name, pattern)]  # noqa: PTH208
+    except OSError as error:
+        _check_limit(folder, error)
+        return []
+
+
+def _check_limit(path: Path, error: OSError) -> None:
+    """Refuse to take what nobody could look at for what is not there: it would be installed."""
+    if hint := hint_for_limit(error):
+        raise ProvisionError(
+            "find", f"`{path}` cannot be read: {error.strerror}", hint=hint
+        ) from error
 
 
 def _metadata_version(metadata: Path) -> str:
@@ -265,7 +288,8 @@ def interpreter_of(binary: Path) -> Path | None:
     try:
         with binary.open("rb") as script:
             lines = script.read(_HEAD).decode("utf-8", errors="replace").splitlines()
-    except OSError:
+    except OSError as error:
+        _check_limit(binary, error)
         return None
     if not lines or not lines[0].startswith("#!"):
         return None

@@ -77,6 +77,7 @@ def _ask(interpreter: Path) -> int | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_SECONDS,
             check=False,
         )

@@ -64,6 +64,7 @@ def _works(candidate: Path) -> bool:
             [candidate, "--version"],
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=_PATIENCE,
             env={n: v for n, v in clean_environment().items() if not n.startswith("UV_")},

@@ -17,6 +17,7 @@ from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.import_verdicts import IMPORTS
 from langchain_car_vllm.runtime.locate import SERVER_BINARY
 from langchain_car_vllm.runtime.requirements import locked_versions, normalize_name
+from langchain_car_vllm.support.os_limits import hint_for_limit
 
 # What has wheels of the whole locked set; Apple's own Python is 3.9.
 OLDEST_PYTHON = (3, 10)
@@ -100,7 +101,7 @@ def check_locked(python: Python) -> None:
     Raises:
         ProvisionError: Something is missing; names it.
     """
-    records = {_pin(metadata): metadata / "RECORD" for metadata in python.site.glob("*.dist-info")}
+    records = {_pin(metadata): metadata / "RECORD" for metadata in _metadata_of(python)}
     for name, version in locked_versions(python.markers).items():
         record = records.get((name, version))
         if record is None:
@@ -155,7 +156,7 @@ def broken_packages(python: Python) -> list[str]:
     """
     return sorted(
         _pin(metadata)[0]
-        for metadata in python.site.glob("*.dist-info")
+        for metadata in _metadata_of(python)
         if not _is_whole(python.site, metadata / "RECORD")
     )
 
@@ -166,9 +167,22 @@ def forget_unreadable(python: Python) -> None:
     uv 0.13 fails on a folder without METADATA and on half a RECORD, also when it is told to install
     the package anew. Without them it installs over what is there.
     """
-    for metadata in python.site.glob("*.dist-info"):
+    for metadata in _metadata_of(python):
         if not (metadata / "METADATA").is_file() or not _rows(metadata / "RECORD"):
             shutil.rmtree(metadata)
+
+
+def _metadata_of(python: Python) -> list[Path]:
+    """Return the metadata folders of all packages.
+
+    Raises:
+        ProvisionError: The system refuses a look.
+    """
+    try:
+        names = os.listdir(python.site)  # noqa: PTH208
+    except OSError as error:
+        raise ProvisionError("smoke-test", str(error), hint=hint_for_limit(error)) from error
+    return [python.site / name for name in sorted(names) if name.endswith(".dist-info")]
 
 
 def _pin(metadata: Path) -> tuple[str, str]:

@@ -7,12 +7,17 @@ where another model needs the room.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MEMORY_GB
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.runtime.metal import working_set_limit
-from langchain_car_vllm.server.directory import ServerDirectory, server_directories
+from langchain_car_vllm.server.directory import (
+    ServerDirectory,
+    explain_os_errors,
+    server_directories,
+)
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.spec import argument_value
@@ -233,12 +238,18 @@ def _number(arguments: Sequence[str], flag: str) -> int | None:
 
 
 def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:
-    """Return the live servers that have memory set aside, but for one key."""
+    """Return the live servers that have memory set aside, but for one key.
+
+    Raises:
+        StateDirectoryError: The system refuses a look at one of them.
+    """
     found = []
     for directory in server_directories():
-        state = read_any_state(directory.state)
-        if state is not None and state.reservation and directory.key != apart_from:
-            with opened_lock(directory.supervisor_lock) as descriptor:
-                if is_held(descriptor):
-                    found.append((directory, state))
+        # One that is removed in this instant has nothing.
+        with explain_os_errors(directory.path), suppress(FileNotFoundError):
+            state = read_any_state(directory.state)
+            if state is not None and state.reservation and directory.key != apart_from:
+                with opened_lock(directory.supervisor_lock) as descriptor:
+                    if is_held(descriptor):
+                        found.append((directory, state))
     return found

@@ -5,10 +5,8 @@ after it all make a `Plan`, from the best that is known: the model's files, else
 else the catalog, else the name.
 """
 
-import json
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +23,7 @@ from langchain_car_vllm.models.cross_encoder import check_cross_encoder
 from langchain_car_vllm.models.download import check_may_download, measure_download
 from langchain_car_vllm.models.download_diagnosis import download_error
 from langchain_car_vllm.models.downloader import RESERVE
+from langchain_car_vllm.models.facts import facts_of_config
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.model_files import load_object
 from langchain_car_vllm.models.remote_code import is_trusted
@@ -298,10 +297,8 @@ def _facts_of_hub(spec: ServerSpec, hub: HubListing) -> ModelFacts:
 
 
 def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:
-    """Return what a `config.json` alone tells, by the code that reads a whole model."""
-    with tempfile.TemporaryDirectory(prefix="car-vllm-") as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        facts = read_model_facts(Path(folder), spec.served_name, trust=True)
+    """Return what a `config.json` alone tells, and the family's name."""
+    facts = facts_of_config(config, spec.served_name)
     family = family_facts(spec.served_name)
     return replace(
         facts,

@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import io
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +15,15 @@ import pytest
 from faults.support import FAST, Fake
 from faults.turns import Make, Server, enter, enters
 
+from langchain_car_vllm.cli.app import main
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.runtime import ensure_runtime, installed_version
 from langchain_car_vllm.server import alease, lease, lost_servers, running_servers
 from langchain_car_vllm.server.client import process_lease
 from langchain_car_vllm.server.client.stop import idle_seconds
 from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.plan import plan_for
 
 _BY_NAME = ("stat", "lstat", "listdir", "scandir", "replace", "rename", "unlink", "mkdir")
 _BY_EITHER = ("open", "utime", "fstat", "pwrite")
@@ -175,3 +181,43 @@ def test_a_look_at_all_servers_ends_in_a_list_or_a_typed_error(fake: Fake, look)
         check(refusals, look)
         state = fake.state()
         check(refusals, partial(idle_seconds, fake.directory(), state, state.ready_at + 1))
+
+
+def test_a_plan_is_made_or_a_typed_error_is_raised(fake: Fake, home: Path):
+    """Whatever of the model, the runtime or other servers cannot be looked at."""
+    with lease(fake.spec(), policy=FAST):
+        refusals = Refusals(home.parent)
+        check(refusals, lambda: plan_for(fake.spec()))
+        check(refusals, lambda: parse_model_id(fake.model))
+        check(refusals, ensure_runtime)
+
+
+def test_too_many_open_files_do_not_hide_a_version(fake: Fake, home: Path):
+    """What nobody can look at is not what is missing: nothing is to be installed for it."""
+    version = installed_version(fake.binary)
+    assert version is not None
+    refusals = Refusals(home.parent)
+    number, calls = 1, 1
+    while number <= calls:
+        refusals.refuse(errno.EMFILE, number)
+        with refusals.installed(), suppress(CarVllmError):
+            assert installed_version(fake.binary) == version
+        calls, number = max(calls, refusals.calls), number + 1
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EMFILE, errno.EIO, errno.EROFS])
+def test_what_the_system_refuses_a_command_is_no_fault_of_the_program(
+    home: Path, monkeypatch, capsys: pytest.CaptureFixture, error: int
+):
+    """It is told in three lines, and no bug is reported."""
+    monkeypatch.setattr(sys, "argv", ["car-vllm", "service", "status"])
+    monkeypatch.setattr(logging.getLogger("langchain_car_vllm"), "handlers", [])
+    refusals = Refusals(home)
+    refusals.refuse(error, 1)
+    with refusals.installed(), pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert end.value.code == 1
+    assert said.startswith("error: the system refused: `")
+    assert os.strerror(error) in said
+    assert said.count("\n") == 3

@@ -219,6 +219,12 @@ def test_sampling_defaults_are_the_models_own(write_model):
     assert facts.sampling == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 
 
+@pytest.mark.parametrize("top_k", [20.5, 1_000_000, -1, float("nan"), True, "20"])
+def test_only_whole_numbers_are_a_top_k(write_model, top_k):
+    """The server's option takes nothing else, and would not start with it."""
+    assert read_model_facts(write_model({}, None, {"top_k": top_k}), "org/x").sampling == {}
+
+
 def test_weights_and_cache_are_measured(write_model):
     """The sizes that a memory budget needs come from the files and from `config.json`."""
     folder = write_model(

@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def _refusal(error: OSError) -> ConfigurationError:
-    """Return what the system refused, which is no fault of this program."""
+    """Return what the system refused as an error: this program is not at fault."""
     if error.errno in _FULL:
         _discard_output()
         return ConfigurationError(f"the disk is full: {error.strerror}")

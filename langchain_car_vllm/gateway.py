@@ -30,6 +30,9 @@ Headers = list[tuple[bytes, bytes]]
 
 LARGEST_BODY = 768 * 1024 * 1024
 """Bytes. The server takes videos of up to 500 MB, which grow by a third in base64."""
+# All requests that are held at a time take no more than the largest one; small ones always pass.
+_SMALL_BODY = 1024 * 1024
+_STALL_SECONDS = 60.0
 # What is about one connection, or about a key that the server does not know.
 _NOT_PASSED = frozenset(
     b"authorization x-api-key host connection keep-alive proxy-authorization transfer-encoding te "
@@ -67,6 +70,7 @@ class Gateway:
         self._spec = spec
         self._api_key = api_key.encode()
         self._on_progress = on_progress
+        self._held = 0
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[Endpoint]:
@@ -103,15 +107,42 @@ class Gateway:
             text = "the request does not name a path of this address"
             await _send_error(send, HTTPStatus.BAD_REQUEST, text)
             return
+        body = bytearray()
         try:
-            body = await _read_body(receive)
-        except ConnectionResetError:
+            if refusal := await self._read(receive, body):
+                await _send_error(send, *refusal)
+                return
+            await _run_until_disconnect(self._forward(scope, bytes(body), send), receive)
+        except _ClientLeftError:
             return
-        if body is None:
-            text = f"the request is longer than {LARGEST_BODY >> 20} MiB"
-            await _send_error(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
-            return
-        await _run_until_disconnect(self._forward(scope, body, send), receive)
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, receive: Receive, body: bytearray) -> tuple[HTTPStatus, str] | None:
+        """Read the body of a request, and return why it is refused.
+
+        Raises:
+            _ClientLeftError: The client left before it had sent all of it.
+        """
+        is_whole = False
+        while not is_whole:
+            try:
+                message = await asyncio.wait_for(receive(), _STALL_SECONDS)
+            except TimeoutError:
+                return HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"
+            if message["type"] == "http.disconnect":
+                raise _ClientLeftError
+            piece = message.get("body", b"")
+            body += piece
+            self._held += len(piece)
+            if len(body) > LARGEST_BODY:
+                text = f"the request is longer than {LARGEST_BODY >> 20} MiB"
+                return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text
+            if self._held > LARGEST_BODY and len(body) > _SMALL_BODY:
+                text = "other large requests are under way: try again when they are answered"
+                return HTTPStatus.SERVICE_UNAVAILABLE, text
+            is_whole = not message.get("more_body")
+        return None
 
     async def _forward(self, scope: Message, body: bytes, send: Send) -> None:
         """Pass a request on; a server that crashed before it answered is asked once more."""
@@ -191,6 +222,10 @@ class Gateway:
         return any([hmac.compare_digest(key, self._api_key) for key in sent])  # noqa: C419
 
 
+class _ClientLeftError(Exception):
+    """Nobody is there to be answered."""
+
+
 class _Begun:
     """Sends on, and knows whether an answer has begun."""
 
@@ -216,25 +251,6 @@ async def _acknowledge_lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{event}.complete"})
         if event == "lifespan.shutdown":
             return
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    """Return the body of a request, None where it is too long.
-
-    Raises:
-        ConnectionResetError: The client left before it had sent all of it.
-    """
-    pieces, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > LARGEST_BODY:
-            return None
-        if not message.get("more_body"):
-            return b"".join(pieces)
 
 
 async def _run_until_disconnect(answering: Awaitable[None], receive: Receive) -> None:
@@ -287,5 +303,7 @@ async def _send_error(
 async def _send_json(send: Send, status: HTTPStatus, value: Any) -> None:
     body = json.dumps(value).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        headers.append((b"connection", b"close"))
     await send(_start(status, headers))
     await send({"type": "http.response.body", "body": body})

@@ -34,7 +34,6 @@ from langchain_car_vllm.server.spec import ServerSpec
 
 DEFAULT_PORT = 8000
 _WATCH_SECONDS = 1.0
-_SHUTDOWN_SECONDS = 5
 KeepAlive = Annotated[
     str | None,
     typer.Option(
@@ -207,17 +206,9 @@ def shared_variables(published: Published) -> dict[str, str]:
 async def _serve(
     gateway: Any, listener: socket.socket, announce: Any, *, holds: bool, until: int | None
 ) -> None:
-    import uvicorn  # noqa: PLC0415 - for this command alone
+    from langchain_car_vllm.cli.gateway_server import gateway_server  # noqa: PLC0415 - slow
 
-    config = uvicorn.Config(
-        gateway,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-        server_header=False,
-        ws="none",  # the server speaks no other protocol
-    )
-    server = uvicorn.Server(config)
+    server = gateway_server(gateway)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(gateway.hold())
         if not holds:

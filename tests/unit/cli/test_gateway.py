@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 from urllib.parse import urlsplit
 
@@ -9,6 +10,9 @@ import pytest
 from faults.support import PATIENCE, Fake
 from unit.cli.test_sharing import question, request, serving
 
+from langchain_car_vllm import gateway as gateway_module
+from langchain_car_vllm.cli import gateway_server
+from langchain_car_vllm.errors import ServerStoppedError
 from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.wire.transport.clients import Address, LoopClients
 
@@ -165,3 +169,80 @@ def test_odd_requests_are_answered_and_harm_nobody(fake: Fake):
         process.terminate()
         assert "Traceback" not in process.stderr.read()
         assert fake.starts()[1:] == []
+
+
+def test_an_upload_that_stands_still_is_given_up(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """It would hold memory forever; the connection is closed, and no model is loaded."""
+    monkeypatch.setattr(gateway_module, "_STALL_SECONDS", 0.05)
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+    sent = asyncio.run(
+        answer_of(Gateway(fake.spec(), KEY), scope_of("/v1/chat/completions"), messages)
+    )
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert fake.starts() == []
+
+
+def test_large_uploads_share_the_room_of_one(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """One that would take more waits its turn at the client; small ones and later ones pass."""
+    monkeypatch.setattr(gateway_module, "LARGEST_BODY", 1000)
+    monkeypatch.setattr(gateway_module, "_SMALL_BODY", 500)
+    gateway = Gateway(fake.spec(), KEY)
+    scope = scope_of("/v1/chat/completions")
+
+    async def run():
+        begun, leaves = asyncio.Event(), asyncio.Event()
+
+        async def receive():
+            if not begun.is_set():
+                begun.set()
+                return {"type": "http.request", "body": b"x" * 900, "more_body": True}
+            await leaves.wait()
+            return {"type": "http.disconnect"}
+
+        first = asyncio.create_task(gateway(scope, receive, None))
+        await begun.wait()
+        large = {"type": "http.request", "body": body_of(fake)["body"].ljust(600)}
+        assert (await answer_of(gateway, scope, [large]))[0]["status"] == 503
+        assert (await answer_of(gateway, scope, [body_of(fake)]))[0]["status"] == 200
+        leaves.set()
+        await first
+        assert (await answer_of(gateway, scope, [large]))[0]["status"] == 200
+
+    asyncio.run(run())
+    assert gateway._held == 0
+
+
+def test_a_connection_without_a_request_is_ended(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """Whoever sends nothing, or half a header, holds no connection; others are answered."""
+    monkeypatch.setattr(gateway_server, "_SILENT_SECONDS", 0.2)
+
+    async def run():
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = gateway_server.gateway_server(Gateway(fake.spec(), KEY))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        for begin in (b"", b"GET /health HTTP/1.1\r\nhost: "):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(begin)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_is_cut_short_is_told_in_a_sentence(capsys: pytest.CaptureFixture):
+    """What `car-vllm serve` shows of it is no traceback, as of a fault of the program."""
+    gateway_server.gateway_server(None)
+    log = logging.getLogger("uvicorn.error")
+    log.error("Exception in ASGI application", exc_info=ServerStoppedError("the server stopped"))
+    assert (
+        capsys.readouterr().err.strip() == "ERROR:    an answer was cut short: the server stopped"
+    )
+    log.error("Exception in ASGI application", exc_info=KeyError("x"))
+    assert "KeyError" in capsys.readouterr().err

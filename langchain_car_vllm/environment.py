@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -130,12 +131,8 @@ def _choice(name: str, meaning: str, choices: tuple[str, ...]) -> Variable[str]:
     return _declare(Variable(name, meaning, choices[0], parse, choices[0]))
 
 
-def _shared_text(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
-    return _text(name, meaning, group="shared", is_secret=is_secret)
-
-
-def _internal_text(name: str, meaning: str, *, is_secret: bool = False) -> Variable[str | None]:
-    return _text(name, meaning, group="internal", is_secret=is_secret)
+_shared_text = partial(_text, group="shared")
+_internal_text = partial(_text, group="internal")
 
 
 def _absolute_path(text: str) -> Path:

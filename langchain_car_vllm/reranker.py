@@ -1,17 +1,17 @@
 """`VllmMlxReranker`: documents in the order of their relevance, from a server of their own."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import model_validator
 
-from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
+from langchain_car_vllm.batch_fields import BatchFields
+from langchain_car_vllm.connection import Connection
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.setting_checks import check_is_text, check_positive, list_of_texts
-from langchain_car_vllm.settings import ServerFields
-from langchain_car_vllm.support.threads import run_wait
+from langchain_car_vllm.server.spec import Kind
+from langchain_car_vllm.setting_checks import check_is_text, check_positive
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.rerank import Ranker
@@ -31,7 +31,7 @@ class Ranked(NamedTuple):
     relevance_score: float
 
 
-class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
+class VllmMlxReranker(BatchFields, BaseDocumentCompressor, defer_build=False):
     """Reranks documents with a cross-encoder that `vllm-mlx` serves.
 
     It installs, starts and supervises the server by itself, under the same supervision as
@@ -55,24 +55,15 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
 
     top_n: int | None = 3
     """How many of the best documents are kept; None for all."""
-    timeout: float | None = None
-    """Seconds a batch may take once the server is ready."""
-    batch_size: int = 64
-    """Most documents in one request."""
 
+    _kind: ClassVar[Kind] = "reranker"
     _wire: ClassVar[str] = "langchain_car_vllm.wire.rerank"
 
     @model_validator(mode="after")
     def _check_reranking(self) -> Self:
-        check_positive("batch_size", self.batch_size)
         if self.top_n is not None:
             check_positive("top_n", self.top_n)
-        if self.timeout is not None:
-            check_positive("timeout", self.timeout)
         return self
-
-    def _patience(self) -> float | None:
-        return self.timeout
 
     def compress_documents(
         self,
@@ -129,32 +120,13 @@ class VllmMlxReranker(ServerFields, BaseDocumentCompressor, defer_build=False):
         ranked = [Ranked(place, score) for place, score in enumerate(scores)]
         return sorted(ranked, key=lambda found: -found.relevance_score)[: self.top_n]
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
-        listed = list_of_texts(texts)
-        for start in range(0, len(listed), self.batch_size):
-            yield listed[start : start + self.batch_size]
+    def _score(self, query: str, texts: list[str]) -> list[float]:
+        return self._ask(lambda ranker: ranker.score(query, texts))
 
-    def _score(self, query: str, texts: Sequence[str]) -> list[float]:
-        replay = Replay()
-        while True:
-            with connect(self._target(self._spec(kind="reranker"))) as connection:
-                try:
-                    return self._ranker(connection).score(query, texts)
-                except Replay.BROKEN as error:
-                    replay.decide(error, connection.explain(), connection)
+    async def _ascore(self, query: str, texts: list[str]) -> list[float]:
+        return await self._aask(lambda ranker: ranker.ascore(query, texts))
 
-    async def _ascore(self, query: str, texts: Sequence[str]) -> list[float]:
-        replay = Replay()
-        while True:
-            async with aconnect(self._target(self._spec(kind="reranker"))) as connection:
-                try:
-                    # Its import would block the loop.
-                    ranker = await run_wait(self._ranker, connection)
-                    return await ranker.ascore(query, texts)
-                except Replay.BROKEN as error:
-                    replay.decide(error, await connection.aexplain(), connection)
-
-    def _ranker(self, connection: Connection) -> "Ranker":
+    def _client(self, connection: Connection) -> "Ranker":
         from langchain_car_vllm.wire.rerank import Ranker  # noqa: PLC0415 - imports openai
 
         return Ranker(connection.endpoint, self._header_items(), self.timeout)

@@ -19,6 +19,7 @@ from langchain_car_vllm.cli.doctor import doctor
 from langchain_car_vllm.cli.familiar import FamiliarCommand, FamiliarGroup
 from langchain_car_vllm.cli.install import install
 from langchain_car_vllm.cli.models import list_models, show
+from langchain_car_vllm.cli.output import discard
 from langchain_car_vllm.cli.planning import plan
 from langchain_car_vllm.cli.pull import pull
 from langchain_car_vllm.cli.recommend import recommend
@@ -122,7 +123,8 @@ def main() -> None:
             if sys.stdout is not None:  # it is none where the terminal is gone
                 sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        # Nobody is to try once more, when the program ends, to write what could not be written.
+        discard(sys.stdout.fileno())
         sys.exit(1)
     except CarVllmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -143,20 +145,13 @@ def main() -> None:
 def _refusal(error: OSError) -> ConfigurationError:
     """Return what the system refused as an error: this program is not at fault."""
     if error.errno in _FULL:
-        _discard_output()
+        discard(sys.stdout.fileno())
         return ConfigurationError(f"the disk is full: {error.strerror}")
     place = f"`{printable(str(error.filename))}`: " if error.filename else ""
     return ConfigurationError(
         f"the system refused: {place}{error.strerror}",
         hint=hint_for_limit(error) or "`car-vllm doctor` looks at what this program needs",
     )
-
-
-def _discard_output() -> None:
-    """Let nobody try once more, when the program ends, to write what could not be written."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _first_line(error: Exception) -> str:

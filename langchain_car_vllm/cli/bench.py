@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_json, print_table, say
+from langchain_car_vllm.cli.options import AsJson, ModelArgument
+from langchain_car_vllm.cli.output import print_json, print_table, say
 from langchain_car_vllm.environment import CAR_VLLM_MLX_WIRED
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.progress.display import Display

@@ -10,7 +10,8 @@ from langchain_car_vllm.cli import runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.machine_checks import CHECKS
 from langchain_car_vllm.cli.model_selftest import model_selftests, report_lines
-from langchain_car_vllm.cli.output import AsJson, print_json
+from langchain_car_vllm.cli.options import AsJson
+from langchain_car_vllm.cli.output import print_json
 from langchain_car_vllm.cli.selftest import selftests
 from langchain_car_vllm.environment import NO_COLOR
 from langchain_car_vllm.errors import CarVllmError

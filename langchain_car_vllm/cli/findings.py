@@ -17,3 +17,9 @@ class Finding(Exception):  # noqa: N818
 
 class Warned(Finding):
     """Something works, though not as one might expect."""
+
+
+def check(condition: bool, said: str) -> None:
+    """Raise a finding where a condition does not hold."""
+    if not condition:
+        raise Finding(said)

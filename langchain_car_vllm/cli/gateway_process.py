@@ -18,7 +18,7 @@ from langchain_car_vllm.server.directory import make_checked
 from langchain_car_vllm.server.process import Identity
 
 _END_SECONDS = 10.0
-_COMMAND = (sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "serve")
+SERVE = (sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "serve")
 
 
 class Published(NamedTuple):
@@ -68,7 +68,7 @@ class GatewayProcess:
         if keep_alive is not None:
             arguments += ["--keep-alive", keep_alive]
         process = subprocess.Popen(
-            [*_COMMAND, *arguments, "--", model],
+            [*SERVE, *arguments, "--", model],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 
 from langchain_car_vllm.cli.build_model import build_model
-from langchain_car_vllm.cli.findings import Finding
+from langchain_car_vllm.cli.findings import Finding, check
 from langchain_car_vllm.cli.output import size
 from langchain_car_vllm.environment import CAR_HOME, overridden
 from langchain_car_vllm.runtime import binary_to_launch, installed_version
@@ -92,14 +92,14 @@ class _EngineTrial:
         """The model gives one answer, and the right one."""
         began = time.monotonic()
         text = self._llm.bind(max_tokens=16).invoke("What is the capital of France?").text
-        _check("Paris" in text, f"the capital of France is told to be `{text}`")
+        check("Paris" in text, f"the capital of France is told to be `{text}`")
         return f"the first one after {time.monotonic() - began:.1f} s with the start"
 
     def prefix_hit(self) -> str:
         """A system prompt that was read before is not read again."""
         text = " ".join(f"Item {n} is red." for n in range(_PROMPT_ITEMS))
         first, second = (self._first_token(text, end) for end in ("Count them!", "Name one!"))
-        _check(
+        check(
             second < _HIT * first,
             f"first token after {first:.2f} s, and again after {second:.2f} s",
         )
@@ -109,7 +109,7 @@ class _EngineTrial:
         """An answer fits a schema."""
         found = self._llm.with_structured_output(_SCHEMA).invoke("Name a city in France.")
         fits = isinstance(found, dict) and set(found) == {"name"}
-        _check(fits, f"the answer does not fit: `{found}`")
+        check(fits, f"the answer does not fit: `{found}`")
         return "the answer fits"
 
     def forced_call(self) -> str:
@@ -122,14 +122,14 @@ class _EngineTrial:
         bound = self._llm.bind_tools([weather], tool_choice="weather")
         calls = bound.invoke("What is the weather in Paris?").tool_calls
         right = [call["name"] for call in calls] == ["weather"]
-        _check(right and calls[0]["args"].keys() == {"city"}, f"the calls are `{calls}`")
+        check(right and calls[0]["args"].keys() == {"city"}, f"the calls are `{calls}`")
         return "the call is there with its argument"
 
     def two_at_once(self) -> str:
         """Two requests at a time are answered both."""
         began = time.monotonic()
         answers = self._llm.bind(max_tokens=8).batch(["Count to five.", "Say hello."])
-        _check(all(answer.text for answer in answers), "one of them is empty")
+        check(all(answer.text for answer in answers), "one of them is empty")
         return f"both after {time.monotonic() - began:.1f} s"
 
     def rates(self) -> str:
@@ -143,7 +143,7 @@ class _EngineTrial:
                 first = last if first == began else first
             total = chunk if total is None else total + chunk
         usage = total.usage_metadata or {}
-        _check(usage.get("output_tokens", 0) > 1 and last > first, "the answer has one token")
+        check(usage.get("output_tokens", 0) > 1 and last > first, "the answer has one token")
         prefill = usage["input_tokens"] / (first - began)
         decode = (usage["output_tokens"] - 1) / (last - first)
         return f"prefill {prefill:.0f} tokens/s, decode {decode:.1f} tokens/s"
@@ -156,8 +156,8 @@ class _EngineTrial:
             raise Finding("there is no server process")
         held = process.memory_info().rss
         stop_server(directory)
-        _check(not psutil.pid_exists(process.pid), "its process is still there")
-        _check(not running_servers(), "a server still runs")
+        check(not psutil.pid_exists(process.pid), "its process is still there")
+        check(not running_servers(), "a server still runs")
         return f"{size(held)} are free"
 
     @property
@@ -240,8 +240,3 @@ def _remove_all() -> None:
         if cache.key in keys:
             remove_prefix_cache(cache)
     remove_empty_folders()
-
-
-def _check(condition: bool, said: str) -> None:
-    if not condition:
-        raise Finding(said)

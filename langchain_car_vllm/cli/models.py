@@ -6,9 +6,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from langchain_car_vllm.cli.options import AsJson, ModelArgument, Revision
 from langchain_car_vllm.cli.output import (
-    AsJson,
-    ModelArgument,
     model_id,
     print_facts,
     print_json,
@@ -32,10 +31,10 @@ class ShelvedModel(NamedTuple):
 
     model: str
     repository: str
-    directory: Path | None
-    size: int
-    context_window: int | None
-    max_input_tokens: int | None
+    directory: Path | None = None
+    size: int = 0
+    context_window: int | None = None
+    max_input_tokens: int | None = None
     problem: str | None = None
 
 
@@ -68,7 +67,7 @@ def list_models(
 def show(
     model: ModelArgument,
     *,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit")] = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is known of a model."""
@@ -131,12 +130,12 @@ def _find_model(repository: str, *, absent: bool) -> ShelvedModel | None:
     try:
         directory = find_snapshot(repository)
         if directory is None and not absent:
-            begun = _begun_bytes(repository)
             window = entry.context_window if entry else None
-            return ShelvedModel(name, repository, None, begun, window, None) if begun else None
+            begun = ShelvedModel(name, repository, None, _begun_bytes(repository), window)
+            return begun if begun.size else None
         plan_ = plan_for(ServerSpec(repository, entry.name if entry else repository))
     except ConfigurationError as error:
-        return ShelvedModel(name, repository, None, 0, None, None, error.message)
+        return ShelvedModel(name, repository, problem=error.message)
     fitting = 0 if plan_.fits_memory is False else plan_.launch.serving.max_input_tokens
     window = plan_.facts.context_window
     return ShelvedModel(name, repository, directory, plan_.weights or 0, window, fitting)

@@ -6,27 +6,17 @@ What comes from outside, such as an answer, a log or the name of a file, gives a
 import codecs
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from langchain_car_vllm.models.catalog import PREFIX
 from langchain_car_vllm.support.printable import printable, printable_answer
 
 _GB = 1e9
 _MB = 1e6
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Catalog id, Hub repository or directory")
-]
-
-ModelArguments = Annotated[
-    list[str], typer.Argument(metavar="MODEL", help="Catalog ids, Hub repositories, directories")
-]
 
 
 def model_id(name: str) -> str:
@@ -55,6 +45,14 @@ def log_printer() -> Callable[[bytes], None]:
         out.flush()
 
     return print_part
+
+
+def discard(*descriptors: int) -> None:
+    """Have nothing come of what is written to them from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def print_json(value: Any) -> None:

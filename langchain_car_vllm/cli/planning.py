@@ -2,12 +2,13 @@
 
 import re
 import shlex
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from langchain_car_vllm.cli.models import known_facts, tell_if_estimated
-from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, print_json, say, size
+from langchain_car_vllm.cli.options import AsJson, EngineOption, ModelArgument, Revision
+from langchain_car_vllm.cli.output import print_facts, print_json, say, size
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -33,10 +34,8 @@ _MOST_AGENTS = 10_000
 def plan(
     model: ModelArgument,
     *,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit")] = None,
-    engine: Annotated[
-        Literal["auto", "simple", "batched"], typer.Option(help="As in the code")
-    ] = "auto",
+    revision: Revision = None,
+    engine: EngineOption = "auto",
     server_arg: Annotated[
         list[str] | None, typer.Option(help="As in `server_args`; once for each word")
     ] = None,
@@ -61,18 +60,19 @@ def plan(
         server_args=tuple(server_arg or ()),
     )
     plan_, problem = _hub_plan(spec)
-    company = None if wanted is None else _company(plan_, *wanted)
+    company = None if wanted is None else company_of(plan_, wanted[0] or _longest(plan_), wanted[1])
     host = _host_problem()
     verdicts = {
         "host": host is None,
         "hub": problem is None,
         "disk": plan_.fits_disk,
         "memory": plan_.fits_memory,
-        **({} if company is None else {"company": company.fits}),
     }
+    if company is not None:
+        verdicts["company"] = company.fits
     if as_json:
         told = {"fits": verdicts, "hints": _hints(plan_, problem)}
-        print_json({**_plan_to_json(plan_), **_company_to_json(company), **told})
+        print_json({**_plan_to_json(plan_, company), **told})
     else:
         tell_if_estimated(plan_)
         here = "need not be asked" if plan_.directory else "has the model"
@@ -125,9 +125,9 @@ def _read_company(context: str | None, agents: int | None) -> tuple[int | None, 
     return None if context is None else tokens(context), agents or 1
 
 
-def _company(plan_: Plan, context: int | None, agents: int) -> Company:
-    """Return what the plan says to a company; without a context, of the longest that it has."""
-    return company_of(plan_, context or plan_.launch.memory.context or 1, agents)
+def _longest(plan_: Plan) -> int:
+    """Return the longest context that the plan has."""
+    return plan_.launch.memory.context or 1
 
 
 def _hub_plan(spec: ServerSpec) -> tuple[Plan, CarVllmError | None]:
@@ -138,10 +138,10 @@ def _hub_plan(spec: ServerSpec) -> tuple[Plan, CarVllmError | None]:
         return plan_for(spec), error
 
 
-def _plan_to_json(plan_: Plan) -> dict[str, Any]:
+def _plan_to_json(plan_: Plan, company: Company | None) -> dict[str, Any]:
     used = binary_to_launch()
     memory = plan_.launch.memory
-    return {
+    told = {
         **known_facts(plan_),
         "memory_parts_bytes": {
             "weights": memory.weights,
@@ -155,20 +155,15 @@ def _plan_to_json(plan_: Plan) -> dict[str, Any]:
         "disk_free_bytes": plan_.disk,
         "command": _command(plan_),
     }
-
-
-def _company_to_json(company: Company | None) -> dict[str, Any]:
-    if company is None:
-        return {}
-    return {
-        "company": {
+    if company is not None:
+        told["company"] = {
             "context": company.context,
             "agents": company.agents,
             "largest_context": company.largest_context,
             "most_agents": company.most_agents,
             "smaller_model": company.smaller,
         }
-    }
+    return told
 
 
 def _command(plan_: Plan) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.output import ModelArguments, say
+from langchain_car_vllm.cli.options import ModelArguments
+from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.download import check_may_download
@@ -57,16 +58,17 @@ def pull(
 def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code: bool) -> None:
     arguments = (TRUST,) if trust_remote_code else ()
     spec = ServerSpec(source, source, revision=revision, server_args=arguments)
-    snapshot = find_snapshot(source, revision, trust=trust_remote_code)
-    former = snapshot
+    former = snapshot = find_snapshot(source, revision, trust=trust_remote_code)
     if snapshot is None or update:
         check_may_download(source, purpose="model" if snapshot is None else "update")
         with Wakefulness(), closing(Display(source)) as display:
             runtime = ensure_runtime(on_progress=display)
             _download(spec, runtime.server, display, update=update)
         snapshot = find_snapshot(source, revision, trust=trust_remote_code)
-        if former is not None:
-            _tell_update(source, former, snapshot)
+        if former is not None and snapshot == former:
+            say(f"`{source}` is up to date")
+        elif former is not None:
+            say(f"`{source}` is newer now; a server that runs keeps the former until it stops")
     else:
         say(f"`{source}` is on this machine")
     if snapshot is None:
@@ -75,17 +77,7 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
     print(snapshot)
 
 
-def _tell_update(source: str, former: Path, snapshot: Path | None) -> None:
-    """Say whether there was something newer, and from when on it is served."""
-    if snapshot == former:
-        say(f"`{source}` is up to date")
-    else:
-        say(f"`{source}` is newer now; a server that runs keeps the former until it stops")
-
-
-def _download(
-    spec: ServerSpec, binary: Path, on_progress: OnProgress, *, update: bool = False
-) -> None:
+def _download(spec: ServerSpec, binary: Path, on_progress: OnProgress, *, update: bool) -> None:
     """Run the download to its end; it ends with this process, however that dies.
 
     Raises:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import typer
 
-from langchain_car_vllm.cli.output import AsJson, print_json, print_table, say, size
+from langchain_car_vllm.cli.options import AsJson
+from langchain_car_vllm.cli.output import print_json, print_table, say, size
 from langchain_car_vllm.errors import InsufficientMemoryError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.kv_cache import KvCache

@@ -5,11 +5,12 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import typer
 
-from langchain_car_vllm.cli.output import ModelArgument, say, size
+from langchain_car_vllm.cli.options import ModelArgument, Yes
+from langchain_car_vllm.cli.output import say, size
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
@@ -40,7 +41,7 @@ class _Removal(NamedTuple):
 def rm(
     model: ModelArgument,
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    yes: Yes = False,
 ) -> None:
     """Remove a downloaded model and what was kept because of it.
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from langchain_car_vllm.cli.conversation import GREETING, Conversation, read_questions
-from langchain_car_vllm.cli.output import ModelArgument, print_json, say
+from langchain_car_vllm.cli.options import EngineOption, ModelArgument, Revision
+from langchain_car_vllm.cli.output import print_json, say
 from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
 from langchain_car_vllm.progress.display import Display
 
@@ -29,10 +30,8 @@ def run(
     think: Annotated[
         bool | None, typer.Option("--think/--no-think", help="Whether the model thinks")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit")] = None,
-    engine: Annotated[
-        Literal["auto", "simple", "batched"], typer.Option(help="As in the code")
-    ] = "auto",
+    revision: Revision = None,
+    engine: EngineOption = "auto",
     answer_format: Annotated[
         Literal["json"] | None, typer.Option("--format", help="`json` makes the answer an object")
     ] = None,
@@ -85,7 +84,7 @@ def run(
 def _question(prompt: list[str] | None) -> str:
     """Return the words of the command line, and what is piped in below them."""
     parts = [" ".join(prompt or ())]
-    if sys.stdin is not None and not sys.stdin.isatty():
+    if sys.stdin is not None and not _is_terminal():
         parts.append(sys.stdin.read().strip())
     text = "\n\n".join(part for part in parts if part)
     if not text:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from langchain_car_vllm.cli.findings import Finding
+from langchain_car_vllm.cli.findings import Finding, check
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, overridden
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
@@ -85,7 +85,7 @@ class _Trial:
         """A supervisor starts the server, and it is ready."""
         began = time.monotonic()
         with lease(self._spec, startup_timeout=_PATIENCE, policy=_POLICY) as held:
-            _check(held.endpoint.generation == 1, "the first start is not counted as the first")
+            check(held.endpoint.generation == 1, "the first start is not counted as the first")
         return f"ready after {time.monotonic() - began:.1f} s"
 
     def share(self) -> str:
@@ -93,17 +93,17 @@ class _Trial:
         state = self._ready()
         with self._client(self._spec) as client:
             said = _first_line(client)
-        _check(said == str(state.generation), f"another process got generation `{said}`")
+        check(said == str(state.generation), f"another process got generation `{said}`")
         return "another process uses the same server"
 
     def privacy(self) -> str:
         """The key opens the server, a wrong one does not, and files are the user's alone."""
         state = self._ready()
         endpoint = state.endpoint(self._directory.log)
-        _check(_status(endpoint, endpoint.api_key or "") == http.client.OK, "the key is refused")
-        _check(_status(endpoint, "wrong") != http.client.OK, "a wrong key is accepted")
+        check(_status(endpoint, endpoint.api_key or "") == http.client.OK, "the key is refused")
+        check(_status(endpoint, "wrong") != http.client.OK, "a wrong key is accepted")
         for path in (self._directory.path, self._directory.state, self._directory.log):
-            _check(not path.stat().st_mode & 0o077, f"`{path.name}` is readable by others")
+            check(not path.stat().st_mode & 0o077, f"`{path.name}` is readable by others")
         return "only the key opens the server, only you can read its files"
 
     def stop_under_request(self) -> str:
@@ -115,7 +115,7 @@ class _Trial:
             stop_server(self._directory, policy=_POLICY)
             connection.close()
             said = held.explain()
-        _check(isinstance(said, ServerStoppedError), f"the request was told `{said!r}`")
+        check(isinstance(said, ServerStoppedError), f"the request was told `{said!r}`")
         _check_gone(self._directory, state)
         return "a stop ends the requests, the process and its port"
 
@@ -127,9 +127,9 @@ class _Trial:
             _kill(before.server.pid if before.server else None)
             connection.close()
             said = held.explain()
-        _check(isinstance(said, ServerCrashedError), f"the request was told `{said!r}`")
+        check(isinstance(said, ServerCrashedError), f"the request was told `{said!r}`")
         after = self._ready()
-        _check(after.generation == before.generation + 1, "it was not started again")
+        check(after.generation == before.generation + 1, "it was not started again")
         return "its death is reported, and the next call starts it again"
 
     def kill_supervisor(self) -> str:
@@ -140,7 +140,7 @@ class _Trial:
         _check_gone(self._directory, state)
         taken = time.monotonic() - began
         again = self._ready()
-        _check(again.generation == state.generation + 1, "it was not started again")
+        check(again.generation == state.generation + 1, "it was not started again")
         return f"its server was gone after {taken:.1f} s, and the next call starts it again"
 
     def kill_client(self) -> str:
@@ -155,7 +155,7 @@ class _Trial:
             client.wait()
         _check_gone(directory, state)
         reason = _state(directory).reason
-        _check(reason == "idle", f"the server stopped for the reason `{reason}`")
+        check(reason == "idle", f"the server stopped for the reason `{reason}`")
         return "its server stops when it is idle"
 
     def _ready(self) -> State:
@@ -282,11 +282,6 @@ def _kill(pid: int | None) -> None:
     if pid is None:
         raise Finding("there is no process to kill")
     os.kill(pid, signal.SIGKILL)
-
-
-def _check(condition: bool, said: str) -> None:
-    if not condition:
-        raise Finding(said)
 
 
 def _eventually(condition: Callable[[], bool], said: str) -> None:

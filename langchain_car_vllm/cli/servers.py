@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from langchain_car_vllm.cli.options import AsJson
 from langchain_car_vllm.cli.output import (
-    AsJson,
     log_printer,
     model_id,
     print_json,

@@ -6,16 +6,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, NamedTuple
 
 import typer
 
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.cli.familiar import FamiliarCommand
-from langchain_car_vllm.cli.output import AsJson, ModelArgument, print_facts, print_json, say
+from langchain_car_vllm.cli.gateway_process import SERVE
+from langchain_car_vllm.cli.options import AsJson, ModelArgument
+from langchain_car_vllm.cli.output import print_facts, print_json, say
 from langchain_car_vllm.cli.sharing import DEFAULT_PORT
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
@@ -23,7 +25,6 @@ from langchain_car_vllm.server.directory import make_checked
 
 _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
-_SERVED = Path("gateway.log")
 _PATIENCE = 60
 
 app = typer.Typer(help="Serve a model from login on", no_args_is_help=True, rich_markup_mode=None)
@@ -43,114 +44,49 @@ class Service(NamedTuple):
     log: Path
 
 
-class Supervisor(Protocol):
-    """The system's own keeper of services; launchd or systemd."""
+class Supervisor(NamedTuple):
+    """The system's own keeper of services: launchd or systemd.
 
-    @property
-    def file(self) -> Path:
-        """Where it reads what is to run."""
-
-    def encode(self, service: Service) -> bytes:
-        """Return the content of that file."""
-
-    def start(self) -> list[list[str]]:
-        """Return the commands that make it read the file and run the service."""
-
-    def stop(self) -> list[list[str]]:
-        """Return the commands that end the service and make it forget the file."""
-
-    def status(self) -> list[str]:
-        """Return the command whose exit code is 0 while the service runs."""
-
-
-class Launchd:
-    """macOS.
-
-    Args:
-        home: The user's home.
-        uid: The user's number.
+    Attributes:
+        file: Where it reads what is to run.
+        encode: Returns the content of that file.
+        start: The commands that make it read the file and run the service.
+        stop: The command that ends the service and makes it forget the file.
+        status: The command whose exit code is 0 while the service runs.
     """
 
-    def __init__(self, home: Path, uid: int) -> None:
-        self.file = home / "Library" / "LaunchAgents" / f"{_LABEL}.plist"
-        self._domain = f"gui/{uid}"
-
-    def encode(self, service: Service) -> bytes:
-        """Return a property list."""
-        return plistlib.dumps(
-            {
-                "Label": _LABEL,
-                "ProgramArguments": list(service.command),
-                "EnvironmentVariables": service.environment,
-                "RunAtLoad": True,
-                "KeepAlive": {"SuccessfulExit": False},
-                "ProcessType": "Interactive",
-                "StandardOutPath": str(service.log),
-                "StandardErrorPath": str(service.log),
-            }
-        )
-
-    def start(self) -> list[list[str]]:
-        """Return the command that loads the agent."""
-        return [["launchctl", "bootstrap", self._domain, str(self.file)]]
-
-    def stop(self) -> list[list[str]]:
-        """Return the command that unloads it."""
-        return [["launchctl", "bootout", f"{self._domain}/{_LABEL}"]]
-
-    def status(self) -> list[str]:
-        """Return the command that prints it."""
-        return ["launchctl", "print", f"{self._domain}/{_LABEL}"]
+    file: Path
+    encode: Callable[[Service], bytes]
+    start: list[list[str]]
+    stop: list[str]
+    status: list[str]
 
 
-class Systemd:
-    """Linux.
+def launchd(home: Path, uid: int) -> Supervisor:
+    """Return the keeper of macOS."""
+    file = home / "Library" / "LaunchAgents" / f"{_LABEL}.plist"
+    domain = f"gui/{uid}"
+    return Supervisor(
+        file,
+        _encode_agent,
+        start=[["launchctl", "bootstrap", domain, str(file)]],
+        stop=["launchctl", "bootout", f"{domain}/{_LABEL}"],
+        status=["launchctl", "print", f"{domain}/{_LABEL}"],
+    )
 
-    Args:
-        home: The user's home.
-    """
 
-    def __init__(self, home: Path) -> None:
-        configuration = environment.XDG_CONFIG_HOME.read()
-        root = Path(configuration) if configuration else home / ".config"
-        self.file = root / "systemd" / "user" / _UNIT
-
-    def encode(self, service: Service) -> bytes:
-        """Return a unit file."""
-        command = " ".join(_quoted_word(word).replace("$", "$$") for word in service.command)
-        log = str(service.log).replace("%", "%%")
-        lines = [
-            "[Unit]",
-            "Description=A local model for other programs (car-vllm serve)",
-            "",
-            "[Service]",
-            f"ExecStart={command}",
-            *(f"Environment={_quoted_word(f'{k}={v}')}" for k, v in service.environment.items()),
-            "Restart=on-failure",
-            "RestartSec=10",
-            f"StandardOutput=append:{log}",
-            f"StandardError=append:{log}",
-            "",
-            "[Install]",
-            "WantedBy=default.target",
-            "",
-        ]
-        return "\n".join(lines).encode()
-
-    def start(self) -> list[list[str]]:
-        """Return the commands that enable the unit."""
-        return [
-            ["systemctl", "--user", "daemon-reload"],
-            ["systemctl", "--user", "enable", "--now", _UNIT],
-        ]
-
-    def stop(self) -> list[list[str]]:
-        """Return the command that disables it."""
-        return [["systemctl", "--user", "disable", "--now", _UNIT]]
-
-    def status(self) -> list[str]:
-        """Return the command that asks for it."""
-        return ["systemctl", "--user", "is-active", _UNIT]
+def systemd(home: Path) -> Supervisor:
+    """Return the keeper of Linux."""
+    configuration = environment.XDG_CONFIG_HOME.read()
+    root = Path(configuration) if configuration else home / ".config"
+    control = ["systemctl", "--user"]
+    return Supervisor(
+        root / "systemd" / "user" / _UNIT,
+        _encode_unit,
+        start=[[*control, "daemon-reload"], [*control, "enable", "--now", _UNIT]],
+        stop=[*control, "disable", "--now", _UNIT],
+        status=[*control, "is-active", _UNIT],
+    )
 
 
 def find_supervisor(platform: str, home: Path | None, uid: int) -> Supervisor:
@@ -161,7 +97,7 @@ def find_supervisor(platform: str, home: Path | None, uid: int) -> Supervisor:
     """
     if home is None:
         raise ConfigurationError("a service needs a home directory", hint="set HOME")
-    return Launchd(home, uid) if platform == "darwin" else Systemd(home)
+    return launchd(home, uid) if platform == "darwin" else systemd(home)
 
 
 @app.command(cls=FamiliarCommand)
@@ -177,21 +113,20 @@ def install(
 ) -> None:
     """Serve a model now and from every login on."""
     parse_model_id(model)
-    command = [sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "serve"]
-    command += [model, "--host", host, "--port", str(port)]
+    command = [*SERVE, model, "--host", host, "--port", str(port)]
     if keep_alive is not None:
         command += ["--keep-alive", keep_alive]
     if api_key_file is not None:
         command += ["--api-key-file", str(api_key_file.absolute())]
-    log = paths.run_root().with_name(_SERVED.name)
+    log = paths.run_root().with_name("gateway.log")
     make_checked(log.parent)
     variables = {v.name: text for v in _KEPT if (text := v.text()) is not None}
     supervisor = _ours()
     if supervisor.file.exists():
-        _run_all(supervisor.stop(), check=False)
+        _run(supervisor.stop)
     supervisor.file.parent.mkdir(parents=True, exist_ok=True)
     supervisor.file.write_bytes(supervisor.encode(Service(command, variables, log)))
-    _run_all(supervisor.start(), check=True)
+    _run_all(supervisor.start)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")
 
@@ -200,7 +135,7 @@ def install(
 def status(*, as_json: AsJson = False) -> None:
     """Tell whether a model is served; the exit code is 1 where none is."""
     supervisor = _ours()
-    runs = supervisor.file.exists() and _runs(supervisor.status())
+    runs = supervisor.file.exists() and _run(supervisor.status).returncode == 0
     if as_json:
         print_json({"file": str(supervisor.file), "running": runs})
     else:
@@ -216,7 +151,7 @@ def remove() -> None:
     if not supervisor.file.exists():
         say("there is no service")
         return
-    _run_all(supervisor.stop(), check=False)
+    _run(supervisor.stop)
     supervisor.file.unlink()
     say("the service is removed")
 
@@ -230,7 +165,7 @@ def remove_service() -> None:
     """Remove the service, also where the program that ran it is gone."""
     supervisor = _ours()
     with suppress(ConfigurationError):
-        _run_all(supervisor.stop(), check=False)
+        _run(supervisor.stop)
     supervisor.file.unlink(missing_ok=True)
 
 
@@ -248,18 +183,14 @@ def _ours() -> Supervisor:
     return find_supervisor(sys.platform, paths.home(), os.getuid())
 
 
-def _run_all(commands: list[list[str]], *, check: bool) -> None:
+def _run_all(commands: list[list[str]]) -> None:
     for command in commands:
         done = _run(command)
-        if check and done.returncode:
+        if done.returncode:
             raise ConfigurationError(
                 f"`{shlex.join(command)}` failed: {(done.stderr or done.stdout).strip()}",
                 hint="run it by hand to see more; the file of the service was written",
             )
-
-
-def _runs(command: list[str]) -> bool:
-    return _run(command).returncode == 0
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
@@ -283,6 +214,45 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
             f"`{shlex.join(command)}` did not answer within {_PATIENCE} s",
             hint="run it by hand to see more",
         ) from error
+
+
+def _encode_agent(service: Service) -> bytes:
+    """Return a property list for launchd."""
+    return plistlib.dumps(
+        {
+            "Label": _LABEL,
+            "ProgramArguments": list(service.command),
+            "EnvironmentVariables": service.environment,
+            "RunAtLoad": True,
+            "KeepAlive": {"SuccessfulExit": False},
+            "ProcessType": "Interactive",
+            "StandardOutPath": str(service.log),
+            "StandardErrorPath": str(service.log),
+        }
+    )
+
+
+def _encode_unit(service: Service) -> bytes:
+    """Return a unit file for systemd."""
+    command = " ".join(_quoted_word(word).replace("$", "$$") for word in service.command)
+    log = str(service.log).replace("%", "%%")
+    lines = [
+        "[Unit]",
+        "Description=A local model for other programs (car-vllm serve)",
+        "",
+        "[Service]",
+        f"ExecStart={command}",
+        *(f"Environment={_quoted_word(f'{k}={v}')}" for k, v in service.environment.items()),
+        "Restart=on-failure",
+        "RestartSec=10",
+        f"StandardOutput=append:{log}",
+        f"StandardError=append:{log}",
+        "",
+        "[Install]",
+        "WantedBy=default.target",
+        "",
+    ]
+    return "\n".join(lines).encode()
 
 
 def _quoted_word(word: str) -> str:

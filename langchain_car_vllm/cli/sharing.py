@@ -16,13 +16,14 @@ from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import psutil
 import typer
 
 from langchain_car_vllm.cli.gateway_process import GatewayProcess, Published, noted_gateway
-from langchain_car_vllm.cli.output import ModelArgument, print_facts, print_json, say
+from langchain_car_vllm.cli.options import AsJson, EngineOption, ModelArgument
+from langchain_car_vllm.cli.output import discard, print_facts, print_json, say
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
@@ -34,19 +35,18 @@ from langchain_car_vllm.server.spec import ServerSpec
 
 DEFAULT_PORT = 8000
 _WATCH_SECONDS = 1.0
-KeepAlive = Annotated[
-    str | None,
-    typer.Option(
-        help="How long the model stays in memory after a request, such as 10m; "
-        "without it the model stays until Ctrl-C"
-    ),
-]
 
 
 def serve(
     model: ModelArgument,
     *,
-    keep_alive: KeepAlive = None,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            help="How long the model stays in memory after a request, such as 10m; "
+            "without it the model stays until Ctrl-C"
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any")
@@ -54,9 +54,7 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File that holds the key, by default one of our own")
     ] = None,
-    engine: Annotated[
-        Literal["auto", "simple", "batched"], typer.Option(help="As in the code")
-    ] = "auto",
+    engine: EngineOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON")] = False,
     until_pid: Annotated[int | None, typer.Option(hidden=True)] = None,
     tag: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -86,7 +84,8 @@ def serve(
             display.close()
             _announce(published, host, as_json=as_json)
             if until_pid is not None:
-                _let_go_of_standard_error()
+                # Nothing stays open whose end the caller may wait for.
+                discard(1, 2)
 
         from langchain_car_vllm.gateway import Gateway  # noqa: PLC0415 - imports openai
 
@@ -105,7 +104,7 @@ def env(
     keep_alive: Annotated[
         str, typer.Option(help="How long the model stays in memory after a request")
     ] = "10m",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the variables that make other programs use a model.
 
@@ -258,14 +257,6 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
             "model; what they send is not encrypted"
         )
     say("Ctrl-C ends it")
-
-
-def _let_go_of_standard_error() -> None:
-    """Keep nothing open whose end the caller may wait for."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
 
 
 def _key_file(given: Path | None, host: str) -> Path:

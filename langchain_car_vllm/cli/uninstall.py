@@ -9,6 +9,7 @@ import typer
 
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.cli.gateway_process import end_gateways
+from langchain_car_vllm.cli.options import Yes
 from langchain_car_vllm.cli.output import print_json, print_table, say, size
 from langchain_car_vllm.cli.removal import (
     confirms,
@@ -55,7 +56,7 @@ def uninstall(
     models: Annotated[
         bool, typer.Option("--models", help="Also the models that were downloaded or served")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    yes: Yes = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --dry-run: print the list as JSON")
     ] = False,

@@ -31,11 +31,9 @@ class HttpError(Exception):
 
     Attributes:
         is_late: Whether the time ran out.
-        is_refused: Whether nobody listened, so the request never arrived.
     """
 
     is_late = False
-    is_refused = False
 
 
 class ForbiddenAddressError(HttpError):
@@ -101,9 +99,7 @@ def fetch(
         late.is_late = True
         raise late from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        failed = HttpError(str(error) or type(error).__name__)
-        failed.is_refused = isinstance(error, ConnectionRefusedError)
-        raise failed from error
+        raise HttpError(str(error) or type(error).__name__) from error
 
 
 def _read(response: http.client.HTTPResponse, most_bytes: int) -> tuple[bytes, bool]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from unit.cli.conftest import Cli
 
-from langchain_car_vllm.cli.service import Launchd, Service, Systemd, find_supervisor
+from langchain_car_vllm.cli.service import Service, find_supervisor, systemd
 from langchain_car_vllm.errors import ConfigurationError
 
 SERVICE = Service(
@@ -66,19 +66,18 @@ def test_a_system_without_services(cli: Cli):
 def test_the_agent_of_a_mac(tmp_path: Path):
     """The property list holds the command as it is, and launchd is told by the user's domain."""
     agent = find_supervisor("darwin", tmp_path, 501)
-    assert isinstance(agent, Launchd)
     assert agent.file == tmp_path / "Library/LaunchAgents/dev.car.vllm-mlx.plist"
     content = plistlib.loads(agent.encode(SERVICE))
     assert content["ProgramArguments"] == SERVICE.command
     assert content["EnvironmentVariables"] == SERVICE.environment
     assert content["RunAtLoad"] is True
-    assert agent.start() == [["launchctl", "bootstrap", "gui/501", str(agent.file)]]
-    assert agent.stop() == [["launchctl", "bootout", "gui/501/dev.car.vllm-mlx"]]
+    assert agent.start == [["launchctl", "bootstrap", "gui/501", str(agent.file)]]
+    assert agent.stop == ["launchctl", "bootout", "gui/501/dev.car.vllm-mlx"]
 
 
 def test_the_unit_is_one_that_systemd_reads(tmp_path: Path):
     """`systemd-analyze verify` accepts it where it is installed; words keep their spaces."""
-    text = Systemd(tmp_path).encode(SERVICE).decode()
+    text = systemd(tmp_path).encode(SERVICE).decode()
     assert 'ExecStart="/opt/py thon/bin/python" "-c" "print(\\"100%%\\")"' in text
     assert '"$$HOME"' in text
     assert 'Environment="CAR_HOME=/srv/car home/$x%%"' in text
@@ -87,7 +86,7 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path: Path):
     if analyze is not None:
         unit = tmp_path / "car-vllm.service"
         runnable = SERVICE._replace(command=[sys.executable, *SERVICE.command[1:]])
-        unit.write_bytes(Systemd(tmp_path).encode(runnable))
+        unit.write_bytes(systemd(tmp_path).encode(runnable))
         done = subprocess.run(
             [analyze, "verify", str(unit)], capture_output=True, text=True, check=False
         )

@@ -1,0 +1,18 @@
+"""The arguments and options that several commands have."""
+
+from typing import Annotated
+
+import typer
+
+from langchain_car_vllm.server.spec import Engine
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+EngineOption = Annotated[Engine, typer.Option(help="As in the code")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Catalog id, Hub repository or directory")
+]
+ModelArguments = Annotated[
+    list[str], typer.Argument(metavar="MODEL", help="Catalog ids, Hub repositories, directories")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]

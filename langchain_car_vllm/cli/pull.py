@@ -10,7 +10,7 @@ import typer
 from langchain_car_vllm.cli.options import ModelArguments
 from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
-from langchain_car_vllm.models import find_snapshot, parse_model_id
+from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.download_diagnosis import no_model
 from langchain_car_vllm.models.ids import is_repository
@@ -58,13 +58,13 @@ def pull(
 def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code: bool) -> None:
     arguments = (TRUST,) if trust_remote_code else ()
     spec = ServerSpec(source, source, revision=revision, server_args=arguments)
-    former = snapshot = find_snapshot(source, revision, trust=trust_remote_code)
+    former = snapshot = spec.find_snapshot()
     if snapshot is None or update:
         check_may_download(source, purpose="model" if snapshot is None else "update")
         with Wakefulness(), closing(Display(source)) as display:
             runtime = ensure_runtime(on_progress=display)
             _download(spec, runtime.server, display, update=update)
-        snapshot = find_snapshot(source, revision, trust=trust_remote_code)
+        snapshot = spec.find_snapshot()
         if former is not None and snapshot == former:
             say(f"`{source}` is up to date")
         elif former is not None:

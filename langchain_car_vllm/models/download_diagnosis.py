@@ -92,11 +92,11 @@ def download_error(
     return ModelDownloadError(f"{what.format(source=source)}: {message}", hint=hint)
 
 
-def log_tail(log: Path) -> str:
-    """Return the end of what a child wrote, nothing where there is none."""
+def log_tail(log: Path, most: int = _TAIL_BYTES) -> str:
+    """Return the end of what a child wrote, at most so many bytes, nothing where there is none."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - most))
             return file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""

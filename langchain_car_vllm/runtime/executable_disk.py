@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import psutil
+from langchain_car_vllm.runtime.mounts import find_mount
 
 ELSEWHERE = "set CAR_VLLM_MLX_RUNTIME to a folder on another disk"
 _FLAG = getattr(os, "ST_NOEXEC", 0)
@@ -15,18 +15,10 @@ def is_noexec(path: Path) -> bool:
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     try:
-        # macOS tells this among the options of the mount alone.
-        return bool(os.statvfs(place).f_flag & _FLAG) if _FLAG else _has_option(str(place))
+        if _FLAG:
+            return bool(os.statvfs(place).f_flag & _FLAG)
+        # macOS tells it among the options of the mount alone.
+        mount = find_mount(place)
+        return mount is not None and mount.has_option("noexec")
     except OSError:
         return False
-
-
-def _has_option(place: str) -> bool:
-    mounts = [
-        (len(mount.mountpoint), mount.opts)
-        for mount in psutil.disk_partitions(all=True)
-        if os.path.commonpath([place, mount.mountpoint]) == mount.mountpoint
-    ]
-    longest = max((length for length, _ in mounts), default=0)
-    options = [options for length, options in mounts if length == longest]
-    return bool(options) and "noexec" in options[-1].split(",")

@@ -7,21 +7,16 @@ where another model needs the room.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MEMORY_GB
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.runtime.metal import working_set_limit
-from langchain_car_vllm.server.directory import (
-    ServerDirectory,
-    explain_os_errors,
-    server_directories,
-)
-from langchain_car_vllm.server.locks import is_held, opened_lock
+from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.spec import argument_value
-from langchain_car_vllm.server.state import State, read_any_state
+from langchain_car_vllm.server.state import State
+from langchain_car_vllm.server.supervision import supervised_servers
 
 _SHARE = 0.75
 _MB = 1_000_000
@@ -243,13 +238,4 @@ def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:
     Raises:
         StateDirectoryError: The system refuses a look at one of them.
     """
-    found = []
-    for directory in server_directories():
-        # One that is removed in this instant has nothing.
-        with explain_os_errors(directory.path), suppress(FileNotFoundError):
-            state = read_any_state(directory.state)
-            if state is not None and state.reservation and directory.key != apart_from:
-                with opened_lock(directory.supervisor_lock) as descriptor:
-                    if is_held(descriptor):
-                        found.append((directory, state))
-    return found
+    return supervised_servers(apart_from, lambda state: state.reservation)

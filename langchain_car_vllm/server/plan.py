@@ -14,7 +14,7 @@ from typing import Literal
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
-from langchain_car_vllm.models import ModelFacts, family_facts, find_snapshot, read_model_facts
+from langchain_car_vllm.models import ModelFacts, family_facts, read_model_facts
 from langchain_car_vllm.models.adapter import check_adapter, find_adapter
 from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
 from langchain_car_vllm.models.compatibility import facts_for_version
@@ -26,7 +26,6 @@ from langchain_car_vllm.models.downloader import RESERVE
 from langchain_car_vllm.models.facts import facts_of_config
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.model_files import load_object
-from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
 from langchain_car_vllm.models.speculation import check_draft, draft_bytes, draft_to_serve
@@ -148,16 +147,25 @@ def asked_plan(spec: ServerSpec) -> Plan:
         UnservableModelError: The server cannot load what is there.
         ModelDownloadError: It is not here and cannot be fetched; says why and what to do.
     """
-    trust = is_trusted(spec.server_args)
-    if find_snapshot(spec.source, spec.revision, trust=trust) is not None:
+    if spec.find_snapshot() is not None:
         return plan_for(spec)
-    if spec.source.startswith("/"):
-        raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")
-    check_may_download(spec.source, auto_pull=spec.auto_pull)
+    check_may_fetch(spec)
     # A supervisor, which makes plans too, must not even import what asks.
     from langchain_car_vllm.models.hub import ask_hub_model, listing_of  # noqa: PLC0415
 
-    return plan_for(spec, listing_of(ask_hub_model(spec.source, spec.revision, trust=trust)))
+    return plan_for(spec, listing_of(ask_hub_model(spec.source, spec.revision, trust=spec.trust)))
+
+
+def check_may_fetch(spec: ServerSpec) -> None:
+    """Refuse a model that is not here and may not be fetched.
+
+    Raises:
+        UnknownModelError: Its directory is gone.
+        ModelDownloadError: It may not be downloaded.
+    """
+    if spec.source.startswith("/"):
+        raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")
+    check_may_download(spec.source, auto_pull=spec.auto_pull)
 
 
 def plan_for(
@@ -182,7 +190,7 @@ def plan_for(
     """
     origin, directory, facts = _find_facts(spec, hub)
     if directory is not None:
-        check_servable(directory, spec.served_name, trust=is_trusted(spec.server_args))
+        check_servable(directory, spec.served_name, trust=spec.trust)
     check_kind(spec, directory, hub)
     binary = binary or binary_to_launch()
     if version is None and binary is not None:
@@ -212,8 +220,7 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
             belong to it.
     """
     if spec.draft is not None and directory is not None:
-        trust = is_trusted(spec.server_args)
-        check_draft(spec.draft, directory, spec.served_name, engine=spec.engine, trust=trust)
+        check_draft(spec.draft, directory, spec.served_name, engine=spec.engine, trust=spec.trust)
     if spec.adapter is not None and directory is not None:
         adapter = find_adapter(spec.adapter)
         if adapter is not None:
@@ -244,10 +251,9 @@ def fitting_context(spec: ServerSpec) -> int | None:
 
 def _find_facts(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path | None, ModelFacts]:
     """Return what is known of a model, from the best source."""
-    trust = is_trusted(spec.server_args)
-    directory = find_snapshot(spec.source, spec.revision, trust=trust)
+    directory = spec.find_snapshot()
     if directory is not None:
-        return "files", directory, read_model_facts(directory, spec.served_name, trust=trust)
+        return "files", directory, read_model_facts(directory, spec.served_name, trust=spec.trust)
     if hub is not None:
         return "hub", None, _facts_of_hub(spec, hub)
     entry = catalog().by_repository(spec.source)

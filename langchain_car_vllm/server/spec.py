@@ -5,9 +5,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from langchain_car_vllm.models.identity import identity_of
+from langchain_car_vllm.models.remote_code import is_trusted
+from langchain_car_vllm.models.snapshot import find_snapshot
 
 Engine = Literal["auto", "simple", "batched"]
 Kind = Literal["chat", "embeddings", "reranker"]
@@ -74,6 +77,19 @@ class ServerSpec:
         if self.draft is not None:
             identity.append(["draft", *identity_of(self.draft)])
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+    @property
+    def trust(self) -> bool:
+        """Whether the user trusts code that the model brings."""
+        return is_trusted(self.server_args)
+
+    def find_snapshot(self) -> Path | None:
+        """Return the complete local copy of the model, None where there is none.
+
+        Raises:
+            UnservableModelError: A copy may be there, and this user may not look.
+        """
+        return find_snapshot(self.source, self.revision, trust=self.trust)
 
     @property
     def settings(self) -> "ServerSpec":

@@ -16,16 +16,12 @@ from langchain_car_vllm.server.directory import (
     server_directories,
 )
 from langchain_car_vllm.server.idle import idle_deadline
-from langchain_car_vllm.server.locks import (
-    acquire_exclusive,
-    is_held,
-    opened_lock,
-    release,
-)
+from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock, release
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.state import State, decode_error, read_any_state
+from langchain_car_vllm.server.supervision import is_supervised
 
 _LOOK_PATIENCE = 0.05
 """Others look at the lease by taking it for an instant."""
@@ -38,9 +34,7 @@ def running_servers() -> list[tuple[ServerDirectory, State]]:
 
 def lost_servers() -> list[tuple[ServerDirectory, State]]:
     """Return every server key whose state says that it runs, though nobody supervises it."""
-    return [
-        (directory, state) for directory, state, is_supervised in _servers() if not is_supervised
-    ]
+    return [(directory, state) for directory, state, supervised in _servers() if not supervised]
 
 
 def _servers() -> Iterator[tuple[ServerDirectory, State, bool]]:
@@ -49,11 +43,11 @@ def _servers() -> Iterator[tuple[ServerDirectory, State, bool]]:
         with explain_os_errors(directory.path):
             try:
                 state = read_any_state(directory.state)
-                is_supervised = state is not None and _is_supervised(directory)
+                supervised = state is not None and is_supervised(directory)
             except (FileNotFoundError, NotADirectoryError):  # removed in the meantime
                 continue
         if state is not None and state.phase != "stopped":
-            yield directory, state, is_supervised
+            yield directory, state, supervised
 
 
 def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float | None:
@@ -105,7 +99,7 @@ def stop_server(
             if (
                 not force
                 and not acquire_exclusive(lease, _LOOK_PATIENCE)
-                and _is_supervised(directory)
+                and is_supervised(directory)
             ):
                 raise ServerBusyError(
                     "the server is answering somebody",
@@ -132,11 +126,6 @@ def stop_servers(
                 yield stops[stop], error
 
 
-def _is_supervised(directory: ServerDirectory) -> bool:
-    with opened_lock(directory.supervisor_lock) as descriptor:
-        return is_held(descriptor)
-
-
 def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
     """Ask the supervisor to stop; one that does not even begin to is killed.
 
@@ -145,7 +134,7 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
     asked: Identity | None = None
     asked_at = time.monotonic()
     stopped = False
-    while _is_supervised(directory):
+    while is_supervised(directory):
         stopped = True
         state = read_any_state(directory.state)
         process = state.supervisor.find() if state else None

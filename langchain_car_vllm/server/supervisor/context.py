@@ -32,6 +32,15 @@ from langchain_car_vllm.server.supervisor.signals import SignalInbox
 from langchain_car_vllm.version import VERSION
 
 _WANTED_LOOK = 0.5
+NOT_QUEUED: dict[str, Any] = {
+    "needed": 0,
+    "queued_at": None,
+    "victims": (),
+    "shrinks": {},
+    "blocked_by": {},
+    "shortfall": 0,
+}
+"""The fields of a state that speak of its wait for memory, once there is none."""
 
 
 class SupervisorLock(NamedTuple):

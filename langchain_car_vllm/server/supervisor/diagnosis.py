@@ -5,6 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from langchain_car_vllm.models.download_diagnosis import log_tail
 from langchain_car_vllm.runtime.executable_disk import ELSEWHERE
 from langchain_car_vllm.server.supervisor.gpu_verdicts import MetalVerdict, find_verdict
 
@@ -60,7 +61,7 @@ def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
         exit_code: As `Popen.returncode` gives it, None where it is not known.
         log: The log of this start alone.
     """
-    lines = tail(log)
+    lines = re.split(r"[\r\n]+", log_tail(log, _TAIL_BYTES).strip("\r\n"))
     text = "\n".join(lines)
     verdicts = [line.strip() for line in lines if _VERDICT.match(line.strip())]
     verdict = verdicts[-1] if verdicts else ""
@@ -75,18 +76,6 @@ def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
         metal=metal,
         unsupported=unsupported,
     )
-
-
-def tail(log: Path) -> list[str]:
-    """Return the last lines of a log; bytes that are not UTF-8 are replaced."""
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            raw = file.read()
-    except FileNotFoundError:
-        return []
-    return re.split(r"[\r\n]+", raw.decode("utf-8", errors="replace").strip("\r\n"))
 
 
 def _ending(exit_code: int | None) -> str:

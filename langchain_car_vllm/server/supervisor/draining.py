@@ -1,9 +1,8 @@
 """A server whose memory is wanted: new requests wait, those under way end, then it goes."""
 
-from langchain_car_vllm.server.directory import server_directories
-from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
+from langchain_car_vllm.server.locks import try_exclusive
 from langchain_car_vllm.server.process import is_suspended
-from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.server.supervision import supervised_servers
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
 
@@ -33,23 +32,14 @@ class Eviction:
             return False
         if try_exclusive(context.lease):
             raise StageEnded("evicted")
-        is_wanted = self._is_claimed()
+        key = context.directory.key
+        # A live start names this server among its victims; older releases name nobody.
+        is_wanted = bool(supervised_servers(key, lambda state: key in state.victims))
         if is_wanted != context.state.is_wanted:
             context.update(is_wanted=is_wanted)
         if is_wanted:
             self._check_somebody_goes_on(now)
         return is_wanted
-
-    def _is_claimed(self) -> bool:
-        """Tell whether a live start names this server; older releases name nobody."""
-        for directory in server_directories():
-            state = read_state(directory.state)
-            if state is None or self._context.directory.key not in state.victims:
-                continue
-            with opened_lock(directory.supervisor_lock) as descriptor:
-                if is_held(descriptor):
-                    return True
-        return False
 
     def _check_somebody_goes_on(self, now: float) -> None:
         """End it where all who are served have been suspended for long."""

@@ -5,10 +5,9 @@ import time
 from contextlib import suppress
 
 from langchain_car_vllm.server.command import Launch, serving_within
-from langchain_car_vllm.server.directory import server_directories
-from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
+from langchain_car_vllm.server.locks import opened_lock, try_exclusive
 from langchain_car_vllm.server.memory import Memory
-from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.server.supervision import supervised_servers
 from langchain_car_vllm.server.supervisor.context import SupervisorContext
 from langchain_car_vllm.server.supervisor.reservation import grow_reservation
 from langchain_car_vllm.server.tickets import kv_tokens, read_tickets
@@ -51,15 +50,9 @@ class ElasticRoom:
 
     def _find_claim(self) -> int | None:
         """Return what live starts leave to this server, None where none wants any of it."""
-        kept = []
-        for directory in server_directories():
-            state = read_state(directory.state)
-            if state is None or self._context.directory.key not in state.shrinks:
-                continue
-            with suppress(OSError), opened_lock(directory.supervisor_lock) as descriptor:
-                if is_held(descriptor):
-                    kept.append(state.shrinks[self._context.directory.key])
-        least = min(kept, default=None)
+        key = self._context.directory.key
+        claims = supervised_servers(key, lambda state: key in state.shrinks)
+        least = min((state.shrinks[key] for _, state in claims), default=None)
         return least if least is not None and least < self._context.state.reservation else None
 
     def _shrink(self, memory: Memory) -> bool:

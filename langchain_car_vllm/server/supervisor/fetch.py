@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ModelDownloadError
-from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import (
     announced_commit,
     check_may_download,
@@ -21,7 +20,6 @@ from langchain_car_vllm.models.download import (
 from langchain_car_vllm.models.download_diagnosis import Attempt, diagnose_download, no_model
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.models.hub_listing import HubListing, read_listing
-from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
@@ -80,7 +78,6 @@ class Download:
         self._attempt: Attempt = "download"
         self._commit: str | None = None
         self._spec, self._binary, self._policy = spec, binary, policy
-        self._trust = is_trusted(spec.server_args)
         folder = run_root().with_name("pull") / spec.source.replace("/", "--")
         shared = ServerDirectory(folder)
         shared.create()
@@ -121,7 +118,7 @@ class Download:
     @property
     def snapshot(self) -> Path | None:
         """The complete copy, None before it is one."""
-        return find_snapshot(self._spec.source, self._spec.revision, trust=self._trust)
+        return self._spec.find_snapshot()
 
     def end(self) -> None:
         """End the download if it runs, and let others go on with it."""
@@ -159,7 +156,7 @@ class Download:
                 self._binary,
                 spec.source,
                 spec.revision,
-                trust=self._trust,
+                trust=spec.trust,
                 update=self._update,
             )
             environment = inherited_environment() | absolute_folders(inherited_environment())
@@ -195,7 +192,7 @@ def ask_hub(context: SupervisorContext) -> HubListing | None:
     child = Child(
         directory,
         script,
-        (spec.source, spec.revision or "", "trusted" if is_trusted(spec.server_args) else ""),
+        (spec.source, spec.revision or "", "trusted" if spec.trust else ""),
         environment | {"PYTHONPATH": _PACKAGE_PARENT},
         log=log,
     )

@@ -31,6 +31,7 @@ from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, decode_error, encode_error, read_any_state
 from langchain_car_vllm.server.supervisor.child import install_launcher
 from langchain_car_vllm.server.supervisor.context import (
+    NOT_QUEUED,
     StageEnded,
     SupervisorContext,
     SupervisorLock,
@@ -181,13 +182,8 @@ class Supervisor:
             reservation=0,
             least=0,
             wired=0,
-            blocked_by={},
-            shortfall=0,
-            needed=0,
-            queued_at=None,
-            victims=(),
-            shrinks={},
             is_wanted=False,
+            **NOT_QUEUED,
             **{"detail": "", "error": None, **ending},
         )
         self._clients.forget_all()

@@ -3,24 +3,15 @@
 import threading
 
 from langchain_car_vllm.endpoint import Serving
-from langchain_car_vllm.errors import UnknownModelError
-from langchain_car_vllm.models import find_snapshot
-from langchain_car_vllm.models.download import check_may_download
-from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.runtime import (
-    VllmRuntime,
-    ensure_runtime,
-)
+from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
 from langchain_car_vllm.runtime.metal import learn_working_set
-from langchain_car_vllm.server.plan import Plan, check_kind, plan_for
+from langchain_car_vllm.server.plan import Plan, check_kind, check_may_fetch, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.adapter_stage import fetch_adapter
 from langchain_car_vllm.server.supervisor.context import SupervisorContext
 from langchain_car_vllm.server.supervisor.fetch import Download, ask_hub
-
-_GB = 1e9
 
 
 def check_model_can_be_had(spec: ServerSpec) -> None:
@@ -31,15 +22,12 @@ def check_model_can_be_had(spec: ServerSpec) -> None:
         UnservableModelError: The server cannot load what is there.
         ModelDownloadError: It may not be downloaded.
     """
-    trust = is_trusted(spec.server_args)
-    snapshot = find_snapshot(spec.source, spec.revision, trust=trust)
-    if snapshot is not None:
-        check_servable(snapshot, spec.served_name, trust=trust)
-        check_kind(spec, snapshot)
+    snapshot = spec.find_snapshot()
+    if snapshot is None:
+        check_may_fetch(spec)
         return
-    if spec.source.startswith("/"):
-        raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")
-    check_may_download(spec.source, auto_pull=spec.auto_pull)
+    check_servable(snapshot, spec.served_name, trust=spec.trust)
+    check_kind(spec, snapshot)
 
 
 def usable_runtime(context: SupervisorContext) -> VllmRuntime:
@@ -106,7 +94,7 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Plan:
     """
     spec = context.spec
     context.update(binary=str(runtime.server), serving=Serving(version=runtime.version))
-    if find_snapshot(spec.source, spec.revision, trust=is_trusted(spec.server_args)) is None:
+    if spec.find_snapshot() is None:
         check_model_can_be_had(spec)
         _download(context, runtime)
     fetch_adapter(context, runtime)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import serving_within
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
-from langchain_car_vllm.server.locks import is_held, opened_lock, release, try_exclusive
+from langchain_car_vllm.server.locks import opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.plan import insufficient_memory
 from langchain_car_vllm.server.process import Identity
@@ -25,7 +25,8 @@ from langchain_car_vllm.server.state import (
     ask_to_shrink,
     read_any_state,
 )
-from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
+from langchain_car_vllm.server.supervision import is_supervised, supervised_servers
+from langchain_car_vllm.server.supervisor.context import NOT_QUEUED, StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.eviction import Decision, Neighbour, decide
 from langchain_car_vllm.server.wiring import wired_bytes, wiring_mode
 
@@ -136,16 +137,11 @@ class _Queue:
                     reservation=max(0, granted.needed),
                     least=granted.least if granted.company else 0,
                     wired=self._wired(granted, others),
-                    needed=0,
-                    queued_at=None,
-                    victims=(),
-                    shrinks={},
-                    blocked_by={},
-                    shortfall=0,
                     detail="",
+                    **NOT_QUEUED,
                 )
                 return granted
-            self._publish(decision, [state for _, state in others], others)
+            self._publish(decision, others)
         self._ask(others, decision)
         return None
 
@@ -158,19 +154,14 @@ class _Queue:
         since = self._asked_since
         return since is not None and time.monotonic() - since > self._context.policy.drain_patience
 
-    def _publish(
-        self,
-        decision: Decision,
-        states: Sequence[State],
-        others: Sequence[tuple[ServerDirectory, State]],
-    ) -> None:
+    def _publish(self, decision: Decision, others: Sequence[tuple[ServerDirectory, State]]) -> None:
         """Say what is waited for, so that later starts respect it and victims find it."""
         context = self._context
         blocked_by = {d.key: s.reservation for d, s in others if s.reservation}
         shrinks = dict(decision.shrinks)
         told = context.state.victims, context.state.shrinks, context.state.blocked_by
         if context.state.queued_at is None or told != (decision.victims, shrinks, blocked_by):
-            names = ", ".join(f"`{state.served_name}`" for state in states if state.reservation)
+            names = ", ".join(f"`{state.served_name}`" for _, state in others if state.reservation)
             needed, free = self._needed / _GB, max(0, decision.free) / _GB
             context.update(
                 phase="queued",
@@ -224,14 +215,9 @@ def _wake_holder(path: Path) -> None:
 
 def _others(context: SupervisorContext) -> list[tuple[ServerDirectory, State]]:
     """Return the live servers and starts that have memory set aside or wait for it."""
-    found = []
-    for directory in server_directories():
-        state = read_any_state(directory.state)
-        if state is None or directory.key == context.directory.key:
-            continue
-        if (state.reservation or state.queued_at is not None) and _is_supervised(directory):
-            found.append((directory, state))
-    return found
+    return supervised_servers(
+        context.directory.key, lambda state: state.reservation or state.queued_at is not None
+    )
 
 
 def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
@@ -263,41 +249,31 @@ def _is_suspended(state: State) -> bool:
 
 def _end_lost_servers(context: SupervisorContext) -> None:
     """Get back the memory of servers whose supervisors were killed."""
-
-    def is_lost(directory: ServerDirectory, state: State) -> bool:
-        return state.server is not None and not _is_supervised(directory)
-
-    for directory, _ in _states(context, is_lost):
-        with suppress(ServerError):
-            clean_up(directory, context.policy, "lost")
+    for directory, state in _states(context):
+        if state.server is not None and not _is_supervised(directory):
+            with suppress(ServerError):
+                clean_up(directory, context.policy, "lost")
 
 
 def _retire_other_protocols(context: SupervisorContext) -> None:
     """Ask the idle server of a release with another protocol to go; it has a key of its own."""
-
-    def is_old(_: ServerDirectory, state: State) -> bool:
+    for directory, state in _states(context):
         is_same = state.served_name == context.spec.served_name
-        return is_same and state.protocol < PROTOCOL and state.phase == "ready"
-
-    for directory, state in _states(context, is_old):
-        ask_to_make_room(directory.state, state)
+        if is_same and state.protocol < PROTOCOL and state.phase == "ready":
+            ask_to_make_room(directory.state, state)
 
 
-def _states(
-    context: SupervisorContext, is_wanted: Callable[[ServerDirectory, State], bool]
-) -> Iterator[tuple[ServerDirectory, State]]:
+def _states(context: SupervisorContext) -> Iterator[tuple[ServerDirectory, State]]:
     for directory in server_directories():
         with suppress(OSError):
             state = read_any_state(directory.state)
-            if state is None or directory.key == context.directory.key:
-                continue
-            if is_wanted(directory, state):
+            if state is not None and directory.key != context.directory.key:
                 yield directory, state
 
 
 def _is_supervised(directory: ServerDirectory) -> bool:
-    with suppress(OSError), opened_lock(directory.supervisor_lock) as descriptor:
-        return is_held(descriptor)
+    with suppress(OSError):
+        return is_supervised(directory)
     return False
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from langchain_car_vllm.server.disk import Mount, is_local, is_on_local_disk, mount_of
+from langchain_car_vllm.runtime.mounts import Mount, mount_of
+from langchain_car_vllm.server.disk import is_local, is_on_local_disk
 
 MAC = [
     Mount("/", "apfs", "ro,local,rootfs,dovolfs,journaled,multilabel"),

@@ -138,6 +138,8 @@ class CarVllmError(_WithoutLangChain):
     """
 
     is_retryable: bool = False
+    log_tail: tuple[str, ...] = ()
+    log_path: Path | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         self.message = to_sentence(message)
@@ -145,7 +147,12 @@ class CarVllmError(_WithoutLangChain):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+        parts = [self.message, "\n".join(f"    {line}" for line in self.log_tail)]
+        if self.log_path is not None:
+            parts.append(f"log: {self.log_path}")
+        if self.hint is not None:
+            parts.append(f"hint: {self.hint}")
+        return "\n\n".join(filter(None, parts))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.__dict__)
@@ -309,16 +316,6 @@ class ServerError(CarVllmError):
         self.exit_code = exit_code
         self.log_tail = tuple(to_sentence(line) for line in log_tail)
         self.log_path = log_path
-
-    def __str__(self) -> str:
-        parts = [self.message]
-        if self.log_tail:
-            parts.append("\n".join(f"    {line}" for line in self.log_tail))
-        if self.log_path is not None:
-            parts.append(f"log: {self.log_path}")
-        if self.hint is not None:
-            parts.append(f"hint: {self.hint}")
-        return "\n\n".join(parts)
 
 
 class ServerStartError(ServerError):

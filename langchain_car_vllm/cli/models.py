@@ -1,6 +1,6 @@
 """`list` and `show`: the models, before anything of them runs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -209,9 +209,5 @@ def _format_value(value: Any, name: str) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     if isinstance(value, dict):
-        return _pairs(value.items()) or "the server's own"
+        return ", ".join(f"{k} {v:g}" for k, v in value.items()) or "the server's own"
     return "-" if value is None else str(value)
-
-
-def _pairs(items: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in items)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.models.model_files import load_object
+from langchain_car_vllm.models.model_files import bounded_integer, load_object
 
 # The server's own rule for its multimodal route (vllm-mlx 0.6.0, `vllm_mlx/api/utils.py`).
 _MULTIMODAL_KEYS = (
@@ -77,11 +77,12 @@ def config_of(values: Mapping[str, Any]) -> ModelConfig:
     """
     text = text_part(values)
     model_type = values.get("model_type")
-    window = _integer(values, "max_position_embeddings", _MOST_TOKENS)
+    windows = (part.get("max_position_embeddings") for part in (values, text))
+    known = (bounded_integer(window, 1, _MOST_TOKENS) for window in windows)
     return ModelConfig(
         model_type=model_type if isinstance(model_type, str) and model_type else None,
         multimodal=is_multimodal(values),
-        context_window=window or _integer(text, "max_position_embeddings", _MOST_TOKENS),
+        context_window=next(filter(None, known), None),
         linear_attention="linear_attention" in _kinds(text) or "linear_num_value_heads" in text,
     )
 
@@ -106,14 +107,6 @@ def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
         if inner is None:
             return values
         values = inner
-
-
-def _integer(values: Mapping[str, Any], name: str, most: int) -> int | None:
-    """Return a number of the object, None where it is none or beyond what a model can have."""
-    found = values.get(name)
-    if isinstance(found, bool) or not isinstance(found, int):
-        return None
-    return found if 0 < found <= most else None
 
 
 def _kinds(text: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from langchain_car_vllm.models.families import (
 )
 from langchain_car_vllm.models.kv_cache import KvCache, kv_cache_of
 from langchain_car_vllm.models.model_files import (
+    bounded_integer,
     list_folder,
     load_object,
     read_object,
@@ -201,6 +202,6 @@ def _bits(config: Mapping[str, Any]) -> int:
     for name in ("quantization", "quantization_config"):
         found = config.get(name)
         bits = found.get("bits") if isinstance(found, dict) else None
-        if isinstance(bits, int) and not isinstance(bits, bool) and 0 < bits <= _MOST_BITS:
+        if bits := bounded_integer(bits, 1, _MOST_BITS):
             return bits
     return _UNQUANTISED_BITS

@@ -319,13 +319,12 @@ def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(*handlers)
 
 
+_CODES = {"EntryNotFound": "no-entry", "GatedRepo": "gated", "RevisionNotFound": "no-revision"}
+
+
 def _kind(status: int, code: str, said: str) -> str:
-    if code == "EntryNotFound":
-        return "no-entry"
-    if code == "GatedRepo":
-        return "gated"
-    if code == "RevisionNotFound":
-        return "no-revision"
+    if code in _CODES:
+        return _CODES[code]
     if status == _UNAUTHORIZED and _INVALID in said:
         return "refused"
     if code == "RepoNotFound" or status in {_NOT_FOUND, _UNAUTHORIZED}:

@@ -23,10 +23,26 @@ def hub_endpoint() -> str:
     return (environment.HF_ENDPOINT.read() or _DEFAULT_ENDPOINT).rstrip("/")
 
 
+def hub_home() -> Path | None:
+    """Return the folder of the Hub's own client, None without a home."""
+    if value := environment.HF_HOME.read():
+        return expand(value)
+    if value := environment.XDG_CACHE_HOME.read():
+        return expand(value) / "huggingface"
+    home = paths.home()
+    return home / ".cache" / "huggingface" if home else None
+
+
+def expand(value: str) -> Path:
+    """Return the path that a variable of the Hub's names."""
+    # `Path.expanduser` raises where nobody has a home.
+    return Path(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH111
+
+
 def absolute_folders(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the Hub's folders so that they mean the same from any working directory."""
     return {
-        folder.name: os.path.abspath(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH100, PTH111
+        folder.name: os.path.abspath(expand(value))  # noqa: PTH100
         for folder in _FOLDERS
         if (value := variables.get(folder.name))
     }
@@ -46,8 +62,9 @@ def hub_token() -> str | None:
     for variable in (environment.HF_TOKEN, environment.HUGGING_FACE_HUB_TOKEN):
         if value := variable.read():
             return value.strip()
-    file = environment.HF_TOKEN_PATH.read() or _usual_file()
-    text = read_text(Path(os.path.expanduser(file))) if file else None  # noqa: PTH111
+    named, home = environment.HF_TOKEN_PATH.read(), hub_home()
+    file = expand(named) if named else home / "token" if home else None
+    text = read_text(file) if file else None
     return (text or "").strip() or None
 
 
@@ -64,12 +81,3 @@ def sendable_token() -> str | None:
             hint="correct HF_TOKEN, or write the file of the token anew with `hf auth login`",
         )
     return token
-
-
-def _usual_file() -> str | None:
-    if value := environment.HF_HOME.read():
-        return f"{value}/token"
-    if value := environment.XDG_CACHE_HOME.read():
-        return f"{value}/huggingface/token"
-    home = paths.home()
-    return str(home / ".cache" / "huggingface" / "token") if home else None

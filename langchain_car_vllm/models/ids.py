@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
@@ -71,11 +71,11 @@ def parse_model_id(text: str | os.PathLike[str], *, read_files: bool = True) -> 
     has_prefix = text.lower().startswith(PREFIX)
     name = text[len(PREFIX) :] if has_prefix else text
     if has_prefix and (entry := catalog().by_name(name)):
-        return _catalog_model(entry)
+        return _hub_model(entry.name, entry.repository, entry)
     if is_repository(name):
         if read_files and not has_prefix:
             _check_not_a_folder(text, name)
-        return _hub_model(name)
+        return _hub_model(name, name, catalog().by_repository(name))
     raise UnknownModelError(text, _why_not(name, has_prefix=has_prefix), nearest=nearest_ids(text))
 
 
@@ -231,28 +231,14 @@ def _refusal(text: str, error: UnservableModelError) -> UnknownModelError:
     return refused
 
 
-def _catalog_model(entry: CatalogEntry) -> ModelId:
-    return ModelId(
-        name=entry.name,
-        source=entry.repository,
-        is_local=False,
-        family=family_facts(entry.name).name,
+def _hub_model(name: str, repository: str, entry: CatalogEntry | None) -> ModelId:
+    model = ModelId(name, repository, is_local=False, family=family_facts(name).name)
+    if entry is None:
+        return model
+    return replace(
+        model,
         context_window=entry.context_window,
         size_mb=entry.size_mb,
         ram_mb=entry.ram_mb,
         capabilities=entry.capabilities,
-    )
-
-
-def _hub_model(repository: str) -> ModelId:
-    entry = catalog().by_repository(repository)
-    return ModelId(
-        name=repository,
-        source=repository,
-        is_local=False,
-        family=family_facts(repository).name,
-        context_window=entry.context_window if entry else None,
-        size_mb=entry.size_mb if entry else None,
-        ram_mb=entry.ram_mb if entry else None,
-        capabilities=entry.capabilities if entry else (),
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from langchain_car_vllm.models.config import text_part
+from langchain_car_vllm.models.model_files import bounded_integer
 
 _KV_BYTES = 2
 _STATE_BYTES = 4
@@ -105,17 +106,13 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:
     """Return the first of some fields that holds a sensible number."""
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST:
-            return value
-    return None
+    numbers = (bounded_integer(config.get(name), 1, _LARGEST) for name in names)
+    return next(filter(None, numbers), None)
 
 
 def _layer_kinds(text: Mapping[str, Any]) -> list[_Kind]:
     layers = _number(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0
-    named = _named_kinds(text)
-    return named or _counted_kinds(text, layers)
+    return _named_kinds(text) or _counted_kinds(text, layers)
 
 
 def _counted_kinds(text: Mapping[str, Any], layers: int) -> list[_Kind]:
@@ -158,7 +155,7 @@ def _window_pattern(text: Mapping[str, Any]) -> int | None:
     pattern = text.get("sliding_window_pattern", text.get("_sliding_window_pattern"))
     if isinstance(pattern, str):
         return len(pattern) or None
-    return _number({"pattern": pattern}, "pattern")
+    return bounded_integer(pattern, 1, _LARGEST)
 
 
 def _each(
@@ -203,7 +200,7 @@ def _pair_bytes(
 def _key_heads(text: Mapping[str, Any]) -> int | list[int] | None:
     listed = text.get("num_key_value_heads")
     if isinstance(listed, list):
-        counts = [_number({"heads": count}, "heads") or 0 for count in listed]
+        counts = [bounded_integer(count, 1, _LARGEST) or 0 for count in listed]
         return counts if any(counts) else None
     return _number(text, "num_key_value_heads", "num_kv_heads", "num_attention_heads", "n_head")
 

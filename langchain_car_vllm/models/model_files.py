@@ -144,6 +144,13 @@ def list_folder(directory: Path) -> dict[str, int | None]:
     return found
 
 
+def bounded_integer(value: object, lowest: int, highest: int) -> int | None:
+    """Return a whole number of somebody else's, None where it is none or out of its bounds."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if lowest <= value <= highest else None
+
+
 def is_file(path: Path) -> bool:
     """Return whether there is a regular file, also where the answer is forbidden."""
     return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises

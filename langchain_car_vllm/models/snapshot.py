@@ -1,6 +1,5 @@
 """Finding a model that is on this machine already, without any network."""
 
-import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
@@ -8,10 +7,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm import environment, paths
+from langchain_car_vllm import environment
 from langchain_car_vllm.models.config import is_multimodal
+from langchain_car_vllm.models.hub_account import expand, hub_home
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
 from langchain_car_vllm.models.model_files import (
+    bounded_integer,
     file_error,
     is_file,
     list_folder,
@@ -68,13 +69,9 @@ def find_snapshot(source: str, revision: str | None = None, *, trust: bool = Fal
 def hub_cache() -> Path | None:
     """Return the folder of the Hub cache by the Hub's own rules, None without a home."""
     if value := environment.HF_HUB_CACHE.read() or environment.HUGGINGFACE_HUB_CACHE.read():
-        return _expand(value)
-    if value := environment.HF_HOME.read():
-        return _expand(value) / "hub"
-    if value := environment.XDG_CACHE_HOME.read():
-        return _expand(value) / "huggingface" / "hub"
-    base = paths.home()
-    return base / ".cache" / "huggingface" / "hub" if base else None
+        return expand(value)
+    home = hub_home()
+    return home / "hub" if home else None
 
 
 def repository_folder(source: str) -> Path | None:
@@ -110,11 +107,6 @@ def served_source(snapshot: Path, source: str, revision: str | None = None) -> s
         ):
             return str(snapshot)
     return source
-
-
-def _expand(value: str) -> Path:
-    # `Path.expanduser` raises where nobody has a home.
-    return Path(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH111
 
 
 def _is_there(path: Path) -> bool:
@@ -217,10 +209,7 @@ def tree_listing(folder: Path, commit: str) -> dict[str, Mapping[str, Any]] | No
 
 def listed_size(entry: Mapping[str, Any]) -> int | None:
     """Return a file's size by its entry in a listing, None where that makes no sense."""
-    size = entry.get("size")
-    if isinstance(size, bool) or not isinstance(size, int):
-        return None
-    return size if 0 <= size <= _MOST_BYTES else None
+    return bounded_integer(entry.get("size"), 0, _MOST_BYTES)
 
 
 def _holds_all(snapshot: Path, listing: Mapping[str, Mapping[str, Any]], *, trust: bool) -> bool:

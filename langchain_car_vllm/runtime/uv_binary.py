@@ -72,8 +72,5 @@ def _works(candidate: Path) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     found = re.match(r"uv (\d+)\.(\d+)", answer.stdout)
-    return answer.returncode == 0 and found is not None and _numbers(found) >= _MINIMUM
-
-
-def _numbers(found: re.Match[str]) -> tuple[int, ...]:
-    return tuple(map(int, found.groups()))
+    numbers = tuple(map(int, found.groups())) if found else ()
+    return answer.returncode == 0 and numbers >= _MINIMUM

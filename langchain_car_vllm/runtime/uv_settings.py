@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from langchain_car_vllm import paths
+from langchain_car_vllm.environment import is_off
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.support.proxy_variables import proxy_variables
 
@@ -162,7 +163,7 @@ def _user_settings(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _settings_files(environment: Mapping[str, str]) -> list[Path]:
-    if environment.get("UV_NO_CONFIG", "0").lower() not in {"", "0", "false", "no", "off"}:
+    if not is_off(environment.get("UV_NO_CONFIG") or "0"):
         return []
     if named := environment.get("UV_CONFIG_FILE"):
         return [Path(named)]

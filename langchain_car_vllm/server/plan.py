@@ -255,7 +255,8 @@ def _find_facts(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path 
     if directory is not None:
         return "files", directory, read_model_facts(directory, spec.served_name, trust=spec.trust)
     if hub is not None:
-        return "hub", None, _facts_of_hub(spec, hub)
+        facts = replace(_facts_of_config(spec, hub.config), weights_bytes=hub.weights)
+        return "hub", None, facts
     entry = catalog().by_repository(spec.source)
     return "catalog" if entry else "name", None, _facts_of_name(spec, entry)
 
@@ -296,10 +297,6 @@ def _launch(
     )
     serving = replace(launch.serving, draft=draft_to_serve(spec.draft))
     return replace(launch, serving=serving)
-
-
-def _facts_of_hub(spec: ServerSpec, hub: HubListing) -> ModelFacts:
-    return replace(_facts_of_config(spec, hub.config), weights_bytes=hub.weights)
 
 
 def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:

@@ -68,14 +68,6 @@ class AnswerError(RequestError):
         self.status = status
         self.log_path = log_path
 
-    def __str__(self) -> str:
-        parts = [self.message]
-        if self.log_path is not None:
-            parts.append(f"log: {self.log_path}")
-        if self.hint is not None:
-            parts.append(f"hint: {self.hint}")
-        return "\n\n".join(parts)
-
 
 class InvalidRequestError(AnswerError, ModelInvalidRequestError):
     """The request cannot be served, whoever repeats it."""

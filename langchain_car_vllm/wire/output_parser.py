@@ -115,10 +115,7 @@ class AnswerParser(_CheckedAtItsEnd):
             try:
                 return _instance(self.target, _without_fence(text))
             except ValueError as error:
-                raise StructuredOutputError(
-                    f"the answer does not fit `{_name(self.target)}`: {_first(error)}",
-                    answer=text,
-                ) from error
+                raise _misfit(self.target, error, text) from error
         try:
             value = json.loads(_without_fence(text))
         except (ValueError, RecursionError) as error:
@@ -173,10 +170,7 @@ class InstanceToolParser(_CheckedAtItsEnd, JsonOutputKeyToolsParser):
         except ValueError as error:
             if partial:
                 return None
-            raise StructuredOutputError(
-                f"the answer does not fit `{_name(self.target)}`: {_first(error)}",
-                answer=json.dumps(found),
-            ) from error
+            raise _misfit(self.target, error, json.dumps(found)) from error
 
 
 def response_format(schema: Any, *, strict: bool | None = None) -> dict[str, Any]:
@@ -273,8 +267,11 @@ def _described(kind: Any) -> Any:
     return Any if is_model(kind) and not issubclass(kind, BaseModel) else kind
 
 
-def _name(kind: Any) -> str:
-    return str(getattr(kind, "__name__", kind))
+def _misfit(kind: Any, error: ValueError, answer: str) -> StructuredOutputError:
+    name = getattr(kind, "__name__", kind)
+    return StructuredOutputError(
+        f"the answer does not fit `{name}`: {_first(error)}", answer=answer
+    )
 
 
 def _first(error: ValueError) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
 _EMPTY = ("", "null", "none", "[]", "{}")
 _EMPTY_BEGUN = tuple(text[:length] for text in _EMPTY for length in range(len(text) + 1))
@@ -74,8 +74,8 @@ class CallReader:
                 sent_id: str | None = id_ or new_call_id()
             else:
                 sent_id, name = None, None  # LangChain would join what is told again
-            text = self._arguments(call, function.get("arguments"))
-            chunks.append(_chunk(call, text, name=name, id_=sent_id))
+            args = self._arguments(call, function.get("arguments"))
+            chunks.append(tool_call_chunk(name=name, args=args, id=sent_id, index=call.index))
         return tuple(chunks)
 
     def end(self) -> tuple[ToolCallChunk, ...]:
@@ -84,7 +84,8 @@ class CallReader:
         for call in self._calls:
             held, call.held = call.held, None
             if held:
-                chunks.append(_chunk(call, "{}" if is_no_arguments(held) else held))
+                args = "{}" if is_no_arguments(held) else held
+                chunks.append(tool_call_chunk(args=args, index=call.index))
         return tuple(chunks)
 
     def _arguments(self, call: _Call, given: Any) -> str | None:
@@ -123,12 +124,6 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _chunk(
-    call: _Call, args: str | None, *, name: str | None = None, id_: str | None = None
-) -> ToolCallChunk:
-    return ToolCallChunk(name=name, args=args, id=id_, index=call.index, type="tool_call_chunk")
 
 
 def _text(given: Any) -> str | None:

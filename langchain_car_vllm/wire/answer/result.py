@@ -7,7 +7,13 @@ from typing import Any, NamedTuple, TypeVar
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.content import InvalidToolCall
-from langchain_core.messages.tool import ToolCall, ToolCallChunk
+from langchain_core.messages.tool import (
+    ToolCall,
+    ToolCallChunk,
+    invalid_tool_call,
+    tool_call,
+    tool_call_chunk,
+)
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
@@ -235,13 +241,7 @@ class CallCollector:
     def chunks(self) -> list[ToolCallChunk]:
         """Return one part for each call: LangChain merges parts of two chunks, not of one."""
         return [
-            ToolCallChunk(
-                name="".join(names),
-                args="".join(parts),
-                id=id_,
-                index=index,
-                type="tool_call_chunk",
-            )
+            tool_call_chunk(name="".join(names), args="".join(parts), id=id_, index=index)
             for index, (id_, names, parts) in self._parts.items()
         ]
 
@@ -252,9 +252,7 @@ class CallCollector:
             text = "".join(parts)
             if _object(text, whole=True) is None:
                 end = next((e for e in _SPOILING if _object(text + e, whole=False) is None), "")
-                spoils.append(
-                    ToolCallChunk(name=None, args=end, id=None, index=index, type="tool_call_chunk")
-                )
+                spoils.append(tool_call_chunk(args=end, index=index))
         return tuple(spoils)
 
     def parse(self, *, whole: bool = False) -> tuple[list[ToolCall], list[InvalidToolCall]]:
@@ -269,17 +267,10 @@ class CallCollector:
             name, text = "".join(names), "".join(parts)
             args = _object(text, whole=whole)
             if name and args is not None:
-                valid.append(ToolCall(name=name, args=args, id=id_, type="tool_call"))
+                valid.append(tool_call(name=name, args=args, id=id_))
             else:
-                invalid.append(
-                    InvalidToolCall(
-                        type="invalid_tool_call",
-                        id=id_,
-                        name=name or None,
-                        args=text,
-                        error="the arguments are not a JSON object",
-                    )
-                )
+                error = "the arguments are not a JSON object"
+                invalid.append(invalid_tool_call(name=name or None, args=text, id=id_, error=error))
         return valid, invalid
 
 

@@ -9,7 +9,7 @@ the text it is, at the first sign that it is not a call.
 import json
 import re
 
-from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
 from langchain_car_vllm.wire.answer.call_parts import new_call_id
 from langchain_car_vllm.wire.answer.reader import Delta
@@ -180,15 +180,9 @@ class TextCallFilter:
             return []
         chunks = []
         for name, arguments in read_calls(piece, self._names):
-            chunks.append(
-                ToolCallChunk(
-                    name=name,
-                    args=json.dumps(arguments, ensure_ascii=False),
-                    id=new_call_id(),
-                    index=self._calls,
-                    type="tool_call_chunk",
-                )
-            )
+            args = json.dumps(arguments, ensure_ascii=False)
+            chunk = tool_call_chunk(name=name, args=args, id=new_call_id(), index=self._calls)
+            chunks.append(chunk)
             self._calls += 1
         return chunks
 

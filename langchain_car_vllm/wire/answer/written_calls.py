@@ -24,7 +24,6 @@ _WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
 _CALL_KEYS = (*_WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
-_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
 _DOUBLED = re.compile(r'("(?:[^"\\]|\\.)*")|\{\s*\{|\}\}', re.DOTALL)
 _MOST_MISSING = 2
 _decode = json.JSONDecoder().raw_decode

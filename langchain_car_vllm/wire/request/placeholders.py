@@ -40,18 +40,12 @@ def is_inline(block: Any) -> bool:
     """Whether a block has its bytes with it, so that nothing must be read or fetched."""
     if not isinstance(block, Mapping):
         return False
-    fields = _fields(block)
-    inline = fields.get("base64") or fields.get("data")
-    return isinstance(inline, str | bytes) or str(fields.get("url") or "").startswith("data:")
+    return isinstance(_inline(_fields(block)), str | bytes)
 
 
 def decode_text(block: Mapping[str, Any]) -> str | None:
     """Return the text of a `text-plain` block, also where it is encoded; None where it is away."""
-    fields = _fields(block)
-    url = str(fields.get("url") or "")
-    encoded = fields.get("base64") or fields.get("data")
-    if encoded is None and url.startswith("data:"):
-        encoded = url.partition(",")[2]
+    encoded = _inline(_fields(block))
     if not isinstance(encoded, str):
         return None
     try:
@@ -72,6 +66,14 @@ def _fields(block: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _inline(fields: Mapping[str, Any]) -> Any:
+    """Return the bytes that a block has with it, or their text, None where they lie elsewhere."""
+    found, url = fields.get("base64") or fields.get("data"), str(fields.get("url") or "")
+    if not isinstance(found, str | bytes) and url.startswith("data:"):
+        return url.partition(",")[2]
+    return found
+
+
 def _type_of(url: Any) -> str | None:
     if not str(url or "").startswith("data:"):
         return None
@@ -79,10 +81,7 @@ def _type_of(url: Any) -> str | None:
 
 
 def _size(fields: Mapping[str, Any]) -> str | None:
-    inline = fields.get("base64") or fields.get("data")
-    url = str(fields.get("url") or "")
-    if inline is None and url.startswith("data:"):
-        inline = url.partition(",")[2]
+    inline = _inline(fields)
     if isinstance(inline, bytes):
         return f"{len(inline)} bytes"
     if not isinstance(inline, str):

@@ -48,9 +48,7 @@ def read_count(answer: Any) -> int | None:
 
 def may_overflow(body: Mapping[str, Any], limit: int | None) -> bool:
     """Whether a request might not fit: a token has at least one byte, so fewer bytes surely do."""
-    if limit is None:
-        return False
-    return _text_bytes(body) > limit
+    return limit is not None and _text_bytes(body) > limit
 
 
 def check_fits(tokens: int | None, limit: int | None) -> None:

@@ -34,7 +34,8 @@ _SECTION = re.compile(r"^\s*(?:Args|Arguments|Attributes):\s*$")
 
 def is_typed_dict(schema: Any) -> bool:
     """Whether something is a TypedDict, a generic one with its arguments included."""
-    return _is_typed_dict(get_origin(schema) or schema)
+    kind = get_origin(schema) or schema
+    return is_typeddict(kind) or typing_extensions.is_typeddict(kind)
 
 
 def typed_dict_model(schema: Any) -> type[BaseModel]:
@@ -50,10 +51,6 @@ def typed_dict_model(schema: Any) -> type[BaseModel]:
     return model
 
 
-def _is_typed_dict(kind: Any) -> bool:
-    return is_typeddict(kind) or typing_extensions.is_typeddict(kind)
-
-
 class _Converter:
     """Turns TypedDicts into classes, each once, also those that refer to themselves."""
 
@@ -67,8 +64,9 @@ class _Converter:
         types = dict(zip(getattr(origin, "__parameters__", ()), get_args(kind), strict=False))
         key = self._names[kind] = f"Model{len(self._names)}"
         descriptions = _argument_descriptions(origin)
+        hints = get_type_hints(origin, include_extras=True)  # inherited ones first
         fields: dict[str, Any] = {}
-        for number, (name, hint) in enumerate(_hints(origin).items()):
+        for number, (name, hint) in enumerate(hints.items()):
             required, bare = _without_marks(hint, required=name in origin.__required_keys__)
             bare, given = _without_description(bare)
             more: dict[str, Any] = {"description": descriptions.get(name), **given}
@@ -122,11 +120,6 @@ def _replace_arguments(hint: Any, args: tuple[Any, ...]) -> Any:
     if origin in (Union, UnionType):
         return Union[args]  # noqa: UP007 - of as many as there are
     return hint.copy_with(args) if hasattr(hint, "copy_with") else origin[args]
-
-
-def _hints(kind: Any) -> dict[str, Any]:
-    """Return the annotations, resolved, with their marks; inherited ones first."""
-    return get_type_hints(kind, include_extras=True)
 
 
 def _without_marks(hint: Any, *, required: bool) -> tuple[bool, Any]:

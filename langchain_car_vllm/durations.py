@@ -25,8 +25,7 @@ def seconds(value: str | float, name: str, *, lowest: float = 0) -> float:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
         if match is None:
             raise ConfigurationError(
-                f"`{name}` must be a duration, not `{value}`",
-                hint=_HINT,
+                f"`{name}` must be a duration, not `{value}`", hint=_HINT
             ) from None
         duration = float(match[1]) * _UNITS[match[2]]
     if duration != duration or (duration < 0 and duration != lowest):  # noqa: PLR0124 - NaN

@@ -73,8 +73,7 @@ class Variable(Generic[T]):
         except ValueError as error:
             shown = "" if self.is_secret else f", not `{text}`"
             raise ConfigurationError(
-                f"{self.name} must be {error}{shown}",
-                hint=f"{self.name}: {self.meaning}",
+                f"{self.name} must be {error}{shown}", hint=f"{self.name}: {self.meaning}"
             ) from None
 
 

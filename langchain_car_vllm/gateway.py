@@ -175,12 +175,7 @@ class Gateway:
             await self._pass_on(http, endpoint, scope, body, send)
 
     async def _pass_on(
-        self,
-        http: httpx2.AsyncClient,
-        endpoint: Endpoint,
-        scope: Message,
-        body: bytes,
-        send: Send,
+        self, http: httpx2.AsyncClient, endpoint: Endpoint, scope: Message, body: bytes, send: Send
     ) -> None:
         request = http.build_request(
             scope["method"],

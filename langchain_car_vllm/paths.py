@@ -114,8 +114,13 @@ def managed_root() -> Path | None:
 
 def can_be_made(folder: Path) -> bool:
     """Tell whether a folder is there or could be."""
-    for place in (folder, *folder.parents):
-        if os.path.exists(place):  # noqa: PTH110
-            is_folder = os.path.isdir(place)  # noqa: PTH112 - `Path.is_dir` raises
-            return place == folder or (is_folder and os.access(place, os.W_OK | os.X_OK))
-    return False
+    place = existing_part(folder)
+    is_folder = os.path.isdir(place)  # noqa: PTH112 - `Path.is_dir` raises
+    return place == folder or (is_folder and os.access(place, os.W_OK | os.X_OK))
+
+
+def existing_part(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that is there."""
+    places = (folder, *folder.parents)
+    found = (place for place in places if os.path.exists(place))  # noqa: PTH110 - `Path` raises
+    return next(found, places[-1])

@@ -71,9 +71,7 @@ def _root(
     """Run local models with vllm-mlx, and see and end their servers."""
 
 
-def _help(
-    words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
-) -> None:
+def _help(words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None) -> None:
     """Print the commands, or what one of them does."""
     app([*(words or ()), "--help"], prog_name=PROGRAM)
 

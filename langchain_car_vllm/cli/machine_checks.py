@@ -20,7 +20,14 @@ from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.cli.runtime_checks import check_binary, check_release
 from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.paths import can_be_made, car_home, make_private, managed_root, run_root
+from langchain_car_vllm.paths import (
+    can_be_made,
+    car_home,
+    existing_part,
+    make_private,
+    managed_root,
+    run_root,
+)
 from langchain_car_vllm.runtime import (
     binary_passed_over,
     binary_to_launch,
@@ -38,7 +45,7 @@ from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.directory import explain_os_errors, foreign_directories
 from langchain_car_vllm.server.interpreter import supervisor_python
-from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
+from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.port import HeldPort, is_free
@@ -142,11 +149,8 @@ def _locks() -> str:
     """Prove that `flock` excludes, shares and ends with its holder, on the disk of CAR_HOME."""
     with _scratch_folder() as folder:
         lock = folder / "lock"
-        first = open_lock(lock)
-        try:
+        with opened_lock(lock) as first:
             _check_lock(first, lock)
-        finally:
-            close_lock(first)
     return "locks exclude, are shared and end with the process that holds them"
 
 
@@ -158,7 +162,7 @@ def _check_lock(first: int, lock: Path) -> None:
         child.kill()
         child.wait()
     fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    with closing(os.fdopen(open_lock(lock), "rb")) as second:
+    with opened_lock(lock) as second:
         fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,8 +173,7 @@ def _check_lock(first: int, lock: Path) -> None:
 
 def _port() -> str:
     """Prove that a port can be held for a server, and that everybody else is kept off it."""
-    held = HeldPort()
-    with closing(held):
+    with closing(HeldPort()) as held:
         if not is_free(held.number):
             raise Finding(f"the held port {held.number} cannot be bound by the server")
         for address in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
@@ -260,9 +263,7 @@ def _models() -> str:
     cache = hub_cache()
     if cache is None:
         raise Finding("there is no folder for models: HOME is not set", "set HOME, or HF_HOME")
-    folder = cache
-    while not os.path.exists(folder):  # noqa: PTH110 - `Path.exists` raises
-        folder = folder.parent
+    folder = existing_part(cache)
     if not os.access(folder, os.W_OK):
         raise Finding(f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours")
     if odd := odd_models():

@@ -7,14 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from langchain_car_vllm.cli.options import AsJson, ModelArgument, Revision
-from langchain_car_vllm.cli.output import (
-    model_id,
-    print_facts,
-    print_json,
-    print_table,
-    say,
-    size,
-)
+from langchain_car_vllm.cli.output import model_id, print_facts, print_json, print_table, say, size
 from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.catalog import PREFIX, catalog
@@ -64,12 +57,7 @@ def list_models(
         )
 
 
-def show(
-    model: ModelArgument,
-    *,
-    revision: Revision = None,
-    as_json: AsJson = False,
-) -> None:
+def show(model: ModelArgument, *, revision: Revision = None, as_json: AsJson = False) -> None:
     """Show what is known of a model."""
     found = parse_model_id(model)
     plan_ = plan_for(ServerSpec(found.source, found.name, revision=revision))

@@ -16,11 +16,7 @@ from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server import running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
-from langchain_car_vllm.server.prefix_caches import (
-    PrefixCache,
-    prefix_caches,
-    remove_prefix_cache,
-)
+from langchain_car_vllm.server.prefix_caches import PrefixCache, prefix_caches, remove_prefix_cache
 from langchain_car_vllm.server.state import read_state
 
 
@@ -38,11 +34,7 @@ class _Removal(NamedTuple):
     caches: list[PrefixCache]
 
 
-def rm(
-    model: ModelArgument,
-    *,
-    yes: Yes = False,
-) -> None:
+def rm(model: ModelArgument, *, yes: Yes = False) -> None:
     """Remove a downloaded model and what was kept because of it.
 
     Never a directory of yours. Other programs that use the Hub's cache lose the model too.

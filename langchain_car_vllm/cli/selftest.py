@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, overridden
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
 from langchain_car_vllm.server import (
+    Lease,
     Policy,
     ServerSpec,
     directory_of,
@@ -34,7 +35,7 @@ from langchain_car_vllm.server import (
     stop_server,
 )
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
+from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.port import is_free
 from langchain_car_vllm.server.state import State, read_state
 
@@ -84,7 +85,7 @@ class _Trial:
     def start(self) -> str:
         """A supervisor starts the server, and it is ready."""
         began = time.monotonic()
-        with lease(self._spec, startup_timeout=_PATIENCE, policy=_POLICY) as held:
+        with self._lease() as held:
             check(held.endpoint.generation == 1, "the first start is not counted as the first")
         return f"ready after {time.monotonic() - began:.1f} s"
 
@@ -109,7 +110,7 @@ class _Trial:
     def stop_under_request(self) -> str:
         """A stop ends a request under way, the process and its port."""
         self._ready()
-        with lease(self._spec, startup_timeout=_PATIENCE, policy=_POLICY) as held:
+        with self._lease() as held:
             connection = _endless_request(held.endpoint)
             state = _state(self._directory)
             stop_server(self._directory, policy=_POLICY)
@@ -122,7 +123,7 @@ class _Trial:
     def kill_server(self) -> str:
         """A killed server is told from a stopped one, and comes back."""
         before = self._ready()
-        with lease(self._spec, startup_timeout=_PATIENCE, policy=_POLICY) as held:
+        with self._lease() as held:
             connection = _endless_request(held.endpoint)
             _kill(before.server.pid if before.server else None)
             connection.close()
@@ -158,18 +159,18 @@ class _Trial:
         check(reason == "idle", f"the server stopped for the reason `{reason}`")
         return "its server stops when it is idle"
 
+    def _lease(self) -> AbstractContextManager[Lease]:
+        return lease(self._spec, startup_timeout=_PATIENCE, policy=_POLICY)
+
     def _ready(self) -> State:
-        with lease(self._spec, startup_timeout=_PATIENCE, policy=_POLICY):
+        with self._lease():
             return _state(self._directory)
 
     @contextmanager
     def _client(self, spec: ServerSpec) -> Iterator[subprocess.Popen[str]]:
         code = _CLIENT.format(spec=spec.to_dict(), policy=_POLICY.to_dict())
         client = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:
             yield client
@@ -189,8 +190,7 @@ def _state(directory: ServerDirectory) -> State:
 
 def _check_gone(directory: ServerDirectory, state: State) -> None:
     """Wait until neither server nor supervisor live and the port is free."""
-    lock = open_lock(directory.supervisor_lock)
-    try:
+    with opened_lock(directory.supervisor_lock) as lock:
         _eventually(
             lambda: (
                 not (state.server and state.server.find())
@@ -199,8 +199,6 @@ def _check_gone(directory: ServerDirectory, state: State) -> None:
             ),
             "the server is still there",
         )
-    finally:
-        close_lock(lock)
 
 
 def _install_tiny_server(root: Path) -> Path:
@@ -253,12 +251,9 @@ def _processes_of(root: Path) -> list[psutil.Process]:
 
 
 def _status(endpoint: Endpoint, key: str) -> int:
-    connection = _connection(endpoint)
-    try:
+    with closing(_connection(endpoint)) as connection:
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
         return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 def _endless_request(endpoint: Endpoint) -> http.client.HTTPConnection:

@@ -13,14 +13,7 @@ import psutil
 import typer
 
 from langchain_car_vllm.cli.options import AsJson
-from langchain_car_vllm.cli.output import (
-    log_printer,
-    model_id,
-    print_json,
-    print_table,
-    say,
-    size,
-)
+from langchain_car_vllm.cli.output import log_printer, model_id, print_json, print_table, say, size
 from langchain_car_vllm.errors import CarVllmError, UnknownModelError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.identity import identity_of

@@ -72,11 +72,7 @@ def serve(
         engine=engine,
         keep_alive=seconds(keep_alive, "keep_alive", lowest=-1) if keep_alive is not None else 0,
     )
-    with (
-        closing(Display(model)) as display,
-        _listener(host, port) as listener,
-        noted_gateway(tag),
-    ):
+    with closing(Display(model)) as display, _listener(host, port) as listener, noted_gateway(tag):
         number = listener.getsockname()[1]
         published = Published(f"http://{_reachable(host)}:{number}/v1", str(key_file), found.name)
 

@@ -60,10 +60,7 @@ class DownloadCommand(NamedTuple):
 
 
 def check_may_download(
-    source: str,
-    *,
-    auto_pull: bool = True,
-    purpose: Literal["model", "adapter", "update"] = "model",
+    source: str, *, auto_pull: bool = True, purpose: Literal["model", "adapter", "update"] = "model"
 ) -> None:
     """Refuse a download that is not wanted, before anything is started.
 

@@ -86,10 +86,7 @@ def find_obstacle(directory: Path, *, trust: bool = False) -> Obstacle | None:
 
 
 def find_missing(
-    names: Collection[str],
-    read: Callable[[str], Mapping[str, Any] | None],
-    *,
-    trust: bool = False,
+    names: Collection[str], read: Callable[[str], Mapping[str, Any] | None], *, trust: bool = False
 ) -> Obstacle | None:
     """Return what a model lacks to be served, None where it has all parts.
 

@@ -201,10 +201,7 @@ class Records:
     """
 
     def __init__(
-        self,
-        name: str,
-        tell: Publish = _log_record,
-        clock: Callable[[], float] = time.monotonic,
+        self, name: str, tell: Publish = _log_record, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._name = name
         self._tell = tell

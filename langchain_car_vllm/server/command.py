@@ -159,16 +159,15 @@ def serve_arguments(
     arguments += ["--served-model-name", spec.served_name, "--timeout", str(_SERVER_TIMEOUT)]
     if spec.kind == "reranker":
         arguments += ["--lazy-load-model", "--rerank-model", launch.model]
-        return [*arguments, *spec.server_args]
-    if spec.kind == "embeddings":
+    elif spec.kind == "embeddings":
         arguments += ["--lazy-load-model", "--embedding-model", launch.model]
         if launch.serving.version is None or is_at_least(launch.serving.version, _OVERFLOW_POLICY):
             arguments += ["--embedding-overflow-policy", "error"]
-        return [*arguments, *spec.server_args]
-    if launch.serving.engine == "batched":
-        arguments += _batching_arguments(launch, working_set)
-    arguments += _draft_arguments(launch.serving.draft)
-    return [*arguments, *_model_arguments(launch), *spec.server_args]
+    else:
+        if launch.serving.engine == "batched":
+            arguments += _batching_arguments(launch, working_set)
+        arguments += [*_draft_arguments(launch.serving.draft), *_model_arguments(launch)]
+    return [*arguments, *spec.server_args]
 
 
 def _batching_arguments(launch: Launch, working_set: int | None) -> list[str]:

@@ -5,8 +5,8 @@ after it all make a `Plan`, from the best that is known: the model's files, else
 else the catalog, else the name.
 """
 
-import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +29,7 @@ from langchain_car_vllm.models.model_files import load_object
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
 from langchain_car_vllm.models.speculation import check_draft, draft_bytes, draft_to_serve
+from langchain_car_vllm.paths import existing_part
 from langchain_car_vllm.runtime import binary_to_launch, installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
@@ -226,11 +227,11 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
         if adapter is not None:
             multimodal = read_config(directory).multimodal or "--mllm" in spec.server_args
             check_adapter(adapter, directory, multimodal=multimodal)
-    if spec.kind == "reranker" and (directory is not None or hub is not None):
-        config = hub.config if directory is None and hub else None
+    if spec.kind == "reranker":
         if directory is not None:
-            config = load_object(directory / "config.json")
-        check_cross_encoder(config or {}, spec.served_name)
+            check_cross_encoder(load_object(directory / "config.json") or {}, spec.served_name)
+        elif hub is not None:
+            check_cross_encoder(hub.config, spec.served_name)
 
 
 def fitting_context(spec: ServerSpec) -> int | None:
@@ -339,9 +340,6 @@ def _download_bytes(spec: ServerSpec, facts: ModelFacts, hub: HubListing | None)
 
 def _free_disk() -> int | None:
     folder = hub_cache()
-    while folder is not None and not os.path.exists(folder):  # noqa: PTH110 - `Path` raises
-        folder = folder.parent
-    try:
-        return shutil.disk_usage(folder).free if folder else None
-    except OSError:
-        return None
+    with suppress(OSError):
+        return shutil.disk_usage(existing_part(folder)).free if folder else None
+    return None

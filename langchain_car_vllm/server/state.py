@@ -17,12 +17,7 @@ import psutil
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Endpoint, Serving
 from langchain_car_vllm.server.disk import is_on_local_disk
-from langchain_car_vllm.server.process import (
-    Identity,
-    boot_id,
-    is_this_machine,
-    namespace,
-)
+from langchain_car_vllm.server.process import Identity, boot_id, is_this_machine, namespace
 from langchain_car_vllm.server.spec import PROTOCOL
 
 Phase = Literal["queued", "install", "download", "load", "ready", "stopping", "stopped"]
@@ -240,10 +235,8 @@ def _decode_state(values: dict[str, Any]) -> State:
             known[name] = _decode_identity(identity)
     known["crashes"] = tuple(known["crashes"])
     known["victims"] = tuple(map(str, known.get("victims", ())))
-    known["reservation"] = _bytes(known.get("reservation"))
-    known["least"] = _bytes(known.get("least"))
-    known["wired"] = _bytes(known.get("wired"))
-    known["needed"] = _bytes(known.get("needed"))
+    for name in ("reservation", "least", "wired", "needed"):
+        known[name] = _bytes(known.get(name))
     known["shrinks"] = {str(key): _bytes(kept) for key, kept in values.get("shrinks", {}).items()}
     # Its facts lie beside the others in the file, as they always did.
     known["serving"] = Serving.from_dict(values)

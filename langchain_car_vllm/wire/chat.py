@@ -28,10 +28,7 @@ import httpcore2  # noqa: F401 - the first client imports it, in the middle of a
 import httpx2
 import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
 import openai
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForLLMRun,
-    CallbackManagerForLLMRun,
-)
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import SecretStr
@@ -54,14 +51,9 @@ from langchain_car_vllm.wire.exchange.exchange import Attempt, Exchange, forgive
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.messages import holds_media
-from langchain_car_vllm.wire.request.token_count import (
-    arrives_late,
-)
+from langchain_car_vllm.wire.request.token_count import arrives_late
 from langchain_car_vllm.wire.transport.clients import LoopClients, address_of, sync_clients
-from langchain_car_vllm.wire.transport.error_mapping import (
-    map_encoding_errors,
-    map_errors,
-)
+from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
 from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.simple_engine import (

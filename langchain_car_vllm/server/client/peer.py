@@ -19,22 +19,19 @@ def holds_other_end(server: Identity, server_port: int, own_port: int) -> bool:
         own_port: From where the connection comes.
     """
     try:
-        for process in _with_children(server.pid):
-            for found in process.net_connections("tcp4"):
-                if (
-                    found.laddr
-                    and found.laddr.port == server_port
-                    and (
-                        found.status == psutil.CONN_LISTEN
-                        or (found.raddr and found.raddr.port == own_port)
-                    )
-                ):
-                    return True
+        return any(
+            found.laddr
+            and found.laddr.port == server_port
+            and (
+                found.status == psutil.CONN_LISTEN or (found.raddr and found.raddr.port == own_port)
+            )
+            for process in _with_children(server.pid)
+            for found in process.net_connections("tcp4")
+        )
     except psutil.AccessDenied:
         return True
     except psutil.NoSuchProcess:
         return False
-    return False
 
 
 def _with_children(pid: int) -> Iterator[psutil.Process]:

@@ -134,14 +134,7 @@ class Child:
         try:
             with log.open("ab") as output:
                 self._process = subprocess.Popen(
-                    [
-                        program,
-                        str(directory.launcher),
-                        tag,
-                        mode,
-                        str(binary),
-                        *arguments,
-                    ],
+                    [program, str(directory.launcher), tag, mode, str(binary), *arguments],
                     env=variables,
                     cwd=directory.path,
                     stdin=subprocess.DEVNULL,
@@ -183,11 +176,11 @@ class Child:
 
     def activity(self) -> tuple[int, float]:
         """Return what grows while it does something: its log's size and its CPU seconds."""
-        return self._log_size(), round(cpu_seconds(self.pid), 2)
+        return log_size(self.log), round(cpu_seconds(self.pid), 2)
 
     def trim_log(self, limit: int) -> None:
         """Keep the log below `limit` bytes: its last half stays, the server writes on behind it."""
-        if (size := self._log_size()) <= limit:
+        if (size := log_size(self.log)) <= limit:
             return
         begin, kept = size - limit // 2, 0
         with suppress(FileNotFoundError), self.log.open("r+b") as file:
@@ -206,7 +199,7 @@ class Child:
         Returns:
             Whether nobody of its group is left.
         """
-        began = self._log_size()
+        began = log_size(self.log)
         for _ in range(2):
             members = self._members()
             if self._is_python:
@@ -270,19 +263,18 @@ class Child:
         return found
 
     def _is_saving(self, began: int) -> bool:
-        try:
-            with self.log.open("rb") as file:
-                file.seek(began)
-                return _SAVING in file.read()
-        except FileNotFoundError:
-            return False
+        with suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(began)
+            return _SAVING in file.read()
+        return False
 
-    def _log_size(self) -> int:
-        """Return the log's size in bytes, 0 once somebody removed it."""
-        try:
-            return self.log.stat().st_size
-        except FileNotFoundError:
-            return 0
+
+def log_size(log: Path) -> int:
+    """Return a log's size in bytes, 0 once somebody removed it."""
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _is_watcher(command: list[str]) -> bool:

@@ -20,10 +20,7 @@ from langchain_car_vllm.server.supervisor.adapter_stage import check_adapter_is_
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
-from langchain_car_vllm.server.supervisor.readiness import (
-    ReadinessStall,
-    failed_test,
-)
+from langchain_car_vllm.server.supervisor.readiness import ReadinessStall, failed_test
 from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers, wired_by_others
 
 _PORT_ATTEMPTS = 3
@@ -162,13 +159,7 @@ def load(
         ServerStartError: It ended or fell silent before it was ready. One that somebody killed, or
             that ran out of memory, is tried once more, with the idle neighbours gone.
     """
-    context.update(
-        phase="load",
-        detail="",
-        done=None,
-        total=None,
-        serving=launch.serving,
-    )
+    context.update(phase="load", detail="", done=None, total=None, serving=launch.serving)
     attempts = {"port": _PORT_ATTEMPTS, "death": _DEATH_ATTEMPTS}
     while True:
         server = Server(context, runtime, launch)

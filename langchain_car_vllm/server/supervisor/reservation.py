@@ -6,25 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.runtime.metal import known_working_set
+from langchain_car_vllm.server.client_record import read_uses
 from langchain_car_vllm.server.command import serving_within
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.plan import insufficient_memory
-from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.server.process import Identity, is_suspended
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.spec import PROTOCOL
-from langchain_car_vllm.server.state import (
-    State,
-    ask_to_make_room,
-    ask_to_shrink,
-    read_any_state,
-)
+from langchain_car_vllm.server.state import State, ask_to_make_room, ask_to_shrink, read_any_state
 from langchain_car_vllm.server.supervision import is_supervised, supervised_servers
 from langchain_car_vllm.server.supervisor.context import NOT_QUEUED, StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.eviction import Decision, Neighbour, decide
@@ -224,7 +218,9 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
     waits = state.queued_at is not None and state.phase == "queued" and not _is_suspended(state)
     is_ready = state.phase == "ready"
     is_idle = is_ready and _is_idle(directory)
-    for_ever, last_use = _last_use(directory.clients)
+    uses = read_uses(directory.clients)
+    is_kept_forever = any(use.keep_alive < 0 for use in uses)
+    last_use = max((use.last_event for use in uses), default=0.0)
     return Neighbour(
         key=directory.key,
         reservation=state.reservation,
@@ -232,7 +228,7 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
         is_evictable=is_ready,
         is_leaving=state.phase == "stopping",
         is_idle=is_idle,
-        order=(for_ever, last_use if is_idle else state.ready_at or 0.0),
+        order=(is_kept_forever, last_use if is_idle else state.ready_at or 0.0),
         place=(state.queued_at, directory.key) if waits and state.queued_at is not None else None,
         needed=state.needed if waits else 0,
         victims=state.victims if waits else (),
@@ -241,10 +237,7 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
 
 
 def _is_suspended(state: State) -> bool:
-    process = state.supervisor.find()
-    with suppress(psutil.Error):
-        return process is not None and process.status() == psutil.STATUS_STOPPED
-    return False
+    return state.supervisor.find() is not None and is_suspended(state.supervisor.pid)
 
 
 def _end_lost_servers(context: SupervisorContext) -> None:
@@ -288,13 +281,3 @@ def _is_idle(directory: ServerDirectory) -> bool:
             release(descriptor)
             return True
     return False
-
-
-def _last_use(clients: Path) -> tuple[bool, float]:
-    """Return whether somebody wants it kept forever, and when it was last used."""
-    for_ever, latest = False, 0.0
-    for record in clients.glob("[!.]*"):
-        with suppress(OSError, ValueError):
-            latest = max(latest, record.stat().st_mtime)
-            for_ever = for_ever or record.read_text(encoding="ascii").startswith("-")
-    return for_ever, latest

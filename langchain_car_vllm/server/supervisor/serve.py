@@ -7,7 +7,7 @@ from typing import NoReturn
 from langchain_car_vllm.errors import ServerCrashedError
 from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import release, try_exclusive
-from langchain_car_vllm.server.supervisor.child import Child
+from langchain_car_vllm.server.supervisor.child import Child, log_size
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.draining import Eviction
@@ -61,11 +61,11 @@ class LogFaults:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._read = self._size()
+        self._read = log_size(log)
 
     def found(self) -> bool:
         """Tell whether what was written since the last look says so."""
-        size = self._size()
+        size = log_size(self._log)
         begin, self._read = max(self._read, size - _LONGEST_READ), size
         if size <= begin:
             return False
@@ -76,12 +76,6 @@ class LogFaults:
         except FileNotFoundError:
             return False
         return verdict is not None and verdict.needs_restart
-
-    def _size(self) -> int:
-        try:
-            return self._log.stat().st_size
-        except FileNotFoundError:
-            return 0
 
 
 class _Idleness:

@@ -168,10 +168,7 @@ def _is_beyond(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
 
 
 def _add_patterns(
-    found: Schema,
-    patterns: Mapping[str, Any],
-    defs: dict[str, Schema],
-    names: Mapping[str, str],
+    found: Schema, patterns: Mapping[str, Any], defs: dict[str, Schema], names: Mapping[str, str]
 ) -> None:
     """Add the patterns of keys that can be read; if one cannot, other keys may come as well."""
     readable = {weaken_pattern(pattern): part for pattern, part in patterns.items()}

@@ -158,14 +158,7 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
     kind = extend(validator_for(schema), words)  # type: ignore[no-untyped-call]
     try:
         errors = list(kind(schema).iter_errors(value))
-    except (
-        SchemaError,
-        UnknownType,
-        Unresolvable,
-        ValueError,
-        TypeError,
-        re.error,
-    ):
+    except (SchemaError, UnknownType, Unresolvable, ValueError, TypeError, re.error):
         return None  # a schema that cannot be checked forbids nothing
     except RecursionError:  # of a deep answer, or of a schema that refers to itself alone
         return "it nests too deeply" if _depth(value) > _DEEP else None

@@ -27,10 +27,7 @@ class OwnHosts:
         """Answer one request, as ASGI 3 wants it."""
         is_open = scope["type"] == "http" and not scope["path"].startswith(_KEYED)
         if is_open and not all(map(_is_own, _hosts(scope))):
-            headers = [
-                (b"content-type", b"text/plain"),
-                (b"content-length", b"%d" % len(_TEXT)),
-            ]
+            headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(_TEXT))]
             start = {"type": "http.response.start", "status": _MISDIRECTED, "headers": headers}
             await send(start)
             await send({"type": "http.response.body", "body": _TEXT})

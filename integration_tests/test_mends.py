@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefix_harness import SECOND_PICTURE
 
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 from langchain_car_vllm.server.directory import ServerDirectory
@@ -164,6 +165,8 @@ def test_weights_alone_are_wired_and_only_where_that_pays(
 
 SHORT_TURN, SYSTEM = 40, 564
 """Tokens of the harness's turns, at least, and of its system message."""
+_ENDS = {"qwen3_vl": 2}
+"""Tokens at the end of a prompt that vllm-mlx itself leaves out of what it keeps."""
 
 
 @pytest.mark.parametrize(
@@ -179,6 +182,10 @@ SHORT_TURN, SYSTEM = 40, 564
         pytest.param("gemma4-plain", 256, "free", marks=pytest.mark.full),
         pytest.param("gemma4-plain", 256, "constrained", marks=pytest.mark.full),
         pytest.param("gemma4-plain", 512, "free", marks=pytest.mark.full),
+        ("qwen3_5-qwen3.6", 256, "pictured"),
+        pytest.param("qwen3_5-qwen3.5", 256, "pictured-thoughtful", marks=pytest.mark.full),
+        pytest.param("gemma4-plain", 512, "pictured", marks=pytest.mark.full),
+        pytest.param("qwen3_vl", 256, "pictured", marks=pytest.mark.full),
     ],
 )
 def test_prompts_of_short_turns_are_kept(
@@ -188,7 +195,8 @@ def test_prompts_of_short_turns_are_kept(
 
     So are those to an exact repeat, which begins with what the last position of the prompt said.
     Where later prompts leave thoughts out, a turn finds all but the beginning of the answer. Other
-    conversations find their system message.
+    conversations find their system message. Pictures are found with what was said about them, and
+    one that is new, or another, is not taken for one that was kept.
     """
     install_launcher(ServerDirectory(tmp_path))
     python = str(interpreter_of(ensure_runtime().server))
@@ -197,7 +205,8 @@ def test_prompts_of_short_turns_are_kept(
     architecture, _, template = named.partition("-")
     if not (model / "config.json").exists():
         command = [python, str(here / "tiny_vlm.py"), architecture, str(model)]
-        subprocess.run([*command, "--tokenizer", smollm2, "--template", template], check=True)
+        command += ["--template", template] if template else []
+        subprocess.run([*command, "--tokenizer", smollm2], check=True)
 
     def run(mode: str) -> list[tuple[int, int, str, str]]:
         command = [python, "-W", "ignore", str(here / "prefix_harness.py"), str(tmp_path)]
@@ -213,10 +222,14 @@ def test_prompts_of_short_turns_are_kept(
     mended, plain, cold = run("mended"), run("plain"), run("cold")
     assert [answers for _, _, *answers in mended] == [answers for _, _, *answers in cold]
     assert [tokens for tokens, *_ in mended] == [tokens for tokens, *_ in plain]
-    # A prompt that has at most a chunk to read is looked up twice.
-    looks, beginning = (1 if chunk < SHORT_TURN else 2), (6 if freedom == "thoughtful" else 0)
+    # A prompt of text that has at most a chunk to read is looked up twice.
+    looks = 1 if chunk < SHORT_TURN or "pictured" in freedom else 2
+    beginning = 6 if "thoughtful" in freedom else _ENDS.get(architecture, 0)
     expected = [looks * (before - beginning) for before, *_ in mended[:-1]]
-    if freedom == "shared":
+    if "shared" in freedom:
         expected = [looks * SYSTEM] * len(expected)
+    if "pictured" in freedom:
+        expected[SECOND_PICTURE - 1] = expected[-1] = 0
+        assert mended[-1][2:] != mended[-2][2:]
     assert [found for _, found, *_ in mended[1:]] == expected
     assert sum(found for _, found, *_ in plain) < sum(found for _, found, *_ in mended)

@@ -17,6 +17,7 @@ from langchain_car_vllm.server.supervisor.mends import (
     batch_rows,
     media_prompts,
     open_pages,
+    picture_prompts,
     prefix_after_hit,
     request_count,
     request_end,
@@ -375,3 +376,22 @@ def test_what_cannot_be_kept_costs_no_answer():
     prefix_after_hit._keep_prompts_after_hits(module)
     batch = Generator()._process_prompts([types.SimpleNamespace(logits_processors=None)])
     assert batch.logits_processors is None
+
+
+def test_a_beginning_without_all_pictures_counts_as_none():
+    """What stands for a picture in a key is below zero; no model may get it to read."""
+
+    class Cache:
+        _stats = types.SimpleNamespace(hits=0, misses=0, tokens_saved=0)
+
+        def fetch(self, tokens: list[int]) -> tuple[str, list[int]]:
+            self._stats.hits += 1
+            self._stats.tokens_saved += 2
+            return "found", tokens[2:]
+
+    picture_prompts._find_all_pictures_or_none(Cache)
+    assert Cache().fetch([1, -5, 2, 3]) == ("found", [2, 3])
+    assert vars(Cache._stats) == {"hits": 1, "misses": 0, "tokens_saved": 2}
+    assert Cache().fetch([1, 2, -5, 3]) == (None, [1, 2, -5, 3])
+    assert vars(Cache._stats) == {"hits": 1, "misses": 1, "tokens_saved": 2}
+    assert Cache().fetch([1, -5]) == ("found", [])

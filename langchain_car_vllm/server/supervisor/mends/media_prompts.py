@@ -129,7 +129,7 @@ def _read_in_two(generator: Any, requests: Any, part: Any, process: Any) -> Any:
 def _store(generator: Any, part: Any, batch: Any) -> None:
     """Store what has been read, unless the generator has done so."""
     tokens = part.input_ids.reshape(-1).tolist()
-    if tokens not in generator.prefix_cache:
+    if part.is_text_only and tokens not in generator.prefix_cache:
         generator._store_prefix_snapshot(
             tokens, batch.extract_cache(0), 0, part.request_id, "message", evict_prefixes=False
         )

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,7 +74,6 @@ class _EngineTrial:
 
     def __init__(self, model: Path, engine: Literal["simple", "batched"]) -> None:
         self._model, self._engine = model, engine
-        self._made: ChatVllmMlx | None = None
 
     def steps(self) -> list[Step]:
         """Return them in order."""
@@ -160,11 +160,11 @@ class _EngineTrial:
         check(not running_servers(), "a server still runs")
         return f"{size(held)} are free"
 
-    @property
+    @cached_property
     def _llm(self) -> "ChatVllmMlx":
         from langchain_car_vllm import ChatVllmMlx  # noqa: PLC0415 - LangChain, for this alone
 
-        self._made = self._made or ChatVllmMlx(
+        return ChatVllmMlx(
             model=str(self._model),
             engine=self._engine,
             temperature=0,
@@ -172,7 +172,6 @@ class _EngineTrial:
             timeout=_PATIENCE,
             max_retries=0,
         )
-        return self._made
 
     def _first_token(self, system: str, question: str) -> float:
         began = time.monotonic()

@@ -114,33 +114,23 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         asking = self._asking(state, questions)
-        take: Callable[[Any], _Request] = asking.send
         answer: Any = None
-        while True:
-            try:
-                request = take(answer)
-            except StopIteration as end:
-                return cast("ClassifierResponse", end.value)
+        while isinstance(request := _next(asking, answer), _Request):
             try:
                 answer = request.model.invoke(request.messages, **request.settings)
-                take = asking.send
             except InvalidRequestError as error:
-                answer, take = error, asking.throw
+                answer = error
+        return request
 
     async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         asking = self._asking(state, questions)
-        take: Callable[[Any], _Request] = asking.send
         answer: Any = None
-        while True:
-            try:
-                request = take(answer)
-            except StopIteration as end:
-                return cast("ClassifierResponse", end.value)
+        while isinstance(request := _next(asking, answer), _Request):
             try:
                 answer = await request.model.ainvoke(request.messages, **request.settings)
-                take = asking.send
             except InvalidRequestError as error:
-                answer, take = error, asking.throw
+                answer = error
+        return request
 
     def _asking(
         self, state: State, questions: dict[str, Question]
@@ -150,7 +140,8 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
         chat = self._chat()
         for name, question in _check_questions(questions).items():
             if isinstance(question, Box):
-                found = yield _Request(_box_chat(chat), messages_for_box(state, question), {})
+                seeing = chat.with_structured_output(box_schema(), include_raw=True)
+                found = yield _Request(seeing, messages_for_box(state, question), {})
                 decision.note_box(name, found)
                 continue
             try:
@@ -225,6 +216,18 @@ class _Request(NamedTuple):
     settings: dict[str, Any]
 
 
+def _next(
+    asking: Generator[_Request, Any, ClassifierResponse], answer: Any
+) -> _Request | ClassifierResponse:
+    """Hand over an answer, or the error that came in its place; return what comes next."""
+    try:
+        if isinstance(answer, InvalidRequestError):
+            return asking.throw(answer)
+        return asking.send(answer)
+    except StopIteration as end:
+        return cast("ClassifierResponse", end.value)
+
+
 _ASKING: dict[str, Any] = {
     "logprobs": True,
     "top_logprobs": MOST_LABELS,
@@ -232,8 +235,6 @@ _ASKING: dict[str, Any] = {
     "temperature": 0,
     "reasoning": False,
 }
-
-
 _BIASED: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "reasoning": False}
 _alphabets: dict[tuple[str | None, str], Alphabet] = {}
 """Where the characters stand in the vocabularies of models that were asked."""
@@ -243,10 +244,6 @@ def _check_lacks_logprobs(error: InvalidRequestError) -> None:
     """Raise what a server refuses for another reason than the log probabilities."""
     if not re.search(r"log.?prob", error.message, re.IGNORECASE):
         raise error
-
-
-def _box_chat(chat: ChatVllmMlx) -> Any:
-    return chat.with_structured_output(box_schema(), include_raw=True)
 
 
 def _check_questions(questions: Mapping[str, Any]) -> dict[str, Any]:

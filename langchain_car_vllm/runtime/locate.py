@@ -181,12 +181,7 @@ def _stamp(runtime: VllmRuntime) -> list[Any]:
     interpreter = interpreter_of(runtime.server)
     if interpreter is None:
         return []
-    sites = [
-        site
-        for prefix in _prefixes(runtime.server, interpreter)
-        for site in _site_folders(prefix, interpreter)
-    ]
-    return stamp_of(runtime.version, interpreter, sites)
+    return stamp_of(runtime.version, interpreter, [*_sites(runtime.server, interpreter)])
 
 
 def _tested_managed_runtime() -> VllmRuntime | None:
@@ -226,23 +221,20 @@ def installed_version(binary: Path, distribution: str = "vllm_mlx") -> str | Non
     interpreter = interpreter_of(binary)
     if interpreter is None:
         return None
-    for prefix in _prefixes(binary, interpreter):
-        for site in _site_folders(prefix, interpreter):
-            for metadata in _matches(site, f"{distribution}-*.dist-info"):
-                return _metadata_version(metadata)
+    for site in _sites(binary, interpreter):
+        for metadata in _matches(site, f"{distribution}-*.dist-info"):
+            return _metadata_version(metadata)
     return None
 
 
-def _prefixes(binary: Path, interpreter: Path) -> list[Path]:
-    return list(dict.fromkeys((interpreter.parent.parent, binary.absolute().parent.parent)))
-
-
-def _site_folders(prefix: Path, interpreter: Path) -> list[Path]:
-    """Return the package folders below a prefix, the interpreter's own version first."""
+def _sites(binary: Path, interpreter: Path) -> Iterator[Path]:
+    """Yield the folders of the packages of a binary, the interpreter's own version first."""
     own = interpreter.resolve().name
-    versions = sorted(_matches(prefix / "lib", "python*"), key=lambda folder: folder.name != own)
-    folders = [version / kind for version in versions for kind in _PACKAGES]
-    return [folder for folder in folders if os.path.isdir(folder)]  # noqa: PTH112
+    for prefix in dict.fromkeys((interpreter.parent.parent, binary.absolute().parent.parent)):
+        versions = _matches(prefix / "lib", "python*")
+        for version in sorted(versions, key=lambda folder: folder.name != own):
+            folders = (version / kind for kind in _PACKAGES)
+            yield from (folder for folder in folders if os.path.isdir(folder))  # noqa: PTH112
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import httpcore2  # noqa: F401 - the first client imports it, in the middle of a call
 import httpx2
-import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
 import openai
 from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI

@@ -72,11 +72,8 @@ def reasoning_of(message: AIMessage) -> str | None:
 
 
 def _thought(block: dict[str, Any]) -> str:
-    if block.get("type") == "reasoning":
-        return str(block.get("reasoning") or "")
-    if block.get("type") == "thinking":
-        return str(block.get("thinking") or "")
-    return ""
+    kind = block.get("type")
+    return str(block.get(kind) or "") if kind in ("reasoning", "thinking") else ""
 
 
 def _blocks(message: AIMessage) -> list[Any]:

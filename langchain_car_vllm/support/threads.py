@@ -35,6 +35,11 @@ def submit_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     return _submit(_STEPS, partial(function, *args, **kwargs))
 
 
+def submit_wait(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+    """Begin what may take as long as others like; it is done whether anybody waits or not."""
+    return _submit(_WAITS, partial(function, *args, **kwargs))
+
+
 async def run_wait(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what may take as long as a network, a disk or an import likes, and return its result."""
     return await _run(_WAITS, partial(function, *args, **kwargs))

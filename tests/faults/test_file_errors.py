@@ -5,6 +5,7 @@ import errno
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake
+from faults.support import FAST, Fake, eventually
 from faults.turns import Make, Server, enter, enters
 
 from langchain_car_vllm.cli.app import main
@@ -206,6 +207,53 @@ def test_too_many_open_files_do_not_hide_a_version(fake: Fake, home: Path):
         with refusals.installed(), suppress(CarVllmError):
             assert installed_version(fake.binary) == version
         calls, number = max(calls, refusals.calls), number + 1
+
+
+# A supervisor that may not look at files of a name while another file is there.
+_SHORT_SIGHTED = """
+import errno, io, os, runpy, sys
+name, switch, refused = sys.argv[1:4]
+def refusing(call):
+    def called(path, *rest, **options):
+        if isinstance(path, (str, os.PathLike)) and os.fspath(path).endswith(name):
+            if os.path.lexists(switch):
+                with open(refused, "a") as file:
+                    file.write("x")
+                raise OSError(errno.ENFILE, os.strerror(errno.ENFILE), os.fspath(path))
+        return call(path, *rest, **options)
+    return called
+os.stat, os.scandir, os.open = map(refusing, (os.stat, os.scandir, os.open))
+module = sys.argv[sys.argv.index("-m") + 1]
+sys.argv[:] = [module, *sys.argv[sys.argv.index("-m") + 2 :]]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["lease.lock", "server.lock", "clients", "server.log"])
+def test_what_the_system_refuses_for_a_moment_ends_no_running_server(
+    fake: Fake, tmp_path: Path, monkeypatch, name: str
+):
+    """The same server answers afterwards, and it can be stopped meanwhile."""
+    switch, refused, script = (tmp_path / n for n in ("switch", "refused", "short_sighted.py"))
+    script.write_text(_SHORT_SIGHTED)
+    python = tmp_path / "python"
+    words = shlex.join([sys.executable, "-P", str(script), name, str(switch), str(refused)])
+    python.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
+    with lease(fake.spec(), policy=FAST):
+        pass
+    for ends in (False, True):
+        switch.touch()
+        refused.unlink(missing_ok=True)
+        eventually(lambda: refused.exists() and refused.stat().st_size > 2, "looks to be refused")
+        assert fake.state().phase == "ready"
+        if not ends:
+            switch.unlink()
+            with lease(fake.spec(), policy=FAST) as held:
+                assert held.endpoint.generation == 1
+    fake.stop()
+    assert fake.state().reason == "user"
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EMFILE, errno.EIO, errno.EROFS])

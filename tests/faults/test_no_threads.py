@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
-from faults.support import PATIENCE, Fake
+from faults.support import FAST, PATIENCE, Fake
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+from langchain_car_vllm.server import lease, running_servers, stop_servers
 from langchain_car_vllm.support import threads
 from langchain_car_vllm.support.bounded_http import HttpError, fetch
 
@@ -71,6 +72,29 @@ def test_a_server_of_ours_answers_without_any_thread(fake: Fake, no_threads):
     assert asyncio.run(llm.ainvoke("hi")).text == wanted
     assert asyncio.run(collect(llm.astream("hi"))) == wanted
     assert refused
+
+
+def test_servers_are_stopped_without_any_thread(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """As `car-vllm stop --all` does, which is how somebody makes room: one after the other."""
+    for kind in ("simple", "batched"):
+        with lease(fake.spec(engine=kind), policy=FAST):
+            pass
+    refused: list[str] = []
+    monkeypatch.setattr(threads, "_pools", {})
+    monkeypatch.setattr(threading.Thread, "start", refuse_all(refused))
+    directories = [directory for directory, _ in running_servers()]
+    assert len(directories) == 2
+    assert [stopped for _, stopped in stop_servers(directories, policy=FAST)] == [True, True]
+    assert refused
+    assert running_servers() == []
+
+
+def refuse_all(refused: list[str]):
+    def start(thread: threading.Thread) -> None:
+        refused.append(thread.name)
+        raise RuntimeError("can't start new thread")
+
+    return start
 
 
 def test_a_name_is_not_looked_up_without_a_thread(no_threads):

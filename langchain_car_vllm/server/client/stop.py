@@ -3,12 +3,12 @@
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 
 import psutil
 
-from langchain_car_vllm.errors import ServerBusyError, ServerError, StateDirectoryError
+from langchain_car_vllm.errors import CarVllmError, ServerBusyError, ServerError
 from langchain_car_vllm.server.client_record import read_uses
 from langchain_car_vllm.server.directory import (
     ServerDirectory,
@@ -22,6 +22,7 @@ from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.state import State, decode_error, read_any_state
 from langchain_car_vllm.server.supervision import is_supervised
+from langchain_car_vllm.support.threads import submit_wait
 
 _LOOK_PATIENCE = 0.05
 """Others look at the lease by taking it for an instant."""
@@ -111,19 +112,18 @@ def stop_server(
 
 def stop_servers(
     directories: Sequence[ServerDirectory], *, policy: Policy | None = None
-) -> Iterator[tuple[ServerDirectory, bool | ServerError | StateDirectoryError]]:
+) -> Iterator[tuple[ServerDirectory, bool | CarVllmError]]:
     """Stop several servers at the same time, whatever becomes of each.
 
     Yields:
         Each directory as its server is gone, with what `stop_server` returned or raised.
     """
-    with ThreadPoolExecutor(max_workers=max(1, len(directories))) as pool:
-        stops = {pool.submit(stop_server, d, policy=policy): d for d in directories}
-        for stop in as_completed(stops):
-            try:
-                yield stops[stop], stop.result()
-            except (ServerError, StateDirectoryError) as error:
-                yield stops[stop], error
+    stops = {submit_wait(stop_server, d, policy=policy): d for d in directories}
+    for stop in as_completed(stops):
+        try:
+            yield stops[stop], stop.result()
+        except CarVllmError as error:
+            yield stops[stop], error
 
 
 def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:

@@ -124,6 +124,7 @@ class SupervisorContext:
     def update(self, **changes: Any) -> None:
         """Change the state and write it, unless the directory is no longer ours."""
         self.state = dataclasses.replace(self.state, **changes)
+        self._written = None  # until it is: what fails now is written by the next pause
         if is_same_file(self._held.lock, self.directory.supervisor_lock):
             self._written = write_state(self.directory.state, self.state)
 
@@ -157,13 +158,21 @@ class SupervisorContext:
         Raises:
             StageEnded: A user asked to stop, or files were removed by which others find this.
         """
-        self.inbox.wait(seconds)
-        if self.inbox.stop_requested:
-            raise StageEnded("user")
+        self.rest(seconds)
         self._check_locks()
         self._check_wanted()
         if state_stamp(self.directory.state) != self._written:
             self.update()
+
+    def rest(self, seconds: float) -> None:
+        """Wait, or less when a signal comes.
+
+        Raises:
+            StageEnded: A user asked to stop.
+        """
+        self.inbox.wait(seconds)
+        if self.inbox.stop_requested:
+            raise StageEnded("user")
 
     def _check_wanted(self) -> None:
         """End a start that lost its last waiter, unless a program lives that may come back.

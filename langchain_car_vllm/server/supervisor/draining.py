@@ -1,5 +1,6 @@
 """A server whose memory is wanted: new requests wait, those under way end, then it goes."""
 
+from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.server.locks import try_exclusive
 from langchain_car_vllm.server.process import is_suspended
 from langchain_car_vllm.server.supervision import supervised_servers
@@ -33,8 +34,12 @@ class Eviction:
         if try_exclusive(context.lease):
             raise StageEnded("evicted")
         key = context.directory.key
-        # A live start names this server among its victims; older releases name nobody.
-        is_wanted = bool(supervised_servers(key, lambda state: key in state.victims))
+        try:
+            # A live start names this server among its victims; older releases name nobody.
+            is_wanted = bool(supervised_servers(key, lambda state: key in state.victims))
+        except (OSError, StateDirectoryError):
+            context.inbox.eviction_requested = is_asked
+            raise
         if is_wanted != context.state.is_wanted:
             context.update(is_wanted=is_wanted)
         if is_wanted:

@@ -109,7 +109,9 @@ class Supervisor:
             reason = "crash" if context.state.phase == "ready" else "failed"
             ending = {"reason": reason, "error": encode_error(error)}
         except OSError as error:
-            failure = state_directory_error(error, Path(error.filename or context.directory.path))
+            # A call by descriptor has a number there.
+            named = isinstance(error.filename, str) and error.filename
+            failure = state_directory_error(error, Path(named or context.directory.path))
             ending = {"reason": "failed", "error": encode_error(failure)}
         except Exception as error:
             bug = ServerStartError(

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from langchain_car_vllm.errors import ServerCrashedError
+from langchain_car_vllm.errors import ServerCrashedError, StateDirectoryError
 from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import release, try_exclusive
 from langchain_car_vllm.server.supervisor.child import Child, log_size
@@ -20,6 +20,7 @@ from langchain_car_vllm.server.wakefulness import Wakefulness
 _MANY_RECORDS = 100
 _LOST_GPU = "was ended: its GPU takes no more work"
 _LONGEST_READ = 1_000_000
+_REFUSED_SECONDS = 30.0
 
 
 def serve(
@@ -37,17 +38,27 @@ def serve(
         ServerCrashedError: It died.
     """
     idleness, faults = _Idleness(context, clients), LogFaults(child.log)
+    refused_since: float | None = None
     while True:
         code = child.exit_code()
-        if code is not None or faults.found():
-            served = len(clients.holders())
-            _report_crash(context, child, code, was_used=idleness.was_used, served=served)
-        if not child.is_findable():
-            raise StageEnded("lost")
-        if awake.is_possible:
-            awake.look(is_working=bool(clients.holders()))
-        child.trim_log(context.policy.log_limit)
-        context.pause(min(idleness.seconds_to_next_look(), room.seconds_to_next_look()))
+        try:
+            if code is not None or faults.found():
+                served = len(clients.holders())
+                _report_crash(context, child, code, was_used=idleness.was_used, served=served)
+            if not child.is_findable():
+                raise StageEnded("lost")
+            if awake.is_possible:
+                awake.look(is_working=bool(clients.holders()))
+            child.trim_log(context.policy.log_limit)
+            context.pause(min(idleness.seconds_to_next_look(), room.seconds_to_next_look()))
+            refused_since = None
+        except (OSError, StateDirectoryError):
+            # What others use does not end for a look that the system refuses for a moment.
+            now = time.monotonic()
+            refused_since = refused_since or now
+            if code is not None or now - refused_since > _REFUSED_SECONDS:
+                raise
+            context.rest(context.policy.idle_tick)
 
 
 class LogFaults:
@@ -116,7 +127,12 @@ class _Idleness:
         if not try_exclusive(self._context.lease):
             self._was_busy = True
             return
-        if not self._was_busy and not self._clients.poll(time.monotonic()):
+        try:
+            is_used = self._was_busy or self._clients.poll(time.monotonic())
+        except OSError:
+            release(self._context.lease)
+            raise
+        if not is_used:
             raise StageEnded("idle")
         if self._was_busy:
             # Nobody recorded this release: a client died in the middle of a request.

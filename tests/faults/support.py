@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -20,7 +20,7 @@ from fakes.weights import weights_of
 
 from langchain_car_vllm.server import Endpoint, Policy, ServerSpec, directory_of, lease, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
+from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.state import State, read_state
 
 FAKE = Path(__file__).parents[1] / "fakes" / "vllm-mlx"
@@ -125,13 +125,10 @@ class Fake:
 
         return eventually(reached, f"phase {phases}")
 
-    def wait_until_unsupervised(self, **changes: object) -> None:
+    def wait_until_unsupervised(self, patience: float = PATIENCE, **changes: object) -> None:
         """Wait until no supervisor holds the key's lock."""
-        descriptor = open_lock(self.directory(**changes).supervisor_lock)
-        try:
-            eventually(lambda: not is_held(descriptor), "the end of the supervisor")
-        finally:
-            close_lock(descriptor)
+        with opened_lock(self.directory(**changes).supervisor_lock) as descriptor:
+            eventually(lambda: not is_held(descriptor), "the end of the supervisor", patience)
 
 
 def error_of_lease(fake: Fake, **changes: object) -> BaseException | None:
@@ -141,6 +138,23 @@ def error_of_lease(fake: Fake, **changes: object) -> BaseException | None:
             return None
     except BaseException as error:  # noqa: BLE001
         return error
+
+
+@contextmanager
+def forked_child() -> Iterator[None]:
+    """Fork a child that does nothing until the end of the block."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)
 
 
 def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:

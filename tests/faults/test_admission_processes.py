@@ -1,6 +1,7 @@
 """Admission across processes: the order of asking, and what the dead and the suspended leave."""
 
 import signal
+import subprocess
 
 import pytest
 from faults.support import eventually
@@ -30,20 +31,28 @@ def test_processes_take_turns_in_the_order_of_asking(directory: ServerDirectory,
     assert tickets(directory) == []
 
 
+def senders_until(
+    stage: str, directory: ServerDirectory, server: Server
+) -> tuple["subprocess.Popen[str]", "subprocess.Popen[str]"]:
+    """Return the first that asked, and the one whose request has come to a stage."""
+    first = sender(directory, server)
+    assert line_of(first) == "entered"
+    if stage == "answering":
+        go_on(first)
+        assert line_of(first) == "began"
+    if stage != "waiting":
+        return first, first
+    second = sender(directory, server)
+    eventually(lambda: "waiting" in tickets(directory), "the ticket")
+    return first, second
+
+
 @pytest.mark.parametrize("stage", ["prefill", "answering", "waiting"])
 def test_the_place_of_a_killed_process_is_given_on(
     admission: Make, directory: ServerDirectory, server: Server, stage: str
 ):
     """At once, but of one that dies while its prompt is read only once the server has let go."""
-    first = sender(directory, server)
-    assert line_of(first) == "entered"
-    killed = first
-    if stage == "answering":
-        go_on(first)
-        assert line_of(first) == "began"
-    elif stage == "waiting":
-        killed = sender(directory, server)
-        eventually(lambda: "waiting" in tickets(directory), "the ticket")
+    first, killed = senders_until(stage, directory, server)
     server.requests = [{"request_id": "a", "phase": "prefill"}]
     gate = admission()
     if stage == "waiting":
@@ -67,15 +76,7 @@ def test_the_place_of_a_suspended_process_is_given_on(
     admission: Make, directory: ServerDirectory, server: Server, stage: str
 ):
     """After a while, and where its prompt was read only once the server has let go of it."""
-    first = sender(directory, server)
-    assert line_of(first) == "entered"
-    suspended = first
-    if stage == "answering":
-        go_on(first)
-        assert line_of(first) == "began"
-    elif stage == "waiting":
-        suspended = sender(directory, server)
-        eventually(lambda: "waiting" in tickets(directory), "the ticket")
+    first, suspended = senders_until(stage, directory, server)
     server.requests = [{"request_id": "a", "phase": "prefill"}]
     gate = admission(max_sequences=1)
     assert not enters(gate)

@@ -16,14 +16,13 @@ from faults.support import (
     ClientProcess,
     Fake,
     ask,
-    eventually,
+    forked_child,
     lose_supervisor,
     unguarded,
 )
 
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.server import lease, stop_server
-from langchain_car_vllm.server.locks import close_lock, is_held, open_lock
 
 
 def test_blocked_signals_of_the_client_are_not_inherited(fake: Fake):
@@ -54,11 +53,7 @@ def test_for_ever_of_a_dead_client_ends_with_its_server(fake: Fake):
     fake.directory().state.write_text(json.dumps(values))
     with lease(fake.spec(keep_alive=0.1), policy=FAST):
         pass
-    descriptor = open_lock(fake.directory().supervisor_lock)
-    try:
-        eventually(lambda: not is_held(descriptor), "the idle stop", patience=3)
-    finally:
-        close_lock(descriptor)
+    fake.wait_until_unsupervised(patience=3)
 
 
 def test_draining_server_keeps_its_own_processes(fake: Fake):
@@ -100,11 +95,7 @@ def test_for_ever_ends_with_a_users_stop(fake: Fake):
     assert client.read() == "began"
     assert client.read() == "leased 2"
     client.finish()
-    descriptor = open_lock(fake.directory().supervisor_lock)
-    try:
-        eventually(lambda: not is_held(descriptor), "the idle stop", patience=3)
-    finally:
-        close_lock(descriptor)
+    fake.wait_until_unsupervised(patience=3)
 
 
 def test_fork_during_a_gentle_stop_leaves_the_lease_free(fake: Fake):
@@ -114,20 +105,10 @@ def test_fork_during_a_gentle_stop_leaves_the_lease_free(fake: Fake):
         pass
     stopping = Background(lambda: stop_server(fake.directory(), force=False, policy=FAST))
     fake.wait_for_phase("stopping")
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    os.close(reading)
-    try:
+    with forked_child():
         assert stopping.result()
         with lease(fake.spec(), policy=FAST, startup_timeout=PATIENCE):
             pass
-    finally:
-        os.close(writing)
-        os.waitpid(child, 0)
 
 
 def test_pipes_of_the_client_are_not_inherited(fake: Fake):

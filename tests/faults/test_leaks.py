@@ -9,13 +9,13 @@ import time
 from contextlib import suppress
 
 import pytest
-from faults.support import FAST, Background, Fake, ask, error_of_lease, eventually
+from faults.support import FAST, Background, Fake, ask, error_of_lease, eventually, forked_child
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.server import alease, lease, stop_server
 from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
-from langchain_car_vllm.server.locks import close_lock, is_held, open_lock, try_exclusive
+from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
 
 
 def break_records(fake: Fake) -> None:
@@ -34,9 +34,8 @@ def test_failed_record_on_acquire_leaks_no_lease(fake: Fake):
     with pytest.raises(CarVllmError), lease(fake.spec(), policy=FAST):
         pass
     assert process_lease.holders == 0
-    descriptor = open_lock(fake.directory().lease_lock)
-    assert try_exclusive(descriptor)
-    close_lock(descriptor)
+    with opened_lock(fake.directory().lease_lock) as descriptor:
+        assert try_exclusive(descriptor)
 
 
 def test_failed_record_on_release_costs_neither_answer_nor_lease(fake: Fake, tmp_path):
@@ -101,28 +100,15 @@ def test_lease_given_back_in_the_middle_of_something_else(fake: Fake):
 def test_fork_during_a_start_does_not_keep_start_lock(fake: Fake):
     """A child forked while a start is under way does not block every later start."""
     fake.directory().create()
-    blocker = open_lock(fake.directory().supervisor_lock)
     begun = Background(lambda: error_of_lease(fake))
-    # fork as soon as our Start thread holds start.lock
-    start_lock = open_lock(fake.directory().start_lock)
-    eventually(lambda: is_held(start_lock), "start.lock to be held")
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    os.close(reading)
-    try:
-        assert begun.result() is None
-        stop_server(fake.directory(), policy=FAST)
-        assert not is_held(start_lock), "the forked child holds start.lock"
-        assert error_of_lease(fake) is None
-    finally:
-        os.close(writing)
-        os.waitpid(child, 0)
-        close_lock(start_lock)
-        close_lock(blocker)
+    with opened_lock(fake.directory().start_lock) as start_lock:
+        # fork as soon as our Start thread holds start.lock
+        eventually(lambda: is_held(start_lock), "start.lock to be held")
+        with forked_child():
+            assert begun.result() is None
+            stop_server(fake.directory(), policy=FAST)
+            assert not is_held(start_lock), "the forked child holds start.lock"
+            assert error_of_lease(fake) is None
 
 
 def test_child_forked_under_a_lease_leaves_it_cleanly(fake: Fake):

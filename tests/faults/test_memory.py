@@ -51,6 +51,18 @@ def use(spec: ServerSpec) -> None:
         assert ask(held.endpoint)
 
 
+def users(fake: Fake, specs: list[ServerSpec], **settings: object) -> list[ClientProcess]:
+    """Return processes that use one model each."""
+    clients = [
+        ClientProcess(fake, source=spec.source, served_name=spec.served_name, **settings)
+        for spec in specs
+    ]
+    for client in clients:
+        assert client.read() == "began"
+        assert client.read() == "leased 1"
+    return clients
+
+
 def test_least_recently_used_idle_server_goes(fake: Fake, models: list[ServerSpec]):
     """A third model takes the place of the one that was used longest ago."""
     use(models[0])
@@ -84,13 +96,7 @@ def test_model_that_can_never_fit_is_refused_with_the_numbers(
 
 def test_busy_servers_are_waited_for_visibly(fake: Fake, models: list[ServerSpec]):
     """The third model waits until one of the two busy ones is released."""
-    clients = [
-        ClientProcess(fake, source=spec.source, served_name=spec.served_name, keep_alive=0.0)
-        for spec in models[:2]
-    ]
-    for client in clients:
-        assert client.read() == "began"
-        assert client.read() == "leased 1"
+    clients = users(fake, models[:2], keep_alive=0.0)
     call = Background(lambda: use(models[2]))
     state = fake.wait_for_phase(
         "queued", source=models[2].source, served_name=models[2].served_name
@@ -154,13 +160,7 @@ def test_wrong_budget_is_a_clear_error(fake: Fake, monkeypatch: pytest.MonkeyPat
 
 def test_queued_supervisor_that_is_killed_is_replaced(fake: Fake, models: list[ServerSpec]):
     """Who waits for memory goes on waiting with another supervisor."""
-    clients = [
-        ClientProcess(fake, source=spec.source, served_name=spec.served_name, keep_alive=0.0)
-        for spec in models[:2]
-    ]
-    for client in clients:
-        assert client.read() == "began"
-        assert client.read() == "leased 1"
+    clients = users(fake, models[:2], keep_alive=0.0)
     call = Background(lambda: use(models[2]))
     changes = {"source": models[2].source, "served_name": models[2].served_name}
     eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")
@@ -208,12 +208,7 @@ def test_stream_whose_consumer_calls_two_other_models(
 
 def test_queue_is_left_when_nobody_waits_any_more(fake: Fake, models: list[ServerSpec]):
     """A server that nobody waits for does not stay in the queue for memory."""
-    clients = [
-        ClientProcess(fake, source=spec.source, served_name=spec.served_name) for spec in models[:2]
-    ]
-    for client in clients:
-        assert client.read() == "began"
-        assert client.read() == "leased 1"
+    clients = users(fake, models[:2])
     changes = {"source": models[2].source, "served_name": models[2].served_name}
     waiting = ClientProcess(fake, **changes)
     eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")

@@ -14,8 +14,10 @@ import pytest
 
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 from langchain_car_vllm.server.supervisor.mends import (
+    adapters,
     batch_rows,
     media_prompts,
+    memory_limits,
     open_pages,
     picture_prompts,
     prefix_after_hit,
@@ -395,3 +397,27 @@ def test_a_beginning_without_all_pictures_counts_as_none():
     assert Cache().fetch([1, 2, -5, 3]) == (None, [1, 2, -5, 3])
     assert vars(Cache._stats) == {"hits": 1, "misses": 1, "tokens_saved": 2}
     assert Cache().fetch([1, -5]) == ("found", [])
+
+
+@pytest.mark.parametrize(
+    ("path", "is_served"),
+    [
+        ("/hub/models--org--name/snapshots/abc", True),
+        ("/hub/models--Org--Name/snapshots/abc", True),
+        ("/hub/models--org--name-draft/snapshots/abc", False),
+        ("/models/name", False),
+    ],
+)
+def test_an_adapter_goes_on_no_model_whose_name_begins_like_its_own(
+    monkeypatch: pytest.MonkeyPatch, path: str, is_served: bool
+):
+    """A draft model is often called what the model is called, and more."""
+    monkeypatch.setattr(sys, "argv", ["vllm-mlx", "serve", "org/name"])
+    assert adapters._is_served(path) is is_served
+
+
+def test_weights_are_counted_once(tmp_path: Path):
+    """Wiring more than the weights is what they are counted for; a copy is not loaded."""
+    for name in ("model-1.safetensors", "consolidated.safetensors", "._model-1.safetensors"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+    assert memory_limits.weights_bytes(str(tmp_path)) == 10

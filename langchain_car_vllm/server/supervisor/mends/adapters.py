@@ -37,7 +37,7 @@ def _is_served(path: str) -> bool:
     named = sys.argv[2] if len(sys.argv) > 2 else ""  # noqa: PLR2004 - `vllm-mlx serve MODEL`
     if os.path.isdir(named):
         return os.path.realpath(named) == os.path.realpath(path)
-    return f"models--{named.replace('/', '--')}".lower() in path.lower()
+    return f"models--{named.replace('/', '--')}".lower() in path.lower().split(os.sep)
 
 
 MENDS = (

@@ -115,14 +115,22 @@ class Limits:
 
 
 def weights_bytes(model: str) -> int:
-    """Return the size of a model's weights on the disk, 0 where they are not found."""
+    """Return the size of a model's weights on the disk, 0 where they are not found.
+
+    Neither the second copy that some publishers add counts, nor what macOS puts beside each file.
+    """
     from .prefix_cache_folder import folder_of
 
     folder = folder_of(model)
     if not os.path.isdir(folder):
         return 0
-    files = [os.path.join(folder, name) for name in os.listdir(folder)]
-    return sum(os.stat(file).st_size for file in files if file.endswith(".safetensors"))
+    return sum(
+        os.stat(os.path.join(folder, name)).st_size
+        for name in os.listdir(folder)
+        if name.endswith(".safetensors")
+        and not name.endswith("consolidated.safetensors")
+        and not name.startswith(".")
+    )
 
 
 MENDS = (

@@ -13,6 +13,7 @@ from langchain_car_vllm.models.model_files import list_folder, load_object, prin
 from langchain_car_vllm.models.remote_code import find_code
 from langchain_car_vllm.models.weights import (
     INDEX,
+    IS_POINTER,
     find_damage,
     is_pointer,
     shard_names,
@@ -167,8 +168,5 @@ def _find_damaged(directory: Path, files: Mapping[str, int | None]) -> Obstacle 
             reason = "is empty" if size == 0 else "is a link that leads nowhere"
             return Obstacle(f"`{name}` {reason}", "download the model again")
         if is_pointer(directory / name, size):
-            return Obstacle(
-                f"`{name}` is a Git LFS pointer instead of the file",
-                "run `git lfs pull` in that folder, or download the model again",
-            )
+            return Obstacle(f"`{name}` {IS_POINTER.reason}", IS_POINTER.hint)
     return None

@@ -30,6 +30,13 @@ class Damage(NamedTuple):
     hint: str
 
 
+IS_POINTER = Damage(
+    "is a Git LFS pointer instead of the file",
+    "run `git lfs pull` in that folder, or download the model again",
+)
+"""What is wrong with a file that `is_pointer` tells."""
+
+
 def weight_names(
     names: Collection[str], *, multimodal: bool, index: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -101,10 +108,7 @@ def _damage(path: Path, size: int, _changed: int, _inode: int) -> Damage | None:
     if size == 0:
         return Damage("is empty", _AGAIN)
     if is_pointer(path, size):
-        return Damage(
-            "is a Git LFS pointer instead of the file",
-            "run `git lfs pull` in that folder, or download the model again",
-        )
+        return IS_POINTER
     try:
         with path.open("rb") as file:
             length = _header_length(file.read(_LENGTH.size), size)

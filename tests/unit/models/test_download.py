@@ -254,7 +254,8 @@ def test_a_gated_repository_with_a_token(tmp_path, home, monkeypatch, place):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("x\n")
         if place:
-            monkeypatch.setenv(place, str(base))
+            monkeypatch.setenv("PLACE", str(tmp_path))
+            monkeypatch.setenv(place, "$PLACE/kept")
     assert "not been accepted" in diagnose_download("org/tiny", None, log).message
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Annotated
@@ -81,27 +82,19 @@ def _version() -> None:
     _print_version(wanted=True)
 
 
-app.command(cls=FamiliarCommand)(run)
-app.command(cls=FamiliarCommand)(serve)
-app.command(cls=FamiliarCommand)(env)
+def _add(*commands: Callable[..., None]) -> None:
+    for command in commands:
+        app.command(cls=FamiliarCommand)(command)
+
+
+_add(run, serve, env)
 app.command(
     cls=FamiliarCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(launch)
 app.add_typer(service, name="service")
-app.command(cls=FamiliarCommand)(ps)
-app.command(cls=FamiliarCommand)(stop)
-app.command(cls=FamiliarCommand)(logs)
+_add(ps, stop, logs)
 app.command("list")(list_models)
-app.command(cls=FamiliarCommand)(rm)
-app.command(cls=FamiliarCommand)(show)
-app.command(cls=FamiliarCommand)(plan)
-app.command(cls=FamiliarCommand)(pull)
-app.command(cls=FamiliarCommand)(install)
-app.command(cls=FamiliarCommand)(recommend)
-app.command(cls=FamiliarCommand)(bench)
-app.command(cls=FamiliarCommand)(doctor)
-app.command(cls=FamiliarCommand)(uninstall)
-app.command(cls=FamiliarCommand)(completion)
+_add(rm, show, plan, pull, install, recommend, bench, doctor, uninstall, completion)
 app.command("help", hidden=True)(_help)
 app.command("version", hidden=True)(_version)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from langchain_car_vllm.cli.output import print_answer, say
+from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.support.printable import printable_answer
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ class Conversation:
                 except KeyboardInterrupt:
                     interrupted()
                     say("")
+                except CarVllmError as error:  # what was said before is not lost for it
+                    interrupted()
+                    say(f"\nerror: {error}")
 
 
 def read_questions() -> Iterator[str]:

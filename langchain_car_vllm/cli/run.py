@@ -85,7 +85,10 @@ def _question(prompt: list[str] | None) -> str:
     """Return the words of the command line, and what is piped in below them."""
     parts = [" ".join(prompt or ())]
     if sys.stdin is not None and not _is_terminal():
-        parts.append(sys.stdin.read().strip())
+        try:
+            parts.append(sys.stdin.read().strip())
+        except UnicodeDecodeError as error:
+            raise typer.BadParameter("standard input is not text in UTF-8") from error
     text = "\n\n".join(part for part in parts if part)
     if not text:
         raise typer.BadParameter("there is no prompt, neither as an argument nor on standard input")

@@ -11,12 +11,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
+import pytest
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from fakes.reply import Reply
 from faults.support import PATIENCE, Fake, eventually
+from langchain_core.messages import AIMessageChunk
 from unit.cli.conftest import Cli, command
+
+from langchain_car_vllm.cli.conversation import Conversation
+from langchain_car_vllm.errors import ServerCrashedError
 
 
 def test_one_answer(cli: Cli, fake: Fake):
@@ -74,6 +80,39 @@ def test_nothing_to_ask_is_wrong_usage(cli: Cli, fake: Fake):
     done = cli("run", str(fake.model))
     assert (done.returncode, fake.starts()) == (2, [])
     assert "there is no prompt" in done.stderr
+
+
+def test_what_is_no_text_is_wrong_usage(fake: Fake):
+    """A picture that is piped in starts nothing, and is not taken for a fault of the program."""
+    done = subprocess.run(
+        command("run", str(fake.model), "look"),
+        input=b"\x89PNG\xff",
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert (done.returncode, fake.starts()) == (2, [])
+    assert b"standard input is not text" in done.stderr
+
+
+def test_an_error_does_not_end_a_conversation(capsys: pytest.CaptureFixture):
+    """It is told, and the next question is answered with what was said before."""
+
+    class Model:
+        asked: ClassVar[list[list[str]]] = []
+
+        def stream(self, messages):
+            self.asked.append([message.text for message in messages])
+            if messages[-1].text == "two":
+                raise ServerCrashedError("the server died", hint="ask again")
+            yield AIMessageChunk("ok")
+
+    Conversation(Model(), None, verbose=False).converse(iter(["one", "two", "three"]), lambda: None)
+    assert Model.asked[-1] == ["one", "ok", "three"]
+    said = capsys.readouterr()
+    assert said.out.split() == ["ok", "ok"]
+    assert "error: the server died" in said.err
+    assert "hint: ask again" in said.err
 
 
 def test_a_server_that_dies_is_explained(cli: Cli, fake: Fake):

@@ -1,10 +1,10 @@
 """What macOS says of itself, asked of its own tools; a sandbox may forbid any of them to answer."""
 
 import re
-import subprocess
 from typing import NamedTuple
 
 from langchain_car_vllm.environment import inherited_environment
+from langchain_car_vllm.support.programs import ask_program
 
 _PATIENCE = 10.0
 # With it in the environment the kernel calls every macOS 10.16.
@@ -41,16 +41,5 @@ def _run(*command: str) -> tuple[int, str]:
     environment = {
         name: value for name, value in inherited_environment().items() if name != _COMPATIBLE
     }
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_PATIENCE,
-            env=environment,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 1, ""
-    return done.returncode, done.stdout
+    done = ask_program(command, _PATIENCE, environment)
+    return (done.returncode, done.stdout) if done else (1, "")

@@ -8,13 +8,13 @@ import ctypes
 import json
 import os
 import platform
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.runtime.locate import installed_version, interpreter_of
+from langchain_car_vllm.support.programs import ask_program
 
 _FILE = "metal.json"
 _SECONDS = 60.0
@@ -71,19 +71,8 @@ def learn_working_set(binary: Path) -> None:
 
 
 def _ask(interpreter: Path) -> int | None:
-    try:
-        done = subprocess.run(
-            [str(interpreter), "-c", _ASK],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    last = done.stdout.strip().rpartition("\n")[2].split()
+    done = ask_program([interpreter, "-c", _ASK], _SECONDS)
+    last = (done.stdout if done else "").strip().rpartition("\n")[2].split()
     known = len(last) == 2 and last[0] == "bytes" and last[1].isdecimal()  # noqa: PLR2004
     return int(last[1]) if known else None
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import uv
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.errors import UvMissingError
 from langchain_car_vllm.runtime.commands import clean_environment
+from langchain_car_vllm.support.programs import ask_program
 
 # Since then `uv venv` does not ask before it replaces an environment.
 _MINIMUM = (0, 8)
@@ -59,17 +59,9 @@ def _works(candidate: Path) -> bool:
     """
     if not os.path.isfile(candidate):  # noqa: PTH113
         return False
-    try:
-        answer = subprocess.run(
-            [candidate, "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_PATIENCE,
-            env={n: v for n, v in clean_environment().items() if not n.startswith("UV_")},
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    variables = {n: v for n, v in clean_environment().items() if not n.startswith("UV_")}
+    answer = ask_program([candidate, "--version"], _PATIENCE, variables)
+    if answer is None:
         return False
     found = re.match(r"uv (\d+)\.(\d+)", answer.stdout)
     numbers = tuple(map(int, found.groups())) if found else ()

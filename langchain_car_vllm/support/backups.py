@@ -5,10 +5,11 @@ Time Machine asks for an attribute, which its own tool sets; other programs look
 """
 
 import os
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+from langchain_car_vllm.support.programs import ask_program
 
 PLATFORM: str = sys.platform
 _TMUTIL = "/usr/bin/tmutil"
@@ -26,14 +27,7 @@ def exclude_from_backups(folder: Path) -> None:
         if not is_tagged(folder):
             tag.write_text(_TAG_TEXT, encoding="utf-8")
     if PLATFORM == "darwin":
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(
-                [_TMUTIL, "addexclusion", str(folder)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=_PATIENCE,
-            )
+        ask_program([_TMUTIL, "addexclusion", folder], _PATIENCE)
 
 
 def is_tagged(folder: Path) -> bool:

@@ -1,0 +1,30 @@
+"""Asking a program of the system what it answers at once."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+
+def ask_program(
+    command: Sequence[str | Path], seconds: float, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str] | None":
+    """Return how a program ended and what it said, None where it does not run or does not end.
+
+    Args:
+        command: Program and arguments.
+        seconds: How long it may take.
+        environment: By default this process's own.
+    """
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=seconds,
+            env=environment,
+        )
+    return None

@@ -107,16 +107,18 @@ class Gateway:
             text = "the request does not name a path of this address"
             await _send_error(send, HTTPStatus.BAD_REQUEST, text)
             return
-        body = bytearray()
+        body, size = bytearray(), 0
         try:
             if refusal := await self._read(receive, body):
                 await _send_error(send, *refusal)
                 return
-            await _run_until_disconnect(self._forward(scope, bytes(body), send), receive)
+            whole, size = bytes(body), len(body)
+            body.clear()  # it may be hundreds of megabytes, once more
+            await _run_until_disconnect(self._forward(scope, whole, send), receive)
         except _ClientLeftError:
             return
         finally:
-            self._held -= len(body)
+            self._held -= size + len(body)
 
     async def _read(self, receive: Receive, body: bytearray) -> tuple[HTTPStatus, str] | None:
         """Read the body of a request, and return why it is refused.

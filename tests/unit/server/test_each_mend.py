@@ -1,0 +1,317 @@
+"""What single mends of the server do: for renderings, tokens, chunks, caches and adapters."""
+
+import asyncio
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from langchain_car_vllm.server.supervisor.mends import (
+    adapters,
+    batch_rows,
+    media_prompts,
+    memory_limits,
+    open_pages,
+    picture_prompts,
+    prefix_after_hit,
+    request_count,
+    request_end,
+    text_prompts,
+)
+from langchain_car_vllm.server.supervisor.mends.chat_template import (
+    EndlessTemplateError,
+    RenderWatch,
+)
+
+
+def test_an_endless_rendering_is_interrupted():
+    """The thread that renders gets an exception, and goes on afterwards as if nothing was."""
+
+    def loop() -> None:
+        with RenderWatch(0.3):
+            while True:
+                pass
+
+    with pytest.raises(EndlessTemplateError):
+        loop()
+    with RenderWatch(60):
+        pass
+    for timer in [t for t in threading.enumerate() if isinstance(t, threading.Timer)]:
+        timer.join(5)
+        assert not timer.is_alive()
+
+
+def test_a_rendering_that_waits_is_not_interrupted():
+    """A process that slept or was suspended used no time of its own."""
+    with RenderWatch(0.05):
+        time.sleep(0.3)
+
+
+async def test_only_failures_close_the_connection():
+    """A 500 says `connection: close`; a 200 and a 400 stay as they are."""
+    sent = []
+
+    class Cycle:
+        async def send(self, message):
+            sent.append(message)
+
+    class Module:
+        RequestResponseCycle = Cycle
+
+    request_end._close_after_failure(Module)
+    for status in (200, 400, 500, 503):
+        await Cycle().send({"type": "http.response.start", "status": status, "headers": []})
+    await Cycle().send({"type": "http.response.body"})
+    assert [message.get("headers") for message in sent] == [
+        [],
+        [],
+        [(b"connection", b"close")],
+        [(b"connection", b"close")],
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "hosts", "status"),
+    [
+        ("/health", ["127.0.0.1:8000"], 200),
+        ("/health", ["localhost:8000"], 200),
+        ("/health", ["LocalHost."], 200),
+        ("/health", ["[::1]:8000"], 200),
+        ("/health", ["192.168.1.7"], 200),
+        ("/health", [], 200),
+        ("/health", ["evil.example:8000"], 421),
+        ("/docs", ["127.0.0.1.evil.example"], 421),
+        ("/openapi.json", ["localhost.evil.example"], 421),
+        ("/redoc", ["127.0.0.1", "evil.example"], 421),
+        ("/health", [""], 421),
+        ("/health", ["[evil.example]"], 421),
+        ("/v1/models", ["models.example"], 200),
+    ],
+)
+async def test_open_pages_have_no_foreign_name(path: str, hosts: list[str], status: int):
+    """A web page may have its own name lead here; where a key is needed the name says nothing."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    headers = [(b"host", host.encode()) for host in hosts]
+    scope = {"type": "http", "path": path, "headers": headers}
+    await open_pages.OwnHosts(app)(scope, None, send)
+    assert sent[0]["status"] == status
+
+
+async def test_the_status_tells_how_many_requests_have_arrived():
+    """From their arrival to their end, however they end; looks at the server are none."""
+    told, arrived, may_end = [], asyncio.Event(), asyncio.Event()
+
+    async def app(scope, receive, send):
+        if scope.get("method") == "POST":
+            arrived.set()
+            await may_end.wait()
+            raise ConnectionError
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+
+    async def send(message):
+        told.append(dict(message["headers"]))
+
+    counted = request_count.RequestCount(app)
+
+    async def look(path: str) -> dict[bytes, bytes]:
+        await counted({"type": "http", "method": "GET", "path": path}, None, send)
+        return told.pop()
+
+    await counted({"type": "lifespan"}, None, send)
+    assert told.pop() == {b"a": b"b"}
+    assert await look("/v1/status") == {b"a": b"b", request_count.HEADER: b"0"}
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+    requests = [asyncio.create_task(counted(scope, None, send)) for _ in range(3)]
+    await arrived.wait()
+    assert await look("/health") == {b"a": b"b"}
+    assert (await look("/v1/status"))[request_count.HEADER] == b"3"
+    requests[0].cancel()
+    await asyncio.wait(requests[:1])
+    assert (await look("/v1/status"))[request_count.HEADER] == b"2"
+    may_end.set()
+    await asyncio.wait(requests)
+    assert (await look("/v1/status"))[request_count.HEADER] == b"0"
+
+
+def test_the_context_ends_with_the_token_that_is_read():
+    """A request's own list gets the token of its row added, a list made for the step stays."""
+
+    class Tokens(list):
+        def reshape(self, _):
+            return self
+
+        def tolist(self):
+            return list(self)
+
+    class Request:
+        def __init__(self, output_tokens):
+            self.output_tokens = output_tokens
+
+    class Generator:
+        def _step(
+            self, input_tokens, cache, logits_processors=None, output_tokens=None, samplers=None
+        ):
+            return output_tokens
+
+    class Module:
+        MLLMBatchGenerator = Generator
+
+        install_chunked_prefill_mllm = staticmethod(lambda batch_gen, budget=1: None)
+
+    batch_rows._complete_contexts(Module)
+    generator = Generator()
+    own, made = [1, 2], [3, 4]
+    generator.active_batch = type("B", (), {"requests": [Request(own), Request([3])]})
+    assert generator._step(Tokens([7, 8]), [], [], [own, made]) == [[1, 2, 7], [3, 4]]
+    assert own == [1, 2]
+    assert generator._step(Tokens([7, 8]), [], None, None) is None
+
+
+class Unknown:
+    """Something of another version: whatever is looked for is not there."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(name)
+
+
+def test_unknown_chunks_cost_no_answer(capfd: pytest.CaptureFixture):
+    """Where a prompt in chunks is noted otherwise, steps go on, and the log tells once."""
+    generator = types.SimpleNamespace(
+        _answer_beginnings=[[1]], _question_opening=[2], _partial={"request": Unknown()}
+    )
+    for _ in range(2):
+        step = lambda: ["an answer"]  # noqa: E731
+        assert media_prompts._step_with_checkpoint(generator, step) == ["an answer"]
+    assert capfd.readouterr().err.count("`prefix-ends-of-messages` stepped aside") == 1
+
+
+@pytest.fixture
+def recurrent_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have models say that their caches cannot be rewound."""
+    cache = types.ModuleType("mlx_lm.models.cache")
+    cache.make_prompt_cache = lambda model: [type("ArraysCache", (), {})()]
+    for name in ("mlx_lm", "mlx_lm.models"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mlx_lm.models.cache", cache)
+
+
+class Batches:
+    """Reads prompts, and tells of them in a way of its own."""
+
+    def __init__(self) -> None:
+        self.read: list[object] = []
+
+    def insert(self, prompts: object, **_: object) -> list[int]:
+        self.read.append(prompts)
+        return [1]
+
+    insert_segments = insert
+
+    def next(self) -> tuple[list[object], list[str]]:
+        return [Unknown()], ["an answer"]
+
+
+@pytest.mark.usefixtures("recurrent_caches")
+def test_unknown_steps_cost_no_answer(capfd: pytest.CaptureFixture):
+    """Where requests, or what a step tells, are noted otherwise, prompts are read as published."""
+    batches = Batches()
+    scheduler = types.SimpleNamespace(
+        model=None, _actual_tokenizer=None, uid_to_request_id={1: "a"}
+    )
+    text_prompts.KeptPrompts(scheduler, batches)
+    batches.insert([[1, 2, 3]])
+    assert batches.read == [[[[1, 2], [3]]]]
+    for _ in range(2):
+        assert batches.next()[1] == ["an answer"]
+    batches.insert([[1, 2, 3]])
+    assert batches.read[1:] == [[[1, 2, 3]]]
+    assert capfd.readouterr().err.count("`prefix-each-turn` stepped aside") == 1
+    batches = Batches()
+    text_prompts.KeptPrompts(types.SimpleNamespace(model=None, _actual_tokenizer=None), batches)
+    assert batches.insert([[1, 2, 3]]) == [1]
+    assert batches.read == [[[1, 2, 3]]]
+
+
+def test_what_cannot_be_kept_costs_no_answer():
+    """Whatever is raised while a prompt is stored, the prompt has been read and is answered."""
+
+    class Generator:
+        prefix_cache = Unknown()
+
+        def _process_prompts(self, requests):
+            self._clone_prefix_for_replay(["cache"])
+            requests[0].logits_processors[0]([], 1)
+            return types.SimpleNamespace(logits_processors=[requests[0].logits_processors])
+
+        def _needs_prefill_checkpoint(self, cache_list):
+            raise AssertionError
+
+        def _publish_prefill_checkpoint(self, request_id, checkpoint_entry):
+            raise AssertionError
+
+        def _clone_prefix_for_replay(self, cache_list):
+            return cache_list
+
+        def _cache_leaves(self, cache_list):
+            raise RuntimeError
+
+    module = types.SimpleNamespace(
+        MLLMBatchGenerator=Generator, is_text_only_prefix_cache_request=lambda request: True
+    )
+    prefix_after_hit._keep_prompts_after_hits(module)
+    batch = Generator()._process_prompts([types.SimpleNamespace(logits_processors=None)])
+    assert batch.logits_processors is None
+
+
+def test_a_beginning_without_all_pictures_counts_as_none():
+    """What stands for a picture in a key is below zero; no model may get it to read."""
+
+    class Cache:
+        _stats = types.SimpleNamespace(hits=0, misses=0, tokens_saved=0)
+
+        def fetch(self, tokens: list[int]) -> tuple[str, list[int]]:
+            self._stats.hits += 1
+            self._stats.tokens_saved += 2
+            return "found", tokens[2:]
+
+    picture_prompts._find_all_pictures_or_none(Cache)
+    assert Cache().fetch([1, -5, 2, 3]) == ("found", [2, 3])
+    assert vars(Cache._stats) == {"hits": 1, "misses": 0, "tokens_saved": 2}
+    assert Cache().fetch([1, 2, -5, 3]) == (None, [1, 2, -5, 3])
+    assert vars(Cache._stats) == {"hits": 1, "misses": 1, "tokens_saved": 2}
+    assert Cache().fetch([1, -5]) == ("found", [])
+
+
+@pytest.mark.parametrize(
+    ("path", "is_served"),
+    [
+        ("/hub/models--org--name/snapshots/abc", True),
+        ("/hub/models--Org--Name/snapshots/abc", True),
+        ("/hub/models--org--name-draft/snapshots/abc", False),
+        ("/models/name", False),
+    ],
+)
+def test_an_adapter_goes_on_no_model_whose_name_begins_like_its_own(
+    monkeypatch: pytest.MonkeyPatch, path: str, is_served: bool
+):
+    """A draft model is often called what the model is called, and more."""
+    monkeypatch.setattr(sys, "argv", ["vllm-mlx", "serve", "org/name"])
+    assert adapters._is_served(path) is is_served
+
+
+def test_weights_are_counted_once(tmp_path: Path):
+    """Wiring more than the weights is what they are counted for; a copy is not loaded."""
+    for name in ("model-1.safetensors", "consolidated.safetensors", "._model-1.safetensors"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+    assert memory_limits.weights_bytes(str(tmp_path)) == 10

@@ -35,8 +35,6 @@ class ModelId:
         is_local: Whether `source` is a directory.
         family: The family, as far as the name tells.
         context_window: Tokens that prompt and answer share, where the catalog says so.
-        size_mb: Weights on disk in MB, where the catalog says so.
-        ram_mb: Memory in MB that the catalog asks for.
         capabilities: The catalog's words for what the model can do.
     """
 
@@ -45,8 +43,6 @@ class ModelId:
     is_local: bool
     family: str | None = None
     context_window: int | None = None
-    size_mb: int | None = None
-    ram_mb: int | None = None
     capabilities: tuple[str, ...] = ()
 
 
@@ -235,10 +231,4 @@ def _hub_model(name: str, repository: str, entry: CatalogEntry | None) -> ModelI
     model = ModelId(name, repository, is_local=False, family=family_facts(name).name)
     if entry is None:
         return model
-    return replace(
-        model,
-        context_window=entry.context_window,
-        size_mb=entry.size_mb,
-        ram_mb=entry.ram_mb,
-        capabilities=entry.capabilities,
-    )
+    return replace(model, context_window=entry.context_window, capabilities=entry.capabilities)

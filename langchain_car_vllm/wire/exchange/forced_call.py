@@ -30,7 +30,6 @@ from langchain_car_vllm.wire.request.grammar import grammar_schema, refers_to_ro
 from langchain_car_vllm.wire.request.schema import Schema, validation_error
 from langchain_car_vllm.wire.request.tools import tool_name
 
-ChoiceMethod = Literal["auto", "native", "grammar"]
 METHODS: Sequence[str] = ("auto", "native", "grammar")
 _BAD_REQUEST, _BUSY = 400, 503
 _FIRST_WITH_GRAMMAR = (0, 5)

@@ -11,6 +11,7 @@ from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
 from langchain_car_vllm.models.config import config_of, is_multimodal
 from langchain_car_vllm.models.model_files import list_folder, load_object, printable, read_object
 from langchain_car_vllm.models.remote_code import find_code
+from langchain_car_vllm.models.snapshot import TOKENIZER_SUFFIX, TOKENIZERS
 from langchain_car_vllm.models.weights import (
     INDEX,
     IS_POINTER,
@@ -20,11 +21,6 @@ from langchain_car_vllm.models.weights import (
     weight_names,
 )
 
-_TOKENIZERS = (
-    *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
-    *("spiece.model", "sentencepiece.bpe.model"),
-)
-_TOKENIZER_SUFFIX = ".tiktoken"
 _WHOLE = "choose a repository with `config.json`, a tokenizer and safetensors weights"
 _CONVERSION = "take the MLX conversion of the model, which `mlx-community` has of most"
 _FORMATS = (
@@ -107,7 +103,7 @@ def find_missing(
         return _other_format(names) or _misnamed_weights(names)
     if config_of(config).model_type is None:
         return Obstacle("its `config.json` names no `model_type`", _WHOLE)
-    if not any(name in _TOKENIZERS or name.endswith(_TOKENIZER_SUFFIX) for name in names):
+    if not any(name in TOKENIZERS or name.endswith(TOKENIZER_SUFFIX) for name in names):
         return Obstacle(
             "it holds no tokenizer", "add the tokenizer's files of the model it was made from"
         )
@@ -160,7 +156,7 @@ def _find_damaged(directory: Path, files: Mapping[str, int | None]) -> Obstacle 
         damage = find_damage(directory / name)
         if damage is not None:
             return Obstacle(f"`{printable(name)}` {damage.reason}", damage.hint)
-    for name in (*_TOKENIZERS, "tokenizer_config.json"):
+    for name in (*TOKENIZERS, "tokenizer_config.json"):
         size = files.get(name)
         if name not in files:
             continue

@@ -31,10 +31,14 @@ from langchain_car_vllm.models.weights import (
 
 _DEFAULT_REVISION = "main"
 # What the server fetches of a repository on both its routes (vllm-mlx 0.6.0, `utils/download.py`).
-_NEEDED = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
+_NEEDED = ("*.json", "tokenizer.model", "tiktoken.model", "*.tiktoken", "*.txt", "*.jinja")
 _SERVERS_OWN = (*_NEEDED, "*.jsonl", "*.model", "*.py")
 _SHARD = re.compile(r"(.*?)\d+-of-(\d+)\.safetensors$")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
+TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "tiktoken.model"),
+)
+TOKENIZER_SUFFIX = ".tiktoken"
 _COMMIT = re.compile(r"[\w][\w.\-]{0,127}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./\-]{0,255}", re.ASCII)
 _MOST_BYTES = 2**60
@@ -167,7 +171,10 @@ def holds_model(directory: Path) -> bool:
     """Return whether a directory holds all parts of a model, judged by the index of its weights."""
     if not _is_there(directory / "config.json"):
         return False
-    if not any(_is_there(directory / name) for name in _TOKENIZERS):
+    if not (
+        any(_is_there(directory / name) for name in TOKENIZERS)
+        or any(name.endswith(TOKENIZER_SUFFIX) for name in list_folder(directory))
+    ):
         return False
     index = read_object(directory / INDEX)
     if index is None:

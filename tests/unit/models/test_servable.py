@@ -10,7 +10,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.servable import check_servable, find_obstacle
-from langchain_car_vllm.models.snapshot import wanted_names
+from langchain_car_vllm.models.snapshot import TOKENIZERS, holds_model, wanted_names
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5000000000\n"
 BAD_HEADER = struct.pack("<Q", 10) + b"not JSON {" + bytes(100)
@@ -54,6 +54,23 @@ def test_what_the_server_cannot_load_is_told_with_its_cure(whole_model, files, r
     if files.get("config__json", {}) is not None:
         with pytest.raises(UnservableModelError):
             ChatVllmMlx(model=str(folder), validate_model_on_init=True)
+
+
+@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, "qwen.tiktoken"])
+def test_what_is_servable_is_there(whole_model, tokenizer: str):
+    """A model whose tokenizer has another name, as Kimi's, is neither refused nor fetched anew."""
+    folder = whole_model(**{"tokenizer__json": None, tokenizer.replace(".", "__"): b"{}"})
+    check_servable(folder, "org/x")
+    assert holds_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer.model", "tiktoken.model", "q.tiktoken"]
+)
+@pytest.mark.parametrize("multimodal", [True, False])
+def test_tokenizers_are_fetched(name: str, *, multimodal: bool):
+    """What the server fetches on both its routes counts as a part of the model."""
+    assert wanted_names([name, "README.md"], multimodal=multimodal, trust=False) == [name]
 
 
 def test_a_whole_model_is_servable(whole_model):

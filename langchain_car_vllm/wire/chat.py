@@ -272,7 +272,8 @@ class WireChat(CountingChat):
     def _send(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Iterable[bytes]]:
         refusals = Refusals(self.refusals)
         with ExitStack() as stack:
-            http = stack.enter_context(self.clients.borrow())
+            clients = sync_clients(self.address, self.endpoint.is_ours)
+            http = stack.enter_context(clients.borrow())
             while True:
                 request = self._request(attempt, clock, headers)
                 try:
@@ -317,7 +318,7 @@ def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: in
     loops = LoopClients(address, endpoint.is_ours)
     return WireChat(
         endpoint=endpoint,
-        clients=clients,
+        address=address,
         request=ChatRequest(address),
         refusals=refusals,
         model=endpoint.served_model,

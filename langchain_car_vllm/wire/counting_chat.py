@@ -25,7 +25,7 @@ from langchain_car_vllm.wire.request.token_count import (
     may_overflow,
     read_count,
 )
-from langchain_car_vllm.wire.transport.clients import Clients
+from langchain_car_vllm.wire.transport.clients import Address, sync_clients
 
 Headers = dict[str, str] | None
 # The last two are what a character set that is none does to the SDK.
@@ -37,11 +37,11 @@ class CountingChat(ChatOpenAI):
 
     Attributes:
         endpoint: Whom it talks to.
-        clients: What requests go through outside of event loops.
+        address: Where it talks to, and as whom.
     """
 
     endpoint: Endpoint
-    clients: Clients
+    address: Address
     _memo: MessageMemo = PrivateAttr(default_factory=MessageMemo)
 
     def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
@@ -80,8 +80,9 @@ class CountingChat(ChatOpenAI):
     def _count(self, body: Body) -> int | None:
         request = count_request(self.model_name, body["messages"], body.get("tools") or ())
         try:
-            with self.clients.borrow():
-                return read_count(self.root_client.post(PATH, **request))
+            clients = sync_clients(self.address, self.endpoint.is_ours)
+            with clients.borrow():
+                return read_count(clients.sdk.post(PATH, **request))
         except _UNTOLD:
             return None
 

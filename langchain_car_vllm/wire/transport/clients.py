@@ -6,7 +6,8 @@ They read nothing from the environment: no proxy, key, organisation or gateway o
 a local request elsewhere. Connections are kept alive, as many as the limit of open files leaves
 room for. An asynchronous client belongs to the loop it was made for, so a second `asyncio.run` gets
 one of its own; it is closed when its loop shuts down. Clients of a server that has been started
-anew since, and those not used for long, are closed once nothing goes through them.
+anew since are closed once nothing goes through them. Those of many other addresses ago keep no
+connection, and make a new one for whoever still has them.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import resource
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 import openai
@@ -32,6 +33,7 @@ _SHARE = 4
 _MOST_CONNECTIONS = 256
 _KEPT_SECONDS = 4.0
 Headers = tuple[tuple[str, str], ...]
+_Any = TypeVar("_Any")
 
 
 class Address(NamedTuple):
@@ -79,7 +81,7 @@ class Clients:
         self.http = http
         self._mutex = ProcessLock(reentrant=True)
         self._users = 0
-        self._is_retired = False
+        self._is_retired = self._is_resting = False
 
     @contextmanager
     def borrow(self) -> Iterator[httpx2.Client]:
@@ -98,8 +100,19 @@ class Clients:
             with self._mutex:
                 self._users -= 1
                 is_last = self._is_retired and self._users == 0
+                self._close_unused()
             if is_last:
                 self.sdk.close()
+
+    def rest(self) -> None:
+        """Keep no connection from now on that no request uses."""
+        with self._mutex:
+            self._is_resting = True
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._is_resting and self._users == 0:
+            self.http._transport.close()  # noqa: SLF001 - a closed client would make no new ones
 
     def retire(self) -> None:
         """Close the connections once no request uses them."""
@@ -117,7 +130,7 @@ class AsyncClients:
         self.sdk = sdk
         self.http = http
         self._users = 0
-        self._is_retired = False
+        self._is_retired = self._is_resting = False
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[httpx2.AsyncClient]:
@@ -135,6 +148,16 @@ class AsyncClients:
             self._users -= 1
             if self._is_retired and self._users == 0:
                 await self.sdk.close()
+            await self._close_unused()
+
+    async def rest(self) -> None:
+        """Do what `Clients.rest` does."""
+        self._is_resting = True
+        await self._close_unused()
+
+    async def _close_unused(self) -> None:
+        if self._is_resting and self._users == 0:
+            await self.http._transport.aclose()  # noqa: SLF001 - as above
 
     async def retire(self) -> None:
         """Do what `Clients.retire` does."""
@@ -165,23 +188,30 @@ def sync_clients(address: Address, is_ours: IsOurs | None = None) -> Clients:
     """
     with _lock:
         found = _sync.pop(address, None)
-        retired = [] if found else [_sync.pop(known) for known in _to_retire(_sync, address)]
+        retired, rested = ([], []) if found else _take_out(_sync, address)
         if found is None:
             http = openai.DefaultHttpxClient(**_transport(address), event_hooks=sync_hooks(is_ours))
             found = Clients(openai.OpenAI(**_settings(address), http_client=http), http)
         _sync[address] = found
     for clients in retired:
         clients.retire()
+    for clients in rested:
+        clients.rest()
     if retired:
         _retire_in_loops(address)
     return found
 
 
-def _to_retire(known: dict[Address, Any], new: Address) -> list[Address]:
-    """Return the addresses whose clients give way to those of a new one; the last used stay."""
+def _take_out(known: "dict[Address, _Any]", new: Address) -> "tuple[list[_Any], list[_Any]]":
+    """Take out the clients that give way to those of a new address; the last used stay.
+
+    Returns:
+        Those of former starts of its server, and those that are too many.
+    """
     former = [address for address in known if address.is_former(new)]
-    others = [address for address in known if not address.is_former(new)]
-    return former + others[: max(0, len(others) + 1 - _MOST_CLIENTS)]
+    others = [address for address in known if address != new and address not in former]
+    excess = others[: max(0, len(others) + 1 - _MOST_CLIENTS)]
+    return [known.pop(address) for address in former], [known.pop(address) for address in excess]
 
 
 def _retire_in_loops(address: Address) -> None:
@@ -227,11 +257,11 @@ class LoopClients:
                 await anext(_closers[loop])
             # Building them reads certificates, which would block the loop.
             clients = await run_wait(_make_async_clients, self._address, self._is_ours, loop)
-            known = _async.get(loop, {})
-            for former in _to_retire(
-                {k: v for k, v in known.items() if v is not clients}, self._address
-            ):
-                await known.pop(former).retire()
+            retired, rested = _take_out(_async.get(loop, {}), self._address)
+            for former in retired:
+                await former.retire()
+            for other in rested:
+                await other.rest()
         return clients
 
 

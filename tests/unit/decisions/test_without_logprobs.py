@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from langchain_core import exceptions as core
 from unit.decisions.asking import TEAM, ask, choosing
 
-from langchain_car_vllm.decisions.label_bisection import Alphabet, compare_labels
 from langchain_car_vllm.errors import CarVllmError
 
 decisions = pytest.importorskip("langchain_core.decisions", reason="langchain-core before 1.8")
+bisection = pytest.importorskip("langchain_car_vllm.decisions.label_bisection")
 Choice, Noul, Score = decisions.Choice, decisions.Noul, decisions.Score
+Alphabet, compare_labels = bisection.Alphabet, bisection.compare_labels
 
 
 def choosing_plainly(body) -> Reply:

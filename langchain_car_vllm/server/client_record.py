@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from langchain_car_vllm.server.idle import Use
-from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
+from langchain_car_vllm.server.locks import is_file_held
 
 _MARK = ".held-"
 
@@ -95,13 +95,9 @@ def _marks(folder: Path) -> Iterator[tuple[Path, int]]:
 
 def _is_locked(path: Path) -> bool:
     try:
-        descriptor = open_existing(path)
+        return is_file_held(path)
     except OSError:
         return False
-    try:
-        return is_held(descriptor)
-    finally:
-        close_lock(descriptor)
 
 
 def _stamp(path: Path) -> None:

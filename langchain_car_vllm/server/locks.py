@@ -121,6 +121,19 @@ def is_held(descriptor: int) -> bool:
     return False
 
 
+def is_file_held(path: Path) -> bool:
+    """Tell whether somebody holds the exclusive lock of a file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    descriptor = open_existing(path)
+    try:
+        return is_held(descriptor)
+    finally:
+        close_lock(descriptor)
+
+
 def acquire_exclusive(descriptor: int, patience: float) -> bool:
     """Take the exclusive lock, trying for `patience` seconds."""
     deadline = time.monotonic() + patience

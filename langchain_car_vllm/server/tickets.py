@@ -13,8 +13,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from langchain_car_vllm.server.locks import (
     close_lock,
-    is_held,
-    open_existing,
+    is_file_held,
     open_lock,
     try_exclusive,
 )
@@ -186,12 +185,7 @@ def tear_up_abandoned(folder: Path, generation: int, lost: Collection[str] = fro
 
 def _is_live(path: Path) -> bool | None:
     """Tell whether a ticket's owner lives, None where it is gone or has just been renamed."""
-    descriptor = None
-    with suppress(FileNotFoundError):
-        descriptor = open_existing(path)
-    if descriptor is None:
-        return None
     try:
-        return is_held(descriptor)
-    finally:
-        close_lock(descriptor)
+        return is_file_held(path)
+    except FileNotFoundError:
+        return None

@@ -2,7 +2,7 @@
 
 from langchain_car_vllm.server.client.peer import holds_other_end
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.locks import close_lock, is_held, open_existing
+from langchain_car_vllm.server.locks import is_file_held
 from langchain_car_vllm.server.state import is_of_this_container, read_state
 from langchain_car_vllm.support.bounded_http import HttpError, fetch
 
@@ -46,14 +46,10 @@ def is_serving(
         peer_port: Where that connection leads.
     """
     try:
-        descriptor = open_existing(directory.server_lock)
+        if not is_file_held(directory.server_lock):
+            return False
     except (FileNotFoundError, NotADirectoryError):
         return False
-    try:
-        if not is_held(descriptor):
-            return False
-    finally:
-        close_lock(descriptor)
     state = read_state(directory.state)
     if state is None or state.generation != generation or state.phase != "ready":
         return False

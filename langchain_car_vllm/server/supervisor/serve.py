@@ -1,6 +1,7 @@
 """The ready stage: crash watch, idleness, eviction."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -72,12 +73,15 @@ class LogFaults:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._read = log_size(log)
+        self._read: int | None = None
+        with suppress(OSError):  # a look that is refused is the next one's
+            self._read = log_size(log)
 
     def found(self) -> bool:
         """Tell whether what was written since the last look says so."""
         size = log_size(self._log)
-        begin, self._read = max(self._read, size - _LONGEST_READ), size
+        known = size if self._read is None else self._read
+        begin, self._read = max(known, size - _LONGEST_READ), size
         if size <= begin:
             return False
         try:

@@ -90,6 +90,22 @@ def test_a_living_server_whose_gpu_is_lost_is_noticed(tmp_path: Path):
     assert not faults.found()
 
 
+def test_a_first_look_at_a_log_that_is_refused_is_the_next_ones(tmp_path: Path):
+    """It would end a server that has just become ready."""
+    folder = tmp_path / "run"
+    folder.touch()
+    faults = LogFaults(folder / "server.log")
+    with pytest.raises(NotADirectoryError):
+        faults.found()
+    folder.unlink()
+    folder.mkdir()
+    (folder / "server.log").write_text(CASES["ignored"][0] + "\n")
+    assert not faults.found(), "it was there before"
+    with (folder / "server.log").open("a") as file:
+        file.write(CASES["ignored"][0] + "\n")
+    assert faults.found()
+
+
 def settings(env: dict[str, str], **given: object) -> dict[str, str]:
     spec = ServerSpec(source="m", served_name="m", **given)
     launch = Launch(

@@ -25,6 +25,7 @@ from langchain_car_vllm.server.client import process_lease
 from langchain_car_vllm.server.client.stop import idle_seconds
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.plan import plan_for
+from langchain_car_vllm.server.supervisor.old_keys import remove_old_keys
 
 _BY_NAME = ("stat", "lstat", "listdir", "scandir", "replace", "rename", "unlink", "mkdir")
 _BY_EITHER = ("open", "utime", "fstat", "pwrite")
@@ -207,6 +208,19 @@ def test_too_many_open_files_do_not_hide_a_version(fake: Fake, home: Path):
         with refusals.installed(), suppress(CarVllmError):
             assert installed_version(fake.binary) == version
         calls, number = max(calls, refusals.calls), number + 1
+
+
+def test_old_keys_are_tidied_up_without_an_error(fake: Fake, home: Path):
+    """A server that has just become ready does it: it would end for a refused look."""
+    with lease(fake.spec(), policy=FAST):
+        pass
+    refusals, number, calls = Refusals(home), 1, 1
+    while number <= calls:
+        refusals.refuse(errno.ENFILE, number)
+        with refusals.installed():
+            remove_old_keys(fake.directory(served_name="other"), 1.0)
+        calls, number = max(calls, refusals.calls), number + 1
+    assert calls > 1
 
 
 # A supervisor that may not look at files of a name while another file is there.

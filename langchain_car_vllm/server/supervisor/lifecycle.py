@@ -21,7 +21,6 @@ from langchain_car_vllm.errors import (
     ServerCrashedError,
     ServerError,
     ServerStartError,
-    StateDirectoryError,
 )
 from langchain_car_vllm.server.command import launch_with
 from langchain_car_vllm.server.directory import ServerDirectory, state_directory_error
@@ -101,8 +100,7 @@ class Supervisor:
             launch = launch_with(launch, reserve_memory(context, launch.memory))
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
-            with suppress(OSError, StateDirectoryError):  # no server ends for what it tidies up
-                remove_old_keys(context.directory, context.policy.key_lifetime)
+            remove_old_keys(context.directory, context.policy.key_lifetime)
             room = ElasticRoom(context, launch)
             serve(context, server.child, self._clients, self._awake, room)
         except StageEnded as end:

@@ -4,6 +4,7 @@ import shutil
 import time
 from contextlib import ExitStack, suppress
 
+from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import opened_lock, try_exclusive
 from langchain_car_vllm.server.state import read_any_state
@@ -18,14 +19,18 @@ def remove_old_keys(own: ServerDirectory, lifetime: float) -> None:
     """
     if not lifetime:
         return
-    for directory in server_directories():
-        if directory.key == own.key:
-            continue
-        with suppress(OSError), ExitStack() as stack:
-            state = read_any_state(directory.state)
-            is_old = time.time() - directory.state.stat().st_mtime > lifetime
-            if state is None or state.phase != "stopped" or not is_old:
-                continue
-            locks = (directory.start_lock, directory.supervisor_lock, directory.lease_lock)
-            if all(try_exclusive(stack.enter_context(opened_lock(lock))) for lock in locks):
-                shutil.rmtree(directory.path, ignore_errors=True)
+    with suppress(StateDirectoryError):  # no server ends for what it tidies up
+        for directory in server_directories():
+            if directory.key != own.key:
+                _remove_if_old(directory, lifetime)
+
+
+def _remove_if_old(directory: ServerDirectory, lifetime: float) -> None:
+    with suppress(OSError), ExitStack() as stack:
+        state = read_any_state(directory.state)
+        is_old = time.time() - directory.state.stat().st_mtime > lifetime
+        if state is None or state.phase != "stopped" or not is_old:
+            return
+        locks = (directory.start_lock, directory.supervisor_lock, directory.lease_lock)
+        if all(try_exclusive(stack.enter_context(opened_lock(lock))) for lock in locks):
+            shutil.rmtree(directory.path, ignore_errors=True)

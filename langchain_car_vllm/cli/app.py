@@ -114,8 +114,7 @@ def main() -> None:
             if sys.stdout is not None:  # it is none where the terminal is gone
                 sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody is to try once more, when the program ends, to write what could not be written.
-        discard(sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except CarVllmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -133,10 +132,16 @@ def main() -> None:
         sys.exit(3)
 
 
+def _discard_output() -> None:
+    """Have nobody try once more, when the program ends, to write what could not be written."""
+    if sys.stdout is not None:
+        discard(sys.stdout.fileno())
+
+
 def _refusal(error: OSError) -> ConfigurationError:
     """Return what the system refused as an error: this program is not at fault."""
     if error.errno in _FULL:
-        discard(sys.stdout.fileno())
+        _discard_output()
         return ConfigurationError(f"the disk is full: {error.strerror}")
     place = f"`{printable(str(error.filename))}`: " if error.filename else ""
     return ConfigurationError(

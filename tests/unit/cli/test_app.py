@@ -1,5 +1,6 @@
 """The command line as a whole: words, help, completion, exit codes."""
 
+import errno
 import os
 import pty
 import re
@@ -13,7 +14,7 @@ import pytest
 from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.cli import doctor
-from langchain_car_vllm.cli.app import app, main
+from langchain_car_vllm.cli.app import _refusal, app, main
 
 
 @pytest.mark.parametrize("words", [["-h"], ["--help"], ["help"], []])
@@ -114,6 +115,13 @@ def test_words_of_other_tools(cli: Cli, word: str, meant: str):
 def test_words_that_mean_the_same(cli: Cli):
     """`ls` lists, as everywhere."""
     assert cli("ls").stderr == cli("list").stderr
+
+
+def test_a_full_disk_is_told_without_a_standard_output(monkeypatch):
+    """It may be another disk than that of the output, which was closed."""
+    monkeypatch.setattr(sys, "stdout", None)
+    told = _refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert "the disk is full" in told.message
 
 
 def test_output_that_nobody_has_opened_is_no_fault():

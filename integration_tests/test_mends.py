@@ -75,6 +75,61 @@ def test_no_request_names_a_file_as_its_sound(tmp_path: Path, *, mended: bool):
     assert {how for how, _ in told} == ({"refused"} if mended else {"refused", "opened"})
 
 
+ABANDONED = """
+import asyncio, json, sys, threading
+sys.path.insert(0, {folder!r})
+from vllm_mlx.engine import simple
+from mends import request_end
+if {mended!r}:
+    request_end._end_abandoned_generations(simple)
+
+class Model:
+    def __init__(self):
+        self.reading, self.go_on, self.ended = (threading.Event() for _ in range(3))
+        self.closed_by = None
+
+    def stream_generate(self, **_):
+        try:
+            self.reading.set()
+            self.go_on.wait(60)
+            yield type("Chunk", (), {{"text": "a", "prompt_tokens": 1}})
+        finally:
+            self.closed_by = threading.current_thread().name
+            self.ended.set()
+
+async def abandon():
+    engine = simple.SimpleEngine("model")
+    engine._model, engine._loaded = model, True
+    answer = engine.stream_generate("Hello.")
+    task = asyncio.ensure_future(anext(answer))
+    await asyncio.to_thread(model.reading.wait, 60)
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    model.go_on.set()
+    await asyncio.to_thread(engine._generation_executor.shutdown)
+    return {{"running": len(engine.get_stats()["requests"]), "closed by": model.closed_by}}
+
+model = Model()
+print(json.dumps(asyncio.run(abandon())))
+"""
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_what_nobody_waits_for_is_closed_and_forgotten(tmp_path: Path, *, mended: bool):
+    """A client that is gone is cancelled until its request has ended, which takes a while."""
+    install_launcher(ServerDirectory(tmp_path))
+    code = ABANDONED.format(folder=str(tmp_path), mended=mended)
+    python = interpreter_of(ensure_runtime().server)
+    result = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    is_closed = (told["closed by"] or "").startswith("simple-generate")
+    assert (told["running"], is_closed) == ((0, True) if mended else (1, False))
+
+
 WIRING = """
 import json, sys, time
 sys.path.insert(0, {folder!r})

@@ -95,13 +95,18 @@ class StatusLook:
             found: list[Any] = []
             if response.status == HTTPStatus.OK:
                 told = json.loads(response.body)
-                found = told.get("requests") or []
+                found = [e for e in told.get("requests") or () if not _is_said_twice(e)]
                 self.drafts = _drafts(told.get("mtp"))
             self.took = time.monotonic() - self.began
             count = response.headers.get(_COUNT)
             self.unlisted = None if count is None else max(0, int(count) - len(found))
             # A server that has no status will never tell.
             self.requests = [entry for entry in found if isinstance(entry, dict)]
+
+
+def _is_said_twice(entry: Any) -> bool:
+    """Tell whether an entry is the simple engine's second one of a stream (vllm-mlx 0.6.0)."""
+    return isinstance(entry, dict) and entry.get("kind") == "stream_generate"
 
 
 def _drafts(found: Any) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """Ports and probes against real sockets."""
 
+import json
 import os
 import socket
 import threading
@@ -107,6 +108,22 @@ def test_looks_end_in_time(monkeypatch: pytest.MonkeyPatch, start: bytes):
         assert look.is_over()
     assert look.requests is None
     assert time.monotonic() - began < 10
+
+
+def test_a_stream_that_is_listed_twice_hides_no_request():
+    """The simple engine lists a stream as a request and as the generation that it waits for."""
+    listed = [
+        {"request_id": "a", "phase": "prefill"},
+        {"request_id": "b", "phase": "generation"},
+        {"request_id": "simple-7f", "status": "running", "kind": "stream_generate"},
+    ]
+    body = json.dumps({"requests": listed}).encode()
+    start = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nx-requests-under-way: 3\r\n\r\n"
+    with dripping(start % len(body) + body) as root:
+        look = StatusLook(Endpoint(f"{root}/v1", "key", "m"))
+        look.wait(10)
+    assert look.ids() == ["a", "b"]
+    assert look.unlisted == 1
 
 
 def test_health_gives_up_on_silence():

@@ -1,5 +1,8 @@
 """How connections and requests end."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from .mend import Mend, find
@@ -35,6 +38,40 @@ def _close_after_failure(module: Any) -> None:
     cycle.send = patched
 
 
+def _end_abandoned_generations(module: Any) -> None:
+    """Close a generation and forget it although its client goes away more than once.
+
+    Starlette cancels a request again and again until it has ended. The second time meets the simple
+    engine while it awaits the end of the generation: that is then neither closed nor taken off the
+    list of what is running.
+    """
+    engine = find(module, "SimpleEngine")
+    acquire = find(engine, "_acquire_generation_slot", "request_id")
+    submit = find(engine, "_submit_to_generation_worker", "worker", "fn", "during_shutdown")
+
+    @asynccontextmanager
+    async def acquire_and_forget(self: Any, request_id: str) -> AsyncIterator[None]:
+        async with acquire(self, request_id):
+            try:
+                yield
+            finally:
+                self._active_requests.pop(request_id, None)
+
+    async def submit_surely(
+        self: Any, worker: Any, fn: Any, /, *args: Any, during_shutdown: bool = False
+    ) -> Any:
+        try:
+            return await submit(self, worker, fn, *args, during_shutdown=during_shutdown)
+        except asyncio.CancelledError:
+            if during_shutdown:
+                with suppress(RuntimeError):  # the worker has ended, and all that it owned
+                    worker.submit(fn, *args)
+            raise
+
+    engine._acquire_generation_slot = acquire_and_forget
+    engine._submit_to_generation_worker = submit_surely
+
+
 MENDS = (
     Mend(
         name="graceful-shutdown",
@@ -57,5 +94,13 @@ MENDS = (
         tested="uvicorn 0.54",
         purpose="the same for uvicorn's other parser",
         apply=_close_after_failure,
+    ),
+    Mend(
+        name="abandoned-generations",
+        module="vllm_mlx.engine.simple",
+        tested="vllm-mlx 0.6.0",
+        purpose="close what the simple engine generated for a client that is gone, in the thread "
+        "that owns it, and list it no longer as running",
+        apply=_end_abandoned_generations,
     ),
 )

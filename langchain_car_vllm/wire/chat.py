@@ -22,7 +22,7 @@ from contextlib import (
     closing,
     contextmanager,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpcore2  # noqa: F401 - the first client imports it, in the middle of a call
 import httpx2
@@ -35,7 +35,6 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.gate import Gate, OpenGate
-from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.result import (
@@ -68,6 +67,22 @@ from langchain_car_vllm.wire.transport.timeouts import Clock, Refusals
 Headers = dict[str, str] | None
 
 
+class Terms(NamedTuple):
+    """What holds for all requests of one call.
+
+    Attributes:
+        clock: Ends it in time, and measures it.
+        gate: Tells when a request may be sent.
+        headers: The call's own ones.
+        prompt_limit: How many tokens a prompt may have, None where nobody knows.
+    """
+
+    clock: Clock
+    gate: Gate
+    headers: Headers
+    prompt_limit: int | None
+
+
 class WireChat(CountingChat):
     """A ChatOpenAI that talks to one vllm-mlx endpoint.
 
@@ -82,6 +97,19 @@ class WireChat(CountingChat):
 
     request: ChatRequest
     refusals: int = 2
+
+    def _terms(self, given: dict[str, Any], *, total: bool) -> Terms:
+        """Return a call's terms, and take out of its parameters what is for nothing else."""
+        stopwatch, timeout = given.pop("stopwatch", None), given.get("timeout")
+        return Terms(
+            clock=Clock(self.endpoint, timeout, total=total, stopwatch=stopwatch),
+            gate=given.pop("gate", None) or OpenGate(),
+            headers=given.get("extra_headers"),
+            prompt_limit=self._limit(given),
+        )
+
+    def _answer_end(self, exchange: Exchange, terms: Terms) -> AnswerEnd:
+        return add_times(exchange.answer_end(), terms.clock.stopwatch, self.endpoint.draft)
 
     def _exchange(
         self,
@@ -119,13 +147,10 @@ class WireChat(CountingChat):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True, stopwatch=stopwatch)
-        exchange = self._exchange(messages, stop, kwargs, clock, streamed=False)
-        self._check_fits(exchange, kwargs)
-        deltas = list(self._deltas(exchange, clock, gate, kwargs.get("extra_headers")))
-        return to_result(deltas, add_times(exchange.answer_end(), stopwatch, self.endpoint.draft))
+        terms = self._terms(kwargs, total=True)
+        exchange = self._exchange(messages, stop, kwargs, terms.clock, streamed=False)
+        deltas = list(self._deltas(exchange, terms))
+        return to_result(deltas, self._answer_end(exchange, terms))
 
     async def _agenerate(
         self,
@@ -134,16 +159,10 @@ class WireChat(CountingChat):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=True, stopwatch=stopwatch)
-        exchange = await self._aexchange(messages, stop, kwargs, clock, streamed=False)
-        await self._acheck_fits(exchange, kwargs)
-        deltas = [
-            delta
-            async for delta in self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
-        ]
-        return to_result(deltas, add_times(exchange.answer_end(), stopwatch, self.endpoint.draft))
+        terms = self._terms(kwargs, total=True)
+        exchange = await self._aexchange(messages, stop, kwargs, terms.clock, streamed=False)
+        deltas = [delta async for delta in self._adeltas(exchange, terms)]
+        return to_result(deltas, self._answer_end(exchange, terms))
 
     def _stream(
         self,
@@ -152,18 +171,15 @@ class WireChat(CountingChat):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
-        gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False, stopwatch=stopwatch)
-        exchange = self._exchange(messages, stop, kwargs, clock, streamed=True)
-        self._check_fits(exchange, kwargs)
-        with closing(self._deltas(exchange, clock, gate, kwargs.get("extra_headers"))) as deltas:
+        terms = self._terms(kwargs, total=False)
+        exchange = self._exchange(messages, stop, kwargs, terms.clock, streamed=True)
+        with closing(self._deltas(exchange, terms)) as deltas:
             for delta in deltas:
                 chunk = to_chunk(delta)
                 if run_manager:
                     run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(add_times(exchange.answer_end(), stopwatch, self.endpoint.draft), kwargs)
+        yield _end_chunk(self._answer_end(exchange, terms), kwargs)
 
     async def _astream(
         self,
@@ -172,45 +188,39 @@ class WireChat(CountingChat):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        gate: Gate = kwargs.pop("gate", None) or OpenGate()
-        stopwatch: Stopwatch = kwargs.pop("stopwatch", None) or Stopwatch()
-        clock = Clock(self.endpoint, kwargs.get("timeout"), total=False, stopwatch=stopwatch)
-        exchange = await self._aexchange(messages, stop, kwargs, clock, streamed=True)
-        await self._acheck_fits(exchange, kwargs)
-        deltas = self._adeltas(exchange, clock, gate, kwargs.get("extra_headers"))
+        terms = self._terms(kwargs, total=False)
+        exchange = await self._aexchange(messages, stop, kwargs, terms.clock, streamed=True)
+        deltas = self._adeltas(exchange, terms)
         async with aclosing(deltas):
             async for delta in deltas:
                 chunk = to_chunk(delta)
                 if run_manager:
                     await run_manager.on_llm_new_token(delta.text, chunk=chunk)
                 yield chunk
-        yield _end_chunk(add_times(exchange.answer_end(), stopwatch, self.endpoint.draft), kwargs)
+        yield _end_chunk(self._answer_end(exchange, terms), kwargs)
 
-    def _deltas(
-        self, exchange: Exchange, clock: Clock, gate: Gate, headers: Headers
-    ) -> Generator[Delta, None, None]:
+    def _deltas(self, exchange: Exchange, terms: Terms) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with forgiven(attempt), map_errors(self.endpoint, clock.timeout, attempt.explain):
+            with forgiven(attempt), map_errors(self.endpoint, terms.clock.timeout, attempt.explain):
                 while True:
                     try:
-                        yield from self._answer(attempt, clock, gate, headers)
+                        yield from self._answer(attempt, terms)
                         break
                     except ServerFailedError as error:
                         time.sleep(waits.wait(error, attempt.answer.events))
-                        clock.check(0)
+                        terms.clock.check(0)
                         attempt.restart()
 
-    def _answer(
-        self, attempt: Attempt, clock: Clock, gate: Gate, headers: Headers
-    ) -> Generator[Delta, None, None]:
-        tokens = self._asked_tokens(attempt.body, gate.room)
+    def _answer(self, attempt: Attempt, terms: Terms) -> Generator[Delta, None, None]:
+        clock, gate = terms.clock, terms.gate
+        tokens = self._asked_tokens(attempt.body, terms.prompt_limit, gate.room)
         is_late = arrives_late(attempt.body)
         with enter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             with (
                 turn(self.endpoint, clock.deadline),
                 noted_cuts(self.endpoint),
-                self._send(attempt, clock, headers) as body,
+                self._send(attempt, terms) as body,
             ):
                 for data in body:
                     deltas = attempt.feed(data)
@@ -225,32 +235,29 @@ class WireChat(CountingChat):
             passage.is_over = not attempt.done
             yield from attempt.end()
 
-    async def _adeltas(
-        self, exchange: Exchange, clock: Clock, gate: Gate, headers: Headers
-    ) -> AsyncGenerator[Delta, None]:
+    async def _adeltas(self, exchange: Exchange, terms: Terms) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with forgiven(attempt), map_errors(self.endpoint, clock.timeout, attempt.explain):
+            with forgiven(attempt), map_errors(self.endpoint, terms.clock.timeout, attempt.explain):
                 while True:
                     try:
-                        async with aclosing(self._aanswer(attempt, clock, gate, headers)) as deltas:
+                        async with aclosing(self._aanswer(attempt, terms)) as deltas:
                             async for delta in deltas:
                                 yield delta
                         break
                     except ServerFailedError as error:
                         await asyncio.sleep(waits.wait(error, attempt.answer.events))
-                        clock.check(0)
+                        terms.clock.check(0)
                         attempt.restart()
 
-    async def _aanswer(
-        self, attempt: Attempt, clock: Clock, gate: Gate, headers: Headers
-    ) -> AsyncGenerator[Delta, None]:
-        tokens = await self._aasked_tokens(attempt.body, gate.room)
+    async def _aanswer(self, attempt: Attempt, terms: Terms) -> AsyncGenerator[Delta, None]:
+        clock, gate = terms.clock, terms.gate
+        tokens = await self._aasked_tokens(attempt.body, terms.prompt_limit, gate.room)
         is_late = arrives_late(attempt.body)
         async with aenter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             async with (
                 aturn(self.endpoint, clock.deadline),
-                self._asend(attempt, clock, headers) as body,
+                self._asend(attempt, terms) as body,
             ):
                 with noted_cuts(self.endpoint):
                     async for data in body:
@@ -269,42 +276,40 @@ class WireChat(CountingChat):
                 yield delta
 
     @contextmanager
-    def _send(self, attempt: Attempt, clock: Clock, headers: Headers) -> Iterator[Iterable[bytes]]:
+    def _send(self, attempt: Attempt, terms: Terms) -> Iterator[Iterable[bytes]]:
         refusals = Refusals(self.refusals)
         with ExitStack() as stack:
             clients = sync_clients(self.address, self.endpoint.is_ours)
             http = stack.enter_context(clients.borrow())
             while True:
-                request = self._request(attempt, clock, headers)
+                request = self._request(attempt, terms)
                 try:
-                    body = stack.enter_context(open_stream(http, request, clock.deadline))
+                    body = stack.enter_context(open_stream(http, request, terms.clock.deadline))
                     break
                 except openai.APIStatusError as error:
                     time.sleep(refusals.wait(error))
             yield body
 
     @asynccontextmanager
-    async def _asend(
-        self, attempt: Attempt, clock: Clock, headers: Headers
-    ) -> AsyncIterator[AsyncIterable[bytes]]:
+    async def _asend(self, attempt: Attempt, terms: Terms) -> AsyncIterator[AsyncIterable[bytes]]:
         clients = await self.async_client.current()
         refusals = Refusals(self.refusals)
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(clients.borrow())
             while True:
-                request = self._request(attempt, clock, headers)
+                request = self._request(attempt, terms)
                 try:
-                    stream = aopen_stream(http, request, clock.deadline)
+                    stream = aopen_stream(http, request, terms.clock.deadline)
                     body = await stack.enter_async_context(stream)
                     break
                 except openai.APIStatusError as error:
                     await asyncio.sleep(refusals.wait(error))
             yield body
 
-    def _request(self, attempt: Attempt, clock: Clock, headers: Headers) -> httpx2.Request:
+    def _request(self, attempt: Attempt, terms: Terms) -> httpx2.Request:
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.
         with map_encoding_errors():
-            return self.request.build(attempt.body, clock.transport, headers)
+            return self.request.build(attempt.body, terms.clock.transport, terms.headers)
 
 
 def _end_chunk(end: AnswerEnd, given: dict[str, Any]) -> ChatGenerationChunk:

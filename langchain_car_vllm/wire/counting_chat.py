@@ -12,17 +12,15 @@ from pydantic import PrivateAttr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.exchange.exchange import Body, Exchange
+from langchain_car_vllm.wire.exchange.exchange import Body
 from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request.media_access import NO_ACCESS, MediaAccess
 from langchain_car_vllm.wire.request.message_memo import MessageMemo
 from langchain_car_vllm.wire.request.messages import to_server_messages
 from langchain_car_vllm.wire.request.token_count import (
     PATH,
-    asked_tokens,
-    check_fits,
     count_request,
-    may_overflow,
+    measure_request,
     read_count,
 )
 from langchain_car_vllm.wire.transport.clients import Address, sync_clients
@@ -95,28 +93,16 @@ class CountingChat(ChatOpenAI):
         except _UNTOLD:
             return None
 
-    def _check_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
-        limit = self._limit(given)
-        if may_overflow(exchange.body, limit):
-            check_fits(self._count(exchange.body), limit)
+    def _asked_tokens(self, body: Body, limit: int | None, room: int | None) -> int:
+        """Return what a request asks for in all; what can never fit is refused."""
+        size = measure_request(body)
+        counted = self._count(body) if size.needs_count(limit, room) else None
+        return size.asked_tokens(limit, room, counted)
 
-    async def _acheck_fits(self, exchange: Exchange, given: dict[str, Any]) -> None:
-        limit = self._limit(given)
-        if may_overflow(exchange.body, limit):
-            check_fits(await self._acount(exchange.body), limit)
-
-    def _asked_tokens(self, body: Body, room: int | None) -> int:
-        """Return what a request asks for in all; what the memory never holds is refused."""
-        tokens = asked_tokens(body)
-        if room is not None and tokens > room:
-            tokens = asked_tokens(body, self._count(body), room)
-        return tokens
-
-    async def _aasked_tokens(self, body: Body, room: int | None) -> int:
-        tokens = asked_tokens(body)
-        if room is not None and tokens > room:
-            tokens = asked_tokens(body, await self._acount(body), room)
-        return tokens
+    async def _aasked_tokens(self, body: Body, limit: int | None, room: int | None) -> int:
+        size = measure_request(body)
+        counted = await self._acount(body) if size.needs_count(limit, room) else None
+        return size.asked_tokens(limit, room, counted)
 
     def _limit(self, given: dict[str, Any]) -> int | None:
         """Return how many tokens a prompt may have: the model's window, or the user's own limit."""

@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_car_vllm.wire.errors import PromptTooLongError
 
@@ -46,45 +46,70 @@ def read_count(answer: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def may_overflow(body: Mapping[str, Any], limit: int | None) -> bool:
-    """Whether a request might not fit: a token has at least one byte, so fewer bytes surely do."""
-    return limit is not None and _text_bytes(body) > limit
+class RequestSize(NamedTuple):
+    """What is known of a request's tokens before anybody counts them.
 
-
-def check_fits(tokens: int | None, limit: int | None) -> None:
-    """Refuse a prompt that cannot fit.
-
-    Raises:
-        PromptTooLongError: It has more tokens than there may be.
+    Attributes:
+        text_bytes: The bytes of all texts and of the tools.
+        media_tokens: What its media take at most, about.
+        answer_tokens: The most that its answer may have, None where nothing is said.
     """
-    if tokens is not None and limit is not None and tokens > limit:
-        raise PromptTooLongError(tokens, limit)
+
+    text_bytes: int
+    media_tokens: int
+    answer_tokens: int | None
+
+    def needs_count(self, limit: int | None, room: int | None) -> bool:
+        """Tell whether the texts must be counted to know that the request fits.
+
+        Args:
+            limit: How many tokens its prompt may have, None for any number.
+            room: What there is for a single request, prompt and answer, None for any number.
+        """
+        # A token has at least one byte, so fewer bytes surely fit.
+        may_overflow = limit is not None and self.text_bytes > limit
+        return may_overflow or (room is not None and self._estimate() > room)
+
+    def asked_tokens(
+        self, limit: int | None = None, room: int | None = None, counted: int | None = None
+    ) -> int:
+        """Return how many tokens the request asks for: its prompt and its answer.
+
+        Args:
+            limit: How many tokens its prompt may have, None for any number.
+            room: What there is for a single request, prompt and answer, None for any number.
+            counted: Tokens of its texts as the server counted them, None for an estimate.
+
+        Raises:
+            PromptTooLongError: It asks for more than there is.
+        """
+        if counted is not None and limit is not None and counted > limit:
+            raise PromptTooLongError(counted, limit)
+        prompt = self._prompt() if counted is None else counted + self.media_tokens
+        answer = self.answer_tokens
+        if answer is None:
+            answer = _USUAL_ANSWER
+            if room is not None:
+                answer = min(answer, max(room - prompt, 1))
+        if room is None:
+            return prompt + answer
+        least = (self.text_bytes // _MOST_BYTES if counted is None else prompt) + answer
+        if least > room:
+            raise PromptTooLongError(least, room, _NO_MEMORY)
+        return min(prompt + answer, room)
+
+    def _prompt(self) -> int:
+        return self.text_bytes // _BYTES_PER_TOKEN + self.media_tokens
+
+    def _estimate(self) -> int:
+        return self._prompt() + (
+            _USUAL_ANSWER if self.answer_tokens is None else self.answer_tokens
+        )
 
 
-def asked_tokens(
-    body: Mapping[str, Any], counted: int | None = None, room: int | None = None
-) -> int:
-    """Return how many tokens a request asks for: its prompt and its answer.
-
-    Args:
-        body: The request.
-        counted: Tokens of its texts as the server counted them, None for an estimate.
-        room: What there is for a single request, None for any number.
-
-    Raises:
-        PromptTooLongError: It asks for more than there is.
-    """
-    texts = _text_bytes(body)
-    media, answer = _media_tokens(body), body.get("max_tokens")
-    prompt = (texts // _BYTES_PER_TOKEN if counted is None else counted) + media
-    if room is None:
-        return prompt + (_USUAL_ANSWER if answer is None else answer)
-    if answer is None:
-        answer = min(_USUAL_ANSWER, max(room - prompt, 1))
-    least = prompt + answer if counted is not None else texts // _MOST_BYTES + answer
-    if least > room:
-        raise PromptTooLongError(least, room, _NO_MEMORY)
-    return min(prompt + answer, room)
+def measure_request(body: Mapping[str, Any]) -> RequestSize:
+    """Return the size of a request."""
+    return RequestSize(_text_bytes(body), _media_tokens(body), body.get("max_tokens"))
 
 
 def arrives_late(body: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.secrets_masking import MASK, masked_settings
-from langchain_car_vllm.settings import is_on_loop
+from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
     Method,
     check_method,

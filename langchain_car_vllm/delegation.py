@@ -21,8 +21,8 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.progress.run_events import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import warn_beside_endpoint
-from langchain_car_vllm.settings import ChatSettings, is_on_loop
-from langchain_car_vllm.support.threads import run_wait
+from langchain_car_vllm.settings import ChatSettings
+from langchain_car_vllm.support.threads import is_on_loop, run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
 from langchain_car_vllm.wire.request import parameters

@@ -13,6 +13,7 @@ from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
+_PLAIN_URL = re.compile(r"\w+://[A-Za-z0-9._~-]+(:\d+)?(/[A-Za-z0-9._~-]+)*/*", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./\-]*")
 _MODEL_FOLDERS = frozenset(
     variable.name
@@ -123,7 +124,7 @@ def _is_refused(argument: str) -> bool:
 def endpoint_url() -> str | None:
     """Return the address that the environment brings as `base_url`, None for none."""
     url = environment.CAR_VLLM_MLX_BASE_URL.read()
-    return url.rstrip("/") if url else None
+    return url.strip().rstrip("/") if url else None
 
 
 def endpoint_key() -> SecretStr | None:
@@ -202,21 +203,25 @@ def check_revision(revision: str) -> None:
 
 
 def checked_url(url: str) -> str:
-    """Return an address without its last slash.
+    """Return an address without its last slash, and without the line break of a file of it.
 
     Raises:
-        ConfigurationError: It has no scheme, or names no host.
+        ConfigurationError: It has no scheme, names no host, or is none that a request can go to.
     """
+    url = url.strip()
     scheme, mark, _ = url.rpartition("@")[0].partition("://")
     shown = f"{scheme if mark else ''}{mark}{url.rpartition('@')[2]}" if "@" in url else url
     shown = re.sub(r"[?#].*", "?***", shown, flags=re.DOTALL)
     try:
-        parts = urlsplit(url)
+        parts = _split(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
         if is_address:
-            _check_host(parts)
+            _check_host(url, parts)
     except ValueError as error:
-        raise ConfigurationError(f"`base_url` cannot be `{shown}`: {error}") from None
+        raise ConfigurationError(
+            f"`base_url` cannot be `{shown}`: {error}",
+            hint="in a password, write `/` as %2F, `?` as %3F, `#` as %23" if "@" in url else None,
+        ) from None
     if not is_address:
         bare = shown.rsplit("://", maxsplit=1)[-1].rpartition("@")[2].lstrip("/")
         raise ConfigurationError(
@@ -228,19 +233,36 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _check_host(parts: SplitResult) -> None:
+def _split(url: str) -> SplitResult:
+    """Return the parts of an address; Python's own errors quote what may be a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("its host or its port cannot be read") from None
+    return parts
+
+
+def _check_host(url: str, parts: SplitResult) -> None:
     """Raise a ValueError where no name or port can be read."""
     if not parts.hostname or parts.port == 0:
         raise ValueError("it names no host and port")
     if parts.query or parts.fragment:
         raise ValueError("the root of an API ends before `?` and `#`")
-    if re.search(r"[\s\x00-\x1f\x7f]", parts.geturl()):
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
         raise ValueError("it holds white space or control characters")
     if not parts.hostname.startswith("[") and ":" not in parts.hostname:
         try:
             parts.hostname.encode("idna")
         except UnicodeError as error:
             raise ValueError(f"its host is not a name ({error})") from error
+    if not _PLAIN_URL.fullmatch(url):
+        import httpx2  # noqa: PLC0415 - the client's own reading, which takes long to import
+
+        try:
+            httpx2.URL(url)
+        except httpx2.InvalidURL:
+            raise ValueError("the client cannot read its host or its path") from None
 
 
 def check_texts(given: Mapping[str, object]) -> None:

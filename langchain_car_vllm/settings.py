@@ -1,8 +1,7 @@
 """What a user can set: the server of a model, and the answers of a chat model."""
 
-import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
@@ -43,6 +42,7 @@ from langchain_car_vllm.setting_checks import (
     endpoint_key,
     warn_of_no_effect,
 )
+from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.reasoning import Reasoning
 from langchain_car_vllm.wire.request import parameters
 from langchain_car_vllm.wire.transport.remote import check_served
@@ -119,6 +119,15 @@ class ServerFields(BaseModel):
             raise configuration_error(error) from None
         except UnicodeEncodeError:
             raise encoding_error("a setting") from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; what is changed in it is checked as in a constructor."""
+        copied = super().model_copy(deep=deep)
+        if update:
+            given = {k: v for k, v in vars(copied).items() if k in type(self).model_fields}
+            ServerFields.__init__(copied, **{**given, **update})
+            copied.__pydantic_fields_set__ = self.model_fields_set | update.keys()
+        return copied
 
     @field_serializer("base_url", "server_args", "extra_body", "model_kwargs", check_fields=False)
     def _serialize_masked(self, value: Any, info: FieldSerializationInfo) -> Any:
@@ -383,15 +392,6 @@ class ChatSettings(ServerFields):
         names += ["logprobs", "top_logprobs"]
         found = {name: getattr(self, name) for name in names}
         return {k: v for k, v in found.items() if v is not None} | self.model_kwargs
-
-
-def is_on_loop() -> bool:
-    """Return whether this thread runs an event loop, which no file may block."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=256)

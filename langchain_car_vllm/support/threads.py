@@ -25,6 +25,15 @@ _lock = ProcessLock()
 _pools: dict[str, ThreadPoolExecutor] = {}
 
 
+def is_on_loop() -> bool:
+    """Return whether this thread runs an event loop, which no file may block."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 async def run_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what takes some milliseconds in a thread and return its result."""
     return await _run(_STEPS, partial(function, *args, **kwargs))

@@ -15,11 +15,11 @@ from langchain_core.utils.json import parse_json_markdown, parse_partial_json
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.support.printable import encodable_value
 from langchain_car_vllm.wire.answer.collector import check_not_cut
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.raw_output import RawAndParsed
 from langchain_car_vllm.wire.request.schema import (
-    Schema,
     is_dataclass,
     is_model,
     json_schema,
@@ -70,7 +70,7 @@ class AnswerParser(_CheckedAtItsEnd):
 
     shape: Any = None
     target: Any = None
-    expected: Schema | None = None
+    expected: Any = None
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Return the object, None where the model called a tool instead.
@@ -124,7 +124,7 @@ class AnswerParser(_CheckedAtItsEnd):
             raise StructuredOutputError(
                 f"the answer does not fit the schema: {misfit}", answer=text
             )
-        return value
+        return encodable_value(value)
 
     def _check_end(self, parts: list[Any]) -> None:
         messages = [part for part in parts if isinstance(part, BaseMessage)]

@@ -10,12 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.load import dumpd, load
 
-from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnknownModelError
+from langchain_car_vllm.setting_checks import endpoint_url
 from langchain_car_vllm.wire.request import parameters
 
 MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
@@ -24,6 +28,9 @@ MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
 def _refused(match: str, **fields: Any) -> CarVllmError:
     with pytest.raises(ConfigurationError, match=match) as caught:
         ChatVllmMlx(**{"model": MODEL, **fields})
+    with pytest.raises(ConfigurationError) as of_copy:
+        ChatVllmMlx(model=MODEL).model_copy(update=fields)
+    assert str(of_copy.value) == str(caught.value)
     return caught.value
 
 
@@ -215,8 +222,8 @@ def test_values_of_a_call_that_cannot_work_are_refused_by_name(name, value):
 def test_a_call_may_have_a_keep_alive_of_its_own():
     """In `bind` and per call as in the constructor; it names no other server."""
     model = ChatVllmMlx(model=MODEL)
-    for given, expected in (({}, 600), ({"keep_alive": "2h"}, 7200), ({"keep_alive": -1}, -1)):
-        spec = model._call(None, given).spec
+    for call, expected in (({}, 600), ({"keep_alive": "2h"}, 7200), ({"keep_alive": -1}, -1)):
+        spec = model._call(None, call).spec
         assert spec.keep_alive == expected
         assert spec.key() == model._spec().key()
     with pytest.raises(ConfigurationError, match="keep_alive"):
@@ -233,6 +240,39 @@ def test_a_base_url_without_a_scheme_is_refused(url):
 def test_the_address_that_was_meant_is_the_root_of_an_api():
     """Whoever forgets the scheme has most likely forgotten `/v1` as well."""
     assert "`http://localhost:8000/v1`" in _refused("base_url", base_url="localhost:8000").hint
+
+
+@given(address=st.text(st.sampled_from("ab1:/@[]%\\\n\t é１.-_~|^{}\"'"), max_size=30))
+def test_an_address_that_is_taken_is_one_that_the_client_can_ask(address):
+    """The client imports for long, so it is not asked about addresses of an ordinary form."""
+    try:
+        model = ChatVllmMlx(model="m", base_url=f"http://{address}")
+    except ConfigurationError:
+        return
+    assert httpx2.URL(model.base_url).host
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1\n", " http://127.0.0.1:9/v1/ "])
+def test_an_address_may_come_out_of_a_file(url, monkeypatch):
+    """The line break at a file's end is no part of it, wherever the address comes from."""
+    assert ChatVllmMlx(model="m", base_url=url).base_url == "http://127.0.0.1:9/v1"
+    monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ChatVllmMlx(model="m", revision="a").base_url == endpoint_url()
+
+
+@pytest.mark.parametrize("cls", [ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker])
+def test_a_changed_copy_is_as_good_as_a_new_model(cls):
+    """A key becomes a secret, an unknown name is refused, what was not set stays unset."""
+    model = cls(model="m", base_url="http://127.0.0.1:9/v1")
+    copied = model.model_copy(update={"api_key": "hush", "default_headers": {"a": "hush"}})
+    assert copied._external(None).api_key == "hush"
+    assert "hush" not in f"{copied!r}{copied}"
+    assert model.api_key is None
+    assert "revision" not in copied.model_fields_set
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        model.model_copy(update={"nonsense": 5})
 
 
 @pytest.mark.parametrize(
@@ -255,7 +295,7 @@ def test_what_the_server_ignores_is_warned_about_once():
     code = f"""
 import warnings
 warnings.simplefilter("always")
-from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 for _ in range(3):
     ChatVllmMlx(model={MODEL!r}, model_kwargs={{"seed": 1}})
 """
@@ -270,7 +310,7 @@ def test_construction_imports_no_client(home):
     """openai comes with the first call, and nothing is written to the home."""
     code = f"""
 import sys
-from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 model = ChatVllmMlx(model={MODEL!r})
 model.bind_tools([{{"title": "f", "description": "d", "type": "object", "properties": {{}}}}])
 print([m for m in ("openai", "langchain_openai", "jsonschema") if m in sys.modules])

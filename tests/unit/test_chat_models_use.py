@@ -30,7 +30,7 @@ from langchain_car_vllm.errors import (
     InsufficientMemoryError,
     ModelDownloadError,
 )
-from langchain_car_vllm.wire.errors import ConnectionFailedError
+from langchain_car_vllm.wire.errors import ConnectionFailedError, InvalidRequestError
 
 MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
 
@@ -268,6 +268,15 @@ def test_validate_model_on_init_asks_what_can_be_known(server, monkeypatch, tmp_
         ChatVllmMlx(model="other", base_url=url, validate_model_on_init=True)
     with pytest.raises(ConnectionFailedError):
         ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", validate_model_on_init=True)
+    root = url.removesuffix("/v1")
+    for wrong in (root, f"{url}/chat/completions"):
+        hints = []
+        for ask in ({"validate_model_on_init": True}, {}):
+            with pytest.raises(InvalidRequestError, match="404") as caught:
+                ChatVllmMlx(model="m", base_url=wrong, **ask).invoke("hi")
+            hints.append(caught.value.hint)
+        assert hints == [hints[0]] * 2
+        assert url in hints[0]
     with running_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         with pytest.raises(ModelDownloadError, match="no such repository"):

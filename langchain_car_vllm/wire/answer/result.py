@@ -19,6 +19,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
 from langchain_car_vllm.progress.timings import Stopwatch
+from langchain_car_vllm.support.printable import encodable_value
 from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
 from langchain_car_vllm.wire.answer.reader import Delta, Usage
 from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING
@@ -267,7 +268,7 @@ class CallCollector:
             name, text = "".join(names), "".join(parts)
             args = _object(text, whole=whole)
             if name and args is not None:
-                valid.append(tool_call(name=name, args=args, id=id_))
+                valid.append(tool_call(name=name, args=encodable_value(args), id=id_))
             else:
                 error = "the arguments are not a JSON object"
                 invalid.append(invalid_tool_call(name=name or None, args=text, id=id_, error=error))

@@ -38,7 +38,7 @@ def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) ->
         parts: Whole schemas of their own that it refers to as `#/$defs/<name>`.
 
     Raises:
-        ConfigurationError: It refers to what is not in it, or nests too deeply.
+        ConfigurationError: It refers to what is not in it, nests too deeply, or is not a schema.
     """
     try:
         text = json.dumps([schema, parts or {}])
@@ -48,6 +48,11 @@ def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) ->
         return _convert_all(schema, parts or {}) if text is None else _convert_text(text)
     except RecursionError:
         raise _too_deep() from None
+    except (AttributeError, TypeError) as error:
+        raise ConfigurationError(
+            f"what was given is not a JSON schema: {error}",
+            hint="words such as `properties` and `$defs` hold dictionaries",
+        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,7 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.support.printable import encodable
+from langchain_car_vllm.support.printable import encodable, encodable_value
 from langchain_car_vllm.support.user_warnings import warn_user
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
@@ -224,9 +224,16 @@ class _Outgoing:
         calls = message.tool_calls or _function_call(message)
         return AIMessage(
             content=encodable(_join((block for block in shown if _text(block) is not None), "")),
-            tool_calls=[{**call, "name": server_name(call["name"])} for call in calls],
+            tool_calls=[
+                {**call, "name": server_name(call["name"]), "args": encodable_value(call["args"])}
+                for call in calls
+            ],
             invalid_tool_calls=[
-                {**call, "name": server_name(call["name"] or "")}
+                {
+                    **call,
+                    "name": server_name(call["name"] or ""),
+                    "args": encodable(call["args"] or ""),
+                }
                 for call in message.invalid_tool_calls
             ],
             additional_kwargs={REASONING: encodable(thought)} if thought else {},

@@ -18,6 +18,7 @@ from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dic
 
 Schema = dict[str, Any]
 
+_UNREADABLE = (AttributeError, ValueError, TypeError, re.error)
 _DEEP = 50
 """Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
 
@@ -158,7 +159,7 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
     kind = extend(validator_for(schema), words)  # type: ignore[no-untyped-call]
     try:
         errors = list(kind(schema).iter_errors(value))
-    except (SchemaError, UnknownType, Unresolvable, ValueError, TypeError, re.error):
+    except (SchemaError, UnknownType, Unresolvable, *_UNREADABLE):
         return None  # a schema that cannot be checked forbids nothing
     except RecursionError:  # of a deep answer, or of a schema that refers to itself alone
         return "it nests too deeply" if _depth(value) > _DEEP else None

@@ -47,6 +47,11 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
         ConfigurationError: There is something among them that is not a tool, or not one that runs
             here.
     """
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
+        raise ConfigurationError(
+            f"a list of tools is meant, not a value of type `{type(tools).__name__}`",
+            hint="put it in a list: `bind_tools([tool])`",
+        )
     converted = []
     for tool in tools:
         _check_runs_here(tool)
@@ -61,7 +66,7 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
                 "schemas, with all definitions under `$defs` at the root",
             ) from error
     for tool in converted:
-        _check_name(tool)
+        _check_form(tool)
     return converted
 
 
@@ -136,10 +141,18 @@ def _merge_numbers(schema: Any, ours: Any) -> Any:
     return schema
 
 
-def _check_name(tool: Mapping[str, Any]) -> None:
-    if not tool_name(tool):
+def _check_form(tool: Mapping[str, Any]) -> None:
+    """Refuse a tool that has no name, or whose arguments are not those of an object."""
+    if not (name := tool_name(tool)):
         raise ConfigurationError(
             "there is a tool without a name", hint="give it a `name`, or a JSON schema a `title`"
+        )
+    parameters = tool["function"].get("parameters")
+    kind = parameters.get("type", "object") if isinstance(parameters, Mapping) else None
+    if parameters is not None and "object" not in (kind if isinstance(kind, list) else [kind]):
+        raise ConfigurationError(
+            f"`{name}` takes no object, and the arguments of a call are always one",
+            hint="make what it takes a field of a class; `json_schema` answers with any value",
         )
 
 

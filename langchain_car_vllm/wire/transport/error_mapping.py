@@ -20,6 +20,7 @@ from langchain_car_vllm.wire.errors import (
     ServerFailedError,
     error_for_status,
 )
+from langchain_car_vllm.wire.transport.remote import HINT_FOR_ADDRESS, hint_for_path
 
 CONNECT_SECONDS = 10.0
 """Most seconds that a connection may take to stand."""
@@ -84,7 +85,7 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
 def _hint_for_connection(endpoint: Endpoint, cause: BaseException | None) -> str | None:
     if endpoint.managed or not isinstance(cause, httpx2.ConnectError):
         return None
-    return "check `base_url`, and that the server behind it runs"
+    return HINT_FOR_ADDRESS
 
 
 def _text_of(error: BaseException) -> str:
@@ -134,20 +135,8 @@ def _status_error(endpoint: Endpoint, error: openai.APIStatusError) -> AnswerErr
         )
     found = error_for_status(status, text)
     if status == HTTPStatus.NOT_FOUND and not isinstance(found, ModelMissingError):
-        found.hint = None if endpoint.managed else _hint_for_path(endpoint.shown_url, text)
+        found.hint = None if endpoint.managed else hint_for_path(endpoint.shown_url, text)
     return found
-
-
-def _hint_for_path(url: str, text: str) -> str | None:
-    """Return what may be wrong with an address that the server does not know."""
-    for end in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/models"):
-        if url.endswith(end):
-            return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
-    if not re.search(r"/v\d+(/|$)", url):
-        return f"did you mean `{url.removesuffix('/api')}/v1`?"  # Ollama's own API is at /api
-    if text.strip().lower() in ("", "not found"):
-        return "`base_url` must be the root of an OpenAI API, such as `http://127.0.0.1:8000/v1`"
-    return None
 
 
 def _detail(error: openai.APIStatusError) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -23,6 +24,7 @@ _FRESH_SECONDS = 60.0
 _MOST_BYTES = 4 << 20
 _MOST_NAMES = 20
 _OWNER = "vllm-mlx"
+HINT_FOR_ADDRESS = "check `base_url`, and that the server behind it runs"
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -140,11 +142,16 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
         response = _get(endpoint.base_url, "/models", endpoint.api_key, headers, 10.0)
     except HttpError as error:
         raise ConnectionFailedError(
-            f"{endpoint.shown_url} does not answer: {error}", hint=hint_for_limit(error)
+            f"{endpoint.shown_url} does not answer: {error}",
+            hint=hint_for_limit(error) or HINT_FOR_ADDRESS,
         ) from error
     found = _object(response.body)
     if response.status != HTTPStatus.OK:
-        raise error_for_status(response.status, str((found or {}).get("detail") or ""))
+        text = _complaint_in(found or {})
+        refused = error_for_status(response.status, text)
+        if response.status == HTTPStatus.NOT_FOUND:
+            refused.hint = hint_for_path(endpoint.shown_url, text)
+        raise refused
     if found is None:
         raise ServerFailedError(
             f"{endpoint.shown_url}/models is not the list of models of an OpenAI API",
@@ -157,6 +164,29 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
             f"the endpoint does not serve `{endpoint.served_model}`",
             hint=f"it serves {names or 'nothing'}",
         )
+
+
+def _complaint_in(found: Mapping[str, Any]) -> str:
+    """Return what a server says is wrong, in FastAPI's form or in OpenAI's."""
+    said = found.get("detail") or found.get("error") or found.get("message")
+    return str(said.get("message") or said if isinstance(said, dict) else said or "")
+
+
+def hint_for_path(url: str, text: str) -> str | None:
+    """Return what may be wrong with an address that the server does not know.
+
+    Args:
+        url: The address.
+        text: What the server says.
+    """
+    for end in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/models"):
+        if url.endswith(end):
+            return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
+    if not re.search(r"/v\d+(/|$)", url):
+        return f"did you mean `{url.removesuffix('/api')}/v1`?"  # Ollama's own API is at /api
+    if text.strip().lower() in ("", "not found"):
+        return "`base_url` must be the root of an OpenAI API, such as `http://127.0.0.1:8000/v1`"
+    return None
 
 
 def get_json(

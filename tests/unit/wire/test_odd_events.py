@@ -9,6 +9,8 @@ from fakes.reply import Reply
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages.tool import invalid_tool_call
 from langchain_core.tools import tool
 
 from langchain_car_vllm.errors import CarVllmError
@@ -248,3 +250,16 @@ def test_an_invalid_call_without_text_is_warned_about(serve):
     with pytest.warns(InvalidCallWarning, match="shout"):
         message = sum_of(model.bind_tools([shout]).stream("go"))
     assert message.invalid_tool_calls[0]["args"] == "nonsense"
+
+
+def test_half_a_character_in_a_call_can_be_sent_back(serve):
+    """JSON can escape it, so that only whoever reads the arguments meets it."""
+    escaped = json.dumps({"a\ud800": ["b\ud800", {"c": "\ud83d"}]})
+    call = {"index": 0, "id": "1", "function": {"name": "now", "arguments": escaped}}
+    model, dialect = serve(stream(call_event(call, finish="tool_calls")))
+    answer = sum_of(model.bind_tools([now]).stream("hi"))
+    broken = AIMessage("", invalid_tool_calls=[invalid_tool_call(name="t", args="{\udfff", id="2")])
+    results = [ToolMessage("r", tool_call_id=n) for n in "12"]
+    next(model.stream([HumanMessage("hi"), answer, broken, *results]))
+    sent = dialect.requests[-1]["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert json.loads(sent) == {"a\ufffd": ["b\ufffd", {"c": "\ufffd"}]}

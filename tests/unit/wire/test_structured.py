@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from datetime import date
 
 import pytest
 from fakes.objects import LOOK, Joke, Person, saying
 from fakes.reply import Reply, helpful
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
@@ -301,3 +304,24 @@ def test_a_tool_call_instead_of_the_object_is_no_broken_object(serve, streamed):
     both = model.with_structured_output(Joke, tools=tools, include_raw=True).invoke("go")
     assert both["raw"].tool_calls[0]["name"] == "look"
     assert (both["parsed"], both["parsing_error"]) == (None, None)
+
+
+WORDS = ("properties", "required", "$defs", "$ref", "anyOf", "items", "allOf", "enum", "pattern", 5)
+ODD = st.sampled_from([5, None, "ab", True, [], {}, [5], {"a": 5}, {5: {}}, {"a": {"type": 5}}])
+
+
+def test_what_is_no_schema_is_a_typed_error_or_forbids_nothing(serve):
+    """Whoever writes a schema by hand forgets a brace, and finds out which."""
+    model, _ = serve(Reply(text="{}"))
+
+    @settings(max_examples=15)
+    @given(words=st.dictionaries(st.sampled_from(WORDS), ODD, min_size=1, max_size=2))
+    def ask_for(words):
+        schema = {"type": "object", "title": "T", **words}
+        for method in ("json_schema", CALLING):
+            with suppress(CarVllmError):
+                model.with_structured_output(schema, method=method).invoke("go")
+        with suppress(CarVllmError):
+            model.bind_tools([add], response_format=schema).invoke("go")
+
+    ask_for()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField, RunnableLambda
+from pydantic import RootModel
 
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError
 from langchain_car_vllm.wire.exchange.exchange import CutOffCallWarning
@@ -124,6 +125,7 @@ def test_what_a_tool_takes_is_sent_in_whatever_form_it_was_said(serve, tool):
     assert sent["function"]["parameters"]["properties"] == TAKING["properties"]
 
 
+NO_OBJECTS = ("{}", True, [], {"type": "array"}, {"type": ["string"]}, {"type": 5})
 DEEP = reduce(lambda inner, _: {"type": "object", "properties": {"x": inner}}, range(2000), {})
 
 
@@ -135,8 +137,9 @@ DEEP = reduce(lambda inner, _: {"type": "object", "properties": {"x": inner}}, r
         {"type": "function", "function": {"name": "f", "parameters": {"enum": {1, 2}}}},
         {"type": "function", "function": {"name": "f", "parameters": {(1, 2): 3}}},
         {"type": "function", "function": {"name": "f", "parameters": DEEP}},
+        *[{"type": "function", "function": {"name": "f", "parameters": odd}} for odd in NO_OBJECTS],
+        RootModel[list[int]],
     ],
-    ids=["partial", "text", "set", "key", "deep"],
 )
 def test_a_tool_that_cannot_be_sent_is_a_typed_error(serve, tool):
     """When it is bound or when it is sent, also where the prompt is measured first."""
@@ -162,6 +165,10 @@ def test_what_is_no_tool_is_told_in_one_line(serve, tool):
 def test_what_is_no_tool_is_refused(serve):
     """The message says what may be given."""
     model, _ = serve()
+    for tools in (shout, None, "shout", {"a": shout}, Multiply):
+        with pytest.raises(ConfigurationError, match=r"a list of tools") as caught:
+            model.bind_tools(tools)
+        assert "[tool]" in caught.value.hint
     with pytest.raises(ConfigurationError, match="cannot be described") as caught:
         model.bind_tools([5])
     assert "functions" in (caught.value.hint or "")

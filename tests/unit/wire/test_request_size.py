@@ -1,0 +1,58 @@
+"""Whether a request fits: what is known before anybody counts, and what a count says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_car_vllm.errors import PromptTooLongError
+from langchain_car_vllm.wire.request.token_count import RequestSize, measure_request
+
+few, some = st.integers(0, 20_000), st.none() | st.integers(1, 20_000)
+sizes = st.builds(RequestSize, few, few, some)
+
+
+def is_refused(size: RequestSize, *terms: int | None) -> bool:
+    try:
+        size.asked_tokens(*terms)
+    except PromptTooLongError:
+        return True
+    return False
+
+
+@given(sizes, some, some)
+def test_what_needs_no_count_fits(size: RequestSize, limit: int | None, room: int | None):
+    """Nobody is asked for a number that changes nothing, and no more is asked for than there is."""
+    if not size.needs_count(limit, room):
+        assert size.asked_tokens(limit, room) <= (room or 10**9)
+
+
+@given(sizes, some, some, few)
+def test_a_count_decides(size: RequestSize, limit: int | None, room: int | None, counted: int):
+    """A prompt is refused where it is too long for the window, or with its answer for the room."""
+    least = counted + size.media_tokens + (size.answer_tokens or 1)
+    is_too_long = (limit is not None and counted > limit) or (room is not None and least > room)
+    assert is_refused(size, limit, room, counted) is is_too_long
+
+
+@given(sizes, some)
+def test_without_a_count_only_the_impossible_is_refused(size: RequestSize, room: int | None):
+    """Few tokens have more than eight bytes; the server says the rest."""
+    least = size.text_bytes // 8 + (size.answer_tokens or 1)
+    assert is_refused(size, None, room) is (room is not None and least > room)
+
+
+def test_a_request_is_measured_with_its_tools_and_media():
+    """Bytes, not characters; an answer without a limit has none."""
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "żółw"}, image]}]
+    plain = measure_request({"messages": messages})
+    assert plain == (7, 1500, None)
+    asked = measure_request({"messages": messages, "tools": [{"a": 1}], "max_tokens": 5})
+    assert asked == (7 + len('[{"a": 1}]'), 1500, 5)
+
+
+@pytest.mark.parametrize("room", [None, 10])
+def test_the_window_is_named_before_the_memory(room: int | None):
+    """Where both are too small, the one that no setting changes is told."""
+    with pytest.raises(PromptTooLongError, match="the context window 5"):
+        RequestSize(100, 0, 100).asked_tokens(5, room, counted=50)

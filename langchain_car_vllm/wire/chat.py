@@ -277,7 +277,7 @@ class WireChat(CountingChat):
 
     @contextmanager
     def _send(self, attempt: Attempt, terms: Terms) -> Iterator[Iterable[bytes]]:
-        refusals = Refusals(self.refusals)
+        refusals = Refusals(self.refusals, terms.clock.deadline)
         with ExitStack() as stack:
             clients = sync_clients(self.address, self.endpoint.is_ours)
             http = stack.enter_context(clients.borrow())
@@ -293,7 +293,7 @@ class WireChat(CountingChat):
     @asynccontextmanager
     async def _asend(self, attempt: Attempt, terms: Terms) -> AsyncIterator[AsyncIterable[bytes]]:
         clients = await self.async_client.current()
-        refusals = Refusals(self.refusals)
+        refusals = Refusals(self.refusals, terms.clock.deadline)
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(clients.borrow())
             while True:

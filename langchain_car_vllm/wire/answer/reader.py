@@ -23,6 +23,8 @@ from langchain_car_vllm.wire.errors import (
 )
 
 _DONE = b"[DONE]"
+# What JSON or a web page begins with, and the fields of events and comments.
+_OF_A_DOCUMENT, _OF_EVENTS, _BLANKS = b'{["<', b"d:eir", b"\xef\xbb\xbf \t\r\n"
 # Far beyond every answer: what comes of a server that never ends must not fill the memory.
 _LONGEST_EVENT, _LONGEST_WHOLE, _LONGEST_STREAM = 64 << 20, 256 << 20, 1 << 30
 
@@ -92,7 +94,8 @@ class Answer:
     """Turns the bytes of one answer into deltas and keeps what comes beside them.
 
     Args:
-        streamed: Whether the bytes are server-sent events, or one JSON document.
+        streamed: Whether server-sent events were asked for, or one JSON document. Some gateways do
+            not heed it, so what the bytes are is seen by their beginning.
         filters: What deltas pass through, in order.
         most: Most tokens that it was to have, None where nothing was said.
         names: The user's names of tools that went out under another one, by that one.
@@ -125,6 +128,7 @@ class Answer:
         self._whole: list[bytes] = []
         self._left = _LONGEST_STREAM if streamed else _LONGEST_WHOLE
         self._streamed = streamed
+        self._is_begun = False
         self._filters = filters
         self._calls = CallReader(names)
         self._ended = False
@@ -145,10 +149,18 @@ class Answer:
         self._left -= len(data)
         if self._left < 0 or self._reader.held > _LONGEST_EVENT:
             raise ServerFailedError("the answer is longer than any answer")
+        if not self._is_begun:
+            self._look_at_beginning(data)
         if not self._streamed:
             self._whole.append(data)
             return []
         return self._events(self._reader.feed(data))
+
+    def _look_at_beginning(self, data: bytes) -> None:
+        first = data.lstrip(_BLANKS)[:1]
+        self._is_begun = bool(first)
+        if first and first in (_OF_A_DOCUMENT if self._streamed else _OF_EVENTS):
+            self._streamed = not self._streamed
 
     def end(self) -> list[Delta]:
         """Return the last deltas, once no more bytes come.
@@ -159,7 +171,7 @@ class Answer:
         if self._streamed:
             deltas = [] if self.done else self._events(self._reader.end())
         else:
-            deltas = self._events([b"".join(self._whole)])
+            deltas = self._events([b"".join(self._whole).lstrip(_BLANKS)])
         if self.finish_reason is None and not self.done and self._ended:
             self.finish_reason = "stop"  # some servers give no reason, only an end
         if self.finish_reason is None and not self.done:

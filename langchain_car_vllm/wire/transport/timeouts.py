@@ -89,10 +89,12 @@ class Refusals:
 
     Args:
         most: How many refusals to bear.
+        deadline: Monotonic seconds until which a repetition has a sense, None for no limit.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, deadline: float | None = None) -> None:
         self._left = most
+        self._deadline = math.inf if deadline is None else deadline
         self._pause = _FIRST_WAIT_SECONDS
 
     def wait(self, error: openai.APIStatusError) -> float:
@@ -101,7 +103,10 @@ class Refusals:
             raise error
         self._left -= 1
         pause, self._pause = self._pause, self._pause * 2
-        return min(max(_retry_after(error), pause), _LONGEST_WAIT_SECONDS)
+        seconds = min(max(_retry_after(error), pause), _LONGEST_WAIT_SECONDS)
+        if time.monotonic() + seconds > self._deadline:
+            raise error
+        return seconds
 
 
 def _retry_after(error: openai.APIStatusError) -> float:

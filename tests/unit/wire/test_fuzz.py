@@ -259,6 +259,7 @@ written = st.sampled_from(
 replies = st.lists(lines | written, max_size=6)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=400, deadline=None)
 @given(
     asked,

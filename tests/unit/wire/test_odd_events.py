@@ -1,6 +1,8 @@
 """Events as other servers send them, read as ChatOpenAI reads them; every call has an id."""
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -15,11 +17,16 @@ from langchain_core.tools import tool
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.reader import Answer
-from langchain_car_vllm.wire.errors import IncompleteAnswerError, RateLimitError
+from langchain_car_vllm.wire.errors import (
+    IncompleteAnswerError,
+    RateLimitError,
+    ServerFailedError,
+)
 from langchain_car_vllm.wire.exchange.exchange import InvalidCallWarning
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 HELLO = {"choices": [{"index": 0, "delta": {"content": "hello"}}]}
+CALL = {"index": 0, "id": "1", "function": {"name": "now", "arguments": '{"a": 1}'}}
 STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
@@ -114,6 +121,42 @@ def test_half_a_character_arrives_as_one_that_can_be_written(serve):
     answer = sum_of(model.stream("go"))
     assert answer.text == "a\N{REPLACEMENT CHARACTER}b"
     assert answer.model_dump_json()
+
+
+@pytest.mark.parametrize("blank", [b"", b" \n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("kind", ["events", "document"])
+def test_a_server_that_does_not_heed_what_was_asked_for_is_read(serve, kind, blank):
+    """Some gateways send a document where a stream was asked for, or the other way round."""
+    message = {"content": "hello", "tool_calls": [CALL]}
+    document = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE}
+    parts = [HELLO, call_event(CALL, finish="tool_calls"), {"choices": [], "usage": USAGE}]
+    raw = stream(*parts).raw if kind == "events" else json.dumps(document).encode()
+    model, _ = serve(Reply(raw=blank + raw))
+    for answer in ways(model, "go").values():
+        assert answer.text == "hello"
+        assert answer.tool_calls[0]["args"] == {"a": 1}
+        assert answer.usage_metadata["total_tokens"] == 7
+
+
+@pytest.mark.parametrize("raw", [b"<!doctype html><p>", b'"text"', b"[]", b'{"error": "no"}'])
+def test_what_is_not_a_stream_is_told_as_what_it_is(serve, raw):
+    """It did not break off, and no `timeout` would help."""
+    model, _ = serve(Reply(raw=raw))
+    with pytest.raises(ServerFailedError) as caught:
+        list(model.stream("go"))
+    assert "broke off" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", ["9", "1e9"])
+def test_a_refusal_is_told_where_no_time_is_left_to_repeat(serve, seconds):
+    """A server may ask for more patience than the `timeout` has; then nobody sleeps in vain."""
+    model, _ = serve(Reply(status=429, headers={"retry-after": seconds}), timeout=6)
+    since = time.monotonic()
+    with pytest.raises(RateLimitError):
+        model.invoke("go")
+    with pytest.raises(RateLimitError):
+        asyncio.run(model.ainvoke("go"))
+    assert time.monotonic() - since < 6
 
 
 def test_a_refusal_is_what_was_said(serve):

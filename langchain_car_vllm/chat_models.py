@@ -18,7 +18,7 @@ from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.models import model_profile
-from langchain_car_vllm.secrets_masking import MASK, masked_settings
+from langchain_car_vllm.secrets_masking import masked_settings, secrets_digest
 from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
     Method,
@@ -156,10 +156,11 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
     ) -> dict[str, Any]:
         params = super()._get_invocation_params(stop=stop, **kwargs)
         given = {**params, **self._identifying_params, "stop": stop or self.stop, **kwargs}
-        return _masked_call(given)
+        return masked_settings(given)
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        return super()._get_llm_string(stop=stop, **_masked_call(kwargs))
+        told = super()._get_llm_string(stop=stop, **masked_settings(kwargs))
+        return told + secrets_digest({**vars(self), **kwargs})
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         given = {**self._parameters, **kwargs}
@@ -361,12 +362,6 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
             form = free if schema is None else response_format(schema, strict=strict)
             bound = self.bind(response_format=form, **kwargs)
         return with_parser(bound, parser_for(schema, method), include_raw=include_raw)
-
-
-def _masked_call(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call as a trace and a cache may keep them."""
-    headers = dict.fromkeys(given.get("extra_headers") or (), MASK)
-    return masked_settings({**given, "extra_headers": headers} if headers else given)
 
 
 _WARMING_TEXT = "(warm-up)"

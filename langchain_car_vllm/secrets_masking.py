@@ -4,13 +4,17 @@ What a name gives away as a secret is replaced by stars wherever it stands; all 
 loaded model needs it.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydantic import SecretStr
+
 from langchain_car_vllm.endpoint import without_credentials
 
 MASK = "***"
+_NEVER_SHOWN = frozenset({"api_key", "default_headers", "server_env"})
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential|authorization|cookie", re.IGNORECASE)
 _QUERY = re.compile(r"([?&])([\w.\-]+)=[^&#\s]+")
 # Parameters that count tokens, and words that only contain one of those above.
@@ -32,16 +36,44 @@ def _masked_setting(name: str, value: Any) -> Any:
         return MASK
 
 
+def secrets_digest(given: Mapping[str, Any]) -> str:
+    """Return a digest of all that is not shown of settings, empty where nothing is hidden.
+
+    A cache must tell apart what is sent to an endpoint as somebody else, and keep none of it.
+    """
+    hidden = {
+        name: _revealed(value)
+        for name, value in given.items()
+        if value and (name in _NEVER_SHOWN or masked_settings({name: value})[name] != value)
+    }
+    return hashlib.sha256(repr(hidden).encode(errors="replace")).hexdigest()[:16] if hidden else ""
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _revealed(inner) for name, inner in value.items()}
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
 def mask(value: Any) -> Any:
     """Return a JSON value with stars for what stands under the name of a secret."""
     if isinstance(value, Mapping):
-        return {
-            name: MASK if _is_secret(str(name)) and inner is not None else mask(inner)
-            for name, inner in value.items()
-        }
+        return {name: _mask_named(str(name), inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [mask(inner) for inner in value]
     return _masked_text(value) if isinstance(value, str) else value
+
+
+def _mask_named(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name == "extra_headers":
+        return _masked_headers(value)
+    return MASK if _is_secret(name) else mask(value)
+
+
+def _masked_headers(value: Any) -> Any:
+    return dict.fromkeys(value, MASK) if isinstance(value, Mapping) else MASK
 
 
 def masked_arguments(arguments: Sequence[str]) -> list[str]:
@@ -82,6 +114,7 @@ def _masked_command(value: Any) -> Any:
 _MASKED: dict[str, Callable[[Any], Any]] = {
     "base_url": mask,
     "extra_body": mask,
+    "extra_headers": _masked_headers,
     "model_kwargs": mask,
     "server_args": _masked_command,
 }

@@ -35,3 +35,43 @@ def test_a_changed_setting_misses_the_cache(change: str, socket_enabled: None):
         assert copy.copy(model).invoke("hi").text == "None"
         assert len(server.dialect.requests) == 1
         assert CHANGES[change](model).invoke("hi").text == "0.5"
+
+
+HIDDEN = {
+    "api_key": ("hush-1", "hush-2"),
+    "default_headers": ({"x-tenant": "hush-1"}, {"x-tenant": "hush-2"}),
+    "server_env": ({"A": "hush-1"}, {"A": "hush-2"}),
+    "extra_body": ({"token": "hush-1"}, {"token": "hush-2"}),
+    "server_args": (["--token", "hush-1"], ["--token", "hush-2"]),
+    "base_url": ("http://u:hush-1@", "http://u:hush-2@"),
+    "model_kwargs": ({"extra_headers": {"x": "hush-1"}}, {"extra_headers": {"x": "hush-2"}}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:with `base_url`")
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_not_shown_tells_answers_apart_all_the_same(name: str, socket_enabled: None):
+    """An answer that one tenant of a gateway got is no other's, and no cache keeps a secret."""
+    cache = InMemoryCache()
+    with Server(Dialect("m", script=lambda body: Reply("hello"))) as server:
+        for number, value in enumerate(("", *HIDDEN[name])):
+            fields = {"base_url": server.base_url} | ({name: value} if value else {})
+            if name == "base_url" and value:
+                fields[name] = server.base_url.replace("http://", value)
+            model = ChatVllmMlx(model="m", cache=cache, **fields)
+            assert [model.invoke("hi").text for _ in range(2)] == ["hello"] * 2
+            assert len(server.dialect.requests) == number + 1
+        assert "hush" not in str(list(cache._cache))
+
+
+@pytest.mark.parametrize("name", ["extra_headers", "extra_body"])
+def test_so_does_what_is_not_shown_of_a_call(name: str, socket_enabled: None):
+    """Bound or given in the call."""
+    cache = InMemoryCache()
+    with Server(Dialect("m", script=lambda body: Reply("hello"))) as server:
+        model = ChatVllmMlx(model="m", cache=cache, base_url=server.base_url)
+        for secret in ("hush-1", "hush-2"):
+            model.invoke("hi", **{name: {"token": secret}})
+            model.bind(**{name: {"token": secret}}).invoke("hi")
+        assert len(server.dialect.requests) == 2
+        assert "hush" not in str(list(cache._cache))

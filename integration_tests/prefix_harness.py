@@ -8,8 +8,9 @@ conversation is over. FREEDOM is `free`, `constrained`, `thoughtful`, `shared` o
 constrained turn may use some tokens only, as with a schema or a budget for thoughts; its repeat may
 use them all. A thoughtful answer begins with a thought that later prompts leave out. What is shared
 is the system message: each turn is a conversation of its own. A pictured conversation shows a
-picture in its first turn and another one later; one more line asks its last prompt, but with
-another first picture. Words may be joined, as in `pictured-thoughtful`.
+picture in its first turn and another one later; two more lines ask its last prompt, but with
+another first picture, and the one that showed the second, but with another one. Words may be
+joined, as in `pictured-thoughtful`.
 """
 
 import base64
@@ -33,10 +34,13 @@ def main() -> None:
     for (prompt, pictures), turn in zip(asked, turns, strict=True):
         print(json.dumps([*turn, _ask(scheduler, prompt, None, pictures)[1]]), flush=True)
     if "pictured" in freedom:
-        prompt, pictures = asked[-1]
-        before = _found(scheduler)
-        tokens, answer = _ask(scheduler, prompt, None, [_picture(TURNS), *pictures[1:]])
-        print(json.dumps([tokens, _found(scheduler) - before, answer, answer]), flush=True)
+        first, second = asked[-1][1]
+        others = [(asked[-1][0], [_picture(TURNS), second])]
+        others += [(asked[SECOND_PICTURE][0], [first, _picture(TURNS)])]
+        for prompt, pictures in others:
+            before = _found(scheduler)
+            tokens, answer = _ask(scheduler, prompt, None, pictures)
+            print(json.dumps([tokens, _found(scheduler) - before, answer, answer]), flush=True)
 
 
 def _mend() -> None:

@@ -274,10 +274,15 @@ def test_what_cannot_be_kept_costs_no_answer():
     assert batch.logits_processors is None
 
 
-def test_a_beginning_without_all_pictures_counts_as_none():
-    """What stands for a picture in a key is below zero; no model may get it to read."""
+@pytest.mark.parametrize("is_one_by_one", [True, False])
+def test_no_picture_is_found_in_part(*, is_one_by_one: bool):
+    """What stands for a picture in a key is below zero; no model may get half of one to read.
+
+    A model that reads pictures one by one reads those behind what was found, others all or none.
+    """
 
     class Cache:
+        reads_pictures_one_by_one = is_one_by_one
         _stats = types.SimpleNamespace(hits=0, misses=0, tokens_saved=0)
 
         def fetch(self, tokens: list[int]) -> tuple[str, list[int]]:
@@ -285,12 +290,15 @@ def test_a_beginning_without_all_pictures_counts_as_none():
             self._stats.tokens_saved += 2
             return "found", tokens[2:]
 
-    picture_prompts._find_all_pictures_or_none(Cache)
+    picture_prompts._find_whole_pictures(Cache)
     assert Cache().fetch([1, -5, 2, 3]) == ("found", [2, 3])
     assert vars(Cache._stats) == {"hits": 1, "misses": 0, "tokens_saved": 2}
-    assert Cache().fetch([1, 2, -5, 3]) == (None, [1, 2, -5, 3])
+    assert Cache().fetch([1, -5, -6, 3]) == (None, [1, -5, -6, 3])
     assert vars(Cache._stats) == {"hits": 1, "misses": 1, "tokens_saved": 2}
     assert Cache().fetch([1, -5]) == ("found", [])
+    for behind in ([-5, 3], [3, -5]):
+        tokens = [1, 2, *behind]
+        assert Cache().fetch(tokens) == (("found", behind) if is_one_by_one else (None, tokens))
 
 
 @pytest.mark.parametrize(

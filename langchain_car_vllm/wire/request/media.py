@@ -97,8 +97,11 @@ def _source(block: Mapping[str, Any], kind: Kind) -> tuple[str | bytes | Path, d
         raise InvalidRequestError(f"a block of type `{block.get('type')}` has no content")
     options = {"detail": inner["detail"]} if inner.get("detail") else {}
     inline = inner.get("base64", inner.get("data"))
-    if isinstance(inline, str | bytes):
-        return (_decode(inline, kind) if isinstance(inline, str) else inline), options
+    if isinstance(inline, bytes | bytearray | memoryview):
+        return bytes(inline), options
+    if isinstance(inline, str):  # some give the whole address in the place of what stands in it
+        is_address = inline.lstrip()[:5].lower() == "data:"
+        return (inline if is_address else _decode(inline, kind)), options
     outside = [inner[name] for name in ("url", "path", kind) if name in inner]
     if outside and isinstance(outside[0], str | Path):
         return outside[0], options
@@ -131,7 +134,7 @@ def _read_data_url(url: str, kind: Kind) -> bytes:
     head, comma, body = url.partition(",")
     if not comma:
         raise InvalidRequestError(f"the {kind}'s data: address has no data")
-    if head.endswith(";base64"):
+    if head.lower().endswith(";base64"):
         return _decode(body, kind)
     _check_length(body, kind, _QUOTED)
     return unquote_to_bytes(body)

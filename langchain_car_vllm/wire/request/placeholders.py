@@ -40,7 +40,7 @@ def is_inline(block: Any) -> bool:
     """Whether a block has its bytes with it, so that nothing must be read or fetched."""
     if not isinstance(block, Mapping):
         return False
-    return isinstance(_inline(_fields(block)), str | bytes)
+    return isinstance(_inline(_fields(block)), str | bytes | bytearray | memoryview)
 
 
 def decode_text(block: Mapping[str, Any]) -> str | None:

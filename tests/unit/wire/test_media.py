@@ -63,6 +63,10 @@ SHAPES = {
     "wrong type": {"type": "image", "base64": DATA, "mime_type": "image/jpeg"},
     "no type": {"type": "image", "base64": DATA},
     "no type-v0": {"type": "image", "source_type": "base64", "data": DATA},
+    "whole address": {"type": "image", "base64": URL, "mime_type": "image/png"},
+    "other case": {"type": "image", "url": f"DATA:image/png;BASE64,{DATA}"},
+    "bytearray": {"type": "image", "base64": bytearray(RED)},
+    "memoryview": {"type": "image", "data": memoryview(RED)},
 }
 
 

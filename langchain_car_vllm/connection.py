@@ -7,7 +7,6 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
-from importlib import import_module
 from typing import NamedTuple, Protocol
 
 from langchain_car_vllm.endpoint import Endpoint
@@ -18,6 +17,7 @@ from langchain_car_vllm.progress.display import display_progress
 from langchain_car_vllm.progress.run_events import Run
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
 from langchain_car_vllm.wire.transport.remote import describe, find_description
@@ -284,7 +284,7 @@ def _import_meanwhile(module: str, on_progress: OnProgress) -> OnProgress:
                 # Without a thread it is imported by the request itself.
                 with suppress(RuntimeError):
                     threading.Thread(
-                        target=import_module, args=(module,), name=name, daemon=True
+                        target=import_whole, args=(module,), name=name, daemon=True
                     ).start()
         on_progress(progress)
 

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from types import TracebackType
 from typing import Protocol
 from weakref import WeakSet
@@ -20,6 +21,8 @@ class _Lock(Protocol):
     def release(self) -> None: ...
 
 
+_IMPORT_SECONDS = 60.0
+_importing = threading.RLock()
 _locks: "WeakSet[ProcessLock]" = WeakSet()
 _resets: list[Callable[[], object]] = []
 
@@ -83,6 +86,21 @@ def reset_after_fork(reset: Callable[[], object]) -> None:
     _resets.append(reset)
 
 
+def import_whole(module: str) -> None:
+    """Import what takes long, which a fork waits for.
+
+    A child has its parent's memory without the other threads: what one of them was importing would
+    stay half imported there, and whoever needs it would wait forever.
+    """
+    with _importing:
+        import_module(module)
+
+
+def _release_imports() -> None:
+    with suppress(RuntimeError):  # the wait was given up
+        _importing.release()
+
+
 def _reset() -> None:
     for lock in list(_locks):
         lock.reset()
@@ -91,4 +109,9 @@ def _reset() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which knows no fork
+    os.register_at_fork(
+        before=lambda: _importing.acquire(timeout=_IMPORT_SECONDS),
+        after_in_parent=_release_imports,
+        after_in_child=_release_imports,
+    )
     os.register_at_fork(after_in_child=_reset)

@@ -7,7 +7,7 @@ loop can look here at any time.
 from typing import TYPE_CHECKING
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.support.process_state import reset_after_fork
+from langchain_car_vllm.support.process_state import import_whole, reset_after_fork
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
@@ -35,6 +35,7 @@ def chat_for(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals:
     key = (endpoint, headers, refusals)
     found = _chats.get(key)
     if found is None:
+        import_whole("langchain_car_vllm.wire.chat")
         from langchain_car_vllm.wire.chat import build  # noqa: PLC0415 - imports openai
 
         while len(_chats) >= _MOST:

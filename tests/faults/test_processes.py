@@ -45,6 +45,24 @@ def test_fork_then_use_on_both_sides(fake: Fake):
         close_lock(descriptor)
 
 
+PRELOAD = """import os, signal, sys
+from langchain_car_vllm import ChatVllmMlx
+model = ChatVllmMlx(model=sys.argv[1], max_tokens=3)
+model.warm_up()
+child = os.fork()
+signal.alarm(45)
+print(model.invoke("hi").text, flush=True)
+if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_workers_may_be_forked_right_after_the_model_was_warmed_up(fake: Fake):
+    """As `gunicorn --preload` does, while what a first call needs may still be imported."""
+    program = [sys.executable, "-c", PRELOAD, str(fake.model)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["tok0", "tok1", "tok2"] * 2), done.stderr
+
+
 def test_spawned_child_shares_the_server(fake: Fake):
     """A spawned child finds the parent's server."""
     with lease(fake.spec(), policy=FAST):

@@ -3,19 +3,22 @@
 import importlib
 import os
 import pkgutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 import langchain_car_vllm
-from langchain_car_vllm.support.process_state import ProcessLock
+from langchain_car_vllm.support.process_state import ProcessLock, import_whole
 
 # Programs, and what runs in the server's Python alone.
 _NOT_IMPORTED = (".__main__", ".supervisor.launch", ".downloader", ".tiny_server")
 if "VllmMlxDecisions" not in langchain_car_vllm.__all__:  # langchain-core before 1.8
     _NOT_IMPORTED += (".decisions",)
+_WAITED_FOR = ("_importing",)  # by a fork, so that no child is born while it is held
 _KINDS = (ProcessLock, type(threading.Lock()), type(threading.RLock()))
 
 
@@ -26,7 +29,7 @@ def lock_names() -> list[tuple[str, str, str | None]]:
         if module.name.endswith(_NOT_IMPORTED):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
-            if isinstance(value, _KINDS):
+            if isinstance(value, _KINDS) and name not in _WAITED_FOR:
                 found.append((module.name, name, None))
             elif type(value).__module__ == module.name:
                 inner = getattr(value, "__dict__", {})
@@ -129,3 +132,32 @@ def test_other_locks_are_taken_once():
     thread.join()
     assert lock.acquire(blocking=False)
     lock.release()
+
+
+SLOW = """import os, threading
+began, gate = os.environ["SLOW_IMPORT"].split()
+os.close(int(began))
+os.read(int(gate), 1)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_waits_for_what_is_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The child has not the thread that imports, and would wait forever for it to end."""
+    (tmp_path / "slow_import.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    (is_begun, began), (waiting, gate) = os.pipe(), os.pipe()
+    monkeypatch.setenv("SLOW_IMPORT", f"{began} {waiting}")
+
+    def is_imported() -> bool:
+        signal.alarm(10)
+        return bool(importlib.import_module("slow_import"))
+
+    importing = threading.Thread(target=import_whole, args=("slow_import",))
+    importing.start()
+    assert os.read(is_begun, 1) == b""
+    threading.Timer(0.2, os.close, args=(gate,)).start()
+    assert code_of_child(is_imported) == 0
+    importing.join()
+    for descriptor in (is_begun, waiting):
+        os.close(descriptor)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.support.printable import format_value
+from langchain_car_vllm.support.printable import encodable, format_value
 from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
@@ -99,20 +99,32 @@ def check_is_text(what: str, value: object) -> None:
         )
 
 
-def check_server(arguments: Iterable[str], variables: Iterable[str]) -> None:
-    """Refuse arguments and variables that would contradict what this package sets itself."""
+def check_server(arguments: Iterable[str], variables: Mapping[str, SecretStr]) -> None:
+    """Refuse what no process can be given, and what would contradict what this package sets."""
     for argument in arguments:
+        if not _can_be_passed(argument):
+            raise ConfigurationError("`server_args` holds a word that no command line can hold")
         if _is_refused(argument):
             raise ConfigurationError(
                 f"`{argument.partition('=')[0]}` is not for `server_args`: this package chooses it",
                 hint="talk to a server of your own through `base_url`",
             )
-    for name in variables:
+    for name, value in variables.items():
+        if not name or "=" in name or not _can_be_passed(name):
+            raise ConfigurationError("`server_env` holds a name that no variable can have")
+        if not _can_be_passed(value.get_secret_value()):
+            raise ConfigurationError(
+                f"`server_env` holds a value for `{name}` that no variable can have"
+            )
         if name in _MODEL_FOLDERS:
             raise ConfigurationError(
                 f"`{name}` is not for `server_env`: models are looked up here too",
                 hint=f"set {name} in the environment of this program",
             )
+
+
+def _can_be_passed(text: str) -> bool:
+    return "\0" not in text and encodable(text) == text
 
 
 def _is_refused(argument: str) -> bool:

@@ -159,7 +159,7 @@ class ServerFields(BaseModel):
         return self
 
     def _model_id(self, model: str | None = None) -> ModelId:
-        name = model or self.model
+        name = self.model if model is None else model
         if self.base_url is not None:
             name = name.removeprefix("vllm-mlx/")
             return ModelId(name=name, source=name, is_local=False)

@@ -284,6 +284,30 @@ def test_arguments_that_the_supervisor_chooses_are_refused(argument):
     _refused("server_args", server_args=[argument])
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"server_args": ["--x\0"]},
+        {"server_args": ["--\ud800"]},
+        {"server_env": {"": "hush"}},
+        {"server_env": {"A=B": "hush"}},
+        {"server_env": {"A\0": "hush"}},
+        {"server_env": {"A": "hush\0"}},
+        {"server_env": {"A": "hush\ud800"}},
+    ],
+)
+def test_what_no_process_can_be_given_is_refused(fields):
+    """Here, and not by a supervisor that reports it as a bug, value and all."""
+    assert "hush" not in str(_refused(next(iter(fields)), **fields))
+
+
+def test_an_empty_name_is_no_model():
+    """It was taken for the model itself, which then drafted for itself in twice the memory."""
+    _refused("model id", draft="")
+    with pytest.raises(UnknownModelError):
+        ChatVllmMlx(model=MODEL).invoke("hi", model="")
+
+
 def test_folders_of_models_are_not_the_servers_alone():
     """A cache that only the server knew would be downloaded to and never looked into."""
     error = _refused("HF_HOME", server_env={"HF_HOME": "/models"})

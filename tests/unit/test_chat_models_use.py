@@ -24,7 +24,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
 
-from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
 from langchain_car_vllm.errors import (
     ConfigurationError,
     InsufficientMemoryError,
@@ -54,6 +54,18 @@ def test_a_used_model_survives_pickle_and_copies(model):
     asyncio.run(model.ainvoke("hi"))
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), model.model_copy()):
         assert other.invoke("hi").content == "w w w w w"
+
+
+@pytest.mark.parametrize("seconds", [1e10, 1e300])
+def test_a_timeout_of_centuries_is_no_limit(server, seconds):
+    """Sockets and locks refuse it with an error of their own."""
+    for cls, ask in (
+        (ChatVllmMlx, lambda model: model.invoke("hi")),
+        (ChatVllmMlx, lambda model: list(model.stream("hi"))),
+        (ChatVllmMlx, lambda model: asyncio.run(model.ainvoke("hi"))),
+        (VllmMlxEmbeddings, lambda model: model.embed_query("hi")),
+    ):
+        assert ask(cls(model="m", base_url=server.base_url, timeout=seconds))
 
 
 def test_a_copy_with_another_model_asks_for_that_one(model, server):

@@ -12,6 +12,7 @@ from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, tim
 
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
+_NO_LIMIT_SECONDS = 1e9  # thirty years; sockets and locks refuse three hundred
 _REFUSED = (429, 503)
 
 
@@ -38,7 +39,7 @@ class Clock:
         self._total = total
         self._since = time.monotonic()
         self._events = 0
-        self.timeout = timeout
+        self.timeout = None if timeout is None or timeout > _NO_LIMIT_SECONDS else timeout
         self.stopwatch = stopwatch or Stopwatch()
 
     @property

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import uv
+from cleanup import stop_servers
 from fakes.hub import FakeHub, running_hub
 from litellm_proxy import install_litellm
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
-from langchain_car_vllm.server import running_servers, stop_server
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / ".models"
@@ -43,8 +43,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("CAR_HOME", str(tmp_path_factory.mktemp("car-home")))
         patch.setenv("CAR_VLLM_MLX_BIN", str(ensure_runtime().server))
         yield
-        for directory, _ in running_servers():
-            stop_server(directory)
+        stop_servers()
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cleanup import stop_servers
 from fakes.hub import FakeHub, write_model
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import download_command, measure_download
 from langchain_car_vllm.models.download_diagnosis import diagnose_download
-from langchain_car_vllm.server import running_servers, stop_server
 
 REPOSITORY = "mlx-community/Qwen3-4B-4bt"
 WEIGHTS = 8_000_000
@@ -260,8 +260,7 @@ def test_an_interrupted_model_is_continued_and_served(
     assert second.process.returncode == 0, second.log.read_text()
     chat = ChatVllmMlx(model=source, temperature=0, max_tokens=8, server_env=fast_cpu)
     assert "Paris" in chat.invoke("What is the capital of France?").text
-    for directory, _ in running_servers():
-        stop_server(directory)
+    stop_servers()
 
 
 @pytest.mark.full

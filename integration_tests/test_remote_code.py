@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cleanup import stop_servers
 from fakes.hub import FakeHub, write_model
 
 from langchain_car_vllm import ChatVllmMlx
@@ -16,7 +17,6 @@ from langchain_car_vllm.errors import UntrustedCodeError
 from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.download import download_command
 from langchain_car_vllm.models.download_diagnosis import diagnose_download
-from langchain_car_vllm.server import running_servers, stop_server
 
 REPOSITORY = "org/evil"
 TRUST = ["--trust-remote-code"]
@@ -36,8 +36,7 @@ def evil(smollm2: str, tmp_path: Path) -> Iterator[Path]:
         "from mlx_lm.models.llama import Model, ModelArgs\n"
     )
     yield folder
-    for directory, _ in running_servers():
-        stop_server(directory)
+    stop_servers()
 
 
 def test_a_model_of_a_stranger_runs_nothing(

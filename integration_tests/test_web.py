@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from cleanup import stop_servers
 from langserve import RemoteRunnable
 
 from langchain_car_vllm.server import running_servers
@@ -76,8 +77,14 @@ def _preloaded(fast_cpu: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _alone(machine: None) -> None:
+    """What other tests have left of the same model would be counted."""
+    stop_servers()
+
+
 @pytest.fixture(scope="module")
-def langserve(smollm2: str, machine: None, tmp_path_factory: pytest.TempPathFactory):
+def langserve(smollm2: str, _alone: None, tmp_path_factory: pytest.TempPathFactory):
     """The LangServe example with two workers."""
     log = tmp_path_factory.mktemp("langserve") / "log"
     with application("langserve_app", smollm2, 2, log) as address:

@@ -106,7 +106,8 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C")
     ] = False,
     lines: Annotated[
-        int | None, typer.Option("--lines", "-n", min=0, help="Only so many of the last lines")
+        int | None,
+        typer.Option("--lines", "-n", min=0, max=1_000_000, help="Only so many of the last lines"),
     ] = None,
 ) -> None:
     """Print the log of a server.

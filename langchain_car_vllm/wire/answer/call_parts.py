@@ -12,6 +12,8 @@ from typing import Any
 
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
+from langchain_car_vllm.wire.errors import ServerFailedError
+
 _EMPTY = ("", "null", "none", "[]", "{}")
 _EMPTY_BEGUN = tuple(text[:length] for text in _EMPTY for length in range(len(text) + 1))
 
@@ -54,34 +56,39 @@ class CallReader:
 
         Raises:
             AttributeError: It is not a list of calls.
-            KeyError: A call has no name.
             TypeError: It is not a list of calls.
         """
         chunks: list[ToolCallChunk] = []
         for place, part in enumerate(parts):
             function = part.get("function") or {}
             given = part.get("index")
-            name, id_ = _text(function.get("name")), _text(part.get("id"))
+            name, id_ = _text(function.get("name")), _id_of(part)
+            name = self._names.get(name or "", name)
             at = given if isinstance(given, int) else place
             call = self._at.get(at)
-            if call is None or _begins_another(call, self._names.get(name or "", name), id_):
-                if not name:
-                    raise KeyError("name")
-                name = self._names.get(name, name)
-                call = _Call(len(self._calls), id_, name)
+            sent_id: str | None = None  # LangChain would join what is told again
+            if call is None or _begins_another(call, name, id_):
+                call = self._at[at] = _Call(len(self._calls), id_, name or "")
                 self._calls.append(call)
-                self._at[at] = call
-                sent_id: str | None = id_ or new_call_id()
+                sent_id = id_ or new_call_id()
+            elif name and not call.name:
+                call.name = name
             else:
-                sent_id, name = None, None  # LangChain would join what is told again
+                name = None
             args = self._arguments(call, function.get("arguments"))
             chunks.append(tool_call_chunk(name=name, args=args, id=sent_id, index=call.index))
         return tuple(chunks)
 
     def end(self) -> tuple[ToolCallChunk, ...]:
-        """Return the arguments that were held back because they may have been none."""
+        """Return the arguments that were held back because they may have been none.
+
+        Raises:
+            ServerFailedError: A call has no name.
+        """
         chunks = []
         for call in self._calls:
+            if not call.name:
+                raise ServerFailedError("the server sent a tool call without a name")
             held, call.held = call.held, None
             if held:
                 args = "{}" if is_no_arguments(held) else held
@@ -111,11 +118,16 @@ class CallReader:
 
 def _begins_another(call: _Call, name: str | None, id_: str | None) -> bool:
     """Whether a part is of another call than the one at its index."""
+    if not name or not call.name:
+        return False
     if id_ and call.id:
         return id_ != call.id
-    if not name or not call.arguments:
-        return False
-    return name != call.name or _is_json("".join(call.arguments))
+    return bool(call.arguments) and (name != call.name or _is_json("".join(call.arguments)))
+
+
+def _id_of(part: Mapping[str, Any]) -> str | None:
+    """Return a call's id, also where it is a number."""
+    return None if part.get("id") in (None, "") else str(part["id"])
 
 
 def _is_json(text: str) -> bool:

@@ -66,6 +66,7 @@ def test_options_of_other_tools(cli: Cli, words: list[str], meant: str):
         ["run", "M", "--temperature", "hot"],
         ["run", "M", "--engine", "x"],
         ["logs", "-n", "-1"],
+        ["logs", "-n", "9" * 20],
         ["completion", "x"],
         ["service", "install", "M", "--port", "x"],
     ],

@@ -123,6 +123,31 @@ def test_half_a_character_arrives_as_one_that_can_be_written(serve):
     assert answer.model_dump_json()
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [part("now", '{"a": 1}', index=0, id=5)],
+        [part(None, None, index=0, id="1"), part("now", '{"a": 1}', index=0, id=None)],
+        [part(None, '{"a"', index=0, id="1"), part("now", ": 1}", index=0, id=None)],
+        [part("now", '{"a"', index=0, id="1"), part(None, ": 1}", index=0, id="2")],
+        [part("now", '{"a"', index=0, id="1"), part("now", ": 1}", index=0, id="1")],
+    ],
+)
+def test_parts_of_one_call_are_put_together(serve, parts):
+    """Whatever servers leave out of the first, or make up anew for each."""
+    model, _ = serve(stream(*(call_event(p) for p in parts), call_event(finish="tool_calls")))
+    (call,) = sum_of(model.bind_tools([now]).stream("go")).tool_calls
+    assert (call["name"], call["args"]) == ("now", {"a": 1})
+    assert isinstance(call["id"], str)
+
+
+def test_a_call_without_a_name_is_an_error(serve):
+    """No agent could do anything with it."""
+    model, _ = serve(stream(call_event(part(None, "{}", index=0, id="1"), finish="tool_calls")))
+    with pytest.raises(ServerFailedError, match="without a name"):
+        list(model.stream("go"))
+
+
 @pytest.mark.parametrize("blank", [b"", b" \n", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("kind", ["events", "document"])
 def test_a_server_that_does_not_heed_what_was_asked_for_is_read(serve, kind, blank):

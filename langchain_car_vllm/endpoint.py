@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+_SHORTEST_KEY = 12  # what is shorter is a word that somebody gave for a key, such as `ollama`
+
 
 @dataclass(frozen=True, slots=True)
 class Parsers:
@@ -108,6 +110,11 @@ class Endpoint(Serving):
     def shown_url(self) -> str:
         """The address without a user and a password, for messages."""
         return without_credentials(self.base_url)
+
+    def without_key(self, text: str) -> str:
+        """Return what a server said without the key, which some quote where they refuse it."""
+        is_secret = self.api_key is not None and len(self.api_key) >= _SHORTEST_KEY
+        return text.replace(self.api_key or "", "***") if is_secret else text
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown_url!r}, served_model={self.served_model!r})"

@@ -4,11 +4,13 @@ import base64
 import json
 import logging
 import pickle
+import traceback
 from typing import Any
 
 import pytest
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
+from fakes.reply import Reply
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.load import dumpd, dumps, load, loads
@@ -49,6 +51,8 @@ SECRETS: dict[str, Any] = {
     "server_args": ["--hf-token", "hush-arg", "--cache-memory-mb", "64", "--auth-token=hush-arg"],
     "model_kwargs": {"extra_body": {"password": "hush-kwarg"}},
 }
+KEY = "hush-key-of-twenty-letters"
+ECHO = f"wrong key: Bearer {KEY}"
 NAMES = ("ChatVllmMlx", "VllmMlxDecisions", "VllmMlxEmbeddings", "VllmMlxReranker")
 # langchain-core before 1.8 knows no decisions.
 MODELS = [getattr(langchain_car_vllm, n) for n in NAMES if n in langchain_car_vllm.__all__]
@@ -103,6 +107,20 @@ def test_no_error_of_a_parameter_shows_a_secret(name: str, value: object):
     with pytest.raises(ConfigurationError, match=f"{name}` must be a dictionary") as caught:
         model.invoke("hi", **{name: value})
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("socket_enabled")
+@pytest.mark.parametrize("reply", [Reply(status=401, detail=ECHO), Reply(frame=(500, ECHO))])
+def test_no_error_shows_a_key_that_the_server_quotes(reply: Reply):
+    """Neither the error nor its causes, of which a traceback and a tracer show all."""
+    with Server(Dialect(served_model="m", script=lambda body: reply)) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url, api_key=KEY, max_retries=0)
+        for ask in (model.invoke, lambda text: list(model.stream(text))):
+            with pytest.raises(CarVllmError) as caught:
+                ask("hi")
+            told = "".join(traceback.format_exception(caught.value))
+            assert "wrong key" in told
+            assert KEY not in told + repr(caught.value.__dict__)
 
 
 @pytest.mark.usefixtures("socket_enabled")

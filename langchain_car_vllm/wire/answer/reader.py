@@ -315,9 +315,15 @@ class Answer:
             raise ServerFailedError("the engine failed while it was generating")
         if reason == "abort":
             raise ConnectionFailedError("the server broke the answer off: it is shutting down")
-        self.finish_reason = str(reason)
+        reason = str(reason).lower()
+        self.finish_reason = _REASONS.get(reason, reason)
         self.id = event.get("id")
         self.model = event.get("model")
+
+
+# What gateways pass on of other servers; a call that was cut off must not look whole.
+_REASONS = dict.fromkeys(("eos", "eos_token", "end_turn", "stop_sequence"), "stop")
+_REASONS |= {"max_tokens": "length", "model_length": "length", "tool_use": "tool_calls"}
 
 
 def _no_logprobs() -> InvalidRequestError:
@@ -354,8 +360,8 @@ def _usage(usage: dict[str, Any]) -> Usage:
     details = usage.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens")
     return Usage(
-        prompt=int(usage.get("prompt_tokens") or 0),
-        completion=int(usage.get("completion_tokens") or 0),
+        prompt=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
+        completion=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
         cached=None if cached is None else int(cached),
     )
 

@@ -43,12 +43,22 @@ def map_errors(
         with _as_answer_errors(endpoint, timeout):
             yield
     except AnswerError as error:
+        _hide_key(error, endpoint)
         if error.log_path is None:
             error.log_path = endpoint.log_path
         translated = translate(error) if translate else error
         if translated is error:
             raise
         raise translated from error
+
+
+def _hide_key(error: BaseException | None, endpoint: Endpoint) -> None:
+    """Take the key out of an error and its causes, which a traceback shows as well."""
+    while error is not None:
+        error.args = tuple(endpoint.without_key(a) if isinstance(a, str) else a for a in error.args)
+        if isinstance(error, AnswerError | openai.APIError):
+            error.message = endpoint.without_key(error.message)
+        error = error.__cause__
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from langchain_car_vllm.wire.errors import (
     RateLimitError,
     ServerFailedError,
 )
-from langchain_car_vllm.wire.exchange.exchange import InvalidCallWarning
+from langchain_car_vllm.wire.exchange.exchange import CutOffCallWarning, InvalidCallWarning
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 HELLO = {"choices": [{"index": 0, "delta": {"content": "hello"}}]}
@@ -139,6 +139,24 @@ def test_parts_of_one_call_are_put_together(serve, parts):
     (call,) = sum_of(model.bind_tools([now]).stream("go")).tool_calls
     assert (call["name"], call["args"]) == ("now", {"a": 1})
     assert isinstance(call["id"], str)
+
+
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "max_tokens", "model_length", "LENGTH"])
+def test_a_call_that_was_cut_off_is_none_whatever_the_server_calls_it(serve, reason):
+    """LangChain completes it otherwise, and an agent runs half a command."""
+    cut = call_event(part("now", '{"path": "/tmp/a', index=0, id="1"), finish=reason)
+    model, _ = serve(stream(cut))
+    with pytest.warns(CutOffCallWarning):
+        answer = sum_of(model.bind_tools([now]).stream("go"))
+    assert not answer.tool_calls
+    assert answer.response_metadata["finish_reason"] == "length"
+
+
+def test_tokens_are_counted_under_either_name(serve):
+    """Gateways to Anthropic's models say `input_tokens`."""
+    usage = {"choices": [], "usage": {"input_tokens": 5, "output_tokens": 2}}
+    model, _ = serve(stream(HELLO, STOP, usage))
+    assert sum_of(model.stream("go")).usage_metadata["total_tokens"] == 7
 
 
 def test_a_call_without_a_name_is_an_error(serve):

@@ -29,6 +29,7 @@ from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.placeholders import (
     UnsentContentWarning,
+    data_text,
     decode_text,
     is_inline,
     placeholder,
@@ -293,4 +294,4 @@ def _text(block: Any) -> str | None:
         return str(block["text"] or "")
     if kind == "text-plain" or str(block.get("mime_type") or "").startswith("text/"):
         return decode_text(block)
-    return None
+    return data_text(block)

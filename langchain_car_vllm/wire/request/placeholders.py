@@ -6,7 +6,9 @@ its thread would be refused forever. So the model reads what was there, and the 
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 _MOST = 200
@@ -52,6 +54,23 @@ def decode_text(block: Mapping[str, Any]) -> str | None:
         return base64.b64decode(encoded, validate=True).decode()
     except (binascii.Error, ValueError):
         return None
+
+
+def data_text(block: Mapping[str, Any]) -> str | None:
+    """Return the text of a block of data that a model can read, None for another block.
+
+    A tool's result is kept in such blocks by LangChain: `json`, `search_result` and `document`.
+    """
+    kind, source, content = (block.get(key) for key in ("type", "source", "content"))
+    if kind == "json" and "json" in block:
+        with suppress(TypeError, ValueError, RecursionError):
+            return json.dumps(block["json"], ensure_ascii=False, default=str)
+    if kind == "document" and isinstance(source, Mapping) and source.get("type") == "text":
+        return str(source.get("data") or "")
+    if kind == "search_result" and isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        return "\n".join(str(text) for text in (block.get("title"), source, *texts) if text)
+    return None
 
 
 def _fields(block: Mapping[str, Any]) -> dict[str, Any]:

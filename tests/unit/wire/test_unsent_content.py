@@ -59,6 +59,32 @@ def thread(block: dict[str, Any]) -> list[BaseMessage]:
 
 
 @pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ({"type": "json", "json": {"é": [1, None]}}, '{"é": [1, null]}'),
+        ({"type": "json", "json": {"at": Path("/a")}}, '{"at": "/a"}'),
+        ({"type": "document", "source": {"type": "text", "data": "moons"}}, "moons"),
+        (
+            {
+                "type": "search_result",
+                "title": "Mars",
+                "source": "https://example.org",
+                "content": [{"type": "text", "text": "two moons"}, {"type": "x"}],
+            },
+            "Mars\nhttps://example.org\ntwo moons",
+        ),
+    ],
+)
+def test_data_in_a_tools_result_is_read_by_the_model(serve, block, text):
+    """LangChain keeps such blocks of a tool as they are; nothing of them is left out."""
+    model, dialect = serve(Reply(text="ok"))
+    assert model.invoke(thread(block)).text == "ok"
+    assert model.invoke([HumanMessage([block])]).text == "ok"
+    assert dialect.requests[0]["messages"][2]["content"] == f"here\n{text}"
+    assert dialect.requests[1]["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize(
     ("name", "multimodal"),
     [(name, sees) for name in BLOCKS for sees in (False, True) if not (sees and "pic" in name)],
 )

@@ -13,13 +13,13 @@ from pydantic_core import from_json
 
 from langchain_car_vllm.support.printable import encodable_value
 from langchain_car_vllm.wire.answer.call_parts import CallReader
+from langchain_car_vllm.wire.answer.event_failures import failure_from, failure_of
 from langchain_car_vllm.wire.answer.sse import EventReader
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     IncompleteAnswerError,
     InvalidRequestError,
     ServerFailedError,
-    error_for_status,
 )
 
 _DONE = b"[DONE]"
@@ -275,14 +275,9 @@ class Answer:
         if usage := event.get("usage"):
             self.usage = _usage(usage)
         self._read_drafts(event.get("generation_metadata"))
-        choices = event.get("choices")
-        if not choices:
-            if (failure := _failure_of(event)) is not None:
-                raise failure
-            if choices is None and not self._streamed:
-                raise KeyError("choices")
-            return None  # the usage, or a sign of life
-        choice = choices[0]
+        choice = self._choice(event)
+        if choice is None:
+            return None
         self._read_end(event, choice)
         self._read_logprobs(choice.get("logprobs"))
         delta = (
@@ -301,6 +296,19 @@ class Answer:
             raise _no_logprobs()
         return Delta(text, thought, self._calls.read(calls) if calls else ())
 
+    def _choice(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what an event adds to the first of the answers, None for nothing."""
+        choices = event.get("choices")
+        if not choices:
+            if (failure := failure_of(event)) is not None:
+                raise failure
+            if choices is None and not self._streamed:
+                raise KeyError("choices")
+            return None  # the usage, or a sign of life
+        first = next((choice for choice in choices if not int(choice.get("index") or 0)), None)
+        # A part of another answer is for nobody; what comes whole is one, whatever its number.
+        return choices[0] if first is None and not self._streamed else first
+
     def _in_one(self, choice: dict[str, Any]) -> dict[str, Any]:
         """Return the message that some gateways send in one event, empty where it came in parts."""
         return {} if self.events else choice.get("message") or {}
@@ -311,7 +319,7 @@ class Answer:
             return
         if reason == "error":
             if event.get("error") is not None:
-                raise _failure(event["error"])
+                raise failure_from(event["error"])
             raise ServerFailedError("the engine failed while it was generating")
         if reason == "abort":
             raise ConnectionFailedError("the server broke the answer off: it is shutting down")
@@ -364,34 +372,6 @@ def _usage(usage: dict[str, Any]) -> Usage:
         completion=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
         cached=None if cached is None else int(cached),
     )
-
-
-def _failure_of(event: dict[str, Any]) -> Exception | None:
-    """Return the failure that an event without a choice tells of, in any server's form."""
-    if event.get("error") is not None:
-        return _failure(event["error"])
-    detail = event.get("detail")
-    if detail is not None:
-        return _failure(detail if isinstance(detail, dict) else {"message": detail})
-    if "error" in (event.get("object"), event.get("type")) or {"message", "code"} <= event.keys():
-        return _failure(event)
-    return None
-
-
-def _failure(error: Any) -> Exception:
-    if not isinstance(error, dict):
-        return ServerFailedError(f"the server failed: {error}")
-    text = str(error.get("message") or error.get("type") or "")
-    return error_for_status(error.get("code") or error.get("status") or _word_of(error), text)
-
-
-def _word_of(error: dict[str, Any]) -> int:
-    """Return the status that an error's type stands for, where it has no code."""
-    kind = str(error.get("type") or "").lower()
-    return next((code for word, code in _WORDS.items() if word in kind), 500)
-
-
-_WORDS = {"rate_limit": 429, "ratelimit": 429, "authentication": 401, "invalid_request": 400}
 
 
 def _excerpt(payload: bytes) -> str:

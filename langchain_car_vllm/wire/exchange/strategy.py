@@ -15,7 +15,7 @@ from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Body, Exchange
 from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
 from langchain_car_vllm.wire.exchange.structured import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.reasoning import reasoning_parameters
-from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS, logprob_fields
+from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS, logprob_fields, warn_once
 from langchain_car_vllm.wire.request.tools import (
     server_name,
     server_tools,
@@ -109,11 +109,24 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
         body["chat_template_kwargs"] = template
     if endpoint.engine == "batched" and not endpoint.managed:
         body.setdefault("logit_bias", NO_BIAS)
-    for name, value in (given.get("extra_body") or {}).items():
-        if name in _RESERVED:
-            raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")
-        body[name] = value
+    body.update(_extra_fields(given.get("extra_body") or {}))
     return body
+
+
+def _extra_fields(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of `extra_body`.
+
+    Several answers are not asked for: each would take its time, and one is read.
+
+    Raises:
+        InvalidRequestError: One of them is set by the call.
+    """
+    for name in _RESERVED:
+        if name in given:
+            raise InvalidRequestError(f"`{name}` cannot be set in `extra_body`")
+    if "n" in given:
+        warn_once("n")
+    return {name: value for name, value in given.items() if name != "n"}
 
 
 def _kept_thoughts(endpoint: Endpoint) -> dict[str, bool]:

@@ -290,4 +290,5 @@ def _hint(name: str, known: set[str]) -> str | None:
 
 def warn_once(name: str) -> None:
     """Say, the first time in this process, that the server ignores a parameter."""
-    warn_user_once(f"vllm-mlx ignores `{name}`: it has no effect on the answer")
+    instead = "; a call gives one: `batch([prompt] * 2)` gives two" if name == "n" else ""
+    warn_user_once(f"vllm-mlx ignores `{name}`: it has no effect on the answer{instead}")

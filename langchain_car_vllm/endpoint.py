@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-_SHORTEST_KEY = 12  # what is shorter is a word that somebody gave for a key, such as `ollama`
+from langchain_car_vllm.support.secret_names import secrets_of_headers, without_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,14 @@ class Endpoint(Serving):
         """The address without a user and a password, for messages."""
         return without_credentials(self.base_url)
 
-    def without_key(self, text: str) -> str:
-        """Return what a server said without the key, which some quote where they refuse it."""
-        is_secret = self.api_key is not None and len(self.api_key) >= _SHORTEST_KEY
-        return text.replace(self.api_key or "", "***") if is_secret else text
+    def without_secrets(self, text: str, headers: Mapping[str, str]) -> str:
+        """Return what a server said without the secrets that it got, and may quote in a refusal.
+
+        Args:
+            text: What it said.
+            headers: Those that were sent along with the key.
+        """
+        return without_secrets(text, {self.api_key or "", *secrets_of_headers(headers)})
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown_url!r}, served_model={self.served_model!r})"

@@ -12,13 +12,10 @@ from typing import Any
 from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import without_credentials
+from langchain_car_vllm.support.secret_names import MASK, is_secret_name
 
-MASK = "***"
 _NEVER_SHOWN = frozenset({"api_key", "default_headers", "server_env"})
-_SECRET_NAME = re.compile(r"key|token|secret|passw|credential|authorization|cookie", re.IGNORECASE)
 _QUERY = re.compile(r"([?&])([\w.\-]+)=[^&#\s]+")
-# Parameters that count tokens, and words that only contain one of those above.
-_HARMLESS = re.compile(r"tokens?_|_tokens?$|max.?tokens|tokens$|tokenizer|keep", re.IGNORECASE)
 
 
 def masked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +66,7 @@ def _mask_named(name: str, value: Any) -> Any:
         return None
     if name == "extra_headers":
         return _masked_headers(value)
-    return MASK if _is_secret(name) else mask(value)
+    return MASK if is_secret_name(name) else mask(value)
 
 
 def _masked_headers(value: Any) -> Any:
@@ -86,7 +83,7 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
             found.append(MASK)
             is_value = False
             continue
-        is_secret = argument.startswith("-") and _is_secret(name)
+        is_secret = argument.startswith("-") and is_secret_name(name)
         is_value = is_secret and not mark
         found.append(f"{name}={MASK}" if is_secret and mark else _masked_text(argument))
     return found
@@ -95,13 +92,9 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
 def _masked_text(text: str) -> str:
     """Return a text without the user and password of an address and the secrets in its query."""
     return _QUERY.sub(
-        lambda found: found[0] if not _is_secret(found[2]) else f"{found[1]}{found[2]}={MASK}",
+        lambda found: found[0] if not is_secret_name(found[2]) else f"{found[1]}{found[2]}={MASK}",
         without_credentials(text),
     )
-
-
-def _is_secret(name: str) -> bool:
-    return bool(_SECRET_NAME.search(name)) and not _HARMLESS.search(name)
 
 
 def _masked_command(value: Any) -> Any:

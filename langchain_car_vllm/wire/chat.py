@@ -15,6 +15,7 @@ from collections.abc import (
     Iterator,
 )
 from contextlib import (
+    AbstractContextManager,
     AsyncExitStack,
     ExitStack,
     aclosing,
@@ -107,6 +108,10 @@ class WireChat(CountingChat):
             headers=given.get("extra_headers"),
             prompt_limit=self._limit(given),
         )
+
+    def _map_errors(self, attempt: Attempt, terms: Terms) -> AbstractContextManager[None]:
+        headers = {**dict(self.address.headers), **(terms.headers or {})}
+        return map_errors(self.endpoint, terms.clock.timeout, attempt.explain, headers=headers)
 
     def _answer_end(self, exchange: Exchange, terms: Terms) -> AnswerEnd:
         return add_times(exchange.answer_end(), terms.clock.stopwatch, self.endpoint.draft)
@@ -202,7 +207,7 @@ class WireChat(CountingChat):
     def _deltas(self, exchange: Exchange, terms: Terms) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with forgiven(attempt), map_errors(self.endpoint, terms.clock.timeout, attempt.explain):
+            with forgiven(attempt), self._map_errors(attempt, terms):
                 while True:
                     try:
                         yield from self._answer(attempt, terms)
@@ -238,7 +243,7 @@ class WireChat(CountingChat):
     async def _adeltas(self, exchange: Exchange, terms: Terms) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with forgiven(attempt), map_errors(self.endpoint, terms.clock.timeout, attempt.explain):
+            with forgiven(attempt), self._map_errors(attempt, terms):
                 while True:
                     try:
                         async with aclosing(self._aanswer(attempt, terms)) as deltas:

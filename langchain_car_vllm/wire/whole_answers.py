@@ -1,6 +1,7 @@
 """Answers that come whole, such as vectors and scores. Importing this module imports openai."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
@@ -40,7 +41,7 @@ class WholeAnswers:
         clients = sync_clients(self._address, self.endpoint.is_ours)
         clock = Clock(self.endpoint, self._timeout, total=True)
         answer = bytearray()
-        with map_errors(self.endpoint, self._timeout), clients.borrow() as http:
+        with self._map_errors(), clients.borrow() as http:
             request = self._request(path, body, clock)
             with open_stream(http, request, clock.deadline) as parts:
                 for part in parts:
@@ -53,7 +54,7 @@ class WholeAnswers:
         clients = await LoopClients(self._address, self.endpoint.is_ours).current()
         clock = Clock(self.endpoint, self._timeout, total=True)
         answer = bytearray()
-        with map_errors(self.endpoint, self._timeout):
+        with self._map_errors():
             async with clients.borrow() as http:
                 request = self._request(path, body, clock)
                 async with aopen_stream(http, request, clock.deadline) as parts:
@@ -61,6 +62,9 @@ class WholeAnswers:
                         clock.check(0)
                         _add(answer, part)
         return answer
+
+    def _map_errors(self) -> AbstractContextManager[None]:
+        return map_errors(self.endpoint, self._timeout, headers=dict(self._address.headers))
 
     def _request(self, path: str, body: Mapping[str, Any], clock: Clock) -> httpx2.Request:
         named = {"model": self.endpoint.served_model, **body}

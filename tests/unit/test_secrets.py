@@ -1,18 +1,22 @@
 """Secrets: in no message, dump, trace or cache key; a stranger's model takes none."""
 
+import asyncio
 import base64
 import json
 import logging
 import pickle
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from fakes.reply import Reply
+from fakes.response_format import Response
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.documents import Document
 from langchain_core.load import dumpd, dumps, load, loads
 from langchain_core.runnables import (
     ConfigurableField,
@@ -23,7 +27,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.configurable import RunnableConfigurableFields
 
 import langchain_car_vllm
-from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -109,18 +113,61 @@ def test_no_error_of_a_parameter_shows_a_secret(name: str, value: object):
     assert "hush" not in str(caught.value)
 
 
+HOLDERS: list[dict[str, Any]] = [
+    {"api_key": KEY},
+    {"default_headers": {"X-Gateway-Key": KEY}},
+    {"default_headers": {"Authorization": f"Bearer {KEY}"}},
+    {"default_headers": {"Cookie": f"session={KEY}; theme=dark"}},
+    {"model_kwargs": {"extra_headers": {"x-session-token": KEY}}},
+]
+
+
+def _told_by(ask: Callable[[], Any]) -> str:
+    """Return all that the error of a call shows of itself and its causes."""
+    with pytest.raises(CarVllmError) as caught:
+        ask()
+    return "".join(traceback.format_exception(caught.value)) + repr(caught.value.__dict__)
+
+
 @pytest.mark.usefixtures("socket_enabled")
+@pytest.mark.parametrize("held", HOLDERS, ids=str)
 @pytest.mark.parametrize("reply", [Reply(status=401, detail=ECHO), Reply(frame=(500, ECHO))])
-def test_no_error_shows_a_key_that_the_server_quotes(reply: Reply):
+def test_no_error_shows_a_secret_that_the_server_quotes(reply: Reply, held: dict[str, Any]):
     """Neither the error nor its causes, of which a traceback and a tracer show all."""
     with Server(Dialect(served_model="m", script=lambda body: reply)) as server:
-        model = ChatVllmMlx(model="m", base_url=server.base_url, api_key=KEY, max_retries=0)
-        for ask in (model.invoke, lambda text: list(model.stream(text))):
-            with pytest.raises(CarVllmError) as caught:
-                ask("hi")
-            told = "".join(traceback.format_exception(caught.value))
+        model = ChatVllmMlx(model="m", base_url=server.base_url, max_retries=0, **held)
+        asks: list[Callable[[], Any]] = [
+            lambda: model.invoke("hi"),
+            lambda: list(model.stream("hi")),
+            lambda: asyncio.run(model.ainvoke("hi")),
+        ]
+        for ask in asks:
+            told = _told_by(ask)
             assert "wrong key" in told
-            assert KEY not in told + repr(caught.value.__dict__)
+            assert KEY not in told
+
+
+class Echo(Dialect):
+    """A gateway that answers every request with the headers that it got."""
+
+    def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
+        """Refuse a request."""
+        return Response(401, json.dumps({"detail": f"refused: {dict(headers)}"}).encode())
+
+
+@pytest.mark.usefixtures("socket_enabled")
+@pytest.mark.parametrize("held", HOLDERS[:-1], ids=str)
+def test_no_refusal_shows_a_secret_to_whom_asks_something_else(held: dict[str, Any]):
+    """Vectors, scores and the list of models go other ways than answers."""
+    documents = [Document("x"), Document("y")]
+    with Server(Echo()) as server:
+        given = {"base_url": server.base_url, **held}
+        told = [
+            _told_by(lambda: VllmMlxEmbeddings("m", **given).embed_query("hi")),
+            _told_by(lambda: VllmMlxReranker("m", **given).compress_documents(documents, "hi")),
+            _told_by(lambda: ChatVllmMlx("m", **given, validate_model_on_init=True)),
+        ]
+    assert all("refused: " in text and KEY not in text for text in told)
 
 
 @pytest.mark.usefixtures("socket_enabled")

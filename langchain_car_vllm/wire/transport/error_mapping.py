@@ -1,7 +1,7 @@
 """Where the SDK's and the transport's exceptions become ours."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -31,6 +31,8 @@ def map_errors(
     endpoint: Endpoint,
     timeout: float | None,
     translate: Callable[[AnswerError], Exception] | None = None,
+    *,
+    headers: Mapping[str, str],
 ) -> Iterator[None]:
     """Raise what goes wrong inside as an `AnswerError` with the server's text and its log.
 
@@ -38,12 +40,13 @@ def map_errors(
         endpoint: Who was asked.
         timeout: The request's limit in seconds, for the message.
         translate: Turns the error into the one that the user gets.
+        headers: What was sent along: an error shows none of the secrets in it.
     """
     try:
         with _as_answer_errors(endpoint, timeout):
             yield
     except AnswerError as error:
-        _hide_key(error, endpoint)
+        _hide_secrets(error, endpoint, headers)
         if error.log_path is None:
             error.log_path = endpoint.log_path
         translated = translate(error) if translate else error
@@ -52,12 +55,17 @@ def map_errors(
         raise translated from error
 
 
-def _hide_key(error: BaseException | None, endpoint: Endpoint) -> None:
-    """Take the key out of an error and its causes, which a traceback shows as well."""
+def _hide_secrets(
+    error: BaseException | None, endpoint: Endpoint, headers: Mapping[str, str]
+) -> None:
+    """Take the secrets out of an error and its causes, which a traceback shows as well."""
     while error is not None:
-        error.args = tuple(endpoint.without_key(a) if isinstance(a, str) else a for a in error.args)
+        error.args = tuple(
+            endpoint.without_secrets(said, headers) if isinstance(said, str) else said
+            for said in error.args
+        )
         if isinstance(error, AnswerError | openai.APIError):
-            error.message = endpoint.without_key(error.message)
+            error.message = endpoint.without_secrets(error.message, headers)
         error = error.__cause__
 
 

@@ -147,7 +147,7 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
         ) from error
     found = _object(response.body)
     if response.status != HTTPStatus.OK:
-        text = endpoint.without_key(_complaint_in(found or {}))
+        text = endpoint.without_secrets(_complaint_in(found or {}), dict(headers))
         refused = error_for_status(response.status, text)
         if response.status == HTTPStatus.NOT_FOUND:
             refused.hint = hint_for_path(endpoint.shown_url, text)

@@ -160,7 +160,7 @@ def test_a_connection_that_times_out_is_that_of_a_dead_server(
 
     endpoint = dataclasses.replace(ENDPOINT, managed=managed)
     kind = errors.ConnectionFailedError if is_replayed else errors.RequestTimeoutError
-    with pytest.raises(kind) as caught, map_errors(endpoint, timeout):
+    with pytest.raises(kind) as caught, map_errors(endpoint, timeout, headers={}):
         connect()
     assert getattr(caught.value, "refused", False) is is_replayed
 

@@ -211,7 +211,7 @@ def run(exchange: Exchange, answers: list[list[bytes]]) -> None:
     left = iter(answers)
     for attempt in exchange.attempts():
         assert complaint_about(json.loads(json.dumps(attempt.body))) is None
-        with map_errors(ENDPOINT, None, attempt.failed):
+        with map_errors(ENDPOINT, None, attempt.failed, headers={}):
             for part in next(left):
                 found += attempt.feed(part)
                 if attempt.done:
@@ -311,7 +311,7 @@ def test_any_refusal_is_a_typed_error(complaint, status, retry_after):
     response = httpx2.Response(
         status, headers=headers, content=content, request=httpx2.Request("POST", "http://x/v1")
     )
-    with pytest.raises(CarVllmError) as caught, map_errors(ENDPOINT, None):
+    with pytest.raises(CarVllmError) as caught, map_errors(ENDPOINT, None, headers={}):
         raise _refusal(response, content)
     str(caught.value).encode()
     answer = Answer(streamed=True)

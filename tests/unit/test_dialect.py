@@ -32,5 +32,7 @@ def test_the_files_and_the_tests_exist():
         for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))
     }
     for _, _, _, where, test in rows():
-        assert (ROOT / "langchain_car_vllm" / where.strip("`")).is_file(), where
+        files = re.findall(r"`([^`]+)`", where)
+        assert files, where
+        assert all((ROOT / "langchain_car_vllm" / file).is_file() for file in files), where
         assert test.strip("`") in tests, test

@@ -202,7 +202,7 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
         current: dict[str, Any] = dict(self.profile or {})
         chosen = {k: v for k, v in current.items() if (k, v) not in provisional}
         full = self._known_profile(read_files=self.base_url is None)
-        self.profile = cast("ModelProfile", {**full, **chosen})
+        self._set_unchecked("profile", {**full, **chosen})
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
         total: dict[str, int] = {}

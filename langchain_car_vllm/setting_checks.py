@@ -12,6 +12,12 @@ from langchain_car_vllm.support.printable import encodable, format_value
 from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
+EXAMPLE = (
+    "name one, such as `mlx-community/Qwen3-4B-4bit`; `car-vllm recommend` names those that fit "
+    "this machine"
+)
+"""What to do where no model is named."""
+
 _REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
 _PLAIN_URL = re.compile(r"\w+://[A-Za-z0-9._~-]+(:\d+)?(/[A-Za-z0-9._~-]+)*/*", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./\-]*")

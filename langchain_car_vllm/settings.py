@@ -1,23 +1,20 @@
 """What a user can set: the server of a model, and the answers of a chat model."""
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     FieldSerializationInfo,
-    PrivateAttr,
     SecretStr,
-    ValidationError,
     field_serializer,
     model_validator,
 )
 
 from langchain_car_vllm import environment
+from langchain_car_vllm.checked_fields import CheckedFields
 from langchain_car_vllm.connection import Target
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.endpoint import Endpoint, without_credentials
@@ -26,19 +23,17 @@ from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.adapter import adapter_name, adapter_source
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
-from langchain_car_vllm.models.ids import anchor_path, written
+from langchain_car_vllm.models.ids import anchor_path
 from langchain_car_vllm.models.speculation import MTP
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.server.spec import Kind, ServerSpec
 from langchain_car_vllm.setting_checks import (
+    EXAMPLE,
     check_endpoint,
     check_positive,
     check_revision,
     check_server,
-    check_texts,
     checked_url,
-    configuration_error,
-    encoding_error,
     endpoint_key,
     warn_of_no_effect,
 )
@@ -47,26 +42,18 @@ from langchain_car_vllm.wire.reasoning import Reasoning
 from langchain_car_vllm.wire.request import parameters
 from langchain_car_vllm.wire.transport.remote import check_served
 
-_EXAMPLE = (
-    "name one, such as `mlx-community/Qwen3-4B-4bit`; `car-vllm recommend` names those that fit "
-    "this machine"
-)
-
 # Read now: a model may be constructed on an event loop, where no file may be read.
 catalog()
 
 
-class ServerFields(BaseModel):
+class ServerFields(CheckedFields):
     """A model and the server that serves it: configuration only, no client, port or process.
 
     Construction reads local files at most, on an event loop not even those; it never uses the
     network and starts nothing.
     """
 
-    # What is only inherited from is never validated by, and its schema takes milliseconds to build.
-    model_config = ConfigDict(
-        arbitrary_types_allowed=True, protected_namespaces=(), defer_build=True
-    )
+    model_config = ConfigDict(defer_build=True)
 
     model: str
     """Catalog name, Hub repository or local directory."""
@@ -97,37 +84,8 @@ class ServerFields(BaseModel):
     default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
     """Sent with every request; never serialised, since they may hold a key."""
 
-    _has_unread_files: bool = PrivateAttr(default=False)
     _wire: ClassVar[str]
     """The module that talks to the server; only calls import it."""
-
-    def __init__(self, model: str | os.PathLike[str] | None = None, /, **given: Any) -> None:
-        if model is not None:
-            if "model" in given:
-                raise ConfigurationError("`model` is named twice", hint="name it once")
-            given["model"] = model
-        for name in ("model", "adapter", "draft"):
-            if isinstance(given.get(name), os.PathLike):
-                given[name] = written(given[name])
-        check_texts(given)
-        parameters.check_names(given, type(self).model_fields)
-        if "model" not in given:
-            raise ConfigurationError("`model` is missing", hint=_EXAMPLE)
-        try:
-            super().__init__(**given)
-        except ValidationError as error:
-            raise configuration_error(error) from None
-        except UnicodeEncodeError:
-            raise encoding_error("a setting") from None
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; what is changed in it is checked as in a constructor."""
-        copied = super().model_copy(deep=deep)
-        if update:
-            given = {k: v for k, v in vars(copied).items() if k in type(self).model_fields}
-            ServerFields.__init__(copied, **{**given, **update})
-            copied.__pydantic_fields_set__ = self.model_fields_set | update.keys()
-        return copied
 
     @field_serializer("base_url", "server_args", "extra_body", "model_kwargs", check_fields=False)
     def _serialize_masked(self, value: Any, info: FieldSerializationInfo) -> Any:
@@ -140,7 +98,7 @@ class ServerFields(BaseModel):
     @model_validator(mode="after")
     def _check_connection(self) -> Self:
         if not self.model.strip():
-            raise ConfigurationError("`model` is empty", hint=_EXAMPLE)
+            raise ConfigurationError("`model` is empty", hint=EXAMPLE)
         if self.base_url is not None:
             self.base_url = checked_url(self.base_url)
         else:

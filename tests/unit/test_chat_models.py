@@ -12,17 +12,27 @@ from typing import Any
 
 import httpx2
 import pytest
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.load import dumpd, load
 
+import langchain_car_vllm
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnknownModelError
 from langchain_car_vllm.setting_checks import endpoint_url
+from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.wire.request import parameters
 
 MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
+CLASSES = [
+    found
+    for name in langchain_car_vllm.__all__
+    if isinstance(found := getattr(langchain_car_vllm, name), type)
+    and issubclass(found, ServerFields)
+]
 
 
 def _refused(match: str, **fields: Any) -> CarVllmError:
@@ -31,7 +41,103 @@ def _refused(match: str, **fields: Any) -> CarVllmError:
     with pytest.raises(ConfigurationError) as of_copy:
         ChatVllmMlx(model=MODEL).model_copy(update=fields)
     assert str(of_copy.value) == str(caught.value)
+    if len(fields) == 1:
+        assert str(_assigned_wrongly(ChatVllmMlx(model=MODEL), *fields.items())) == str(
+            caught.value
+        )
     return caught.value
+
+
+def _assigned_wrongly(model: ServerFields, field: tuple[str, Any]) -> CarVllmError:
+    """Return the error of an assignment, which leaves all as it was."""
+    before = pickle.dumps(model)
+    with pytest.raises(ConfigurationError) as caught:
+        setattr(model, *field)
+    assert pickle.dumps(model) == before
+    return caught.value
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", ""),
+        ("model", 5),
+        ("model", "nonsense"),
+        ("base_url", "nonsense"),
+        ("api_key", 5),
+        ("api_key", "a\nb"),
+        ("timeout", "x"),
+        ("keep_alive", "soon"),
+        ("server_args", ["--port", "1"]),
+        ("default_headers", {"a b": "c"}),
+        ("nonsense", 1),
+        ("num_ctx", 1),
+    ],
+)
+def test_an_assignment_is_checked_as_a_constructor_is(cls, name, value):
+    """It ended without a type, or went unseen, in the next call; what was set before stays."""
+    with pytest.raises(ConfigurationError) as caught:
+        cls(**{"model": MODEL, name: value})
+    assert str(_assigned_wrongly(cls(MODEL), (name, value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_is_assigned_is_read_as_in_a_constructor(cls, tmp_path: Path, monkeypatch):
+    """A path is anchored, a key is no longer shown, an address loses its last slash."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text('{"model_type": "qwen3"}')
+    monkeypatch.chdir(tmp_path)
+    model, same = cls(MODEL), cls(MODEL)
+    model.model = Path("other")
+    assert model.model == cls(Path("other")).model == str(tmp_path / "other")
+    model.base_url = "http://127.0.0.1:9/v1/"
+    model.api_key = "hush\n"
+    assert model.base_url == "http://127.0.0.1:9/v1"
+    assert model.api_key.get_secret_value() == "hush"
+    assert "hush" not in repr(model)
+    assert model.model_fields_set >= {"model", "base_url", "api_key"}
+    assert same == cls(MODEL)
+
+
+def test_an_assigned_model_has_its_own_profile():
+    """The former one's was kept; what the user sets goes over what is known."""
+    model = ChatVllmMlx(MODEL, profile={"max_input_tokens": 7})
+    other = "mlx-community/Qwen3-4B-4bit"
+    model.temperature = 0.5
+    assert model.profile["max_input_tokens"] == 7
+    model.model = other
+    assert model.profile == ChatVllmMlx(other).profile
+    model.profile = {"max_input_tokens": 9}
+    assert model.profile == ChatVllmMlx(other, profile={"max_input_tokens": 9}).profile
+
+
+def test_what_langchain_assigns_is_its_own():
+    """It may be of any kind, and costs nothing; a subclass may assign while it is made."""
+
+    class Own(ChatVllmMlx):
+        label: str = ""
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.label = "mine"
+
+    model = Own(model=MODEL)
+    handlers: Any = object()
+    model.callbacks = handlers
+    assert model.callbacks is handlers
+    assert model.label == "mine"
+
+
+def test_an_assignment_asks_nobody(socket_enabled: None):
+    """`validate_model_on_init` is about construction."""
+    with Server(Dialect("m")) as server:
+        model = ChatVllmMlx("m", base_url=server.base_url, validate_model_on_init=True)
+        asked = len(server.dialect.paths)
+        model.temperature = 0.5
+        model.model = "other"
+        assert len(server.dialect.paths) == asked > 0
+    assert model.validate_model_on_init
 
 
 def test_an_unknown_model_id_names_the_nearest_ones():

@@ -41,6 +41,7 @@ from langchain_car_vllm.decisions.prompts import (
     messages_for_box,
     shares_of,
 )
+from langchain_car_vllm.decisions.request_type import DecisionRequest
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -111,6 +112,11 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
     @property
     def _provider(self) -> str:
         return PROVIDER
+
+    @property
+    def InputType(self) -> Any:  # noqa: N802 - LangChain's name
+        """The type of what is asked, from which schemas are made."""
+        return DecisionRequest
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         asking = self._asking(state, questions)

@@ -1,10 +1,12 @@
 """`Endpoint`: address, key and facts of a ready server."""
 
+import base64
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 from langchain_car_vllm.support.secret_names import secrets_of_headers, without_secrets
 
@@ -118,7 +120,16 @@ class Endpoint(Serving):
             text: What it said.
             headers: Those that were sent along with the key.
         """
-        return without_secrets(text, {self.api_key or "", *secrets_of_headers(headers)})
+        sent = {self.api_key or "", *secrets_of_headers(headers), *self._credentials()}
+        return without_secrets(text, sent)
+
+    def _credentials(self) -> set[str]:
+        """Return the password in the address, and what is sent of it."""
+        parts = urlsplit(self.base_url)
+        if not parts.password:
+            return set()
+        user, password = unquote(parts.username or ""), unquote(parts.password)
+        return {parts.password, password, base64.b64encode(f"{user}:{password}".encode()).decode()}
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown_url!r}, served_model={self.served_model!r})"

@@ -56,6 +56,7 @@ SECRETS: dict[str, Any] = {
     "model_kwargs": {"extra_body": {"password": "hush-kwarg"}},
 }
 KEY = "hush-key-of-twenty-letters"
+BASIC = base64.b64encode(f"user:{KEY}".encode()).decode()
 ECHO = f"wrong key: Bearer {KEY}"
 NAMES = ("ChatVllmMlx", "VllmMlxDecisions", "VllmMlxEmbeddings", "VllmMlxReranker")
 # langchain-core before 1.8 knows no decisions.
@@ -118,8 +119,17 @@ HOLDERS: list[dict[str, Any]] = [
     {"default_headers": {"X-Gateway-Key": KEY}},
     {"default_headers": {"Authorization": f"Bearer {KEY}"}},
     {"default_headers": {"Cookie": f"session={KEY}; theme=dark"}},
+    {"password": KEY},
     {"model_kwargs": {"extra_headers": {"x-session-token": KEY}}},
 ]
+
+
+def _settings_of(server: Server, held: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that hold a secret; a password stands in the address."""
+    found = {"base_url": server.base_url, **held}
+    if password := found.pop("password", None):
+        found["base_url"] = found["base_url"].replace("://", f"://user:{password}@")
+    return found
 
 
 def _told_by(ask: Callable[[], Any]) -> str:
@@ -135,7 +145,7 @@ def _told_by(ask: Callable[[], Any]) -> str:
 def test_no_error_shows_a_secret_that_the_server_quotes(reply: Reply, held: dict[str, Any]):
     """Neither the error nor its causes, of which a traceback and a tracer show all."""
     with Server(Dialect(served_model="m", script=lambda body: reply)) as server:
-        model = ChatVllmMlx(model="m", base_url=server.base_url, max_retries=0, **held)
+        model = ChatVllmMlx(model="m", max_retries=0, **_settings_of(server, held))
         asks: list[Callable[[], Any]] = [
             lambda: model.invoke("hi"),
             lambda: list(model.stream("hi")),
@@ -161,13 +171,14 @@ def test_no_refusal_shows_a_secret_to_whom_asks_something_else(held: dict[str, A
     """Vectors, scores and the list of models go other ways than answers."""
     documents = [Document("x"), Document("y")]
     with Server(Echo()) as server:
-        given = {"base_url": server.base_url, **held}
+        given = _settings_of(server, held)
         told = [
             _told_by(lambda: VllmMlxEmbeddings("m", **given).embed_query("hi")),
             _told_by(lambda: VllmMlxReranker("m", **given).compress_documents(documents, "hi")),
             _told_by(lambda: ChatVllmMlx("m", **given, validate_model_on_init=True)),
         ]
     assert all("refused: " in text and KEY not in text for text in told)
+    assert not any(BASIC in text for text in told)
 
 
 @pytest.mark.usefixtures("socket_enabled")

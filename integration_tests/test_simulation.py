@@ -2,9 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import mean, median
+from typing import NamedTuple
 
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -15,6 +18,7 @@ from benchmarks.simulate import (
     Router,
     Server,
     Simulation,
+    Step,
     Turn,
     Workload,
     draw,
@@ -37,43 +41,61 @@ def question(number: int, words: float) -> HumanMessage:
     return HumanMessage(f"{number}: a long story about" + " sea" * max(1, round(words)))
 
 
-def answer(
-    model: ChatVllmMlx, history: list[BaseMessage], tokens: float
-) -> tuple[AIMessage, float]:
-    """Return the answer, and the seconds until its first token."""
+class Said(NamedTuple):
+    """An answer.
+
+    Attributes:
+        message: Its text.
+        tokens: How many it has, which may be fewer than were asked for.
+        first: Seconds until its first token.
+        rest: Seconds from there to its end.
+    """
+
+    message: AIMessage
+    tokens: int
+    first: float
+    rest: float
+
+
+def answer(model: ChatVllmMlx, history: list[BaseMessage], tokens: float) -> Said:
+    """Return what a model says."""
     began, first, whole = time.monotonic(), 0.0, None
     for chunk in model.stream(history, max_tokens=max(1, round(tokens))):
         first = first or time.monotonic() - began
         whole = chunk if whole is None else whole + chunk
     assert whole is not None
-    return AIMessage(whole.text), first
+    assert whole.usage_metadata is not None
+    rest = time.monotonic() - began - first
+    return Said(AIMessage(whole.text), whole.usage_metadata["output_tokens"], first, rest)
 
 
 def measure(models: list[ChatVllmMlx]) -> Rates:
     """Return the rates of one server while the other works as well, in the simulation's tokens."""
 
-    def ask(model: ChatVllmMlx, number: int) -> tuple[float, float]:
-        began = time.monotonic()
-        _, first = answer(model, [question(number, WORKLOAD.prompt)], 2 * WORKLOAD.answer)
-        return first, time.monotonic() - began - first
+    def ask(model: ChatVllmMlx, number: int) -> Said:
+        return answer(model, [question(number, WORKLOAD.prompt)], 2 * WORKLOAD.answer)
 
     numbers = range(1000, 1000 + MEASURED * SERVERS)
     with ThreadPoolExecutor(SERVERS) as pool:
         found = list(pool.map(ask, [models[n % SERVERS] for n in numbers], numbers))
-    prefill = median(first for first, _ in found)
-    decode = median(rest for _, rest in found)
-    return Rates(WORKLOAD.prompt / prefill, 2 * WORKLOAD.answer / decode, seats=1)
+    return Rates(WORKLOAD.prompt / median(said.first for said in found), rate_of(found), seats=1)
+
+
+def rate_of(answers: Iterable[Said]) -> float:
+    """Return how many tokens of an answer a second brings."""
+    said = list(answers)
+    return sum(each.tokens for each in said) / sum(each.rest for each in said)
 
 
 class Run:
     """Conversations that go to real servers, as the simulation's do.
 
     Attributes:
-        waits: Seconds until the first token of each turn.
+        answers: Those of each conversation.
     """
 
     def __init__(self, models: list[ChatVllmMlx], router: Router) -> None:
-        self.waits: list[float] = []
+        self.answers: defaultdict[int, list[Said]] = defaultdict(list)
         self._models = models
         self._router = router
         self._servers = [Server(number) for number in range(len(models))]
@@ -91,18 +113,32 @@ class Run:
             with self._lock:
                 server = self._router(Turn(one.number, 0.0, 0.0, one.steps[place:]), self._servers)
                 server.live += 1
-            said, first = answer(self._models[server.number], history, step.answer)
-            history.append(said)
+            said = answer(self._models[server.number], history, step.answer)
+            history.append(said.message)
             with self._lock:
                 server.live -= 1
-                self.waits.append(first)
+                self.answers[one.number].append(said)
+
+    def as_held(self, one: Conversation) -> Conversation:
+        """Return a conversation with answers as long as they were: a model may say less."""
+        answers = self.answers[one.number]
+        steps = zip(one.steps, answers, strict=True)
+        return replace(one, steps=tuple(_shortened(step, said) for step, said in steps))
+
+
+def _shortened(step: Step, said: Said) -> Step:
+    return replace(step, answer=said.tokens)
 
 
 @pytest.mark.parametrize("make", [round_robin, prefix_affine], ids=["round robin", "affine"])
 def test_two_servers_wait_as_simulated(
     chat: Chat, fast_cpu: dict[str, str], make: Callable[[], Router]
 ):
-    """The mean wait for a first token is that of the simulation, whose rates were measured here."""
+    """The mean wait for a first token is that of the simulation, whose rates were measured here.
+
+    A server works faster while the other has nothing to do, and a model may end an answer early. So
+    what a second brings, and how long answers are, is taken from the conversations themselves.
+    """
     one_core = {"OPENBLAS_NUM_THREADS": "1"}
     models = [
         chat(
@@ -114,12 +150,14 @@ def test_two_servers_wait_as_simulated(
         model.invoke("Hello")
     rates = measure(models)
     conversations = draw(CONVERSATIONS, SERVERS, WORKLOAD, rates, SEED)
-    simulation = Simulation(SERVERS, make(), rates)
-    simulation.run(conversations)
     run = Run(models, make())
     with ThreadPoolExecutor(CONVERSATIONS) as pool:
         list(pool.map(run.hold, conversations))
-    assert len(run.waits) == len(simulation.waits)
-    real, simulated = mean(run.waits), mean(simulation.waits)
-    print(f"{rates}: {len(run.waits)} turns, mean wait {real:.2f} s, simulated {simulated:.2f} s")
+    answers = [said for each in run.answers.values() for said in each]
+    rates = replace(rates, decode=rate_of(answers))
+    simulation = Simulation(SERVERS, make(), rates)
+    simulation.run([run.as_held(one) for one in conversations])
+    assert len(answers) == len(simulation.waits)
+    real, simulated = mean(said.first for said in answers), mean(simulation.waits)
+    print(f"{rates}: {len(answers)} turns, mean wait {real:.2f} s, simulated {simulated:.2f} s")
     assert LEAST * simulated < real < MOST * simulated

@@ -298,7 +298,9 @@ class Answer:
 
     def _choice(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """Return what an event adds to the first of the answers, None for nothing."""
-        choices = event.get("choices")
+        choices: list[dict[str, Any]] | None = event.get("choices")
+        if choices and not choices[0].get("index"):
+            return choices[0]  # as nearly every event is
         if not choices:
             if (failure := failure_of(event)) is not None:
                 raise failure

@@ -160,6 +160,7 @@ FOREIGN_SETTINGS = {
     "messages",
     "stream_mode",
     "streams_tool_calls",
+    "update",
     "valid_namespaces",
 }
 

@@ -8,136 +8,15 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
-from fakes.dialect import Dialect
-from fakes.dialect_server import Server
-from hypothesis import given
-from hypothesis import strategies as st
 from langchain_core.load import dumpd, load
+from unit.refusals import MODEL, refused
 
-import langchain_car_vllm
-from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.durations import seconds
-from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnknownModelError
-from langchain_car_vllm.setting_checks import endpoint_url
-from langchain_car_vllm.settings import ServerFields
+from langchain_car_vllm.errors import ConfigurationError, UnknownModelError
 from langchain_car_vllm.wire.request import parameters
-
-MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
-CLASSES = [
-    found
-    for name in langchain_car_vllm.__all__
-    if isinstance(found := getattr(langchain_car_vllm, name), type)
-    and issubclass(found, ServerFields)
-]
-
-
-def _refused(match: str, **fields: Any) -> CarVllmError:
-    with pytest.raises(ConfigurationError, match=match) as caught:
-        ChatVllmMlx(**{"model": MODEL, **fields})
-    with pytest.raises(ConfigurationError) as of_copy:
-        ChatVllmMlx(model=MODEL).model_copy(update=fields)
-    assert str(of_copy.value) == str(caught.value)
-    if len(fields) == 1:
-        assert str(_assigned_wrongly(ChatVllmMlx(model=MODEL), *fields.items())) == str(
-            caught.value
-        )
-    return caught.value
-
-
-def _assigned_wrongly(model: ServerFields, field: tuple[str, Any]) -> CarVllmError:
-    """Return the error of an assignment, which leaves all as it was."""
-    before = pickle.dumps(model)
-    with pytest.raises(ConfigurationError) as caught:
-        setattr(model, *field)
-    assert pickle.dumps(model) == before
-    return caught.value
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("model", ""),
-        ("model", 5),
-        ("model", "nonsense"),
-        ("base_url", "nonsense"),
-        ("api_key", 5),
-        ("api_key", "a\nb"),
-        ("timeout", "x"),
-        ("keep_alive", "soon"),
-        ("server_args", ["--port", "1"]),
-        ("default_headers", {"a b": "c"}),
-        ("nonsense", 1),
-        ("num_ctx", 1),
-    ],
-)
-def test_an_assignment_is_checked_as_a_constructor_is(cls, name, value):
-    """It ended without a type, or went unseen, in the next call; what was set before stays."""
-    with pytest.raises(ConfigurationError) as caught:
-        cls(**{"model": MODEL, name: value})
-    assert str(_assigned_wrongly(cls(MODEL), (name, value))) == str(caught.value)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_what_is_assigned_is_read_as_in_a_constructor(cls, tmp_path: Path, monkeypatch):
-    """A path is anchored, a key is no longer shown, an address loses its last slash."""
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/config.json").write_text('{"model_type": "qwen3"}')
-    monkeypatch.chdir(tmp_path)
-    model, same = cls(MODEL), cls(MODEL)
-    model.model = Path("other")
-    assert model.model == cls(Path("other")).model == str(tmp_path / "other")
-    model.base_url = "http://127.0.0.1:9/v1/"
-    model.api_key = "hush\n"
-    assert model.base_url == "http://127.0.0.1:9/v1"
-    assert model.api_key.get_secret_value() == "hush"
-    assert "hush" not in repr(model)
-    assert model.model_fields_set >= {"model", "base_url", "api_key"}
-    assert same == cls(MODEL)
-
-
-def test_an_assigned_model_has_its_own_profile():
-    """The former one's was kept; what the user sets goes over what is known."""
-    model = ChatVllmMlx(MODEL, profile={"max_input_tokens": 7})
-    other = "mlx-community/Qwen3-4B-4bit"
-    model.temperature = 0.5
-    assert model.profile["max_input_tokens"] == 7
-    model.model = other
-    assert model.profile == ChatVllmMlx(other).profile
-    model.profile = {"max_input_tokens": 9}
-    assert model.profile == ChatVllmMlx(other, profile={"max_input_tokens": 9}).profile
-
-
-def test_what_langchain_assigns_is_its_own():
-    """It may be of any kind, and costs nothing; a subclass may assign while it is made."""
-
-    class Own(ChatVllmMlx):
-        label: str = ""
-
-        def __init__(self, **given: Any) -> None:
-            super().__init__(**given)
-            self.label = "mine"
-
-    model = Own(model=MODEL)
-    handlers: Any = object()
-    model.callbacks = handlers
-    assert model.callbacks is handlers
-    assert model.label == "mine"
-
-
-def test_an_assignment_asks_nobody(socket_enabled: None):
-    """`validate_model_on_init` is about construction."""
-    with Server(Dialect("m")) as server:
-        model = ChatVllmMlx("m", base_url=server.base_url, validate_model_on_init=True)
-        asked = len(server.dialect.paths)
-        model.temperature = 0.5
-        model.model = "other"
-        assert len(server.dialect.paths) == asked > 0
-    assert model.validate_model_on_init
 
 
 def test_an_unknown_model_id_names_the_nearest_ones():
@@ -186,7 +65,7 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path):
 )
 def test_values_that_cannot_work_are_refused_by_name(name, value):
     """The message names the setting and what was given."""
-    _refused(f"`{name}`", **{name: value})
+    refused(f"`{name}`", **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -210,7 +89,7 @@ def test_values_that_cannot_work_are_refused_by_name(name, value):
 )
 def test_a_wrong_value_is_answered_with_what_may_be_written(name, value, right):
     """Not with the members of a union or the kinds that pydantic tried."""
-    assert right in str(_refused(f"`{name}` must be", **{name: value}))
+    assert right in str(refused(f"`{name}` must be", **{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -227,8 +106,8 @@ def test_a_wrong_value_is_answered_with_what_may_be_written(name, value, right):
 )
 def test_what_a_constructor_refuses_every_call_refuses_too(name, value):
     """By the same words, in `bind`, in `model_kwargs` and in the call; nothing is sent."""
-    refusals = [_refused(f"`{name}` must be", **{name: value})]
-    refusals.append(_refused(f"`{name}` must be", model_kwargs={name: value}))
+    refusals = [refused(f"`{name}` must be", **{name: value})]
+    refusals.append(refused(f"`{name}` must be", model_kwargs={name: value}))
     model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
     for call in (model.bind(**{name: value}).invoke, partial(model.invoke, **{name: value})):
         with pytest.raises(ConfigurationError) as caught:
@@ -243,7 +122,7 @@ def test_what_a_constructor_refuses_every_call_refuses_too(name, value):
 @pytest.mark.parametrize("digits", [400, 5000])
 def test_a_number_that_no_float_can_hold_is_refused(name, digits):
     """Python itself raises where it is made a float, and where it is written."""
-    error = _refused(f"`{name}` must be", **{name: 10**digits})
+    error = refused(f"`{name}` must be", **{name: 10**digits})
     model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
     with pytest.raises(ConfigurationError, match=f"`{name}` must be") as caught:
         model.invoke("hi", **{name: 10**digits})
@@ -254,7 +133,7 @@ def test_a_number_that_no_float_can_hold_is_refused(name, digits):
 def test_a_secret_that_cannot_work_is_not_shown(name):
     """The message names the setting, not the value."""
     secret = ["very secret"]
-    error = _refused(f"`{name}", **{name: secret if name == "api_key" else {"TOKEN": secret}})
+    error = refused(f"`{name}", **{name: secret if name == "api_key" else {"TOKEN": secret}})
     assert "very secret" not in str(error)
 
 
@@ -278,7 +157,7 @@ def test_a_secret_that_cannot_work_is_not_shown(name):
 )
 def test_an_unknown_argument_is_refused_with_the_right_one(name, right):
     """A parameter of Ollama's or OpenAI's is answered with the name it has here."""
-    assert right in (_refused(f"`{name}`", **{name: 1}).hint or "")
+    assert right in (refused(f"`{name}`", **{name: 1}).hint or "")
 
 
 def test_an_unknown_argument_of_a_call_is_refused_too():
@@ -336,58 +215,13 @@ def test_a_call_may_have_a_keep_alive_of_its_own():
         model.invoke("hi", keep_alive="soon")
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost:8000", "ftp://host/v1", "http://"])
-def test_a_base_url_without_a_scheme_is_refused(url):
-    """The message shows how it should begin, and what was meant."""
-    assert "?" in (_refused("base_url", base_url=url).hint or "") or url == "http://"
-    assert "http://" in str(_refused("base_url", base_url=url))
-
-
-def test_the_address_that_was_meant_is_the_root_of_an_api():
-    """Whoever forgets the scheme has most likely forgotten `/v1` as well."""
-    assert "`http://localhost:8000/v1`" in _refused("base_url", base_url="localhost:8000").hint
-
-
-@given(address=st.text(st.sampled_from("ab1:/@[]%\\\n\t é１.-_~|^{}\"'"), max_size=30))
-def test_an_address_that_is_taken_is_one_that_the_client_can_ask(address):
-    """The client imports for long, so it is not asked about addresses of an ordinary form."""
-    try:
-        model = ChatVllmMlx(model="m", base_url=f"http://{address}")
-    except ConfigurationError:
-        return
-    assert httpx2.URL(model.base_url).host
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1\n", " http://127.0.0.1:9/v1/ "])
-def test_an_address_may_come_out_of_a_file(url, monkeypatch):
-    """The line break at a file's end is no part of it, wherever the address comes from."""
-    assert ChatVllmMlx(model="m", base_url=url).base_url == "http://127.0.0.1:9/v1"
-    monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", url)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ChatVllmMlx(model="m", revision="a").base_url == endpoint_url()
-
-
-@pytest.mark.parametrize("cls", [ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker])
-def test_a_changed_copy_is_as_good_as_a_new_model(cls):
-    """A key becomes a secret, an unknown name is refused, what was not set stays unset."""
-    model = cls(model="m", base_url="http://127.0.0.1:9/v1")
-    copied = model.model_copy(update={"api_key": "hush", "default_headers": {"a": "hush"}})
-    assert copied._external(None).api_key == "hush"
-    assert "hush" not in f"{copied!r}{copied}"
-    assert model.api_key is None
-    assert "revision" not in copied.model_fields_set
-    with pytest.raises(ConfigurationError, match="nonsense"):
-        model.model_copy(update={"nonsense": 5})
-
-
 @pytest.mark.parametrize(
     "argument",
     ["--port", "--host=0.0.0.0", "--api-key", "--served-model-name", "--api", "--por=1", "--serv"],
 )
 def test_arguments_that_the_supervisor_chooses_are_refused(argument):
     """Whoever wants another address brings a server of their own."""
-    _refused("server_args", server_args=[argument])
+    refused("server_args", server_args=[argument])
 
 
 @pytest.mark.parametrize(
@@ -404,19 +238,19 @@ def test_arguments_that_the_supervisor_chooses_are_refused(argument):
 )
 def test_what_no_process_can_be_given_is_refused(fields):
     """Here, and not by a supervisor that reports it as a bug, value and all."""
-    assert "hush" not in str(_refused(next(iter(fields)), **fields))
+    assert "hush" not in str(refused(next(iter(fields)), **fields))
 
 
 def test_an_empty_name_is_no_model():
     """It was taken for the model itself, which then drafted for itself in twice the memory."""
-    _refused("model id", draft="")
+    refused("model id", draft="")
     with pytest.raises(UnknownModelError):
         ChatVllmMlx(model=MODEL).invoke("hi", model="")
 
 
 def test_folders_of_models_are_not_the_servers_alone():
     """A cache that only the server knew would be downloaded to and never looked into."""
-    error = _refused("HF_HOME", server_env={"HF_HOME": "/models"})
+    error = refused("HF_HOME", server_env={"HF_HOME": "/models"})
     assert "environment of this program" in (error.hint or "")
 
 
@@ -513,7 +347,7 @@ def test_a_relative_path_means_the_same_wherever_the_program_goes(
 @pytest.mark.parametrize("name", ["model", "revision", "api_key", "base_url"])
 def test_what_is_not_text_is_named_and_not_shown(name):
     """As the name of a folder in another encoding comes from the system."""
-    error = _refused(f"`{name}` holds characters", **{name: "http://a/\udcff"})
+    error = refused(f"`{name}` holds characters", **{name: "http://a/\udcff"})
     assert "udcff" not in ascii(str(error))
 
 
@@ -530,4 +364,4 @@ def test_a_path_from_a_directory_that_is_gone_is_a_typed_error(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     for fields in ({"model": "./m"}, {"adapter": "./m"}, {"draft": "./m"}):
-        _refused("working directory is gone", **fields)
+        refused("working directory is gone", **fields)

@@ -1,0 +1,45 @@
+"""Addresses of endpoints that somebody else runs."""
+
+import warnings
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.refusals import refused
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.setting_checks import endpoint_url
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost:8000", "ftp://host/v1", "http://"])
+def test_a_base_url_without_a_scheme_is_refused(url):
+    """The message shows how it should begin, and what was meant."""
+    assert "?" in (refused("base_url", base_url=url).hint or "") or url == "http://"
+    assert "http://" in str(refused("base_url", base_url=url))
+
+
+def test_the_address_that_was_meant_is_the_root_of_an_api():
+    """Whoever forgets the scheme has most likely forgotten `/v1` as well."""
+    assert "`http://localhost:8000/v1`" in refused("base_url", base_url="localhost:8000").hint
+
+
+@given(address=st.text(st.sampled_from("ab1:/@[]%\\\n\t é１.-_~|^{}\"'"), max_size=30))
+def test_an_address_that_is_taken_is_one_that_the_client_can_ask(address):
+    """The client imports for long, so it is not asked about addresses of an ordinary form."""
+    try:
+        model = ChatVllmMlx(model="m", base_url=f"http://{address}")
+    except ConfigurationError:
+        return
+    assert httpx2.URL(model.base_url).host
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1\n", " http://127.0.0.1:9/v1/ "])
+def test_an_address_may_come_out_of_a_file(url, monkeypatch):
+    """The line break at a file's end is no part of it, wherever the address comes from."""
+    assert ChatVllmMlx(model="m", base_url=url).base_url == "http://127.0.0.1:9/v1"
+    monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ChatVllmMlx(model="m", revision="a").base_url == endpoint_url()

@@ -9,6 +9,7 @@ from langchain_car_vllm.connection import Connection, Replay, Target, aconnect, 
 from langchain_car_vllm.server.spec import Kind
 from langchain_car_vllm.setting_checks import check_positive, list_of_texts
 from langchain_car_vllm.settings import ServerFields
+from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import run_wait
 
 T = TypeVar("T")
@@ -43,6 +44,10 @@ class BatchFields(ServerFields):
         """Return what talks to the server; its import takes long."""
         raise NotImplementedError
 
+    def _imported_client(self, connection: Connection) -> Any:
+        import_whole(self._wire)
+        return self._client(connection)
+
     def _own_target(self) -> Target:
         return self._target(self._spec(kind=self._kind))
 
@@ -52,7 +57,7 @@ class BatchFields(ServerFields):
         while True:
             with connect(self._own_target()) as connection:
                 try:
-                    return ask(self._client(connection))
+                    return ask(self._imported_client(connection))
                 except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
 
@@ -62,6 +67,6 @@ class BatchFields(ServerFields):
         while True:
             async with aconnect(self._own_target()) as connection:
                 try:
-                    return await ask(await run_wait(self._client, connection))
+                    return await ask(await run_wait(self._imported_client, connection))
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)

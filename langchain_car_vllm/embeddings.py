@@ -10,7 +10,6 @@ from langchain_car_vllm.connection import Connection
 from langchain_car_vllm.errors import ServerFailedError
 from langchain_car_vllm.server.spec import Kind
 from langchain_car_vllm.setting_checks import check_is_text
-from langchain_car_vllm.support.process_state import import_whole
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.embed import Embedder
@@ -68,7 +67,6 @@ class VllmMlxEmbeddings(BatchFields, Embeddings, defer_build=False):
         return await self._aask(lambda embedder: embedder.aembed(texts))
 
     def _client(self, connection: Connection) -> "Embedder":
-        import_whole(self._wire)
         from langchain_car_vllm.wire.embed import Embedder  # noqa: PLC0415 - imports openai
 
         return Embedder(connection.endpoint, self._header_items(), self.timeout)

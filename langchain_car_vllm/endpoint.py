@@ -125,14 +125,20 @@ class Endpoint(Serving):
 
     def _credentials(self) -> set[str]:
         """Return the password in the address, and what is sent of it."""
-        parts = urlsplit(self.base_url)
-        if not parts.password:
+        password = urlsplit(self.base_url).password
+        if not password:
             return set()
-        user, password = unquote(parts.username or ""), unquote(parts.password)
-        return {parts.password, password, base64.b64encode(f"{user}:{password}".encode()).decode()}
+        return {password, unquote(password), basic_credentials(self.base_url)}
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown_url!r}, served_model={self.served_model!r})"
+
+
+def basic_credentials(url: str) -> str:
+    """Return the user and password of an address as a `Basic` header has them."""
+    parts = urlsplit(url)
+    said = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return base64.b64encode(said.encode()).decode()
 
 
 def without_credentials(url: str) -> str:

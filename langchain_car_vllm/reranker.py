@@ -12,7 +12,6 @@ from langchain_car_vllm.connection import Connection
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.spec import Kind
 from langchain_car_vllm.setting_checks import check_is_text, check_positive
-from langchain_car_vllm.support.process_state import import_whole
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.rerank import Ranker
@@ -128,7 +127,6 @@ class VllmMlxReranker(BatchFields, BaseDocumentCompressor, defer_build=False):
         return await self._aask(lambda ranker: ranker.ascore(query, texts))
 
     def _client(self, connection: Connection) -> "Ranker":
-        import_whole(self._wire)
         from langchain_car_vllm.wire.rerank import Ranker  # noqa: PLC0415 - imports openai
 
         return Ranker(connection.endpoint, self._header_items(), self.timeout)

@@ -6,7 +6,6 @@ once. Errors are the SDK's, so that they are told in one place.
 """
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ import httpx2
 import openai
 
 from langchain_car_vllm import __version__
+from langchain_car_vllm.endpoint import basic_credentials
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.clients import Address
 from langchain_car_vllm.wire.transport.network_streams import reads_until
@@ -54,7 +54,11 @@ class ChatRequest:
                 "user-agent": f"langchain-car-vllm/{__version__}",
                 "authorization": f"Bearer {address.api_key or 'not-needed'}",
                 **_lower_names(dict(address.headers)),
-                **({"authorization": _basic(url)} if url.userinfo else {}),
+                **(
+                    {"authorization": f"Basic {basic_credentials(address.base_url)}"}
+                    if url.userinfo
+                    else {}
+                ),
             }
         )
 
@@ -80,12 +84,6 @@ class ChatRequest:
             content=content.encode(),
             extensions={"timeout": timeout.as_dict()},
         )
-
-
-def _basic(url: httpx2.URL) -> str:
-    """Return the user and password of an address as a header."""
-    said = base64.b64encode(f"{url.username}:{url.password}".encode())
-    return f"Basic {said.decode()}"
 
 
 def _lower_names(headers: Mapping[str, str]) -> dict[str, str]:

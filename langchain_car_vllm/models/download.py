@@ -4,7 +4,6 @@ The supervisor runs the child and watches it; what is here is pure but for readi
 """
 
 import re
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +30,7 @@ from langchain_car_vllm.models.snapshot import (
     tree_listing,
     wanted_files,
 )
-from langchain_car_vllm.runtime import interpreter_of
+from langchain_car_vllm.runtime import console_script, interpreter_of
 
 _SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
 _BLOB = re.compile(r"[\w\-]{1,128}", re.ASCII)
@@ -133,7 +132,7 @@ def download_command(
             )
         return DownloadCommand(binary, tuple(arguments), environment)
     script = directory / "downloader.py"
-    script.write_text(f"{_first_lines(interpreter)}\n{_SCRIPT}", encoding="utf-8")
+    script.write_text(console_script(interpreter, _SCRIPT), encoding="utf-8")
     script.chmod(0o700)
     if revision is not None:
         environment[CAR_VLLM_DOWNLOAD_REVISION.name] = revision
@@ -145,11 +144,6 @@ def download_command(
     if not is_hub_flag_on(HF_XET_HIGH_PERFORMANCE):
         environment["HF_HUB_DISABLE_XET"] = "1"
     return DownloadCommand(script, (str(binary), *arguments), environment)
-
-
-def _first_lines(interpreter: Path) -> str:
-    """Return a console script's beginning, in the form that paths with spaces need."""
-    return f"#!/bin/sh\n'''exec' {shlex.quote(str(interpreter))} \"$0\" \"$@\"\n' '''"
 
 
 def measure_download(source: str, revision: str | None = None) -> tuple[int, int | None]:

@@ -291,6 +291,17 @@ def interpreter_of(binary: Path) -> Path | None:
     return named if os.path.isfile(named) else None  # noqa: PTH113
 
 
+def console_script(interpreter: Path, source: str) -> str:
+    """Return a script that runs under a Python, whatever its path: it may be long or hold spaces.
+
+    Args:
+        interpreter: The Python, which `interpreter_of` then finds.
+        source: What it runs.
+    """
+    words = shlex.quote(str(interpreter))
+    return f"#!/bin/sh\n{_TRAMPOLINE}{words} \"$0\" \"$@\"\n' '''\n{source}"
+
+
 def _named_interpreter(lines: list[str], binary: Path) -> Path | None:
     words = lines[0].removeprefix("#!").split()
     if not words:

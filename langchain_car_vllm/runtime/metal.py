@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm import paths
+from langchain_car_vllm.runtime.commands import clean_environment
 from langchain_car_vllm.runtime.locate import installed_version, interpreter_of
 from langchain_car_vllm.support.programs import ask_program
 
@@ -71,7 +72,8 @@ def learn_working_set(binary: Path) -> None:
 
 
 def _ask(interpreter: Path) -> int | None:
-    done = ask_program([interpreter, "-c", _ASK], _SECONDS)
+    # The packages that the supervisor was given are not those of the install.
+    done = ask_program([interpreter, "-c", _ASK], _SECONDS, clean_environment())
     last = (done.stdout if done else "").strip().rpartition("\n")[2].split()
     known = len(last) == 2 and last[0] == "bytes" and last[1].isdecimal()  # noqa: PLR2004
     return int(last[1]) if known else None

@@ -5,13 +5,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 
-from langchain_car_vllm.environment import CAR_VLLM_PYTHON
+from langchain_car_vllm.environment import CAR_VLLM_PYTHON, inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
 
 _PYTHON_NAME = re.compile(r"(?:python|pypy)[\d.]*t?(?:\.exe)?", re.IGNORECASE)
 # The rest says which Python runs and what it imports, for the program that asks.
 _HARMLESS = frozenset({"PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONUTF8"})
 _LIBRARIES = "LD_LIBRARY_PATH"
+_IMPORT_PATH = "PYTHONPATH"
 
 
 def supervisor_python() -> str:
@@ -64,4 +65,9 @@ def supervisor_environment(inherited: Mapping[str, str], import_path: str) -> di
         environment.pop(_LIBRARIES, None)
         if former:
             environment[_LIBRARIES] = former
-    return environment | {"PYTHONPATH": import_path}
+    return environment | {_IMPORT_PATH: import_path}
+
+
+def import_path() -> dict[str, str]:
+    """Return what has a child of a supervisor import what the supervisor itself was given."""
+    return {_IMPORT_PATH: inherited_environment().get(_IMPORT_PATH, "")}

@@ -10,6 +10,7 @@ from unit.models.test_adapter import CONFIG, LAYER, lora, write_tensors
 
 from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
 from langchain_car_vllm.models.adapter import find_adapter
+from langchain_car_vllm.runtime import console_script
 from langchain_car_vllm.server import lease
 
 
@@ -37,6 +38,19 @@ def test_an_adapter_that_may_not_be_fetched_is_a_typed_error(fake: Fake):
     assert fake.starts() == []
 
 
+def test_an_adapter_is_fetched_by_a_python_alone(fake: Fake):
+    """A binary of another kind has no Hub client that could be used."""
+    real = fake.binary.rename(fake.binary.with_name("real"))
+    fake.binary.write_text(f'#!/bin/sh\nexec "{real}" "$@"\n')
+    fake.binary.chmod(0o755)
+    with (
+        pytest.raises(ModelDownloadError, match="is not a Python script") as refused,
+        lease(fake.spec(adapter="me/tuned"), policy=FAST),
+    ):
+        pass
+    assert "folder" in (refused.value.hint or "")
+
+
 HUB = """
 import pathlib
 def snapshot_download(name, allow_patterns):
@@ -57,10 +71,20 @@ def give_environment(fake: Fake) -> Path:
     """Give the fake installation a Python of its own, and return where its packages are."""
     python, real = fake.binary.with_name("python"), Path(sys.executable).resolve()
     python.symlink_to(real)
-    (fake.root / "env" / "pyvenv.cfg").write_text(f"home = {real.parent}\n")
+    environment = fake.binary.parents[1]
+    (environment / "pyvenv.cfg").write_text(f"home = {real.parent}\n")
     script = fake.binary.read_text().split("\n", 1)[1]
-    fake.binary.write_text(f"#!{python}\n{script}")
-    return next((fake.root / "env" / "lib").glob("python*/site-packages"))
+    fake.binary.write_text(console_script(python, script))
+    return next((environment / "lib").glob("python*/site-packages"))
+
+
+@pytest.fixture(params=["env", "my env"])
+def moved(request: pytest.FixtureRequest, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A fake installation whose path may hold a space."""
+    (fake.root / "env").rename(fake.root / request.param)
+    fake.binary = fake.root / request.param / "bin" / "vllm-mlx"
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(fake.binary))
+    return fake
 
 
 @pytest.mark.parametrize(
@@ -74,16 +98,16 @@ def give_environment(fake: Fake) -> Path:
         ),
     ],
 )
-def test_an_adapter_of_the_hub_is_fetched(fake: Fake, source: str, error: type, reason: str):
+def test_an_adapter_of_the_hub_is_fetched(moved: Fake, source: str, error: type, reason: str):
     """By the runtime's own client; what it says where it cannot reaches the user."""
-    write_tensors(fake.model / "model.safetensors", {f"{LAYER.format(0)}.weight": [6, 8]})
-    adapter = fake.root / "tuned"
+    write_tensors(moved.model / "model.safetensors", {f"{LAYER.format(0)}.weight": [6, 8]})
+    adapter = moved.root / "tuned"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps(CONFIG))
     write_tensors(adapter / "adapters.safetensors", lora(0))
-    site = give_environment(fake)
+    site = give_environment(moved)
     (site / "huggingface_hub.py").write_text(HUB.replace("{adapter!r}", repr(str(adapter))))
-    spec = fake.spec(adapter=source)
+    spec = moved.spec(adapter=source)
     with pytest.raises(error, match=reason), lease(spec, policy=FAST):
         pass
     assert (find_adapter(source) is not None) is (source == "me/tuned")

@@ -149,11 +149,24 @@ def test_a_download_that_ends_early_is_taken_over(hub: Fake):
     assert not processes_of(hub.root)
 
 
+@pytest.mark.parametrize("folder", [None, "My Projects"])
 def test_a_model_that_cannot_fit_is_refused_before_its_download(
-    hub: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, socket_enabled: None
+    hub: Fake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str | None,
+    socket_enabled: None,
 ):
-    """The Hub's listing is enough: nothing of the weights is fetched, nothing is started."""
+    """The Hub's listing is enough: nothing of the weights is fetched, nothing is started.
+
+    Also where the Python that asks has a space in its path, and no packages of its own.
+    """
     monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "0.5")
+    if folder is not None:
+        python = tmp_path / folder / "python"
+        python.parent.mkdir()
+        python.symlink_to(Path(sys.executable).resolve())
+        monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
     with running_hub() as listing:
         monkeypatch.setenv("HF_ENDPOINT", listing.endpoint)
         listing.repositories["org/model"] = write_model(tmp_path / "origin", weights=1000)

@@ -25,8 +25,8 @@ from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import decode_error
 
 _PACKAGE_PARENT = Path(__file__).parents[3]
-_NEEDED = ("psutil", "packaging", "uv")
-"""What the supervisor imports from elsewhere; each may lie in a folder of its own."""
+_NEEDED = ("psutil", "packaging", "uv", "truststore", "python_socks")
+"""What the supervisor and those it asks import from elsewhere, each maybe from its own folder."""
 _OTHER_PYTHON = "set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed"
 
 

@@ -7,7 +7,7 @@ from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
 from langchain_car_vllm.models.adapter import find_adapter
 from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.download_diagnosis import diagnose_download
-from langchain_car_vllm.runtime import VllmRuntime, interpreter_of
+from langchain_car_vllm.runtime import VllmRuntime, console_script, interpreter_of
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
@@ -34,8 +34,13 @@ def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
         return
     check_may_download(source, auto_pull=context.spec.auto_pull, purpose="adapter")
     python = interpreter_of(runtime.server)
+    if python is None:
+        raise ModelDownloadError(
+            f"`{runtime.server}` is not a Python script, so it cannot fetch the adapter `{source}`",
+            hint="download the adapter yourself and name its folder",
+        )
     script, log = directory.path / "fetch_adapter.py", directory.path / "adapter.log"
-    script.write_text(f"#!{python}\n{_FETCH}", encoding="utf-8")
+    script.write_text(console_script(python, _FETCH), encoding="utf-8")
     environment = download_environment(inherited_environment(), dict(context.spec.server_env))
     child = Child(directory, script, (source,), environment, log=log)
     stall = Stall(context.policy.download_stall, child.activity)

@@ -21,15 +21,16 @@ from langchain_car_vllm.models.download_diagnosis import Attempt, diagnose_downl
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.models.hub_listing import HubListing, read_listing
 from langchain_car_vllm.paths import run_root
+from langchain_car_vllm.runtime import console_script
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
+from langchain_car_vllm.server.interpreter import import_path
 from langchain_car_vllm.server.locks import close_lock, open_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.child import Child, install_launcher
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
 
-_PACKAGE_PARENT = str(Path(__file__).parents[3])
 _ASK = "from langchain_car_vllm.models.hub import main\nmain()\n"
 _ASK_SECONDS = 25.0
 
@@ -186,14 +187,14 @@ def ask_hub(context: SupervisorContext) -> HubListing | None:
     """
     spec, directory = context.spec, context.directory
     script = directory.path / "ask_hub.py"
-    script.write_text(f"#!{sys.executable}\n{_ASK}", encoding="utf-8")
+    script.write_text(console_script(Path(sys.executable), _ASK), encoding="utf-8")
     environment = download_environment(inherited_environment(), dict(spec.server_env))
     log = directory.path / "hub.log"
     child = Child(
         directory,
         script,
         (spec.source, spec.revision or "", "trusted" if spec.trust else ""),
-        environment | {"PYTHONPATH": _PACKAGE_PARENT},
+        environment | import_path(),
         log=log,
     )
     try:

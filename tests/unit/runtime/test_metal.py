@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,19 +25,27 @@ class Mac:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
         self._log = root / "asked"
-        self._mlx = root / "mlx"
-        self._mlx.mkdir()
-        self.binary = root / "bin" / "vllm-mlx"
+        environment = root / "env"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        self._mlx = environment / "lib" / version / "site-packages" / "mlx"
+        self._mlx.mkdir(parents=True)
+        self.binary = environment / "bin" / "vllm-mlx"
         self.binary.parent.mkdir()
-        self.binary.write_text(f"#!{sys.executable}\n")
-        monkeypatch.setenv("PYTHONPATH", str(root))
-        # An answer that is rewritten within a second would be read from stale bytecode.
-        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        real, python = Path(sys.executable).resolve(), self.binary.with_name("python")
+        python.symlink_to(real)
+        (environment / "pyvenv.cfg").write_text(f"home = {real.parent}\n")
+        self.binary.write_text(f"#!{python}\n")
+        # A supervisor is given where its own packages lie, which may hold an MLX as well.
+        (root / "others" / "mlx").mkdir(parents=True)
+        (root / "others" / "mlx" / "__init__.py").write_text("raise ImportError('another Python')")
+        monkeypatch.setenv("PYTHONPATH", str(root / "others"))
         monkeypatch.setattr(platform, "system", lambda: "Darwin")
         self.limit(0)
         self.answers(11 * GIB)
 
     def answers(self, figure: int) -> None:
+        # An answer that is rewritten within a second would be read from stale bytecode.
+        shutil.rmtree(self._mlx / "__pycache__", ignore_errors=True)
         (self._mlx / "__init__.py").touch()
         (self._mlx / "core.py").write_text(
             f"open({str(self._log)!r}, 'a').write('x')\n"

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,13 +20,17 @@ from langchain_car_vllm.cli.gateway_process import SERVE
 from langchain_car_vllm.cli.options import AsJson, ModelArgument
 from langchain_car_vllm.cli.output import print_facts, print_json, say
 from langchain_car_vllm.cli.sharing import DEFAULT_PORT
+from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.models.hub_account import absolute_folders
+from langchain_car_vllm.runtime import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
 
 _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
 _PATIENCE = 60
+_LOOK = 0.2
 
 app = typer.Typer(help="Serve a model from login on", no_args_is_help=True, rich_markup_mode=None)
 
@@ -112,20 +117,21 @@ def install(
     host: Annotated[str, typer.Option(help="As for `serve`")] = "127.0.0.1",
 ) -> None:
     """Serve a model now and from every login on."""
-    parse_model_id(model)
-    command = [*SERVE, model, "--host", host, "--port", str(port)]
+    found = parse_model_id(model)
+    # The keeper of services starts it from another folder.
+    meant = found.source if found.is_local else model
+    command = [*SERVE, meant, "--host", host, "--port", str(port)]
     if keep_alive is not None:
         command += ["--keep-alive", keep_alive]
     if api_key_file is not None:
         command += ["--api-key-file", str(api_key_file.absolute())]
     log = paths.run_root().with_name("gateway.log")
     make_checked(log.parent)
-    variables = {v.name: text for v in _KEPT if (text := v.text()) is not None}
     supervisor = _ours()
     if supervisor.file.exists():
-        _run(supervisor.stop)
+        _end(supervisor)
     supervisor.file.parent.mkdir(parents=True, exist_ok=True)
-    supervisor.file.write_bytes(supervisor.encode(Service(command, variables, log)))
+    supervisor.file.write_bytes(supervisor.encode(Service(command, _variables(), log)))
     _run_all(supervisor.start)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")
@@ -169,14 +175,39 @@ def remove_service() -> None:
     supervisor.file.unlink(missing_ok=True)
 
 
-# What decides where things are; keys and tokens stay out of a file that lasts.
+# What of other programs' variables decides where things are and who is asked.
 _KEPT = (
-    environment.CAR_HOME,
-    environment.CAR_VLLM_MLX_BIN,
-    environment.CAR_VLLM_MLX_MEMORY_GB,
     environment.HF_HOME,
     environment.HF_HUB_CACHE,
+    environment.HUGGINGFACE_HUB_CACHE,
+    environment.XDG_CACHE_HOME,
+    environment.HF_TOKEN_PATH,
+    environment.HF_ENDPOINT,
+    environment.HF_HUB_OFFLINE,
+    environment.TRANSFORMERS_OFFLINE,
+    environment.SSL_CERT_FILE,
+    environment.PATH,
 )
+
+
+def _variables() -> dict[str, str]:
+    """Return the settings that a service needs to find what this terminal finds.
+
+    Keys, tokens and addresses with a password in them stay out of a file that lasts.
+    """
+    own = [n for n, v in environment.VARIABLES.items() if v.group == "own" and not v.is_secret]
+    kept = {n: environment.VARIABLES[n].text() for n in (*own, *(v.name for v in _KEPT))}
+    set_here = {name: text for name, text in kept.items() if text is not None}
+    set_here |= absolute_folders(set_here) | absolute_settings(set_here)
+    return {name: text for name, text in set_here.items() if without_credentials(text) == text}
+
+
+def _end(supervisor: Supervisor) -> None:
+    """Stop a service and wait until it is gone; launchd refuses to start it anew before."""
+    _run(supervisor.stop)
+    give_up_at = time.monotonic() + _PATIENCE
+    while _run(supervisor.status).returncode == 0 and time.monotonic() < give_up_at:
+        time.sleep(_LOOK)
 
 
 def _ours() -> Supervisor:

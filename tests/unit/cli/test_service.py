@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from unit.cli.conftest import Cli
+from unit.cli.model_folders import fill
 
 from langchain_car_vllm.cli.service import Service, find_supervisor, systemd
 from langchain_car_vllm.errors import ConfigurationError
@@ -39,6 +40,7 @@ def test_installed_seen_and_removed(cli: Cli, notes: Path, home: Path):
     assert cli("service", "status", PATH=path).returncode == 1
     done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", "--port", "8123", PATH=path)
     assert done.returncode == 0, done.stderr
+    assert f'Environment="PATH={path}"' in unit.read_text()
     assert '"mlx-community/Qwen3-4B-4bit" "--host" "127.0.0.1" "--port" "8123"' in unit.read_text()
     assert cli("service", "status", PATH=path).returncode == 0
     assert json.loads(cli("service", "status", "--json", PATH=path).stdout) == {
@@ -54,6 +56,59 @@ def test_installed_seen_and_removed(cli: Cli, notes: Path, home: Path):
         "--user is-active car-vllm.service",
         "--user disable --now car-vllm.service",
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_what_is_meant_here_is_meant_there(
+    cli: Cli, notes: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A relative model and all settings hold for a service, which starts elsewhere; no secrets."""
+    fill(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "CAR_VLLM_MLX_RUNTIME": "/srv/runtime",
+        "CAR_VLLM_MLX_WIRED": "0",
+        "CAR_VLLM_MLX_API_KEY": "sk-secret",
+        "CAR_UV": "bin/uv",
+        "HUGGINGFACE_HUB_CACHE": "models",
+        "HF_TOKEN": "hf_secret",
+        "HF_ENDPOINT": "https://me:secret@hub.example.com",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = cli("service", "install", "./model", PATH=f"{notes.parent / 'bin'}:/bin", **given)
+    assert done.returncode == 0, done.stderr
+    unit = (home / ".config" / "systemd" / "user" / "car-vllm.service").read_text()
+    assert f'"serve" "{tmp_path / "model"}"' in unit
+    for kept in (
+        "CAR_VLLM_MLX_RUNTIME=/srv/runtime",
+        "CAR_VLLM_MLX_WIRED=0",
+        f"CAR_UV={tmp_path}/bin/uv",
+        f"HUGGINGFACE_HUB_CACHE={tmp_path}/models",
+        "HF_HUB_OFFLINE=1",
+    ):
+        assert f'Environment="{kept}"' in unit
+    assert "secret" not in unit
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_a_former_service_has_ended_before_the_next(cli: Cli, notes: Path):
+    """One that takes a moment to end is waited for: launchd would refuse to start the next."""
+    running = notes.with_name("running")
+    (notes.parent / "bin" / "systemctl").write_text(
+        f"""#!/bin/sh
+running={shlex.quote(str(running))}
+case "$2" in
+enable) test ! -s $running || exit 5; echo xxx > $running ;;
+is-active) test -s $running || exit 3; test -e $running.ending && truncate -s -1 $running; exit 0 ;;
+disable) touch $running.ending ;;
+esac
+"""
+    )
+    path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
+    for _ in range(2):
+        done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path)
+        assert done.returncode == 0, done.stderr
+    assert running.with_suffix(".ending").exists()
 
 
 def test_a_system_without_services(cli: Cli):

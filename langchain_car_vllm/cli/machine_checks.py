@@ -18,7 +18,8 @@ from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.cli.runtime_checks import check_binary, check_release
-from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN
+from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN, inherited_environment
+from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import (
     can_be_made,
@@ -35,6 +36,7 @@ from langchain_car_vllm.runtime import (
     overriding_binary,
     version_warning,
 )
+from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
 from langchain_car_vllm.runtime.locate import is_managed
@@ -43,8 +45,9 @@ from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
+from langchain_car_vllm.server.client.spawn import package_path
 from langchain_car_vllm.server.directory import explain_os_errors, foreign_directories
-from langchain_car_vllm.server.interpreter import supervisor_python
+from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.memory import budget_bytes
@@ -64,6 +67,12 @@ fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.read()
 """
+_SUPERVISES = """
+import platform
+import langchain_car_vllm.server.supervisor.lifecycle
+print(platform.python_version())
+"""
+_OTHER_PYTHON = "unset CAR_VLLM_PYTHON, or name one that has langchain-car-vllm installed"
 _LISTENS = """
 import socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
@@ -83,7 +92,16 @@ def _host() -> str:
 
 def _python() -> str:
     python = supervisor_python()
-    said = f"{sys.version.split()[0]} in `{python}`"
+    try:
+        version = run_step(
+            "python",
+            [python, "-P", "-c", _SUPERVISES],
+            directory=Path(),
+            environment=supervisor_environment(inherited_environment(), package_path()),
+        )
+    except ProvisionError as error:
+        raise Finding(f"`{python}` runs no supervisor: {error.detail}", _OTHER_PYTHON) from error
+    said = f"{version} in `{python}`"
     if is_translated(current_host()):
         raise Warned(
             f"{said} is a Python for Intel, which Rosetta translates; the runtime has its own",

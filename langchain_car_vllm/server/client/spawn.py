@@ -135,7 +135,7 @@ class _Process:
             self._pid = os.posix_spawn(
                 shutil.which(command[0]) or command[0],
                 command,
-                supervisor_environment(inherited_environment(), _import_path()),
+                supervisor_environment(inherited_environment(), package_path()),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, reading, 0),
                     (os.POSIX_SPAWN_DUP2, writing, 1),
@@ -199,7 +199,7 @@ def _is_report(line: bytes) -> bool:
     return line.startswith(b'{"ok": ')
 
 
-def _import_path() -> str:
+def package_path() -> str:
     """Return where the package and what it needs lie, and nothing of the user's own path."""
     needed = [find_spec(name) for name in _NEEDED]
     origins = [Path(spec.origin) for spec in needed if spec is not None and spec.origin]

@@ -5,11 +5,13 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from faults.support import FAST, Fake
 from unit.cli.conftest import Cli
 
 from langchain_car_vllm.cli import machine_checks
+from langchain_car_vllm.cli.doctor import _run
 from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.server import lease
 
@@ -52,6 +54,39 @@ def test_what_is_wrong_is_found(cli: Cli, home: Path, tmp_path: Path):
     assert results["memory"]["verdict"] == "failed"
     assert results["host"]["verdict"] == "ok"
     assert results["port"]["verdict"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psutil.AccessDenied(1),
+        ValueError("no JSON"),
+        IndexError(),
+        UnicodeDecodeError("x", b"", 0, 1, "y"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_one_check_that_fails_oddly_does_not_end_the_others(error: Exception):
+    """Whatever a sandbox or a broken install makes of one check, the rest is told."""
+
+    def broken() -> str:
+        raise error
+
+    results = list(_run([("broken", broken), ("good", lambda: "all is well")]))
+    assert [result.verdict for result in results] == ["failed", "ok"]
+    assert type(error).__name__ in results[0].said
+
+
+def test_a_python_that_runs_no_supervisor_is_found(cli: Cli, tmp_path: Path):
+    """What CAR_VLLM_PYTHON names is tried."""
+    bare = tmp_path / "python3"
+    bare.write_text("#!/bin/sh\necho 'No module named langchain_car_vllm' >&2; exit 1\n")
+    bare.chmod(0o755)
+    for python in ("/nonexistent/python3", str(bare)):
+        found = verdicts(cli, CAR_VLLM_PYTHON=python)["python"]
+        assert found["verdict"] == "failed"
+        assert python in found["said"]
+        assert "CAR_VLLM_PYTHON" in found["hint"]
 
 
 def test_what_is_odd_is_a_warning(cli: Cli, tmp_path: Path):

@@ -13,6 +13,7 @@ from langchain_car_vllm.cli.options import ModelArgument, Yes
 from langchain_car_vllm.cli.output import say, size
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id
+from langchain_car_vllm.models.identity import identity_of
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server import running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
@@ -82,7 +83,8 @@ def _find_removal(model: ModelId) -> _Removal:
             hint="remove it there, for instance in LM Studio",
         )
     states = [(d, read_state(d.state)) for d in server_directories()]
-    run_state = [d for d, state in states if state and state.source == model.source]
+    weights, _ = identity_of(model.source)
+    run_state = [d for d, state in states if state and identity_of(state.source)[0] == weights]
     keys = {directory.key for directory in run_state}
     return _Removal(files, run_state, [c for c in prefix_caches() if c.key in keys])
 

@@ -54,9 +54,16 @@ def test_a_directory_of_the_users_stays(cli: Cli, fake: Fake):
     assert (fake.model / "model.safetensors").exists()
 
 
-def test_a_server_of_the_model_is_stopped(cli: Cli, cached: Path, fake: Fake, home: Path):
-    """What runs from the files goes first, with its logs and prefix caches."""
-    spec = fake.spec(source=REPOSITORY, served_name=REPOSITORY)
+@pytest.mark.parametrize("started_as", [REPOSITORY, "Org/Model", "its folder"])
+def test_a_server_of_the_model_is_stopped(
+    cli: Cli, cached: Path, fake: Fake, home: Path, started_as: str
+):
+    """What runs from the files goes first, with its logs and prefix caches, however it is named."""
+    if started_as == "its folder":
+        started_as = str(cached / "snapshots" / "abc")
+    elif started_as != REPOSITORY:  # as disks have it that do not tell letter case apart
+        cached.with_name("models--Org--Model").symlink_to(cached)
+    spec = fake.spec(source=started_as, served_name=started_as)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("abc")
     for file in fake.model.iterdir():
@@ -65,14 +72,14 @@ def test_a_server_of_the_model_is_stopped(cli: Cli, cached: Path, fake: Fake, ho
     with lease(spec, policy=FAST):
         pass
     caches = home / ".cache" / "vllm-mlx" / "prefix_cache"
-    key = fake.directory(source=REPOSITORY, served_name=REPOSITORY).key
-    for name, owner in (("ours", key), ("other", "other")):
+    directory = fake.directory(source=started_as, served_name=started_as)
+    for name, owner in (("ours", directory.key), ("other", "other")):
         (caches / name).mkdir(parents=True)
         (caches / f"{name}.json").write_text(json.dumps({"key": owner}))
     done = cli("rm", REPOSITORY, "--yes")
     assert done.returncode == 0, done.stderr
     assert running_servers() == []
-    assert not fake.directory(source=REPOSITORY, served_name=REPOSITORY).path.exists()
+    assert not directory.path.exists()
     assert sorted(path.name for path in caches.iterdir()) == ["CACHEDIR.TAG", "other", "other.json"]
 
 

@@ -8,11 +8,11 @@ import typer
 
 from langchain_car_vllm.cli.options import AsJson
 from langchain_car_vllm.cli.output import print_json, print_table, say, size
-from langchain_car_vllm.errors import InsufficientMemoryError
+from langchain_car_vllm.errors import ConfigurationError, InsufficientMemoryError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.server.memory import budget_bytes, memory_for
-from langchain_car_vllm.server.plan import plan_for
+from langchain_car_vllm.server.plan import Plan, plan_for
 from langchain_car_vllm.server.spec import Kind, ServerSpec
 
 _MB = 1_000_000
@@ -101,19 +101,28 @@ def _judge(candidate: _Candidate, budget: int) -> _Verdict:
     found = parse_model_id(candidate.model)
     kind: Kind = "embeddings" if "embed" in candidate.tasks else "chat"
     spec = ServerSpec(found.source, found.name, kind=kind)
-    plan = plan_for(spec)
-    estimated = plan.needed is None
-    memory = _guess(candidate.size_mb * _MB, kind, budget) if plan.needed is None else plan.needed
-    fits = memory <= budget
+    plan = _plan(spec)
+    memory = _guess(candidate.size_mb * _MB, kind, budget)
+    needed = None if plan is None else plan.needed
+    fits = (needed or memory) <= budget
     return _Verdict(
         candidate.model,
-        0 if plan.directory else candidate.size_mb * _MB,
-        memory,
-        estimated,
-        None if estimated or not fits else plan.launch.memory.context,
+        0 if plan is not None and plan.directory else candidate.size_mb * _MB,
+        needed or memory,
+        needed is None,
+        plan.launch.memory.context if plan is not None and needed and fits else None,
         fits,
         candidate.why,
     )
+
+
+def _plan(spec: ServerSpec) -> Plan | None:
+    """Return the plan for a model, None where what is here of it cannot be served."""
+    try:
+        return plan_for(spec)
+    except ConfigurationError as error:
+        say(f"{error.message}; `car-vllm rm {spec.source}` removes it\n")
+        return None
 
 
 def _guess(weights: int, kind: Kind, budget: int) -> int:

@@ -1,9 +1,11 @@
 """`recommend` for machines of every size."""
 
 import json
+from pathlib import Path
 
 import pytest
 from unit.cli.conftest import Cli
+from unit.cli.model_folders import download
 
 from langchain_car_vllm.models import parse_model_id
 
@@ -35,6 +37,18 @@ def test_what_does_not_fit_by_the_page_is_not_recommended(cli: Cli, gigabytes: s
     models = [entry["model"] for entry in json.loads(done.stdout)]
     assert ("mlx-community/Qwen3-8B-4bit" in models) is fits
     assert "mlx-community/Qwen3-4B-4bit" in models
+
+
+def test_a_copy_that_cannot_be_served_is_told(cli: Cli, cache: Path):
+    """One damaged model on this machine does not keep the others from being recommended."""
+    damaged = "mlx-community/Qwen3-4B-4bit"
+    (download(cache, damaged) / "model.safetensors").write_bytes(b"cut off")
+    done = cli("recommend", "--json", CAR_VLLM_MLX_MEMORY_GB="24")
+    found = {entry["model"]: entry for entry in json.loads(done.stdout)}
+    assert found[damaged]["download_bytes"]
+    assert found[damaged]["estimated"]
+    assert "mlx-community/Qwen3-8B-4bit" in found
+    assert f"`{damaged}` cannot be served" in done.stderr
 
 
 def test_nothing_fits(cli: Cli):

@@ -283,7 +283,8 @@ def _age(state: State) -> int | None:
     """Return the seconds since the server process was started."""
     process = state.server.find() if state.server else None
     try:
-        return int(time.time() - process.create_time()) if process else None
+        # The clock may have been set back since.
+        return max(0, int(time.time() - process.create_time())) if process else None
     except psutil.Error:
         return None
 

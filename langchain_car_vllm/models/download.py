@@ -23,6 +23,7 @@ from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models.download_diagnosis import log_tail
 from langchain_car_vllm.models.downloader import COMMIT
 from langchain_car_vllm.models.families import family_facts, own_code_types
+from langchain_car_vllm.models.hub_account import checked_endpoint
 from langchain_car_vllm.models.snapshot import (
     find_commit,
     listed_size,
@@ -70,6 +71,7 @@ def check_may_download(
 
     Raises:
         ModelDownloadError: `auto_pull` is off, or `HF_HUB_OFFLINE` is set.
+        ConfigurationError: `HF_ENDPOINT` is not an address.
     """
     absent = f"`{source}` is not on this machine, and"
     instead = "or name the folder of an adapter"
@@ -94,6 +96,7 @@ def check_may_download(
         raise ModelDownloadError(
             f"{absent} {name} forbids the download", hint=f"unset {name} once, {instead}"
         )
+    checked_endpoint()
 
 
 def download_command(

@@ -22,7 +22,11 @@ from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError, UnservableModelError
 from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
 from langchain_car_vllm.models.download_diagnosis import download_error, no_model
-from langchain_car_vllm.models.hub_account import hub_endpoint, sendable_token
+from langchain_car_vllm.models.hub_account import (
+    checked_endpoint,
+    hub_endpoint,
+    sendable_token,
+)
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import parse_object, printable
 from langchain_car_vllm.models.proxies import HttpProxies, connect_with, find_proxies, find_proxy
@@ -195,7 +199,7 @@ class _Hub:
         Raises:
             ModelDownloadError: It refuses, or what answers is not the Hub.
         """
-        request = urllib.request.Request(_endpoint() + path)  # noqa: S310
+        request = urllib.request.Request(checked_endpoint() + path)  # noqa: S310
         if token := sendable_token():
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
@@ -233,16 +237,6 @@ class _Hub:
 
 class _EntryMissing(Exception):  # noqa: N818 - never leaves this module
     """The repository holds no such file."""
-
-
-def _endpoint() -> str:
-    endpoint = hub_endpoint()
-    if not endpoint.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"HF_ENDPOINT must be an http or https address, not `{endpoint}`",
-            hint="unset HF_ENDPOINT, or set it to a mirror such as `https://hub.example.com`",
-        )
-    return endpoint
 
 
 def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:

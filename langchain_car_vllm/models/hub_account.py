@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.errors import ConfigurationError
@@ -21,6 +22,27 @@ _DEFAULT_ENDPOINT = "https://huggingface.co"
 def hub_endpoint() -> str:
     """Return the address of the Hub: `HF_ENDPOINT`, else the public one."""
     return (environment.HF_ENDPOINT.read() or _DEFAULT_ENDPOINT).rstrip("/")
+
+
+def checked_endpoint() -> str:
+    """Return the address of the Hub, once it is one that can be asked.
+
+    Raises:
+        ConfigurationError: `HF_ENDPOINT` is not an address.
+    """
+    endpoint = hub_endpoint()
+    try:
+        parts = urlsplit(endpoint)
+        has_host = bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        has_host = False
+    is_written_well = endpoint.startswith(("http://", "https://")) and " " not in endpoint
+    if not (has_host and is_written_well and endpoint.isprintable()):
+        raise ConfigurationError(
+            f"HF_ENDPOINT must be an http or https address, not `{endpoint}`",
+            hint="unset HF_ENDPOINT, or set it to a mirror such as `https://hub.example.com`",
+        )
+    return endpoint
 
 
 def hub_home() -> Path | None:

@@ -90,7 +90,7 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
     kinds = _layer_kinds(text)
     if not kinds:
         return None
-    kept = kinds[: len(kinds) - (_number(text, "num_kv_shared_layers") or 0)]
+    kept = kinds[: max(0, len(kinds) - (_number(text, "num_kv_shared_layers") or 0))]
     full = _each(text, kept, "full", _full_bytes(text))
     sliding = _each(text, kept, "sliding", _sliding_bytes(text))
     if full is None or sliding is None:
@@ -139,12 +139,16 @@ def _named_kinds(text: Mapping[str, Any]) -> list[_Kind]:
     linear = text.get("linear_attn_config")
     layers = _number(text, "num_hidden_layers") or 0
     if isinstance(linear, dict) and isinstance(linear.get("full_attn_layers"), list):
-        full = linear["full_attn_layers"]
+        full = _indexes(linear["full_attn_layers"])
         return ["full" if i + 1 in full else "linear" for i in range(layers)]
-    indexes = text.get("full_attn_idxs")
-    if isinstance(indexes, list):
+    if isinstance(text.get("full_attn_idxs"), list):
+        indexes = _indexes(text["full_attn_idxs"])
         return ["full" if i in indexes else "linear" for i in range(layers)]
     return []
+
+
+def _indexes(listed: list[Any]) -> frozenset[int]:
+    return frozenset(index for index in listed if isinstance(index, int))
 
 
 def _window(text: Mapping[str, Any]) -> int | None:

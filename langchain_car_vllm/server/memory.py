@@ -20,6 +20,7 @@ from langchain_car_vllm.server.supervision import supervised_servers
 
 _SHARE = 0.75
 _MB = 1_000_000
+_MOST_BYTES = 2**60
 _CACHE_SHARE = 0.1
 _CACHE_MB = (256, 8192)
 # Of the weights, while a prompt is read: in steps of 2,048 tokens, and in chunks of at most 512.
@@ -126,7 +127,7 @@ def budget_bytes() -> int:
     if gigabytes is None:
         total = machine_memory()
         return working_set_limit(total, int(total * _SHARE))
-    return int(gigabytes * 1e9)
+    return int(min(gigabytes * 1e9, _MOST_BYTES))
 
 
 def memory_for(

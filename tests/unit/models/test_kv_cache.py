@@ -39,6 +39,8 @@ def test_a_window_is_full_at_its_size():
         ({"full_attn_idxs": [1], "conv_L_cache": 3}, KvCache(32, (), 3 * 8 * 2)),
         ({"attn_layer_period": 2, "attn_layer_offset": 1}, KvCache(32)),
         ({"linear_attn_config": {"full_attn_layers": [2]}}, KvCache(32)),
+        ({"linear_attn_config": {"full_attn_layers": [[], {}, "2", None, 2]}}, KvCache(32)),
+        ({"num_kv_shared_layers": 3}, KvCache(0)),
         ({"model_type": "falcon_h1", "mamba_d_state": 2}, KvCache(64, (), 2 * 8 * 2 * 4)),
         ({"layers_block_type": ["attention", "hybrid"]}, KvCache(64)),
         ({"hybrid_override_pattern": "*-"}, KvCache(32)),

@@ -53,3 +53,5 @@ def test_budget_is_a_share_of_the_containers_memory(monkeypatch: pytest.MonkeyPa
     assert budget_bytes() == 525_000_000
     monkeypatch.setattr(machine_memory, "container_limit", lambda: 1 << 59)
     assert budget_bytes() <= psutil.virtual_memory().total * 0.75
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "1e300")
+    assert budget_bytes() == 1 << 60

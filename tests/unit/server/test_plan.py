@@ -16,6 +16,7 @@ from langchain_car_vllm.errors import (
     UnknownModelError,
     UnservableModelError,
 )
+from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.hub import ask_hub_model
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.server import ServerSpec
@@ -158,11 +159,22 @@ def test_no_network(monkeypatch, socket_enabled):
     assert caught.value.hint == "connect to the network and try again"
 
 
-def test_a_strange_endpoint(monkeypatch):
-    """An endpoint without scheme is an error that says what to write."""
-    monkeypatch.setenv("HF_ENDPOINT", "hub.example.com")
-    with pytest.raises(ConfigurationError, match="HF_ENDPOINT"):
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("hub.example.com", "ftp://hub.example.com", "https://", "http://[bad", "http://a..b"),
+        *("http://host:99999", "http://host:0", "http://a b", "http://user:secret@[bad"),
+        f"http://{'x' * 64}.example.com",
+    ],
+)
+def test_a_strange_endpoint(monkeypatch, endpoint):
+    """What is not an address is an error that says what to write, before anything is asked."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(ConfigurationError, match="HF_ENDPOINT") as refused:
         check_model()
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ConfigurationError, match="HF_ENDPOINT"):
+        check_may_download(REPOSITORY)
 
 
 @pytest.mark.parametrize("written", [None, "no certificate"])

@@ -5,8 +5,10 @@ shares, as long as it can be there.
 """
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -58,16 +60,20 @@ def car_home() -> Path:
 
 
 def _private_temporary_home() -> Path:
-    path = Path(tempfile.gettempdir()) / f"car-vllm-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise StateDirectoryError(
-            path,
-            "it is not a directory of yours alone",
-            hint="set HOME, or CAR_HOME to a directory of your own",
-        )
-    return path
+    path = Path(f"car-vllm-{os.getuid()}")
+    detail = "it is not a directory of yours alone"
+    try:
+        path = tempfile.gettempdir() / path
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = path.lstat()
+    except OSError as error:
+        detail = error.strerror or str(error)
+    else:
+        is_private = found.st_uid == os.getuid() and not found.st_mode & 0o077
+        if stat.S_ISDIR(found.st_mode) and is_private:
+            return path
+    raise StateDirectoryError(path, detail, hint="set HOME, or CAR_HOME to a directory of your own")
 
 
 def private_parts(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,13 +74,29 @@ def test_without_home_a_private_temporary_folder_is_used(
     assert car_home().stat().st_mode & 0o777 == 0o700
 
 
-def test_foreign_temporary_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder that others may write to, or a link, is not used."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+@pytest.mark.parametrize(
+    "squat",
+    [
+        lambda path: path.symlink_to(path.parent),
+        lambda path: path.symlink_to(path.parent / "nowhere"),
+        Path.touch,
+        os.mkfifo,
+        lambda path: (path.mkdir(), path.chmod(0o777)),
+        lambda path: shutil.rmtree(path.parent),
+    ],
+    ids=["link", "dangling link", "file", "pipe", "open folder", "no temporary folder"],
+)
+def test_foreign_temporary_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squat: Callable[[Path], object]
+):
+    """Whatever somebody else has put in its place is not used, and told in one sentence."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     monkeypatch.delenv("HOME")
-    (tmp_path / f"car-vllm-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(StateDirectoryError):
+    squat(tmp_path / "tmp" / f"car-vllm-{os.getuid()}")
+    with pytest.raises(StateDirectoryError) as refused:
         car_home()
+    assert "CAR_HOME" in (refused.value.hint or "")
 
 
 def test_home_that_is_a_file_says_what_to_set(

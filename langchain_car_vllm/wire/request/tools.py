@@ -95,12 +95,10 @@ def _check_runs_here(tool: Any) -> None:
 
 
 def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
+    if is_typed_dict(tool) or is_dataclass(tool):
+        tool = {"description": "", **json_schema(tool)}
     if isinstance(tool, Mapping):
         tool = _in_openais_form(tool)
-    if is_typed_dict(tool) or is_dataclass(tool):
-        tool = {"description": "", **inline_root(json_schema(tool))}
-    elif isinstance(tool, Mapping) and "$ref" in tool:
-        tool = {**inline_root(tool), **{k: v for k, v in tool.items() if k == "title"}}
     refuse_enum(tool)
     found = convert_to_openai_tool(tool, strict=strict)
     model = tool if isinstance(tool, type) else getattr(tool, "tool_call_schema", None)
@@ -118,7 +116,22 @@ def _in_openais_form(tool: Mapping[str, Any]) -> Mapping[str, Any]:
         tool = {**tool, "input_schema": tool["inputSchema"]}
     if tool.get("type") == "function" and "name" in tool and function is None:
         return {key: value for key, value in tool.items() if key != "type"}
-    return tool
+    is_schema = not {"name", "function", "toolSpec"} & tool.keys()
+    return _schema_as_tool(tool) if is_schema and {"title", "$ref"} & tool.keys() else tool
+
+
+def _schema_as_tool(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a JSON schema as a tool of its title, whatever words it says with what it takes.
+
+    LangChain (1.8) leaves out what has no `properties` of its own, such as a union.
+    """
+    found = {**inline_root(schema), **{k: v for k, v in schema.items() if k == "title"}}
+    if "title" not in found:
+        return schema
+    tool = {"name": found.pop("title")}
+    if "description" in found:
+        tool["description"] = found.pop("description")
+    return {**tool, "parameters": found} if found else tool
 
 
 def _number_decimals(tool: dict[str, Any], model: type[BaseModel]) -> None:

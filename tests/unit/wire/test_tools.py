@@ -125,6 +125,29 @@ def test_what_a_tool_takes_is_sent_in_whatever_form_it_was_said(serve, tool):
     assert sent["function"]["parameters"]["properties"] == TAKING["properties"]
 
 
+UNION = {"anyOf": [TAKING, {"type": "object", "properties": {"b": {"type": "integer"}}}]}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        UNION,
+        {"oneOf": UNION["anyOf"]},
+        {"allOf": [{"$ref": "#/$defs/T"}], "$defs": {"T": TAKING}},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"$ref": "#/$defs/U", "$defs": {"T": TAKING, "U": {"anyOf": [{"$ref": "#/$defs/T"}]}}},
+    ],
+)
+@pytest.mark.parametrize("strict", [None, True])
+def test_what_a_schema_without_properties_takes_is_sent(serve, words, strict):
+    """A union, or a dictionary of anything, by its title: it went out as a tool without arguments."""
+    model, dialect = serve()
+    model.bind_tools([{"title": "f", "description": "Do.", **words}], strict=strict).invoke("go")
+    sent = dialect.requests[0]["tools"][0]["function"]
+    assert (sent["name"], sent["description"]) == ("f", "Do.")
+    assert {"anyOf", "oneOf", "allOf", "additionalProperties"} & sent["parameters"].keys()
+
+
 NO_OBJECTS = ("{}", True, [], {"type": "array"}, {"type": ["string"]}, {"type": 5})
 DEEP = reduce(lambda inner, _: {"type": "object", "properties": {"x": inner}}, range(2000), {})
 
@@ -139,6 +162,8 @@ DEEP = reduce(lambda inner, _: {"type": "object", "properties": {"x": inner}}, r
         {"type": "function", "function": {"name": "f", "parameters": DEEP}},
         *[{"type": "function", "function": {"name": "f", "parameters": odd}} for odd in NO_OBJECTS],
         RootModel[list[int]],
+        {"title": "f", "type": "array", "items": {"type": "integer"}},
+        {"title": "f", "type": "string"},
     ],
 )
 def test_a_tool_that_cannot_be_sent_is_a_typed_error(serve, tool):

@@ -32,6 +32,7 @@ from langchain_car_vllm.wire.request.schema import traced_schema
 from langchain_car_vllm.wire.request.tools import (
     Tool,
     ToolChoice,
+    named_choice,
     normalize_choice,
     openai_tools,
     tool_name,
@@ -348,15 +349,15 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
         Raises:
             ConfigurationError: The combination cannot work.
         """
-        check_method(method, schema, strict=strict)
+        check_method(method, schema, strict=strict, given=kwargs)
         options: dict[str, Any] = {"method": method}
         if method != "json_mode":
             options["strict"] = strict
         traced = None if schema is None else traced_schema(schema)
         kwargs["ls_structured_output_format"] = {"kwargs": options, "schema": traced}
         if method == "function_calling":
-            name = tool_name(openai_tools([schema])[0])
-            bound = self.bind_tools([schema], tool_choice=name, strict=strict, **kwargs)
+            choice = named_choice(tool_name(openai_tools([schema])[0]))
+            bound = self.bind_tools([schema], tool_choice=choice, strict=strict, **kwargs)
         else:
             free = {"type": "json_object"}
             form = free if schema is None else response_format(schema, strict=strict)

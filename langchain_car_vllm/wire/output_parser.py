@@ -1,7 +1,7 @@
 """Structured output: from a schema to the bound parameters and the parser."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, get_origin
 
@@ -86,9 +86,9 @@ class AnswerParser(_CheckedAtItsEnd):
             return self._whole(text)
         try:
             value = parse_json_markdown(text, parser=parse_partial_json)
-            return value if self.target is None else _instance(self.target, json.dumps(value))
         except (ValueError, RecursionError):
             return None
+        return value if self.target is None else _partial_instance(self.target, value)
 
     def parse(self, text: str) -> Any:
         """Return the object of a whole answer."""
@@ -165,11 +165,13 @@ class InstanceToolParser(_CheckedAtItsEnd, JsonOutputKeyToolsParser):
             StructuredOutputError: The arguments do not fit.
         """
         found = super().parse_result(result, partial=partial)
+        if found is None:
+            return None
+        if partial:
+            return _partial_instance(self.target, found)
         try:
-            return None if found is None else _instance(self.target, json.dumps(found))
+            return _instance(self.target, json.dumps(found))
         except ValueError as error:
-            if partial:
-                return None
             raise _misfit(self.target, error, json.dumps(found)) from error
 
 
@@ -221,7 +223,9 @@ def with_parser(
     return RawAndParsed(bound=bound, parser=parser) if include_raw else bound | parser
 
 
-def check_method(method: str, schema: Any, *, strict: bool | None) -> None:
+def check_method(
+    method: str, schema: Any, *, strict: bool | None, given: Collection[str] = ()
+) -> None:
     """Refuse a combination that cannot work.
 
     Raises:
@@ -235,6 +239,13 @@ def check_method(method: str, schema: Any, *, strict: bool | None) -> None:
         raise ConfigurationError(f"`schema` is needed for the method `{method}`")
     if strict is not None and method == "json_mode":
         raise ConfigurationError("`strict` has no meaning for the method `json_mode`")
+    for name in ("tools", "tool_choice"):
+        if name in given and method == "function_calling":
+            raise ConfigurationError(
+                f"`{name}` cannot be given for the method `function_calling`, which forces a tool "
+                "of its own",
+                hint="use the method `json_schema`, which may call tools before it answers",
+            )
 
 
 def _finish_reason(generation: Generation) -> str | None:
@@ -260,6 +271,17 @@ def _instance(kind: Any, text: str) -> Any:
     if issubclass(kind, BaseModel):
         return kind.model_validate_json(text)
     return kind.parse_raw(text)  # of pydantic's version 1
+
+
+def _partial_instance(kind: Any, value: Any) -> Any:
+    """Return the instance for a part of an answer, None where it cannot be made yet.
+
+    A validator may raise anything for a value that has only begun: the `0` of `0.5` divides nothing.
+    """
+    try:
+        return _instance(kind, json.dumps(value))
+    except Exception:  # noqa: BLE001 - the whole answer is judged at its end
+        return None
 
 
 def _described(kind: Any) -> Any:

@@ -216,23 +216,30 @@ def normalize_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str
     """
     if choice is None or choice is False:
         return None
-    name = _choice_name(choice) if isinstance(choice, dict) else choice
-    if name in ("auto", "none"):
-        return str(name)
-    if name is True or name in ("any", "required"):
-        if not names:
-            raise ConfigurationError("`tool_choice` forces a call, but no tool is bound")
-        return "required"
+    name = _chosen_name(choice) if isinstance(choice, dict) else None
+    if name is None:
+        word = choice.get("type") if isinstance(choice, dict) else choice
+        if word in ("auto", "none"):
+            return str(word)
+        if word is True or word in ("any", "required"):
+            if not names:
+                raise ConfigurationError("`tool_choice` forces a call, but no tool is bound")
+            return "required"
+        name = word
     if name not in names:
         raise ConfigurationError(
             f"`tool_choice` names `{name}`, which is not bound",
             hint=f"bound are {', '.join(f'`{n}`' for n in names) or 'no tools'}",
         )
+    return named_choice(name)
+
+
+def named_choice(name: str) -> dict[str, Any]:
+    """Return the choice of one tool, also of one whose name is a word such as `any`."""
     return {"type": "function", "function": {"name": name}}
 
 
-def _choice_name(choice: dict[str, Any]) -> str:
-    """Return the word or the name in OpenAI's or Anthropic's form of a choice."""
+def _chosen_name(choice: dict[str, Any]) -> Any:
+    """Return the name in OpenAI's or Anthropic's form of a choice, None where it is a word."""
     function = choice.get("function")
-    named = function if isinstance(function, dict) else choice
-    return str(named.get("name") or choice.get("type") or "")
+    return (function if isinstance(function, dict) else choice).get("name")

@@ -42,6 +42,20 @@ def test_a_choice_is_understood_in_bind_and_in_a_call_too(serve, choice):
         assert called(message) == [("add", {"a": 3, "b": 3})]
 
 
+@pytest.mark.parametrize("word", ["any", "auto", "none", "required"])
+def test_a_tool_may_have_the_name_of_a_choice(serve, word):
+    """A choice that names it means it: one named `none` gave no object, and no error either."""
+    schema = {"title": word, "type": "object", "properties": {"a": {"type": "integer"}}}
+    model, _ = serve()
+    structured = model.with_structured_output(
+        {**schema, "required": ["a"]}, method="function_calling"
+    )
+    assert structured.invoke("go") == {"a": 3}
+    choice = {"type": "tool", "name": word}
+    forced = model.bind_tools([add, {**schema, "required": ["a"]}], tool_choice=choice)
+    assert called(forced.invoke(HISTORY)) == [(word, {"a": 3})]
+
+
 def test_a_forced_call_without_a_tool_is_refused(serve):
     """It could only end in a plain answer."""
     model, dialect = serve()

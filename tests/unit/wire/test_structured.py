@@ -49,6 +49,36 @@ def test_a_strict_class_reads_json_as_json(serve):
     assert model.with_structured_output(strict).invoke("go").day == date(2026, 1, 31)
 
 
+class Inverse(BaseModel):
+    """A number, of which the inverse is wanted."""
+
+    of: float
+
+    @field_validator("of")
+    @classmethod
+    def _invert(cls, value: float) -> float:
+        return 1 / value
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_a_validator_may_raise_anything_for_what_has_only_begun(serve, method):
+    """The whole answer fits, so its parts end no stream, whatever they would mean by themselves."""
+    call = {"name": "Inverse", "arguments": {"of": 0.5}}
+    said = json.dumps(call if method == CALLING else call["arguments"])
+    pieces = [said[: said.index(".")], said[said.index(".") :]]
+    model, _ = serve(Reply(text=said, pieces=pieces))
+    answers = list(model.with_structured_output(Inverse, method=method).stream("go"))
+    assert answers[-1].of == 2
+
+
+@pytest.mark.parametrize("given", [{"tools": [add]}, {"tool_choice": "auto"}])
+def test_a_method_that_forces_a_tool_takes_no_others(serve, given):
+    """Its own tool is the one that is forced; it was a `TypeError` of Python's."""
+    model, _ = serve()
+    with pytest.raises(ConfigurationError, match=next(iter(given))):
+        model.with_structured_output(Joke, method=CALLING, **given)
+
+
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_every_method_gives_the_object(serve, method, streamed):

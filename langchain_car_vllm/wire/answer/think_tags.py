@@ -24,20 +24,24 @@ class ThinkTagFilter:
         """Return what is surely text, and what is surely thought."""
         if self._over:
             return delta
-        if delta.thought or delta.calls:  # the server has parsers, or the thought is not closed
-            self._over = True
-            return delta._replace(text=self._held + delta.text)
-        if not delta.text:
-            return delta
+        if delta.thought:  # the server has a parser
+            text, thought = self._rest()
+            return delta._replace(text=text + delta.text, thought=thought + delta.thought)
         text, thought = self._split(self._held + delta.text)
-        return Delta(text, thought) if text or thought else None
+        if delta.calls and not self._over:  # the thought is not closed, or there is none
+            rest = self._rest()
+            text, thought = text + rest[0], thought + rest[1]
+        return Delta(text, thought, delta.calls) if text or thought or delta.calls else None
 
     def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
         """Return what was held back."""
-        held, self._held = self._held, ""
-        if not held:
-            return None
-        return Delta(thought=held) if self._inside else Delta(held)
+        text, thought = self._rest()
+        return Delta(text, thought) if text or thought else None
+
+    def _rest(self) -> tuple[str, str]:
+        """Return what was held back as text and thought; what follows stays what it is."""
+        held, self._held, self._over = self._held, "", True
+        return ("", held) if self._inside else (held, "")
 
     def _split(self, text: str) -> tuple[str, str]:
         """Return text and thought of what came so far, and hold back what is undecided."""

@@ -57,3 +57,22 @@ def test_a_server_without_a_reasoning_parser_is_read_all_the_same(serve):
     model, _ = serve(Reply(text=call))
     for message in ways(model.bind_tools([add]), "go").values():
         assert called(message) == [("add", {"a": 1, "b": 2})]
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "thought"),
+    [
+        ("\n\n", "\n\n", ""),
+        ("<thi", "<thi", ""),
+        ("<think>I add.</", "", "I add.</"),
+        ("<think>I add.</think>", "", "I add."),
+        ("<think>I add.</think>Now.", "Now.", "I add."),
+    ],
+)
+def test_what_comes_before_a_call_comes_once_and_as_what_it_is(serve, before, said, thought):
+    """Streamed or whole, where a message holds both; what was held back came a second time."""
+    model, _ = serve(Reply(text=before, pieces=[before], calls=[("add", {"a": 1, "b": 2})]))
+    for message in ways(model.bind_tools([add]), "go").values():
+        assert called(message) == [("add", {"a": 1, "b": 2})]
+        assert message.text == said
+        assert message.additional_kwargs.get("reasoning_content", "") == thought

@@ -276,7 +276,7 @@ def _instance(kind: Any, text: str) -> Any:
 def _partial_instance(kind: Any, value: Any) -> Any:
     """Return the instance for a part of an answer, None where it cannot be made yet.
 
-    A validator may raise anything for a value that has only begun: the `0` of `0.5` divides nothing.
+    A validator may raise anything for a value that has begun: the `0` of `0.5` divides nothing.
     """
     try:
         return _instance(kind, json.dumps(value))

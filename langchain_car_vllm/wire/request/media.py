@@ -27,6 +27,7 @@ _PUBLIC = MediaAccess()
 _KINDS: dict[str, Kind] = {
     "image": "image",
     "image_url": "image",
+    "input_image": "image",
     "audio": "audio",
     "audio_url": "audio",
     "input_audio": "audio",

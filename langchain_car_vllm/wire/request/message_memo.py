@@ -17,6 +17,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from langchain_car_vllm.support.printable import encodable
 from langchain_car_vllm.support.process_state import ProcessLock
 
 _MOST_CHARACTERS = 4 * 2**20
@@ -71,15 +72,18 @@ class MessageMemo:
 def _key_of(message: BaseMessage) -> tuple[Any, ...] | None:
     """Return all that decides what a message becomes, None where it is more than text."""
     kind = type(message)
-    if kind not in _PLAIN or not isinstance(message.content, str):
+    content = message.content
+    if kind not in _PLAIN or not isinstance(content, str):
         return None
+    if not content.isascii() and encodable(content) is not content:
+        return None  # refused or mended, by where it stands
     beside = repr(message.additional_kwargs) if message.additional_kwargs else ""
     if isinstance(message, AIMessage):
         calls = message.tool_calls or message.invalid_tool_calls
         called = repr((message.tool_calls, message.invalid_tool_calls)) if calls else ""
-        return kind, message.content, message.name, beside, called
+        return kind, content, message.name, beside, called
     result_of = message.tool_call_id if isinstance(message, ToolMessage) else ""
-    return kind, message.content, message.name, beside, result_of
+    return kind, content, message.name, beside, result_of
 
 
 def _size(key: Any) -> int:

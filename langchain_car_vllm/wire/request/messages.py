@@ -7,6 +7,7 @@ cache holds from turn to turn.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import (
@@ -33,11 +34,14 @@ from langchain_car_vllm.wire.request.placeholders import (
     decode_text,
     is_inline,
     placeholder,
+    row_text,
 )
 from langchain_car_vllm.wire.request.tools import server_name
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_TEXTS = ("text", "text-plain")
+_TEXTS = ("text", "text-plain", "input_text", "output_text")
+_CALLS = {"tool_use": "input", "tool_call": "args", "function_call": "arguments"}
+"""Blocks that are calls, and what their arguments are called there."""
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
 _PUBLIC = MediaAccess()
 Content = str | list[str | dict[str, Any]]
@@ -149,7 +153,7 @@ class _Outgoing:
             return self._answer(message)
         is_result = isinstance(message, ToolMessage)
         if isinstance(message.content, str):
-            return _encodable_result(message) if is_result else message
+            return _encodable_copy(message) if is_result or is_old else message
         parts = [
             part
             for block in message.content
@@ -162,6 +166,8 @@ class _Outgoing:
 
     def _parts(self, block: Any, *, is_old: bool, is_result: bool) -> list[dict[str, Any]]:
         text = _text(block)
+        if text is None and is_result:
+            text = row_text(block)
         if text is not None:
             return [{"type": "text", "text": encodable(text) if is_result or is_old else text}]
         # What a tool only names is not read, unless the user allows it.
@@ -222,7 +228,7 @@ class _Outgoing:
         content = message.content if isinstance(message.content, list) else [message.content]
         shown = [self._placeholder(b) if _is_attachment(b) else b for b in content]
         thought = reasoning_of(message)
-        calls = message.tool_calls or _function_call(message)
+        calls = message.tool_calls or _written_calls(message)
         return AIMessage(
             content=encodable(_join((block for block in shown if _text(block) is not None), "")),
             tool_calls=[
@@ -241,8 +247,8 @@ class _Outgoing:
         )
 
 
-def _encodable_result(message: BaseMessage) -> BaseMessage:
-    """Return a tool's result that can be sent: names of files may hold what UTF-8 does not."""
+def _encodable_copy(message: BaseMessage) -> BaseMessage:
+    """Return what nobody can take back as it can be sent: names of files are not all in UTF-8."""
     text = encodable(str(message.content))
     return message if text == message.content else message.model_copy(update={"content": text})
 
@@ -266,17 +272,37 @@ def _is_attachment(block: Any) -> bool:
     return isinstance(block, dict) and (kind_of(block) is not None or block.get("type") == "file")
 
 
-def _function_call(message: AIMessage) -> list[ToolCall]:
-    """Return a call in OpenAI's former shape, whose result comes as a `FunctionMessage`."""
-    call = message.additional_kwargs.get("function_call")
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+def _written_calls(message: AIMessage) -> list[ToolCall]:
+    """Return calls that LangChain does not know of.
+
+    They are in OpenAI's former shape, whose result comes as a `FunctionMessage`, or stand in the
+    content alone, in the shape of Anthropic's, LangChain's or OpenAI's blocks.
+    """
+    former = message.additional_kwargs.get("function_call")
+    if isinstance(former, dict):
+        return _call_of(former.get("name"), former.get("arguments") or "{}", former.get("name"))
+    if message.invalid_tool_calls or isinstance(message.content, str):
         return []
-    try:
-        args = json.loads(call.get("arguments") or "{}")
-    except (TypeError, ValueError):
+    return [
+        call
+        for block in message.content
+        if isinstance(block, dict) and block.get("type") in _CALLS
+        for call in _call_of(
+            block.get("name"),
+            block.get(_CALLS[block["type"]]),
+            block.get("call_id") or block.get("id"),
+        )
+    ]
+
+
+def _call_of(name: Any, args: Any, call_id: Any) -> list[ToolCall]:
+    """Return a call, nothing for what is none."""
+    if isinstance(args, str):
+        with suppress(ValueError, RecursionError):
+            args = json.loads(args)
+    if not isinstance(name, str) or not isinstance(args, dict):
         return []
-    name = call["name"]
-    return [ToolCall(name=name, args=args, id=name)] if isinstance(args, dict) else []
+    return [ToolCall(name=name, args=args, id=call_id)]
 
 
 def _join(blocks: Iterable[Any], joint: str) -> str:

@@ -7,12 +7,17 @@ its thread would be refused forever. So the model reads what was there, and the 
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 _MOST = 200
 _PADDING = 2
+# What holds content or names it; without it a dictionary is a row of somebody's table.
+_REFERENCES = ("url", "uri", "file_id", "base64", "data")
+_ATTACHED = ("file", "document", "text-plain", "image", "audio", "video")
+_ENCODED = re.compile(r"[^\s\"]{2000}")
 
 
 class UnsentContentWarning(UserWarning):
@@ -29,7 +34,7 @@ def placeholder(block: Any, reason: str) -> str:
     if not isinstance(block, Mapping):
         return f"[{type(block).__name__}; {reason}]"
     fields = _fields(block)
-    kind = str(block.get("type") or "block").removesuffix("_url").removeprefix("input_")
+    kind = _kind(block)
     name = next((fields[k] for k in ("filename", "name", "title") if fields.get(k)), None)
     mime_type = fields.get("mime_type") or fields.get("media_type")
     url = next((fields[k] for k in ("url", "uri", "path") if fields.get(k)), None)
@@ -65,12 +70,34 @@ def data_text(block: Mapping[str, Any]) -> str | None:
     if kind == "json" and "json" in block:
         with suppress(TypeError, ValueError, RecursionError):
             return json.dumps(block["json"], ensure_ascii=False, default=str)
+    if kind == "refusal":
+        return str(block.get("refusal") or "")
     if kind == "document" and isinstance(source, Mapping) and source.get("type") == "text":
         return str(source.get("data") or "")
     if kind == "search_result" and isinstance(content, list):
         texts = [part.get("text") for part in content if isinstance(part, Mapping)]
         return "\n".join(str(text) for text in (block.get("title"), source, *texts) if text)
     return None
+
+
+def row_text(block: Any) -> str | None:
+    """Return a dictionary of a tool's result as JSON, None for what holds or names a file.
+
+    Rows of a table or of a listing are dictionaries, too, and may have a `type` of their own.
+    """
+    if not isinstance(block, Mapping):
+        return None
+    kind, fields = _kind(block), _fields(block)
+    if kind in _ATTACHED and any(fields.get(key) for key in _REFERENCES):
+        return None
+    with suppress(TypeError, ValueError, RecursionError):
+        text = json.dumps(block, ensure_ascii=False, default=str)
+        return None if _ENCODED.search(text) else text
+    return None
+
+
+def _kind(block: Mapping[str, Any]) -> str:
+    return str(block.get("type") or "block").removesuffix("_url").removeprefix("input_")
 
 
 def _fields(block: Mapping[str, Any]) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def normalize_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str
             f"`tool_choice` names `{name}`, which is not bound",
             hint=f"bound are {', '.join(f'`{n}`' for n in names) or 'no tools'}",
         )
-    return named_choice(name)
+    return named_choice(str(name))
 
 
 def named_choice(name: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_a_server_without_a_reasoning_parser_is_read_all_the_same(serve):
     ("before", "said", "thought"),
     [
         ("\n\n", "\n\n", ""),
-        ("<thi", "<thi", ""),
+        ("<th", "<th", ""),
         ("<think>I add.</", "", "I add.</"),
         ("<think>I add.</think>", "", "I add."),
         ("<think>I add.</think>Now.", "Now.", "I add."),

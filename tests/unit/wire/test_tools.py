@@ -140,7 +140,7 @@ UNION = {"anyOf": [TAKING, {"type": "object", "properties": {"b": {"type": "inte
 )
 @pytest.mark.parametrize("strict", [None, True])
 def test_what_a_schema_without_properties_takes_is_sent(serve, words, strict):
-    """A union, or a dictionary of anything, by its title: it went out as a tool without arguments."""
+    """A union, or a dictionary of anything: it went out as a tool without arguments."""
     model, dialect = serve()
     model.bind_tools([{"title": "f", "description": "Do.", **words}], strict=strict).invoke("go")
     sent = dialect.requests[0]["tools"][0]["function"]

@@ -38,7 +38,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "remote picture": {"type": "image", "url": "http://127.0.0.1:9/a.png"},
     "local picture": {"type": "image", "url": "file:///etc/passwd"},
     "sound": {"type": "audio", "base64": DATA, "mime_type": "audio/wav"},
-    "hologram": {"type": "hologram", "deep": {"er": [1]}},
+    "blob": {"type": "resource", "resource": {"uri": "file:///a", "blob": DATA * 99}},
     "plain text far away": {"type": "text-plain", "url": "https://example.org/a.txt"},
 }
 LINES = {
@@ -82,6 +82,86 @@ def test_data_in_a_tools_result_is_read_by_the_model(serve, block, text):
     assert model.invoke([HumanMessage([block])]).text == "ok"
     assert dialect.requests[0]["messages"][2]["content"] == f"here\n{text}"
     assert dialect.requests[1]["messages"][0]["content"] == text
+
+
+ROWS: list[dict[str, Any]] = [
+    {"name": "Bob", "age": 3},
+    {"title": "Mars", "url": "https://example.org", "snippet": "two moons"},
+    {"type": "file", "name": "a.txt", "size": 3},
+    {"type": "text", "label": "Name"},
+    {"type": "image", "width": 3},
+    {"type": "hologram", "deep": {"er": [1]}},
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_in_a_tools_result_is_read_by_the_model(serve, row):
+    """A tool gives back dictionaries as data, whatever words stand in them; nothing is left out."""
+    model, dialect = serve(Reply(text="ok"))
+    model.invoke(thread(row))
+    content = dialect.requests[0]["messages"][2]["content"]
+    assert json.loads(content.removeprefix("here\n")) == row
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["type", "text", "url", "data", "source", "name", "json", "content"]),
+        st.recursive(
+            st.none() | st.integers() | st.floats() | st.sampled_from(["image", "file", "text"]),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        ),
+    )
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_dictionary_in_a_tools_result_ends_a_thread(row):
+    """Whatever it holds, it becomes a text that can be sent."""
+    endpoint = Endpoint(URL, None, "m")
+    (result,) = to_server_messages([ToolMessage([row], tool_call_id="1")], endpoint)
+    assert isinstance(result.content, str)
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ({"type": "refusal", "refusal": "I will not."}, "I will not."),
+        ({"type": "output_text", "text": "Mars.", "annotations": []}, "Mars."),
+        ({"type": "text", "text": "Mars."}, "Mars."),
+    ],
+)
+def test_what_another_model_said_stays_in_the_history(serve, block, text):
+    """In whatever block it was said: an empty answer would stand there instead."""
+    model, dialect = serve(Reply(text="ok"))
+    model.invoke([HumanMessage("go"), AIMessage([block]), HumanMessage("on")])
+    assert dialect.requests[0]["messages"][1]["content"] == text
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "tool_use", "id": "1", "name": "look", "input": {"at": "é"}},
+        {"type": "tool_call", "id": "1", "name": "look", "args": {"at": "é"}},
+        {"type": "function_call", "call_id": "1", "name": "look", "arguments": '{"at": "é"}'},
+    ],
+)
+def test_a_call_that_stands_in_the_content_alone_is_one(serve, block):
+    """As in a history that was written by hand: its result would answer nothing."""
+    model, dialect = serve(Reply(text="ok"))
+    model.invoke([HumanMessage("go"), AIMessage([block]), ToolMessage("Mars", tool_call_id="1")])
+    (call,) = dialect.requests[0]["messages"][1]["tool_calls"]
+    assert (call["id"], call["function"]["name"]) == ("1", "look")
+    assert json.loads(call["function"]["arguments"]) == {"at": "é"}
+
+
+@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage])
+def test_half_a_character_of_an_earlier_turn_ends_no_thread(serve, kind):
+    """In the last message it is an error, which a checkpointer keeps; the next one is answered."""
+    model, dialect = serve(Reply(text="ok"))
+    begun = [kind("a\ud83d")]
+    if kind is HumanMessage:
+        with pytest.raises(InvalidRequestError):
+            model.invoke(begun)
+    model.invoke([*begun, HumanMessage("go")])
+    assert dialect.requests[0]["messages"][0]["content"] == "a\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize(

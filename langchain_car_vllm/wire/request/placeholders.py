@@ -16,7 +16,7 @@ _MOST = 200
 _PADDING = 2
 # What holds content or names it; without it a dictionary is a row of somebody's table.
 _REFERENCES = ("url", "uri", "file_id", "base64", "data")
-_ATTACHED = ("file", "document", "text-plain", "image", "audio", "video")
+_MEDIA, _FILES = ("image", "audio", "video"), ("file", "document", "text-plain")
 _ENCODED = re.compile(r"[^\s\"]{2000}")
 
 
@@ -88,7 +88,8 @@ def row_text(block: Any) -> str | None:
     if not isinstance(block, Mapping):
         return None
     kind, fields = _kind(block), _fields(block)
-    if kind in _ATTACHED and any(fields.get(key) for key in _REFERENCES):
+    references = (*_REFERENCES, "path") if kind in _MEDIA else _REFERENCES
+    if kind in (*_MEDIA, *_FILES) and any(fields.get(key) for key in references):
         return None
     with suppress(TypeError, ValueError, RecursionError):
         text = json.dumps(block, ensure_ascii=False, default=str)

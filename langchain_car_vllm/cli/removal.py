@@ -133,6 +133,6 @@ def remove_path(path: Path) -> None:
             shutil.rmtree(path)
     except OSError as error:
         raise ConfigurationError(
-            f"`{error.filename or path}` cannot be removed: {error.strerror}",
-            hint="end the programs that use it, and look who owns the folder",
+            f"`{path}` cannot be removed: {error.strerror}",
+            hint="end the programs that use it, and look who owns what is in it",
         ) from error

@@ -117,6 +117,13 @@ _MARKS = (
     ("no-repository", ("Repository Not Found", "RepositoryNotFoundError", "404 Client Error")),
     ("refused", ("401 Client Error", "403 Client Error", "403 Forbidden", "401 Unauthorized")),
     ("disk", ("No space left on device", "Not enough free disk space", "Disk quota exceeded")),
+    (
+        "folder",
+        (
+            *("Permission denied: '", "Operation not permitted: '", "Read-only file system: '"),
+            "Not a directory: '",
+        ),
+    ),
     ("cut", ("peer closed connection", "Consistency check failed", "IncompleteRead")),
     ("socks", ("socksio",)),
     ("proxy", ("ProxyError", "proxy")),
@@ -170,6 +177,10 @@ _EXPLANATIONS = {
         "free {lacking} MB, or set HF_HOME to a larger disk",
     ),
     "disk": ("the disk is full", "free some disk space and try again{goes_on}"),
+    "folder": (
+        "the folder of models cannot be written to: {said}",
+        "make it writable for you, or set HF_HOME to a folder that you can write to",
+    ),
     "offline": (
         "the Hub cannot be reached",
         "connect to the network and try again{goes_on}",

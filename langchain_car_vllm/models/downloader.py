@@ -23,6 +23,7 @@ What it changes, and why:
   that starts with `VERDICT` and says why in JSON.
 """
 
+import errno
 import functools
 import hashlib
 import inspect
@@ -43,6 +44,10 @@ _CHUNK = 1024 * 1024
 RESERVE = 200_000_000
 _NO_SPACE = (28, 69, 122)
 """ENOSPC, and EDQUOT of macOS and of Linux."""
+_UNUSABLE = (
+    *(errno.EPERM, errno.EACCES, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+)
 _KINDS = (
     ("GatedRepoError", "gated"),
     ("RepositoryNotFoundError", "no-repository"),
@@ -151,8 +156,8 @@ def _bind_revision(
         if revision is not None:
             kwargs["revision"] = revision
         kwargs["ignore_patterns"] = [*_UNREAD, *([] if trust else [_CODE])]
-        commit = _check_listing(model, revision, kwargs)
         try:
+            commit = _check_listing(model, revision, kwargs)
             if commit and _is_on(_UPDATE):
                 sys.stdout.write(f"{COMMIT}{commit}\n")
                 sys.stdout.flush()
@@ -185,13 +190,15 @@ def _is_multimodal(snapshot: Path) -> bool:
 
 def _end_if_final(error: Exception) -> None:
     """End the process where no repetition can help."""
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        _end("disk", error)
+    if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename:
+        _end("folder", error)
     errors = import_module("huggingface_hub.errors")
     for name, kind in _KINDS:
         known = getattr(errors, name, None)
         if known is not None and isinstance(error, known):
             _end(kind, error)
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        _end("disk", error)
     if "socksio" in str(error):
         _end("socks", error)
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):

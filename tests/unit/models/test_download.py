@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from langchain_car_vllm.errors import ModelDownloadError
+from langchain_car_vllm.models import downloader
 from langchain_car_vllm.models.download import (
     check_may_download,
     download_command,
@@ -288,6 +290,10 @@ LOGS = {
     "missing": ("401 Client Error.\nRepository Not Found for url: http://x", "no such repository"),
     "refused": ("HTTPError: 403 Client Error: Forbidden", "refuses"),
     "disk": ("OSError: [Errno 28] No space left on device", "the disk is full"),
+    "folder": (
+        "PermissionError: [Errno 13] Permission denied: '/Volumes/SSD/hub'",
+        "cannot be written to: PermissionError: [Errno 13] Permission denied: '/Volumes/SSD/hub'",
+    ),
     "dns": ("ConnectError: [Errno -2] Name or service not known", "cannot be reached"),
     "mac": ("ConnectError: [Errno 8] nodename nor servname provided", "cannot be reached"),
     "cut": ("peer closed connection without sending complete message body", "broke again"),
@@ -331,6 +337,22 @@ def test_a_verdict_that_is_cut_off_is_not_read(tmp_path):
     log = tmp_path / "download.log"
     log.write_text(f'No space left on device\n{VERDICT}{{"kind": "ga')
     assert "the disk is full" in diagnose_download("org/tiny", None, log).message
+
+
+@pytest.mark.parametrize("number", [*downloader._UNUSABLE, errno.ENOSPC])
+def test_a_folder_that_takes_no_files_ends_at_once(capsys, tmp_path, number):
+    """Three tries help where the network fails, and not where the disk refuses."""
+    error = OSError(number, os.strerror(number), str(tmp_path / "hub"))
+    with pytest.raises(SystemExit):
+        downloader._end_if_final(error)
+    log = tmp_path / "download.log"
+    log.write_text(capsys.readouterr().out)
+    told = diagnose_download("org/tiny", None, log)
+    if number == errno.ENOSPC:
+        assert "the disk is full" in told.message
+    else:
+        assert f"cannot be written to: {error}" in told.message
+        assert "HF_HOME" in told.hint
 
 
 def test_the_downloader_is_old_python():

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ from faults.support import FAST, Background, Fake, ask, eventually
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.locks import is_held, opened_lock
+from langchain_car_vllm.server.process import is_suspended
 
 
 def test_suspended_supervisor_of_a_ready_server_disturbs_nobody(fake: Fake):
@@ -26,6 +29,31 @@ def test_suspended_supervisor_of_a_ready_server_disturbs_nobody(fake: Fake):
     os.kill(supervisor, signal.SIGCONT)
     fake.wait_until_unsupervised()
     assert fake.state().reason == "idle"
+
+
+def test_a_program_that_is_suspended_in_the_middle_of_a_start_is_told(fake: Fake):
+    """Ctrl-Z before there is a supervisor that could be woken: nobody waits for it forever."""
+    fake.directory().create()
+    lock = fake.directory().start_lock
+    code = (
+        "import fcntl, os, signal, sys\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    program = subprocess.Popen([sys.executable, "-c", code, lock])
+    try:
+        eventually(lambda: is_suspended(program.pid), "the suspension")
+        brief = dataclasses.replace(FAST, handshake=0.3)
+        with (
+            pytest.raises(ServerStartError, match="seems to be suspended"),
+            lease(fake.spec(), policy=brief),
+        ):
+            pass
+    finally:
+        program.kill()
+        program.wait()
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
 
 
 @pytest.mark.parametrize("phase", ["load", "ready"])

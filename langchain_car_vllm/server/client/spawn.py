@@ -27,6 +27,8 @@ from langchain_car_vllm.server.state import decode_error
 _PACKAGE_PARENT = Path(__file__).parents[3]
 _NEEDED = ("psutil", "packaging", "uv", "truststore", "python_socks")
 """What the supervisor and those it asks import from elsewhere, each maybe from its own folder."""
+_STARTS = 2
+"""A start that is waited for takes one handshake at most."""
 _OTHER_PYTHON = "set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed"
 
 
@@ -75,9 +77,17 @@ class Start(threading.Thread):
             with explain_os_errors(self._directory.path):
                 lock = stack.enter_context(opened_lock(self._directory.start_lock))
                 supervisor = stack.enter_context(opened_lock(self._directory.supervisor_lock))
+            patience = _STARTS * self._policy.handshake
+            give_up_at = time.monotonic() + patience
             while not try_exclusive(lock):
                 if is_held(supervisor):
                     return
+                if time.monotonic() > give_up_at:
+                    raise ServerStartError(
+                        f"another program has been starting the server for {patience:g} s, and "
+                        "seems to be suspended",
+                        hint="let that program go on, or end it",
+                    )
                 time.sleep(self._policy.client_tick)
             if not is_held(supervisor):
                 self._spawn()

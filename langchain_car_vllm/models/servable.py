@@ -17,6 +17,7 @@ from langchain_car_vllm.models.weights import (
     IS_POINTER,
     find_damage,
     is_pointer,
+    missing_shards,
     shard_names,
     weight_names,
 )
@@ -107,7 +108,7 @@ def find_missing(
         return Obstacle(
             "it holds no tokenizer", "add the tokenizer's files of the model it was made from"
         )
-    return _missing_shard(names, index)
+    return _missing_shard(names, weights, index)
 
 
 def _find_code(
@@ -139,13 +140,17 @@ def _misnamed_weights(names: Collection[str]) -> Obstacle:
     return Obstacle("it holds no safetensors weights", _WHOLE)
 
 
-def _missing_shard(names: Collection[str], index: Mapping[str, Any] | None) -> Obstacle | None:
+def _missing_shard(
+    names: Collection[str], weights: Collection[str], index: Mapping[str, Any] | None
+) -> Obstacle | None:
     missing = [shard for shard in shard_names(index or {}) if shard not in names]
+    witness = "the index of its weights names"
+    if not missing and index is None:
+        missing, witness = missing_shards(weights), "the names of its other weights count"
     if not missing:
         return None
     return Obstacle(
-        f"`{printable(missing[0])}` is missing, which the index of its weights names",
-        "download the model again",
+        f"`{printable(missing[0])}` is missing, which {witness}", "download the model again"
     )
 
 

@@ -26,6 +26,7 @@ from langchain_car_vllm.models.weights import (
     TEXT_WEIGHTS,
     is_plain,
     is_weight,
+    missing_shards,
     shard_names,
 )
 
@@ -33,7 +34,6 @@ _DEFAULT_REVISION = "main"
 # What the server fetches of a repository on both its routes (vllm-mlx 0.6.0, `utils/download.py`).
 _NEEDED = ("*.json", "tokenizer.model", "tiktoken.model", "*.tiktoken", "*.txt", "*.jinja")
 _SERVERS_OWN = (*_NEEDED, "*.jsonl", "*.model", "*.py")
-_SHARD = re.compile(r"(.*?)\d+-of-(\d+)\.safetensors$")
 TOKENIZERS = (
     *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "tiktoken.model"),
@@ -42,7 +42,6 @@ TOKENIZER_SUFFIX = ".tiktoken"
 _COMMIT = re.compile(r"[\w][\w.\-]{0,127}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./\-]{0,255}", re.ASCII)
 _MOST_BYTES = 2**60
-_MOST_SHARDS = 10_000
 
 
 def find_snapshot(source: str, revision: str | None = None, *, trust: bool = False) -> Path | None:
@@ -187,13 +186,7 @@ def _holds_all_shards(directory: Path) -> bool:
     """Return whether the weights' own names speak of no more of them; the index may come last."""
     sizes = list_folder(directory)
     files = {name for name in sizes if is_weight(name, MEDIA_WEIGHTS) and sizes[name] is not None}
-    counted = [match for match in map(_SHARD.match, files) if match]
-    return bool(files) and all(
-        int(match[2]) <= _MOST_SHARDS
-        and f"{match[1]}{number:0{len(match[2])}}-of-{match[2]}.safetensors" in files
-        for match in counted
-        for number in range(1, min(int(match[2]), _MOST_SHARDS) + 1)
-    )
+    return bool(files) and not missing_shards(files)
 
 
 def tree_listing(folder: Path, commit: str) -> dict[str, Mapping[str, Any]] | None:

@@ -1,6 +1,8 @@
 """The weights that the server loads of a model, and whether they are whole."""
 
 import json
+import math
+import re
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -16,6 +18,15 @@ INDEX = "model.safetensors.index.json"
 TEXT_WEIGHTS = "model*.safetensors"
 MEDIA_WEIGHTS = "*.safetensors"
 _UNREAD = "consolidated.safetensors"
+_SHARD = re.compile(r"(.*?)(\d+)-of-(\d{1,9})\.safetensors", re.ASCII)
+_MOST_SHARDS = 10_000
+# Of a number in a tensor; those of less than a byte are not known here.
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
 _LENGTH = struct.Struct("<Q")
 _MOST_HEADER = 100_000_000
 _POINTER = b"version https://git-lfs"
@@ -72,6 +83,25 @@ def shard_names(index: Mapping[str, Any]) -> list[str]:
     found = index.get("weight_map")
     values: Iterable[Any] = found.values() if isinstance(found, dict) else ()
     return sorted({name for name in values if isinstance(name, str) and is_plain(name)})
+
+
+def missing_shards(names: Collection[str]) -> list[str]:
+    """Return the parts of weights that are not there, although the names of others count them.
+
+    Args:
+        names: The files of weights, such as `model-00001-of-00004.safetensors`.
+    """
+    counted = {(m[1], m[3]) for m in map(_SHARD.fullmatch, names) if m}
+    missing = []
+    for stem, total in sorted(counted):
+
+        def name(number: int, stem: str = stem, total: str = total) -> str:
+            return f"{stem}{number:0{len(total)}}-of-{total}.safetensors"
+
+        first = 0 if name(0) in names else 1
+        most = min(int(total), _MOST_SHARDS + 1)  # nobody has as many: the last is missing
+        missing += [part for n in range(most) if (part := name(first + n)) not in names]
+    return missing
 
 
 def is_plain(name: str) -> bool:
@@ -160,16 +190,31 @@ def _header_length(first: bytes, size: int) -> int:
 
 
 def _end_of_tensors(header: Any) -> int | None:
-    """Return where the last tensor ends, None where the header names none."""
+    """Return where the last tensor ends, None where the header names none.
+
+    Raises:
+        ValueError: A tensor contradicts itself.
+    """
     if not isinstance(header, dict):
         return None
-    ends = [
-        entry["data_offsets"][1]
-        for name, entry in header.items()
-        if name != "__metadata__" and isinstance(entry, dict)
-    ]
-    good = all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends)
-    return max(ends) if ends and good else None
+    ends = [_end_of_tensor(entry) for name, entry in header.items() if name != "__metadata__"]
+    return max(ends, default=None)
+
+
+def _end_of_tensor(entry: Any) -> int:
+    """Return where a tensor ends; the server reads as many bytes as its shape says.
+
+    Raises:
+        ValueError: It contradicts itself.
+    """
+    begin, end = entry["data_offsets"]
+    numbers = (begin, end, *entry["shape"])
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise ValueError(numbers)
+    size = _BYTES.get(entry["dtype"])
+    if begin > end or (size is not None and math.prod(entry["shape"]) * size != end - begin):
+        raise ValueError(entry)
+    return int(end)
 
 
 def _size(count: int) -> str:

@@ -11,9 +11,19 @@ from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models import find_snapshot, read_model_facts
 from langchain_car_vllm.models.servable import check_servable, find_obstacle
 from langchain_car_vllm.models.snapshot import TOKENIZERS, holds_model, wanted_names
+from langchain_car_vllm.models.weights import missing_shards
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5000000000\n"
 BAD_HEADER = struct.pack("<Q", 10) + b"not JSON {" + bytes(100)
+
+
+def lying(**said: object) -> bytes:
+    """Return weights whose header contradicts itself."""
+    header = {"w": {"dtype": "U8", "shape": [10], "data_offsets": [0, 10], **said}}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(100)
+
+
 FAULTS = {
     "no config": ({"config__json": None}, "no `config.json`", "safetensors"),
     "no model_type": ({"config__json": {}}, "no `model_type`", "choose"),
@@ -38,6 +48,28 @@ FAULTS = {
     "missing shard": (
         {"model__safetensors__index__json": {"weight_map": {"a": "model-9.safetensors"}}},
         "`model-9.safetensors` is missing",
+        "again",
+    ),
+    "missing shard without an index": (
+        {"model__safetensors": None, "model-00001-of-00003__safetensors": weights_of(200)},
+        "`model-00002-of-00003.safetensors` is missing, which the names of its other weights count",
+        "again",
+    ),
+    "larger shape": ({"model__safetensors": lying(shape=[99])}, "not in the safetensors", "again"),
+    "negative shape": (
+        {"model__safetensors": lying(shape=[-2, -5])},
+        "not in the safetensors format",
+        "again",
+    ),
+    "wider type": ({"model__safetensors": lying(dtype="F32")}, "not in the safetensors", "again"),
+    "reversed": (
+        {"model__safetensors": lying(data_offsets=[20, 10])},
+        "not in the safetensors format",
+        "again",
+    ),
+    "negative begin": (
+        {"model__safetensors": lying(data_offsets=[-10, 0])},
+        "not in the safetensors format",
         "again",
     ),
 }
@@ -80,6 +112,17 @@ def test_a_whole_model_is_servable(whole_model):
     shards = {f"model-{n}__safetensors": weights_of(300) for n in (1, 2)}
     folder = whole_model("many", model__safetensors__index__json=index, **shards)
     assert find_obstacle(folder) is None
+    for begin in (0, 1):
+        parts = [f"model-{begin + n:05}-of-00002__safetensors" for n in range(2)]
+        shards = dict.fromkeys(parts, weights_of(300))
+        folder = whole_model(f"from {begin}", model__safetensors=None, **shards)
+        assert find_obstacle(folder) is None
+
+
+def test_shards_that_are_counted_beyond_reason_are_missing():
+    """No name makes the look take long."""
+    assert len(missing_shards(["model-1-of-999999999.safetensors"])) <= 10_001
+    assert not missing_shards(["model-1-of-2.safetensors", "model-2-of-2.safetensors", "x-of-y.z"])
 
 
 def test_a_file_that_changes_is_looked_at_anew(whole_model):

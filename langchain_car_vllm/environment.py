@@ -136,8 +136,8 @@ _internal_text = partial(_text, group="internal")
 
 def _absolute_path(text: str) -> Path:
     path = Path(text)
-    if not path.is_absolute():
-        raise ValueError("an absolute path")
+    if not path.is_absolute() or path == path.parent:
+        raise ValueError("an absolute path of a folder below `/`")
     return path
 
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.support.printable import encodable, format_value
+from langchain_car_vllm.server.spec import can_be_passed, check_arguments
+from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
@@ -18,9 +19,7 @@ EXAMPLE = (
 )
 """What to do where no model is named."""
 
-_REFUSED_ARGUMENTS = ("--host", "--port", "--api-key", "--served-model-name")
 _PLAIN_URL = re.compile(r"\w+://[A-Za-z0-9._~-]+(:\d+)?(/[A-Za-z0-9._~-]+)*/*", re.ASCII)
-_REVISION = re.compile(r"[\w][\w./\-]*")
 _MODEL_FOLDERS = frozenset(
     variable.name
     for variable in (
@@ -107,18 +106,11 @@ def check_is_text(what: str, value: object) -> None:
 
 def check_server(arguments: Iterable[str], variables: Mapping[str, SecretStr]) -> None:
     """Refuse what no process can be given, and what would contradict what this package sets."""
-    for argument in arguments:
-        if not _can_be_passed(argument):
-            raise ConfigurationError("`server_args` holds a word that no command line can hold")
-        if _is_refused(argument):
-            raise ConfigurationError(
-                f"`{argument.partition('=')[0]}` is not for `server_args`: this package chooses it",
-                hint="talk to a server of your own through `base_url`",
-            )
+    check_arguments(arguments)
     for name, value in variables.items():
-        if not name or "=" in name or not _can_be_passed(name):
+        if not name or "=" in name or not can_be_passed(name):
             raise ConfigurationError("`server_env` holds a name that no variable can have")
-        if not _can_be_passed(value.get_secret_value()):
+        if not can_be_passed(value.get_secret_value()):
             raise ConfigurationError(
                 f"`server_env` holds a value for `{name}` that no variable can have"
             )
@@ -127,16 +119,6 @@ def check_server(arguments: Iterable[str], variables: Mapping[str, SecretStr]) -
                 f"`{name}` is not for `server_env`: models are looked up here too",
                 hint=f"set {name} in the environment of this program",
             )
-
-
-def _can_be_passed(text: str) -> bool:
-    return "\0" not in text and encodable(text) == text
-
-
-def _is_refused(argument: str) -> bool:
-    """Return whether an argument is ours to choose; the server understands short forms too."""
-    name = argument.partition("=")[0]
-    return len(name) > len("--") and any(full.startswith(name) for full in _REFUSED_ARGUMENTS)
 
 
 def endpoint_url() -> str | None:
@@ -208,15 +190,6 @@ def warn_beside_endpoint(base_url: str | None, names: Sequence[str]) -> None:
         warn_user_once(
             f"with `base_url`, {' and '.join(f'`{name}`' for name in names)} {verb} no effect, "
             "since somebody else runs that server: set it up there, or leave `base_url` out"
-        )
-
-
-def check_revision(revision: str) -> None:
-    """Refuse what cannot be a branch, a tag or a commit."""
-    if not _REVISION.fullmatch(revision) or ".." in revision:
-        raise ConfigurationError(
-            f"`revision` cannot be `{revision}`",
-            hint="name a branch, a tag or a commit, or leave it out for the default branch",
         )
 
 

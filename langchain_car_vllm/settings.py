@@ -24,6 +24,7 @@ from langchain_car_vllm.models.adapter import adapter_name, adapter_source
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.models.ids import anchor_path
+from langchain_car_vllm.models.snapshot import check_revision
 from langchain_car_vllm.models.speculation import MTP
 from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.server.spec import Kind, ServerSpec
@@ -31,7 +32,6 @@ from langchain_car_vllm.setting_checks import (
     EXAMPLE,
     check_endpoint,
     check_positive,
-    check_revision,
     check_server,
     checked_url,
     endpoint_key,

@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
+from langchain_car_vllm.models.snapshot import check_revision
 from langchain_car_vllm.server.spec import Engine
+
+
+def checked_revision(revision: str | None) -> str | None:
+    """Return a revision once it can be one.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if revision is not None:
+        check_revision(revision)
+    return revision
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 EngineOption = Annotated[Engine, typer.Option(help="As in the code")]
@@ -14,5 +27,7 @@ ModelArgument = Annotated[
 ModelArguments = Annotated[
     list[str], typer.Argument(metavar="MODEL", help="Catalog ids, Hub repositories, directories")
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit", callback=checked_revision)
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]

@@ -23,7 +23,7 @@ from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.company import Company, company_of
 from langchain_car_vllm.server.plan import Plan, asked_plan, plan_for
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import ServerSpec, check_arguments
 
 _TOKENS = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([km]?)", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
@@ -51,6 +51,7 @@ def plan(
     The exit code is 1 where it would not, or where `--context` and `--agents` do not fit.
     """
     wanted = _read_company(context, agents)
+    check_arguments(server_arg or ())
     found = parse_model_id(model)
     spec = ServerSpec(
         found.source,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.options import ModelArguments
+from langchain_car_vllm.cli.options import ModelArguments, checked_revision
 from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import parse_model_id
@@ -29,7 +29,10 @@ def pull(
     models: ModelArguments,
     *,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit, by default the main branch")
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit, by default the main branch", callback=checked_revision
+        ),
     ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Fetch what is newer on the Hub, where there is more")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm import environment
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.hub_account import expand, hub_home
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
@@ -154,6 +155,19 @@ def find_commit(source: str, revision: str | None = None) -> str | None:
         return None
     commit = (read_text(folder / "refs" / revision, most=1000) or "").strip() or revision
     return commit if _COMMIT.fullmatch(commit) and ".." not in commit else None
+
+
+def check_revision(revision: str) -> None:
+    """Refuse what cannot be a branch, a tag or a commit.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise ConfigurationError(
+            f"`revision` cannot be `{revision}`",
+            hint="name a branch, a tag or a commit, or leave it out for the default branch",
+        )
 
 
 def _in_lm_studio(source: str) -> Path | None:

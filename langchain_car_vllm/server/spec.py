@@ -3,18 +3,21 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.identity import identity_of
 from langchain_car_vllm.models.remote_code import is_trusted
 from langchain_car_vllm.models.snapshot import find_snapshot
+from langchain_car_vllm.support.printable import encodable
 
 Engine = Literal["auto", "simple", "batched"]
 Kind = Literal["chat", "embeddings", "reranker"]
 PROTOCOL = 1
+_CHOSEN = ("--host", "--port", "--api-key", "--served-model-name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,29 @@ class ServerSpec:
         arguments = tuple(values["server_args"])
         environment = tuple((name, value) for name, value in values["server_env"])
         return cls(**{**values, "server_args": arguments, "server_env": environment})
+
+
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Refuse words that no process can be given, and those that contradict what is set here.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    for argument in arguments:
+        if not can_be_passed(argument):
+            raise ConfigurationError("`server_args` holds a word that no command line can hold")
+        # The server understands short forms, too.
+        name = argument.partition("=")[0]
+        if len(name) > len("--") and any(chosen.startswith(name) for chosen in _CHOSEN):
+            raise ConfigurationError(
+                f"`{name}` is not for `server_args`: this package chooses it",
+                hint="talk to a server of your own through `base_url`",
+            )
+
+
+def can_be_passed(text: str) -> bool:
+    """Tell whether a process can be given a text, as an argument or in its environment."""
+    return "\0" not in text and encodable(text) == text
 
 
 def argument_value(arguments: Sequence[str], flag: str) -> str | None:

@@ -52,8 +52,8 @@ def test_what_turns_off(text: str, monkeypatch: pytest.MonkeyPatch):
 
 
 BAD = {
-    "CAR_HOME": ["somewhere", "~/x"],
-    "CAR_VLLM_MLX_RUNTIME": ["somewhere", "~/x"],
+    "CAR_HOME": ["somewhere", "~/x", "/"],
+    "CAR_VLLM_MLX_RUNTIME": ["somewhere", "~/x", "/", "//"],
     "CAR_VLLM_MLX_KEEP_ALIVE": ["often", "-2", "nan"],
     "CAR_VLLM_MLX_AUTO_INSTALL": ["nope", "2"],
     "CAR_VLLM_MLX_CAFFEINATE": ["nope", "2"],

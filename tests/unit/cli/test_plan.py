@@ -39,6 +39,23 @@ def test_the_plan_is_what_happens(cli: Cli, fake: Fake):
     assert planned["fits"] == {"host": True, "hub": True, "disk": True, "memory": True}
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        ("plan", "--server-arg=--port=1", "`--port`"),
+        ("plan", "--server-arg=--api-k", "`--api-k`"),
+        *((command, "--revision=../x", "`../x`") for command in ("plan", "show", "pull", "run")),
+        *((command, "--revision=", "`revision`") for command in ("plan", "show", "pull", "run")),
+    ],
+)
+def test_what_a_call_refuses_no_command_takes(cli: Cli, command: str, option: str, name: str):
+    """A plan for what cannot be called would be of no use."""
+    done = cli(command, "org/model", option)
+    assert done.returncode == 1
+    assert name in done.stderr
+    assert "hint: " in done.stderr
+
+
 def test_a_plan_asks_the_hub(cli: Cli, fake: Fake, tmp_path: Path, socket_enabled: None):
     """A model that is not here is judged by the Hub's own sizes, and nothing is fetched."""
     with running_hub() as hub:

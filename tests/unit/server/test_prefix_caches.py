@@ -121,6 +121,16 @@ def test_a_hub_model_is_its_commit(
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("name", ["模型" * 120, "🙂" * 70, "n" * 255, "--Users--me--ü" * 20])
+def test_a_folder_with_a_long_name_can_be_made(root: Path, model: Path, name: str):
+    """A name in any writing fits into what a disk takes, its note included."""
+    found = CacheFolder("key", ["serve", str(model)])
+    path = Path(found.path(str(root / name)))
+    os.close(found._note)
+    assert path.with_name(f"{path.name}.json").is_file()
+    assert path.name[: -len("-0123456789abcdef")] in name
+
+
 def test_weights_swapped_while_they_load_leave_nothing_behind(root: Path, model: Path):
     """Nobody can tell which of the two was read, so the folder is nobody's afterwards."""
     begun = CacheFolder("key", ["serve", str(model)])

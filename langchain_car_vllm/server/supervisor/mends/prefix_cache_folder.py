@@ -22,7 +22,7 @@ from .mend import Mend, find
 
 _OLDEST_SECONDS = 30 * 86_400
 _MOST_BYTES = 10_000_000_000
-_NAME_CHARACTERS = 80
+_NAME_BYTES = 80
 _INDEX = "index.json"
 _PACKAGES = ("vllm-mlx", "mlx", "mlx-lm", "mlx-vlm")
 
@@ -87,7 +87,8 @@ class CacheFolder:
             if digest != self._first:
                 digest = secrets.token_hex(8)
             root, name = os.path.split(named)
-            path = os.path.join(root, f"{name[-_NAME_CHARACTERS:]}-{digest}")
+            kept = name.encode()[-_NAME_BYTES:].decode(errors="ignore")
+            path = os.path.join(root, f"{kept}-{digest}")
             os.makedirs(root, exist_ok=True)
             self._note = _hold(f"{path}.json", self._key)
             self._path = path

@@ -60,8 +60,8 @@ endef
 test-newest: install ## The unit tests with the wheel and the newest releases that the ranges admit
 	$(call unit_tests_in,.newest,highest)
 
-test-lowest: install ## The same with the lowest ones
-	$(call unit_tests_in,.lowest,lowest-direct)
+test-lowest: install ## The same with the lowest ones, and openai 2
+	$(call unit_tests_in,.lowest,lowest-direct 'openai<3')
 
 lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
 	$(BIN)/python scripts/lock_runtime.py

@@ -67,7 +67,7 @@ class VllmMlxEmbeddings(BatchFields, Embeddings, defer_build=False):
         return await self._aask(lambda embedder: embedder.aembed(texts))
 
     def _client(self, connection: Connection) -> "Embedder":
-        from langchain_car_vllm.wire.embed import Embedder  # noqa: PLC0415 - imports openai
+        from langchain_car_vllm.wire.embed import Embedder  # noqa: PLC0415 - imports httpcore
 
         return Embedder(connection.endpoint, self._header_items(), self.timeout)
 

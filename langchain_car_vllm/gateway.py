@@ -15,13 +15,16 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+import httpcore2
 import httpx2
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server import Lease, ServerSpec, alease
-from langchain_car_vllm.wire.transport.clients import Address, LoopClients
+from langchain_car_vllm.wire.transport.connections import Address, Connections
+from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, TRANSPORT_ERRORS
+from langchain_car_vllm.wire.transport.send import target_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -154,7 +157,7 @@ class Gateway:
                 async with self._lease() as held:
                     try:
                         await self._exchange(held.endpoint, scope, body, begun)
-                    except httpx2.TransportError as error:
+                    except TRANSPORT_ERRORS as error:
                         reason = await held.aexplain()
                         may_repeat = reason is None or isinstance(reason, ServerCrashedError)
                         if begun.is_begun or is_last or not may_repeat:
@@ -172,34 +175,8 @@ class Gateway:
 
     async def _exchange(self, endpoint: Endpoint, scope: Message, body: bytes, send: Send) -> None:
         address = Address(endpoint.base_url, endpoint.api_key)
-        clients = await LoopClients(address, endpoint.is_ours).current()
-        async with clients.borrow() as http:
-            await self._pass_on(http, endpoint, scope, body, send)
-
-    async def _pass_on(
-        self, http: httpx2.AsyncClient, endpoint: Endpoint, scope: Message, body: bytes, send: Send
-    ) -> None:
-        request = http.build_request(
-            scope["method"],
-            endpoint.base_url.removesuffix("/v1") + _target(scope).decode("ascii"),
-            headers=[
-                *((k, v) for k, v in scope["headers"] if k.lower() not in _NOT_PASSED),
-                (b"authorization", f"Bearer {endpoint.api_key}".encode()),
-            ],
-            content=body,
-            timeout=httpx2.Timeout(None, connect=10.0),
-        )
-        response = await http.send(request, stream=True)
-        try:
-            headers = [
-                (k.lower(), v) for k, v in response.headers.raw if k.lower() not in _NOT_RETURNED
-            ]
-            await send(_start(response.status_code, headers))
-            async for piece in response.aiter_raw():
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            await response.aclose()
+        async with Connections(address, endpoint.is_ours).aborrow() as pool:
+            await _pass_on(pool, _request_to(endpoint, scope, body), send)
 
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[Lease]:
@@ -233,6 +210,38 @@ class _Begun:
     async def __call__(self, message: Message) -> None:
         self.is_begun = True
         await self._send(message)
+
+
+def _request_to(endpoint: Endpoint, scope: Message, body: bytes) -> httpcore2.Request:
+    root = endpoint.base_url.removesuffix("/v1")
+    url = httpx2.URL(root + _target(scope).decode("ascii"))
+    headers = [
+        *((k, v) for k, v in scope["headers"] if k.lower() not in _NOT_PASSED),
+        (b"host", url.netloc),
+        (b"authorization", f"Bearer {endpoint.api_key}".encode()),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    return httpcore2.Request(
+        scope["method"],
+        target_of(url),
+        headers=headers,
+        content=body,
+        extensions={"timeout": {"connect": CONNECT_SECONDS}},
+    )
+
+
+async def _pass_on(
+    pool: httpcore2.AsyncConnectionPool, request: httpcore2.Request, send: Send
+) -> None:
+    response = await pool.handle_async_request(request)
+    try:
+        headers = [(k.lower(), v) for k, v in response.headers if k.lower() not in _NOT_RETURNED]
+        await send(_start(response.status, headers))
+        async for piece in response.aiter_stream():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await response.aclose()
 
 
 def _target(scope: Message) -> bytes:
@@ -271,7 +280,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-def _broken_connection(error: httpx2.TransportError) -> CarVllmError:
+def _broken_connection(error: Exception) -> CarVllmError:
     reason = str(error) or type(error).__name__
     broken = CarVllmError(f"the connection to the server broke: {reason}")
     broken.is_retryable = True

@@ -127,7 +127,7 @@ class VllmMlxReranker(BatchFields, BaseDocumentCompressor, defer_build=False):
         return await self._aask(lambda ranker: ranker.ascore(query, texts))
 
     def _client(self, connection: Connection) -> "Ranker":
-        from langchain_car_vllm.wire.rerank import Ranker  # noqa: PLC0415 - imports openai
+        from langchain_car_vllm.wire.rerank import Ranker  # noqa: PLC0415 - imports httpcore
 
         return Ranker(connection.endpoint, self._header_items(), self.timeout)
 

@@ -83,7 +83,7 @@ def serve(
                 # Nothing stays open whose end the caller may wait for.
                 discard(1, 2)
 
-        from langchain_car_vllm.gateway import Gateway  # noqa: PLC0415 - imports openai
+        from langchain_car_vllm.gateway import Gateway  # noqa: PLC0415 - imports httpcore
 
         gateway = Gateway(spec, key_file.read_text().strip(), on_progress=display)
         with suppress(KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """The wrapped `ChatOpenAI`, which speaks the server's dialect.
 
-The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for speed. Importing
-this module imports openai, so only calls do it, never construction, by way of `wire.chat_cache`.
+The wrapped `ChatOpenAI` converts the messages; requests go their own way for speed. Importing this
+module imports openai, so only calls do it, never construction, by way of `wire.chat_cache`.
 """
 
 import asyncio
@@ -25,10 +25,8 @@ from contextlib import (
 )
 from typing import Any, NamedTuple
 
-import httpcore2  # noqa: F401 - the first client imports it, in the middle of a call
-import httpx2
+import httpcore2
 import jsonschema  # noqa: F401 - answers are checked with it, and its import would block a loop
-import openai
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -52,9 +50,10 @@ from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.messages import holds_media
 from langchain_car_vllm.wire.request.token_count import arrives_late
-from langchain_car_vllm.wire.transport.clients import LoopClients, address_of, sync_clients
+from langchain_car_vllm.wire.transport.connections import Connections, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
+from langchain_car_vllm.wire.transport.refusal import Refusal
 from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.simple_engine import (
     BusyWaits,
@@ -87,15 +86,17 @@ class Terms(NamedTuple):
 class WireChat(CountingChat):
     """A ChatOpenAI that talks to one vllm-mlx endpoint.
 
-    `ChatOpenAI` converts the messages; streaming goes its own way for speed: the raw response is
+    `ChatOpenAI` converts the messages; requests go their own way for speed: the raw response is
     read, and each event is parsed once from JSON straight into LangChain's chunk. Nothing of a call
     is kept: parameters come with each, as `ChatVllmMlx` merged them.
 
     Attributes:
+        connections: What requests go out over.
         request: Makes the requests.
         refusals: How often a request is repeated that the server refused for the moment.
     """
 
+    connections: Connections
     request: ChatRequest
     refusals: int = 2
 
@@ -284,37 +285,35 @@ class WireChat(CountingChat):
     def _send(self, attempt: Attempt, terms: Terms) -> Iterator[Iterable[bytes]]:
         refusals = Refusals(self.refusals, terms.clock.deadline)
         with ExitStack() as stack:
-            clients = sync_clients(self.address, self.endpoint.is_ours)
-            http = stack.enter_context(clients.borrow())
+            pool = stack.enter_context(self.connections.borrow())
             while True:
                 request = self._request(attempt, terms)
                 try:
-                    body = stack.enter_context(open_stream(http, request, terms.clock.deadline))
+                    body = stack.enter_context(open_stream(pool, request, terms.clock.deadline))
                     break
-                except openai.APIStatusError as error:
+                except Refusal as error:
                     time.sleep(refusals.wait(error))
             yield body
 
     @asynccontextmanager
     async def _asend(self, attempt: Attempt, terms: Terms) -> AsyncIterator[AsyncIterable[bytes]]:
-        clients = await self.async_client.current()
         refusals = Refusals(self.refusals, terms.clock.deadline)
         async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(clients.borrow())
+            pool = await stack.enter_async_context(self.connections.aborrow())
             while True:
                 request = self._request(attempt, terms)
                 try:
-                    stream = aopen_stream(http, request, terms.clock.deadline)
+                    stream = aopen_stream(pool, request, terms.clock.deadline)
                     body = await stack.enter_async_context(stream)
                     break
-                except openai.APIStatusError as error:
+                except Refusal as error:
                     await asyncio.sleep(refusals.wait(error))
             yield body
 
-    def _request(self, attempt: Attempt, terms: Terms) -> httpx2.Request:
+    def _request(self, attempt: Attempt, terms: Terms) -> httpcore2.Request:
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.
         with map_encoding_errors():
-            return self.request.build(attempt.body, terms.clock.transport, terms.headers)
+            return self.request.build(attempt.body, terms.clock.step_timeouts, terms.headers)
 
 
 def _end_chunk(end: AnswerEnd, given: dict[str, Any]) -> ChatGenerationChunk:
@@ -324,20 +323,20 @@ def _end_chunk(end: AnswerEnd, given: dict[str, Any]) -> ChatGenerationChunk:
 def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
     """Return a new wrapped `ChatOpenAI`; `wire.chat_cache` keeps them."""
     address = address_of(endpoint, headers)
-    clients = sync_clients(address, endpoint.is_ours)
-    loops = LoopClients(address, endpoint.is_ours)
+    nobody = object()  # stands where ChatOpenAI would make clients of the SDK
     return WireChat(
         endpoint=endpoint,
         address=address,
+        connections=Connections(address, endpoint.is_ours),
         request=ChatRequest(address),
         refusals=refusals,
         model=endpoint.served_model,
         base_url=endpoint.base_url,
         api_key=SecretStr("not-needed"),
-        root_client=clients.sdk,
-        client=clients.sdk,  # the import of its `chat` takes as long as a call
-        root_async_client=loops,
-        async_client=loops,
+        root_client=nobody,
+        client=nobody,
+        root_async_client=nobody,
+        async_client=nobody,
         use_responses_api=False,
         output_version="v0",
         stream_chunk_timeout=None,

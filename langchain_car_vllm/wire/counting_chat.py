@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import httpx2
-import openai
 from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import PrivateAttr
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.wire.errors import InvalidRequestError
+from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError
 from langchain_car_vllm.wire.exchange.exchange import Body
 from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request.media_access import NO_ACCESS, MediaAccess
@@ -19,15 +17,13 @@ from langchain_car_vllm.wire.request.message_memo import MessageMemo
 from langchain_car_vllm.wire.request.messages import to_server_messages
 from langchain_car_vllm.wire.request.token_count import (
     PATH,
+    SECONDS,
     count_request,
     measure_request,
     read_count,
 )
-from langchain_car_vllm.wire.transport.clients import Address, sync_clients
-
-Headers = dict[str, str] | None
-# The last two are what a character set that is none does to the SDK.
-_UNTOLD = (openai.APIError, httpx2.HTTPError, ValueError, TypeError, AssertionError)
+from langchain_car_vllm.wire.transport.connections import Address
+from langchain_car_vllm.wire.whole_answers import WholeAnswers
 
 
 class CountingChat(ChatOpenAI):
@@ -76,22 +72,19 @@ class CountingChat(ChatOpenAI):
         return self._count({"messages": sent, "tools": list(tools)})
 
     def _count(self, body: Body) -> int | None:
-        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
         try:
-            clients = sync_clients(self.address, self.endpoint.is_ours)
-            with clients.borrow():
-                return read_count(clients.sdk.post(PATH, **request))
-        except _UNTOLD:
+            return read_count(self._counter().post(PATH, _count_body(body)))
+        except AnswerError:
             return None
 
     async def _acount(self, body: Body) -> int | None:
-        request = count_request(self.model_name, body["messages"], body.get("tools") or ())
-        clients = await self.async_client.current()
         try:
-            async with clients.borrow():
-                return read_count(await clients.sdk.post(PATH, **request))
-        except _UNTOLD:
+            return read_count(await self._counter().apost(PATH, _count_body(body)))
+        except AnswerError:
             return None
+
+    def _counter(self) -> WholeAnswers:
+        return WholeAnswers(self.endpoint, self.address.headers, SECONDS)
 
     def _asked_tokens(self, body: Body, limit: int | None, room: int | None) -> int:
         """Return what a request asks for in all; what can never fit is refused."""
@@ -108,3 +101,7 @@ class CountingChat(ChatOpenAI):
         """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
         known = (self.endpoint.context_window, given.get("max_input_tokens"))
         return min((limit for limit in known if limit is not None), default=None)
+
+
+def _count_body(body: Body) -> Body:
+    return count_request(body["messages"], body.get("tools") or ())

@@ -1,4 +1,4 @@
-"""Embeddings over the wire. Importing this module imports openai."""
+"""Embeddings over the wire. Importing this module imports httpcore."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Scores of documents for a query over the wire. Importing this module imports openai."""
+"""Scores of documents for a query over the wire. Importing this module imports httpcore."""
 
 import json
 import math

@@ -1,14 +1,14 @@
-"""Answers that come whole, such as vectors and scores. Importing this module imports openai."""
+"""Answers that come whole, such as vectors and scores. Importing this module imports httpcore."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import httpx2
+import httpcore2
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import ServerFailedError
-from langchain_car_vllm.wire.transport.clients import LoopClients, address_of, sync_clients
+from langchain_car_vllm.wire.transport.connections import Connections, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.timeouts import Clock
@@ -30,6 +30,7 @@ class WholeAnswers:
     ) -> None:
         self.endpoint = endpoint
         self._address = address_of(endpoint, headers)
+        self._connections = Connections(self._address, endpoint.is_ours)
         self._timeout = timeout
 
     def post(self, path: str, body: Mapping[str, Any]) -> bytearray:
@@ -38,12 +39,11 @@ class WholeAnswers:
         Raises:
             AnswerError: The server refuses or fails, with its own words.
         """
-        clients = sync_clients(self._address, self.endpoint.is_ours)
         clock = Clock(self.endpoint, self._timeout, total=True)
         answer = bytearray()
-        with self._map_errors(), clients.borrow() as http:
+        with self._map_errors(), self._connections.borrow() as pool:
             request = self._request(path, body, clock)
-            with open_stream(http, request, clock.deadline) as parts:
+            with open_stream(pool, request, clock.deadline) as parts:
                 for part in parts:
                     clock.check(0)
                     _add(answer, part)
@@ -51,13 +51,12 @@ class WholeAnswers:
 
     async def apost(self, path: str, body: Mapping[str, Any]) -> bytearray:
         """Return the same without blocking the event loop."""
-        clients = await LoopClients(self._address, self.endpoint.is_ours).current()
         clock = Clock(self.endpoint, self._timeout, total=True)
         answer = bytearray()
         with self._map_errors():
-            async with clients.borrow() as http:
+            async with self._connections.aborrow() as pool:
                 request = self._request(path, body, clock)
-                async with aopen_stream(http, request, clock.deadline) as parts:
+                async with aopen_stream(pool, request, clock.deadline) as parts:
                     async for part in parts:
                         clock.check(0)
                         _add(answer, part)
@@ -66,10 +65,10 @@ class WholeAnswers:
     def _map_errors(self) -> AbstractContextManager[None]:
         return map_errors(self.endpoint, self._timeout, headers=dict(self._address.headers))
 
-    def _request(self, path: str, body: Mapping[str, Any], clock: Clock) -> httpx2.Request:
+    def _request(self, path: str, body: Mapping[str, Any], clock: Clock) -> httpcore2.Request:
         named = {"model": self.endpoint.served_model, **body}
         with map_encoding_errors():
-            return ChatRequest(self._address, path).build(named, clock.transport)
+            return ChatRequest(self._address, path).build(named, clock.step_timeouts)
 
 
 def _add(answer: bytearray, part: bytes) -> None:

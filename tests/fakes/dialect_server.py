@@ -1,5 +1,6 @@
 """A dialect behind a socket on loopback. Stdlib only."""
 
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,16 +19,20 @@ class Server:
 
     Args:
         dialect: What is said.
+        shown: The certificate that it shows, None to speak without TLS.
 
     Attributes:
         base_url: The root of the OpenAI API.
     """
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, shown: ssl.SSLContext | None = None) -> None:
         self.dialect = dialect
         self._http = _Http(("127.0.0.1", 0), handler_for(dialect))
         self._http.daemon_threads = True
-        self.base_url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        if shown is not None:
+            self._http.socket = shown.wrap_socket(self._http.socket, server_side=True)
+        scheme = "http" if shown is None else "https"
+        self.base_url = f"{scheme}://127.0.0.1:{self._http.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
 
     def __enter__(self) -> Self:

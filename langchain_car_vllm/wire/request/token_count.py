@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from langchain_car_vllm.wire.errors import PromptTooLongError
 
 PATH = "/messages/count_tokens"
-_SECONDS = 10.0
+SECONDS = 10.0
+"""Most that a count may take."""
 _BYTES_PER_TOKEN, _MOST_BYTES = 3, 8
 # What an answer without `max_tokens` is taken to have; few have more.
 _USUAL_ANSWER = 4096
@@ -23,26 +24,27 @@ _NO_MEMORY = (
 
 
 def count_request(
-    model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Return the arguments with which the SDK's client asks for the number of tokens.
+    """Return the body that asks for the number of tokens, but for the model's name.
 
     Args:
-        model: The served model.
         messages: The conversation in the server's form.
         tools: The tools in the server's form.
     """
-    body = {
-        "model": model,
+    return {
         "messages": [{"role": m["role"], "content": _texts(m)} for m in messages],
         "tools": [_tool(tool) for tool in tools],
     }
-    return {"cast_to": object, "body": body, "options": {"timeout": _SECONDS}}
 
 
-def read_count(answer: Any) -> int | None:
+def read_count(answer: bytes | bytearray) -> int | None:
     """Return the number in an answer, None where there is none."""
-    found = answer.get("input_tokens") if isinstance(answer, Mapping) else None
+    try:
+        told = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    found = told.get("input_tokens") if isinstance(told, Mapping) else None
     return found if isinstance(found, int) else None
 
 

@@ -1,6 +1,6 @@
 """Joins the chunks of an answer that one read has brought.
 
-The server sends each token as a chunk of its own. httpx hands every chunk on by itself, from h11
+The server sends each token as a chunk of its own. httpcore hands every chunk on by itself, from h11
 through ten functions, which is a third of what a token costs here. A client that is behind, since
 its machine is busy or it reads many streams, finds several tokens in one read, and catches up.
 """

@@ -1,4 +1,4 @@
-"""Where the SDK's and the transport's exceptions become ours."""
+"""Where what the transport raises becomes an error of ours."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+import httpcore2
 import httpx2
-import openai
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.support.os_limits import hint_for_limit, limit_of
@@ -20,10 +20,18 @@ from langchain_car_vllm.wire.errors import (
     ServerFailedError,
     error_for_status,
 )
+from langchain_car_vllm.wire.transport.refusal import Refusal
 from langchain_car_vllm.wire.transport.remote import HINT_FOR_ADDRESS, hint_for_path
 
 CONNECT_SECONDS = 10.0
 """Most seconds that a connection may take to stand."""
+TRANSPORT_ERRORS = (
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
+)
+"""What keeps a request from its answer on the way."""
 
 
 @contextmanager
@@ -61,10 +69,12 @@ def _hide_secrets(
     """Take the secrets out of an error and its causes, which a traceback shows as well."""
     while error is not None:
         error.args = tuple(
-            endpoint.without_secrets(said, headers) if isinstance(said, str) else said
+            endpoint.without_secrets(str(said), headers)
+            if isinstance(said, str | BaseException)
+            else said
             for said in error.args
         )
-        if isinstance(error, AnswerError | openai.APIError):
+        if isinstance(error, AnswerError):
             error.message = endpoint.without_secrets(error.message, headers)
         error = error.__cause__
 
@@ -73,35 +83,32 @@ def _hide_secrets(
 def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[None]:
     try:
         yield
-    except openai.APIStatusError as error:
-        raise _status_error(endpoint, error) from error
-    except (openai.APITimeoutError, httpx2.TimeoutException) as error:
+    except Refusal as error:
+        raise _refused(endpoint, error) from error
+    except httpcore2.TimeoutException as error:
         # On a Mac nobody refuses a connection to the held port of a server that has died.
-        cause = error.__cause__ if isinstance(error, openai.APITimeoutError) else error
         has_time = timeout is None or timeout > CONNECT_SECONDS
-        if endpoint.managed and has_time and isinstance(cause, httpx2.ConnectTimeout):
+        if endpoint.managed and has_time and isinstance(error, httpcore2.ConnectTimeout):
             failed = ConnectionFailedError(f"the connection to {endpoint.shown_url} timed out")
             failed.refused = True
             raise failed from error
         raise timeout_error(endpoint, timeout) from error
-    except (openai.APIConnectionError, httpx2.TransportError) as error:
-        cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-        if isinstance(cause, httpx2.LocalProtocolError):  # its text may hold a key
-            raise InvalidRequestError("the request breaks the rules of HTTP") from None
-        limit = limit_of(cause)
-        reason = limit or cause or error
+    except httpcore2.LocalProtocolError:  # its text may hold a key
+        raise InvalidRequestError("the request breaks the rules of HTTP") from None
+    except TRANSPORT_ERRORS as error:
+        limit = limit_of(error)
         failed = ConnectionFailedError(
-            f"the connection to {endpoint.shown_url} failed: {_text_of(reason)}",
-            hint=hint_for_limit(limit) or _hint_for_connection(endpoint, cause),
+            f"the connection to {endpoint.shown_url} failed: {_text_of(limit or error)}",
+            hint=hint_for_limit(limit) or _hint_for_connection(endpoint, error),
         )
-        failed.refused = limit is None and isinstance(cause, httpx2.ConnectError)
+        failed.refused = limit is None and isinstance(error, httpcore2.ConnectError)
         raise failed from error
-    except (openai.OpenAIError, httpx2.HTTPError) as error:
+    except httpx2.DecodingError as error:
         raise ServerFailedError(f"the server's answer cannot be read: {error}") from error
 
 
-def _hint_for_connection(endpoint: Endpoint, cause: BaseException | None) -> str | None:
-    if endpoint.managed or not isinstance(cause, httpx2.ConnectError):
+def _hint_for_connection(endpoint: Endpoint, error: Exception) -> str | None:
+    if endpoint.managed or not isinstance(error, httpcore2.ConnectError):
         return None
     return HINT_FOR_ADDRESS
 
@@ -142,12 +149,12 @@ def timeout_error(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutEr
     )
 
 
-def _status_error(endpoint: Endpoint, error: openai.APIStatusError) -> AnswerError:
-    text, status = _detail(error), error.status_code
+def _refused(endpoint: Endpoint, error: Refusal) -> AnswerError:
+    text, status = _detail(error), error.status
     if status in range(300, 400):
-        where = error.response.headers.get("location")
         return InvalidRequestError(
-            f"the endpoint redirects to `{where}` ({status}), where the prompt is not taken",
+            f"the endpoint redirects to `{error.location}` ({status}), "
+            "where the prompt is not taken",
             hint="if you trust that address, write it as `base_url`",
             status=status,
         )
@@ -157,8 +164,8 @@ def _status_error(endpoint: Endpoint, error: openai.APIStatusError) -> AnswerErr
     return found
 
 
-def _detail(error: openai.APIStatusError) -> str:
-    """Return the server's own words: FastAPI's `detail`, which the SDK does not show."""
+def _detail(error: Refusal) -> str:
+    """Return the server's own words: FastAPI's `detail`, or OpenAI's `message`."""
     body = error.body
     if isinstance(body, dict):
         body = body.get("detail", body.get("message", body))
@@ -166,7 +173,7 @@ def _detail(error: openai.APIStatusError) -> str:
         return "; ".join(_complaint(entry) for entry in body)
     if isinstance(body, dict):
         return str(body.get("message") or body.get("error") or body)
-    return _plain(str(body or error.response.text or ""))
+    return _plain(str(body or error.text))
 
 
 def _plain(text: str) -> str:

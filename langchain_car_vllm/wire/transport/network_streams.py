@@ -1,18 +1,15 @@
-"""What the connections of our clients do beyond httpcore's: one write for a request, timely reads.
+"""What our connections do beyond httpcore's: one write for a request, timely reads, joined chunks.
 
 httpcore writes the head of a request and then its body: two system calls, two packets, and a server
 that wakes up for a head it can do nothing with yet. Together they take a tenth off a warm call. And
 httpcore's limits are for a single read, while an answer's headers may come byte by byte.
-
-A stream that is there already becomes one of these by its class: functions put in the place of its
-own would lead back to it, and nobody but Python's collector frees such a circle.
 """
 
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any
 
 import httpcore2
@@ -22,17 +19,41 @@ from langchain_car_vllm.wire.transport.chunk_joiner import ChunkJoiner
 _HEAD_END = b"\r\n\r\n"
 _MOST_BYTES = 1 << 16
 """A longer body goes out by itself: copying it would cost more than a packet."""
-_deadline: ContextVar[float | None] = ContextVar("_deadline", default=None)
+
+
+class Sending:
+    """A request that is being sent in this thread or task, as far as its connection knows of it.
+
+    Args:
+        deadline: Monotonic seconds beyond which no read of a synchronous connection lasts.
+
+    Attributes:
+        is_connected_anew: Whether a connection was made for it.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self.is_connected_anew = False
+
+
+_sending: ContextVar[Sending | None] = ContextVar("_sending", default=None)
 
 
 @contextmanager
-def reads_until(deadline: float | None) -> Iterator[None]:
-    """Let no read of a synchronous client last beyond a moment."""
-    token = _deadline.set(deadline)
+def sending(deadline: float | None = None) -> Iterator[Sending]:
+    """Have the connections that are used inside of the block know what is sent."""
+    current = Sending(deadline)
+    token = _sending.set(current)
     try:
-        yield
+        yield current
     finally:
-        _deadline.reset(token)
+        _sending.reset(token)
+
+
+def note_connected() -> None:
+    """Note that a connection is made for what is being sent."""
+    if (current := _sending.get()) is not None:
+        current.is_connected_anew = True
 
 
 class _Head:
@@ -57,60 +78,101 @@ class _Head:
         return held
 
 
-class _OurStream(httpcore2.NetworkStream):
-    _head: _Head
-    _joiner: ChunkJoiner
+class Stream(httpcore2.NetworkStream):
+    """A connection.
+
+    Args:
+        stream: What it stands on.
+    """
+
+    def __init__(self, stream: httpcore2.NetworkStream) -> None:
+        self._stream = stream
+        self._head = _Head()
+        self._joiner = ChunkJoiner()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write a part of a request, or keep it until the next one."""
         self._joiner = ChunkJoiner()
         for part in self._head.take(buffer):
-            super().write(part, timeout)
+            self._stream.write(part, timeout)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what has come of an answer.
+
+        Raises:
+            httpcore2.ReadTimeout: The time ran out.
+        """
         if held := self._head.end():
-            super().write(held, timeout)
+            self._stream.write(held, timeout)
         while True:
-            data = super().read(max_bytes, _before_deadline(timeout))
+            data = self._stream.read(max_bytes, _before_deadline(timeout))
             if (joined := self._joiner.feed(data)) or not data:
                 return joined
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()
 
-class _OurAsyncStream(httpcore2.AsyncNetworkStream):
-    _head: _Head
-    _joiner: ChunkJoiner
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> "Stream":
+        """Secure the connection."""
+        return Stream(self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what is known of the connection."""
+        return self._stream.get_extra_info(info)
+
+
+class AsyncStream(httpcore2.AsyncNetworkStream):
+    """The same for an event loop."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._head = _Head()
+        self._joiner = ChunkJoiner()
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Do what `Stream.write` does."""
         self._joiner = ChunkJoiner()
         for part in self._head.take(buffer):
-            await super().write(part, timeout)
+            await self._stream.write(part, timeout)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        """Do what `Stream.read` does."""
         if held := self._head.end():
-            await super().write(held, timeout)
+            await self._stream.write(held, timeout)
         while True:
-            data = await super().read(max_bytes, timeout)
+            data = await self._stream.read(max_bytes, timeout)
             if (joined := self._joiner.feed(data)) or not data:
                 return joined
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> "AsyncStream":
+        """Secure the connection."""
+        return AsyncStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what is known of the connection."""
+        return self._stream.get_extra_info(info)
 
 
 def _before_deadline(timeout: float | None) -> float | None:
-    deadline = _deadline.get()
-    if deadline is None:
+    current = _sending.get()
+    if current is None or current.deadline is None:
         return timeout
-    left = deadline - time.monotonic()
+    left = current.deadline - time.monotonic()
     if left <= 0:
         raise httpcore2.ReadTimeout("the time ran out")
     return left if timeout is None else min(left, timeout)
-
-
-def adopt(stream: Any) -> None:
-    """Have a network stream of httpcore, of either kind, behave as ours do."""
-    stream.__class__ = _class_beyond(stream.__class__)
-    stream._head = _Head()  # noqa: SLF001 - it is one of ours now
-    stream._joiner = ChunkJoiner()  # noqa: SLF001
-
-
-@lru_cache
-def _class_beyond(kind: Any) -> type:
-    is_sync = issubclass(kind, httpcore2.NetworkStream)
-    return type(kind.__name__, (_OurStream if is_sync else _OurAsyncStream, kind), {})

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 
-import openai
-
 from langchain_car_vllm.gate import Gate
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.support.threads import run_step, submit_step
 from langchain_car_vllm.wire.errors import AnswerError, ConnectionFailedError, RequestTimeoutError
+from langchain_car_vllm.wire.transport.refusal import Refusal
 from langchain_car_vllm.wire.transport.timeouts import Clock
 
 _UNKNOWN = (ConnectionFailedError, RequestTimeoutError)
@@ -84,7 +83,7 @@ def enter_gate(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> 
         clock.leave_out(queued)
         clock.stopwatch.note_sent(queued, arrives_late=arrives_late)
         yield passage
-    except (openai.APIStatusError, AnswerError) as error:
+    except (Refusal, AnswerError) as error:
         passage.is_over = not isinstance(error, _UNKNOWN)
         raise
     finally:
@@ -106,7 +105,7 @@ async def aenter_gate(
         clock.leave_out(queued)
         clock.stopwatch.note_sent(queued, arrives_late=arrives_late)
         yield passage
-    except (openai.APIStatusError, AnswerError) as error:
+    except (Refusal, AnswerError) as error:
         passage.is_over = not isinstance(error, _UNKNOWN)
         raise
     except GeneratorExit:  # nobody may wait any more, and perhaps there is no loop to wait on

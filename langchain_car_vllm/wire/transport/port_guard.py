@@ -7,102 +7,80 @@ its owner is asked whether the server that was meant still serves and holds the 
 from collections.abc import Callable
 from typing import Any
 
-import httpx2
+import httpcore2
 
 from langchain_car_vllm.support.threads import run_step
-from langchain_car_vllm.wire.transport.network_streams import adopt
+from langchain_car_vllm.wire.transport.network_streams import AsyncStream, Stream, note_connected
 
 IsOurs = Callable[[int, int], bool]
 """Tells whether a connection from one port to another leads to the server that was meant."""
 
-_CONNECTED = "connection.connect_tcp.complete"
-_SECURED = "connection.start_tls.complete"
-_CONNECTION = "langchain_car_vllm.connection"
 
-
-class _Found:
-    """What a request learned of its connection.
-
-    The request leads to its hook, so the hook must not lead to the request: such a circle keeps the
-    prompt until Python's collector comes.
-    """
-
-    is_new = False
-
-
-def sync_hooks(is_ours: IsOurs | None) -> dict[str, list[Any]]:
-    """Return the event hooks of a client's connections.
+class GuardedBackend(httpcore2.NetworkBackend):
+    """Makes the connections of a pool.
 
     Args:
-        is_ours: Asked for each new connection; None for a server that somebody else runs.
+        is_ours: Asked for each of them; None for a server that somebody else runs.
+        backend: What makes them, by default the system's sockets.
     """
 
-    def hook(request: httpx2.Request) -> None:
-        request.extensions[_CONNECTION] = found = _Found()
+    def __init__(
+        self, is_ours: IsOurs | None, backend: httpcore2.NetworkBackend | None = None
+    ) -> None:
+        self._is_ours = is_ours
+        self._backend = backend or httpcore2.SyncBackend()
 
-        def trace(event: str, info: dict[str, Any]) -> None:
-            if event == _CONNECTED and is_ours is not None:
-                _check(is_ours, info["return_value"])
-            if event in (_CONNECTED, _SECURED):
-                found.is_new = True
-                adopt(info["return_value"])
+    def connect_tcp(self, *args: Any, **kwargs: Any) -> Stream:
+        """Connect.
 
-        request.extensions["trace"] = trace
-
-    return {"request": [hook]}
-
-
-def async_hooks(is_ours: IsOurs | None) -> dict[str, list[Any]]:
-    """Return the same for an asynchronous client."""
-
-    async def hook(request: httpx2.Request) -> None:
-        request.extensions[_CONNECTION] = found = _Found()
-
-        async def trace(event: str, info: dict[str, Any]) -> None:
-            if event == _CONNECTED and is_ours is not None:
-                await _acheck(is_ours, info["return_value"])
-            if event in (_CONNECTED, _SECURED):
-                found.is_new = True
-                adopt(info["return_value"])
-
-        request.extensions["trace"] = trace
-
-    return {"request": [hook]}
+        Raises:
+            httpcore2.ConnectError: Nobody is there, or somebody else.
+            httpcore2.ConnectTimeout: Nobody answers.
+        """
+        note_connected()
+        stream = self._backend.connect_tcp(*args, **kwargs)
+        if self._is_ours is not None:
+            is_meant = False
+            try:
+                is_meant = _ask(self._is_ours, _ports(stream))
+            finally:
+                if not is_meant:
+                    stream.close()
+            if not is_meant:
+                raise _is_gone()
+        return Stream(stream)
 
 
-def _check(is_ours: IsOurs, stream: Any) -> None:
-    found = False
-    try:
-        found = _ask(is_ours, _ports(stream))
-    finally:
-        if not found:
-            stream.close()
-    if not found:
-        raise _is_gone()
+class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
+    """The same for an event loop."""
 
+    def __init__(
+        self, is_ours: IsOurs | None, backend: httpcore2.AsyncNetworkBackend | None = None
+    ) -> None:
+        self._is_ours = is_ours
+        self._backend = backend or httpcore2.AnyIOBackend()
 
-async def _acheck(is_ours: IsOurs, stream: Any) -> None:
-    found = False
-    try:
-        found = await run_step(_ask, is_ours, _ports(stream))
-    finally:
-        if not found:
-            await stream.aclose()
-    if not found:
-        raise _is_gone()
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> AsyncStream:
+        """Do what `GuardedBackend.connect_tcp` does without blocking the event loop."""
+        note_connected()
+        stream = await self._backend.connect_tcp(*args, **kwargs)
+        if self._is_ours is not None:
+            is_meant = False
+            try:
+                is_meant = await run_step(_ask, self._is_ours, _ports(stream))
+            finally:
+                if not is_meant:
+                    await stream.aclose()
+            if not is_meant:
+                raise _is_gone()
+        return AsyncStream(stream)
 
 
 def _ask(is_ours: IsOurs, ports: tuple[int, int]) -> bool:
     try:
         return is_ours(*ports)
     except OSError as error:  # such as too many open files: that says nothing of the server
-        raise httpx2.ConnectError(error.strerror or str(error)) from error
-
-
-def is_on_kept_connection(request: httpx2.Request) -> bool:
-    """Tell whether a request that was sent went over a connection that had served before."""
-    found = request.extensions.get(_CONNECTION)
-    return found is not None and not found.is_new
+        raise httpcore2.ConnectError(error.strerror or str(error)) from error
 
 
 def _ports(stream: Any) -> tuple[int, int]:
@@ -110,8 +88,8 @@ def _ports(stream: Any) -> tuple[int, int]:
     try:
         return connected.getsockname()[1], connected.getpeername()[1]
     except OSError as error:  # the server ended in the meantime, and its system reset what stood
-        raise httpx2.ConnectError("the connection was closed before it was used") from error
+        raise httpcore2.ConnectError("the connection was closed before it was used") from error
 
 
-def _is_gone() -> httpx2.ConnectError:
-    return httpx2.ConnectError("the server is gone, and somebody else listens on its port")
+def _is_gone() -> httpcore2.ConnectError:
+    return httpcore2.ConnectError("the server is gone, and somebody else listens on its port")

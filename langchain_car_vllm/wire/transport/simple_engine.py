@@ -11,11 +11,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import openai
-
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.wire.errors import ServerFailedError
+from langchain_car_vllm.wire.transport.refusal import Refusal
 
 _BUSY_STATUS = 500
 _PAUSE = 0.05
@@ -101,7 +100,7 @@ def noted_cuts(endpoint: Endpoint) -> Iterator[None]:
     """Note that an answer was cut off by whoever leaves, be it a timeout or the user."""
     try:
         yield
-    except (ServerFailedError, openai.APIStatusError):
+    except (ServerFailedError, Refusal):
         raise
     except BaseException:
         note_cut(endpoint)

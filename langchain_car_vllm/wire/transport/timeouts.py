@@ -3,12 +3,10 @@
 import math
 import time
 
-import httpx2
-import openai
-
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, timeout_error
+from langchain_car_vllm.wire.transport.refusal import Refusal
 
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
@@ -43,12 +41,15 @@ class Clock:
         self.stopwatch = stopwatch or Stopwatch()
 
     @property
-    def transport(self) -> httpx2.Timeout:
-        """The limits of a single read, which catch a server that has fallen silent."""
+    def step_timeouts(self) -> dict[str, float | None]:
+        """The seconds that a single step may take, which catches a server that has fallen silent.
+
+        By the names that httpcore has for them.
+        """
         deadline = self.deadline
         left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
         connect = CONNECT_SECONDS if left is None else min(left, CONNECT_SECONDS)
-        return httpx2.Timeout(left, connect=connect)
+        return {"connect": connect, "read": left, "write": left, "pool": left}
 
     @property
     def deadline(self) -> float | None:
@@ -98,21 +99,13 @@ class Refusals:
         self._deadline = math.inf if deadline is None else deadline
         self._pause = _FIRST_WAIT_SECONDS
 
-    def wait(self, error: openai.APIStatusError) -> float:
+    def wait(self, error: Refusal) -> float:
         """Return the seconds to wait before the next try, or raise `error`."""
-        if error.status_code not in _REFUSED or self._left <= 0:
+        if error.status not in _REFUSED or self._left <= 0:
             raise error
         self._left -= 1
         pause, self._pause = self._pause, self._pause * 2
-        seconds = min(max(_retry_after(error), pause), _LONGEST_WAIT_SECONDS)
+        seconds = min(max(error.retry_after, pause), _LONGEST_WAIT_SECONDS)
         if time.monotonic() + seconds > self._deadline:
             raise error
         return seconds
-
-
-def _retry_after(error: openai.APIStatusError) -> float:
-    try:
-        seconds = float(error.response.headers.get("retry-after", 0))
-    except ValueError:  # a date, or nonsense
-        return 0.0
-    return seconds if math.isfinite(seconds) else 0.0

@@ -1,12 +1,11 @@
 """The real uv on its way to a package index: proxies and certificates."""
 
 import shutil
-import ssl
-import subprocess
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from fakes.certificates import make_certificate
 from fakes.socks_proxy import running_socks_proxy
 
 from langchain_car_vllm.errors import ProvisionError
@@ -81,19 +80,7 @@ def test_a_socks_proxy_that_is_not_there_is_the_cause(online, monkeypatch):
 @pytest.fixture
 def untrusted_index(tmp_path):
     """An index that is served with a certificate which nobody trusts."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    options = f"-x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2"
-    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
-    subprocess.run(
-        ["openssl", "req", *options.split(), *subject],
-        check=True,
-        capture_output=True,
-    )
     (tmp_path / "simple" / "tiny").mkdir(parents=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -107,7 +94,8 @@ def untrusted_index(tmp_path):
             """A client that does not trust us hangs up."""
 
     server = Server(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    shown, _ = make_certificate(tmp_path)
+    server.socket = shown.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"https://localhost:{server.server_port}/simple"

@@ -10,13 +10,18 @@ from fakes.dialect_server import Server
 from fakes.reply import Reply, Script, helpful
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.wire.transport import remote
 
 Serve = Callable[..., tuple[ChatVllmMlx, Dialect]]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Return a function that serves a script, or one reply, and gives a model for it."""
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Return a function that serves a script, or one reply, and gives a model for it.
+
+    On a machine under load, too, the server is heard out when it is asked what it is.
+    """
+    monkeypatch.setattr(remote, "_SECONDS", 30.0)
     with ExitStack() as stack:
 
         def start(

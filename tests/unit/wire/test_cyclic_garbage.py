@@ -80,7 +80,7 @@ def _garbage_of(use: Callable[[], None]) -> list[str]:
 def _tell(found: Any) -> str | None:
     """Return what is kept, None for what holds nothing of a call."""
     kind = type(found)
-    if kind.__module__.startswith(("langchain_car_vllm", "httpx2")):
+    if kind.__module__.startswith(("langchain_car_vllm", "httpcore2", "httpx2")):
         return f"{kind.__module__}.{kind.__name__}"
     if isinstance(found, HumanMessage) or PROMPT in (found.values() if kind is dict else ()):
         return f"the prompt, in a {kind.__name__}"

@@ -4,7 +4,6 @@ import base64
 import json
 from typing import Any
 
-import httpx2
 import pytest
 from fakes.request_schema import complaint_about
 from hypothesis import example, given, settings
@@ -29,7 +28,7 @@ from langchain_car_vllm.wire.chat_cache import chat_for
 from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
-from langchain_car_vllm.wire.transport.send import _refusal
+from langchain_car_vllm.wire.transport.refusal import Refusal
 
 ENDPOINT = Endpoint("http://127.0.0.1:9/v1", None, "m")
 PIXEL = (
@@ -307,12 +306,9 @@ complaints = st.dictionaries(
 def test_any_refusal_is_a_typed_error(complaint, status, retry_after):
     """Whatever a server says of a failure, with its status or in an event."""
     content = json.dumps(complaint).encode()
-    headers = {} if retry_after is None else {"retry-after": retry_after}
-    response = httpx2.Response(
-        status, headers=headers, content=content, request=httpx2.Request("POST", "http://x/v1")
-    )
+    headers = [] if retry_after is None else [(b"Retry-After", retry_after.encode())]
     with pytest.raises(CarVllmError) as caught, map_errors(ENDPOINT, None, headers={}):
-        raise _refusal(response, content)
+        raise Refusal(status, headers, content)
     str(caught.value).encode()
     answer = Answer(streamed=True)
     try:

@@ -98,11 +98,11 @@ def test_what_passes_can_be_sent(headers):
 
 def test_a_request_that_http_does_not_allow_is_no_lost_connection():
     """Whatever gets so far; its text may hold a key."""
-    import httpx2
+    import httpcore2
 
     endpoint = Endpoint(base_url=ELSEWHERE, api_key=None, served_model="m")
     with pytest.raises(CarVllmError) as caught, map_errors(endpoint, None, headers={}):
-        raise httpx2.LocalProtocolError("Illegal header value b'Bearer sk-hush'")
+        raise httpcore2.LocalProtocolError("Illegal header value b'Bearer sk-hush'")
     assert isinstance(caught.value, core.ModelInvalidRequestError)
     assert "hush" not in str(caught.value)
 

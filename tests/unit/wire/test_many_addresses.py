@@ -7,7 +7,7 @@ import pytest
 from fakes.reply import Reply
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.wire.transport.clients import Address, LoopClients, sync_clients
+from langchain_car_vllm.wire.transport.connections import Address, Connections
 
 MANY = [Address(f"http://127.0.0.1:{port}/v1", None) for port in range(1, 70)]
 
@@ -19,14 +19,20 @@ def connections_to(model: ChatVllmMlx) -> int:
     return sum(bool(each.raddr) and each.raddr.port == port for each in found)
 
 
+def use(addresses: list[Address]) -> None:
+    """Talk to others."""
+    for address in addresses:
+        with Connections(address).borrow():
+            pass
+
+
 def test_who_comes_back_after_many_others_is_answered(serve):
     """In the middle of an answer, too; what others came after keeps no connection."""
     model, _ = serve(Reply(text="one two three four"))
     assert model.invoke("hi").text
     stream = model.stream("hi")
     first = next(stream).text
-    for address in MANY:
-        sync_clients(address)
+    use(MANY)
     assert first + "".join(chunk.text for chunk in stream) == "one two three four"
     assert connections_to(model) == 0
     assert model.invoke("hi").text == model.invoke("hi").text == "one two three four"
@@ -41,7 +47,8 @@ def test_who_comes_back_on_an_event_loop_is_answered(serve):
         stream = model.astream("hi")
         first = (await anext(stream)).text
         for address in MANY:
-            await LoopClients(address).current()
+            async with Connections(address).aborrow():
+                pass
         assert first + "".join([chunk.text async for chunk in stream]) == "one two three four"
         assert connections_to(model) == 0
         assert (await model.ainvoke("hi")).text == "one two three four"
@@ -55,6 +62,5 @@ def test_tokens_are_counted_for_who_comes_back(serve, others: int):
     model, _ = serve(Reply(text="one"))
     model.invoke("hi")
     known = model.get_num_tokens("one two three")
-    for address in MANY[:others]:
-        sync_clients(address)
+    use(MANY[:others])
     assert model.get_num_tokens("one two three") == known

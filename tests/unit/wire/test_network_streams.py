@@ -7,7 +7,7 @@ from typing import Any
 import httpcore2
 import pytest
 
-from langchain_car_vllm.wire.transport.network_streams import adopt, reads_until
+from langchain_car_vllm.wire.transport.network_streams import AsyncStream, Stream, sending
 
 HEAD = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n"
 LARGE = b"x" * (1 << 17)
@@ -56,22 +56,22 @@ CASES = {
 def test_what_goes_out_together(case: str):
     """The head waits for the body, never beyond the look at the answer; nothing is lost."""
     steps, expected = CASES[case]
-    stream = Recorder()
-    adopt(stream)
+    recorder = Recorder()
+    stream = Stream(recorder)
     for step in steps:
         if step is None:
             stream.read(1)
         else:
             stream.write(step)
-    assert stream.noted == expected
+    assert recorder.noted == expected
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_goes_out_together_on_a_loop(case: str):
     """The same on an event loop."""
     steps, expected = CASES[case]
-    stream = AsyncRecorder()
-    adopt(stream)
+    recorder = AsyncRecorder()
+    stream = AsyncStream(recorder)
 
     async def use() -> None:
         for step in steps:
@@ -81,17 +81,17 @@ def test_what_goes_out_together_on_a_loop(case: str):
                 await stream.write(step)
 
     asyncio.run(use())
-    assert stream.noted == expected
+    assert recorder.noted == expected
 
 
 def test_no_read_lasts_beyond_the_deadline():
     """A read that begins after it times out at once, and the head is out by then."""
-    stream = Recorder()
-    adopt(stream)
+    recorder = Recorder()
+    stream = Stream(recorder)
     stream.write(HEAD)
-    with reads_until(0.0), pytest.raises(httpcore2.ReadTimeout):
+    with sending(0.0), pytest.raises(httpcore2.ReadTimeout):
         stream.read(1)
-    assert stream.noted == [HEAD]
+    assert recorder.noted == [HEAD]
 
 
 ANSWER = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -125,8 +125,7 @@ class AsyncScripted(AsyncRecorder):
 
 def test_chunks_are_joined_in_every_answer_of_a_connection():
     """A read waits for a whole chunk and brings all that came; each request begins anew."""
-    stream = Scripted(READS + READS)
-    adopt(stream)
+    stream = Stream(Scripted(READS + READS))
     for _ in range(2):
         stream.write(HEAD)
         assert [stream.read(1), stream.read(1)] == JOINED
@@ -135,8 +134,7 @@ def test_chunks_are_joined_in_every_answer_of_a_connection():
 
 def test_chunks_are_joined_on_a_loop():
     """The same on an event loop."""
-    stream = AsyncScripted(READS + READS)
-    adopt(stream)
+    stream = AsyncStream(AsyncScripted(READS + READS))
 
     async def use() -> None:
         for _ in range(2):
@@ -149,9 +147,8 @@ def test_chunks_are_joined_on_a_loop():
 
 def test_a_chunk_that_trickles_in_ends_at_the_deadline():
     """The reads that wait for the rest of a chunk share the time that is left."""
-    stream = Scripted([ANSWER + b"ffff\r\n", *[b"x"] * 0xFFFF])
-    adopt(stream)
+    stream = Stream(Scripted([ANSWER + b"ffff\r\n", *[b"x"] * 0xFFFF]))
     stream.write(HEAD)
     stream.read(1)
-    with reads_until(time.monotonic() + 0.02), pytest.raises(httpcore2.ReadTimeout):
+    with sending(time.monotonic() + 0.02), pytest.raises(httpcore2.ReadTimeout):
         stream.read(1)

@@ -4,15 +4,14 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import anyio
 import httpcore2
-import httpx2
 import pytest
 
-from langchain_car_vllm.wire.transport.port_guard import async_hooks, sync_hooks
+from langchain_car_vllm.wire.transport.port_guard import AsyncGuardedBackend, GuardedBackend
 
-_CONNECTED = "connection.connect_tcp.complete"
 _RESETS_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -45,35 +44,52 @@ def _listener() -> Iterator[Listener]:
         yield listener
 
 
+class ResetBackend(httpcore2.SyncBackend):
+    """Makes connections that are reset before anybody has looked at them."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.connected: list[socket.socket] = []
+
+    def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.NetworkStream:
+        stream = super().connect_tcp(*args, **kwargs)
+        self.connected.append(stream.get_extra_info("socket"))
+        self._listener.reset(self.connected[-1])
+        return stream
+
+
+class AsyncResetBackend(httpcore2.AnyIOBackend):
+    """The same for an event loop."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.connected: list[socket.socket] = []
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        stream = await super().connect_tcp(*args, **kwargs)
+        self.connected.append(stream.get_extra_info("socket"))
+        self._listener.reset(self.connected[-1])
+        return stream
+
+
 def test_a_connection_that_was_reset_is_no_connection(listener: Listener):
     """It is closed, and the error is one that is met by looking for the server anew."""
-    request = httpx2.Request("GET", "http://127.0.0.1")
-    [hook] = sync_hooks(lambda *_: True)["request"]
-    hook(request)
-    stream = httpcore2.SyncBackend().connect_tcp("127.0.0.1", listener.port)
-    listener.reset(stream.get_extra_info("socket"))
-
-    with pytest.raises(httpx2.ConnectError, match="closed"):
-        request.extensions["trace"](_CONNECTED, {"return_value": stream})
-
-    assert stream.get_extra_info("socket").fileno() == -1
+    backend = ResetBackend(listener)
+    guarded = GuardedBackend(lambda *_: True, backend)
+    with pytest.raises(httpcore2.ConnectError, match="closed"):
+        guarded.connect_tcp("127.0.0.1", listener.port)
+    assert [connected.fileno() for connected in backend.connected] == [-1]
 
 
 def test_neither_is_it_for_asynchronous_clients(listener: Listener):
     """The same on an event loop, whose streams then have no address of the other end."""
+    backend = AsyncResetBackend(listener)
+    guarded = AsyncGuardedBackend(lambda *_: True, backend)
 
-    async def connect() -> int:
-        request = httpx2.Request("GET", "http://127.0.0.1")
-        [hook] = async_hooks(lambda *_: True)["request"]
-        await hook(request)
-        stream = await httpcore2.AnyIOBackend().connect_tcp("127.0.0.1", listener.port)
-        peer = stream.get_extra_info("socket")
-        listener.reset(peer)
-
-        with pytest.raises(httpx2.ConnectError, match="closed"):
-            await request.extensions["trace"](_CONNECTED, {"return_value": stream})
-
+    async def connect() -> list[int]:
+        with pytest.raises(httpcore2.ConnectError, match="closed"):
+            await guarded.connect_tcp("127.0.0.1", listener.port)
         await anyio.lowlevel.checkpoint()
-        return peer.fileno()
+        return [connected.fileno() for connected in backend.connected]
 
-    assert anyio.run(connect) == -1
+    assert anyio.run(connect) == [-1]

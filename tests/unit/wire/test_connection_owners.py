@@ -1,20 +1,12 @@
-"""The clients that requests go out with: event loops, forks, proxies and headers."""
+"""Whose connections requests go out over, and as whom: event loops, forks, proxies, headers."""
 
 import asyncio
 import os
 from contextlib import suppress
 
-import openai
 import pytest
 from fakes.reply import Reply
 from unit.wire.calling import astreamed
-
-from langchain_car_vllm.wire.transport.clients import (
-    Address,
-    AsyncClients,
-    LoopClients,
-    sync_clients,
-)
 
 
 def test_a_second_event_loop_works_and_leaves_no_socket(serve):
@@ -40,20 +32,6 @@ def test_nothing_in_the_environment_redirects_a_request(serve, monkeypatch, sche
     assert asyncio.run(model.ainvoke("hi")).content
     assert "secret" not in str(dialect.headers)
     assert not any("openai-organization" in headers for headers in dialect.headers)
-
-
-def test_the_clients_are_those_the_sdk_is_made_for():
-    """It comes with an HTTP library of its own, which reads nothing from the environment here."""
-    address = Address("http://127.0.0.1:9/v1", None)
-    clients = sync_clients(address)
-    assert isinstance(clients.http, openai.DefaultHttpxClient)
-
-    async def made() -> AsyncClients:
-        return await LoopClients(address).current()
-
-    async_clients = asyncio.run(made())
-    assert isinstance(async_clients.http, openai.DefaultAsyncHttpxClient)
-    assert async_clients.sdk.max_retries == clients.sdk.max_retries == 0
 
 
 def test_heartbeats_do_not_end_an_asynchronous_stream(serve, monkeypatch):

@@ -1,0 +1,60 @@
+"""What a server sends in the place of an answer: a status, and its own words for it."""
+
+import json
+import math
+from collections.abc import Iterable
+from email.message import Message
+from typing import Any
+
+
+class Refusal(Exception):  # noqa: N818 - it says what a server did, and is told as an error of ours
+    """A response that is no answer.
+
+    Args:
+        status: The HTTP status.
+        headers: Names, in whatever letters, and values.
+        content: The body, as far as it came.
+
+    Attributes:
+        text: The body as text.
+        body: What is said in it: what JSON has under `error`, other JSON, or the text.
+        location: Where a redirect leads, None for nowhere.
+        retry_after: Seconds after which the server wants to be asked again, 0 where it names none.
+    """
+
+    def __init__(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]] = (), content: bytes = b""
+    ) -> None:
+        super().__init__(f"the server answered {status}")
+        told = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        self.status = status
+        self.text = _decode(content, told.get("content-type", ""))
+        self.body = _body(content, self.text)
+        self.location = told.get("location")
+        self.retry_after = _seconds(told.get("retry-after", "0"))
+
+
+def _decode(content: bytes, content_type: str) -> str:
+    """Return a text; what a server calls its character set may be none, or not what it wrote."""
+    described = Message()
+    described["content-type"] = content_type
+    try:
+        return content.decode(described.get_content_charset("utf-8"), "replace")
+    except (LookupError, UnicodeError, ValueError):
+        return content.decode("utf-8", "replace")
+
+
+def _body(content: bytes, text: str) -> Any:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return text
+    return body.get("error", body) if isinstance(body, dict) else body
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:  # a date, or nonsense
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0

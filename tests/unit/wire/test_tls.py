@@ -1,0 +1,51 @@
+"""Endpoints behind TLS, over the same connections as all others."""
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from fakes.certificates import make_certificate
+from fakes.dialect import Dialect
+from fakes.dialect_server import Server
+from fakes.reply import Reply
+from unit.wire.calling import WAYS
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import ConnectionFailedError
+
+Certificate = tuple[ssl.SSLContext, Path]
+
+
+@pytest.fixture(name="certificate", scope="module")
+def _certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(name="model")
+def _model(certificate: Certificate) -> Iterator[ChatVllmMlx]:
+    dialect = Dialect(served_model="m", script=lambda _: Reply(text="one two three"))
+    with Server(dialect, certificate[0]) as server:
+        yield ChatVllmMlx(model="m", base_url=server.base_url)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_endpoint_behind_tls_answers(
+    model: ChatVllmMlx,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+):
+    """With a certificate that the system trusts, twice over the connection that stands."""
+    trusting = ssl.create_default_context(cafile=certificate[1])
+    monkeypatch.setattr(httpx2, "create_ssl_context", lambda **_: trusting)
+    for _ in range(2):
+        assert WAYS[way](model, "hi").text == "one two three"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_certificate_that_nobody_trusts_is_refused(model: ChatVllmMlx, way: str):
+    """Whatever the environment says of certificates, and in words that name the cause."""
+    with pytest.raises(ConnectionFailedError, match="certificate verify failed"):
+        WAYS[way](model, "hi")

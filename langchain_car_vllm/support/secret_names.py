@@ -4,9 +4,17 @@ import re
 from collections.abc import Iterable, Mapping
 
 MASK = "***"
-_SECRET = re.compile(r"key|token|secret|passw|credential|authorization|cookie", re.IGNORECASE)
-# Parameters that count tokens, and words that only contain one of those above.
-_HARMLESS = re.compile(r"tokens?_|_tokens?$|max.?tokens|tokens$|tokenizer|keep", re.IGNORECASE)
+_SECRET = re.compile(
+    r"key|token|secret|passw|passphrase|passcode|pwd|credential|auth(?!or(?!iz))|bearer|jwt|cookie"
+    r"|signature|(?<![a-z])(?:sig|pass)$",
+    re.IGNORECASE,
+)
+# Parameters that count tokens, or name those of a vocabulary.
+_HARMLESS = re.compile(
+    r"tokens?_|tokens$|tokeni[sz]|(?:max|min|num|new|per|first|next|stop|start|end|special|mask|eos"
+    r"|bos|pad|unk|sep|cls|image|audio|video)[_-]?token$",
+    re.IGNORECASE,
+)
 _BETWEEN_WORDS = re.compile(r"[\s;,=]+")
 _SHORTEST = 12  # what is shorter is a word that somebody gave for a key, such as `ollama`
 

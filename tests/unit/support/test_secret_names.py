@@ -1,0 +1,42 @@
+"""Names that give a secret away, and those that only look so."""
+
+import pytest
+from langchain_core.load import dumps
+
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.support.secret_names import is_secret_name
+
+SECRET = (
+    *("api_key", "apiKey", "X-API-Key", "hf_token", "HF_TOKEN", "access_token", "auth_token"),
+    *("refresh_token", "id_token", "session-token", "bearerToken", "token", "--hf-token", "auth"),
+    *("X-Auth", "oauth", "Authorization", "proxy-authorization", "password", "passwd", "db_pwd"),
+    *("passphrase", "smtp_pass", "client_secret", "credentials", "Set-Cookie", "jwt", "sig"),
+    *("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"),
+)
+HARMLESS = (
+    *("max_tokens", "min_tokens", "tokens", "stop_token_ids", "eos_token", "bos_token_id"),
+    *("skip_special_tokens", "add_bos_token", "thinking_token_budget", "token_type", "tokenizer"),
+    *("keep_alive", "author", "authors", "design", "bypass", "pass_through", "--max-tokens"),
+    *("top_k", "temperature", "first_token"),
+)
+
+
+@pytest.mark.parametrize("name", SECRET)
+def test_what_stands_under_the_name_of_a_secret_is_shown_to_nobody(name):
+    """A token of the Hub or of OAuth is one, in whatever way it is written."""
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_counts_or_names_tokens_of_a_model_is_no_secret(name):
+    """It would be lost to a model that is written down and loaded again."""
+    assert not is_secret_name(name)
+
+
+def test_no_view_of_a_model_shows_a_token_of_somebodys():
+    """In a body, or in the address of a service that it names."""
+    body = {"hf_token": "hush", "image": "https://example.org/a?n=1&access_token=hush#a"}
+    model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", extra_body=body)
+    for shown in (repr(model), dumps(model), str(model.model_dump())):
+        assert "hush" not in shown
+        assert "n=1" in shown

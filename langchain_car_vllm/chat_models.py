@@ -266,12 +266,14 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
         mended = mend_unreadable_blocks(prompt.to_messages())
         return prompt if mended is None else ChatPromptValue(messages=mended)
 
-    def get_token_ids(self, text: str) -> list[int]:  # noqa: ARG002
-        """Refuse to tell tokens: the server counts them, and gives none away.
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the tokens of a text by `custom_get_token_ids`: the server gives none away.
 
         Raises:
-            ConfigurationError: Always.
+            ConfigurationError: There is no such function.
         """
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         raise ConfigurationError(
             "the server tells no token ids", hint="count tokens with `get_num_tokens(...)`"
         )
@@ -280,14 +282,19 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
         """Return how many tokens a text has.
 
         The server's tokenizer counts where a call of this process has found it running and no event
-        loop would be blocked; otherwise it is a rough count that needs no network.
+        loop would be blocked; otherwise it is a rough count that needs no network. A function that
+        was given as `custom_get_token_ids` counts instead.
         """
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
         return self.get_num_tokens_from_messages([HumanMessage(text)])
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None
     ) -> int:
         """Return how many tokens messages and tools have, counted as `get_num_tokens` does."""
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens_from_messages(messages, tools)
         converted = openai_tools(tools or ())
         endpoint = self._external(None) or last_seen(self._spec(engine=self.engine))
         if messages and endpoint is not None and not is_on_loop():

@@ -28,9 +28,18 @@ class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
     name: str | None = "structured_output"
 
     @property
+    def InputType(self) -> Any:  # noqa: N802 - LangChain's name
+        """The type of the input, which is the model's."""
+        return self.bound.InputType
+
+    @property
     def OutputType(self) -> Any:  # noqa: N802 - LangChain's name
         """The type of the output."""
         return dict[str, Any]
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[Any]:
+        """Return a pydantic class that describes the input."""
+        return self.bound.get_input_schema(config)
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
         """Return the message and the object."""

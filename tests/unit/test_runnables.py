@@ -67,3 +67,10 @@ def test_a_request_for_decisions_fits_its_schema(state: Any):
     assert read.model_validate({**asked, "state": [message]}).root["state"] == [message]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**asked, "state": 5}, decide.get_input_jsonschema())
+
+
+def test_structured_output_takes_what_its_model_takes():
+    """With the raw message beside it, too: nothing told a playground what to ask for."""
+    structured = MADE["raw structured output"]
+    assert structured.InputType == CHAT.InputType
+    assert structured.get_input_jsonschema() == CHAT.get_input_jsonschema()

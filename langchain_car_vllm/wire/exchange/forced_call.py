@@ -265,7 +265,7 @@ def constrain_to_calls(body: Body, schema: Schema) -> Body:
     """Return a body that asks for tool calls as JSON, without any tools."""
     left = {k: v for k, v in body.items() if k not in ("tools", "tool_choice", "stop")}
     left = without_thinking(left)
-    form = {"name": "tool call", "description": _WISH, "schema": schema, "strict": True}
+    form = {"name": "tool_call", "description": _WISH, "schema": schema, "strict": True}
     return {**left, "response_format": {"type": "json_schema", "json_schema": form}}
 
 

@@ -24,6 +24,7 @@ from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange, N
 from langchain_car_vllm.wire.reasoning import REASONING, without_thinking
 from langchain_car_vllm.wire.request.grammar import grammar_schema
 from langchain_car_vllm.wire.request.schema import Schema, validation_error
+from langchain_car_vllm.wire.request.tools import server_name
 
 _WISH = "Give this answer as JSON."
 
@@ -53,6 +54,8 @@ class Structured(Exchange):
         """Yield the one request."""
         attempt = yield from self._try(self.body, self._filters, failed=_output_error)
         check_not_cut(attempt.answer.finish_reason, attempt.text)
+        if attempt.done:
+            _check_not_stopped(attempt.text)
 
 
 class ToolsThenSchema(Exchange):
@@ -167,6 +170,22 @@ class SchemaFilter(CollectingFilter):
         return whole
 
 
+def _check_not_stopped(text: str) -> None:
+    """Refuse JSON that a stop text cut off.
+
+    Raises:
+        StructuredOutputError: It is not whole.
+    """
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StructuredOutputError(
+            "a `stop` text came before the end of the JSON, and cut it off",
+            answer=text,
+            hint="give none here: `with_structured_output(..., stop=[])`",
+        ) from error
+
+
 def check_fits(text: str, schema: Schema) -> Any:
     """Return the JSON value of a text.
 
@@ -203,11 +222,15 @@ def schema_of(form: Mapping[str, Any]) -> Schema:
 
 
 def grammar_form(form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a `response_format` whose schema the server's grammar takes."""
+    """Return a `response_format` whose schema the server's grammar takes.
+
+    Other servers take such names only as tools have, which a title need not be.
+    """
     if form.get("type") != "json_schema":
         return dict(form)
     schema = grammar_schema(schema_of(form))
-    inner = {"name": "answer", **form["json_schema"], "schema": schema}
+    name = server_name(str(form["json_schema"].get("name") or "answer"))
+    inner = {**form["json_schema"], "name": name, "schema": schema}
     return {"type": "json_schema", "json_schema": inner}
 
 

@@ -1,15 +1,19 @@
 """Servers that are not known to be vllm-mlx: asked in their own way first, and told apart."""
 
 import json
+import re
+from typing import Generic, TypeVar
 
 import pytest
 from fakes.calls import Multiply, add, called, ways
 from fakes.objects import Joke, saying
 from fakes.reply import Reply, helpful
+from pydantic import BaseModel
 
 from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.errors import InvalidRequestError, StructuredOutputError
 
+T = TypeVar("T")
 FOREIGN = {"engine": "another"}
 FITTING = {"name": "add", "arguments": {"a": 1, "b": 2}}
 CALL = Reply(calls=[("add", {"a": 1, "b": 2})])
@@ -51,6 +55,23 @@ def test_where_that_fails_the_grammar_follows(serve, native):
         assert called(message) == [("add", {"a": 1, "b": 2})]
         assert message.response_metadata["tool_choice_method"] == "grammar"
     assert "tool_choice" not in dialect.requests[1]
+
+
+class Crate(BaseModel, Generic[T]):
+    """Something packed."""
+
+    content: T
+
+
+@pytest.mark.parametrize("schema", [Crate[int], {**Joke.model_json_schema(), "title": "Ein Witz"}])
+def test_the_name_of_a_schema_is_one_that_other_servers_take(serve, schema):
+    """OpenAI refuses what no tool could be called, such as a space or a bracket."""
+    model, dialect = serve(helpful, dialect=FOREIGN)
+    model.with_structured_output(schema).invoke("go")
+    model.bind_tools([add, schema], tool_choice="any", tool_choice_method="grammar").invoke("go")
+    for body in dialect.requests:
+        name = body["response_format"]["json_schema"]["name"]
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)
 
 
 def test_where_both_fail_both_causes_are_told(serve):

@@ -2,6 +2,7 @@
 
 import pytest
 from fakes.reply import Reply
+from langchain_core.messages import HumanMessage
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ConfigurationError
@@ -36,3 +37,13 @@ def test_token_ids_are_refused_with_what_to_use():
     with pytest.raises(ConfigurationError) as caught:
         ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1").get_token_ids("hello")
     assert "get_num_tokens" in (caught.value.hint or "")
+
+
+def test_a_function_of_the_users_own_counts_tokens():
+    """It was passed over in silence."""
+    model = ChatVllmMlx(
+        model="m", base_url="http://127.0.0.1:9/v1", custom_get_token_ids=lambda _: [7] * 11
+    )
+    assert model.get_token_ids("hello") == [7] * 11
+    assert model.get_num_tokens("hello") == 11
+    assert model.get_num_tokens_from_messages([HumanMessage("a"), HumanMessage("b")]) == 22

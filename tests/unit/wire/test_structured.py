@@ -71,6 +71,22 @@ def test_a_validator_may_raise_anything_for_what_has_only_begun(serve, method):
     assert answers[-1].of == 2
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_json_that_a_stop_text_cut_off_is_told_as_that(serve, streamed):
+    """What comes before the text is not whole; one behind the JSON does no harm."""
+    said = json.dumps({"setup": "a", "punchline": "b"}, indent=1)
+    model, _ = serve(Reply(text=f"{said}\n\nDone."), stop=["\n"])
+    chain = model.with_structured_output(Joke)
+    with pytest.raises(StructuredOutputError, match="`stop` text") as caught:
+        list(chain.stream("go")) if streamed else chain.invoke("go")
+    assert "stop=[]" in str(caught.value.hint)
+    model, _ = serve(Reply(text=f"{said}\n\nDone."), stop=["\n\n"])
+    chain = model.with_structured_output(Joke)
+    assert (list(chain.stream("go"))[-1] if streamed else chain.invoke("go")).punchline == "b"
+    model, _ = serve(Reply(text=said), stop=["\n"])
+    assert model.with_structured_output(Joke, stop=[]).invoke("go").punchline == "b"
+
+
 @pytest.mark.parametrize("given", [{"tools": [add]}, {"tool_choice": "auto"}])
 def test_a_method_that_forces_a_tool_takes_no_others(serve, given):
     """Its own tool is the one that is forced; it was a `TypeError` of Python's."""

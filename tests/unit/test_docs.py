@@ -126,6 +126,13 @@ def test_links_lead_somewhere(page: str):
             assert heading in {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name)
+def test_proofs_that_are_named_are_there(page: Path):
+    """A page that names a file of tests by its folder names one that exists."""
+    named = re.findall(r"\b(?:integration_)?tests/[\w/]+\.py", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 QUESTIONS = {
     "which model for my Mac": ("models.md", "16 GB"),
     "how large is the download": ("quickstart.md", "GB"),

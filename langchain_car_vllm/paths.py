@@ -65,7 +65,7 @@ def _private_temporary_home() -> Path:
     try:
         path = tempfile.gettempdir() / path
         with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+            make_own_folder(path)
         found = path.lstat()
     except OSError as error:
         detail = error.strerror or str(error)
@@ -74,6 +74,23 @@ def _private_temporary_home() -> Path:
         if stat.S_ISDIR(found.st_mode) and is_private:
             return path
     raise StateDirectoryError(path, detail, hint="set HOME, or CAR_HOME to a directory of your own")
+
+
+def make_own_folder(path: Path) -> None:
+    """Make a folder that is the user's alone, whatever the umask; one that is there stays as it is.
+
+    Raises:
+        FileExistsError: Something else is there.
+        OSError: It cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises
+            raise
+    else:
+        # A umask may have taken rights from the user, too.
+        path.chmod(0o700)
 
 
 def private_parts(folder: Path) -> list[Path]:
@@ -94,7 +111,7 @@ def make_private(folder: Path) -> None:
     parts = private_parts(folder)
     (parts[0].parent if parts else folder).mkdir(parents=True, exist_ok=True)
     for part in parts:
-        part.mkdir(mode=0o700, exist_ok=True)
+        make_own_folder(part)
 
 
 def run_root() -> Path:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from langchain_car_vllm.errors import StateDirectoryError
-from langchain_car_vllm.paths import car_home, private_parts, run_root
+from langchain_car_vllm.paths import car_home, make_own_folder, private_parts, run_root
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
@@ -133,7 +133,7 @@ def make_checked(*folders: Path) -> None:
     for part in dict.fromkeys(parts):
         with explain_os_errors(part):
             with suppress(FileExistsError):
-                part.mkdir(mode=0o700)
+                make_own_folder(part)
             _check_private(part, may_be_link=part == home)
 
 

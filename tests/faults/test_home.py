@@ -175,15 +175,17 @@ def part_of(fake: Fake, home: Path, part: str) -> Path:
     return home / part.replace("KEY", fake.directory().key)
 
 
-@pytest.mark.parametrize("mask", [0, 0o002, 0o077])
+@pytest.mark.parametrize("mask", [0, 0o002, 0o077, 0o177, 0o777])
 def test_every_folder_is_private_whatever_the_umask(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
 ):
     """Nobody else can look into any part of the way to the state."""
+    (tmp_path / "new").mkdir()
     monkeypatch.setenv("CAR_HOME", str(tmp_path / "new" / "home"))
     before = os.umask(mask)
     try:
         fake.directory().create()
+        make_private(managed_root())
     finally:
         os.umask(before)
     for part in PARTS:

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,19 +97,23 @@ class GatewayProcess:
 def noted_gateway(tag: str | None) -> Iterator[None]:
     """Note where this process can be found, as long as it serves.
 
+    SIGTERM, which ends it, is taken for Ctrl-C: at once, it would leave the note and the terminal's
+    cursor as they are.
+
     Args:
         tag: Stands on its command line, None for one that somebody runs in a terminal.
     """
-    if tag is None:
-        yield
-        return
-    file = _notes() / tag
-    make_checked(file.parent)
-    file.write_text(str(os.getpid()), encoding="ascii")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    file = None if tag is None else _notes() / tag
     try:
+        if file is not None:
+            make_checked(file.parent)
+            file.write_text(str(os.getpid()), encoding="ascii")
         yield
     finally:
-        file.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, before)
+        if file is not None:
+            file.unlink(missing_ok=True)
 
 
 def end_gateways() -> None:

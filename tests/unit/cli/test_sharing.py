@@ -86,6 +86,32 @@ def test_served_until_ctrl_c(fake: Fake):
     eventually(lambda: not running_servers(), "the server to stop")
 
 
+@pytest.mark.parametrize("stage", ["load", "ready"])
+def test_sigterm_ends_it_as_ctrl_c_does(fake: Fake, home: Path, stage: str):
+    """What `env` and `launch` start leaves no note, however far it has come."""
+    fake.switch(load_gate=fake.gate("load"))
+    notes = home / ".car" / "run" / "gateways"
+    process = subprocess.Popen(
+        command("serve", str(fake.model), "--port", "0", "--json", "--tag", "gateway-1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually(fake.starts, "the start")
+        assert [note.name for note in notes.iterdir()] == ["gateway-1"]
+        if stage == "ready":
+            fake.open_gate("load")
+            assert process.stdout.readline()
+        process.terminate()
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        fake.open_gate("load")
+    assert (process.returncode, "Traceback" in said) == (0, False), said
+    assert list(notes.iterdir()) == []
+
+
 def test_it_stays_while_it_is_served(fake: Fake):
     """Without `keep_alive` the model does not leave the memory; a crash is answered by a start."""
     with serving(str(fake.model)) as (_, published):

@@ -1,7 +1,8 @@
 """Which names give a secret away, and texts without what stands under them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 MASK = "***"
 _SECRET = re.compile(
@@ -28,6 +29,26 @@ def secrets_of_headers(headers: Mapping[str, str]) -> set[str]:
     """Return the secrets in headers: values, and their words, as behind `Bearer`."""
     values = [value for name, value in headers.items() if is_secret_name(name)]
     return {*values, *(word for value in values for word in _BETWEEN_WORDS.split(value))}
+
+
+def secrets_of_body(value: Any) -> dict[str, str]:
+    """Return the texts of a JSON value that stand under the name of a secret, as headers do."""
+    return {f"secret-{number}": text for number, text in enumerate(_secret_texts(value))}
+
+
+def _secret_texts(value: Any) -> Iterator[str]:
+    level, seen = [(value, False)], set()
+    while level:
+        inner, is_secret = level.pop()
+        if (id(inner), is_secret) in seen:  # a value may hold itself; it is refused later
+            continue
+        seen.add((id(inner), is_secret))
+        if isinstance(inner, Mapping):
+            level += [(part, is_secret or is_secret_name(str(n))) for n, part in inner.items()]
+        elif isinstance(inner, list | tuple):
+            level += [(part, is_secret) for part in inner]
+        elif isinstance(inner, str) and is_secret:
+            yield inner
 
 
 def without_secrets(text: str, secrets: Iterable[str]) -> str:

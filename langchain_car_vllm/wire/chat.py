@@ -34,6 +34,7 @@ from pydantic import SecretStr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.gate import Gate, OpenGate
+from langchain_car_vllm.support.secret_names import secrets_of_body
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.result import (
@@ -74,12 +75,14 @@ class Terms(NamedTuple):
         clock: Ends it in time, and measures it.
         gate: Tells when a request may be sent.
         headers: The call's own ones.
+        secrets: What its body holds under names of secrets, which no error shows.
         prompt_limit: How many tokens a prompt may have, None where nobody knows.
     """
 
     clock: Clock
     gate: Gate
     headers: Headers
+    secrets: dict[str, str]
     prompt_limit: int | None
 
 
@@ -107,11 +110,12 @@ class WireChat(CountingChat):
             clock=Clock(self.endpoint, timeout, total=total, stopwatch=stopwatch),
             gate=given.pop("gate", None) or OpenGate(),
             headers=given.get("extra_headers"),
+            secrets=secrets_of_body(given.get("extra_body")),
             prompt_limit=self._limit(given),
         )
 
     def _map_errors(self, attempt: Attempt, terms: Terms) -> AbstractContextManager[None]:
-        headers = {**dict(self.address.headers), **(terms.headers or {})}
+        headers = {**dict(self.address.headers), **(terms.headers or {}), **terms.secrets}
         return map_errors(self.endpoint, terms.clock.timeout, attempt.explain, headers=headers)
 
     def _answer_end(self, exchange: Exchange, terms: Terms) -> AnswerEnd:

@@ -4,7 +4,7 @@ import pytest
 from langchain_core.load import dumps
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.support.secret_names import is_secret_name
+from langchain_car_vllm.support.secret_names import is_secret_name, secrets_of_body
 
 SECRET = (
     *("api_key", "apiKey", "X-API-Key", "hf_token", "HF_TOKEN", "access_token", "auth_token"),
@@ -40,3 +40,11 @@ def test_no_view_of_a_model_shows_a_token_of_somebodys():
     for shown in (repr(model), dumps(model), str(model.model_dump())):
         assert "hush" not in shown
         assert "n=1" in shown
+
+
+def test_what_stands_under_the_name_of_a_secret_is_found_however_deep():
+    """Also in a value that holds itself, which no request can."""
+    body = {"a": [{"api_key": ["one", {"b": "two"}]}, "three"], "max_tokens": "four"}
+    body["self"] = body
+    assert sorted(secrets_of_body(body).values()) == ["one", "two"]
+    assert secrets_of_body(None) == {}

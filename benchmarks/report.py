@@ -34,12 +34,13 @@ def main() -> None:
     """Write the documentation's part of a run."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
     machine, rows = read(folder / QUIET)
-    target = DOCS / "performance"
-    for name in (QUIET, BUSY):
-        (target / name).unlink(missing_ok=True)
-        if (folder / name).exists():
-            write(read(folder / name)[1], target / name)
     busy = read(folder / BUSY)[1] if (folder / BUSY).exists() else []
+    target = DOCS / "performance"
+    write(rows, target / QUIET)
+    if busy:
+        write(busy, target / BUSY)
+    else:
+        (target / BUSY).unlink(missing_ok=True)
     draw(rows, target)
     page = DOCS / "performance.md"
     text = page.read_text(encoding="utf-8")

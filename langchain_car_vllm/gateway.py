@@ -22,7 +22,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server import Lease, ServerSpec, alease
-from langchain_car_vllm.wire.transport.connections import Address, Connections
+from langchain_car_vllm.wire.transport.connection_pools import Address, Pools
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, TRANSPORT_ERRORS
 from langchain_car_vllm.wire.transport.send import target_of
 
@@ -175,7 +175,7 @@ class Gateway:
 
     async def _exchange(self, endpoint: Endpoint, scope: Message, body: bytes, send: Send) -> None:
         address = Address(endpoint.base_url, endpoint.api_key)
-        async with Connections(address, endpoint.is_ours).aborrow() as pool:
+        async with Pools(address, endpoint.is_ours).aborrow() as pool:
             await _pass_on(pool, _request_to(endpoint, scope, body), send)
 
     @asynccontextmanager

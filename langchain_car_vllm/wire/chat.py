@@ -51,7 +51,7 @@ from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.messages import holds_media
 from langchain_car_vllm.wire.request.token_count import arrives_late
-from langchain_car_vllm.wire.transport.connections import Connections, address_of
+from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
 from langchain_car_vllm.wire.transport.refusal import Refusal
@@ -94,12 +94,12 @@ class WireChat(CountingChat):
     is kept: parameters come with each, as `ChatVllmMlx` merged them.
 
     Attributes:
-        connections: What requests go out over.
+        pools: The connections that requests go out over.
         request: Makes the requests.
         refusals: How often a request is repeated that the server refused for the moment.
     """
 
-    connections: Connections
+    pools: Pools
     request: ChatRequest
     refusals: int = 2
 
@@ -289,7 +289,7 @@ class WireChat(CountingChat):
     def _send(self, attempt: Attempt, terms: Terms) -> Iterator[Iterable[bytes]]:
         refusals = Refusals(self.refusals, terms.clock.deadline)
         with ExitStack() as stack:
-            pool = stack.enter_context(self.connections.borrow())
+            pool = stack.enter_context(self.pools.borrow())
             while True:
                 request = self._request(attempt, terms)
                 try:
@@ -303,7 +303,7 @@ class WireChat(CountingChat):
     async def _asend(self, attempt: Attempt, terms: Terms) -> AsyncIterator[AsyncIterable[bytes]]:
         refusals = Refusals(self.refusals, terms.clock.deadline)
         async with AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(self.connections.aborrow())
+            pool = await stack.enter_async_context(self.pools.aborrow())
             while True:
                 request = self._request(attempt, terms)
                 try:
@@ -331,7 +331,7 @@ def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: in
     return WireChat(
         endpoint=endpoint,
         address=address,
-        connections=Connections(address, endpoint.is_ours),
+        pools=Pools(address, endpoint.is_ours),
         request=ChatRequest(address),
         refusals=refusals,
         model=endpoint.served_model,

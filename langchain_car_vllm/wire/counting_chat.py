@@ -22,7 +22,7 @@ from langchain_car_vllm.wire.request.token_count import (
     measure_request,
     read_count,
 )
-from langchain_car_vllm.wire.transport.connections import Address
+from langchain_car_vllm.wire.transport.connection_pools import Address
 from langchain_car_vllm.wire.whole_answers import WholeAnswers
 
 

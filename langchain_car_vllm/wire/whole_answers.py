@@ -8,7 +8,7 @@ import httpcore2
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import ServerFailedError
-from langchain_car_vllm.wire.transport.connections import Connections, address_of
+from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.timeouts import Clock
@@ -30,7 +30,7 @@ class WholeAnswers:
     ) -> None:
         self.endpoint = endpoint
         self._address = address_of(endpoint, headers)
-        self._connections = Connections(self._address, endpoint.is_ours)
+        self._pools = Pools(self._address, endpoint.is_ours)
         self._timeout = timeout
 
     def post(self, path: str, body: Mapping[str, Any]) -> bytearray:
@@ -41,7 +41,7 @@ class WholeAnswers:
         """
         clock = Clock(self.endpoint, self._timeout, total=True)
         answer = bytearray()
-        with self._map_errors(), self._connections.borrow() as pool:
+        with self._map_errors(), self._pools.borrow() as pool:
             request = self._request(path, body, clock)
             with open_stream(pool, request, clock.deadline) as parts:
                 for part in parts:
@@ -54,7 +54,7 @@ class WholeAnswers:
         clock = Clock(self.endpoint, self._timeout, total=True)
         answer = bytearray()
         with self._map_errors():
-            async with self._connections.aborrow() as pool:
+            async with self._pools.aborrow() as pool:
                 request = self._request(path, body, clock)
                 async with aopen_stream(pool, request, clock.deadline) as parts:
                     async for part in parts:

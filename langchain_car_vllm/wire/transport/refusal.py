@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Refusal(Exception):  # noqa: N818 - it says what a server did, and is told as an error of ours
-    """A response that is no answer.
+    """A response that does not answer the request.
 
     Args:
         status: The HTTP status.

@@ -14,7 +14,7 @@ from langchain_car_vllm import gateway as gateway_module
 from langchain_car_vllm.cli import gateway_server
 from langchain_car_vllm.errors import ServerStoppedError
 from langchain_car_vllm.gateway import Gateway
-from langchain_car_vllm.wire.transport.connections import Address, Connections
+from langchain_car_vllm.wire.transport.connection_pools import Address, Pools
 
 KEY = "key"
 
@@ -77,7 +77,7 @@ def test_an_answer_is_brought_to_its_end_on_clients_that_give_way(fake: Fake):
             if message.get("body") and not retired:
                 for port in range(1, 70):
                     address = Address(f"http://127.0.0.1:{port}/v1", None)
-                    async with Connections(address).aborrow() as pool:
+                    async with Pools(address).aborrow() as pool:
                         retired.append(pool)
 
         return await answer_of(

@@ -25,7 +25,7 @@ from langchain_car_vllm.wire.errors import (
     RequestTimeoutError,
     ServerFailedError,
 )
-from langchain_car_vllm.wire.transport.connections import most_connections
+from langchain_car_vllm.wire.transport.connection_pools import most_connections
 
 ANSWER = json.dumps(
     {

@@ -7,7 +7,7 @@ import pytest
 from fakes.reply import Reply
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.wire.transport.connections import Address, Connections
+from langchain_car_vllm.wire.transport.connection_pools import Address, Pools
 
 MANY = [Address(f"http://127.0.0.1:{port}/v1", None) for port in range(1, 70)]
 
@@ -22,7 +22,7 @@ def connections_to(model: ChatVllmMlx) -> int:
 def use(addresses: list[Address]) -> None:
     """Talk to others."""
     for address in addresses:
-        with Connections(address).borrow():
+        with Pools(address).borrow():
             pass
 
 
@@ -47,7 +47,7 @@ def test_who_comes_back_on_an_event_loop_is_answered(serve):
         stream = model.astream("hi")
         first = (await anext(stream)).text
         for address in MANY:
-            async with Connections(address).aborrow():
+            async with Pools(address).aborrow():
                 pass
         assert first + "".join([chunk.text async for chunk in stream]) == "one two three four"
         assert connections_to(model) == 0

@@ -70,7 +70,7 @@ def address_of(endpoint: Endpoint, headers: Headers = ()) -> Address:
     return Address(endpoint.base_url, endpoint.api_key, headers, server, endpoint.generation)
 
 
-class Connections:
+class Pools:
     """The connections to one address: those of this process, and those of each event loop.
 
     Args:

@@ -82,12 +82,14 @@ class Usage(NamedTuple):
         completion: Tokens of the answer.
         cached: Prompt tokens that came from the server's cache, None where it does not say.
         estimated: Whether the numbers are a guess, because the answer was cut short here.
+        reasoning: Tokens of the answer that were thought, None where it does not say.
     """
 
     prompt: int = 0
     completion: int = 0
     cached: int | None = None
     estimated: bool = False
+    reasoning: int | None = None
 
 
 class Answer:
@@ -367,12 +369,13 @@ def _flatten(content: Any) -> tuple[str, str]:
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
-    details = usage.get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
     return Usage(
         prompt=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
         completion=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
         cached=None if cached is None else int(cached),
+        reasoning=None if thought is None else int(thought),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.content import InvalidToolCall
 from langchain_core.messages.tool import (
     ToolCall,
@@ -70,6 +70,8 @@ class AnswerEnd(NamedTuple):
         )
         if self.usage.cached is not None:
             counted["input_token_details"] = InputTokenDetails(cache_read=self.usage.cached)
+        if self.usage.reasoning is not None:
+            counted["output_token_details"] = OutputTokenDetails(reasoning=self.usage.reasoning)
         return counted
 
 

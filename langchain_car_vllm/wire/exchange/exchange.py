@@ -377,9 +377,11 @@ class Exchange:
         if not known:
             return None
         cached = [usage.cached for usage in known if usage.cached is not None]
+        thought = [usage.reasoning for usage in known if usage.reasoning is not None]
         return Usage(
             prompt=sum(usage.prompt for usage in known),
             completion=sum(usage.completion for usage in known),
             cached=sum(cached) if cached else None,
             estimated=any(usage.estimated for usage in known),
+            reasoning=sum(thought) if thought else None,
         )

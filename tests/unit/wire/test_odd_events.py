@@ -63,6 +63,14 @@ def test_an_odd_event_does_not_end_a_stream(serve, events):
     assert message.usage_metadata["total_tokens"] == 7
 
 
+def test_tokens_that_were_thought_are_counted_apart(serve):
+    """As servers of OpenAI's kind tell them, and as tracers show them."""
+    usage = {**USAGE, "completion_tokens_details": {"reasoning_tokens": 2, "text_tokens": 0}}
+    model, _ = serve(stream(HELLO, {**STOP, "usage": usage}))
+    for message in ways(model, "go").values():
+        assert message.usage_metadata["output_token_details"] == {"reasoning": 2}
+
+
 FAILURES = {
     "a text": {"error": "boom"},
     "a detail": {"detail": "boom"},

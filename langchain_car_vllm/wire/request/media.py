@@ -7,6 +7,7 @@ first bytes, checked for its end and its size, and sent inline.
 
 import base64
 import binascii
+import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,6 +22,9 @@ Kind = Literal["image", "audio", "video"]
 
 # The server's own limits in bytes.
 _MOST = {"image": 20 << 20, "audio": 100 << 20, "video": 500 << 20}
+# What stands before a picture's first scan: a mark, and a length that counts itself.
+_JPEG_SEGMENT = re.compile(rb"\xff+[^\xff\xda](\0[\2-\xff]|[\1-\xff].)", re.DOTALL)
+_JPEG_END, _MOST_SEGMENTS = b"\xff\xd9", 10_000
 # Characters for a byte, line breaks included.
 _IN_BASE64, _QUOTED = 2, 3
 _PUBLIC = MediaAccess()
@@ -215,7 +219,16 @@ def _is_whole_png(data: bytes) -> bool:
 
 
 def _is_whole_jpeg(data: bytes) -> bool:
-    return b"\xff\xd9" in data[-4096:]
+    """Tell whether the picture has its end, not that of a preview before it.
+
+    Behind it cameras put what they like, such as a film.
+    """
+    place = 2
+    for _ in range(_MOST_SEGMENTS):
+        if (segment := _JPEG_SEGMENT.match(data, place)) is None:
+            break
+        place = segment.end() - 2 + int.from_bytes(segment[1])
+    return data.find(_JPEG_END, place) >= 0
 
 
 def _is_whole_gif(data: bytes) -> bool:

@@ -258,3 +258,18 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(start: str):
         tracemalloc.stop()
     # The part behind the comma is one copy.
     assert peak < 100 << 20
+
+
+def test_a_photograph_is_whole_with_what_a_camera_puts_around_it():
+    """A preview has an end of its own, and behind the picture there may be a film."""
+    preview = b"\xff\xd8\xff\xd9"
+    scan = b"\xff\xda\0\x02" + b"\x11" * 9
+    head = (
+        b"\xff\xd8\xff\xe1" + struct.pack(">H", 2 + len(preview)) + preview + b"\xff\xff\xc4\0\x02"
+    )
+    whole = head + scan + b"\xff\xd9"
+    for data in (whole, whole + VIDEO + b"\0" * 5000):
+        assert read_medium(inline(data)).mime_type == "image/jpeg"
+    for end in range(4, len(whole)):
+        with pytest.raises(InvalidRequestError, match="cut off"):
+            read_medium(inline(whole[:end]))

@@ -26,7 +26,10 @@ class CheckedFields(BaseModel):
 
     # What is only inherited from is never validated by, and its schema takes milliseconds to build.
     model_config = ConfigDict(
-        arbitrary_types_allowed=True, protected_namespaces=(), defer_build=True
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        defer_build=True,
+        hide_input_in_errors=True,  # pydantic's own errors, as of `model_validate`, show all of it
     )
 
     _has_unread_files: bool = PrivateAttr(default=False)

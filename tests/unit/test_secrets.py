@@ -25,6 +25,7 @@ from langchain_core.runnables import (
     RunnableSequence,
 )
 from langchain_core.runnables.configurable import RunnableConfigurableFields
+from pydantic import ValidationError
 
 import langchain_car_vllm
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
@@ -102,6 +103,16 @@ def test_no_error_of_a_setting_shows_a_secret(cls: type, wrong: dict[str, Any]):
     assert isinstance(caught.value, ConfigurationError)
     told = f"{caught.value}{caught.value!r}{caught.value.__cause__}"
     assert not any(part in told for part in ("hush", "user@", "user'"))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_no_error_of_pydantics_own_shows_a_secret(cls: type):
+    """Whoever validates a configuration in pydantic's way gets pydantic's error."""
+    given = {"model": "m", "api_key": "hush", "base_url": "http://user:hush@[::1/v1"}
+    for wrong in (given, {**given, "base_url": None, "server_env": {"A": ["hush"]}}):
+        with pytest.raises(ValidationError) as caught:
+            cls.model_validate(wrong)
+        assert "hush" not in f"{caught.value}{caught.value!r}"
 
 
 @pytest.mark.parametrize("value", ["hush", ["hush"], {"hush"}, b"hush"], ids=repr)

@@ -15,7 +15,7 @@ from typing import Any
 _MOST = 200
 _PADDING = 2
 # What holds content or names it; without it a dictionary is a row of somebody's table.
-_REFERENCES = ("url", "uri", "file_id", "base64", "data")
+_REFERENCES = ("url", "uri", "file_id", "file_data", "base64", "data")
 _MEDIA, _FILES = ("image", "audio", "video"), ("file", "document", "text-plain")
 _ENCODED = re.compile(r"[^\s\"]{2000}")
 

@@ -227,3 +227,18 @@ def test_a_reference_to_nothing_is_told_before_anything_is_sent(schema):
 def test_references_to_what_is_there_are_none_to_nothing(schema):
     """Escaped, moved by the conversion, or not meant as one."""
     assert grammar_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"additionalProperties": {"type": "integer"}},
+        {"patternProperties": {"^a": {"type": "integer"}}},
+        {"not": {"type": "string"}},
+        {"description": "Anything."},
+    ],
+)
+def test_a_schema_is_told_by_its_title_too(words):
+    """Whatever words follow; they were left out, and any object was an answer."""
+    schema = {"title": "Ages", **words}
+    assert json_schema(schema) == schema

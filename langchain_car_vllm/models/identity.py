@@ -7,6 +7,7 @@ from pathlib import Path
 
 from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
+from langchain_car_vllm.models.model_files import read_text
 from langchain_car_vllm.models.snapshot import find_commit, find_snapshot, hub_cache
 
 _LONGEST_PATH = 1024
@@ -29,6 +30,22 @@ def identity_of(source: str, revision: str | None = None) -> tuple[str, str | No
     path = Path(real_path(source))
     repository = _repository_of(path)
     return (repository.lower(), None) if repository else (str(path), None)
+
+
+def led_to(source: str | None) -> tuple[str, ...]:
+    """Return what an identity may change with, in microseconds; nothing for a repository.
+
+    A link may lead elsewhere tomorrow, and the branch of a copy to another commit.
+
+    Args:
+        source: A Hub repository, or a directory.
+    """
+    if source is None or not source.startswith("/"):
+        return ()
+    path = Path(real_path(source))
+    if path.parent.name != "snapshots":
+        return (str(path),)
+    return str(path), read_text(path.parents[1] / "refs" / _MAIN, most=1000) or ""
 
 
 def real_path(path: str) -> str:

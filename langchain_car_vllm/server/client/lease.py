@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, HOME
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
+from langchain_car_vllm.models.identity import led_to
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server.client.admission import Admission
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_lease_of
@@ -157,12 +158,13 @@ def directory_of(spec: ServerSpec) -> ServerDirectory:
     # `Path.is_file` raises where a folder may not be entered.
     is_usable = override is not None and os.path.isfile(override)  # noqa: PTH113
     used = os.path.realpath(override) if override and is_usable else None
-    return _directory(spec, used, CAR_HOME.text(), HOME.text())
+    folders = tuple(map(led_to, (spec.source, spec.adapter, spec.draft)))
+    return _directory(spec, used, folders, CAR_HOME.text(), HOME.text())
 
 
 @lru_cache(maxsize=256)
-def _directory(spec: ServerSpec, used: str | None, *_: str | None) -> ServerDirectory:
-    """Remember what follows from a spec and the environment: every request asks for it."""
+def _directory(spec: ServerSpec, used: str | None, *_: object) -> ServerDirectory:
+    """Remember what follows from a spec and what it leads to: every request asks for it."""
     return server_directory(spec.key(used))
 
 

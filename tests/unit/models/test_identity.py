@@ -13,6 +13,7 @@ from fakes.hub import write_model
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.models import identity
 from langchain_car_vllm.models.identity import identity_of, real_path
+from langchain_car_vllm.server.client.lease import directory_of
 from langchain_car_vllm.server.spec import ServerSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -59,6 +60,33 @@ def test_another_commit_is_another_model(cached):
     (cached.parents[1] / "refs" / "main").write_text("f" * 40)
     assert identity_of(str(other)) == identity_of(REPOSITORY)
     assert identity_of(str(cached)) != identity_of(REPOSITORY)
+
+
+@pytest.mark.parametrize("named", ["source", "adapter", "draft"])
+def test_a_link_that_leads_elsewhere_names_another_model(home, tmp_path, named):
+    """A program that has used one for long does not share a server of what it led to before."""
+    former, latter = (write_model(tmp_path / name) for name in ("v1", "v2"))
+    link = tmp_path / "current"
+    link.symlink_to(former)
+
+    def folder(path: Path) -> Path:
+        names = {"source": "org/name", "served_name": "x", named: str(path)}
+        return directory_of(ServerSpec(**names)).path
+
+    assert folder(link) == folder(former)
+    link.unlink()
+    link.symlink_to(latter)
+    assert folder(link) == folder(latter) != folder(former)
+
+
+def test_a_copy_that_its_branch_has_left_is_another_model(cached):
+    """The server of the repository serves the new commit; whoever named the old one has his own."""
+    by_path = ServerSpec(str(cached), "x")
+    by_name = ServerSpec(REPOSITORY, "x")
+    assert directory_of(by_path).path == directory_of(by_name).path
+    write_model(cached.with_name("f" * 40))
+    (cached.parents[1] / "refs" / "main").write_text("f" * 40)
+    assert directory_of(by_path).path != directory_of(by_name).path
 
 
 def test_what_lm_studio_has_is_its_repository(home):

@@ -61,6 +61,7 @@ class State:
         port: The port that is held for the server, None before.
         api_key: The server's bearer key.
         binary: The `vllm-mlx` that runs.
+        files: What tells the files that were loaded from later ones, None for a repository.
         serving: What it serves and how, as far as that is known by now.
         ready_at: Monotonic seconds, None before.
         detail: One line about the phase.
@@ -100,6 +101,7 @@ class State:
     port: int | None = None
     api_key: str | None = field(default=None, repr=False)
     binary: str | None = None
+    files: str | None = None
     serving: Serving = field(default_factory=Serving)
     ready_at: float | None = None
     detail: str = ""

@@ -1,11 +1,15 @@
 """The model as it lies on the disk decides how the server is started."""
 
+import dataclasses
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake, ask, processes_of
+from fakes.weights import weights_of
+from faults.support import FAST, ClientProcess, Fake, ask, processes_of
 
 from langchain_car_vllm.endpoint import Parsers
 from langchain_car_vllm.errors import ServerStartError
@@ -38,6 +42,34 @@ def test_a_model_of_lm_studio_is_served_from_its_folder(fake: Fake, home: Path):
         assert held.endpoint.served_model == "org/model"
         command = command_of(fake)
         assert command[command.index("serve") + 1] == str(folder)
+
+
+def test_a_folder_that_was_written_since_is_loaded_anew(fake: Fake):
+    """Once nobody uses the server: who fuses or trains again does not get the former answers."""
+    weights = fake.model / "model.safetensors"
+    with lease(fake.spec(keep_alive=60.0), policy=FAST) as held:
+        assert held.endpoint.generation == 1
+        weights.write_bytes(weights_of(128))
+        os.utime(weights, (1e9, 1e9))
+        later = ClientProcess(fake)
+        assert [later.read(), later.read()] == ["began", "leased 1"]
+        later.finish()
+    for _ in range(2):
+        with lease(fake.spec(keep_alive=60.0), policy=FAST) as held:
+            assert held.endpoint.generation == 2
+            assert ask(held.endpoint)
+    assert fake.state().previous == "evicted"
+
+
+def test_files_are_waited_for_while_they_are_written(fake: Fake):
+    """A load in the middle of a copy would fail, and one that takes for ever is not waited for."""
+    with lease(fake.spec(keep_alive=60.0), policy=FAST):
+        pass
+    (fake.model / "generation_config.json").write_text("{}")
+    began = time.monotonic()
+    with lease(fake.spec(keep_alive=60.0), policy=dataclasses.replace(FAST, stop_patience=0.3)):
+        assert time.monotonic() - began > 0.3
+    assert fake.state().generation == 2
 
 
 def test_the_models_own_defaults_reach_the_server(fake: Fake):

@@ -100,7 +100,7 @@ class Waiting:
 
     @cached_property
     def _replacement(self) -> Replacement:
-        return Replacement(self._process_lease, self.policy)
+        return Replacement(self._process_lease, self._spec, self.policy)
 
     @property
     def tick(self) -> float:
@@ -229,7 +229,7 @@ class Waiting:
     def _try_lease(self) -> str | None:
         """Take the lease; return what is waited for where it cannot be had yet."""
         if self._replacement.is_under_way():
-            return "waiting for the server of an older release to stop"
+            return "waiting for the former server to stop"
         if self._memory_turn.is_others(self._process_lease):
             return "waiting for a turn: another model gets the memory first"
         is_had = self._hold.take(self._process_lease)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerStartError
+from langchain_car_vllm.models.file_stamps import stamp_files
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
@@ -159,7 +160,15 @@ def load(
         ServerStartError: It ended or fell silent before it was ready. One that somebody killed, or
             that ran out of memory, is tried once more, with the idle neighbours gone.
     """
-    context.update(phase="load", detail="", done=None, total=None, serving=launch.serving)
+    files = stamp_files(context.spec.source, context.spec.adapter)
+    context.update(
+        phase="load",
+        detail="",
+        done=None,
+        total=None,
+        serving=launch.serving,
+        files=files.digest if files else None,
+    )
     attempts = {"port": _PORT_ATTEMPTS, "death": _DEATH_ATTEMPTS}
     while True:
         server = Server(context, runtime, launch)

@@ -3,6 +3,7 @@
 import random
 import string
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -23,6 +24,10 @@ _TURNS = 10
 _TURN_WORDS = 40
 _LIMIT = 120.0
 """Seconds that one answer may take before a row says that it took too long."""
+
+
+Measured = tuple[float | bool | None, str]
+"""A figure, None where it could not be had, and what there is to say of it."""
 
 
 class Row(NamedTuple):
@@ -82,13 +87,13 @@ def _measure(model: str, settings: dict[str, Any]) -> list[Row]:
             model=model, temperature=0, timeout=_LIMIT, on_progress=display, **settings
         )
         rows = [_load(llm)]
-        for measure in (_prefill, _decode, _turns, _tool_call, _measure_structured):
-            say(f"measuring: {measure.__doc__}")
+        for name, unit, what, measure in _MEASURES:
+            say(f"measuring: {what}")
             try:
-                rows += measure(llm)
+                value, note = measure(llm)
             except CarVllmError as error:
-                name = str(measure.__doc__).removesuffix(".")
-                rows.append(Row(name, None, note=error.message))
+                value, note = None, error.message
+            rows.append(Row(name, value, unit, note))
     return rows
 
 
@@ -99,18 +104,16 @@ def _load(llm: "ChatVllmMlx") -> Row:
     return Row("start", taken, "s", "from nothing, or from what was loaded already")
 
 
-def _prefill(llm: "ChatVllmMlx") -> list[Row]:
-    """Reading a prompt."""
+def _prefill(llm: "ChatVllmMlx") -> Measured:
     asked = llm.bind(max_tokens=1)
     began = time.monotonic()
     answer = asked.invoke(f"{_words(_PROMPT_WORDS)}\n\nAnswer with one word.")
     taken = time.monotonic() - began
     tokens = answer.usage_metadata["input_tokens"] if answer.usage_metadata else 0
-    return [Row("prompt", tokens / taken, "tokens/s", f"{tokens} new tokens in {taken:.1f} s")]
+    return tokens / taken, f"{tokens} new tokens in {taken:.1f} s"
 
 
-def _decode(llm: "ChatVllmMlx") -> list[Row]:
-    """Writing an answer."""
+def _decode(llm: "ChatVllmMlx") -> Measured:
     began = first = last = time.monotonic()
     tokens, total = 0, None
     for chunk in llm.bind(max_tokens=_ANSWER_TOKENS).stream("Tell a long story about the sea."):
@@ -121,11 +124,10 @@ def _decode(llm: "ChatVllmMlx") -> list[Row]:
         elif first == began:
             first = last
     rate = (tokens - 1) / (last - first) if tokens > 1 and last > first else None
-    return [Row("answer", rate, "tokens/s", f"first after {first - began:.2f} s, {tokens} tokens")]
+    return rate, f"first after {first - began:.2f} s, {tokens} tokens"
 
 
-def _turns(llm: "ChatVllmMlx") -> list[Row]:
-    """Ten growing turns of a conversation."""
+def _turns(llm: "ChatVllmMlx") -> Measured:
     from langchain_core.messages import AIMessage, HumanMessage  # noqa: PLC0415
 
     history: list[Any] = []
@@ -137,13 +139,10 @@ def _turns(llm: "ChatVllmMlx") -> list[Row]:
         times.append(time.monotonic() - began)
         history.append(AIMessage(answer.content))
     growth = times[-1] / times[1]
-    note = f"{times[1]:.2f} s and {times[-1]:.2f} s; near 1 is flat"
-    return [Row("turn 10 against turn 2", growth, "times", note)]
+    return growth, f"{times[1]:.2f} s and {times[-1]:.2f} s; near 1 is flat"
 
 
-def _tool_call(llm: "ChatVllmMlx") -> list[Row]:
-    """A tool call."""
-
+def _tool_call(llm: "ChatVllmMlx") -> Measured:
     def weather(city: str) -> str:
         """Tell the weather in a city."""
         return city
@@ -152,12 +151,10 @@ def _tool_call(llm: "ChatVllmMlx") -> list[Row]:
     answer = llm.bind_tools([weather]).invoke("What is the weather in Paris? Use the tool.")
     taken = time.monotonic() - began
     called = any(call["name"] == "weather" for call in answer.tool_calls)
-    note = f"unforced, {taken:.1f} s"
-    return [Row("calls a tool", called, note=note)]
+    return called, f"unforced, {taken:.1f} s"
 
 
-def _measure_structured(llm: "ChatVllmMlx") -> list[Row]:
-    """A structured answer."""
+def _measure_structured(llm: "ChatVllmMlx") -> Measured:
     schema = {
         "title": "City",
         "type": "object",
@@ -171,7 +168,17 @@ def _measure_structured(llm: "ChatVllmMlx") -> list[Row]:
     answer = llm.with_structured_output(schema).invoke("Name a city and its country.")
     taken = time.monotonic() - began
     fits = isinstance(answer, dict) and answer.keys() == schema["properties"].keys()  # type: ignore[attr-defined]
-    return [Row("structured answer", fits, note=f"{taken:.1f} s")]
+    return fits, f"{taken:.1f} s"
+
+
+_MEASURES: tuple[tuple[str, str, str, Callable[["ChatVllmMlx"], Measured]], ...] = (
+    ("prompt", "tokens/s", "reading a prompt", _prefill),
+    ("answer", "tokens/s", "writing an answer", _decode),
+    ("turn 10 against turn 2", "times", "ten growing turns of a conversation", _turns),
+    ("calls a tool", "", "a tool call", _tool_call),
+    ("structured answer", "", "a structured answer", _measure_structured),
+)
+"""Name and unit of a row, what is said while it is measured, and what measures it."""
 
 
 def _words(count: int) -> str:

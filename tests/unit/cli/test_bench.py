@@ -44,7 +44,11 @@ def test_what_fails_is_a_row(cli: Cli, socket_enabled: None):
 
     with Server(Dialect(served_model="m", script=script)) as server:
         done = cli("bench", "m", CAR_VLLM_MLX_BASE_URL=server.base_url)
+        told = cli("bench", "m", "--json", CAR_VLLM_MLX_BASE_URL=server.base_url)
     assert done.returncode == 0, done.stderr
     assert "calls a tool" in done.stdout
-    (row,) = [line for line in done.stdout.splitlines() if line.startswith("A structured answer")]
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("structured answer")]
     assert " -  " in row
+    found = {row["name"]: row["value"] for row in json.loads(told.stdout)}
+    assert found["structured answer"] is None
+    assert found["calls a tool"] is True

@@ -20,7 +20,8 @@ import psutil
 from langchain_car_vllm.cli.build_model import build_model
 from langchain_car_vllm.cli.findings import Finding, check
 from langchain_car_vllm.cli.output import size
-from langchain_car_vllm.environment import CAR_HOME, overridden
+from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_RUNTIME, overridden
+from langchain_car_vllm.paths import managed_root
 from langchain_car_vllm.runtime import binary_to_launch, installed_version
 from langchain_car_vllm.runtime.host import current_host
 from langchain_car_vllm.runtime.mac import ask_kernel
@@ -60,7 +61,11 @@ def model_selftests() -> Iterator[list[Step]]:
     """Set up a home of its own and yield the steps; at the end no server of it is left."""
     with TemporaryDirectory(prefix="car-vllm-model-selftest-") as folder, ExitStack() as stack:
         root = Path(folder).resolve()
-        stack.enter_context(overridden({CAR_HOME.name: str(root / "home")}))
+        variables = {CAR_HOME.name: str(root / "home")}
+        if (runtime := managed_root()) is not None:
+            # Where no home can be written to, it lies in the CAR_HOME that is left here.
+            variables[CAR_VLLM_MLX_RUNTIME.name] = str(runtime)
+        stack.enter_context(overridden(variables))
         stack.callback(_remove_all)
         model = root / _MODEL
         steps: list[Step] = [("model build", lambda: _built(model))]

@@ -1,13 +1,15 @@
 """The page that `doctor --selftest --model` ends with."""
 
 import getpass
+import os
 import socket
 import sys
 
 import pytest
 from unit.cli.conftest import Cli
 
-from langchain_car_vllm.cli.model_selftest import report_lines
+from langchain_car_vllm.cli.model_selftest import model_selftests, report_lines
+from langchain_car_vllm.paths import car_home, managed_root
 
 
 @pytest.fixture
@@ -29,6 +31,18 @@ def write_install(tmp_path, monkeypatch):
         monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(binary))
 
     return write
+
+
+def test_the_runtime_is_the_one_that_is_there(tmp_path, monkeypatch):
+    """It is not installed once more where CAR_HOME holds it, since there is no home."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "car"))
+    before = managed_root()
+    with model_selftests() as steps:
+        assert steps
+        assert car_home() != tmp_path / "car"
+        assert managed_root() == before
+    assert "CAR_VLLM_MLX_RUNTIME" not in os.environ
 
 
 def test_the_page_tells_no_path(home):

@@ -19,7 +19,8 @@ from langchain_car_vllm.server.directory import make_checked
 from langchain_car_vllm.server.process import Identity
 
 _END_SECONDS = 10.0
-SERVE = (sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "serve")
+# Nothing is imported from the folder that somebody happens to be in, such as a cloned repository.
+SERVE = (sys.executable, "-P", "-c", "from langchain_car_vllm.cli import main; main()", "serve")
 
 
 class Published(NamedTuple):

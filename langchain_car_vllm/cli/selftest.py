@@ -170,7 +170,10 @@ class _Trial:
     def _client(self, spec: ServerSpec) -> Iterator[subprocess.Popen[str]]:
         code = _CLIENT.format(spec=spec.to_dict(), policy=_POLICY.to_dict())
         client = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         try:
             yield client

@@ -18,6 +18,8 @@ _ALONE = (
 )
 # Its names are data: what is let through to a child, whoever declares it.
 _LISTS = ("environment.py", "server/child_environment.py", "runtime/uv_settings.py")
+# They run in a folder of their own; Python 3.10 knows no `-P`, and `-I` not what a user installed.
+_ELSEWHERE = ("runtime/import_verdicts.py", "runtime/metal.py")
 _MOST_LINES = 400
 _MOST_MODULES = 30
 # Where English says "is not a", "forever", "progress" and "takes long".
@@ -141,6 +143,21 @@ def test_foreign_folders_are_looked_at_without_a_surprise():
         if relative(module).startswith("models/") or relative(module) in foreign
         if relative(module) != "models/downloader.py"  # runs by itself; whoever runs it explains
         if (found := words.search(module.read_text(encoding="utf-8")))
+    ]
+    assert not offenders
+
+
+def test_no_child_imports_what_lies_in_the_current_folder():
+    """Python puts it first on its path for `-c` and `-m`, unless it is told not to."""
+    offenders = [
+        f"{relative(module)}:{node.lineno}: add `-P`"
+        for module in MODULES
+        for node in nodes(module)
+        if isinstance(node, ast.List | ast.Tuple)
+        if node.elts and ast.unparse(node.elts[0]) in ("sys.executable", "interpreter", "python")
+        if (words := [e.value for e in node.elts if isinstance(e, ast.Constant)])
+        if {"-c", "-m"} & {*words} and not {"-P", "-I"} & {*words}
+        if relative(module) not in _ELSEWHERE
     ]
     assert not offenders
 

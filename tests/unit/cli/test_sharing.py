@@ -280,6 +280,23 @@ def test_variables_for_a_shell(fake: Fake):
     assert shell.stdout == "200\n", shell.stderr
 
 
+def test_nothing_is_imported_from_the_current_folder(fake: Fake, tmp_path: Path):
+    """A coding agent is launched in a repository of anybody's, whose modules are not to be run."""
+    (tmp_path / "json.py").write_text("raise SystemExit('the code of a repository was run')\n")
+    words = [sys.executable, "-P", *command("env", str(fake.model))[1:]]
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE,
+        start_new_session=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "was run" not in done.stderr
+
+
 _ASKS = """
 import os, urllib.request
 request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/models")

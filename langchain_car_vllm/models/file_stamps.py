@@ -15,8 +15,13 @@ from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models.adapter import CONFIG, WEIGHTS
 from langchain_car_vllm.models.model_files import list_folder
 
-_READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken")
-_FRESH_SECONDS = 0.2
+# A program may keep files of its own in the folder.
+_READ = (
+    *(".safetensors", ".safetensors.index.json", ".jinja", ".model", ".tiktoken"),
+    *("config.json", "tokenizer.json", "tokens.json", "tokens_map.json", "chat_template.json"),
+    *("vocab.json", "vocab.txt", "merges.txt"),
+)
+_FRESH_SECONDS = 1.0
 _WRITING_SECONDS = 2.0
 
 
@@ -67,7 +72,7 @@ def _is_read(name: str) -> bool:
 
 
 def recent_stamp(source: str, adapter: str | None = None) -> FileStamp | None:
-    """Return a stamp that is a fifth of a second old at most: each request asks for it."""
+    """Return a stamp that is a second old at most: each request asks for it."""
     return _stamp_at(int(time.monotonic() / _FRESH_SECONDS), source, adapter)
 
 

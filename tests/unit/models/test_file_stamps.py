@@ -33,6 +33,8 @@ CHANGES: dict[str, tuple[bool, Change]] = {
     "a file less": (True, lambda model, _: (model / "config.json").unlink()),
     "adapter": (True, lambda _, adapter: (adapter / "adapters.safetensors").write_text("2")),
     "checkpoint": (False, lambda _, adapter: (adapter / "0100_adapters.safetensors").touch()),
+    "tokenizer": (True, lambda model, _: (model / "tokenizer_config.json").write_text("2")),
+    "results": (False, lambda model, _: (model / "history.json").write_text("2")),
     "notes": (False, lambda model, _: (model / "README.md").write_text("2")),
     "the Finder's": (False, lambda model, _: (model / "._model.safetensors").write_text("2")),
     "a dangling link": (False, lambda model, _: (model / "x.json").symlink_to(model / "none")),

@@ -19,15 +19,16 @@ from langchain_car_vllm.wire.answer.written_calls import (
     TAG_ENDS,
     TAGS,
     CallNames,
+    any_of,
     may_be_call,
     read_calls,
     read_json,
     without_ends,
 )
 
-_START = re.compile(rf"\s*(?:{'|'.join(TAGS)}|```|[{{\[])")
+_START = re.compile(rf"\s*(?:{any_of(TAGS)}|```|[{{\[])")
 _BEGUN = {tag[:size] for tag in TAGS for size in range(1, len(tag))}
-_PARTIAL = re.compile(rf"\s*(?:{'|'.join(sorted(_BEGUN, key=len, reverse=True))}|`{{1,2}})?\Z")
+_PARTIAL = re.compile(rf"\s*(?:{any_of(_BEGUN)}|`{{1,2}})?\Z")
 _FENCE_END = re.compile(r"\n?[ \t]*```[ \t]*(?=\n|\Z)")
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
 
@@ -131,6 +132,8 @@ class TextCallFilter:
         """Return how much of what is held is one piece, None where it has not ended yet."""
         body = self._held.lstrip()
         margin = len(self._held) - len(body)
+        if not last and any(tag.startswith(body) for tag in TAGS):
+            return None
         if opening := OPENING.match(body):
             return self._tag_size(body, opening.end(), margin, last=last)
         if body.startswith("```"):

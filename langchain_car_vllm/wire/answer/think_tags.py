@@ -19,11 +19,15 @@ class ThinkTagFilter:
         self._held = ""
         self._inside = False
         self._over = False
+        self._is_fresh = False  # nothing but line breaks has come behind a tag
 
     def feed(self, delta: Delta) -> Delta | None:
         """Return what is surely text, and what is surely thought."""
+        if self._is_fresh:
+            delta = delta._replace(text=delta.text.lstrip("\n"))
+            self._is_fresh = not delta.text
         if self._over:
-            return delta
+            return delta if delta.text or delta.thought or delta.calls else None
         if delta.thought:  # the server has a parser
             text, thought = self._rest()
             return delta._replace(text=text + delta.text, thought=thought + delta.thought)
@@ -51,6 +55,7 @@ class ThinkTagFilter:
             if begun.startswith(_OPEN):
                 self._inside = True
                 text = begun.removeprefix(_OPEN).lstrip("\n")
+                self._is_fresh = not text
             elif _OPEN.startswith(begun):
                 self._held = text
                 return "", ""
@@ -60,7 +65,9 @@ class ThinkTagFilter:
         thought, closed, rest = text.partition(_CLOSE)
         if closed:
             self._over = True
-            return rest.lstrip("\n"), thought.rstrip("\n")
-        kept = overlap(text, _CLOSE)
-        self._held = text[len(text) - kept :]
-        return "", text[: len(text) - kept]
+            rest = rest.lstrip("\n")
+            self._is_fresh = not rest
+            return rest, thought.rstrip("\n")
+        thought = text[: len(text) - overlap(text, _CLOSE)].rstrip("\n")
+        self._held = text[len(thought) :]
+        return "", thought

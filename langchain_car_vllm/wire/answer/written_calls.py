@@ -7,24 +7,37 @@ few, or forget a tag's beginning or end: all of that belongs to the call.
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
 
-TAGS = ("<tool_call>", "<tool_calls>", "<tools>", "<function_call>", "<function_calls>")
-TAG_ENDS = tuple(f"</{tag[1:]}" for tag in TAGS)
-OPENING = re.compile(rf"(?:(?:{'|'.join(TAGS)})\s*)+")
+_PAIRS = ("<tool_call>", "<tool_calls>", "<tools>", "<function_call>", "<function_calls>")
+# The latter are tokens of their own, which a server without the model's parser leaves in the text.
+TAGS = (*_PAIRS, "<|python_tag|>", "<|tool_call|>", "<|tool_calls|>", "[TOOL_CALLS]")
+TAG_ENDS = (
+    *(f"</{tag[1:]}" for tag in _PAIRS),
+    *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "</s>"),
+)
+
+
+def any_of(marks: Iterable[str]) -> str:
+    """Return the pattern for one of some marks, the longest first."""
+    return "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
+
+
+OPENING = re.compile(rf"(?:(?:{any_of(TAGS)})\s*)+")
 FENCE = re.compile(r"\s*```[ \t]*(\w*)[ \t]*\n")
 BRACES = " \t\r\n}"
-_MARKS = re.compile(rf"(?:\s|{'|'.join((*TAGS, *TAG_ENDS))}|```[ \t]*\w*)*")
-_ENDS = re.compile(rf"(?:[{BRACES}]|{'|'.join(TAG_ENDS)})*")
-_ARGUMENTS = ("arguments", "parameters", "args")
+_MARKS = re.compile(rf"(?:\s|{any_of((*TAGS, *TAG_ENDS))}|```[ \t]*\w*)*")
+_ENDS = re.compile(rf"(?:[{BRACES}]|{any_of(TAG_ENDS)})*")
+_ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input")
 _WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
 _CALL_KEYS = (*_WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
 _DOUBLED = re.compile(r'("(?:[^"\\]|\\.)*")|\{\s*\{|\}\}', re.DOTALL)
+_SPACE = "functions."  # where gpt-oss keeps the tools
 _MOST_MISSING = 2
 _decode = json.JSONDecoder().raw_decode
 
@@ -162,7 +175,10 @@ def _call(entry: Any, names: CallNames) -> WrittenCall | None:
     if isinstance(entry.get("function"), Mapping):
         entry = entry["function"]
     written = entry.get("name") or entry.get("tool") or entry.get("function")
-    name = names.tools.get(written) if isinstance(written, str) else None
+    known = isinstance(written, str)
+    name = (
+        names.tools.get(written, names.tools.get(written.removeprefix(_SPACE))) if known else None
+    )
     if name is None:
         return None
     arguments = _arguments(entry, may_lack=name in names.without_arguments)

@@ -24,6 +24,12 @@ CALLS = [
     json.dumps({"name": "add", "parameters": CALL["arguments"]}),
     json.dumps({"name": "add", "arguments": json.dumps(CALL["arguments"])}),
     json.dumps([CALL]),
+    json.dumps({"name": "add", "input": CALL["arguments"]}),
+    json.dumps({"tool": "functions.add", "tool_input": CALL["arguments"]}),
+    f"<|python_tag|>{TEXT}<|eom_id|>",
+    f"[TOOL_CALLS] [{TEXT}]</s>",
+    f"<|tool_call|>[{TEXT}]",
+    f"{TEXT}<|im_end|>",
 ]
 TEXTS = [
     "Hello there",
@@ -42,6 +48,8 @@ TEXTS = [
     "<tools>are listed</tools> so",
     "<tool_calls><tool_call>",
     "an <tool",
+    "[TOOL_CALLS] none",
+    "a <|python_tag|> and [TOOL",
     "```xml\n<tools>\n</tools>\n```\n",
     "```xml\n<tool_call>x</tool_call>\n```\nThat was XML.",
     "[1, 2, 3]",

@@ -175,10 +175,9 @@ def _call(entry: Any, names: CallNames) -> WrittenCall | None:
     if isinstance(entry.get("function"), Mapping):
         entry = entry["function"]
     written = entry.get("name") or entry.get("tool") or entry.get("function")
-    known = isinstance(written, str)
-    name = (
-        names.tools.get(written, names.tools.get(written.removeprefix(_SPACE))) if known else None
-    )
+    if not isinstance(written, str):
+        return None
+    name = names.tools.get(written) or names.tools.get(written.removeprefix(_SPACE))
     if name is None:
         return None
     arguments = _arguments(entry, may_lack=name in names.without_arguments)

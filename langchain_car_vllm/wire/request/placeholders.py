@@ -17,7 +17,7 @@ _PADDING = 2
 # What holds content or names it; without it a dictionary is a row of somebody's table.
 _REFERENCES = ("url", "uri", "file_id", "file_data", "base64", "data")
 _MEDIA, _FILES = ("image", "audio", "video"), ("file", "document", "text-plain")
-_ENCODED = re.compile(r"[^\s\"]{2000}")
+_WORD, _LONGEST_WORD = re.compile(r"[A-Za-z0-9+/=_-]+"), 2000  # a longer one is a file in base64
 
 
 class UnsentContentWarning(UserWarning):
@@ -93,7 +93,7 @@ def row_text(block: Any) -> str | None:
         return None
     with suppress(TypeError, ValueError, RecursionError):
         text = json.dumps(block, ensure_ascii=False, default=str)
-        return None if _ENCODED.search(text) else text
+        return text if all(len(w[0]) <= _LONGEST_WORD for w in _WORD.finditer(text)) else None
     return None
 
 

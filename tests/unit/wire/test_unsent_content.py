@@ -91,6 +91,8 @@ ROWS: list[dict[str, Any]] = [
     {"type": "text", "label": "Name"},
     {"type": "image", "width": 3},
     {"type": "hologram", "deep": {"er": [1]}},
+    {"title": "火星", "text": "火星には衛星が二つある。" * 999},
+    {"lines": ["x" * 1999] * 200},
 ]
 
 

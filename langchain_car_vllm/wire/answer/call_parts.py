@@ -71,8 +71,9 @@ class CallReader:
                 call = self._at[at] = _Call(len(self._calls), id_, name or "")
                 self._calls.append(call)
                 sent_id = id_ or new_call_id()
-            elif name and not call.name:
-                call.name = name
+            elif name and not (call.name and call.arguments):  # it comes in pieces, or again
+                name = name.removeprefix(call.name) or None
+                call.name += name or ""
             else:
                 name = None
             args = self._arguments(call, function.get("arguments"))

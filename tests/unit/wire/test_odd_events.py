@@ -121,6 +121,8 @@ def test_half_a_character_arrives_as_one_that_can_be_written(serve):
         [part("now", '{"a": 1}', index=0, id=5)],
         [part(None, None, index=0, id="1"), part("now", '{"a": 1}', index=0, id=None)],
         [part(None, '{"a"', index=0, id="1"), part("now", ": 1}", index=0, id=None)],
+        [part("no", index=0, id="1"), part("w", index=0), part(None, '{"a": 1}', index=0)],
+        [part("no", index=0, id="1"), part("now", index=0), part("now", '{"a": 1}', index=0)],
         [part("now", '{"a"', index=0, id="1"), part(None, ": 1}", index=0, id="2")],
         [part("now", '{"a"', index=0, id="1"), part("now", ": 1}", index=0, id="1")],
     ],

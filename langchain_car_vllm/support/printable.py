@@ -1,7 +1,7 @@
 """Text of servers, models and files, made fit for a terminal, a log and a request."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _MOST_CHARACTERS = 2000
@@ -39,13 +39,37 @@ def encodable(text: str) -> str:
 
 
 def encodable_value(value: Any) -> Any:
-    """Return a JSON value all of whose texts are encodable."""
+    """Return a JSON value all of whose texts are encodable: nearly always as it is.
+
+    Raises:
+        RecursionError: It is not, and nests too deeply.
+    """
+    return value if all(map(_is_encodable, _texts_in(value))) else _encodable_copy(value)
+
+
+def _is_encodable(text: str) -> bool:
+    return text.isascii() or encodable(text) is text
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts of a JSON value, however deeply it nests, also one that holds itself."""
+    level, seen = [value], set()
+    while level:
+        inner = level.pop()
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, list | dict) and id(inner) not in seen:
+            seen.add(id(inner))
+            level += [*inner, *inner.values()] if isinstance(inner, dict) else inner
+
+
+def _encodable_copy(value: Any) -> Any:
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, list):
-        return [encodable_value(inner) for inner in value]
+        return [_encodable_copy(inner) for inner in value]
     if isinstance(value, dict):
-        return {encodable(name): encodable_value(inner) for name, inner in value.items()}
+        return {encodable(name): _encodable_copy(inner) for name, inner in value.items()}
     return value
 
 

@@ -67,7 +67,7 @@ class CountingChat(ChatOpenAI):
         """
         try:
             sent = self._sent_messages(messages)
-        except InvalidRequestError:  # such as an image that cannot be fetched
+        except (InvalidRequestError, RecursionError):  # such as an image that cannot be fetched
             return None
         return self._count({"messages": sent, "tools": list(tools)})
 

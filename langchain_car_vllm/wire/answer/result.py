@@ -270,7 +270,7 @@ class CallCollector:
             name, text = "".join(names), "".join(parts)
             args = _object(text, whole=whole)
             if name and args is not None:
-                valid.append(tool_call(name=name, args=encodable_value(args), id=id_))
+                valid.append(tool_call(name=name, args=args, id=id_))
             else:
                 error = "the arguments are not a JSON object"
                 invalid.append(invalid_tool_call(name=name or None, args=text, id=id_, error=error))
@@ -286,7 +286,7 @@ def _object(text: str, *, whole: bool) -> dict[str, Any] | None:
         return {}
     # The same lenient reading as LangChain's when it merges a stream, so both give the same call.
     try:
-        found = json.loads(text) if whole else parse_partial_json(text)
+        found = encodable_value(json.loads(text) if whole else parse_partial_json(text))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

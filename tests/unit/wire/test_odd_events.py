@@ -115,6 +115,19 @@ def test_half_a_character_arrives_as_one_that_can_be_written(serve):
     assert answer.model_dump_json()
 
 
+@pytest.mark.parametrize("depth", [100, 600, 800])
+def test_a_call_may_nest_as_deeply_as_json_can_be_read(serve, depth):
+    """It is one in every way to call, and goes back in the history; it was a `RecursionError`."""
+    arguments = '{"a": ' * depth + "1" + "}" * depth
+    event = call_event(part("now", arguments, index=0, id="1"), finish="tool_calls")
+    model, _ = serve(lambda body: Reply(text="ok") if len(body["messages"]) > 1 else stream(event))
+    for message in ways(model.bind_tools([now]), "go").values():
+        assert len(message.tool_calls) == 1
+        history = [HumanMessage("go"), message, ToolMessage("noon", tool_call_id="1")]
+        assert model.invoke(history).text == "ok"
+        assert model.get_num_tokens_from_messages(history) > 0
+
+
 @pytest.mark.parametrize(
     "parts",
     [

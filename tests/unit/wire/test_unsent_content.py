@@ -325,3 +325,14 @@ def test_a_path_is_no_way_into_a_tools_result(serve, tmp_path: Path):
     with pytest.warns(UnsentContentWarning):
         model.invoke(thread({"type": "image", "url": file.as_uri()}))
     assert "secret" not in dialect.requests[0]["messages"][2]["content"].replace(file.name, "")
+
+
+def test_a_call_that_holds_itself_is_a_typed_error(serve):
+    """No request can hold it; looking through it comes to an end."""
+    model, dialect = serve(Reply(text="ok"))
+    args: dict[str, Any] = {}
+    args["self"] = [args]
+    call = {"name": "look", "args": args, "id": "1"}
+    with pytest.raises(InvalidRequestError):
+        model.invoke([HumanMessage("go"), AIMessage("", tool_calls=[call])])
+    assert dialect.requests == []

@@ -17,6 +17,14 @@ _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
 # The Hub's own rule for repository names (huggingface_hub, `validate_repo_id`).
 _REPOSITORY = re.compile(r"^\b[\w\-.]+\b/\b[\w\-.]+\b$", re.ASCII)
 _LONGEST_REPOSITORY = 96
+_ADDRESSES = (
+    re.compile(
+        r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
+        r"/(?!(?:datasets|spaces|collections|docs|papers)/)([^/\s]+/[^/?#\s]+)"
+    ),
+    re.compile(r"(?!vllm-mlx/)([^/\s]+/[^/@\s]+)@[^/\s]+$"),
+)
+"""A repository's page, and a repository with a revision as other programs write it."""
 _NEAREST = 3
 _LIKENESS = 0.5
 _SHORTEST_STEM = 3
@@ -72,7 +80,8 @@ def parse_model_id(text: str | os.PathLike[str], *, read_files: bool = True) -> 
         if read_files and not has_prefix:
             _check_not_a_folder(text, name)
         return _hub_model(name, name, catalog().by_repository(name))
-    raise UnknownModelError(text, _why_not(name, has_prefix=has_prefix), nearest=nearest_ids(text))
+    near = _named_by_address(text) or nearest_ids(text)
+    raise UnknownModelError(text, _why_not(name, has_prefix=has_prefix), nearest=near)
 
 
 def written(model: str | os.PathLike[str]) -> str:
@@ -102,6 +111,12 @@ def is_repository(name: str) -> bool:
         and ".." not in name
         and not name.endswith(".git")
     )
+
+
+def _named_by_address(text: str) -> tuple[str, ...]:
+    """Return the repository whose page on the Hub was pasted, or that stands before a revision."""
+    found = [match[1] for address in _ADDRESSES if (match := address.match(text))]
+    return tuple(name for name in found if is_repository(name))
 
 
 def nearest_ids(text: str) -> tuple[str, ...]:

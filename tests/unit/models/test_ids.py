@@ -249,3 +249,26 @@ def test_a_folder_that_is_like_no_other_is_answered_with_what_is_there(
     with pytest.raises(UnknownModelError, match="there is no directory") as caught:
         parse_model_id(place.format(models=models))
     assert said.format(models=models) in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("https://huggingface.co/org/name-7B", "http://hf.co/org/name-7B", "hf.co/org/name-7B"),
+        *("https://huggingface.co/org/name-7B/tree/main", "huggingface.co/org/name-7B?x#y"),
+        "org/name-7B@main",
+    ],
+)
+def test_a_page_of_the_hub_is_answered_with_its_repository(text: str):
+    """What people paste from a browser, or write as other programs have it."""
+    with pytest.raises(UnknownModelError) as refused:
+        parse_model_id(text)
+    assert refused.value.hint == "did you mean `org/name-7B`?"
+
+
+@pytest.mark.parametrize("text", ["https://huggingface.co/datasets/org/name", "@/@"])
+def test_other_pages_of_the_hub_name_no_model(text: str):
+    """Nothing is made up."""
+    with pytest.raises(UnknownModelError) as refused:
+        parse_model_id(text)
+    assert "did you mean" not in (refused.value.hint or "")

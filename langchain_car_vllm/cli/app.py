@@ -20,7 +20,7 @@ from langchain_car_vllm.cli.doctor import doctor
 from langchain_car_vllm.cli.familiar import FamiliarCommand, FamiliarGroup
 from langchain_car_vllm.cli.install import install
 from langchain_car_vllm.cli.models import list_models, show
-from langchain_car_vllm.cli.output import discard
+from langchain_car_vllm.cli.output import discard, say
 from langchain_car_vllm.cli.planning import plan
 from langchain_car_vllm.cli.pull import pull
 from langchain_car_vllm.cli.recommend import recommend
@@ -117,18 +117,18 @@ def main() -> None:
         _discard_output()
         sys.exit(1)
     except CarVllmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a fault of ours, which is told like one
         if isinstance(error, OSError) and error.errno:
-            print(f"error: {_refusal(error)}", file=sys.stderr)
+            say(f"error: {_refusal(error)}")
             sys.exit(1)
         reason = printable(_first_line(error))
-        print(f"error: {PROGRAM} failed unexpectedly: {reason}", file=sys.stderr)
+        say(f"error: {PROGRAM} failed unexpectedly: {reason}")
         if log := _log_fault():
-            print(f"log: {log}", file=sys.stderr)
+            say(f"log: {log}")
         sys.exit(3)
 
 
@@ -163,7 +163,7 @@ def _log_fault() -> Path | None:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
     except OSError:
-        print(text, file=sys.stderr)
+        say(text)
         return None
     return Path(name)
 

@@ -25,8 +25,9 @@ def model_id(name: str) -> str:
 
 
 def say(text: str) -> None:
-    """Tell a person something that is not data."""
-    print(printable(text), file=sys.stderr)
+    """Tell a person something that is not data; nobody where standard error is closed."""
+    if sys.stderr is not None:  # `print` would take standard output instead
+        print(printable(text), file=sys.stderr)
 
 
 def print_answer(text: str) -> None:

@@ -144,6 +144,17 @@ def test_a_full_disk_is_no_fault_of_the_program(words: list[str]):
     assert done.stderr.startswith("error: the disk is full")
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "data"),
+    [(("list", "--json"), 0, "[]\n"), (("list",), 0, ""), (("show", "nope"), 1, "")],
+)
+def test_nothing_but_results_goes_to_standard_output(words: tuple[str, ...], code: int, data: str):
+    """Also where nobody can be told anything: standard error is closed, as a daemon may have it."""
+    shell = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command(*words)]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, data)
+
+
 def test_every_exit_code_is_in_the_documentation():
     """A script has nothing else to go by."""
     page = Path(__file__).parents[3] / "docs/command-line.md"

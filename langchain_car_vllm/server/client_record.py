@@ -19,8 +19,11 @@ _MARK = ".held-"
 
 
 def record_name() -> str:
-    """Return the name of this process's record."""
-    return f"{os.getpid()}-{psutil.Process().create_time():.2f}"
+    """Return the name of this process's record; a sandbox may keep it from knowing its own age."""
+    created = 0.0
+    with suppress(psutil.Error):
+        created = psutil.Process().create_time()
+    return f"{os.getpid()}-{created:.2f}"
 
 
 def write_record(path: Path, keep_alive: float) -> None:

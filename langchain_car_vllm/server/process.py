@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.runtime.mac import ask_kernel, platform_uuid
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -113,12 +114,39 @@ def group_members(group: int) -> Iterator[psutil.Process]:
                 yield process
 
 
+def descendants() -> list[psutil.Process]:
+    """Return the processes that this one and its children have started, none in a sandbox."""
+    try:
+        return psutil.Process().children(recursive=True)
+    except psutil.Error:
+        return []
+
+
 def has_ended(pid: int) -> bool:
     """Tell whether a child of this process has ended, and leave it to be reaped."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+    except psutil.AccessDenied:  # in a sandbox, which lets nobody see who listens, either
+        return False
+
+
+def send_signal(process: psutil.Process, number: signal.Signals) -> None:
+    """Signal a process, which may have ended.
+
+    Raises:
+        ServerError: This program may not.
+    """
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.AccessDenied as error:
+        raise ServerError(
+            f"this program may not signal process {process.pid}",
+            hint="a sandbox may forbid it: run `car-vllm stop` in a terminal of your own",
+        ) from error
 
 
 def kill_group(group: int, grace: float) -> bool:

@@ -12,12 +12,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import psutil
-
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Endpoint, Serving
 from langchain_car_vllm.server.disk import is_on_local_disk
-from langchain_car_vllm.server.process import Identity, boot_id, is_this_machine, namespace
+from langchain_car_vllm.server.process import (
+    Identity,
+    boot_id,
+    is_this_machine,
+    namespace,
+    send_signal,
+)
 from langchain_car_vllm.server.spec import PROTOCOL
 
 Phase = Literal["queued", "install", "download", "load", "ready", "stopping", "stopped"]
@@ -336,8 +340,8 @@ def _tell(path: Path, seen: State, number: signal.Signals) -> Phase | None:
         return None
     process = state.supervisor.find() if state.phase == "ready" else None
     if process is not None:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+        with suppress(errors.ServerError):  # whoever wants the memory asks again
+            send_signal(process, number)
     return state.phase
 
 

@@ -396,3 +396,21 @@ def test_supervisor_lost_between_its_state_and_its_report_counts_once(
         with lease(fake.spec(), policy=FAST) as held:
             assert ask(held.endpoint)
             assert held.endpoint.generation == 3
+
+
+def test_a_start_that_a_sandbox_leaves_in_the_dark_says_so(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A supervisor that may ask nothing about processes is not a bug, and does not wait forever."""
+    denials = "status net_connections create_time cpu_times cmdline children".split()
+    code = (
+        "import psutil\n"
+        "def deny(process, *_, **__): raise psutil.AccessDenied(process.pid)\n"
+        f"for name in {denials!r}: setattr(psutil.Process, name, deny)"
+    )
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, code)))
+    with (
+        pytest.raises(ServerStartError, match="does not tell who listens on its port"),
+        lease(fake.spec(), policy=dataclasses.replace(FAST, load_stall=1.0)),
+    ):
+        pass

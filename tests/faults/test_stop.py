@@ -158,6 +158,23 @@ def wrap(fake: Fake, line: str) -> None:
     fake.binary.chmod(0o755)
 
 
+def test_a_stop_that_a_sandbox_forbids_says_so(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """A sandbox may keep a program from signalling others, and from knowing its own age."""
+
+    def deny(process: psutil.Process, *_: object) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    with monkeypatch.context() as sandbox:
+        sandbox.setattr(psutil.Process, "send_signal", deny)
+        sandbox.setattr(psutil.Process, "create_time", deny)
+        with lease(fake.spec(), policy=FAST) as held:
+            assert ask(held.endpoint)
+        with pytest.raises(ServerError, match="may not signal process") as refused:
+            stop_server(fake.directory(), policy=FAST)
+        assert "terminal" in (refused.value.hint or "")
+    assert stop_server(fake.directory(), policy=FAST)
+
+
 @pytest.mark.parametrize(
     "line", ['$REAL "$@"', '$REAL "$@" & wait', 'exec $REAL "$@"', 'trap "" INT; $REAL "$@"']
 )

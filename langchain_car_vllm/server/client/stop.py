@@ -4,9 +4,6 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from contextlib import suppress
-
-import psutil
 
 from langchain_car_vllm.errors import CarVllmError, ServerBusyError, ServerError
 from langchain_car_vllm.server.client_record import read_uses
@@ -18,7 +15,7 @@ from langchain_car_vllm.server.directory import (
 from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock, release
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
-from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.server.process import Identity, send_signal
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.state import State, decode_error, read_any_state
 from langchain_car_vllm.server.supervision import is_supervised
@@ -142,8 +139,7 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
             if asked is not None:
                 break
             asked, asked_at = state.supervisor, time.monotonic()
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
+            send_signal(process, signal.SIGTERM)
         if state is not None and state.phase == "stopping" and state.error is not None:
             raise decode_error(state.error)
         begun = state is not None and state.phase in ("stopping", "stopped")
@@ -153,8 +149,7 @@ def _stop_supervisor(directory: ServerDirectory, policy: Policy) -> bool:
                     f"the supervisor of `{directory.path}` cannot be identified",
                     hint="end it by hand",
                 )
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+            send_signal(process, signal.SIGKILL)
             asked_at = time.monotonic()
         time.sleep(policy.client_tick)
     return stopped

@@ -25,7 +25,7 @@ from langchain_car_vllm.errors import (
 from langchain_car_vllm.server.command import launch_with
 from langchain_car_vllm.server.directory import ServerDirectory, state_directory_error
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.process import kill_group
+from langchain_car_vllm.server.process import descendants, kill_group
 from langchain_car_vllm.server.recovery import end_lost_server
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, decode_error, encode_error, read_any_state
@@ -169,7 +169,7 @@ class Supervisor:
                 # while it saves.
                 gently = False
         groups = {server.child.pid for server in self._servers}
-        for process in psutil.Process().children(recursive=True):
+        for process in descendants():
             with suppress(psutil.Error, ProcessLookupError):
                 if os.getpgid(process.pid) not in groups:
                     process.kill()

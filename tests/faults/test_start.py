@@ -402,7 +402,7 @@ def test_a_start_that_a_sandbox_leaves_in_the_dark_says_so(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A supervisor that may ask nothing about processes is not a bug, and does not wait forever."""
-    denials = "status net_connections create_time cpu_times cmdline children".split()
+    denials = ["status", "net_connections", "create_time", "cpu_times", "cmdline", "children"]
     code = (
         "import psutil\n"
         "def deny(process, *_, **__): raise psutil.AccessDenied(process.pid)\n"

@@ -20,6 +20,7 @@ from langchain_core.decisions import (
 )
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.runnables import RunnableConfig
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from langchain_car_vllm.chat_models import ChatVllmMlx
@@ -41,7 +42,7 @@ from langchain_car_vllm.decisions.prompts import (
     messages_for_box,
     shares_of,
 )
-from langchain_car_vllm.decisions.request_type import DecisionRequest
+from langchain_car_vllm.decisions.request_type import DecisionRequest, check_request
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -117,6 +118,30 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
     def InputType(self) -> Any:  # noqa: N802 - LangChain's name
         """The type of what is asked, from which schemas are made."""
         return DecisionRequest
+
+    def invoke(
+        self,
+        input: Any,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> ClassifierResponse:
+        """Return the answers to the questions of a request.
+
+        Raises:
+            ConfigurationError: It has no state, or no questions by name.
+        """
+        check_request(input)
+        return super().invoke(input, config, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: Any,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> ClassifierResponse:
+        """Return the same without blocking the event loop."""
+        check_request(input)
+        return await super().ainvoke(input, config, **kwargs)
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         asking = self._asking(state, questions)

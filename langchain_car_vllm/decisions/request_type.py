@@ -5,11 +5,14 @@ pydantic refuses to describe it (langchain-core 1.8).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from langchain_core.decisions import Question
 from langchain_core.messages import BaseMessage
 from pydantic import InstanceOf
 from typing_extensions import TypeAliasType, TypedDict
+
+from langchain_car_vllm.errors import ConfigurationError
 
 _Value = TypeAliasType(
     "_Value",
@@ -23,3 +26,18 @@ class DecisionRequest(TypedDict):
 
     state: str | InstanceOf[BaseMessage] | Sequence[_Value] | Mapping[str, _Value]
     questions: Mapping[str, Question]
+
+
+def check_request(given: Any) -> None:
+    """Refuse what is not a request; LangChain would end in an error of Python's own.
+
+    Raises:
+        ConfigurationError: It has no state, or no questions by name.
+    """
+    if not isinstance(given, Mapping) or not {"state", "questions"} <= given.keys():
+        problem = "a request needs a `state` and `questions`"
+    elif not isinstance(given["questions"], Mapping):
+        problem = "`questions` must be a dictionary"
+    else:
+        return
+    raise ConfigurationError(problem, hint='write `{"state": ..., "questions": {"name": ...}}`')

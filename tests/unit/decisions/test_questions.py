@@ -210,3 +210,14 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("VllmMlxDecisions needs langchain-core 1.8 or newer")
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [None, "x", {}, {"state": "x"}, {"questions": {}}, {"state": "x", "questions": []}],
+)
+def test_what_is_not_a_request_is_told_in_words(decide, request_of):
+    """Waiting and awaited; it was a `KeyError` or a `TypeError` of Python's."""
+    for call in (decide.invoke, lambda given: asyncio.run(decide.ainvoke(given))):
+        with pytest.raises(ConfigurationError, match="questions"):
+            call(request_of)

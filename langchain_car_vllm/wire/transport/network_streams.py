@@ -5,10 +5,11 @@ that wakes up for a head it can do nothing with yet. Together they take a tenth 
 httpcore's limits are for a single read, while an answer's headers may come byte by byte.
 """
 
+import asyncio
 import ssl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -161,11 +162,27 @@ class AsyncStream(httpcore2.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> "AsyncStream":
         """Secure the connection."""
-        return AsyncStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        async with closed_on_failure(self._stream):
+            return AsyncStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
         """Return what is known of the connection."""
         return self._stream.get_extra_info(info)
+
+
+@asynccontextmanager
+async def closed_on_failure(stream: httpcore2.AsyncNetworkStream) -> AsyncIterator[None]:
+    """Close a new connection where the block fails, or whoever makes it has been cancelled.
+
+    A scope of anyio tells that at the next step, where httpcore would keep the connection for
+    nobody.
+    """
+    try:
+        yield
+        await asyncio.sleep(0)
+    except BaseException:
+        await stream.aclose()
+        raise
 
 
 def _before_deadline(timeout: float | None) -> float | None:

@@ -10,7 +10,12 @@ from typing import Any
 import httpcore2
 
 from langchain_car_vllm.support.threads import run_step
-from langchain_car_vllm.wire.transport.network_streams import AsyncStream, Stream, note_connected
+from langchain_car_vllm.wire.transport.network_streams import (
+    AsyncStream,
+    Stream,
+    closed_on_failure,
+    note_connected,
+)
 
 IsOurs = Callable[[int, int], bool]
 """Tells whether a connection from one port to another leads to the server that was meant."""
@@ -39,15 +44,12 @@ class GuardedBackend(httpcore2.NetworkBackend):
         """
         note_connected()
         stream = self._backend.connect_tcp(*args, **kwargs)
-        if self._is_ours is not None:
-            is_meant = False
-            try:
-                is_meant = _ask(self._is_ours, _ports(stream))
-            finally:
-                if not is_meant:
-                    stream.close()
-            if not is_meant:
-                raise _is_gone()
+        try:
+            if self._is_ours is not None:
+                _ask(self._is_ours, _ports(stream))
+        except BaseException:
+            stream.close()
+            raise
         return Stream(stream)
 
 
@@ -64,23 +66,19 @@ class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
         """Do what `GuardedBackend.connect_tcp` does without blocking the event loop."""
         note_connected()
         stream = await self._backend.connect_tcp(*args, **kwargs)
-        if self._is_ours is not None:
-            is_meant = False
-            try:
-                is_meant = await run_step(_ask, self._is_ours, _ports(stream))
-            finally:
-                if not is_meant:
-                    await stream.aclose()
-            if not is_meant:
-                raise _is_gone()
+        async with closed_on_failure(stream):
+            if self._is_ours is not None:
+                await run_step(_ask, self._is_ours, _ports(stream))
         return AsyncStream(stream)
 
 
-def _ask(is_ours: IsOurs, ports: tuple[int, int]) -> bool:
+def _ask(is_ours: IsOurs, ports: tuple[int, int]) -> None:
     try:
-        return is_ours(*ports)
+        is_meant = is_ours(*ports)
     except OSError as error:  # such as too many open files: that says nothing of the server
         raise httpcore2.ConnectError(error.strerror or str(error)) from error
+    if not is_meant:
+        raise httpcore2.ConnectError("the server is gone, and somebody else listens on its port")
 
 
 def _ports(stream: Any) -> tuple[int, int]:
@@ -89,7 +87,3 @@ def _ports(stream: Any) -> tuple[int, int]:
         return connected.getsockname()[1], connected.getpeername()[1]
     except OSError as error:  # the server ended in the meantime, and its system reset what stood
         raise httpcore2.ConnectError("the connection was closed before it was used") from error
-
-
-def _is_gone() -> httpcore2.ConnectError:
-    return httpcore2.ConnectError("the server is gone, and somebody else listens on its port")

@@ -93,3 +93,44 @@ def test_neither_is_it_for_asynchronous_clients(listener: Listener):
         return [connected.fileno() for connected in backend.connected]
 
     assert anyio.run(connect) == [-1]
+
+
+class LeftStream(httpcore2.AsyncMockStream):
+    """A stream whose user leaves in the instant in which it is secured."""
+
+    scope: anyio.CancelScope
+
+    async def start_tls(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
+        self.scope.cancel()
+        return self
+
+
+class LeftBackend(httpcore2.AsyncMockBackend):
+    """The same for the instant in which a connection stands, and for connections to secure."""
+
+    def __init__(self, scope: anyio.CancelScope, *, is_secured: bool) -> None:
+        self.stream = LeftStream([b"HTTP/1.1 200 OK\r\n\r\n"])
+        self.stream.scope = scope
+        self._is_secured = is_secured
+
+    async def connect_tcp(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
+        if not self._is_secured:
+            self.stream.scope.cancel()
+        return self.stream
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_connection_that_stands_when_its_user_leaves_is_closed(scheme: str):
+    """A web server cancels by scopes of anyio; httpcore would keep the connection for nobody."""
+
+    async def leave() -> tuple[httpcore2.AsyncConnectionPool, bool]:
+        with anyio.CancelScope() as scope:
+            backend = LeftBackend(scope, is_secured=scheme == "https")
+            pool = httpcore2.AsyncConnectionPool(network_backend=AsyncGuardedBackend(None, backend))
+            await pool.request("GET", f"{scheme}://127.0.0.1/")
+        assert scope.cancelled_caught
+        return pool, backend.stream._closed
+
+    pool, is_closed = anyio.run(leave)
+    assert is_closed
+    assert not pool.connections

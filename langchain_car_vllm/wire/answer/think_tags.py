@@ -3,11 +3,14 @@
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.stop_texts import overlap
 
-_OPEN, _CLOSE = "<think>", "</think>"
+_WORDS = ("think", "thinking", "thought", "reasoning")
+_TAGS = {f"<{word}>": f"</{word}>" for word in _WORDS} | {"[THINK]": "[/THINK]"}
 
 
 class ThinkTagFilter:
-    """Turns `<think>...</think>` at the beginning of an answer into reasoning.
+    """Turns `<think>...</think>`, or what a model writes for it, into reasoning.
+
+    It stands at the beginning of an answer.
 
     Attributes:
         done: Never set: the answer follows the thought.
@@ -17,7 +20,7 @@ class ThinkTagFilter:
 
     def __init__(self) -> None:
         self._held = ""
-        self._inside = False
+        self._close = ""  # the tag that ends the thought, once that has begun
         self._over = False
         self._is_fresh = False  # nothing but line breaks has come behind a tag
 
@@ -45,29 +48,30 @@ class ThinkTagFilter:
     def _rest(self) -> tuple[str, str]:
         """Return what was held back as text and thought; what follows stays what it is."""
         held, self._held, self._over = self._held, "", True
-        return ("", held) if self._inside else (held, "")
+        return ("", held) if self._close else (held, "")
 
     def _split(self, text: str) -> tuple[str, str]:
         """Return text and thought of what came so far, and hold back what is undecided."""
         self._held = ""
-        if not self._inside:
+        if not self._close:
             begun = text.lstrip()
-            if begun.startswith(_OPEN):
-                self._inside = True
-                text = begun.removeprefix(_OPEN).lstrip("\n")
+            tag = next((tag for tag in _TAGS if begun.startswith(tag)), None)
+            if tag is not None:
+                self._close = _TAGS[tag]
+                text = begun.removeprefix(tag).lstrip("\n")
                 self._is_fresh = not text
-            elif _OPEN.startswith(begun):
+            elif any(tag.startswith(begun) for tag in _TAGS):
                 self._held = text
                 return "", ""
             else:
                 self._over = True
                 return text, ""
-        thought, closed, rest = text.partition(_CLOSE)
+        thought, closed, rest = text.partition(self._close)
         if closed:
             self._over = True
             rest = rest.lstrip("\n")
             self._is_fresh = not rest
             return rest, thought.rstrip("\n")
-        thought = text[: len(text) - overlap(text, _CLOSE)].rstrip("\n")
+        thought = text[: len(text) - overlap(text, self._close)].rstrip("\n")
         self._held = text[len(thought) :]
         return "", thought

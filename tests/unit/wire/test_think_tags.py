@@ -30,6 +30,9 @@ def run(text: str, cut: int) -> tuple[str, str]:
         ("<thin", "<thin", ""),
         ("yes <think>no</think>", "yes <think>no</think>", ""),
         ("<b>yes</b>", "<b>yes</b>", ""),
+        ("[THINK]a[/THINK]yes", "yes", "a"),
+        ("<thinking>a</think></thinking>yes", "yes", "a</think>"),
+        ("[1] is [THINK]", "[1] is [THINK]", ""),
         ("  ", "  ", ""),
     ],
 )

@@ -1,8 +1,9 @@
-"""What our connections do beyond httpcore's: one write for a request, timely reads, joined chunks.
+"""What our connections do beyond httpcore's: one write for a request, in time, and joined chunks.
 
 httpcore writes the head of a request and then its body: two system calls, two packets, and a server
 that wakes up for a head it can do nothing with yet. Together they take a tenth off a warm call. And
-httpcore's limits are for a single read, while an answer's headers may come byte by byte.
+httpcore's limits are for a single look at the network, while a body may be taken and an answer's
+headers may come byte by byte.
 """
 
 import asyncio
@@ -19,14 +20,15 @@ from langchain_car_vllm.wire.transport.chunk_joiner import ChunkJoiner
 
 _HEAD_END = b"\r\n\r\n"
 _MOST_BYTES = 1 << 16
-"""A longer body goes out by itself: copying it would cost more than a packet."""
+"""A longer body goes out by itself: copying it would cost more than a packet. A write has no more,
+so that none goes on for long beyond the deadline."""
 
 
 class Sending:
     """A request that is being sent in this thread or task, as far as its connection knows of it.
 
     Args:
-        deadline: Monotonic seconds beyond which no read of a synchronous connection lasts.
+        deadline: Monotonic seconds beyond which a synchronous connection neither reads nor writes.
 
     Attributes:
         is_connected_anew: Whether a connection was made for it.
@@ -92,16 +94,21 @@ class Stream(httpcore2.NetworkStream):
         self._joiner = ChunkJoiner()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write a part of a request, or keep it until the next one."""
+        """Write a part of a request, or keep it until the next one.
+
+        Raises:
+            httpcore2.TimeoutException: The time ran out.
+        """
         self._joiner = ChunkJoiner()
         for part in self._head.take(buffer):
-            self._stream.write(part, timeout)
+            for at in range(0, len(part), _MOST_BYTES):
+                self._stream.write(part[at : at + _MOST_BYTES], _before_deadline(timeout))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what has come of an answer.
 
         Raises:
-            httpcore2.ReadTimeout: The time ran out.
+            httpcore2.TimeoutException: The time ran out.
         """
         if held := self._head.end():
             self._stream.write(held, timeout)
@@ -191,5 +198,5 @@ def _before_deadline(timeout: float | None) -> float | None:
         return timeout
     left = current.deadline - time.monotonic()
     if left <= 0:
-        raise httpcore2.ReadTimeout("the time ran out")
+        raise httpcore2.TimeoutException("the time ran out")
     return left if timeout is None else min(left, timeout)

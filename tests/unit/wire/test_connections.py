@@ -15,6 +15,7 @@ from functools import partial
 import pytest
 from fakes.reply import Reply
 from langchain_core.messages import HumanMessage
+from unit.wire.calling import WAYS
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.wire import whole_answers
@@ -240,6 +241,22 @@ def test_timeout_ends_every_call(use: str):
             assert len(str(caught.value)) < 3000, name
             if name.endswith("drip") or name in ("silence", "continue"):
                 assert isinstance(caught.value, RequestTimeoutError | ServerFailedError), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_timeout_ends_a_request_that_is_read_slowly(way: str):
+    """A single write always goes on: its end is what the limit is for."""
+
+    def serve(connection: socket.socket, number: int) -> None:
+        while connection.recv(1 << 15):
+            time.sleep(0.01)
+
+    with raw(serve) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url, timeout=1.0)
+        began = time.monotonic()
+        with pytest.raises(RequestTimeoutError):
+            WAYS[way](model, "x" * (1 << 26))
+    assert time.monotonic() - began < 12
 
 
 @pytest.mark.parametrize("use", USES)

@@ -157,7 +157,7 @@ def remove() -> None:
     if not supervisor.file.exists():
         say("there is no service")
         return
-    _run(supervisor.stop)
+    _end(supervisor)
     supervisor.file.unlink()
     say("the service is removed")
 
@@ -171,7 +171,7 @@ def remove_service() -> None:
     """Remove the service, also where the program that ran it is gone."""
     supervisor = _ours()
     with suppress(ConfigurationError):
-        _run(supervisor.stop)
+        _end(supervisor)
     supervisor.file.unlink(missing_ok=True)
 
 
@@ -203,7 +203,10 @@ def _variables() -> dict[str, str]:
 
 
 def _end(supervisor: Supervisor) -> None:
-    """Stop a service and wait until it is gone; launchd refuses to start it anew before."""
+    """Stop a service and wait until it is gone.
+
+    Before that launchd refuses to start it anew, and it may start a server that is being removed.
+    """
     _run(supervisor.stop)
     give_up_at = time.monotonic() + _PATIENCE
     while _run(supervisor.status).returncode == 0 and time.monotonic() < give_up_at:

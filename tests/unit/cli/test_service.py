@@ -24,10 +24,20 @@ SERVICE = Service(
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """A `systemctl` that notes what it is asked for, and says that all is well."""
+    """A `systemctl` that notes what it is asked for."""
     program = tmp_path / "bin" / "systemctl"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path / "notes"))}\n')
+    running = shlex.quote(str(tmp_path / "running"))
+    program.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {shlex.quote(str(tmp_path / "notes"))}
+case "$2" in
+enable) touch {running} ;;
+disable) rm {running} ;;
+is-active) test -e {running} ;;
+esac
+"""
+    )
     program.chmod(0o755)
     return tmp_path / "notes"
 
@@ -55,6 +65,7 @@ def test_installed_seen_and_removed(cli: Cli, notes: Path, home: Path):
         "--user is-active car-vllm.service",
         "--user is-active car-vllm.service",
         "--user disable --now car-vllm.service",
+        "--user is-active car-vllm.service",
     ]
 
 

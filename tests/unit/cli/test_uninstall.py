@@ -156,7 +156,8 @@ def test_the_service_goes_first(cli: Cli, home: Path, tmp_path: Path, *, has_sys
     program = tmp_path / "bin" / "systemctl"
     program.parent.mkdir()
     if has_systemctl:
-        program.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path / "notes"))}\n')
+        notes = shlex.quote(str(tmp_path / "notes"))
+        program.write_text(f'#!/bin/sh\necho "$@" >> {notes}\ntest "$2" != is-active\n')
         program.chmod(0o755)
     unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
     unit.parent.mkdir(parents=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 MASK = "***"
 _SECRET = re.compile(
-    r"key|token|secret|passw|passphrase|passcode|pwd|credential|auth(?!or(?!iz))|bearer|jwt|cookie"
+    r"keys?(?![a-z])|token|secret|passw|passphrase|passcode|pwd|credential|auth(?!or(?!iz))|bearer|jwt|cookie"
     r"|signature|(?<![a-z])(?:sig|pass)$",
     re.IGNORECASE,
 )

@@ -7,7 +7,18 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.support.secret_names import is_secret_name, secrets_of_body
 
 SECRET = (
-    *("api_key", "apiKey", "X-API-Key", "hf_token", "HF_TOKEN", "access_token", "auth_token"),
+    *(
+        "api_key",
+        "apiKey",
+        "X-API-Key",
+        "ApiKeys",
+        "key",
+        "openai_key_2",
+        "hf_token",
+        "HF_TOKEN",
+        "access_token",
+        "auth_token",
+    ),
     *("refresh_token", "id_token", "session-token", "bearerToken", "token", "--hf-token", "auth"),
     *("X-Auth", "oauth", "Authorization", "proxy-authorization", "password", "passwd", "db_pwd"),
     *("passphrase", "smtp_pass", "client_secret", "credentials", "Set-Cookie", "jwt", "sig"),
@@ -17,7 +28,7 @@ HARMLESS = (
     *("max_tokens", "min_tokens", "tokens", "stop_token_ids", "eos_token", "bos_token_id"),
     *("skip_special_tokens", "add_bos_token", "thinking_token_budget", "token_type", "tokenizer"),
     *("keep_alive", "author", "authors", "design", "bypass", "pass_through", "--max-tokens"),
-    *("top_k", "temperature", "first_token"),
+    *("top_k", "temperature", "first_token", "keyword", "keyboard_layout"),
 )
 
 

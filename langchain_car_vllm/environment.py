@@ -97,6 +97,11 @@ def _text(
     return _declare(Variable(name, meaning, None, str, default_text, group, is_secret))
 
 
+def _program(name: str, meaning: str, default_text: str) -> Variable[str | None]:
+    # Files of settings, unlike shells, do not expand a `~`.
+    return _declare(Variable(name, meaning, None, os.path.expanduser, default_text))
+
+
 def _folder(name: str, meaning: str, default_text: str) -> Variable[Path | None]:
     return _declare(Variable(name, meaning, None, _absolute_path, default_text))
 
@@ -169,7 +174,7 @@ def _finite(text: str) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-CAR_VLLM_MLX_BIN = _text(
+CAR_VLLM_MLX_BIN = _program(
     "CAR_VLLM_MLX_BIN",
     "use this `vllm-mlx` as it is, whatever its version; ignored when it is not a file",
     "the first one found",
@@ -236,8 +241,8 @@ CAR_VLLM_MLX_CAFFEINATE = _flag(
     "`0` lets a Mac fall asleep although it downloads, loads or answers",
     default=True,
 )
-CAR_UV = _text("CAR_UV", "the `uv` to install with", "the first one found")
-CAR_VLLM_PYTHON = _text(
+CAR_UV = _program("CAR_UV", "the `uv` to install with", "the first one found")
+CAR_VLLM_PYTHON = _program(
     "CAR_VLLM_PYTHON",
     "the Python that runs the supervisor, for programs that are frozen or embedded",
     "the program's own",

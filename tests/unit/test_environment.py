@@ -1,6 +1,7 @@
 """Variables: declared once, read with a type, refused with their name, and in the documentation."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,15 @@ BAD = {
 
 def test_every_typed_variable_has_bad_values_here():
     """A new kind of value gets its counter-examples."""
-    typed = {v.name for v in VARIABLES.values() if v.parse is not str}
+    typed = {v.name for v in VARIABLES.values() if v.parse not in (str, os.path.expanduser)}
     assert typed == set(BAD)
+
+
+@pytest.mark.parametrize("name", ["CAR_VLLM_MLX_BIN", "CAR_UV", "CAR_VLLM_PYTHON"])
+def test_a_program_may_be_named_from_home(name: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in a `.env` file, which no shell reads; a supervisor has it like that as well."""
+    monkeypatch.setenv(name, "~/bin/program")
+    assert VARIABLES[name].read() == str(home / "bin" / "program")
 
 
 @pytest.mark.parametrize(("name", "text"), [(n, t) for n, texts in BAD.items() for t in texts])

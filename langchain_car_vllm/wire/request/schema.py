@@ -181,4 +181,5 @@ def _pattern_errors(_validator: Any, pattern: Any, value: Any, _schema: Any) -> 
 
 def _is_json_schema(schema: Mapping[str, Any]) -> bool:
     words = {"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "items"}
-    return bool({"title", *words} & schema.keys()) and "input_schema" not in schema
+    is_tool = {"parameters", "input_schema"} & schema.keys()
+    return bool({"title", *words} & schema.keys()) and not is_tool

@@ -242,3 +242,10 @@ def test_a_schema_is_told_by_its_title_too(words):
     """Whatever words follow; they were left out, and any object was an answer."""
     schema = {"title": "Ages", **words}
     assert json_schema(schema) == schema
+
+
+def test_a_tool_with_a_title_is_still_a_tool():
+    """What it takes stands under its own word."""
+    takes = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    found = json_schema({"title": "T", "name": "f", "parameters": takes})
+    assert found["properties"] == takes["properties"]

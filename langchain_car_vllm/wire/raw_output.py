@@ -8,7 +8,11 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict
 
+from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.errors import StructuredOutputError
+
+_OF_THE_ANSWER = (StructuredOutputError, ForcedToolCallError)
+"""What says that the model's answer is not what was asked for."""
 
 
 class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
@@ -106,7 +110,7 @@ class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
     ) -> dict[str, Any]:
         try:
             raw = self.bound.invoke(given, config, **kwargs)
-        except StructuredOutputError as error:
+        except _OF_THE_ANSWER as error:
             return {"raw": _message_of(error), **_failure(error)}
         return {"raw": raw, **self._parse(raw, config)}
 
@@ -119,7 +123,7 @@ class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
     ) -> dict[str, Any]:
         try:
             raw = await self.bound.ainvoke(given, config, **kwargs)
-        except StructuredOutputError as error:
+        except _OF_THE_ANSWER as error:
             return {"raw": _message_of(error), **_failure(error)}
         return {"raw": raw, **await self._aparse(raw, config)}
 
@@ -135,7 +139,7 @@ class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
             for chunk in self.bound.stream(_sum(list(inputs)), config, **kwargs):
                 chunks.append(chunk)
                 yield AddableDict(raw=chunk)
-        except StructuredOutputError as error:
+        except _OF_THE_ANSWER as error:
             if not chunks:
                 yield AddableDict(raw=_message_of(error))
             yield AddableDict(_failure(error))
@@ -155,7 +159,7 @@ class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
             async for chunk in self.bound.astream(_sum(given), config, **kwargs):
                 chunks.append(chunk)
                 yield AddableDict(raw=chunk)
-        except StructuredOutputError as error:
+        except _OF_THE_ANSWER as error:
             if not chunks:
                 yield AddableDict(raw=_message_of(error))
             yield AddableDict(_failure(error))
@@ -190,6 +194,7 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {"parsed": None, "parsing_error": error}
 
 
-def _message_of(error: StructuredOutputError) -> AIMessage:
-    """Return what the model wrote where the server itself refused it."""
-    return AIMessage(content=error.llm_output or "")
+def _message_of(error: Exception) -> AIMessage:
+    """Return what the model wrote where the answer was refused before it became a message."""
+    told = error if isinstance(error, StructuredOutputError) else error.__cause__
+    return AIMessage(content=getattr(told, "llm_output", None) or "")

@@ -188,6 +188,20 @@ def test_include_raw_catches_what_does_not_fit(serve):
     assert isinstance(found["parsing_error"], StructuredOutputError)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_include_raw_catches_a_call_that_did_not_come(serve, streamed):
+    """As it catches an answer that does not fit: the model's own words are beside the error."""
+    model, _ = serve(Reply(text="I would rather talk."))
+    structured = model.with_structured_output(Joke, include_raw=True, method=CALLING)
+    found = structured.invoke("go")
+    if streamed:
+        first, *rest = structured.stream("go")
+        found = sum(rest, first)
+    assert found["raw"].text == "I would rather talk."
+    assert found["parsed"] is None
+    assert isinstance(found["parsing_error"], ForcedToolCallError)
+
+
 def test_include_raw_catches_what_the_server_refuses(serve):
     """An answer that was cut off may be a 422, with nothing but words."""
     model, _ = serve(Reply(status=422, detail="JSON Schema validation failed: 'punchline'"))

@@ -2,8 +2,8 @@
 
 httpcore writes the head of a request and then its body: two system calls, two packets, and a server
 that wakes up for a head it can do nothing with yet. Together they take a tenth off a warm call. And
-httpcore's limits are for a single look at the network, while a body may be taken and an answer's
-headers may come byte by byte.
+httpcore's limits are for a single look at the network, while a body may be taken, and headers and a
+chunk may come, byte by byte.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from langchain_car_vllm.wire.transport.chunk_joiner import ChunkJoiner
 _HEAD_END = b"\r\n\r\n"
 _MOST_BYTES = 1 << 16
 """A longer body goes out by itself: copying it would cost more than a packet. A write has no more,
-so that none goes on for long beyond the deadline."""
+so that none goes on for long beyond its limit."""
 
 
 class Sending:
@@ -100,9 +100,10 @@ class Stream(httpcore2.NetworkStream):
             httpcore2.TimeoutException: The time ran out.
         """
         self._joiner = ChunkJoiner()
+        until = _end_of(timeout)
         for part in self._head.take(buffer):
             for at in range(0, len(part), _MOST_BYTES):
-                self._stream.write(part[at : at + _MOST_BYTES], _before_deadline(timeout))
+                self._stream.write(part[at : at + _MOST_BYTES], _seconds_until(until))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what has come of an answer.
@@ -112,8 +113,9 @@ class Stream(httpcore2.NetworkStream):
         """
         if held := self._head.end():
             self._stream.write(held, timeout)
+        until = _end_of(timeout)
         while True:
-            data = self._stream.read(max_bytes, _before_deadline(timeout))
+            data = self._stream.read(max_bytes, _seconds_until(until))
             if (joined := self._joiner.feed(data)) or not data:
                 return joined
 
@@ -153,8 +155,9 @@ class AsyncStream(httpcore2.AsyncNetworkStream):
         """Do what `Stream.read` does."""
         if held := self._head.end():
             await self._stream.write(held, timeout)
+        until = _end_of(timeout)
         while True:
-            data = await self._stream.read(max_bytes, timeout)
+            data = await self._stream.read(max_bytes, _seconds_until(until))
             if (joined := self._joiner.feed(data)) or not data:
                 return joined
 
@@ -192,11 +195,19 @@ async def closed_on_failure(stream: httpcore2.AsyncNetworkStream) -> AsyncIterat
         raise
 
 
-def _before_deadline(timeout: float | None) -> float | None:
+def _end_of(timeout: float | None) -> float | None:
+    """Return the monotonic seconds by which a read or a write is over, None for no limit."""
     current = _sending.get()
-    if current is None or current.deadline is None:
-        return timeout
-    left = current.deadline - time.monotonic()
-    if left <= 0:
+    deadline = None if current is None else current.deadline
+    if timeout is None:
+        return deadline
+    until = time.monotonic() + timeout
+    return until if deadline is None else min(until, deadline)
+
+
+def _seconds_until(end: float | None) -> float | None:
+    if end is None:
+        return None
+    if (left := end - time.monotonic()) <= 0:
         raise httpcore2.TimeoutException("the time ran out")
-    return left if timeout is None else min(left, timeout)
+    return left

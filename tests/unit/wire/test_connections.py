@@ -192,12 +192,14 @@ def flood(connection: socket.socket, start: bytes) -> None:
 
 
 OPEN = b"\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n100000000\r\n"
+CHUNK = OPEN.replace(b"100000000", b"8000")
 STREAM = OPEN.replace(b"application/json", b"text/event-stream")
 FAULTS = {
     "silence": lambda c: time.sleep(60),
     "header-drip": lambda c: drip(c, b"HTTP/1.1 200 OK\r\nx: "),
     "status-drip": lambda c: drip(c, b"HTTP/1.1 2"),
     "body-drip": lambda c: drip(c, b"HTTP/1.1 200 OK" + OPEN),
+    "chunk-drip": lambda c: drip(c, b"HTTP/1.1 200 OK" + CHUNK),
     "error-drip": lambda c: drip(c, b"HTTP/1.1 500 Oh no" + OPEN),
     "error-flood": lambda c: flood(c, b"HTTP/1.1 500 Oh no" + OPEN),
     "refusal-flood": lambda c: flood(c, b"HTTP/1.1 400 Bad" + OPEN),

@@ -8,6 +8,7 @@ import pytest
 from faults.support import FAST, Background, ClientProcess, Fake, error_of_lease
 
 from langchain_car_vllm.errors import (
+    ServerStartError,
     StateDirectoryError,
 )
 from langchain_car_vllm.server import lease, stop_server
@@ -43,6 +44,14 @@ def test_missing_interpreter_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatc
     found = error_of_lease(fake)
     assert not isinstance(found, StateDirectoryError)
     assert "/nonexistent/python" in str(found)
+
+
+def test_a_program_that_is_no_python_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """It ends without a word of ours."""
+    monkeypatch.setenv("CAR_VLLM_PYTHON", "/bin/true")
+    found = error_of_lease(fake)
+    assert isinstance(found, ServerStartError)
+    assert "unset CAR_VLLM_PYTHON" in (found.hint or "")
 
 
 def test_removed_and_recreated_run_folder(fake: Fake):

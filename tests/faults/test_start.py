@@ -138,6 +138,24 @@ def test_a_binary_that_is_something_else_is_named(fake: Fake, monkeypatch: pytes
     assert "unset CAR_VLLM_MLX_BIN" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("content", "mode", "reason", "cure"),
+    [
+        (b"not a program", 0o644, "may not be executed", "chmod +x"),
+        (b"\x7fELF of another machine", 0o755, "Exec format error", "unset CAR_VLLM_MLX_BIN"),
+    ],
+)
+def test_a_binary_that_the_system_does_not_run_is_named(
+    fake: Fake, content: bytes, mode: int, reason: str, cure: str
+):
+    """The last words are Python's, and the cure is not another model."""
+    fake.binary.write_bytes(content)
+    fake.binary.chmod(mode)
+    with pytest.raises(ServerStartError, match=reason) as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert cure in (caught.value.hint or "")
+
+
 def test_failed_start_is_tried_again_by_the_next_call(fake: Fake):
     """A failure sticks to nobody but those who waited for it."""
     fake.switch(load_exit=1, load_error="Error: no")

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.environment import inherited_environment
+from langchain_car_vllm.environment import CAR_VLLM_PYTHON, inherited_environment
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors, hint_of
 from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
@@ -113,6 +113,9 @@ class Start(threading.Thread):
         if not said or not _is_report(said[-1].encode()):
             raise NoReportError(
                 f"the supervisor ended with exit code {code} before it could report",
+                hint="unset CAR_VLLM_PYTHON, or name a Python that has langchain-car-vllm installed"
+                if CAR_VLLM_PYTHON.text()
+                else "call again; if it stays, `car-vllm doctor` tries the Python that runs it",
                 exit_code=code,
                 log_tail=tuple(said[-5:]),
             )

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -108,6 +109,11 @@ class Child:
         self.log = log
         self._lock_path = directory.server_lock
         interpreter = interpreter_of(binary)
+        if interpreter is None and not os.access(binary, os.X_OK):
+            raise ServerStartError(
+                f"`{binary}` may not be executed",
+                hint=f"run `chmod +x {shlex.quote(str(binary))}`, or unset CAR_VLLM_MLX_BIN",
+            )
         self._is_python = interpreter is not None
         tag = secrets.token_hex(8)
         visible_tag = tag if interpreter or api_key is None else api_key

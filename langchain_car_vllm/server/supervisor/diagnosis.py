@@ -108,6 +108,10 @@ _HINTS = (
         "raise the limit of open files with `ulimit -n 4096` before the program starts",
     ),
     (
+        ("Exec format error", "Bad CPU type in executable"),
+        "it is not a program for this machine: unset CAR_VLLM_MLX_BIN, or take it off PATH",
+    ),
+    (
         ("[Errno 1] Operation not permitted",),
         "allow the program that started this to read the files, in System Settings under Privacy",
     ),

@@ -51,12 +51,13 @@ def adapter_name(source: str) -> str:
 
 
 def find_adapter(source: str) -> Path | None:
-    """Return the folder of an adapter, None where a repository of the Hub is not here yet."""
+    """Return the folder of an adapter, None where one of the Hub is not here, or only in part."""
     if source.startswith("/"):
         return Path(source)
     folder, commit = repository_folder(source), find_commit(source)
     found = folder / "snapshots" / commit if folder is not None and commit else None
-    return found if found is not None and is_file(found / WEIGHTS) else None
+    is_whole = found is not None and all(is_file(found / name) for name in (CONFIG, WEIGHTS))
+    return found if is_whole else None
 
 
 def check_adapter(adapter: Path, model: Path, *, multimodal: bool) -> None:

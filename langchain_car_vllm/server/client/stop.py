@@ -87,8 +87,9 @@ def stop_server(
         ServerError: It could not be ended.
     """
     policy = policy or policy_from_environment()
-    if not directory.path.is_dir():
-        return False
+    with explain_os_errors(directory.path):
+        if not directory.path.is_dir():
+            return False
     with explain_os_errors(directory.path), opened_lock(directory.start_lock) as start:
         # A supervisor that is just being started is to be stopped as well.
         acquire_exclusive(start, policy.stop_patience)

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
-from langchain_car_vllm.models.adapter import find_adapter
+from langchain_car_vllm.models.adapter import CONFIG, WEIGHTS, find_adapter
 from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.download_diagnosis import diagnose_download
 from langchain_car_vllm.runtime import VllmRuntime, console_script, interpreter_of
@@ -61,7 +61,7 @@ def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
         raise ModelDownloadError(f"the adapter {cause.message}", hint=cause.hint)
     if find_adapter(source) is None:
         raise ModelDownloadError(
-            f"`{source}` is not an adapter: it holds no `adapters.safetensors`",
+            f"`{source}` is not an adapter: it holds no `{CONFIG}` with `{WEIGHTS}`",
             hint="name a folder or a repository that `mlx_lm.lora` wrote",
         )
 

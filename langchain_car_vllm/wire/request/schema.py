@@ -19,6 +19,11 @@ from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dic
 Schema = dict[str, Any]
 
 _UNREADABLE = (AttributeError, ValueError, TypeError, re.error)
+# What LangChain and pydantic raise for what they cannot describe.
+_INDESCRIBABLE = (
+    *(AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
+    PydanticUserError,
+)
 _DEEP = 50
 """Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
 
@@ -51,7 +56,7 @@ def json_schema(schema: Any) -> Schema:
         if is_dataclass(schema):
             return TypeAdapter(schema).json_schema(schema_generator=JsonGenerator)
         return convert_to_json_schema(schema)
-    except (KeyError, TypeError, ValueError, NameError, PydanticUserError) as error:
+    except _INDESCRIBABLE as error:
         raise ConfigurationError(
             f"no JSON schema can be made of `{schema!r}`",
             hint="give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`",
@@ -78,7 +83,8 @@ def traced_schema(schema: Any) -> Any:
     try:
         convert_to_json_schema(schema)
     except Exception:  # noqa: BLE001 - whatever it is, it would end the call
-        return json_schema(schema)
+        found = json_schema(schema)
+        return {"name": str(found.get("title") or "answer"), "parameters": found}
     return schema
 
 

@@ -249,3 +249,21 @@ def test_a_tool_with_a_title_is_still_a_tool():
     takes = {"type": "object", "properties": {"a": {"type": "integer"}}}
     found = json_schema({"title": "T", "name": "f", "parameters": takes})
     assert found["properties"] == takes["properties"]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_a_schema_may_have_several_types(serve, method):
+    """LangChain's tracing cannot read such a one, which ended the call."""
+    takes = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    schema = {"title": "Found", "type": ["object", "null"], **takes}
+    model, _ = serve()
+    assert model.with_structured_output(schema, method=method).invoke("go") == {"a": 3}
+
+
+@pytest.mark.parametrize(
+    "odd", [{"type": 1, "parameters": None}, {"toolSpec": None}, {"name": "f", "parameters": 5}]
+)
+def test_what_langchain_cannot_describe_is_a_typed_error(odd):
+    """Whatever it raises for it."""
+    with pytest.raises(ConfigurationError):
+        json_schema(odd)

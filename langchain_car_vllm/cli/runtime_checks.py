@@ -125,7 +125,9 @@ def check_proxies() -> str:
                 f"the proxy is a SOCKS one, and the install of `{interpreter}` lacks `socksio`",
                 "run `car-vllm install --upgrade`, or set HTTPS_PROXY to an HTTP proxy",
             ) from error
-    told = ", ".join(f"`{printable(without_credentials(proxy))}`" for proxy in proxies)
+    # Without a scheme, as many write them, nobody sees where the password ends.
+    addresses = [proxy if "://" in proxy else f"http://{proxy}" for proxy in proxies]
+    told = ", ".join(f"`{printable(without_credentials(address))}`" for address in addresses)
     return f"downloads go through {told}"
 
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,15 +154,14 @@ def _only_model() -> str:
 def _follow(log: Path, position: int, number: int, print_part: Callable[[bytes], None]) -> None:
     """Print what is added; a new start's log is read from its beginning."""
     while True:
-        if log.exists():
-            with log.open("rb") as file:
-                found = os.fstat(file.fileno())
-                if found.st_ino != number:
-                    position, number = 0, found.st_ino
-                # A log that grew too long loses its first half.
-                file.seek(min(position, found.st_size))
-                print_part(file.read())
-                position = file.tell()
+        with suppress(FileNotFoundError), log.open("rb") as file:  # none between two starts
+            found = os.fstat(file.fileno())
+            if found.st_ino != number:
+                position, number = 0, found.st_ino
+            # A log that grew too long loses its first half.
+            file.seek(min(position, found.st_size))
+            print_part(file.read())
+            position = file.tell()
         time.sleep(_FOLLOW)
 
 

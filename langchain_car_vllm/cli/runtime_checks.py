@@ -12,7 +12,6 @@ import psutil
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import size
 from langchain_car_vllm.cli.stability_checks import check_mends, check_panics
-from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.proxies import find_proxies
@@ -125,10 +124,15 @@ def check_proxies() -> str:
                 f"the proxy is a SOCKS one, and the install of `{interpreter}` lacks `socksio`",
                 "run `car-vllm install --upgrade`, or set HTTPS_PROXY to an HTTP proxy",
             ) from error
-    # Without a scheme, as many write them, nobody sees where the password ends.
-    addresses = [proxy if "://" in proxy else f"http://{proxy}" for proxy in proxies]
-    told = ", ".join(f"`{printable(without_credentials(address))}`" for address in addresses)
+    told = ", ".join(f"`{printable(_proxy_of(proxy))}`" for proxy in proxies)
     return f"downloads go through {told}"
+
+
+def _proxy_of(address: str) -> str:
+    """Return a proxy without user and password: these may hold any character, unescaped."""
+    scheme, mark, rest = address.partition("://")
+    place = rest if mark else address
+    return f"{scheme if mark else 'http'}://{place.rpartition('@')[2]}"
 
 
 def check_mlx() -> str:

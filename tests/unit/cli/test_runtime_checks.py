@@ -78,13 +78,14 @@ def test_this_python_has_no_mlx(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scheme", ["http://", "HTTP://", ""])
-def test_proxies_are_told_without_passwords(monkeypatch, scheme):
+@pytest.mark.parametrize("password", ["secret", "secret/secret", "secret@secret", "secret?#"])
+def test_proxies_are_told_without_passwords(monkeypatch, scheme, password):
     """What is in the environment counts, and no password reaches a terminal."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     assert "none" in runtime_checks.check_proxies()
-    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}me:secret@proxy.example:3128")
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}me:{password}@proxy.example:3128")
     said = runtime_checks.check_proxies()
     assert "proxy.example:3128" in said
     assert "secret" not in said

@@ -7,7 +7,7 @@ from typing import Any
 _MOST_CHARACTERS = 2000
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#@'\"`]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"`]+@")
 
 
 def printable(text: str) -> str:

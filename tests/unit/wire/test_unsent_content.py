@@ -90,6 +90,9 @@ ROWS: list[dict[str, Any]] = [
     {"type": "file", "name": "a.txt", "size": 3},
     {"type": "text", "label": "Name"},
     {"type": "image", "width": 3},
+    {"type": "image", "text": "A moon."},
+    {"type": ["string", "null"], "name": "moon"},
+    {"type": {"of": "moon"}},
     {"type": "hologram", "deep": {"er": [1]}},
     {"title": "火星", "text": "火星には衛星が二つある。" * 999},
     {"lines": ["x" * 1999] * 200},
@@ -336,3 +339,31 @@ def test_a_call_that_holds_itself_is_a_typed_error(serve):
     with pytest.raises(InvalidRequestError):
         model.invoke([HumanMessage("go"), AIMessage("", tool_calls=[call])])
     assert dialect.requests == []
+
+
+KINDS, SOURCES = ("image", "audio", "file"), ("url", "base64", "id", "text", "x", None)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_former_block_that_lacks_its_content_is_a_typed_error(serve, kind, source):
+    """LangChain looks for it and fails; in a tool's result it ended the thread."""
+    block = {"type": kind, "source_type": source, "mime_type": "image/png"}
+    model, dialect = serve(Reply(text="ok"))
+    with pytest.raises(InvalidRequestError):
+        model.invoke([HumanMessage([block])])
+    model.invoke(thread(block))
+    assert kind in dialect.requests[0]["messages"][2]["content"]
+
+
+def test_former_blocks_hold_what_todays_do(serve):
+    """A picture by its bytes or its address, and a text however it is called."""
+    encoded = base64.b64encode(b"moons").decode()
+    model, dialect = serve(Reply(text="ok"))
+    for more in ({"data": encoded}, {"data": encoded, "id": "1", "filename": "a.txt"}):
+        block = {"type": "file", "source_type": "base64", "mime_type": "text/plain", **more}
+        model.invoke([HumanMessage([block])])
+    for key in ("text", "url"):
+        model.invoke([HumanMessage([{"type": "file", "source_type": "text", key: "moons"}])])
+    assert {body["messages"][0]["content"] for body in dialect.requests} == {"moons"}

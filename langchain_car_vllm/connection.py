@@ -231,7 +231,9 @@ class Replay:
         if crashed and not self.seen and not self._replayed:
             self._replayed = True
             return
-        raise (reason or error) from error
+        if reason is None:
+            raise error
+        raise reason from error
 
 
 def _poisonous(crash: ServerCrashedError) -> ServerCrashedError:

@@ -57,6 +57,27 @@ def test_the_servers_own_text_and_langchains_class(serve, status, expected, retr
     assert len(dialect.requests) == 3
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(status=400), Reply(status=500), Reply(frame=(500, "broken")), Reply("one two", break_after=1)],
+)
+def test_no_error_is_its_own_cause(serve, reply):
+    """What follows an error's causes comes to an end, at what the server did."""
+    model, _ = serve(reply, max_retries=0)
+    for call in (
+        lambda: model.invoke("hi"),
+        lambda: list(model.stream("hi")),
+        lambda: asyncio.run(model.ainvoke("hi")),
+    ):
+        with pytest.raises(RequestError) as caught:
+            call()
+        causes: list[BaseException | None] = [caught.value]
+        while causes[-1] is not None:
+            assert causes[-1].__cause__ not in causes
+            causes.append(causes[-1].__cause__)
+        assert reply.frame or isinstance(causes[1], Exception)
+
+
 def test_a_schema_violation_names_the_field(serve):
     """FastAPI's list of complaints becomes one sentence."""
     model, _ = serve()

@@ -148,7 +148,12 @@ def _told_by(ask: Callable[[], Any]) -> str:
     """Return all that the error of a call shows of itself and its causes."""
     with pytest.raises(CarVllmError) as caught:
         ask()
-    return "".join(traceback.format_exception(caught.value)) + repr(caught.value.__dict__)
+    shown = traceback.format_exception(caught.value)
+    error: BaseException | None = caught.value
+    while error is not None:
+        shown.append(repr(vars(error)))
+        error = error.__cause__
+    return "".join(shown)
 
 
 @pytest.mark.usefixtures("socket_enabled")

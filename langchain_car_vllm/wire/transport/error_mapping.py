@@ -76,6 +76,9 @@ def _hide_secrets(
         )
         if isinstance(error, AnswerError):
             error.message = endpoint.without_secrets(error.message, headers)
+        if isinstance(error, Refusal):
+            error.body = error.text = endpoint.without_secrets(error.text, headers)
+            error.location = None
         error = error.__cause__
 
 

@@ -260,7 +260,7 @@ def most_connections(soft_limit: int) -> int:
 
 def _limits(address: Address) -> dict[str, Any]:
     most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    is_secured = address.base_url.startswith("https:")
+    is_secured = address.base_url.lower().startswith("https:")
     return {
         "ssl_context": httpx2.create_ssl_context(trust_env=False) if is_secured else None,
         "max_connections": most,

@@ -44,8 +44,17 @@ def test_an_endpoint_behind_tls_answers(
         assert WAYS[way](model, "hi").text == "one two three"
 
 
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_certificate_that_nobody_trusts_is_refused(model: ChatVllmMlx, way: str):
+def test_a_certificate_that_nobody_trusts_is_refused(
+    model: ChatVllmMlx,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    scheme: str,
+):
     """Whatever the environment says of certificates, and in words that name the cause."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[1]))
+    model = model.model_copy(update={"base_url": model.base_url.replace("https", scheme)})
     with pytest.raises(ConnectionFailedError, match="certificate verify failed"):
         WAYS[way](model, "hi")

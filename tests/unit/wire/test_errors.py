@@ -59,7 +59,12 @@ def test_the_servers_own_text_and_langchains_class(serve, status, expected, retr
 
 @pytest.mark.parametrize(
     "reply",
-    [Reply(status=400), Reply(status=500), Reply(frame=(500, "broken")), Reply("one two", break_after=1)],
+    [
+        Reply(status=400),
+        Reply(status=500),
+        Reply(frame=(500, "broken")),
+        Reply("one two", break_after=1),
+    ],
 )
 def test_no_error_is_its_own_cause(serve, reply):
     """What follows an error's causes comes to an end, at what the server did."""

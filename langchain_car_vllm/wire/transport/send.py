@@ -236,7 +236,7 @@ def _checked_headers(response: httpcore2.Response) -> dict[bytes, bytes]:
         ServerFailedError: It is a web page: a log-in page, or a wrong address.
     """
     headers = {name.lower(): value for name, value in response.headers}
-    if headers.get(b"content-type", b"").startswith(b"text/html"):
+    if headers.get(b"content-type", b"").lower().startswith(b"text/html"):
         raise ServerFailedError(
             "the endpoint sent a web page instead of an answer",
             hint="`base_url` must be the root of an OpenAI API, such as `http://127.0.0.1:8000/v1`",

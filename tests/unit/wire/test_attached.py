@@ -229,7 +229,7 @@ def test_a_web_page_is_told_as_such(serve, way: str):
         def respond(self, method, path, headers, body):
             response = super().respond(method, path, headers, body)
             if method == "POST":
-                response.body, response.content_type = page, "text/html; charset=utf-8"
+                response.body, response.content_type = page, "Text/HTML; charset=utf-8"
                 response.status = self.code
             return response
 

@@ -5,8 +5,9 @@ import json
 from typing import Any
 
 import pytest
+from fakes.reply import Reply
 from fakes.request_schema import complaint_about
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import (
     AIMessage,
@@ -321,3 +322,26 @@ def test_any_refusal_is_a_typed_error(complaint, status, retry_after):
 def test_the_picture_of_these_tests_is_one():
     """The fuzz reaches the path of a good image."""
     assert base64.b64decode(PIXEL).startswith(b"\x89PNG")
+
+
+words = st.sampled_from(
+    ["type", "text", "url", "base64", "data", "mime_type", "source_type", "id", "source", "file"]
+)
+names = ("image", "audio", "file", "url", "base64", "id", "text", "aGk=", "text/plain", "", 5)
+values = st.none() | st.sampled_from([*names, ["image"], {"url": "data:image/png;base64,aGk="}])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(words, values, max_size=4),
+    st.sampled_from([HumanMessage, AIMessage, SystemMessage, ToolMessage]),
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_langchain_trips_over_no_block(serve, block, kind):
+    """Its own reading and tracing come before ours, and fail at blocks that they do not expect."""
+    model, _ = serve(Reply(text="ok"))
+    more = {"tool_call_id": "1"} if kind is ToolMessage else {}
+    try:
+        assert model.invoke([HumanMessage("go"), kind([block], **more)]).text == "ok"
+    except CarVllmError:
+        assert kind in (HumanMessage, SystemMessage)  # the user's own can be written anew

@@ -7,6 +7,7 @@ headers are made once, and httpcore is asked without anything in between.
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -122,6 +123,7 @@ def open_stream(
         httpcore2.TimeoutException: It took too long.
     """
     response = _send(pool, request, deadline)
+    process = os.getpid()
     try:
         if response.status >= _FAILED:
             raise Refusal(response.status, response.headers, _error_body(response, deadline))
@@ -129,7 +131,9 @@ def open_stream(
         body: Any = response.stream
         yield _decoded(response, body).iter_bytes() if b"content-encoding" in headers else body
     finally:
-        response.close()
+        # In a forked child another thread of the parent's may hold the pool's lock forever.
+        if os.getpid() == process:
+            response.close()
 
 
 @asynccontextmanager

@@ -2,11 +2,15 @@
 
 import asyncio
 import os
+import signal
+import threading
 from contextlib import suppress
 
 import pytest
 from fakes.reply import Reply
 from unit.wire.calling import astreamed
+
+from langchain_car_vllm.wire.transport import connection_pools
 
 
 def test_a_second_event_loop_works_and_leaves_no_socket(serve):
@@ -64,3 +68,31 @@ def test_a_forked_child_has_connections_of_its_own(serve):
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(set(dialect.peers)) == 2
+
+
+def test_a_forked_child_can_leave_a_stream_of_its_parent(serve):
+    """Whatever another thread of the parent's did to the connections in that instant."""
+    model, _ = serve(Reply(text="one two three"))
+    stream = model.stream("hi")
+    next(stream)
+    *_, used = connection_pools._pools.values()
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with used.pool._optional_thread_lock:
+            is_held.set()
+            may_end.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    is_held.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        stream.close()
+        os._exit(0)
+    may_end.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert "".join(chunk.text for chunk in stream) == "two three"

@@ -1,29 +1,25 @@
 """`VllmMlxDecisions`: typed questions, answered with the probabilities of a chat model."""
 
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
+from collections.abc import Generator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 from langchain_core.decisions import (
     BaseDecisionModel,
     Box,
-    BoxAnswer,
     Choice,
-    ChoiceAnswer,
     ClassifierResponse,
     Noul,
-    NoulAnswer,
     Question,
     Score,
-    ScoreAnswer,
     State,
 )
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import model_validator
 
 from langchain_car_vllm.chat_models import ChatVllmMlx
+from langchain_car_vllm.decisions.collected_answers import CollectedAnswers
 from langchain_car_vllm.decisions.label_bisection import (
     Alphabet,
     Bias,
@@ -35,33 +31,24 @@ from langchain_car_vllm.decisions.prompts import (
     MOST_LABELS,
     Label,
     box_schema,
-    edges_of,
     labels_of,
     lettered_labels,
     messages_for,
     messages_for_box,
-    shares_of,
 )
-from langchain_car_vllm.decisions.request_type import DecisionRequest, check_request
+from langchain_car_vllm.decisions.request_type import (
+    DecisionRequest,
+    check_questions,
+    check_request,
+)
 from langchain_car_vllm.errors import (
     CarVllmError,
-    ConfigurationError,
     InvalidRequestError,
-    ServerFailedError,
 )
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
-from langchain_car_vllm.support.user_warnings import warn_user
 from langchain_car_vllm.wire.reasoning import PROVIDER
-
-_QUESTION: TypeAdapter[Any] = TypeAdapter(Question)
-_LITTLE = 0.1
-_Answer = TypeVar("_Answer")
-
-
-class UnlabelledAnswerWarning(UserWarning):
-    """The model would rather have written something else than one of the labels."""
 
 
 class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defer_build=False):
@@ -167,9 +154,9 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
         self, state: State, questions: dict[str, Question]
     ) -> Generator["_Request", Any, ClassifierResponse]:
         """Yield each request, and take its answer; there is no I/O here."""
-        decision = _Decision(self.model)
+        decision = CollectedAnswers(self.model)
         chat = self._chat()
-        for name, question in _check_questions(questions).items():
+        for name, question in check_questions(questions).items():
             if isinstance(question, Box):
                 seeing = chat.with_structured_output(box_schema(), include_raw=True)
                 found = yield _Request(seeing, messages_for_box(state, question), {})
@@ -193,7 +180,7 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
         chat: ChatVllmMlx,
         messages: list[BaseMessage],
         labels: Sequence[Label],
-        decision: "_Decision",
+        decision: CollectedAnswers,
     ) -> Generator["_Request", Any, Comparison]:
         """Ask for one-token answers until it is known how likely labels are."""
         steps = self._steps(labels)
@@ -275,125 +262,3 @@ def _check_lacks_logprobs(error: InvalidRequestError) -> None:
     """Raise what a server refuses for another reason than the log probabilities."""
     if not re.search(r"log.?prob", error.message, re.IGNORECASE):
         raise error
-
-
-def _check_questions(questions: Mapping[str, Any]) -> dict[str, Any]:
-    if not questions:
-        raise ConfigurationError("there are no questions", hint="give at least one")
-    for name in questions:
-        if not isinstance(name, str):
-            raise ConfigurationError(f"the name of a question must be a text, not `{name!r}`")
-    try:
-        return {name: _QUESTION.validate_python(q) for name, q in questions.items()}
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigurationError(
-            f"a question cannot be asked: {first['msg']}",
-            hint="use `Noul`, `Choice`, `Score` or `Box` of `langchain_core.decisions`",
-        ) from None
-
-
-class _Decision:
-    """The answers to one request, as they come."""
-
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._answers: dict[str, Any] = {}
-        self._shares: dict[str, list[list[float]]] = {}
-        self._usage: UsageMetadata | None = None
-        self._id: str | None = None
-
-    def note(self, name: str, labels: Sequence[Label], answer: AIMessage) -> None:
-        """Note what one request says of the labels."""
-        self._count(answer)
-        content = (answer.response_metadata.get("logprobs") or {}).get("content")
-        if not content:
-            raise InvalidRequestError("this server tells no log probabilities")
-        shares = _read(lambda: shares_of(content[0], labels))
-        total = sum(shares)
-        if not total:
-            raise ServerFailedError(
-                f"none of the labels of `{name}` is among the {MOST_LABELS} likeliest first tokens",
-                hint="use a larger model, or one that answers without thinking",
-            )
-        if total < _LITTLE:
-            warn_user(
-                f"only {total:.0%} of what the model would answer to `{name}` are labels: use a "
-                "larger model, or clearer instructions",
-                UnlabelledAnswerWarning,
-            )
-        self._note_shares(name, shares)
-
-    def restart(self, name: str) -> None:
-        """Forget what was noted of a question's labels."""
-        self._shares.pop(name, None)
-
-    def note_comparison(self, name: str, labels: Sequence[Label], comparison: Comparison) -> None:
-        """Note what a comparison says of the labels."""
-        if comparison.natural not in [label.key for label in labels]:
-            warn_user(
-                f"the model would answer something else than a label to `{name}`: use a larger "
-                "model, or clearer instructions",
-                UnlabelledAnswerWarning,
-            )
-        self._note_shares(name, comparison.shares)
-
-    def read_token(self, answer: AIMessage) -> str:
-        """Return what an answer of one token says, also where a parser takes it for a thought."""
-        self._count(answer)
-        return answer.text or str(answer.additional_kwargs.get("reasoning_content") or "")
-
-    def _note_shares(self, name: str, shares: Sequence[float]) -> None:
-        total = sum(shares)
-        self._shares.setdefault(name, []).append([share / total for share in shares])
-
-    def settle(self, name: str, question: Noul | Choice | Score) -> None:
-        """Make the answer of what was noted."""
-        ways = self._shares[name]
-        found = [sum(shares) / len(ways) for shares in zip(*ways, strict=True)]
-        if isinstance(question, Noul):
-            self._answers[name] = NoulAnswer(type="noul", noul=min(found[0], 1.0))
-            return
-        best = max(range(len(found)), key=found.__getitem__)
-        confidence = min(found[best], 1.0)
-        if isinstance(question, Choice):
-            names = list(question.criteria)
-            self._answers[name] = ChoiceAnswer(
-                type="choice",
-                choice=names[best],
-                probabilities=dict(zip(names, found, strict=True)),
-                confidence=confidence,
-            )
-            return
-        self._answers[name] = ScoreAnswer(
-            type="score",
-            score=sum(level * share for level, share in enumerate(found)),
-            legend=dict(enumerate(question.criteria)),
-            probabilities=dict(enumerate(found)),
-            confidence=confidence,
-        )
-
-    def note_box(self, name: str, found: Mapping[str, Any]) -> None:
-        """Make the answer of a box's edges."""
-        self._count(found["raw"])
-        if found["parsing_error"] is not None:
-            raise found["parsing_error"]
-        edges = _read(lambda: edges_of(found["parsed"]))
-        self._answers[name] = BoxAnswer.model_validate({"type": "box", "box": edges})
-
-    def response(self) -> ClassifierResponse:
-        """Return all answers."""
-        return ClassifierResponse(
-            model=self._model, answers=self._answers, usage=self._usage, request_id=self._id
-        )
-
-    def _count(self, answer: AIMessage) -> None:
-        self._usage = add_usage(self._usage, answer.usage_metadata)
-        self._id = answer.response_metadata.get("id")
-
-
-def _read(make: Callable[[], _Answer]) -> _Answer:
-    try:
-        return make()
-    except (KeyError, TypeError, ValueError) as error:
-        raise ServerFailedError("the server's log probabilities cannot be read") from error

@@ -1,4 +1,4 @@
-"""The type of what a decision model is asked, of which a JSON schema can be made.
+"""What a decision model is asked: a type of which a JSON schema can be made, and its checks.
 
 LangChain's own names a part of itself by a word that stands for nothing outside its module, so that
 pydantic refuses to describe it (langchain-core 1.8).
@@ -9,11 +9,12 @@ from typing import Any
 
 from langchain_core.decisions import Question
 from langchain_core.messages import BaseMessage
-from pydantic import InstanceOf
+from pydantic import InstanceOf, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType, TypedDict
 
 from langchain_car_vllm.errors import ConfigurationError
 
+_QUESTION: TypeAdapter[Any] = TypeAdapter(Question)
 _Value = TypeAliasType(
     "_Value",
     "str | int | float | bool | InstanceOf[BaseMessage] | Sequence[_Value] | Mapping[str, _Value]"
@@ -41,3 +42,24 @@ def check_request(given: Any) -> None:
     else:
         return
     raise ConfigurationError(problem, hint='write `{"state": ..., "questions": {"name": ...}}`')
+
+
+def check_questions(questions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the questions as LangChain's objects.
+
+    Raises:
+        ConfigurationError: There are none, or one cannot be asked.
+    """
+    if not questions:
+        raise ConfigurationError("there are no questions", hint="give at least one")
+    for name in questions:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"the name of a question must be a text, not `{name!r}`")
+    try:
+        return {name: _QUESTION.validate_python(q) for name, q in questions.items()}
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigurationError(
+            f"a question cannot be asked: {first['msg']}",
+            hint="use `Noul`, `Choice`, `Score` or `Box` of `langchain_core.decisions`",
+        ) from None

@@ -17,9 +17,7 @@ STATES = ("My invoice is wrong.", "The app crashes.", "I never made this charge.
 
 
 def test_probabilities_are_those_of_the_first_token_and_places_matter(
-    chat: Callable[..., ChatVllmMlx],
-    fast_cpu: dict[str, str],
-    record_property: Callable[[str, object], None],
+    chat: Callable[..., ChatVllmMlx], fast_cpu: dict[str, str]
 ):
     """They add up, and both orders take the bias for places out; one server answers all."""
     from langchain_car_vllm import VllmMlxDecisions
@@ -39,7 +37,6 @@ def test_probabilities_are_those_of_the_first_token_and_places_matter(
             assert sum(there.values()) == pytest.approx(1)
             found.append(max(abs(there[name] - back[name]) for name in CRITERIA))
         differences[both] = max(found)
-    record_property("difference by order, once and averaged", str(differences))
     print("largest difference that the order makes:", differences)
     assert differences[True] < 0.02
     assert differences[False] > differences[True]

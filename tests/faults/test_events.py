@@ -14,10 +14,24 @@ from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.progress.run_events import EVENT
 
 
+class Heard(list[Progress]):
+    """Hears of a wait; the model is loading until that is told."""
+
+    def __init__(self, fake: Fake) -> None:
+        super().__init__()
+        self._fake = fake
+        fake.switch(load_gate=fake.gate("load"))
+
+    def __call__(self, progress: Progress) -> None:
+        self.append(progress)
+        if progress.stage == "load":
+            self._fake.open_gate("load")
+
+
 @pytest.fixture
 def model(fake: Fake) -> ChatVllmMlx:
     """A chat model on the fake installation, whose server is not running yet."""
-    return ChatVllmMlx(model=str(fake.model), max_tokens=3)
+    return ChatVllmMlx(model=str(fake.model), max_tokens=3, on_progress=Heard(fake))
 
 
 class Listener(BaseCallbackHandler):
@@ -66,9 +80,9 @@ def test_a_start_is_told_to_the_run_and_a_warm_call_tells_nothing(model: ChatVll
 
 def test_the_models_own_callbacks_and_on_progress_are_told_too(fake: Fake):
     """The one does not take the place of the other."""
-    listener, heard = Listener(), list[Progress]()
+    listener, heard = Listener(), Heard(fake)
     model = ChatVllmMlx(
-        model=str(fake.model), max_tokens=3, callbacks=[listener], on_progress=heard.append
+        model=str(fake.model), max_tokens=3, callbacks=[listener], on_progress=heard
     )
     assert model.invoke("hi").text
     assert is_told(listener.stages)

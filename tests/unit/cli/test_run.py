@@ -25,12 +25,24 @@ from langchain_car_vllm.cli.conversation import Conversation
 from langchain_car_vllm.errors import ServerCrashedError
 
 
-def test_one_answer(cli: Cli, fake: Fake):
+def test_one_answer(fake: Fake, tmp_path: Path):
     """The answer is all of standard output; the wait is told on standard error."""
-    done = cli("run", str(fake.model), "Say", "hi", "--max-tokens", "2", "--verbose")
-    assert (done.returncode, done.stdout) == (0, "tok0 tok1 \n"), done.stderr
-    assert "load" in done.stderr
-    assert "5 tokens in, 3 tokens out at " in done.stderr
+    fake.switch(load_gate=fake.gate("load"))
+    told = tmp_path / "told"
+    arguments = command("run", str(fake.model), "Say", "hi", "--max-tokens", "2", "--verbose")
+    with told.open("w") as errors:
+        running = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        eventually(lambda: "load" in told.read_text(), "the wait")
+        fake.open_gate("load")
+        said, _ = running.communicate(timeout=PATIENCE)
+    finally:
+        running.kill()
+        running.wait()
+    assert (running.returncode, said) == (0, "tok0 tok1 \n"), told.read_text()
+    assert "5 tokens in, 3 tokens out at " in told.read_text()
     assert len(fake.starts()) == 1
 
 

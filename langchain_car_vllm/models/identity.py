@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from langchain_car_vllm.errors import UnservableModelError
@@ -42,10 +43,23 @@ def led_to(source: str | None) -> tuple[str, ...]:
     """
     if source is None or not source.startswith("/"):
         return ()
+    try:
+        found = os.stat(source)  # noqa: PTH116
+    except (OSError, ValueError):
+        return ()
+    path, branch = _place(source, found.st_dev, found.st_ino, found.st_ctime_ns)
+    return (path,) if branch is None else (path, read_text(branch, most=1000) or "")
+
+
+@lru_cache(maxsize=256)
+def _place(source: str, *_file: int) -> tuple[str, Path | None]:
+    """Return where a folder is kept, and the file with the commit of its branch, if it has one.
+
+    It is remembered while the same folder is there.
+    """
     path = Path(real_path(source))
-    if path.parent.name != "snapshots":
-        return (str(path),)
-    return str(path), read_text(path.parents[1] / "refs" / _MAIN, most=1000) or ""
+    is_copy = path.parent.name == "snapshots"
+    return str(path), path.parents[1] / "refs" / _MAIN if is_copy else None
 
 
 def real_path(path: str) -> str:

@@ -80,7 +80,7 @@ def idle_cost(fake: Fake, seconds: float = 20.0) -> tuple[float, float]:
     began = time.monotonic()
     time.sleep(seconds)
     after = process.cpu_times()
-    used = after.user + after.system - before.user - before.system
+    used = (after.user - before.user) + (after.system - before.system)
     return process.memory_info().rss / 1e6, 100 * used / (time.monotonic() - began)
 
 

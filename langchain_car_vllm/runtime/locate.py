@@ -11,7 +11,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from langchain_car_vllm import environment, paths
@@ -197,11 +199,26 @@ def _tested_managed_runtime() -> VllmRuntime | None:
 
 
 def overriding_binary() -> Path | None:
-    """Return the real path of the binary that `CAR_VLLM_MLX_BIN` names, None if it names none."""
+    """Return the real path of the binary that `CAR_VLLM_MLX_BIN` names, None if it names none.
+
+    Each request asks for it.
+    """
     override = environment.CAR_VLLM_MLX_BIN.read()
-    if override and os.path.isfile(override):  # noqa: PTH113
-        return Path(override).resolve()
-    return None
+    if override is None:
+        return None
+    try:
+        found = os.stat(override)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    if not S_ISREG(found.st_mode):
+        return None
+    return _resolved(override, found.st_dev, found.st_ino, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=64)
+def _resolved(path: str, *_file: int) -> Path:
+    """Remember where a path leads while the same file is there."""
+    return Path(path).resolve()
 
 
 def _is_interrupted(binary: Path) -> bool:

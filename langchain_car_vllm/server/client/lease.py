@@ -1,20 +1,19 @@
 """What the rest of the package calls: a ready server, held by a lease."""
 
 import asyncio
-import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from stat import S_ISREG
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, HOME
+from langchain_car_vllm.environment import CAR_HOME, HOME
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.models.identity import led_to
 from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.server.client.admission import Admission
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
@@ -155,27 +154,10 @@ def ensure_server(spec: ServerSpec) -> Endpoint:
 
 def directory_of(spec: ServerSpec) -> ServerDirectory:
     """Return where the run state of a spec lies."""
-    override = CAR_VLLM_MLX_BIN.read()
-    used = None if override is None else _program(override)
+    binary = overriding_binary()
+    used = None if binary is None else str(binary)
     folders = tuple(map(led_to, (spec.source, spec.adapter, spec.draft)))
     return _directory(spec, used, folders, CAR_HOME.text(), HOME.text())
-
-
-def _program(path: str) -> str | None:
-    """Return where a program is kept, None where there is no file."""
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return None
-    if not S_ISREG(found.st_mode):
-        return None
-    return _real_path(path, found.st_dev, found.st_ino, found.st_ctime_ns)
-
-
-@lru_cache(maxsize=64)
-def _real_path(path: str, *_file: int) -> str:
-    """Remember where a path leads while the same file is there."""
-    return os.path.realpath(path)
 
 
 @lru_cache(maxsize=256)

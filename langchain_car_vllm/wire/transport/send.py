@@ -45,7 +45,6 @@ class ChatRequest:
     def __init__(self, address: Address, path: str = "/chat/completions") -> None:
         url = httpx2.URL(f"{address.base_url}{path}")
         self._url = target_of(url)
-        user = {"authorization": f"Basic {basic_credentials(address.base_url)}"}
         self._headers = {
             "host": url.netloc.decode(),
             "accept": "*/*",
@@ -55,8 +54,9 @@ class ChatRequest:
             "user-agent": f"langchain-car-vllm/{__version__}",
             "authorization": f"Bearer {address.api_key or 'not-needed'}",
             **_lower_names(dict(address.headers)),
-            **(user if url.userinfo else {}),
         }
+        if url.userinfo:
+            self._headers["authorization"] = f"Basic {basic_credentials(address.base_url)}"
         self._raw = _raw_headers(self._headers)
 
     def build(

@@ -28,6 +28,7 @@ from langchain_car_vllm.runtime.virtual_environment import (
     former_python,
     probe_python,
     python_binary,
+    runs_here,
     server_binary,
 )
 from langchain_car_vllm.support.backups import exclude_from_backups
@@ -116,26 +117,29 @@ def _install_and_test(
     work.run_uv(
         "pip-install",
         *("pip", "install", "--python", python_binary(work.root)),
-        *_mending(python, former, ours=ours),
+        *_mending(work.root, python, former, ours=ours),
         *wanted.arguments,
         directory=work.root,
     )
     binary = server_binary(work.root)
-    if not os.path.isfile(binary):  # noqa: PTH113 - `Path.is_file` raises
+    if not runs_here(work.root):
         raise NotFoundAfterInstallError(work.root)
     work.report.say("testing vllm-mlx")
     _check_installed(work.root, wanted, python, work.report)
     return binary
 
 
-def _mending(python: Python, former: Marker | None, *, ours: bool) -> list[str]:
-    """Return what makes uv look behind the metadata of packages that a killed one left.
+def _mending(root: Path, python: Python, former: Marker | None, *, ours: bool) -> list[str]:
+    """Return what makes uv look behind metadata: killed installs left it, or the folder has moved.
 
     Packages of CAR's that are whole keep their versions.
     """
-    if ours:
-        return ["--reinstall"] if former is not None and former.state == "installing" else []
-    return [f"--reinstall-package={name}" for name in broken_packages(python)]
+    if ours and former is not None and former.state == "installing":
+        return ["--reinstall"]
+    broken = [] if ours else broken_packages(python)
+    if not runs_here(root):
+        broken.append("vllm-mlx")
+    return [f"--reinstall-package={name}" for name in broken]
 
 
 def _check_installed(root: Path, wanted: Requirements, python: Python, report: Reporter) -> None:

@@ -15,7 +15,7 @@ import psutil
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.import_verdicts import IMPORTS
-from langchain_car_vllm.runtime.locate import SERVER_BINARY
+from langchain_car_vllm.runtime.locate import SERVER_BINARY, interpreter_of
 from langchain_car_vllm.runtime.requirements import locked_versions, normalize_name
 from langchain_car_vllm.support.os_limits import hint_for_limit
 
@@ -80,6 +80,16 @@ def python_binary(root: Path) -> Path:
 def server_binary(root: Path) -> Path:
     """Return where an environment has its `vllm-mlx`."""
     return root / "bin" / SERVER_BINARY
+
+
+def runs_here(root: Path) -> bool:
+    """Return whether an environment's `vllm-mlx` runs under its own Python.
+
+    Scripts name it by its whole path: in a folder that was moved or copied, as when a home gets
+    another name on a new Mac, they lead to where it was.
+    """
+    interpreter = interpreter_of(server_binary(root))
+    return interpreter is not None and interpreter.parent.resolve() == (root / "bin").resolve()
 
 
 def probe_python(root: Path) -> Python | None:

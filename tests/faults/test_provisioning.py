@@ -183,6 +183,16 @@ def test_interpreter_that_may_not_run(fake: Fake, mount, source: str | None):
     assert "noexec" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("line", ["#!/removed/bin/python3", "#!/removed/bin/run", "#! /removed"])
+def test_override_whose_first_line_leads_nowhere(fake: Fake, line: str):
+    """An environment was removed or moved, and CAR_VLLM_MLX_BIN still names its script."""
+    script = fake.binary.read_text().split("\n", 1)[1]
+    fake.binary.write_text(f"{line}\n{script}")
+    with pytest.raises(ServerStartError, match="names is not there") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert "CAR_VLLM_MLX_BIN" in (caught.value.hint or "")
+
+
 @can_mount
 @pytest.mark.parametrize("is_told_by", ["flag", "options"])
 def test_disks_that_let_no_program_run(mount, monkeypatch: pytest.MonkeyPatch, is_told_by: str):

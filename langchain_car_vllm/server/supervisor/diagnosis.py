@@ -112,6 +112,10 @@ _HINTS = (
         "it is not a program for this machine: unset CAR_VLLM_MLX_BIN, or take it off PATH",
     ),
     (
+        ("Error: what the first line of",),
+        "its environment was moved or removed: install it anew, or unset CAR_VLLM_MLX_BIN",
+    ),
+    (
         ("[Errno 1] Operation not permitted",),
         "allow the program that started this to read the files, in System Settings under Privacy",
     ),

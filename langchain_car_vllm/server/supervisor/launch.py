@@ -45,7 +45,10 @@ def main() -> None:
     if key is not None:
         arguments += ["--api-key", key]
     if mode == "exec":
-        os.execv(binary, [binary, *arguments])  # noqa: S606
+        try:
+            os.execv(binary, [binary, *arguments])  # noqa: S606
+        except FileNotFoundError:
+            sys.exit(f"Error: what the first line of `{binary}` names is not there")
     sys.argv = [binary, *arguments]
     if arguments[0] == "download" or os.environ.pop("CAR_VLLM_LAUNCH_TEXT_ONLY", ""):
         # Its import takes as long as all others together, and text models never use it.

@@ -243,6 +243,34 @@ def test_a_python_that_no_longer_runs_is_replaced(fake_uv, managed):
     assert "cpython=={}.{}.*".format(*sys.version_info) in fake_uv.calls[2]
 
 
+@pytest.mark.parametrize("owner", ["ours", "car"])
+@pytest.mark.parametrize("change", ["moved", "moved-with-python", "copied", "lost-script"])
+def test_an_environment_that_lies_elsewhere_now_is_mended(
+    fake_uv, managed, monkeypatch, owner, change
+):
+    """A home gets another name on a new Mac; the scripts name Python by its old path."""
+    if owner == "car":
+        make_foreign(managed, fake_uv, version="0.6.0")
+    ensure_runtime()
+    new_home = managed.parents[1].with_name("new")
+    monkeypatch.setenv("HOME", str(new_home))
+    moved = new_home / managed.relative_to(managed.parents[1])
+    shutil.copytree(managed, moved, symlinks=True)
+    if change == "lost-script":
+        (moved / "bin" / "vllm-mlx").unlink()
+    if change != "copied":
+        shutil.rmtree(managed)
+    if change == "moved-with-python":
+        (moved / "bin" / "python").unlink()
+        (moved / "bin" / "python").symlink_to(managed / "bin" / "python3")
+    runtime = upgrade_runtime() if change == "copied" else ensure_runtime()
+    assert runtime == VllmRuntime(moved / "bin" / "vllm-mlx", "0.6.0")
+    assert str(moved) in runtime.server.read_text().splitlines()[0]
+    commands = len(fake_uv.commands)
+    assert ensure_runtime() == runtime
+    assert len(fake_uv.commands) == commands
+
+
 def asked_pythons(fake_uv):
     return [call[call.index("--python") + 1] for call in fake_uv.calls if call[0] == "venv"]
 

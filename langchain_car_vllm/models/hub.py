@@ -11,16 +11,17 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, Self
 
 import truststore
 
 from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError, UnservableModelError
-from langchain_car_vllm.models.config import ModelConfig, config_of, is_multimodal
+from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.download_diagnosis import download_error, no_model
 from langchain_car_vllm.models.hub_account import (
     checked_endpoint,
@@ -35,7 +36,6 @@ from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
 from langchain_car_vllm.models.weights import weight_names
 
-WEIGHTS = "*.safetensors"
 _TIMEOUT = 10.0
 _DEADLINE = 30.0
 """Seconds for all that is asked of one repository."""
@@ -47,34 +47,7 @@ _UNAUTHORIZED, _NOT_FOUND, _SERVER_ERROR = 401, 404, 500
 _INVALID = "Invalid credentials"
 
 
-class HubFile(NamedTuple):
-    """A file of a Hub repository: its name and its size in bytes."""
-
-    name: str
-    size: int
-
-
-class HubModel(NamedTuple):
-    """A repository that the server can serve, as the Hub lists it.
-
-    Attributes:
-        files: All of its files.
-        values: What its `config.json` holds.
-        config: What that says.
-        commit: What the revision stands for now, None where the Hub does not say.
-        fetched: The files that a download brings.
-        loaded: The files that the server loads weights from.
-    """
-
-    files: list[HubFile]
-    values: dict[str, Any]
-    config: ModelConfig
-    commit: str | None
-    fetched: list[HubFile]
-    loaded: list[HubFile]
-
-
-def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = False) -> HubModel:
+def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = False) -> HubListing:
     """Return what the Hub has under a name, once it may be read and can be served.
 
     Respects `HF_ENDPOINT`, `HF_TOKEN`, the token file of the Hub's own client, and proxies; trusts
@@ -93,10 +66,9 @@ def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = Fal
     """
     at = revision or "main"
     with _Hub(source, at) as hub:
-        files, commit = _listing(hub)
+        sizes = _listed_sizes(hub)
         # A gated repository lists its files to everybody; only reading one shows who may.
         settings = {"config.json": hub.settings("config.json")}
-        sizes = {file.name: file.size for file in files}
         for name in sizes if not trust else ():
             if may_ask_for_code(name) and name not in settings:
                 settings[name] = hub.settings(name)
@@ -105,49 +77,38 @@ def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = Fal
         raise obstacle.error(source) if obstacle.is_code else no_model(source, *obstacle[:2])
     config = settings["config.json"] or {}
     multimodal = is_multimodal(config)
-    fetched = set(wanted_names(sizes, multimodal=multimodal, trust=trust))
-    loaded = set(weight_names(sizes, multimodal=multimodal))
-    return HubModel(
-        files,
-        config,
-        config_of(config),
-        commit,
-        [file for file in files if file.name in fetched],
-        [file for file in files if file.name in loaded],
-    )
+    fetched = wanted_names(sizes, multimodal=multimodal, trust=trust)
+    weights = weight_names(sizes, multimodal=multimodal)
+    return HubListing(config, _total(sizes, fetched), _total(sizes, weights))
 
 
-def listing_of(model: HubModel) -> HubListing:
-    """Return what a plan needs of a model of the Hub."""
-    fetched, loaded = (sum(f.size for f in files) for files in (model.fetched, model.loaded))
-    return HubListing(model.values, fetched, loaded)
+def _total(sizes: Mapping[str, int], names: Iterable[str]) -> int:
+    return sum(sizes[name] for name in names)
 
 
 def main() -> None:
     """Print what the Hub says of a model, as the child process that asks for a supervisor."""
     source, revision, trust = sys.argv[1:]
-    model = ask_hub_model(source, revision or None, trust=bool(trust))
-    sys.stdout.write(f"{encode_listing(listing_of(model))}\n")
+    listing = ask_hub_model(source, revision or None, trust=bool(trust))
+    sys.stdout.write(f"{encode_listing(listing)}\n")
 
 
-def _listing(hub: "_Hub") -> tuple[list[HubFile], str | None]:
+def _listed_sizes(hub: "_Hub") -> dict[str, int]:
     at = urllib.parse.quote(hub.revision, safe="")
     listed = hub.get(f"/api/models/{hub.source}/revision/{at}?blobs=true", _MOST_LISTED)
     try:
         found = parse_object(Path("listing"), listed)
-        files = [_file(entry) for entry in found["siblings"]]
+        return dict(_name_and_size(entry) for entry in found["siblings"])
     except (UnservableModelError, AttributeError, LookupError, TypeError, ValueError) as error:
         said = printable(listed[:60].decode(errors="replace"))
         raise hub.error({"kind": "strange", "said": said}) from error
-    commit = found.get("sha")
-    return files, commit if isinstance(commit, str) else None
 
 
-def _file(entry: dict[str, Any]) -> HubFile:
+def _name_and_size(entry: dict[str, Any]) -> tuple[str, int]:
     name = entry["rfilename"]
     if not isinstance(name, str):
         raise TypeError
-    return HubFile(name, listed_size(entry) or 0)
+    return name, listed_size(entry) or 0
 
 
 class _Hub:

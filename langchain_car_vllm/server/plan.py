@@ -152,9 +152,9 @@ def asked_plan(spec: ServerSpec) -> Plan:
         return plan_for(spec)
     check_may_fetch(spec)
     # A supervisor, which makes plans too, must not even import what asks.
-    from langchain_car_vllm.models.hub import ask_hub_model, listing_of  # noqa: PLC0415
+    from langchain_car_vllm.models.hub import ask_hub_model  # noqa: PLC0415
 
-    return plan_for(spec, listing_of(ask_hub_model(spec.source, spec.revision, trust=spec.trust)))
+    return plan_for(spec, ask_hub_model(spec.source, spec.revision, trust=spec.trust))
 
 
 def check_may_fetch(spec: ServerSpec) -> None:

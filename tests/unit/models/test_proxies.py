@@ -39,7 +39,7 @@ def test_a_socks_proxy_leads_to_the_hub(hub, monkeypatch, variable, scheme):
     """Under each name and in each spelling; the proxy looks the host up."""
     with running_socks_proxy(hub.port) as proxy:
         monkeypatch.setenv(variable, f"{scheme}://{proxy.address}")
-        assert ask_hub_model(REPOSITORY).loaded
+        assert ask_hub_model(REPOSITORY).weights
         assert set(proxy.asked) == {("hub.example", 80)}
 
 
@@ -56,7 +56,7 @@ def test_an_encrypted_hub_is_asked_through_it_too(hub, monkeypatch):
 def test_all_proxy_may_speak_http(hub, monkeypatch):
     """The fake hub takes whole addresses for paths, as a proxy does for its own."""
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{hub.port}")
-    assert ask_hub_model(REPOSITORY).loaded
+    assert ask_hub_model(REPOSITORY).weights
     assert hub.requests
 
 
@@ -67,7 +67,7 @@ def test_loopback_goes_through_no_proxy(hub, monkeypatch, scheme, host):
     monkeypatch.setenv("HF_ENDPOINT", f"http://{host}:{hub.port}")
     monkeypatch.setenv("ALL_PROXY", f"{scheme}://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", f"{scheme}://127.0.0.1:9")
-    assert ask_hub_model(REPOSITORY).loaded
+    assert ask_hub_model(REPOSITORY).weights
 
 
 def test_what_is_excepted_goes_through_no_proxy(hub, monkeypatch):

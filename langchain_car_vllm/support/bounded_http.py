@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 MayConnect = Callable[[str], bool]
-CheckPeer = Callable[[socket.socket], bool]
+IsOurs = Callable[[int, int], bool]
 _PART = 1 << 16
 _SAFE = "/%:=&?~#+!$,;'@()*[]|"
 
@@ -47,13 +47,11 @@ class HttpResponse(NamedTuple):
         status: The HTTP status.
         headers: Names are matched in any case.
         body: As many bytes as were wanted at most.
-        is_cut: Whether there were more.
     """
 
     status: int
     headers: Message
     body: bytes
-    is_cut: bool
 
 
 def fetch(
@@ -63,7 +61,7 @@ def fetch(
     most_bytes: int,
     headers: Mapping[str, str] | None = None,
     may_connect: MayConnect | None = None,
-    check_peer: CheckPeer | None = None,
+    is_ours: IsOurs | None = None,
 ) -> HttpResponse:
     """Get an address once.
 
@@ -74,7 +72,8 @@ def fetch(
         headers: Sent along.
         may_connect: Asked for each address that the name stands for; the connection goes to the
             very address that was asked for.
-        check_peer: Asked once the connection stands, before a byte is sent.
+        is_ours: Asked once the connection stands, before a byte is sent: whether it leads from its
+            own port to the server that is meant, at the other port.
 
     Raises:
         ForbiddenAddressError: `may_connect` refused every address.
@@ -83,13 +82,13 @@ def fetch(
     deadline = time.monotonic() + seconds
     try:
         parts = urlsplit(url)
-        connection = _Connection(parts, deadline, may_connect, check_peer)
+        connection = _Connection(parts, deadline, may_connect, is_ours)
         try:
             sent = {"accept-encoding": "identity", **(headers or {}), **_credentials(parts)}
             connection.request("GET", _target(parts), headers=sent)
             with connection.getresponse() as response:
-                body, is_cut = _read(response, most_bytes)
-                return HttpResponse(response.status, response.headers, body, is_cut)
+                body = _read(response, most_bytes)
+                return HttpResponse(response.status, response.headers, body)
         finally:
             connection.end()
     except HttpError:
@@ -102,11 +101,11 @@ def fetch(
         raise HttpError(str(error) or type(error).__name__) from error
 
 
-def _read(response: http.client.HTTPResponse, most_bytes: int) -> tuple[bytes, bool]:
+def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
     body = bytearray()
-    while len(body) <= most_bytes and (part := response.read(_PART)):
+    while len(body) < most_bytes and (part := response.read(_PART)):
         body += part
-    return bytes(body[:most_bytes]), len(body) > most_bytes
+    return bytes(body[:most_bytes])
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:
@@ -213,7 +212,7 @@ class _Connection(http.client.HTTPConnection):
         parts: SplitResult,
         deadline: float,
         may_connect: MayConnect | None,
-        check_peer: CheckPeer | None,
+        is_ours: IsOurs | None,
     ) -> None:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise HttpError("it is not an http: or https: address")
@@ -223,7 +222,7 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(parts.hostname, parts.port or self.default_port)
         self._deadline = deadline
         self._may_connect = may_connect
-        self._check_peer = check_peer
+        self._is_ours = is_ours
         self._connected: socket.socket | None = None
 
     def connect(self) -> None:
@@ -241,7 +240,9 @@ class _Connection(http.client.HTTPConnection):
         self.sock = _DeadlineSocket(connected, self._deadline)
 
     def _check(self, connected: socket.socket) -> None:
-        if self._check_peer is not None and not self._check_peer(connected):
+        if self._is_ours is None:
+            return
+        if not self._is_ours(connected.getsockname()[1], connected.getpeername()[1]):
             raise HttpError("the server is gone, and somebody else listens on its port")
 
     def end(self) -> None:

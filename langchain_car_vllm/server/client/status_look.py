@@ -1,7 +1,6 @@
 """One look at a server's `/v1/status`, in a thread of its own, since a busy server answers late."""
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -79,18 +78,13 @@ class StatusLook:
         )
 
     def _ask(self) -> None:
-        is_ours = self._endpoint.is_ours
-
-        def leads_there(peer: socket.socket) -> bool:
-            return is_ours is None or is_ours(peer.getsockname()[1], peer.getpeername()[1])
-
         with suppress(HttpError, ValueError, TypeError, AttributeError, RecursionError):
             response = fetch(
                 f"{self._endpoint.base_url}/status",
                 seconds=_SECONDS,
                 most_bytes=_LONGEST,
                 headers={"authorization": f"Bearer {self._endpoint.api_key}"},
-                check_peer=leads_there,
+                is_ours=self._endpoint.is_ours,
             )
             found: list[Any] = []
             if response.status == HTTPStatus.OK:

@@ -1,18 +1,15 @@
 """When a starting server can serve: the tests that it has to pass, in their order."""
 
-import http.client
 import json
 import secrets
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from itertools import chain
 from typing import Any, NamedTuple
 
 import psutil
 
 from langchain_car_vllm.server.process import group_members
+from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fetch
 
 _LONGEST_ANSWER = 1_000_000
 _LONGEST_NAME = 80
@@ -57,10 +54,10 @@ def failed_test(
     if problem := _health_problem(port, served_model, timeout):
         return FailedTest(1, f"`/health` {problem}")
     status = _status(port, secrets.token_hex(16), timeout)
-    if status != http.HTTPStatus.UNAUTHORIZED:
+    if status != HTTPStatus.UNAUTHORIZED:
         return FailedTest(2, f"`/v1/models` answers {_status_text(status)} to a wrong key, not 401")
     status = _status(port, api_key, timeout)
-    if status != http.HTTPStatus.OK:
+    if status != HTTPStatus.OK:
         return FailedTest(
             3, f"`/v1/models` answers {_status_text(status)} to the right key, not 200"
         )
@@ -122,10 +119,10 @@ def _has_listener(pid: int, port: int) -> bool:
 
 def _health_problem(port: int, served_model: str, timeout: float) -> str | None:
     answer = _get(port, "/health", {}, timeout)
-    if answer is None or answer[0] != http.HTTPStatus.OK:
-        return f"answers {_status_text(answer and answer[0])}, not 200"
+    if answer is None or answer.status != HTTPStatus.OK:
+        return f"answers {_status_text(answer and answer.status)}, not 200"
     try:
-        health: Any = json.loads(answer[1])
+        health: Any = json.loads(answer.body)
     except (ValueError, RecursionError):
         health = None
     if not isinstance(health, dict):
@@ -136,42 +133,21 @@ def _health_problem(port: int, served_model: str, timeout: float) -> str | None:
 
 
 def _status_text(status: int | None) -> str:
-    return "nothing" if status is None else str(int(status))
+    return "nothing" if status is None else str(status)
 
 
 def _status(port: int, api_key: str, timeout: float) -> int | None:
     answer = _get(port, "/v1/models", {"Authorization": f"Bearer {api_key}"}, timeout)
-    return None if answer is None else answer[0]
+    return None if answer is None else answer.status
 
 
-def _get(port: int, path: str, headers: dict[str, str], timeout: float) -> tuple[int, bytes] | None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+def _get(port: int, path: str, headers: dict[str, str], timeout: float) -> HttpResponse | None:
     try:
-        connection.connect()
-        with _deadline(connection.sock, timeout) as is_cut:
-            connection.request("GET", path, headers=headers)
-            response = connection.getresponse()
-            body = response.read(_LONGEST_ANSWER)
-            return None if is_cut.is_set() else (response.status, body)
-    except (OSError, http.client.HTTPException):
+        return fetch(
+            f"http://127.0.0.1:{port}{path}",
+            seconds=timeout,
+            most_bytes=_LONGEST_ANSWER,
+            headers=headers,
+        )
+    except HttpError:
         return None
-    finally:
-        connection.close()
-
-
-@contextmanager
-def _deadline(connection: socket.socket, seconds: float) -> Iterator[threading.Event]:
-    """Cut a connection off whose answer drips in; its own timeout is for each read alone."""
-    is_cut = threading.Event()
-
-    def cut() -> None:
-        is_cut.set()
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(seconds, cut)
-    timer.start()
-    try:
-        yield is_cut
-    finally:
-        timer.cancel()

@@ -230,9 +230,7 @@ def _get(
         seconds=seconds,
         most_bytes=_MOST_BYTES,
         headers={**bearer, **{name.lower(): value for name, value in headers}},
-        check_peer=None
-        if is_ours is None
-        else lambda peer: is_ours(peer.getsockname()[1], peer.getpeername()[1]),
+        is_ours=is_ours,
     )
 
 

@@ -155,16 +155,21 @@ def timeout_error(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutEr
 def _refused(endpoint: Endpoint, error: Refusal) -> AnswerError:
     text, status = _detail(error), error.status
     if status in range(300, 400):
-        return InvalidRequestError(
-            f"the endpoint redirects to `{error.location}` ({status}), "
-            "where the prompt is not taken",
-            hint="if you trust that address, write it as `base_url`",
-            status=status,
-        )
+        return _redirected(error)
     found = error_for_status(status, text)
     if status == HTTPStatus.NOT_FOUND and not isinstance(found, ModelMissingError):
         found.hint = None if endpoint.managed else hint_for_path(endpoint.shown_url, text)
     return found
+
+
+def _redirected(error: Refusal) -> AnswerError:
+    place, hint = "and does not say where to", HINT_FOR_ADDRESS
+    if error.location:
+        place = f"to `{error.location}`, where the prompt is not taken"
+        hint = "if you trust that address, write it as `base_url`"
+    return InvalidRequestError(
+        f"the endpoint redirects ({error.status}) {place}", hint=hint, status=error.status
+    )
 
 
 def _detail(error: Refusal) -> str:

@@ -32,11 +32,13 @@ class Sending:
 
     Attributes:
         is_connected_anew: Whether a connection was made for it.
+        is_answered: Whether a byte of its answer has come.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
         self.is_connected_anew = False
+        self.is_answered = False
 
 
 _sending: ContextVar[Sending | None] = ContextVar("_sending", default=None)
@@ -57,6 +59,11 @@ def note_connected() -> None:
     """Note that a connection is made for what is being sent."""
     if (current := _sending.get()) is not None:
         current.is_connected_anew = True
+
+
+def _note_answered() -> None:
+    if (current := _sending.get()) is not None:
+        current.is_answered = True
 
 
 class _Head:
@@ -116,6 +123,8 @@ class Stream(httpcore2.NetworkStream):
         until = _end_of(timeout)
         while True:
             data = self._stream.read(max_bytes, _seconds_until(until))
+            if data:
+                _note_answered()
             if (joined := self._joiner.feed(data)) or not data:
                 return joined
 
@@ -158,6 +167,8 @@ class AsyncStream(httpcore2.AsyncNetworkStream):
         until = _end_of(timeout)
         while True:
             data = await self._stream.read(max_bytes, _seconds_until(until))
+            if data:
+                _note_answered()
             if (joined := self._joiner.feed(data)) or not data:
                 return joined
 

@@ -133,6 +133,8 @@ def open_stream(
     finally:
         # In a forked child another thread of the parent's may hold the pool's lock forever.
         if os.getpid() == process:
+            if _brought_more(response):
+                response.extensions["network_stream"].close()
             response.close()
 
 
@@ -149,7 +151,23 @@ async def aopen_stream(
         body: Any = response.stream
         yield _decoded(response, body).aiter_bytes() if b"content-encoding" in headers else body
     finally:
+        await aclose(response)
+
+
+async def aclose(response: httpcore2.Response) -> None:
+    """End an answer; its connection is used again only where that is safe."""
+    try:
+        if _brought_more(response):
+            await response.extensions["network_stream"].aclose()
+    finally:
         await response.aclose()
+
+
+def _brought_more(response: httpcore2.Response) -> bool:
+    """Tell whether more has come than the answer, which the next request would take for its own."""
+    stream: Any = response.stream
+    more, _ = stream._stream._connection._h11_state.trailing_data  # noqa: SLF001 - who else knows
+    return bool(more)
 
 
 def _send(
@@ -191,8 +209,9 @@ def _is_worth_repeating(sent: Sending, began: float, repeats: int) -> bool:
     A server may close a kept connection in the instant in which it is used again. One that closes
     after a while has worked on the request.
     """
-    is_stale = not sent.is_connected_anew and time.monotonic() - began < _STALE_SECONDS
-    return is_stale and repeats <= _MOST_REPEATS
+    if sent.is_connected_anew or sent.is_answered:
+        return False
+    return time.monotonic() - began < _STALE_SECONDS and repeats <= _MOST_REPEATS
 
 
 def _error_body(response: httpcore2.Response, deadline: float | None) -> bytes:

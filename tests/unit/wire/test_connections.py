@@ -178,6 +178,54 @@ def test_a_new_connection_that_ends_without_a_byte_is_not_repeated(way: str):
     assert len(chats) == 1
 
 
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_kept_connection_that_ends_within_an_answer_is_not_repeated(way: str):
+    """The request was worked on: once more could do twice what it asks for."""
+    chats = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        for end in (None, 40):
+            if not is_chat(read_request(connection)):
+                connection.sendall(whole(b"{}", "404 Not Found"))
+                return
+            chats.append(number)
+            connection.sendall(whole(ANSWER)[:end])
+
+    with raw(serve) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url)
+        for ask in caller(model, way):
+            assert ask().text == "yes"
+            with pytest.raises(ConnectionFailedError):
+                ask()
+    assert len(chats) == 2
+
+
+def chunked(body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n"
+    return b"%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, len(body), body)
+
+
+@pytest.mark.parametrize("write", [whole, chunked])
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_what_follows_an_answer_is_not_the_next_ones(way: str, write: Callable[[bytes], bytes]):
+    """A server or a proxy that answers once too often would be a request ahead from then on."""
+    asked = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        while request := read_request(connection):
+            if not is_chat(request):
+                connection.sendall(whole(b"{}", "404 Not Found"))
+                continue
+            asked.append(number)
+            answer = write(ANSWER.replace(b"yes", b"answer %d" % len(asked)))
+            connection.sendall(answer + answer)
+
+    with raw(serve) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url)
+        for ask in caller(model, way):
+            assert [ask().text for _ in range(3)] == ["answer 1", "answer 2", "answer 3"]
+
+
 def drip(connection: socket.socket, start: bytes) -> None:
     connection.sendall(start)
     while True:

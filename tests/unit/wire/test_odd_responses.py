@@ -96,3 +96,15 @@ def test_odd_headers_are_a_typed_error(raw: bytes):
         for call in calls(base_url):
             with pytest.raises(AnswerError):
                 call()
+
+
+@pytest.mark.parametrize("status", ["300 Multiple Choices", "302 Found", "304 Not Modified"])
+def test_a_redirect_without_an_address_is_told_as_that(status: str):
+    """No address of that name is there to be trusted."""
+    raw = f"HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n".encode()
+    with (
+        answering(raw) as base_url,
+        pytest.raises(InvalidRequestError, match="does not say where to") as caught,
+    ):
+        ChatVllmMlx(model="m", base_url=base_url).invoke("hi")
+    assert "None" not in str(caught.value)

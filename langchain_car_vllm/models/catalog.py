@@ -15,21 +15,17 @@ class CatalogEntry(NamedTuple):
     Attributes:
         name: The id without `vllm-mlx/`.
         repository: The Hub repository that it stands for.
-        family: CAR's name of the family.
         context_window: Tokens that prompt and answer share.
         capabilities: CAR's words, such as `tool_use` and `vision`.
         size_mb: Weights on disk.
-        ram_mb: Memory that CAR asks for.
         config: What of the repository's `config.json` tells the cost of a conversation.
     """
 
     name: str
     repository: str
-    family: str
     context_window: int
     capabilities: tuple[str, ...]
     size_mb: int
-    ram_mb: int
     config: dict[str, Any]
 
 
@@ -75,11 +71,9 @@ def catalog() -> Catalog:
             CatalogEntry(
                 name=model["id"].removeprefix(PREFIX),
                 repository=model["hf_repo"],
-                family=model["family"],
                 context_window=model["context_length"],
                 capabilities=tuple(model["capabilities"]),
                 size_mb=model["size_mb"],
-                ram_mb=model["ram_mb"],
                 config=model["config"],
             )
             for model in shipped["models"]

@@ -9,7 +9,6 @@ from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
 from langchain_car_vllm.models.config import ModelConfig, config_of
 from langchain_car_vllm.models.families import (
     UNKNOWN,
-    UNSTREAMED_PARSERS,
     Family,
     family_facts,
     family_of_type,
@@ -54,7 +53,6 @@ class ModelFacts:
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         linear_attention: Whether some layers keep one state for the whole of what they have read,
             which cannot be cut back to an earlier token.
-        streams_tool_calls: False where the server's parser loses tool calls in a stream.
         weights_bytes: Size of the weights that the server loads.
         family: The family, None where unknown.
         bits: Of a weight: 16 where they are not quantised, None where unknown.
@@ -68,7 +66,6 @@ class ModelFacts:
     sampling: dict[str, float] = field(default_factory=dict)
     preserve_thinking: bool = False
     linear_attention: bool = False
-    streams_tool_calls: bool = True
     weights_bytes: int = 0
     family: str | None = None
     bits: int | None = None
@@ -115,15 +112,13 @@ def facts_of_config(
     """
     config = config_of(values)
     family = _family(name, folder, config)
-    parser = _tool_call_parser(family, template)
     return ModelFacts(
-        tool_call_parser=parser,
+        tool_call_parser=_tool_call_parser(family, template),
         reasoning_parser=_reasoning_parser(family, template),
         multimodal=config.multimodal,
         context_window=config.context_window,
         preserve_thinking=template is not None and "preserve_thinking" in template,
         linear_attention=config.linear_attention,
-        streams_tool_calls=parser not in UNSTREAMED_PARSERS,
         family=family.name,
         bits=_bits(values),
         kv=kv_cache_of(values),
@@ -171,7 +166,7 @@ def _family(name: str, folder: str, config: ModelConfig) -> Family:
 
 def _tool_call_parser(family: Family, template: str | None) -> str | None:
     if template is None:
-        return None if family is UNKNOWN else family.tool_call_parser
+        return family.tool_call_parser
     if "tools" not in template:
         return None
     if family.needed_mark not in template:

@@ -25,7 +25,6 @@ class Family(NamedTuple):
         reasoning_parser: Value for `--reasoning-parser`.
         thinks: Whether it thinks, judged by name.
         template_decides: Whether the chat template overrules `thinks`.
-        streams_tool_calls: False where the server's parser loses tool calls in a stream.
         needed_mark: What a chat template holds where the family's usual format is meant.
         otherwise: The tool call parser for templates without that mark.
         media: What it takes beside text, of `image`, `audio` and `video`.
@@ -41,12 +40,16 @@ class Family(NamedTuple):
     reasoning_parser: str | None = None
     thinks: bool = False
     template_decides: bool = False
-    streams_tool_calls: bool = True
     media: tuple[str, ...] = ()
     needed_mark: str = ""
     otherwise: str | None = None
     turn_order: Literal["user-first", "alternating"] | None = None
     effort_default: str | None = None
+
+    @property
+    def streams_tool_calls(self) -> bool:
+        """False where the server's parser loses tool calls in a stream."""
+        return self.tool_call_parser not in UNSTREAMED_PARSERS
 
 
 # `glm4` reads thoughts in `<think>` whether the template opens them or the model does, and takes an
@@ -62,7 +65,6 @@ FAMILIES = (
         reasoning_parser="gpt_oss",
         thinks=True,
         effort_default="medium",
-        streams_tool_calls=False,
     ),
     Family(
         "deepseek-v4",
@@ -78,7 +80,6 @@ FAMILIES = (
         tool_call_parser="deepseek",
         reasoning_parser="deepseek_r1",
         thinks=True,
-        streams_tool_calls=False,
         needed_mark="```json",
     ),
     Family(
@@ -88,7 +89,6 @@ FAMILIES = (
         tool_call_parser="deepseek",
         reasoning_parser="deepseek_r1",
         template_decides=True,
-        streams_tool_calls=False,
         # V3.1 and later write calls that the parser does not know.
         needed_mark="```json",
     ),
@@ -215,7 +215,6 @@ FAMILIES = (
         tool_call_parser="kimi",
         reasoning_parser="glm4",
         template_decides=True,
-        streams_tool_calls=False,
     ),
     Family("granite-4", r"granite-?4", ("granitemoehybrid",), tool_call_parser="hermes"),
     Family(
@@ -223,7 +222,6 @@ FAMILIES = (
         r"granite",
         ("granite", "granitemoe"),
         tool_call_parser="granite",
-        streams_tool_calls=False,
     ),
     Family(
         "nemotron-3",
@@ -251,7 +249,7 @@ FAMILIES = (
         reasoning_parser="step3p5",
         thinks=True,
     ),
-    Family("xlam", r"xlam", tool_call_parser="xlam", streams_tool_calls=False),
+    Family("xlam", r"xlam", tool_call_parser="xlam"),
     Family("functionary", r"functionary", tool_call_parser="functionary"),
 )
 

@@ -41,7 +41,6 @@ class ModelId:
         name: The name on the wire: the canonical id without `vllm-mlx/`, or an absolute path.
         source: What `vllm-mlx serve` is given: a Hub repository or an absolute directory.
         is_local: Whether `source` is a directory.
-        family: The family, as far as the name tells.
         context_window: Tokens that prompt and answer share, where the catalog says so.
         capabilities: The catalog's words for what the model can do.
     """
@@ -49,7 +48,6 @@ class ModelId:
     name: str
     source: str
     is_local: bool
-    family: str | None = None
     context_window: int | None = None
     capabilities: tuple[str, ...] = ()
 
@@ -170,9 +168,7 @@ def _local_model(text: str, *, read_files: bool) -> ModelId:
         raise UnknownModelError(text, str(error)) from error
     if read_files:
         _check_directory(text, path)
-    return ModelId(
-        name=str(path), source=str(path), is_local=True, family=family_facts(path.name).name
-    )
+    return ModelId(name=str(path), source=str(path), is_local=True)
 
 
 def _check_directory(text: str, path: Path) -> None:
@@ -243,7 +239,7 @@ def _refusal(text: str, error: UnservableModelError) -> UnknownModelError:
 
 
 def _hub_model(name: str, repository: str, entry: CatalogEntry | None) -> ModelId:
-    model = ModelId(name, repository, is_local=False, family=family_facts(name).name)
+    model = ModelId(name, repository, is_local=False)
     if entry is None:
         return model
     return replace(model, context_window=entry.context_window, capabilities=entry.capabilities)

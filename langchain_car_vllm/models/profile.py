@@ -5,7 +5,7 @@ from typing import Any
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.facts import ModelFacts, read_model_facts
-from langchain_car_vllm.models.families import UNKNOWN, family_facts
+from langchain_car_vllm.models.families import family_facts
 from langchain_car_vllm.models.ids import ModelId
 from langchain_car_vllm.models.snapshot import find_snapshot
 
@@ -79,8 +79,7 @@ def model_profile(
 
 def _media(model: ModelId) -> frozenset[str]:
     stated = {_CATALOG_MEDIA[word] for word in model.capabilities if word in _CATALOG_MEDIA}
-    family = family_facts(model.name)
-    return frozenset(stated or (family.media if family is not UNKNOWN else ()))
+    return frozenset(stated or family_facts(model.name).media)
 
 
 def _local_facts(model: ModelId) -> ModelFacts | None:

@@ -304,11 +304,7 @@ def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:
     """Return what a `config.json` alone tells, and the family's name."""
     facts = facts_of_config(config, spec.served_name)
     family = family_facts(spec.served_name)
-    return replace(
-        facts,
-        reasoning_parser=family.reasoning_parser if family.thinks else None,
-        streams_tool_calls=family.streams_tool_calls,
-    )
+    return replace(facts, reasoning_parser=family.reasoning_parser if family.thinks else None)
 
 
 def _facts_of_name(spec: ServerSpec, entry: CatalogEntry | None) -> ModelFacts:
@@ -325,7 +321,6 @@ def _facts_of_name(spec: ServerSpec, entry: CatalogEntry | None) -> ModelFacts:
         reasoning_parser=family.reasoning_parser if family.thinks else None,
         multimodal=bool(family.media),
         context_window=None,
-        streams_tool_calls=family.streams_tool_calls,
         family=family.name,
     )
 

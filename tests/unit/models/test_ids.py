@@ -23,7 +23,6 @@ def test_every_catalog_id_names_its_repository(entry):
     assert model.name == entry.name
     assert model.source == entry.repository
     assert not model.is_local
-    assert model.family
     assert model.context_window == entry.context_window
 
 
@@ -49,7 +48,6 @@ def test_hub_repositories_need_no_catalog(text):
     """A Hub repository is taken as it is, with or without the prefix."""
     model = parse_model_id(text)
     assert model.name == model.source == "mlx-community/Qwen3-4B-4bit"
-    assert model.family == "qwen3"
     assert model.context_window is None
 
 
@@ -72,7 +70,6 @@ def test_local_directories_become_absolute(model_directory, monkeypatch):
     model = models.pop()
     assert model.is_local
     assert model.name == model.source
-    assert model.family == "qwen3"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,6 @@ def facts(weights: int) -> ModelFacts:
         reasoning_parser=None,
         multimodal=False,
         context_window=40_960,
-        streams_tool_calls=True,
         family="qwen",
         weights_bytes=weights,
         kv=KvCache(20_000),

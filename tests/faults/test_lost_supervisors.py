@@ -1,11 +1,14 @@
 """Supervisors that never come to report: replaced where that helps, else told with the cause."""
 
 import dataclasses
+import shutil
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake, altered_supervisor, ask
+from faults.support import FAST, PATIENCE, Fake, altered_supervisor, ask
 
 from langchain_car_vllm.errors import ConfigurationError, ServerStartError
 from langchain_car_vllm.server import lease
@@ -70,6 +73,33 @@ def test_frozen_program_is_told_which_variable_to_set(fake: Fake, monkeypatch: p
     monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(ConfigurationError, match="CAR_VLLM_PYTHON"):
         lease(fake.spec(), policy=FAST).__enter__()
+
+
+def test_program_whose_environment_was_removed_is_told_to_restart(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A notebook outlives `rm -r .venv`, or one that was made anew for another Python."""
+    # What has no packages of its own.
+    monkeypatch.setenv("CAR_VLLM_PYTHON", sys._base_executable)
+    package, psutil = (Path(find_spec(n).origin).parent for n in ("langchain_car_vllm", "psutil"))
+    site = tmp_path / "site"
+    for folder in (package, psutil):
+        shutil.copytree(folder, site / folder.name)
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(site)!r})
+from langchain_car_vllm.server import ServerSpec, lease
+os.rename({str(site)!r}, {str(tmp_path / "gone")!r})
+try:
+    lease(ServerSpec.from_dict({fake.spec().to_dict()!r})).__enter__()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert f"`{site}/langchain_car_vllm/__init__.py` is gone" in done.stdout
+    assert "hint: restart this program" in done.stdout
+    assert done.stdout.startswith("ServerStartError")
 
 
 DIES_AFTER_ITS_FIRST_STATE = """

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, suppress
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import decode_error
 
-_PACKAGE_PARENT = Path(__file__).parents[3]
+_PACKAGE = __name__.partition(".")[0]
 _NEEDED = ("psutil", "packaging", "uv", "truststore", "python_socks")
 """What the supervisor and those it asks import from elsewhere, each maybe from its own folder."""
 _STARTS = 2
@@ -111,6 +112,11 @@ class Start(threading.Thread):
 
     def _check(self, code: int, said: list[str]) -> None:
         if not said or not _is_report(said[-1].encode()):
+            if (gone := _missing_file()) is not None:
+                raise ServerStartError(
+                    f"`{gone}` is gone, which this program was started with",
+                    hint="restart this program: its environment was removed or made anew",
+                )
             raise NoReportError(
                 f"the supervisor ended with exit code {code} before it could report",
                 hint="unset CAR_VLLM_PYTHON, or name a Python that has langchain-car-vllm installed"
@@ -214,7 +220,17 @@ def _is_report(line: bytes) -> bool:
 
 def package_path() -> str:
     """Return where the package and what it needs lie, and nothing of the user's own path."""
-    needed = [find_spec(name) for name in _NEEDED]
-    origins = [Path(spec.origin) for spec in needed if spec is not None and spec.origin]
-    folders = [_PACKAGE_PARENT, *(origin.parents[1] for origin in origins)]
-    return os.pathsep.join(dict.fromkeys(map(str, folders)))
+    origins = [Path(spec.origin) for spec in _needed_specs() if spec.origin]
+    return os.pathsep.join(dict.fromkeys(str(origin.parents[1]) for origin in origins))
+
+
+def _missing_file() -> str | None:
+    """Return a file that this program imported and that a supervisor would look for in vain."""
+    files = [s.origin for s in _needed_specs() if isinstance(s.loader, SourceFileLoader)]
+    return next((file for file in files if file and not os.path.exists(file)), None)  # noqa: PTH110
+
+
+def _needed_specs() -> list[ModuleSpec]:
+    """Return where this package and what it needs were imported from, or would be."""
+    found = [find_spec(name) for name in (_PACKAGE, *_NEEDED)]
+    return [spec for spec in found if spec is not None]

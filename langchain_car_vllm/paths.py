@@ -15,6 +15,8 @@ from pathlib import Path
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import StateDirectoryError
 
+RECONNECT = "connect the disk that it leads to, or remove the link"
+"""What to do about a broken link."""
 _RUNTIME = "visual-runtime"
 # The kernel tells it without a look at the disk, so an event loop may ask; guards of event loops,
 # which put themselves in the place of `os.getcwd`, refuse that.
@@ -140,6 +142,17 @@ def can_be_made(folder: Path) -> bool:
     place = existing_part(folder)
     is_folder = os.path.isdir(place)  # noqa: PTH112 - `Path.is_dir` raises
     return place == folder or (is_folder and os.access(place, os.W_OK | os.X_OK))
+
+
+def broken_link(folder: Path) -> str | None:
+    """Return what to say of a link on the way to a folder that leads nowhere, None without one.
+
+    The disk may not be connected that it leads to. Nothing can be made there, nor in its place.
+    """
+    for place in (folder, *folder.parents):
+        if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114
+            return f"`{place}` is a link to `{os.path.realpath(place)}`, which is not there"
+    return None
 
 
 def existing_part(folder: Path) -> Path:

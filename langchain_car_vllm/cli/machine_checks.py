@@ -22,10 +22,11 @@ from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN, inherited_e
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import (
+    RECONNECT,
+    broken_link,
     can_be_made,
     car_home,
     existing_part,
-    make_private,
     managed_root,
     run_root,
 )
@@ -46,7 +47,11 @@ from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.client.spawn import package_path
-from langchain_car_vllm.server.directory import explain_os_errors, foreign_directories
+from langchain_car_vllm.server.directory import (
+    explain_os_errors,
+    foreign_directories,
+    make_checked,
+)
 from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
@@ -132,14 +137,7 @@ def _runtime() -> str:
     if place is not None and is_noexec(place):
         raise Finding(f"the disk of `{place}` lets no program run (noexec)", ELSEWHERE)
     if found is None:
-        if root is not None and is_incomplete(root):
-            raise Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
-        if root is None or not can_be_made(root):
-            raise Finding(
-                f"vllm-mlx is not installed, and `{root or '~/.car'}` cannot be made for it",
-                "set CAR_HOME to a folder that you can write to",
-            )
-        raise Warned(f"vllm-mlx is not installed; the first call installs it into `{root}`")
+        raise _missing_runtime(root)
     version = installed_version(found)
     check_binary(found, version)
     if warning := version_warning(version, found):
@@ -150,6 +148,20 @@ def _runtime() -> str:
             f"vllm-mlx {version} in `{found}` is used"
         )
     return f"vllm-mlx {version or 'of unknown version'} in `{found}`"
+
+
+def _missing_runtime(root: Path | None) -> Finding:
+    """Return what to say where there is no runtime."""
+    if root is not None and is_incomplete(root):
+        return Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
+    if root is not None and (broken := broken_link(root)):
+        return Finding(f"vllm-mlx is not found: {broken}", RECONNECT)
+    if root is None or not can_be_made(root):
+        return Finding(
+            f"vllm-mlx is not installed, and `{root or '~/.car'}` cannot be made for it",
+            "set CAR_HOME to a folder that you can write to",
+        )
+    return Warned(f"vllm-mlx is not installed; the first call installs it into `{root}`")
 
 
 def _home() -> str:
@@ -281,9 +293,14 @@ def _models() -> str:
     cache = hub_cache()
     if cache is None:
         raise Finding("there is no folder for models: HOME is not set", "set HOME, or HF_HOME")
+    if broken := broken_link(cache):
+        raise Finding(broken, f"{RECONNECT}, or set HF_HOME")
     folder = existing_part(cache)
     if not os.access(folder, os.W_OK):
-        raise Finding(f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours")
+        unwritable, hint = f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours"
+        if not any(cache.glob("models--*")):
+            raise Finding(unwritable, hint)
+        raise Warned(f"{unwritable}: what is there is served, and nothing downloaded", hint)
     if odd := odd_models():
         names = "; ".join(f"`{entry.model}`: {entry.problem}" for entry in odd[:_MOST_NAMED])
         more = len(odd) - _MOST_NAMED
@@ -319,8 +336,8 @@ def _scratch_folder() -> Iterator[Path]:
     """Yield a new folder in CAR_HOME; a CAR_HOME that had to be made for it goes too."""
     home = car_home()
     is_new = not home.exists()
+    make_checked(home, *([run_root()] if run_root().exists() else []))
     with explain_os_errors(home):
-        make_private(home)
         folder = TemporaryDirectory(dir=home, prefix=".doctor-")
     with folder:
         yield Path(folder.name)

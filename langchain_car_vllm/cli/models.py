@@ -15,6 +15,7 @@ from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
 from langchain_car_vllm.models.model_files import list_folder
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
+from langchain_car_vllm.paths import broken_link
 from langchain_car_vllm.server.plan import Plan, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 
@@ -77,6 +78,8 @@ def odd_models() -> list[ShelvedModel]:
 def _tell_unreadable_folders() -> None:
     """Say where models may be that nobody can see."""
     for folder in filter(None, (hub_cache(), *lm_studio_folders())):
+        if broken := broken_link(folder):
+            say(f"{broken}\n")
         try:
             list_folder(folder)
         except UnservableModelError as error:

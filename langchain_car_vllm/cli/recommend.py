@@ -69,20 +69,21 @@ def recommend(
 ) -> None:
     """Tell which models suit this machine, the best first.
 
-    Nothing is downloaded or asked.
+    Nothing is downloaded or asked. The exit code is 1 where none fits.
     """
     budget = budget_bytes()
     verdicts = [_judge(candidate, budget) for candidate in _candidates() if task in candidate.tasks]
     fitting = [verdict for verdict in verdicts if verdict.fits]
     if as_json:
         print_json([verdict._asdict() for verdict in fitting])
-        return
     if not fitting:
         least = min(verdict.memory_bytes for verdict in verdicts)
         raise InsufficientMemoryError(
             f"no model for `{task}` fits into {size(budget)}; the smallest needs {size(least)}",
             hint="use a Mac with more memory, or raise CAR_VLLM_MLX_MEMORY_GB",
         )
+    if as_json:
+        return
     header = ("MODEL", "DOWNLOAD", "MEMORY", "CONTEXT", "WHY")
     print_table(header, [_row(verdict) for verdict in fitting])
     left_out = len(verdicts) - len(fitting)

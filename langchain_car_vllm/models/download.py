@@ -31,6 +31,7 @@ from langchain_car_vllm.models.snapshot import (
     tree_listing,
     wanted_files,
 )
+from langchain_car_vllm.paths import RECONNECT, broken_link
 from langchain_car_vllm.runtime import console_script, interpreter_of
 
 _SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
@@ -70,7 +71,8 @@ def check_may_download(
         purpose: What is fetched; `update` is what is newer of a model that is here.
 
     Raises:
-        ModelDownloadError: `auto_pull` is off, or `HF_HUB_OFFLINE` is set.
+        ModelDownloadError: `auto_pull` is off, `HF_HUB_OFFLINE` is set, or the folder of models is
+            a link that leads nowhere.
         ConfigurationError: `HF_ENDPOINT` is not an address.
     """
     absent = f"`{source}` is not on this machine, and"
@@ -96,6 +98,9 @@ def check_may_download(
         raise ModelDownloadError(
             f"{absent} {name} forbids the download", hint=f"unset {name} once, {instead}"
         )
+    folder = repository_folder(source)
+    if folder is not None and (broken := broken_link(folder)):
+        raise ModelDownloadError(f"{absent} {broken}", hint=f"{RECONNECT}, or set HF_HOME")
     checked_endpoint()
 
 

@@ -158,6 +158,8 @@ def _prepare(root: Path, host: Host) -> Path:
     """
     check_host(host)
     uv = find_uv()
+    if broken := paths.broken_link(root):
+        raise ProvisionError("mkdir", broken, hint=paths.RECONNECT)
     try:
         paths.make_private(root)
         free = shutil.disk_usage(root).free // _MB

@@ -11,7 +11,14 @@ from functools import cached_property
 from pathlib import Path
 
 from langchain_car_vllm.errors import StateDirectoryError
-from langchain_car_vllm.paths import car_home, make_own_folder, private_parts, run_root
+from langchain_car_vllm.paths import (
+    RECONNECT,
+    broken_link,
+    car_home,
+    make_own_folder,
+    private_parts,
+    run_root,
+)
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
@@ -127,6 +134,8 @@ def make_checked(*folders: Path) -> None:
         StateDirectoryError: They cannot be made or written to, with the reason.
     """
     home = car_home()
+    if broken := broken_link(folders[0]):
+        raise StateDirectoryError(folders[0], broken, hint=RECONNECT)
     with explain_os_errors(folders[0]):
         home.parent.mkdir(parents=True, exist_ok=True)
     parts = [part for folder in folders for part in private_parts(folder) or [folder]]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from faults.support import FAST, Fake, ask, can_mount, eventually, fill
 
-from langchain_car_vllm.cli.findings import Finding
-from langchain_car_vllm.cli.machine_checks import _servers
+from langchain_car_vllm.cli.findings import Finding, Warned
+from langchain_car_vllm.cli.machine_checks import _models, _servers
 from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
 from langchain_car_vllm.paths import car_home, make_private, managed_root
 from langchain_car_vllm.runtime import metal
@@ -222,6 +222,33 @@ def test_folder_that_others_may_write_to_is_refused(fake: Fake, home: Path, part
     assert caught.value.hint == f"run `chmod go-w {folder}`"
     subprocess.run(caught.value.hint.removeprefix("run `").removesuffix("`").split(), check=True)
     fake.directory().create()
+
+
+def test_home_whose_disk_is_gone_is_told(fake: Fake, home: Path):
+    """A `~/.car` that was moved to another disk is no file that is in the way."""
+    (home / ".car").symlink_to("/Volumes/Models/car")
+    with pytest.raises(StateDirectoryError, match="is a link to `/Volumes/Models/car`") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert caught.value.hint == "connect the disk that it leads to, or remove the link"
+
+
+@can_mount
+def test_models_that_are_only_read_are_a_warning(
+    mount: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+):
+    """A shared folder of models serves those that are there."""
+    folder = mount("size=1m")
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder))
+    remount = ["mount", "-o", "remount,ro", str(folder)]
+    subprocess.run(remount, check=True)
+    with pytest.raises(Finding, match="not writable for you") as caught:
+        _models()
+    assert not isinstance(caught.value, Warned)
+    subprocess.run([*remount[:2], "remount,rw", str(folder)], check=True)
+    (folder / "models--org--tiny").mkdir()
+    subprocess.run(remount, check=True)
+    with pytest.raises(Warned, match="what is there is served"):
+        _models()
 
 
 @pytest.mark.parametrize("part", PARTS[1:])

@@ -120,6 +120,37 @@ def test_a_binary_without_a_version_is_tried(cli: Cli, tmp_path: Path, script: s
     assert (verdict == "ok") is ("does not answer as vllm-mlx does" not in found["said"])
 
 
+@pytest.mark.parametrize(
+    ("link", "checks"),
+    [
+        (".car", {"runtime", "home", "locks"}),
+        (".car/visual-runtime", {"runtime"}),
+        (".cache/huggingface", {"models"}),
+    ],
+)
+def test_a_disk_that_is_not_connected_is_named(cli: Cli, home: Path, link: str, checks: set[str]):
+    """What was moved to another disk is there again once that is."""
+    (home / link).parent.mkdir(exist_ok=True)
+    (home / link).symlink_to("/Volumes/Models")
+    found = verdicts(cli, PATH="/usr/bin:/bin")
+    assert {name for name, result in found.items() if result["verdict"] == "failed"} == checks
+    for name in checks:
+        assert f"`{home / link}` is a link to `/Volumes/Models`" in found[name]["said"]
+        assert "connect the disk" in found[name]["hint"]
+    assert ("is a link to" in cli("list").stderr) is (checks == {"models"})
+
+
+def test_a_home_that_others_may_write_to_is_found(cli: Cli, home: Path):
+    """The first call would refuse it."""
+    folder = home / ".car" / "run"
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "vllm-py").mkdir()
+    (folder / "vllm-py").chmod(0o777)
+    found = verdicts(cli)["home"]
+    assert found["verdict"] == "failed"
+    assert found["hint"] == f"run `chmod go-w {folder / 'vllm-py'}`"
+
+
 def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: Path):
     """Where the first call could not install the runtime, doctor says so, and its cure is one."""
     (home / ".car").touch()

@@ -52,7 +52,9 @@ def test_a_copy_that_cannot_be_served_is_told(cli: Cli, cache: Path):
 
 
 def test_nothing_fits(cli: Cli):
-    """A machine that is too small is told the numbers."""
-    done = cli("recommend", "--task", "agent", CAR_VLLM_MLX_MEMORY_GB="1")
-    assert done.returncode == 1
-    assert "the smallest needs" in done.stderr
+    """A machine that is too small is told the numbers; a program gets an empty list as well."""
+    for words in ([], ["--json"]):
+        done = cli("recommend", "--task", "agent", *words, CAR_VLLM_MLX_MEMORY_GB="1")
+        assert done.returncode == 1
+        assert "the smallest needs" in done.stderr
+        assert done.stdout.strip() == ("[]" if words else "")

@@ -93,6 +93,17 @@ def test_offline_is_respected(monkeypatch, variable):
         check_may_download("org/tiny")
 
 
+@pytest.mark.parametrize("link", ["huggingface", "huggingface/hub/models--org--tiny"])
+def test_a_folder_of_models_whose_disk_is_gone_is_refused(home, link):
+    """Its link is in the way of every download; the error names it before anything is fetched."""
+    place = home / ".cache" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to("/Volumes/Models")
+    with pytest.raises(ModelDownloadError, match="is a link to `/Volumes/Models`") as caught:
+        check_may_download("org/tiny")
+    assert caught.value.hint.startswith("connect the disk")
+
+
 def make_binary(folder):
     folder.mkdir(parents=True)
     python = folder / "python3"

@@ -165,6 +165,16 @@ def test_a_home_that_cannot_be_written(fake_uv, home):
     assert str(home / ".car") in str(caught.value)
 
 
+def test_a_folder_whose_disk_is_gone(fake_uv, managed):
+    """A runtime that was moved to another disk is not installed in its link's place."""
+    managed.parent.mkdir()
+    managed.symlink_to("/Volumes/Models/runtime")
+    with pytest.raises(ProvisionError, match="is a link to `/Volumes/Models/runtime`") as caught:
+        ensure_runtime()
+    assert caught.value.hint == "connect the disk that it leads to, or remove the link"
+    assert not fake_uv.calls
+
+
 def test_too_little_disk(fake_uv, monkeypatch, managed):
     """Too little disk is refused with the numbers, before anything is downloaded."""
     monkeypatch.setattr("langchain_car_vllm.runtime.provision.needed_mb", lambda **_: 10**12)

@@ -61,7 +61,7 @@ test-newest: install ## The unit tests with the wheel and the newest releases th
 	$(call unit_tests_in,.newest,highest)
 
 test-lowest: install ## The same with the lowest ones, and openai 2
-	$(call unit_tests_in,.lowest,lowest-direct 'openai<3')
+	$(call unit_tests_in,.lowest,lowest-direct 'openai==2.*')
 
 lock-runtime: install ## Resolve the managed runtime anew and check that its wheels exist
 	$(BIN)/python scripts/lock_runtime.py

@@ -22,9 +22,9 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server import Lease, ServerSpec, alease
-from langchain_car_vllm.wire.transport.connection_pools import Address, Pools
+from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, TRANSPORT_ERRORS
-from langchain_car_vllm.wire.transport.send import target_of
+from langchain_car_vllm.wire.transport.send import aclose
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -174,9 +174,12 @@ class Gateway:
                 return
 
     async def _exchange(self, endpoint: Endpoint, scope: Message, body: bytes, send: Send) -> None:
-        address = Address(endpoint.base_url, endpoint.api_key)
-        async with Pools(address, endpoint.is_ours).aborrow() as pool:
-            await _pass_on(pool, _request_to(endpoint, scope, body), send)
+        async with Pools(address_of(endpoint), endpoint.is_ours).aborrow() as pool:
+            try:
+                await _pass_on(pool, _request_to(endpoint, scope, body), send)
+            except httpcore2.LocalProtocolError:  # a header that is none, for instance
+                text = "the request breaks the rules of HTTP"
+                await _send_error(send, HTTPStatus.BAD_REQUEST, text)
 
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[Lease]:
@@ -213,17 +216,21 @@ class _Begun:
 
 
 def _request_to(endpoint: Endpoint, scope: Message, body: bytes) -> httpcore2.Request:
-    root = endpoint.base_url.removesuffix("/v1")
-    url = httpx2.URL(root + _target(scope).decode("ascii"))
+    server = httpx2.URL(endpoint.base_url)
     headers = [
         *((k, v) for k, v in scope["headers"] if k.lower() not in _NOT_PASSED),
-        (b"host", url.netloc),
+        (b"host", server.netloc),
         (b"authorization", f"Bearer {endpoint.api_key}".encode()),
         (b"content-length", b"%d" % len(body)),
     ]
     return httpcore2.Request(
         scope["method"],
-        target_of(url),
+        httpcore2.URL(
+            scheme=server.raw_scheme,
+            host=server.raw_host,
+            port=server.port,
+            target=_target(scope),
+        ),
         headers=headers,
         content=body,
         extensions={"timeout": {"connect": CONNECT_SECONDS}},
@@ -241,7 +248,7 @@ async def _pass_on(
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
-        await response.aclose()
+        await aclose(response)
 
 
 def _target(scope: Message) -> bytes:

@@ -4,6 +4,10 @@ import asyncio
 import json
 import logging
 import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,6 +18,7 @@ from langchain_car_vllm import gateway as gateway_module
 from langchain_car_vllm.cli import gateway_server
 from langchain_car_vllm.errors import ServerStoppedError
 from langchain_car_vllm.gateway import Gateway
+from langchain_car_vllm.wire.transport import connection_pools
 from langchain_car_vllm.wire.transport.connection_pools import Address, Pools
 
 KEY = "key"
@@ -213,25 +218,101 @@ def test_large_uploads_share_the_room_of_one(fake: Fake, monkeypatch: pytest.Mon
     assert gateway._held == 0
 
 
+@asynccontextmanager
+async def listening(gateway: Gateway) -> AsyncIterator[Callable[[], Any]]:
+    """Yield what connects to a gateway."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    server = gateway_server.gateway_server(gateway)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield partial(asyncio.open_connection, *listener.getsockname())
+    finally:
+        server.should_exit = True
+        await serving
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+UPLOAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+
+
 def test_a_connection_without_a_request_is_ended(fake: Fake, monkeypatch: pytest.MonkeyPatch):
-    """Whoever sends nothing, or half a header, holds no connection; others are answered."""
+    """Whoever sends nothing, half a header or half a body holds no connection, before or after."""
     monkeypatch.setattr(gateway_server, "_SILENT_SECONDS", 0.2)
 
     async def run():
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = gateway_server.gateway_server(Gateway(fake.spec(), KEY))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        for begin in (b"", b"GET /health HTTP/1.1\r\nhost: "):
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
-            writer.write(begin)
-            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
-            writer.close()
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
-        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert (await reader.readline()).split()[1] == b"200"
-        writer.close()
-        server.should_exit = True
-        await serving
+        async with listening(Gateway(fake.spec(), KEY)) as connect:
+            for first, status in ((b"", None), (HEALTH, b"200"), (UPLOAD, b"401")):
+                for then in (b"", b"GET /health HTTP/1.1\r\nhost: "):
+                    reader, writer = await connect()
+                    writer.write(first)
+                    if status is not None:
+                        assert (await reader.readline()).split()[1] == status
+                    writer.write(then)
+                    with suppress(ConnectionResetError):
+                        await asyncio.wait_for(reader.read(), PATIENCE)
+                    writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_connection_whose_answers_nobody_reads_is_ended(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+):
+    """It would be held forever, without a key, and one with a key would hold the model."""
+    monkeypatch.setattr(gateway_server, "_UNREAD_SECONDS", 0.2)
+
+    async def run():
+        async with listening(Gateway(fake.spec(), KEY)) as connect:
+            _, writer = await connect()
+            with suppress(ConnectionError):
+                async with asyncio.timeout(PATIENCE):
+                    while True:
+                        writer.write(HEALTH * 100)
+                        await writer.drain()
+
+    asyncio.run(run())
+
+
+def test_a_request_that_http_does_not_allow_is_the_clients_fault(fake: Fake):
+    """A web server in front may take what cannot be sent on; the model is not to blame."""
+    headers = [(b"x-key", b"hu\nsh"), (b"x key", b"hush"), (b"", b"hush")]
+
+    async def run():
+        gateway = Gateway(fake.spec(), KEY)
+        for header in headers:
+            scope = scope_of("/v1/models", header, method="GET")
+            sent = await answer_of(gateway, scope, [{"type": "http.request", "body": b""}])
+            assert sent[0]["status"] == 400
+            assert b"hush" not in sent[1]["body"]
+
+    asyncio.run(run())
+
+
+def test_a_long_path_is_the_servers_to_refuse(fake: Fake):
+    """It ended in an error of a library's own."""
+    scope = scope_of("/" + "\ufffd" * 20_000, method="GET")
+    sent = asyncio.run(
+        answer_of(Gateway(fake.spec(), KEY), scope, [{"type": "http.request", "body": b""}])
+    )
+    assert 400 <= sent[0]["status"] < 500
+
+
+def test_restarts_of_the_server_leave_no_connection(fake: Fake):
+    """Those to a former start are closed, as those of the library are."""
+
+    async def run():
+        gateway = Gateway(fake.spec(), KEY)
+        for _ in range(3):
+            sent = await asyncio.gather(
+                *(
+                    answer_of(gateway, scope_of("/v1/chat/completions"), [body_of(fake)])
+                    for _ in range(4)
+                )
+            )
+            assert {answer[0]["status"] for answer in sent} == {200}
+            assert len(connection_pools._loop_pools[asyncio.get_running_loop()]) == 1
+            await asyncio.to_thread(fake.stop)
 
     asyncio.run(run())
 

@@ -1,4 +1,4 @@
-"""What Metal gives: its own figure, asked once for each install and version of macOS, and kept.
+"""What Metal gives: its own figure, asked once for each install, Mac and macOS, and kept.
 
 Only MLX can ask, and importing it takes a second, so whoever starts a server asks and everybody
 else reads what was kept.
@@ -11,6 +11,8 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.runtime.commands import clean_environment
@@ -81,10 +83,14 @@ def _ask(interpreter: Path) -> int | None:
 
 def _identity(binary: Path) -> dict[str, Any]:
     """Return what the figure depends on."""
+    return {"binary": str(binary), "mlx": installed_version(binary, "mlx"), **_machine()}
+
+
+def _machine() -> dict[str, Any]:
+    """Return what of it is about the machine: the note may have come here from another one."""
     return {
-        "binary": str(binary),
-        "mlx": installed_version(binary, "mlx"),
         "system": os.uname().release,
+        "memory": psutil.virtual_memory().total,
         "wired_limit_mb": _wired_limit_mb(),
     }
 
@@ -105,18 +111,14 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, Any] | None:
-    """Return what was kept, None where another macOS runs now."""
+    """Return what was kept, None where it was asked of another macOS or another Mac."""
     try:
         kept = json.loads(_file().read_bytes())
-        usable = (
-            isinstance(kept["bytes"], int)
-            and kept["bytes"] > 0
-            and kept["system"] == os.uname().release
-            and kept["wired_limit_mb"] == _wired_limit_mb()
-        )
+        is_figure = isinstance(kept["bytes"], int) and kept["bytes"] > 0
+        is_from_here = all(kept[name] == value for name, value in _machine().items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return kept if usable else None
+    return kept if is_figure and is_from_here else None
 
 
 def _write(kept: dict[str, Any]) -> None:

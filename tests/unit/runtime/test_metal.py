@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from langchain_car_vllm.runtime import metal
@@ -63,6 +64,10 @@ class Mac:
         newer = os.uname_result((*real[:2], "99.0", *real[3:]))
         self._monkeypatch.setattr(os, "uname", lambda: newer)
 
+    def moved(self, memory: int) -> None:
+        whole = psutil.virtual_memory()
+        self._monkeypatch.setattr(psutil, "virtual_memory", lambda: whole._replace(total=memory))
+
     @property
     def asked(self) -> int:
         return len(self._log.read_text()) if self._log.exists() else 0
@@ -115,6 +120,18 @@ def test_another_macos_is_asked_anew(mac: Mac):
     mac.updated()
     assert known_working_set() is None
     learn_working_set(mac.binary)
+    assert mac.asked == 2
+
+
+def test_another_mac_is_asked_anew(mac: Mac):
+    """What came with a home to a new Mac speaks of the old one's memory."""
+    learn_working_set(mac.binary)
+    mac.moved(64 * GIB)
+    assert known_working_set() is None
+    assert working_set_limit(64 * GIB, 48 * GIB) == 48 * GIB
+    mac.answers(50 * GIB)
+    learn_working_set(mac.binary)
+    assert known_working_set() == 50 * GIB
     assert mac.asked == 2
 
 

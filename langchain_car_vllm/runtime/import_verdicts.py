@@ -1,9 +1,11 @@
 """Whether installs of `vllm-mlx` that somebody else made can be imported.
 
 Each is tried once. The verdict is kept in CAR_HOME until the install changes: its version, its
-Python, or what lies in its package folder.
+Python, or what lies in its package folder, or the system does. A failure that may be the moment's
+or the sandbox's, such as want of memory, is kept by nobody but who met it.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -21,6 +23,14 @@ IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
 
 _FILE = "tested-installs.json"
 _MOST_BYTES = 1_000_000
+_LASTING = ("ImportError", "ModuleNotFoundError", "AttributeError", "NameError", "TypeError")
+_PASSING = tuple(
+    os.strerror(number)
+    for number in (
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC),
+        *(errno.EPERM, errno.EACCES),
+    )
+)
 
 
 class Verdict(NamedTuple):
@@ -73,13 +83,20 @@ def try_import(
         failure = error.detail
     verdict = Verdict(stamp, failure)
     _known[str(binary)] = verdict
-    with suppress(OSError, CarVllmError):
-        _write_verdicts({**_read_verdicts(), str(binary): verdict})
+    if not failure or _is_lasting(failure):
+        with suppress(OSError, CarVllmError):
+            _write_verdicts({**_read_verdicts(), str(binary): verdict})
     return verdict
 
 
+def _is_lasting(failure: str) -> bool:
+    """Return whether a failure is the install's own, so that it fails for everybody."""
+    is_named = any(line.strip().startswith(_LASTING) for line in failure.splitlines())
+    return is_named and not any(words in failure for words in _PASSING)
+
+
 def stamp_of(version: str | None, interpreter: Path, sites: list[Path]) -> list[Any]:
-    """Return what changes when packages come, go or are replaced.
+    """Return what changes when packages come, go or are replaced, or another system runs them.
 
     Args:
         version: Of `vllm-mlx`.
@@ -87,7 +104,9 @@ def stamp_of(version: str | None, interpreter: Path, sites: list[Path]) -> list[
         sites: Its package folders.
     """
     places = [interpreter, *sites, *(site / "vllm_mlx" for site in sites)]
-    return [version, str(interpreter), *(_changed_at(place) for place in places)]
+    system = os.uname()
+    now = [system.release, system.machine, version, str(interpreter)]
+    return [*now, *(_changed_at(place) for place in places)]
 
 
 def _changed_at(place: Path) -> int:

@@ -1,14 +1,15 @@
 """Which installation is used: one that exists, the managed one, or one that CAR made."""
 
+import os
+
 import pytest
 from unit.runtime.provisioning import make_foreign, missing_uv
 
-from langchain_car_vllm.errors import (
-    RuntimeMissingError,
-)
+from langchain_car_vllm.errors import RuntimeMissingError
 from langchain_car_vllm.runtime import (
     VllmRuntime,
     ensure_runtime,
+    import_verdicts,
     resolve_existing,
     version_warning,
     warn_about,
@@ -105,6 +106,45 @@ def test_a_broken_install_is_tried_again_once_it_changed(fake_uv, home, managed,
     next(binary.parents[1].glob("lib/python*/site-packages")).joinpath("mlx_lm").mkdir()
     assert ensure_runtime().server == binary
     assert len(log.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "kill -9 $$",
+        "echo MemoryError >&2; exit 1",
+        "echo 'ImportError: dlopen(core.so): Too many open files' >&2; exit 1",
+        "echo 'RuntimeError: No Metal device available' >&2; exit 1",
+    ],
+)
+def test_a_failure_of_the_moment_is_not_remembered(
+    fake_uv, home, managed, write_binary, monkeypatch, ending
+):
+    """Another program, with memory or outside a sandbox, tries the install itself."""
+    binary = write_binary(home / ".local", "0.6.0")
+    python = binary.parent / "python"
+    python.unlink()
+    python.write_text(f"#!/bin/sh\ntest -e {home}/mended && exit 0\n{ending}\n")
+    python.chmod(0o755)
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    (home / "mended").touch()
+    monkeypatch.setattr(import_verdicts, "_known", {})  # as in another program
+    assert ensure_runtime().server == binary
+
+
+def test_a_broken_install_is_tried_again_by_another_system(
+    fake_uv, home, managed, write_binary, monkeypatch
+):
+    """An update of macOS, or a new Mac, may run what the former could not."""
+    binary = write_binary(home / ".local", "0.6.0")
+    log = break_python(binary)
+    newer = os.uname_result((*os.uname()[:2], "99.0", *os.uname()[3:]))
+    for _ in range(2):
+        assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    monkeypatch.setattr(os, "uname", lambda: newer)
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+    assert len(log.read_text().splitlines()) == 2
 
 
 def test_a_broken_install_is_named_where_installing_is_off(fake_uv, home, write_binary):

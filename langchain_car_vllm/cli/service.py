@@ -2,6 +2,7 @@
 
 import os
 import plistlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -55,16 +56,20 @@ class Supervisor(NamedTuple):
     Attributes:
         file: Where it reads what is to run.
         encode: Returns the content of that file.
+        program: Returns the program that a content has run.
         start: The commands that make it read the file and run the service.
         stop: The command that ends the service and makes it forget the file.
-        status: The command whose exit code is 0 while the service runs.
+        status: The command whose exit code is 0 while the service is known.
+        is_idle: Tells by what that command says whether one that is known does not run.
     """
 
     file: Path
     encode: Callable[[Service], bytes]
+    program: Callable[[bytes], str]
     start: list[list[str]]
     stop: list[str]
     status: list[str]
+    is_idle: Callable[[str], bool]
 
 
 def launchd(home: Path, uid: int) -> Supervisor:
@@ -74,9 +79,11 @@ def launchd(home: Path, uid: int) -> Supervisor:
     return Supervisor(
         file,
         _encode_agent,
+        lambda content: str(plistlib.loads(content)["ProgramArguments"][0]),
         start=[["launchctl", "bootstrap", domain, str(file)]],
         stop=["launchctl", "bootout", f"{domain}/{_LABEL}"],
         status=["launchctl", "print", f"{domain}/{_LABEL}"],
+        is_idle=_is_idle_agent,
     )
 
 
@@ -88,9 +95,11 @@ def systemd(home: Path) -> Supervisor:
     return Supervisor(
         root / "systemd" / "user" / _UNIT,
         _encode_unit,
+        _program_of_unit,
         start=[[*control, "daemon-reload"], [*control, "enable", "--now", _UNIT]],
         stop=[*control, "disable", "--now", _UNIT],
         status=[*control, "is-active", _UNIT],
+        is_idle=lambda _: False,
     )
 
 
@@ -141,12 +150,14 @@ def install(
 def status(*, as_json: AsJson = False) -> None:
     """Tell whether a model is served; the exit code is 1 where none is."""
     supervisor = _ours()
-    runs = supervisor.file.exists() and _run(supervisor.status).returncode == 0
+    runs = supervisor.file.exists() and _runs(supervisor)
     if as_json:
         print_json({"file": str(supervisor.file), "running": runs})
     else:
         print_facts([("file", str(supervisor.file)), ("running", "yes" if runs else "no")])
     if not runs:
+        if gone := _missing_program(supervisor):
+            say(f"\n`{gone}` is gone, which it runs\n\nhint: run `car-vllm service install` again")
         raise typer.Exit(1)
 
 
@@ -200,6 +211,25 @@ def _variables() -> dict[str, str]:
     set_here = {name: text for name, text in kept.items() if text is not None}
     set_here |= absolute_folders(set_here) | absolute_settings(set_here)
     return {name: text for name, text in set_here.items() if without_credentials(text) == text}
+
+
+def _runs(supervisor: Supervisor) -> bool:
+    done = _run(supervisor.status)
+    return done.returncode == 0 and not supervisor.is_idle(done.stdout)
+
+
+def _is_idle_agent(said: str) -> bool:
+    """Return whether launchd knows an agent that does not run; what it cannot start it keeps."""
+    state = re.search(r"^\s*state = (.+)$", said, re.MULTILINE)
+    return state is not None and state[1] != "running"
+
+
+def _missing_program(supervisor: Supervisor) -> str | None:
+    """Return the program of a service that is no longer there, as after its Python was upgraded."""
+    with suppress(OSError, ValueError, LookupError, TypeError, plistlib.InvalidFileException):
+        program = supervisor.program(supervisor.file.read_bytes())
+        return None if os.path.exists(program) else program  # noqa: PTH110
+    return None
 
 
 def _end(supervisor: Supervisor) -> None:
@@ -264,6 +294,12 @@ def _encode_agent(service: Service) -> bytes:
             "StandardErrorPath": str(service.log),
         }
     )
+
+
+def _program_of_unit(content: bytes) -> str:
+    """Return the program that a unit file of ours has run."""
+    written = re.search(r'^ExecStart="((?:[^"\\]|\\.)*)"', content.decode(), re.MULTILINE)
+    return re.sub(r"([\\%$])(.)", r"\2", written[1] if written else "")
 
 
 def _encode_unit(service: Service) -> bytes:

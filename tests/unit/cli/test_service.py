@@ -12,7 +12,13 @@ import pytest
 from unit.cli.conftest import Cli
 from unit.cli.model_folders import fill
 
-from langchain_car_vllm.cli.service import Service, find_supervisor, systemd
+from langchain_car_vllm.cli.service import (
+    Service,
+    Supervisor,
+    find_supervisor,
+    launchd,
+    systemd,
+)
 from langchain_car_vllm.errors import ConfigurationError
 
 SERVICE = Service(
@@ -120,6 +126,46 @@ esac
         done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path)
         assert done.returncode == 0, done.stderr
     assert running.with_suffix(".ending").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_a_service_whose_program_is_gone_is_told(cli: Cli, notes: Path, home: Path, tmp_path: Path):
+    """Its Python was upgraded, or its environment made anew; it fails at every login."""
+    path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
+    assert cli("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path).returncode == 0
+    unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
+    unit.write_text(unit.read_text().replace(sys.executable, "/gone/my python"))
+    notes.with_name("running").unlink()
+    for words in ([], ["--json"]):
+        done = cli("service", "status", *words, PATH=path)
+        assert done.returncode == 1
+        assert "`/gone/my python` is gone" in done.stderr
+        assert "hint: run `car-vllm service install` again" in done.stderr
+    unit.write_text("[Service]\n")
+    assert cli("service", "status", PATH=path).stderr == ""
+
+
+@pytest.mark.parametrize("keeper", [launchd(Path("/home"), 501), systemd(Path("/home"))])
+@pytest.mark.parametrize("program", ["/opt/py thon/bin/python", '/a"b\\c/100%/$HOME/py'])
+def test_the_program_of_a_service_is_read_as_it_was_written(keeper: Supervisor, program: str):
+    """Whatever its path holds."""
+    service = SERVICE._replace(command=[program, "-c", "x"])
+    assert keeper.program(keeper.encode(service)) == program
+
+
+@pytest.mark.parametrize(
+    ("state", "runs"),
+    [("running", True), ("not running", False), ("waiting", False), ("spawn scheduled", False)],
+)
+def test_launchd_knows_what_does_not_run(state: str, runs: bool):
+    """It answers for what it tries to start again and again, too."""
+    said = (
+        "gui/501/dev.car.vllm-mlx = {\n\tactive count = 1\n\tpath = /x.plist\n\ttype = LaunchAgent\n"
+        f"\tstate = {state}\n\n\tendpoints = {{\n\t\tstate = active\n\t}}\n}}\n"
+    )
+    agent = launchd(Path("/home"), 501)
+    assert agent.is_idle(said) is not runs
+    assert not agent.is_idle("another format\n")
 
 
 def test_a_system_without_services(cli: Cli):

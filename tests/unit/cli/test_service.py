@@ -160,7 +160,7 @@ def test_the_program_of_a_service_is_read_as_it_was_written(keeper: Supervisor, 
 def test_launchd_knows_what_does_not_run(state: str, runs: bool):
     """It answers for what it tries to start again and again, too."""
     said = (
-        "gui/501/dev.car.vllm-mlx = {\n\tactive count = 1\n\tpath = /x.plist\n\ttype = LaunchAgent\n"
+        "gui/501/dev.car.vllm-mlx = {\n\tactive count = 1\n\ttype = LaunchAgent\n"
         f"\tstate = {state}\n\n\tendpoints = {{\n\t\tstate = active\n\t}}\n}}\n"
     )
     agent = launchd(Path("/home"), 501)

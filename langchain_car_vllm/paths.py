@@ -160,3 +160,13 @@ def existing_part(folder: Path) -> Path:
     places = (folder, *folder.parents)
     found = (place for place in places if os.path.exists(place))  # noqa: PTH110 - `Path` raises
     return next(found, places[-1])
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of a folder's files; somebody else may be changing it."""
+    size = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                size += Path(path, name).lstat().st_size
+    return size

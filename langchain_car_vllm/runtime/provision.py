@@ -209,17 +209,7 @@ def _missing_mb(root: Path, host: Host) -> int:
     if former.state == "complete":
         # What a former set shares with the wanted one is not known before uv looks.
         return 0 if former.requirements == wanted.name else needed
-    return max(0, needed - _size(root) // _MB)
-
-
-def _size(root: Path) -> int:
-    """Return the bytes of a directory's files; somebody else may be changing it."""
-    size = 0
-    for folder, _, files in os.walk(root):
-        for file in files:
-            with suppress(OSError):
-                size += Path(folder, file).lstat().st_size
-    return size
+    return max(0, needed - paths.folder_size(root) // _MB)
 
 
 def _hold_install_lock(root: Path, report: Reporter) -> AbstractContextManager[int]:

@@ -19,14 +19,11 @@ from langchain_car_vllm.paths import (
     private_parts,
     run_root,
 )
+from langchain_car_vllm.support.os_limits import HINTS
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
-_HINTS = {
-    errno.EMFILE: "this program has too many open files: close some, or raise `ulimit -n`",
-    errno.ENFILE: "all programs together have too many open files: close some of them",
-    errno.EAGAIN: "there are too many processes: close some programs, or raise `ulimit -u`",
-    errno.ENOMEM: "memory ran out: close some programs",
+_HINTS = HINTS | {
     errno.ENOSPC: "free some disk space, or set CAR_HOME to a directory on another disk",
     errno.EDQUOT: "free some of your quota, or set CAR_HOME to a directory on another disk",
 }
@@ -87,6 +84,11 @@ class ServerDirectory:
     def memory_room(self) -> Path:
         """Bytes of memory that the running server keeps to, once they changed."""
         return self.path / "memory-room"
+
+    @cached_property
+    def memory_lock(self) -> Path:
+        """Held by whoever sets memory aside, for whichever key."""
+        return self.path.parent / "memory.lock"
 
     @cached_property
     def turns(self) -> Path:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from langchain_car_vllm.paths import home
+from langchain_car_vllm.paths import folder_size, home
 from langchain_car_vllm.server.locks import close_lock, open_existing, try_exclusive
 from langchain_car_vllm.support.backups import TAG, exclude_from_backups, is_tagged
 
@@ -43,7 +43,7 @@ def prefix_caches() -> list[PrefixCache]:
         with suppress(OSError, ValueError, AttributeError):
             key = str(json.loads(note.read_text(encoding="utf-8")).get("key"))
             folder = note.with_suffix("")
-            found.append(PrefixCache(folder, key, _size(folder), note.stat().st_mtime))
+            found.append(PrefixCache(folder, key, folder_size(folder), note.stat().st_mtime))
     return sorted(found, key=lambda cache: -cache.used)
 
 
@@ -92,12 +92,3 @@ def remove_prefix_cache(cache: PrefixCache) -> bool:
     finally:
         close_lock(descriptor)
     return True
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += (Path(path) / name).lstat().st_size
-    return total

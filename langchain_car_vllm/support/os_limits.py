@@ -2,13 +2,11 @@
 
 import errno
 
-_FILES = "raise the limit with `ulimit -n 4096`, or close what the program keeps open"
-_PROCESSES = "end other programs, or raise the limit with `ulimit -u`"
-_HINTS = {
-    errno.EMFILE: _FILES,
+HINTS = {
+    errno.EMFILE: "raise the limit with `ulimit -n 4096`, or close what the program keeps open",
     errno.ENFILE: "the whole machine has too many open files: end other programs",
-    errno.EAGAIN: _PROCESSES,
-    errno.ENOMEM: "the machine has no memory left: end other programs",
+    errno.EAGAIN: "end other programs, or raise the limit with `ulimit -u`",
+    errno.ENOMEM: "memory ran out: end other programs",
 }
 
 
@@ -17,7 +15,7 @@ def limit_of(error: BaseException | None) -> OSError | None:
     first, seen = error, set[int]()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        is_limit = isinstance(error, OSError) and error.errno in _HINTS
+        is_limit = isinstance(error, OSError) and error.errno in HINTS
         # Sockets that do not block say EAGAIN all the time, in the context of other errors.
         if is_limit and (error is first or error.errno != errno.EAGAIN):  # type: ignore[attr-defined]
             return error  # type: ignore[return-value]
@@ -28,4 +26,4 @@ def limit_of(error: BaseException | None) -> OSError | None:
 def hint_for_limit(error: BaseException | None) -> str | None:
     """Return what to do about the limit that an error comes from, None for no limit."""
     found = limit_of(error)
-    return None if found is None else _HINTS[found.errno or 0]
+    return None if found is None else HINTS[found.errno or 0]

@@ -65,8 +65,7 @@ def grow_reservation(context: SupervisorContext, full: Memory) -> Memory | None:
         context: Of the server.
         full: What it was started with.
     """
-    path = context.directory.path.parent / "memory.lock"
-    with opened_lock(path) as lock:
+    with opened_lock(context.directory.memory_lock) as lock:
         if not try_exclusive(lock):
             return None
         others = _others(context)
@@ -186,14 +185,13 @@ class _Queue:
 @contextmanager
 def _memory_lock(context: SupervisorContext) -> Iterator[None]:
     """Hold `memory.lock`; a holder that somebody suspended is woken."""
-    path = context.directory.path.parent / "memory.lock"
-    with opened_lock(path) as lock:
+    with opened_lock(context.directory.memory_lock) as lock:
         asked_at = time.monotonic()
         while not try_exclusive(lock):
             context.pause(context.policy.client_tick)
             if time.monotonic() - asked_at > context.policy.stop_patience:
                 asked_at = time.monotonic()
-                _wake_holder(path)
+                _wake_holder(context.directory.memory_lock)
         own = context.state.supervisor
         with suppress(OSError):  # on a full disk it stays a lock
             os.ftruncate(lock, 0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
+from pydantic_core import from_json
 
 from langchain_car_vllm.wire.errors import ServerFailedError
 
@@ -30,11 +31,21 @@ def is_no_arguments(text: str) -> bool:
 
 @dataclass
 class _Call:
-    """One call as far as it is known."""
+    """One call as far as it is known.
+
+    Attributes:
+        index: Its number.
+        id: The server's name for it.
+        name: The tool's name as the server sends it.
+        told: How much of that has gone out, under the name that the user gave.
+        arguments: The parts of its arguments.
+        held: Arguments that wait because they may be none, None once some went out.
+    """
 
     index: int
     id: str | None
-    name: str
+    name: str = ""
+    told: int = 0
     arguments: list[str] = field(default_factory=list)
     held: str | None = ""
 
@@ -63,21 +74,18 @@ class CallReader:
             function = part.get("function") or {}
             given = part.get("index")
             name, id_ = _text(function.get("name")), _id_of(part)
-            name = self._names.get(name or "", name)
             at = given if isinstance(given, int) else place
             call = self._at.get(at)
             sent_id: str | None = None  # LangChain would join what is told again
             if call is None or _begins_another(call, name, id_):
-                call = self._at[at] = _Call(len(self._calls), id_, name or "")
+                call = self._at[at] = _Call(len(self._calls), id_)
                 self._calls.append(call)
                 sent_id = id_ or new_call_id()
-            elif name and not (call.name and call.arguments):  # it comes in pieces, or again
-                name = name.removeprefix(call.name) or None
-                call.name += name or ""
-            else:
-                name = None
+            if name:  # it comes in pieces, or again
+                call.name += name.removeprefix(call.name)
             args = self._arguments(call, function.get("arguments"))
-            chunks.append(tool_call_chunk(name=name, args=args, id=sent_id, index=call.index))
+            more = self._name(call, is_whole=bool(call.arguments))
+            chunks.append(tool_call_chunk(name=more, args=args, id=sent_id, index=call.index))
         return tuple(chunks)
 
     def end(self) -> tuple[ToolCallChunk, ...]:
@@ -90,11 +98,22 @@ class CallReader:
         for call in self._calls:
             if not call.name:
                 raise ServerFailedError("the server sent a tool call without a name")
+            name = self._name(call, is_whole=True)
             held, call.held = call.held, None
-            if held:
-                args = "{}" if is_no_arguments(held) else held
-                chunks.append(tool_call_chunk(args=args, index=call.index))
+            if name or held:
+                args = "{}" if held and is_no_arguments(held) else held or None
+                chunks.append(tool_call_chunk(name=name, args=args, index=call.index))
         return tuple(chunks)
+
+    def _name(self, call: _Call, *, is_whole: bool) -> str | None:
+        """Return what can be told by now of a call's name: of an alias nothing before all of it."""
+        more = call.name[call.told :]
+        if not call.told and call.name in self._names:
+            more = self._names[call.name]
+        elif not (call.told or is_whole) and any(n.startswith(call.name) for n in self._names):
+            return None
+        call.told = len(call.name)
+        return more or None
 
     def _arguments(self, call: _Call, given: Any) -> str | None:
         """Return what is certain of a part's arguments.
@@ -123,7 +142,10 @@ def _begins_another(call: _Call, name: str | None, id_: str | None) -> bool:
         return False
     if id_ and call.id:
         return id_ != call.id
-    return bool(call.arguments) and (name != call.name or _is_json("".join(call.arguments)))
+    arguments = "".join(call.arguments)
+    if not arguments or _is_json(arguments):
+        return bool(arguments)
+    return name != call.name and not _is_begun(arguments)
 
 
 def _id_of(part: Mapping[str, Any]) -> str | None:
@@ -135,6 +157,15 @@ def _is_json(text: str) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_begun(text: str) -> bool:
+    """Whether a text is the beginning of JSON, so that the rest of it may follow."""
+    try:
+        from_json(text, allow_partial=True)
+    except ValueError:
         return False
     return True
 

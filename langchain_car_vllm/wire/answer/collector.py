@@ -27,14 +27,14 @@ class CollectingFilter:
             self._texts.append(delta.text)
         return Delta(thought=delta.thought) if delta.thought else None
 
-    def end(self, finish_reason: str | None) -> Delta | None:
+    def end(self, finish_reason: str | None) -> list[Delta]:
         """Return the text, once it is whole.
 
         Raises:
             StructuredOutputError: It was cut off.
         """
         check_not_cut(finish_reason, self.text)
-        return Delta(self.text)
+        return [Delta(self.text)]
 
 
 def check_not_cut(finish_reason: str | None, text: str) -> None:

@@ -5,7 +5,7 @@ share every decision. A whole answer is a stream of one delta.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from langchain_core.messages.tool import ToolCallChunk
@@ -66,8 +66,8 @@ class Filter(Protocol):
     def feed(self, delta: Delta) -> Delta | None:
         """Return what may go on now, None for nothing."""
 
-    def end(self, finish_reason: str | None) -> Delta | None:
-        """Return what was held back and may go on after all.
+    def end(self, finish_reason: str | None) -> Iterable[Delta]:
+        """Return what was held back and may go on after all, in order.
 
         Args:
             finish_reason: Why the server stopped, None where nobody waited for its reason.
@@ -221,7 +221,7 @@ class Answer:
     def _flush(self) -> list[Delta]:
         deltas: list[Delta] = []
         for position, holder in enumerate(self._filters):
-            if held := holder.end(self.finish_reason):
+            for held in holder.end(self.finish_reason):
                 deltas.extend(self._filter(held, position + 1))
         return deltas
 

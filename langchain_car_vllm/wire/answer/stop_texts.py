@@ -41,10 +41,10 @@ class StopFilter:
         self._held = text[len(text) - kept :]
         return self._with(delta, text[: len(text) - kept])
 
-    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
+    def end(self, finish_reason: str | None) -> list[Delta]:  # noqa: ARG002
         """Return what looked like the start of a stop text and was none."""
         held, self._held = self._held, ""
-        return Delta(held) if held else None
+        return [Delta(held)] if held else []
 
     def _with(self, delta: Delta, text: str) -> Delta | None:
         if not (text or delta.thought or delta.calls):

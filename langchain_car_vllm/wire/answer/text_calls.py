@@ -8,6 +8,7 @@ the text it is, at the first sign that it is not a call.
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
@@ -19,6 +20,7 @@ from langchain_car_vllm.wire.answer.written_calls import (
     TAG_ENDS,
     TAGS,
     CallNames,
+    WrittenCall,
     any_of,
     may_be_call,
     read_calls,
@@ -36,6 +38,9 @@ _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
 class TextCallFilter:
     """Turns calls written as text into tool calls.
 
+    Where the server's own parser finds calls, what is written beside them is text, whichever comes
+    first. So all that follows a written call waits for the end of the answer.
+
     Args:
         names: What counts as a call.
 
@@ -49,40 +54,37 @@ class TextCallFilter:
         self._names = names
         self._held = ""
         self._code = False
-        self._after_call = False
+        self._is_written = False
+        self._is_native = False
+        self._is_after_call = False
         self._calls = 0
-        self._native = False
 
     def feed(self, delta: Delta) -> Delta | None:
-        """Return the calls that are complete and the text that is surely none."""
-        if delta.calls:
-            self._native = True
-            if self._calls:  # the server counts from 0, and knows nothing of the written ones
-                delta = delta._replace(calls=tuple(map(self._renumber, delta.calls)))
+        """Return what is surely no call that is written as text."""
         self._held += delta.text
-        text, chunks = self._release(last=False)
-        if not (text or chunks or delta.thought or delta.calls):
+        self._is_native = self._is_native or bool(delta.calls)
+        if self._is_native:
+            text, self._held = self._held, ""
+        else:
+            text = self._release()
+        if not (text or delta.thought or delta.calls):
             return None
-        return Delta(text, delta.thought, (*delta.calls, *chunks))
+        return Delta(text, delta.thought, delta.calls)
 
-    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
-        """Return what was held back, as the call or as the text it is."""
-        text, chunks = self._release(last=True)
-        return Delta(text, calls=tuple(chunks)) if text or chunks else None
-
-    def _renumber(self, chunk: ToolCallChunk) -> ToolCallChunk:
-        return ToolCallChunk(**{**chunk, "index": (chunk["index"] or 0) + self._calls})
-
-    def _release(self, *, last: bool) -> tuple[str, list[ToolCallChunk]]:
-        texts: list[str] = []
-        chunks: list[ToolCallChunk] = []
+    def end(self, finish_reason: str | None) -> Iterator[Delta]:  # noqa: ARG002
+        """Yield what was held back, as the calls or as the text it is."""
         while self._held:
-            text, calls, waiting = self._step(last=last)
+            text, calls, _ = self._step(last=True)
+            if text or calls:
+                yield Delta(text, calls=tuple(calls))
+
+    def _release(self) -> str:
+        texts: list[str] = []
+        waiting = self._is_written
+        while self._held and not waiting:
+            text, _, waiting = self._step(last=False)
             texts.append(text)
-            chunks.extend(calls)
-            if waiting:
-                break
-        return "".join(texts), chunks
+        return "".join(texts)
 
     def _step(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
         """Take one piece off what is held.
@@ -90,14 +92,11 @@ class TextCallFilter:
         Returns:
             Text to let go, calls to let go, and whether the rest must wait for more.
         """
-        if self._after_call:
+        if self._is_after_call:
+            self._is_after_call = False
             self._held = without_ends(self._held)
-            rest = OPENING.sub("", self._held, count=1)
-            if last and not rest:  # a tag that opens nothing
+            if not OPENING.sub("", self._held, count=1):  # a tag that opens nothing
                 self._held = ""
-            elif not last and any(mark.startswith(rest) for mark in (*TAGS, *TAG_ENDS)):
-                return "", [], True
-            self._after_call = False
         if self._code:
             return self._inside_code(last=last)
         found = _START.search(self._held)
@@ -111,10 +110,14 @@ class TextCallFilter:
         size = self._size(last=last)
         if size is None:
             return "", [], True
-        piece, self._held = self._held[:size], self._held[size:]
-        calls = self._calls_of(piece)
-        self._after_call = bool(calls)
-        return ("", calls, False) if calls else (piece, [], False)
+        piece = self._held[:size]
+        written = read_calls(piece, self._names)
+        if written and not last:
+            self._is_written = True
+            return "", [], True
+        self._held = self._held[size:]
+        self._is_after_call = bool(written)
+        return ("", self._chunks_of(written), False) if written else (piece, [], False)
 
     def _inside_code(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
         """Let the text of a code block that is not a call go, until its end."""
@@ -178,15 +181,17 @@ class TextCallFilter:
             return margin + found[1]
         return len(self._held) if last else None
 
-    def _calls_of(self, piece: str) -> list[ToolCallChunk]:
-        if self._native:  # the server's parser found calls, so text beside them is text
-            return []
-        chunks = []
-        for name, arguments in read_calls(piece, self._names):
-            args = json.dumps(arguments, ensure_ascii=False)
-            chunk = tool_call_chunk(name=name, args=args, id=new_call_id(), index=self._calls)
-            chunks.append(chunk)
-            self._calls += 1
+    def _chunks_of(self, calls: Iterable[WrittenCall]) -> list[ToolCallChunk]:
+        chunks = [
+            tool_call_chunk(
+                name=name,
+                args=json.dumps(arguments, ensure_ascii=False),
+                id=new_call_id(),
+                index=index,
+            )
+            for index, (name, arguments) in enumerate(calls, self._calls)
+        ]
+        self._calls += len(chunks)
         return chunks
 
 

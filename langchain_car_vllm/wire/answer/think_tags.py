@@ -40,10 +40,10 @@ class ThinkTagFilter:
             text, thought = text + rest[0], thought + rest[1]
         return Delta(text, thought, delta.calls) if text or thought or delta.calls else None
 
-    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
+    def end(self, finish_reason: str | None) -> list[Delta]:  # noqa: ARG002
         """Return what was held back."""
         text, thought = self._rest()
-        return Delta(text, thought) if text or thought else None
+        return [Delta(text, thought)] if text or thought else []
 
     def _rest(self) -> tuple[str, str]:
         """Return what was held back as text and thought; what follows stays what it is."""

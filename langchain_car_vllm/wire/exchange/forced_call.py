@@ -10,7 +10,7 @@ import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.messages.tool import tool_call_chunk
 
 from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.answer.call_parts import new_call_id
@@ -166,14 +166,14 @@ class NativeCallFilter(CollectingFilter):
         self._calls.feed(delta.calls)
         return super().feed(delta)
 
-    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
+    def end(self, finish_reason: str | None) -> list[Delta]:  # noqa: ARG002
         """Return the answer where it holds valid calls only, and at least one."""
         valid, invalid = self._calls.parse(whole=True)
         fits = all(_misfit(self._tools, call["name"], call["args"]) is None for call in valid)
         if not valid or invalid or not fits:
-            return None
+            return []
         chunks = self._calls.chunks()
-        return Delta(self.text, calls=tuple(chunks[:1] if self._single else chunks))
+        return [Delta(self.text, calls=tuple(chunks[:1] if self._single else chunks))]
 
 
 class GrammarCallFilter(CollectingFilter):
@@ -187,7 +187,7 @@ class GrammarCallFilter(CollectingFilter):
         super().__init__()
         self._tools = tools
 
-    def end(self, finish_reason: str | None) -> Delta | None:
+    def end(self, finish_reason: str | None) -> list[Delta]:
         """Return the calls.
 
         Raises:
@@ -223,18 +223,16 @@ class GrammarCallFilter(CollectingFilter):
                 raise ForcedToolCallError(f"the arguments of `{name}` do not fit: {misfit}")
         if not calls:
             raise ForcedToolCallError("the constrained answer holds no tool call")
-        return Delta(
-            calls=tuple(
-                ToolCallChunk(
-                    name=name,
-                    args=json.dumps(args, ensure_ascii=False),
-                    id=new_call_id(),
-                    index=index,
-                    type="tool_call_chunk",
-                )
-                for index, (name, args) in enumerate(calls)
+        chunks = [
+            tool_call_chunk(
+                name=name,
+                args=json.dumps(args, ensure_ascii=False),
+                id=new_call_id(),
+                index=index,
             )
-        )
+            for index, (name, args) in enumerate(calls)
+        ]
+        return [Delta(calls=tuple(chunks))]
 
 
 def calls_schema(tools: Mapping[str, dict[str, Any]], *, single: bool) -> Schema:

@@ -136,16 +136,16 @@ class DraftFilter(CollectingFilter):
             return None
         return Delta(text, delta.thought, delta.calls)
 
-    def end(self, finish_reason: str | None) -> Delta | None:  # noqa: ARG002
+    def end(self, finish_reason: str | None) -> list[Delta]:  # noqa: ARG002
         """Return the text where it fits the schema as it is."""
         if self._called:
-            return None
+            return []
         try:
             misfit = validation_error(json.loads(self.text), self._schema, unique=False)
         except (ValueError, RecursionError):
-            return None
+            return []
         self.fits = misfit is None
-        return Delta(self.text) if self.fits else None
+        return [Delta(self.text)] if self.fits else []
 
 
 class SchemaFilter(CollectingFilter):
@@ -159,7 +159,7 @@ class SchemaFilter(CollectingFilter):
         super().__init__()
         self._schema = schema
 
-    def end(self, finish_reason: str | None) -> Delta | None:
+    def end(self, finish_reason: str | None) -> list[Delta]:
         """Return the text.
 
         Raises:

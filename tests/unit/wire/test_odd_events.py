@@ -13,6 +13,7 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call
 from langchain_core.tools import tool
+from unit.wire.calling import tool as tool_of
 from unit.wire.events import call_event, part, stream
 
 from langchain_car_vllm.errors import CarVllmError
@@ -23,6 +24,7 @@ from langchain_car_vllm.wire.errors import (
     ServerFailedError,
 )
 from langchain_car_vllm.wire.exchange.exchange import CutOffCallWarning, InvalidCallWarning
+from langchain_car_vllm.wire.request.tools import server_name
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 HELLO = {"choices": [{"index": 0, "delta": {"content": "hello"}}]}
@@ -136,6 +138,8 @@ def test_a_call_may_nest_as_deeply_as_json_can_be_read(serve, depth):
         [part(None, '{"a"', index=0, id="1"), part("now", ": 1}", index=0, id=None)],
         [part("no", index=0, id="1"), part("w", index=0), part(None, '{"a": 1}', index=0)],
         [part("no", index=0, id="1"), part("now", index=0), part("now", '{"a": 1}', index=0)],
+        [part("no", '{"a"', index=0, id="1"), part("w", ": 1}", index=0)],
+        [part("no", '{"a"', index=0), part("w", ": 1}", index=0)],
         [part("now", '{"a"', index=0, id="1"), part(None, ": 1}", index=0, id="2")],
         [part("now", '{"a"', index=0, id="1"), part("now", ": 1}", index=0, id="1")],
     ],
@@ -146,6 +150,18 @@ def test_parts_of_one_call_are_put_together(serve, parts):
     (call,) = sum_of(model.bind_tools([now]).stream("go")).tool_calls
     assert (call["name"], call["args"]) == ("now", {"a": 1})
     assert isinstance(call["id"], str)
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1}', "", None])
+def test_the_alias_of_a_tool_may_come_in_pieces(serve, arguments):
+    """The name behind it comes out, once it is whole; a beginning of it may be a tool as well."""
+    tools, alias = [tool_of("a.b"), tool_of("a")], server_name("a.b")
+    whole = [part(piece, index=0, id="1") for piece in (alias[:1], alias[1:4], alias[4:])]
+    for parts, name in ((whole, "a.b"), (whole[:1], "a")):
+        events = [call_event(p) for p in (*parts, part(None, arguments, index=0))]
+        model, _ = serve(stream(*events, call_event(finish="tool_calls")))
+        (call,) = sum_of(model.bind_tools(tools).stream("go")).tool_calls
+        assert call["name"] == name
 
 
 @pytest.mark.parametrize("reason", ["MAX_TOKENS", "max_tokens", "model_length", "LENGTH"])

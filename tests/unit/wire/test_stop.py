@@ -17,7 +17,7 @@ SIMPLE = Endpoint("http://127.0.0.1:9/v1", None, "m", engine="simple", parsers=P
 def test_an_answer_ends_before_the_first_stop_text(pieces, stop):
     """However the text is cut, the result is the text up to the first stop text."""
     cutter = StopFilter(stop)
-    passed = [cutter.feed(Delta(piece)) for piece in pieces] + [cutter.end("stop")]
+    passed = [cutter.feed(Delta(piece)) for piece in pieces] + cutter.end("stop")
     text = "".join(pieces)
     places = [text.find(s) for s in stop if s in text]
     # A shorter stop text can complete before a longer one that begins earlier.

@@ -103,7 +103,7 @@ UNTIDY = {
 def run(pieces, names=NAMES):
     """Return the text and the calls that come out."""
     holdback = TextCallFilter(names)
-    passed = [holdback.feed(Delta(piece)) for piece in pieces] + [holdback.end("stop")]
+    passed = [holdback.feed(Delta(piece)) for piece in pieces] + [*holdback.end("stop")]
     deltas = [delta for delta in passed if delta]
     calls = [(c["name"], json.loads(c["args"])) for delta in deltas for c in delta.calls]
     return "".join(delta.text for delta in deltas), calls
@@ -167,24 +167,16 @@ def test_foreign_json_and_code_flow_on_at_once():
     assert holdback.feed(Delta("```python\nx = 1")) == Delta("```python\nx = 1")
 
 
-def test_a_call_of_the_servers_after_a_written_one_is_a_call_of_its_own():
-    """Both count from 0, and LangChain would merge what has one number."""
-    holdback = TextCallFilter(NAMES)
-    native = {"name": "add", "args": '{"a": 2}', "id": "1", "index": 0, "type": "tool_call_chunk"}
-    written = holdback.feed(Delta('{"name": "add", "arguments": {"a": 1}}'))
-    found = [*written.calls, *holdback.feed(Delta(calls=(native,))).calls]
-    assert [(chunk["index"], chunk["args"]) for chunk in found] == [
-        (0, '{"a": 1}'),
-        (1, '{"a": 2}'),
-    ]
-
-
-def test_text_beside_calls_that_the_server_found_is_text():
+@pytest.mark.parametrize("is_written_first", [False, True])
+def test_text_beside_calls_that_the_server_found_is_text(is_written_first):
     """Once the server's own parser works, JSON in the text is not turned into a second call."""
     holdback = TextCallFilter(NAMES)
     chunk = {"name": "add", "args": "{}", "id": "1", "index": 0, "type": "tool_call_chunk"}
-    assert holdback.feed(Delta(calls=(chunk,))) == Delta(calls=(chunk,))
-    assert holdback.feed(Delta(TEXT)) == Delta(TEXT)
+    told = [Delta(f"Now. {TEXT} Done."), Delta(calls=(chunk,))]
+    found = [holdback.feed(delta) for delta in (told if is_written_first else told[::-1])]
+    found += holdback.end("stop")
+    assert "".join(delta.text for delta in found) == f"Now. {TEXT} Done."
+    assert [call for delta in found for call in delta.calls] == [chunk]
 
 
 @given(st.lists(st.sampled_from([*'{}[]`<>\n "a:,t', "tool_call", "name", "```", "json", "add"])))

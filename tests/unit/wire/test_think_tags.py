@@ -14,7 +14,7 @@ def run(text: str, cut: int) -> tuple[str, str]:
     """Return text and thought of an answer that comes in parts."""
     tags = ThinkTagFilter()
     found = [tags.feed(Delta(text[i : i + cut])) for i in range(0, len(text), cut)]
-    deltas = [delta for delta in [*found, tags.end("stop")] if delta]
+    deltas = [delta for delta in [*found, *tags.end("stop")] if delta]
     return "".join(d.text for d in deltas), "".join(d.thought for d in deltas)
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import http.client
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from langchain_car_vllm.cli.findings import Finding, check
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, overridden
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
+from langchain_car_vllm.runtime import console_script
 from langchain_car_vllm.server import (
     Lease,
     Policy,
@@ -209,8 +209,7 @@ def _install_tiny_server(root: Path) -> Path:
     binary = root / "environment" / "bin" / "vllm-mlx"
     binary.parent.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_server.py").read_text(encoding="utf-8")
-    head = f"#!/bin/sh\n'''exec' {shlex.quote(sys.executable)} \"$0\" \"$@\"\n' '''\n"
-    binary.write_text(head + script, encoding="utf-8")
+    binary.write_text(console_script(Path(sys.executable), script), encoding="utf-8")
     binary.chmod(0o700)
     return binary
 

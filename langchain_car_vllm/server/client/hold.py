@@ -1,20 +1,20 @@
 """One request's hold on its process's lease, which is given back once, whoever comes to do it."""
 
-from langchain_car_vllm.server.client.memory_turn import MemoryTurn
+from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.process_lease import ProcessLease
 
 
 class Hold:
-    """Taken once a request may begin; it knows nothing of the request, and so outlives it.
+    """Taken once a request may begin; it knows nothing of `Waiting`, and so outlives it.
 
     Args:
         keep_alive: Seconds that the request wants the server to stay.
-        memory_turn: Told whether the lease is held.
+        request: Told whether the lease is held.
     """
 
-    def __init__(self, keep_alive: float, memory_turn: MemoryTurn) -> None:
+    def __init__(self, keep_alive: float, request: Request) -> None:
         self._keep_alive = keep_alive
-        self._memory_turn = memory_turn
+        self._request = request
         self._lease: ProcessLease | None = None
 
     @property
@@ -31,12 +31,12 @@ class Hold:
         if not lease.acquire(self._keep_alive):
             return False
         self._lease = lease
-        self._memory_turn.is_leased = True
+        self._request.is_leased = True
         return True
 
     def release(self) -> None:
         """Give the lease back, if it is held."""
         lease, self._lease = self._lease, None
         if lease is not None:
-            self._memory_turn.is_leased = False
+            self._request.is_leased = False
             lease.release(self._keep_alive)

@@ -17,25 +17,17 @@ class MemoryTurn:
     """One request's place among those that want memory.
 
     Args:
+        request: Whose turn it is.
         served_name: Of the model that it wants.
         policy: How long to wait for what.
     """
 
-    def __init__(self, served_name: str, policy: Policy) -> None:
+    def __init__(self, request: Request, served_name: str, policy: Policy) -> None:
+        self._request = request
         self._served_name = served_name
         self._policy = policy
-        self._request = Request()
         self._began = time.monotonic()
         self._blocked_since: float | None = None
-
-    @property
-    def is_leased(self) -> bool:
-        """Whether the request holds its lease, so that others may be nested in it."""
-        return self._request.is_leased
-
-    @is_leased.setter
-    def is_leased(self, value: bool) -> None:
-        self._request.is_leased = value
 
     def is_others(self, process_lease: ProcessLease) -> bool:
         """Tell whether the server is to make room for another, so that no new request may begin.

@@ -23,6 +23,7 @@ from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.memory_turn import MemoryTurn
+from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
 from langchain_car_vllm.server.client.process_lease import (
     ProcessLease,
@@ -77,10 +78,11 @@ class Waiting:
         self.policy = policy
         self._find_process_lease = find_process_lease
         self._spec = spec
-        self._memory_turn = MemoryTurn(spec.served_name, policy)
+        request = Request()
+        self._memory_turn = MemoryTurn(request, spec.served_name, policy)
         self._mutex = ProcessLock()
         self._given_up = False
-        self._hold = Hold(spec.keep_alive, self._memory_turn)
+        self._hold = Hold(spec.keep_alive, request)
         # A loop that is closed with an open stream never comes back to it.
         weakref.finalize(self, self._hold.release).atexit = False
         self._start: Start | None = None

@@ -36,7 +36,7 @@ def is_on_loop() -> bool:
 
 async def run_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what takes some milliseconds in a thread and return its result."""
-    return await _run(_STEPS, partial(function, *args, **kwargs))
+    return await asyncio.wrap_future(submit_step(function, *args, **kwargs))
 
 
 def submit_step(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
@@ -51,11 +51,7 @@ def submit_wait(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 async def run_wait(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what may take as long as a network, a disk or an import likes, and return its result."""
-    return await _run(_WAITS, partial(function, *args, **kwargs))
-
-
-async def _run(kind: str, call: Callable[[], T]) -> T:
-    return await asyncio.wrap_future(_submit(kind, call))
+    return await asyncio.wrap_future(submit_wait(function, *args, **kwargs))
 
 
 def _submit(kind: str, call: Callable[[], T]) -> "Future[T]":

@@ -51,11 +51,7 @@ class Connection(Protocol):
 
 
 class Attached:
-    """An endpoint that somebody else runs: nothing is known of its life.
-
-    Args:
-        endpoint: The endpoint.
-    """
+    """An endpoint that somebody else runs: nothing is known of its life."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -78,13 +74,7 @@ class Attached:
 
 
 class Watched:
-    """A connection whose server is asked what it is doing while its answer takes long.
-
-    Args:
-        connection: Somebody to talk to.
-        on_progress: Told of it.
-        stopwatch: Measures the call.
-    """
+    """A connection whose server is asked what it is doing while its answer takes long."""
 
     def __init__(
         self, connection: Connection, on_progress: OnProgress, stopwatch: Stopwatch
@@ -270,12 +260,7 @@ def _warn_of_engine(note: str | None) -> None:
 
 
 def _import_meanwhile(module: str, on_progress: OnProgress) -> OnProgress:
-    """Have a module imported while a server starts, instead of after it.
-
-    Args:
-        module: Takes seconds to import.
-        on_progress: Told of the wait as before.
-    """
+    """Have a module imported while a server starts, instead of after it."""
     if module in sys.modules:
         return on_progress
 

@@ -31,10 +31,6 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
     Pass it to LangChain's `load` or `loads`. What LangChain refuses by itself stays refused. Even
     so load only what you wrote yourself or trust.
 
-    Args:
-        class_path: What is about to be made.
-        kwargs: What it is made with.
-
     Raises:
         ValueError: It names a setting that a stranger must not choose.
     """

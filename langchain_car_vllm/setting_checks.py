@@ -136,10 +136,6 @@ def endpoint_key() -> SecretStr | None:
 def check_endpoint(key: SecretStr | None, headers: Mapping[str, str]) -> SecretStr | None:
     """Return a key without the line break that a file of it ends with.
 
-    Args:
-        key: As it was given.
-        headers: What goes along with it.
-
     Raises:
         ConfigurationError: The key, or a header, cannot be sent.
     """
@@ -155,9 +151,6 @@ def warn_of_no_effect(settings: BaseModel) -> None:
     """Say, once in this process, which settings leave each other without effect.
 
     Where the environment names the endpoint or its key, a program is written for both ways.
-
-    Args:
-        settings: Those of a model.
     """
     given = dict(settings)
     if given["base_url"] is None:

@@ -2,12 +2,7 @@
 
 
 class Finding(Exception):  # noqa: N818
-    """Something does not work.
-
-    Args:
-        said: One sentence.
-        hint: What to do about it.
-    """
+    """Something does not work."""
 
     def __init__(self, said: str, hint: str | None = None) -> None:
         super().__init__(said)

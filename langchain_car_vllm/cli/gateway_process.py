@@ -42,12 +42,7 @@ class Published(NamedTuple):
 
 
 class GatewayProcess:
-    """`car-vllm serve` on a free port, detached from the terminal.
-
-    Args:
-        process: The process.
-        published: How to use it.
-    """
+    """`car-vllm serve` on a free port, detached from the terminal."""
 
     def __init__(self, process: "subprocess.Popen[str]", published: Published) -> None:
         self.published = published

@@ -58,10 +58,6 @@ def check_release(host: Host) -> None:
 def check_binary(binary: Path, version: str | None) -> None:
     """Try a binary that nothing beside it tells the version of.
 
-    Args:
-        binary: What would be launched.
-        version: Its version, None where nothing tells.
-
     Raises:
         Finding: It does not answer as `vllm-mlx` does.
     """

@@ -30,11 +30,7 @@ class UnlabelledAnswerWarning(UserWarning):
 
 
 class CollectedAnswers:
-    """The answers to one request, as they come.
-
-    Args:
-        model: The name of who gives them.
-    """
+    """The answers to one request, as they come."""
 
     def __init__(self, model: str) -> None:
         self._model = model

@@ -63,11 +63,6 @@ def find_adapter(source: str) -> Path | None:
 def check_adapter(adapter: Path, model: Path, *, multimodal: bool) -> None:
     """Refuse an adapter that the server could not serve on top of a model.
 
-    Args:
-        adapter: Its folder.
-        model: The folder of the model.
-        multimodal: Whether the server takes its multimodal route for the model.
-
     Raises:
         UnservableModelError: Parts of it are missing, or it belongs to another model.
     """

@@ -70,11 +70,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def config_of(values: Mapping[str, Any]) -> ModelConfig:
-    """Return what a JSON object says as a model's configuration; what makes no sense is left out.
-
-    Args:
-        values: The object, whatever it holds.
-    """
+    """Return what a JSON object says as a model's configuration, without what makes no sense."""
     text = text_part(values)
     model_type = values.get("model_type")
     windows = (part.get("max_position_embeddings") for part in (values, text))

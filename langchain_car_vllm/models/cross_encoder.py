@@ -15,10 +15,6 @@ _EXAMPLE = "name one such as `cross-encoder/ms-marco-MiniLM-L6-v2` or `BAAI/bge-
 def check_cross_encoder(config: Mapping[str, Any], name: str) -> None:
     """Refuse a model that the server cannot rerank with.
 
-    Args:
-        config: What its `config.json` holds.
-        name: The model's name, for the error.
-
     Raises:
         UnservableModelError: It is another kind of model; says which.
     """

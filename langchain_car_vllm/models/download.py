@@ -159,10 +159,6 @@ def measure_download(source: str, revision: str | None = None) -> tuple[int, int
 
     Counted in the Hub cache, since the child's own progress bars skip what it continues. The total
     is None until the Hub's listing has arrived.
-
-    Args:
-        source: The Hub repository.
-        revision: A branch, tag or commit; None is the default branch.
     """
     folder = repository_folder(source)
     if folder is None:
@@ -205,10 +201,6 @@ def _size(path: Path) -> int:
 
 
 def announced_commit(log: Path) -> str | None:
-    """Return the commit that an update fetches, None before it is known.
-
-    Args:
-        log: What the child wrote.
-    """
+    """Return the commit that an update fetches, None before it is known."""
     lines = [line for line in log_tail(log).splitlines() if line.startswith(COMMIT)]
     return lines[-1].removeprefix(COMMIT).strip() if lines else None

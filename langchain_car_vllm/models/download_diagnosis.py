@@ -48,13 +48,7 @@ def diagnose_download(
 
 
 def no_model(source: str, reason: str = "", hint: str = "") -> ModelDownloadError:
-    """Return the error for a repository that lacks what the server reads.
-
-    Args:
-        source: The Hub repository.
-        reason: What it lacks.
-        hint: What to do about it.
-    """
+    """Return the error for a repository that lacks what the server reads."""
     return ModelDownloadError(
         f"`{source}` holds no model that vllm-mlx can serve{f': {reason}' if reason else ''}",
         hint=hint or "choose a repository with `config.json`, a tokenizer and safetensors weights",
@@ -62,12 +56,7 @@ def no_model(source: str, reason: str = "", hint: str = "") -> ModelDownloadErro
 
 
 def unservable(source: str, names: Any) -> ModelDownloadError:
-    """Return the error for a repository whose files are of no use to the server.
-
-    Args:
-        source: The Hub repository.
-        names: Its files.
-    """
+    """Return the error for a repository whose files are of no use to the server."""
     listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     obstacle = find_missing(listed, lambda _name: None)
     return no_model(source, obstacle.reason, obstacle.hint) if obstacle else no_model(source)

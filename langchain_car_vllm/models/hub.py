@@ -54,11 +54,6 @@ def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = Fal
     the certificates that the system trusts, and those of `SSL_CERT_FILE`. Fetches a few files of
     settings and no weights.
 
-    Args:
-        source: The Hub repository.
-        revision: A branch, tag or commit; None is the default branch.
-        trust: Whether the user trusts code that the model brings.
-
     Raises:
         ModelDownloadError: The repository cannot be read, or holds no model; says why and what to
             do.
@@ -112,12 +107,7 @@ def _name_and_size(entry: dict[str, Any]) -> tuple[str, int]:
 
 
 class _Hub:
-    """A conversation with the Hub about one repository, within one limit of time.
-
-    Args:
-        source: The Hub repository.
-        revision: A branch, tag or commit.
-    """
+    """A conversation with the Hub about one repository, within one limit of time."""
 
     def __init__(self, source: str, revision: str) -> None:
         self.source, self.revision = source, revision

@@ -21,10 +21,6 @@ def identity_of(source: str, revision: str | None = None) -> tuple[str, str | No
     The Hub does not tell letter case apart. A directory is the one that its links, its letter case
     and the form of its accents lead to. One that is the local copy of a repository is that
     repository.
-
-    Args:
-        source: A Hub repository, or a directory.
-        revision: A branch, tag or commit; None is the default branch.
     """
     if not source.startswith("/"):
         return source.lower(), None if revision == _MAIN else revision
@@ -37,9 +33,6 @@ def led_to(source: str | None) -> tuple[str, ...]:
     """Return what an identity may change with, in microseconds; nothing for a repository.
 
     A link may lead elsewhere tomorrow, and the branch of a copy to another commit.
-
-    Args:
-        source: A Hub repository, or a directory.
     """
     if source is None or not source.startswith("/"):
         return ()

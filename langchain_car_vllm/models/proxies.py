@@ -55,11 +55,7 @@ class HttpProxies(urllib.request.ProxyHandler):
 
 
 def connect_with(proxy: str | None) -> Connect:
-    """Return what makes the connections of a scheme, instead of `socket.create_connection`.
-
-    Args:
-        proxy: The scheme's proxy, None for none.
-    """
+    """Return what makes the connections of a scheme, instead of `socket.create_connection`."""
 
     def connect(address: tuple[str, int], timeout: float, *rest: Any) -> socket.socket:
         if proxy is None or not is_socks(proxy) or _is_direct(address[0]):

@@ -55,11 +55,7 @@ def find_code(names: Iterable[str], read: Callable[[str], Mapping[str, Any] | No
 
 
 def may_ask_for_code(name: str) -> bool:
-    """Return whether a file is one in which the server looks for the names of code.
-
-    Args:
-        name: Of a file beside `config.json`.
-    """
+    """Return whether a file is one in which the server looks for the names of code."""
     lower = _lower(name)
     is_seen = "/" not in name and not name.startswith(".")
     return is_seen and lower.endswith(_CONFIG) and lower != _HARMLESS

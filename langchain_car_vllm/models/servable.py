@@ -51,11 +51,6 @@ class Obstacle(NamedTuple):
 def check_servable(directory: Path, name: str, *, trust: bool = False) -> None:
     """Check that the server can load what a directory holds.
 
-    Args:
-        directory: A complete local copy.
-        name: The model's name, for the error.
-        trust: Whether the user trusts code that the model brings.
-
     Raises:
         UntrustedCodeError: It brings code that nobody trusts.
         UnservableModelError: Parts of it are missing, damaged or in another format.
@@ -66,12 +61,7 @@ def check_servable(directory: Path, name: str, *, trust: bool = False) -> None:
 
 
 def find_obstacle(directory: Path, *, trust: bool = False) -> Obstacle | None:
-    """Return why the server could not load what a directory holds, None where it can.
-
-    Args:
-        directory: A complete local copy.
-        trust: Whether the user trusts code that the model brings.
-    """
+    """Return why the server could not load what a directory holds, None where it can."""
     try:
         files = list_folder(directory)
         if "config.json" in files:

@@ -95,11 +95,6 @@ def served_source(snapshot: Path, source: str, revision: str | None = None) -> s
 
     Its repository's name, if the Hub's client finds the copy by that and takes it for whole; it
     does not where files are left out that the server would have fetched, such as code.
-
-    Args:
-        snapshot: The local copy.
-        source: The Hub repository, or a directory.
-        revision: A branch, tag or commit; None is the default branch.
     """
     if revision is not None or not is_in_hub_cache(snapshot, source):
         return str(snapshot)
@@ -145,10 +140,6 @@ def find_commit(source: str, revision: str | None = None) -> str | None:
     """Return the commit that the Hub cache has for a revision, None where none can be meant.
 
     What stands in the cache is somebody else's text: nothing but the name of a folder is taken.
-
-    Args:
-        source: A Hub repository.
-        revision: A branch, tag or commit; None is the default branch.
     """
     folder, revision = repository_folder(source), revision or _DEFAULT_REVISION
     if folder is None or not _REVISION.fullmatch(revision) or ".." in revision:

@@ -227,10 +227,6 @@ class Records:
 class Bars:
     """A bar that says how far and how fast; it goes away with the wait.
 
-    Args:
-        name: What is waited for.
-        file: The terminal.
-
     Attributes:
         can_draw: Whether the terminal can move its cursor.
     """

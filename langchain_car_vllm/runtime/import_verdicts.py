@@ -50,12 +50,7 @@ _known: dict[str, Verdict] = {}
 
 
 def find_verdict(binary: Path, stamp: Callable[[], list[Any]]) -> Verdict | None:
-    """Return the verdict on an install as it is now, None where it has not been tried.
-
-    Args:
-        binary: Its console script.
-        stamp: Tells what it looks like.
-    """
+    """Return the verdict on an install as it is now, None where it has not been tried."""
     found = [verdicts.get(str(binary)) for verdicts in (_known, _read_verdicts())]
     if not any(found):
         return None
@@ -66,14 +61,7 @@ def find_verdict(binary: Path, stamp: Callable[[], list[Any]]) -> Verdict | None
 def try_import(
     binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLine | None = None
 ) -> Verdict:
-    """Import an install's server under its own Python, and keep the verdict.
-
-    Args:
-        binary: Its console script.
-        interpreter: The Python that runs it.
-        stamp: What it looks like.
-        on_line: As for `run_step`.
-    """
+    """Import an install's server under its own Python, and keep the verdict."""
     failure = ""
     try:
         # Not in the current folder, whose modules would shadow those of the install.
@@ -96,13 +84,7 @@ def _is_lasting(failure: str) -> bool:
 
 
 def stamp_of(version: str | None, interpreter: Path, sites: list[Path]) -> list[Any]:
-    """Return what changes when packages come, go or are replaced, or another system runs them.
-
-    Args:
-        version: Of `vllm-mlx`.
-        interpreter: The Python that runs it.
-        sites: Its package folders.
-    """
+    """Return what changes when packages come, go or are replaced, or another system runs them."""
     places = [interpreter, *sites, *(site / "vllm_mlx" for site in sites)]
     system = os.uname()
     now = [system.release, system.machine, version, str(interpreter)]

@@ -56,11 +56,7 @@ def known_working_set() -> int | None:
 
 
 def learn_working_set(binary: Path) -> None:
-    """Ask Metal through an install's own MLX, unless that is known; nothing depends on an answer.
-
-    Args:
-        binary: The `vllm-mlx` of the install.
-    """
+    """Ask Metal through an install's own MLX, unless that is known; nothing needs an answer."""
     if platform.system() != "Darwin":
         return
     identity = _identity(binary)

@@ -42,10 +42,6 @@ _ELSEWHERE = "set CAR_VLLM_MLX_RUNTIME to a folder that you can write to"
 def provision(on_progress: OnProgress | None = None, *, host: Host | None = None) -> Path:
     """Return a proven binary, installed into the managed environment if there is none.
 
-    Args:
-        on_progress: See `Reporter`.
-        host: The machine, by default this one.
-
     Raises:
         RuntimeProvisioningError: It cannot be installed; nothing half-done is ever used.
     """
@@ -70,10 +66,6 @@ def provision(on_progress: OnProgress | None = None, *, host: Host | None = None
 def prove(on_progress: OnProgress | None = None, *, reason: str) -> Path:
     """Return a proven binary without installing anything.
 
-    Args:
-        on_progress: See `Reporter`.
-        reason: What turned installing off.
-
     Raises:
         RuntimeMissingError: There is none.
     """
@@ -90,9 +82,6 @@ def prove(on_progress: OnProgress | None = None, *, reason: str) -> Path:
 
 def upgrade(on_progress: OnProgress | None = None) -> Path:
     """Bring the managed environment to the wanted requirements and return its binary.
-
-    Args:
-        on_progress: See `Reporter`.
 
     Raises:
         RuntimeProvisioningError: It cannot be done; the former install stays in use if it still

@@ -98,9 +98,6 @@ def _absolute_place(place: str) -> str:
 def uv_environment(inherited: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Yield the environment for uv; what it keeps of the user's `uv.toml` lies in a private file.
 
-    Args:
-        inherited: The environment that the user gave.
-
     Raises:
         ProvisionError: A settings file cannot be read.
     """

@@ -41,12 +41,7 @@ def is_of_tested_minor(version: str | None) -> bool:
 
 
 def version_warning(version: str | None, binary: Path | None = None) -> str | None:
-    """Return one sentence about what a version lacks, None where it lacks nothing.
-
-    Args:
-        version: Of `vllm-mlx`, None where unknown.
-        binary: Where it is, where that is known.
-    """
+    """Return one sentence about what a version lacks, None where it lacks nothing."""
     if version is None or is_at_least(version, RECOMMENDED):
         return None
     lacking = "; ".join(lack for since, lack in _LACKS if not is_at_least(version, since))

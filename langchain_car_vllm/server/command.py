@@ -121,14 +121,7 @@ def serving_within(serving: Serving, memory: Memory) -> Serving:
 def serving_for(
     spec: ServerSpec, facts: ModelFacts, *, engine: str, version: str | None
 ) -> Serving:
-    """Return what clients are told of a server; what the user's own arguments name wins.
-
-    Args:
-        spec: What the user wants.
-        facts: What is known of the model.
-        engine: `simple` or `batched`.
-        version: Of the `vllm-mlx` that is launched, None where unknown.
-    """
+    """Return what clients are told of a server; what the user's own arguments name wins."""
     tool_call = argument_value(spec.server_args, "--tool-call-parser") or facts.tool_call_parser
     reasoning = argument_value(spec.server_args, "--reasoning-parser") or facts.reasoning_parser
     multimodal = facts.multimodal or "--mllm" in spec.server_args

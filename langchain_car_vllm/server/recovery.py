@@ -30,11 +30,6 @@ def end_lost_server(state: State, policy: Policy) -> bool:
 def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool:
     """End what a lost supervisor left, and say in its place that the server is stopped.
 
-    Args:
-        directory: Of the server key.
-        policy: How long to wait for the kernel.
-        reason: Why it stopped.
-
     Returns:
         Whether there was anything to do.
 

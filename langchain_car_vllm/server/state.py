@@ -129,12 +129,7 @@ class State:
     protocol: int = PROTOCOL
 
     def endpoint(self, log: Path, is_ours: Callable[..., bool] | None = None) -> Endpoint:
-        """Return the endpoint of a ready server.
-
-        Args:
-            log: The server's.
-            is_ours: Tells whether this very server still lives.
-        """
+        """Return the endpoint of a ready server."""
         return Endpoint(
             base_url=f"http://127.0.0.1:{self.port}/v1",
             api_key=self.api_key,

@@ -23,10 +23,6 @@ def supervised_servers(
 ) -> list[tuple[ServerDirectory, State]]:
     """Return the supervised servers whose states say what is looked for.
 
-    Args:
-        apart_from: The key of the one to leave out.
-        is_wanted: Tells what is looked for.
-
     Raises:
         StateDirectoryError: The system refuses a look at one of them.
     """

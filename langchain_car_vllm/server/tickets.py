@@ -74,11 +74,6 @@ def decide(mine: Ticket, tickets: Sequence[Ticket], rules: Rules) -> Verdict:
     First come, first served: nobody overtakes an older request that waits, whatever that waits for,
     so nobody waits forever. A request that was abandoned while its prompt was read counts until the
     server has let go of it.
-
-    Args:
-        mine: The request's ticket, which waits.
-        tickets: All tickets, `mine` or not.
-        rules: What the server can take.
     """
     others = [t for t in tickets if t.order != mine.order and (t.live or t.stage == "prefill")]
     if any(t.stage == "waiting" and t.order < mine.order for t in others):
@@ -141,10 +136,6 @@ def read_tickets(folder: Path, generation: int) -> list[Ticket]:
     """Return the tickets of a server; what dead owners left is torn up.
 
     Those that died while their prompt was read stay: that very server may still be reading.
-
-    Args:
-        folder: Where the tickets lie.
-        generation: Of the server.
     """
     for _ in range(_LOOKS):
         found, is_complete = _look(folder, generation)

@@ -9,13 +9,7 @@ from pathlib import Path
 def ask_program(
     command: Sequence[str | Path], seconds: float, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str] | None":
-    """Return how a program ended and what it said, None where it does not run or does not end.
-
-    Args:
-        command: Program and arguments.
-        seconds: How long it may take.
-        environment: By default this process's own.
-    """
+    """Return how a program ended and what it said, None where it does not run or does not end."""
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             command,

@@ -23,9 +23,6 @@ def proxy_variables(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of proxies for a program that is started.
 
     What this machine serves to itself goes through no proxy, whatever the variables say.
-
-    Args:
-        inherited: The environment that the user gave.
     """
     found = {name: value for name, value in inherited.items() if is_proxy_variable(name) and value}
     proxies = {n: _known(v) for n, v in found.items() if n.lower() != _EXCEPTIONS}

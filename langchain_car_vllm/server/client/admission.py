@@ -174,13 +174,6 @@ class Admission:
 class Place:
     """One request's ticket: drawn, shown to others as it goes on, torn up.
 
-    Args:
-        directory: Of the server key.
-        endpoint: The server.
-        rules: What the server can take.
-        tokens: What the request asks for.
-        suspensions: What it sees of suspended programs.
-
     Raises:
         OSError: The ticket cannot be written.
     """

@@ -14,13 +14,7 @@ in their turn be waiting for this process."""
 
 
 class MemoryTurn:
-    """One request's place among those that want memory.
-
-    Args:
-        request: Whose turn it is.
-        served_name: Of the model that it wants.
-        policy: How long to wait for what.
-    """
+    """One request's place among those that want memory."""
 
     def __init__(self, request: Request, served_name: str, policy: Policy) -> None:
         self._request = request

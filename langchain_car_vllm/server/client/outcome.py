@@ -8,13 +8,7 @@ _CRASHES: tuple[Reason, ...] = ("crash", "lost")
 
 
 def verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> CarVllmError | None:
-    """Return the error that a state tells, None while it tells none.
-
-    Args:
-        state: As read now.
-        endpoint: Whose connection broke.
-        supervised: Whether a supervisor lives.
-    """
+    """Return the error that a state tells, None while it tells none."""
     reason = _reason_of_end(state, endpoint)
     if reason == "unknown":
         return crash_error(endpoint, "died")

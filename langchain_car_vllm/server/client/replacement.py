@@ -19,11 +19,6 @@ class Replacement:
     """One caller's wish to be served by this release, from the files as they are.
 
     A server that somebody uses is used as it is, and one of a newer release always.
-
-    Args:
-        process_lease: This process's side of the server key.
-        spec: What is to be served.
-        policy: How long to wait for the old server to begin its stop.
     """
 
     def __init__(self, process_lease: ProcessLease, spec: ServerSpec, policy: Policy) -> None:

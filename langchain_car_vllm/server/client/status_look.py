@@ -20,9 +20,6 @@ _COUNT = "x-requests-under-way"
 class StatusLook:
     """Asks a server what it is working on. The end of the program does not wait for it.
 
-    Args:
-        endpoint: Whom to ask.
-
     Attributes:
         began: When it began, by the monotonic clock.
         requests: The requests that the server works on, None while it is not known.

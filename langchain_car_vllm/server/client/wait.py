@@ -162,10 +162,6 @@ class Waiting:
 
         The state tells it some milliseconds after a death.
 
-        Args:
-            endpoint: Whose connection broke.
-            waited: Seconds since then.
-
         Returns:
             None while it is not known, else `ServerStoppedError`, `ServerCrashedError`, or None
             where the server is well, in a tuple.

@@ -9,12 +9,7 @@ from langchain_car_vllm.server.supervisor.usage import ClientRecords
 
 
 class Eviction:
-    """Makes room for a start that names this server among its victims.
-
-    Args:
-        context: Of the server.
-        clients: Who uses it.
-    """
+    """Makes room for a start that names this server among its victims."""
 
     def __init__(self, context: SupervisorContext, clients: ClientRecords) -> None:
         self._context = context

@@ -18,10 +18,6 @@ class ElasticRoom:
 
     New requests keep to the smaller room at once. The memory is given away once those under way fit
     into it too, and taken back when nobody waits for memory and some is free.
-
-    Args:
-        context: Of the server.
-        launch: How it was started.
     """
 
     def __init__(self, context: SupervisorContext, launch: Launch) -> None:

@@ -60,12 +60,6 @@ from langchain_car_vllm.server.wakefulness import Wakefulness
 class Supervisor:
     """The supervisor's one loop.
 
-    Args:
-        directory: Of the server key; its `supervisor.lock` is held by this process.
-        spec: What to serve.
-        policy: How long to wait for what.
-        held: What makes this process the supervisor.
-
     Raises:
         StateDirectoryError: The state was written on another machine.
     """

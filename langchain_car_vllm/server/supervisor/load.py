@@ -38,11 +38,6 @@ _PORT_GRACE = 1.0
 class Server:
     """One spawned server on a port that is held for it.
 
-    Args:
-        context: Of the life it belongs to.
-        runtime: What to run.
-        launch: How.
-
     Attributes:
         child: The process.
 

@@ -79,12 +79,7 @@ class ReadinessStall:
         self._since = 0.0
 
     def is_stalled(self, failed: FailedTest, now: float) -> bool:
-        """Return whether no further test was passed for too long.
-
-        Args:
-            failed: The test that was not passed just now.
-            now: Monotonic seconds.
-        """
+        """Return whether no further test was passed for too long."""
         if failed.rank > self._best.rank:
             self._best, self._since = failed, now
         is_tested = self._best.has_listener

@@ -66,9 +66,6 @@ class LogFaults:
     """Finds in the log of a living server that it cannot answer any more.
 
     It answers a causeless 500 to everybody then, and would do so until it is started anew.
-
-    Args:
-        log: Where it writes.
     """
 
     def __init__(self, log: Path) -> None:

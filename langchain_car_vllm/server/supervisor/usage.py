@@ -29,9 +29,6 @@ class ClientRecords:
     def poll(self, now: float) -> bool:
         """Look at all records.
 
-        Args:
-            now: Monotonic seconds, the time of whatever is new.
-
         Returns:
             Whether there was an event.
         """

@@ -42,10 +42,6 @@ def check_not_cut(finish_reason: str | None, text: str) -> None:
 
     Prose that ran out is told as prose: more tokens would not make it JSON.
 
-    Args:
-        finish_reason: Why the server stopped.
-        text: What was answered.
-
     Raises:
         StructuredOutputError: It was cut off.
     """

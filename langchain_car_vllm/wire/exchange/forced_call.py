@@ -177,11 +177,7 @@ class NativeCallFilter(CollectingFilter):
 
 
 class GrammarCallFilter(CollectingFilter):
-    """Turns what the grammar made the model write into tool calls.
-
-    Args:
-        tools: The functions that may be called, by name.
-    """
+    """Turns what the grammar made the model write into tool calls."""
 
     def __init__(self, tools: Mapping[str, dict[str, Any]]) -> None:
         super().__init__()

@@ -149,11 +149,7 @@ class DraftFilter(CollectingFilter):
 
 
 class SchemaFilter(CollectingFilter):
-    """Holds a constrained answer back until it is validated against the schema as it was meant.
-
-    Args:
-        schema: The original schema.
-    """
+    """Holds a constrained answer back until it is validated against the schema as it was meant."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()

@@ -19,10 +19,6 @@ _FRAMING = frozenset(
 def check_headers(setting: str, headers: Mapping[Any, Any]) -> None:
     """Refuse headers that cannot be sent, and show none of their values.
 
-    Args:
-        setting: Where they stand.
-        headers: The headers.
-
     Raises:
         ConfigurationError: A name or a value is not one.
     """

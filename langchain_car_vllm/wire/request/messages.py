@@ -66,11 +66,6 @@ def to_server_messages(
     nothing of them otherwise (vllm-mlx 0.6.0). What cannot be sent is refused in the user's last
     message alone; elsewhere nobody could take it back, so a line of text stands for it.
 
-    Args:
-        messages: The conversation.
-        endpoint: Who is to take it.
-        access: Which addresses may be fetched for it.
-
     Raises:
         InvalidRequestError: There is no message, or one that this server could not take.
     """
@@ -109,12 +104,7 @@ def _newest_of_user(messages: Sequence[BaseMessage]) -> int:
 
 
 class _Outgoing:
-    """Turns the messages of one request, in order.
-
-    Args:
-        endpoint: Who is to take them.
-        access: Which addresses may be fetched for them.
-    """
+    """Turns the messages of one request, in order."""
 
     def __init__(self, endpoint: Endpoint, access: MediaAccess) -> None:
         self._endpoint = endpoint

@@ -25,12 +25,7 @@ class UnsentContentWarning(UserWarning):
 
 
 def placeholder(block: Any, reason: str) -> str:
-    """Return a line of text that says what a block held, never its content.
-
-    Args:
-        block: What cannot be sent.
-        reason: Why, in a few words.
-    """
+    """Return a line of text that says what a block held, never its content."""
     if not isinstance(block, Mapping):
         return f"[{type(block).__name__}; {reason}]"
     fields = _fields(block)

@@ -26,12 +26,7 @@ _NO_MEMORY = (
 def count_request(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Return the body that asks for the number of tokens, but for the model's name.
-
-    Args:
-        messages: The conversation in the server's form.
-        tools: The tools in the server's form.
-    """
+    """Return the body that asks for the number of tokens, but for the model's name."""
     return {
         "messages": [{"role": m["role"], "content": _texts(m)} for m in messages],
         "tools": [_tool(tool) for tool in tools],

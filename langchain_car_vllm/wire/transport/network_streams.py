@@ -89,11 +89,7 @@ class _Head:
 
 
 class Stream(httpcore2.NetworkStream):
-    """A connection.
-
-    Args:
-        stream: What it stands on.
-    """
+    """A connection."""
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream

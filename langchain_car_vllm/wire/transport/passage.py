@@ -20,10 +20,6 @@ _UNKNOWN = (ConnectionFailedError, RequestTimeoutError)
 class Passage:
     """One request inside the gate.
 
-    Args:
-        gate: Where it entered.
-        stopwatch: Measures the call.
-
     Attributes:
         is_over: Whether the server is done with the request.
     """

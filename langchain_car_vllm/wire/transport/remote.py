@@ -173,12 +173,7 @@ def _complaint_in(found: Mapping[str, Any]) -> str:
 
 
 def hint_for_path(url: str, text: str) -> str | None:
-    """Return what may be wrong with an address that the server does not know.
-
-    Args:
-        url: The address.
-        text: What the server says.
-    """
+    """Return what may be wrong with an address that the server does not know."""
     for end in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/models"):
         if url.endswith(end):
             return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"

@@ -35,12 +35,7 @@ _ERROR_SECONDS = 5.0
 
 
 class ChatRequest:
-    """Makes the requests to one address.
-
-    Args:
-        address: Where to, and as whom.
-        path: Below the address.
-    """
+    """Makes the requests to one address."""
 
     def __init__(self, address: Address, path: str = "/chat/completions") -> None:
         url = httpx2.URL(f"{address.base_url}{path}")

@@ -30,9 +30,6 @@ class RenderWatch:
 
     Both wall and CPU time must have passed: a machine that slept or a suspended process is not a
     template that loops.
-
-    Args:
-        seconds: How long a rendering may take.
     """
 
     def __init__(self, seconds: float) -> None:

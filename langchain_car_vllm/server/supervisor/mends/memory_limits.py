@@ -72,12 +72,7 @@ def _limit_wiring(module: Any, mode: str, weights: int, by_others: int = 0) -> N
 
 
 class Limits:
-    """Sets the limits, which the simple engine never does, and lets nobody raise them.
-
-    Args:
-        module: `mlx.core`.
-        weights: Bytes of the model.
-    """
+    """Sets the limits, which the simple engine never does, and lets nobody raise them."""
 
     def __init__(self, module: Any, weights: int) -> None:
         self._weights = weights

@@ -15,9 +15,6 @@ class OwnHosts:
 
     A web page can have its own name lead to a loopback address, and then read what needs no key.
     An address of numbers, or `localhost`, cannot be anybody else's name.
-
-    Args:
-        app: What answers.
     """
 
     def __init__(self, app: Any) -> None:

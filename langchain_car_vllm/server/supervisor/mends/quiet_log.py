@@ -14,11 +14,7 @@ _GUARD = re.compile(
 
 
 class NoiseFilter(logging.Filter):
-    """Drops the lines of a pattern, unless they tell of a warning.
-
-    Args:
-        pattern: What to drop.
-    """
+    """Drops the lines of a pattern, unless they tell of a warning."""
 
     def __init__(self, pattern: "re.Pattern[str]") -> None:
         super().__init__()

@@ -13,9 +13,6 @@ class RequestCount:
 
     The status lists what the engine has. A prompt that is still being parsed, checked and rendered
     is not in it, and would be read although its client was killed long ago.
-
-    Args:
-        app: What answers.
     """
 
     def __init__(self, app: Any) -> None:

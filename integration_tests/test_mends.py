@@ -75,6 +75,63 @@ def test_no_request_names_a_file_as_its_sound(tmp_path: Path, *, mended: bool):
     assert {how for how, _ in told} == ({"refused"} if mended else {"refused", "opened"})
 
 
+TEMPLATES = """
+import importlib, json, sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, {folder!r})
+import jinja2
+from mends import chat_template
+if {mended!r}:
+    chat_template._confine_templates(jinja2)
+
+def render(processor, template):
+    spoken = SimpleNamespace(chat_template=template, tokenizer=None)
+    return processor.apply_chat_template(spoken, [{{"role": "user", "content": "hi"}}])
+
+ran, told = Path("ran"), {{}}
+for place in {places!r}:
+    module = importlib.import_module("mlx_vlm.models." + place)
+    [processor] = {{
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and kind.__module__ == module.__name__
+        and "apply_chat_template" in vars(kind)
+    }}
+    assert render(processor, "{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}") == "hi"
+    try:
+        render(processor, "{{{{ cycler.__init__.__globals__.os.system('touch ran') }}}}")
+    except Exception as error:
+        assert error.status_code == 400, error
+    told[place] = ran.exists()
+    ran.unlink(missing_ok=True)
+print(json.dumps(told))
+"""
+PROCESSORS = (
+    "ernie4_5_moe_vl.processing_ernie4_5_moe_vl",
+    "kimi_vl.processing_kimi_vl",
+    "locateanything.processing_locateanything",
+    "molmo.processing_molmo",
+    "molmo2.processing",
+    "phi3_v.processing_phi3_v",
+)
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_template_of_a_stranger_runs_nothing(tmp_path: Path, *, mended: bool):
+    """What processors render by themselves is confined; as published, it is a program."""
+    install_launcher(ServerDirectory(tmp_path))
+    code = TEMPLATES.format(folder=str(tmp_path), mended=mended, places=PROCESSORS)
+    python = interpreter_of(ensure_runtime().server)
+    result = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told == dict.fromkeys(PROCESSORS, not mended)
+
+
 ABANDONED = """
 import asyncio, json, sys, threading
 sys.path.insert(0, {folder!r})

@@ -1,8 +1,9 @@
-"""What a chat template refuses is the request's fault, and one that never ends is stopped.
+"""A chat template refuses requests, not more: it runs no code, and one that never ends is stopped.
 
 Templates raise for roles in an order that their model was not trained on, for system messages in
 the middle and more. The published server makes a causeless 500 of all that, and a template that
-loops keeps everybody waiting forever, `/health` too.
+loops keeps everybody waiting forever, `/health` too. Some processors (mlx-vlm 0.6.12: Kimi-VL,
+Phi-3-vision, Molmo, LocateAnything, ERNIE) render it with all of Python at hand.
 """
 
 import ctypes
@@ -10,6 +11,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -90,16 +93,40 @@ def _refuse_what_the_template_refuses(module: Any) -> None:
     render = find(module, "render_jinja_template", "conversations", "chat_template")
 
     def rendered(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with RenderWatch(_SECONDS):
-                return render(*args, **kwargs)
-        except EndlessTemplateError as error:
-            reason = f"the chat template did not finish within {_SECONDS:g} s"
-            raise refusal(reason, error) from error
-        except Exception as error:
-            raise refusal(f"the chat template refused the messages: {error}", error) from error
+        with _refused_as_a_request():
+            return render(*args, **kwargs)
 
     module.render_jinja_template = rendered
+
+
+def _confine_templates(module: Any) -> None:
+    """Render in a sandbox whatever a processor renders by itself; transformers has its own."""
+    find(module, "Environment")
+    template = find(module, "Template", "source")
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Confined(template):  # type: ignore[misc, valid-type]
+        def render(self, *args: Any, **kwargs: Any) -> str:
+            with _refused_as_a_request():
+                return super().render(*args, **kwargs)  # type: ignore[no-any-return]
+
+    class Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
+        template_class = Confined
+
+    Confined.environment_class = Sandbox
+    module.Template, module.Environment = Confined, Sandbox
+
+
+@contextmanager
+def _refused_as_a_request() -> Iterator[None]:
+    try:
+        with RenderWatch(_SECONDS):
+            yield
+    except EndlessTemplateError as error:
+        reason = f"the chat template did not finish within {_SECONDS:g} s"
+        raise refusal(reason, error) from error
+    except Exception as error:
+        raise refusal(f"the chat template refused the messages: {error}", error) from error
 
 
 def _refuse_without_template(module: Any) -> None:
@@ -134,6 +161,14 @@ def refusal(reason: str, error: Exception) -> Exception:
 
 
 MENDS = (
+    Mend(
+        name="template-sandbox",
+        module="jinja2",
+        tested="jinja2 3.1.6, mlx-vlm 0.6.12",
+        purpose="run no code that the chat template of a model brings",
+        apply=_confine_templates,
+        needed_for="chat templates",
+    ),
     Mend(
         name="template-refusal",
         module="transformers.utils.chat_template_utils",

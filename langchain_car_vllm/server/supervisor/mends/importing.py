@@ -76,7 +76,7 @@ class MendFinder(importlib.abc.MetaPathFinder):
             if mend.needed_for:
                 raise NotImplementedError(
                     f"{mend.needed_for} are not supported with this vllm-mlx: without the mend "
-                    f"`{mend.name}` they give wrong results (tested: {mend.tested})"
+                    f"`{mend.name}` they are wrong or unsafe (tested: {mend.tested})"
                 )
 
     def _write(self) -> None:

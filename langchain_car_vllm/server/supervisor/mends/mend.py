@@ -16,7 +16,7 @@ class Mend(NamedTuple):
         purpose: What it is for, in one sentence.
         apply: Changes the module. It returns why nothing is to be done, else None, and raises
             `UnknownCodeError` before it has changed anything where the code is not what it mends.
-        needed_for: What gives wrong results without it, as the subject of a sentence: the import
+        needed_for: What is wrong or unsafe without it, as the subject of a sentence: the import
             then fails instead. Empty where the server may run as it was published.
     """
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -176,3 +178,40 @@ def test_an_agent_built_in_the_loop_answers(socket_enabled: None):
         asyncio.run(node())  # what is imported at first use is there
         with blockbuster_ctx():
             assert asyncio.run(node())
+
+
+_FIRST_CALLS = """
+import asyncio, importlib.abc, sys, threading
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
+
+looked_for = []
+
+
+class Listener(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is threading.main_thread():
+            looked_for.append(name)
+
+
+async def calls(base_url):
+    await VllmMlxEmbeddings(model="m", base_url=base_url).aembed_query("hi")
+    await ChatVllmMlx(model="m", base_url=base_url).with_structured_output(
+        {"title": "a", "type": "object"}
+    ).ainvoke("hi")
+
+
+sys.meta_path.insert(0, Listener())
+asyncio.run(calls(sys.argv[1]))
+print(*looked_for)
+"""
+_LANGCHAINS = ("langchain", "langchain_core", "langsmith", "tenacity", "tornado", "pydantic")
+"""What LangChain itself imports where any model is made and called."""
+
+
+def test_the_first_calls_import_nothing_on_the_loop(socket_enabled: None):
+    """It takes tens of milliseconds, in which no other request of a program would go on."""
+    with Server(Dialect(served_model="m")) as server:
+        command = [sys.executable, "-c", _FIRST_CALLS, server.base_url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours = [name for name in done.stdout.split() if name.partition(".")[0] not in _LANGCHAINS]
+    assert ours == []

@@ -5,6 +5,8 @@ its owner is asked whether the server that was meant still serves and holds the 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import httpcore2
@@ -61,6 +63,9 @@ class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
     ) -> None:
         self._is_ours = is_ours
         self._backend = backend or httpcore2.AnyIOBackend()
+        # anyio imports it at its first step, on the loop; backends are made in a thread.
+        with suppress(ImportError):
+            import_module("anyio._backends._asyncio")
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> AsyncStream:
         """Do what `GuardedBackend.connect_tcp` does without blocking the event loop."""

@@ -57,9 +57,11 @@ def json_schema(schema: Any) -> Schema:
             return TypeAdapter(schema).json_schema(schema_generator=JsonGenerator)
         return convert_to_json_schema(schema)
     except _INDESCRIBABLE as error:
+        hint = "give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`"
+        if get_origin(schema) is not None:  # such as a union or a list
+            hint = "give pydantic's `RootModel[...]` of it: a class, whose `root` is the answer"
         raise ConfigurationError(
-            f"no JSON schema can be made of `{schema!r}`",
-            hint="give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`",
+            f"no JSON schema can be made of `{schema!r}`", hint=hint
         ) from error
 
 

@@ -26,7 +26,7 @@ from fakes.request_schema import TOOL_NAME
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.tools import StructuredTool, tool
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 from typing_extensions import ReadOnly
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
@@ -262,6 +262,31 @@ def test_an_agents_tool_strategy_takes_a_generic_class(serve):
     model, _ = serve()
     agent = create_agent(model, [], response_format=ToolStrategy(Crate[int]))
     assert agent.invoke({"messages": "go"})["structured_response"] == Crate[int](item=3)
+
+
+class Price(BaseModel):
+    """A price."""
+
+    euros: int
+
+
+@pytest.mark.parametrize("give", [ToolStrategy, RootModel.__class_getitem__])
+def test_an_agent_ends_in_one_of_two_classes(serve, give):
+    """LangChain's own strategy takes no union; this is what the documentation says instead."""
+    model, _ = serve()
+    agent = create_agent(model, [], response_format=give(Crate[int] | Price))
+    found = agent.invoke({"messages": "go"})["structured_response"]
+    assert getattr(found, "root", found) == Crate[int](item=3)
+
+
+@pytest.mark.parametrize("kind", [Crate[int] | Price, Optional[Price], list[Price]])  # noqa: UP045
+def test_a_type_that_is_no_class_is_answered_with_how_to_make_one(serve, kind):
+    """A union or a list by itself; what the hint says works."""
+    model, _ = serve()
+    with pytest.raises(ConfigurationError, match="RootModel"):
+        model.with_structured_output(kind)
+    made = RootModel[kind]
+    assert isinstance(model.with_structured_output(made).invoke("go"), made)
 
 
 def test_a_root_that_is_a_reference_is_what_it_refers_to(serve):

@@ -75,7 +75,7 @@ def is_weight(name: str, pattern: str) -> bool:
 
 
 def shard_names(index: Mapping[str, Any]) -> list[str]:
-    """Return the files that an index of weights names, sorted, without what is no file's name."""
+    """Return the files that an index of weights names, sorted; what names none is left out."""
     found = index.get("weight_map")
     values: Iterable[Any] = found.values() if isinstance(found, dict) else ()
     return sorted({name for name in values if isinstance(name, str) and is_plain(name)})

@@ -115,7 +115,7 @@ def test_the_other_end_is_asked_of_the_kernel(fake: Fake):
 
 @pytest.mark.parametrize("way", ["sync", "async", "embed", "rerank", "arerank"])
 @pytest.mark.parametrize(
-    "restarts", [12, pytest.param(500, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
+    "restarts", [12, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(1200)])]
 )
 def test_restarts_leave_nothing_open(fake: Fake, way: str, restarts: int):
     """The clients of a server that was started anew are closed, in their own loop."""

@@ -1,5 +1,8 @@
 """Text that is held back until its end, and the check that it has one."""
 
+import json
+from typing import Any
+
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.errors import StructuredOutputError
 
@@ -56,10 +59,28 @@ def check_not_cut(finish_reason: str | None, text: str) -> None:
     )
 
 
-def unconstrained_error(text: str) -> StructuredOutputError:
+def read_constrained(text: str, name: str = "answer") -> Any:
+    """Return the JSON value of a text that a grammar was to shape.
+
+    Raises:
+        StructuredOutputError: It is not JSON, or not the whole of it.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if not text.lstrip().startswith(("{", "[")):
+            raise unconstrained_error(text) from error
+        raise StructuredOutputError(
+            f"the {name} is not whole JSON",
+            answer=text,
+            hint="raise `max_tokens`: it may have been cut off",
+        ) from error
+
+
+def unconstrained_error(text: str, wanted: str = "JSON") -> StructuredOutputError:
     """Return the error for an answer that a grammar would not have let through."""
     return StructuredOutputError(
-        "this server does not constrain its answers: what it sent is not JSON",
+        f"this server does not constrain its answers: what it sent is not {wanted}",
         answer=text,
         hint="use a server that does, such as vllm-mlx, or a larger model",
     )

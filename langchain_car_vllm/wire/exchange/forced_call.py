@@ -14,7 +14,12 @@ from langchain_core.messages.tool import tool_call_chunk
 
 from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.answer.call_parts import new_call_id
-from langchain_car_vllm.wire.answer.collector import CollectingFilter, check_not_cut
+from langchain_car_vllm.wire.answer.collector import (
+    CollectingFilter,
+    check_not_cut,
+    read_constrained,
+    unconstrained_error,
+)
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.result import CallCollector
 from langchain_car_vllm.wire.errors import (
@@ -191,29 +196,12 @@ class GrammarCallFilter(CollectingFilter):
             StructuredOutputError: It is not whole, or not JSON.
         """
         check_not_cut(finish_reason, self.text)
-        try:
-            value = json.loads(self.text)
-        except (RecursionError, ValueError) as error:
-            if self.text.lstrip().startswith(("{", "[")):
-                raise StructuredOutputError(
-                    "the call is not whole JSON",
-                    answer=self.text,
-                    hint="raise `max_tokens`: it may have been cut off",
-                ) from error
-            raise StructuredOutputError(
-                "this server does not constrain its answers: what it sent is not JSON",
-                answer=self.text,
-                hint="use a server that does, such as vllm-mlx, or a model that calls tools well",
-            ) from error
+        value = read_constrained(self.text, "call")
         try:
             entries = value if isinstance(value, list) else [value]
             calls = [(str(entry["name"]), dict(entry["arguments"])) for entry in entries]
         except (KeyError, TypeError, ValueError) as error:
-            raise StructuredOutputError(
-                "this server does not constrain its answers: what it sent is not a tool call",
-                answer=self.text,
-                hint="use a server that constrains answers, such as vllm-mlx",
-            ) from error
+            raise unconstrained_error(self.text, "a tool call") from error
         for name, args in calls:
             if misfit := _misfit(self._tools, name, args):
                 raise ForcedToolCallError(f"the arguments of `{name}` do not fit: {misfit}")

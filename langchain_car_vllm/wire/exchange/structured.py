@@ -12,7 +12,7 @@ from typing import Any
 from langchain_car_vllm.wire.answer.collector import (
     CollectingFilter,
     check_not_cut,
-    unconstrained_error,
+    read_constrained,
 )
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.errors import (
@@ -162,7 +162,11 @@ class SchemaFilter(CollectingFilter):
             StructuredOutputError: It is not JSON, or does not fit.
         """
         whole = super().end(finish_reason)
-        check_fits(self.text, self._schema)
+        value = read_constrained(self.text)
+        if misfit := validation_error(value, self._schema, unique=False):
+            raise StructuredOutputError(
+                f"the answer does not fit the schema: {misfit}", answer=self.text
+            )
         return whole
 
 
@@ -180,27 +184,6 @@ def _check_not_stopped(text: str) -> None:
             answer=text,
             hint="give none here: `with_structured_output(..., stop=[])`",
         ) from error
-
-
-def check_fits(text: str, schema: Schema) -> Any:
-    """Return the JSON value of a text.
-
-    Raises:
-        StructuredOutputError: It is not JSON, or does not fit the schema.
-    """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith(("{", "[")):
-            raise StructuredOutputError(
-                "the answer is not whole JSON",
-                answer=text,
-                hint="raise `max_tokens`: it may have been cut off",
-            ) from error
-        raise unconstrained_error(text) from error
-    if misfit := validation_error(value, schema, unique=False):
-        raise StructuredOutputError(f"the answer does not fit the schema: {misfit}", answer=text)
-    return value
 
 
 def schema_of(form: Mapping[str, Any]) -> Schema:

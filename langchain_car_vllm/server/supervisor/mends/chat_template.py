@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -103,14 +104,14 @@ def _confine_templates(module: Any) -> None:
     """Render in a sandbox whatever a processor renders by itself; transformers has its own."""
     find(module, "Environment")
     template = find(module, "Template", "source")
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    sandbox: Any = import_module("jinja2.sandbox").ImmutableSandboxedEnvironment
 
     class Confined(template):  # type: ignore[misc, valid-type]
         def render(self, *args: Any, **kwargs: Any) -> str:
             with _refused_as_a_request():
                 return super().render(*args, **kwargs)  # type: ignore[no-any-return]
 
-    class Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
+    class Sandbox(sandbox):  # type: ignore[misc, valid-type]
         template_class = Confined
 
     Confined.environment_class = Sandbox

@@ -15,10 +15,13 @@ from langchain_car_vllm.cli.stability_checks import check_mends, check_panics
 from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.proxies import find_proxies
+from langchain_car_vllm.paths import managed_root
 from langchain_car_vllm.runtime import binary_to_launch, interpreter_of
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.host import Host
+from langchain_car_vllm.runtime.locate import is_managed
 from langchain_car_vllm.runtime.uv_settings import has_system_certificates
+from langchain_car_vllm.runtime.virtual_environment import holds_server
 from langchain_car_vllm.server import running_servers
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.support.printable import printable
@@ -56,11 +59,18 @@ def check_release(host: Host) -> None:
 
 
 def check_binary(binary: Path, version: str | None) -> None:
-    """Try a binary that nothing beside it tells the version of.
+    """Try the Python of a managed install, and any binary of a version that nothing tells.
 
     Raises:
+        Warned: The next call mends it.
         Finding: It does not answer as `vllm-mlx` does.
     """
+    root = managed_root()
+    if root is not None and is_managed(binary) and not holds_server(root):
+        raise Warned(
+            f"the Python of `{root}` does not run, or was upgraded to another one",
+            "run `car-vllm install`, or leave it to the next call",
+        )
     if version is not None:
         return
     give_up_at = time.monotonic() + _PATIENCE

@@ -156,15 +156,19 @@ def _check_installed(root: Path, wanted: Requirements, python: Python, report: R
 
 
 def _ensure_python(work: Work, *, ours: bool) -> Python:
-    """Return the environment's Python, making the environment where none runs."""
+    """Return the environment's Python, making it anew where none of its version runs."""
     root = work.root
-    python = probe_python(root)
+    python, former = probe_python(root), former_python(root)
     if python is not None and python.is_supported:
-        return python
-    if python is not None and not ours:
-        raise ProvisionError("venv", _unsupported_python(root, python), hint=f"move `{root}` away")
+        if former in (None, "{}.{}".format(*python.version)):
+            return python
+    elif python is not None:
+        if not ours:
+            what = _unsupported_python(root, python)
+            raise ProvisionError("venv", what, hint=f"move `{root}` away")
+        former = None
     failure = None
-    for request in _python_requests(None if python else former_python(root), work.host):
+    for request in _python_requests(former, work.host):
         work.report.say("making a virtual environment")
         options = ("--quiet", "--allow-existing", "--no-project", *request.options)
         try:

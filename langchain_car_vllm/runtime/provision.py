@@ -29,7 +29,7 @@ from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import needed_mb, wanted_requirements
 from langchain_car_vllm.runtime.uv_binary import find_uv
-from langchain_car_vllm.runtime.virtual_environment import check_imports
+from langchain_car_vllm.runtime.virtual_environment import check_imports, holds_server
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,15 @@ def upgrade(on_progress: OnProgress | None = None) -> Path:
 
 
 def is_proven(binary: Path) -> bool:
-    """Return whether a binary need not be tested: a marked one, or one that is not managed."""
+    """Return whether a binary need not be tested: not managed, or marked with a Python that runs.
+
+    Raises:
+        ProvisionError: A limit of the system keeps anybody from running its Python.
+    """
     root = paths.managed_root()
-    return root is None or not is_managed(binary) or read_marker(root) is not None
+    if root is None or not is_managed(binary):
+        return True
+    return read_marker(root) is not None and holds_server(root)
 
 
 def holds_runtime_of_ours(root: Path) -> bool:
@@ -223,6 +229,8 @@ def _prove(root: Path, report: Reporter) -> Path | None:
     except ProvisionError as error:
         log.warning("the vllm-mlx in `%s` does not work: %s", root, error.detail)
         return None
+    if read_marker(root) is not None:
+        return found
     version = installed_version(found) or ""
     with suppress(OSError):  # somebody else's folder: it is tested again next time
         write_marker(root, Marker("complete", ours=False, requirements="found", version=version))

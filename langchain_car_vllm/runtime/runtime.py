@@ -52,10 +52,9 @@ def ensure_runtime(
         ProvisionError: A step failed; names it and carries uv's own last words.
         NotFoundAfterInstallError: The installation went through without leaving a binary.
     """
-    found = _importable_runtime(on_progress)
-    if found is None or not is_proven(found.server):
+    found = _found_runtime(on_progress)
+    if found is None:
         found = _provide(auto_install=auto_install, on_progress=on_progress)
-    _check_disk(found)
     warn_about(found.version, found.server)
     warn_about_what_is_passed_over()
     return found
@@ -77,11 +76,7 @@ def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     Raises:
         RuntimeProvisioningError: As for `ensure_runtime`.
     """
-    found = _importable_runtime(on_progress)
-    if found is None or not is_proven(found.server):
-        return _with_version(provision(on_progress))
-    _check_disk(found)
-    return found
+    return _found_runtime(on_progress) or _with_version(provision(on_progress))
 
 
 def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
@@ -96,10 +91,15 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     return _with_version(upgrade(on_progress))
 
 
-def _check_disk(found: VllmRuntime) -> None:
-    """Refuse what was installed before its disk was mounted so that no program runs on it."""
-    if is_managed(found.server):
+def _found_runtime(on_progress: OnProgress | None) -> VllmRuntime | None:
+    """Return what is there and works, None where something is to be installed or mended.
+
+    What was installed before its disk was mounted so that no program runs there is refused.
+    """
+    found = _importable_runtime(on_progress)
+    if found is not None and is_managed(found.server):
         check_executable(found.server)
+    return found if found is not None and is_proven(found.server) else None
 
 
 def _importable_runtime(on_progress: OnProgress | None) -> VllmRuntime | None:

@@ -93,16 +93,36 @@ def runs_here(root: Path) -> bool:
 
 
 def probe_python(root: Path) -> Python | None:
-    """Return an environment's Python, None where it does not run or belongs to another one."""
+    """Return an environment's Python, None where it does not run or belongs to another one.
+
+    Raises:
+        ProvisionError: A limit of the system keeps anybody from running it.
+    """
     try:
         said = run_step("probe", [python_binary(root), "-I", "-c", _PROBE], directory=root)
         found: Any = json.loads(said.splitlines()[-1])
-    except (ProvisionError, ValueError, IndexError):
+    except ProvisionError as error:
+        if hint := hint_for_limit(error.__cause__):
+            raise ProvisionError("probe", error.detail, hint=hint) from error
+        return None
+    except (ValueError, IndexError):
         return None
     if Path(found["prefix"]).resolve() != root.resolve():
         return None
     major, minor = found["version"]
     return Python((major, minor), Path(found["site"]), found["markers"])
+
+
+def holds_server(root: Path) -> bool:
+    """Return whether an environment's Python runs, and is of the version that it was filled for.
+
+    What it is a link to may have been removed, or upgraded to a version that has other packages.
+
+    Raises:
+        ProvisionError: A limit of the system keeps anybody from running it.
+    """
+    python = probe_python(root)
+    return python is not None and any(python.site.glob("vllm_mlx-*.dist-info"))
 
 
 def check_locked(python: Python) -> None:

@@ -127,6 +127,23 @@ def test_supervisor_killed_while_installing_is_replaced(
     assert endpoint.generation == 2
 
 
+def test_python_that_was_upgraded_away_is_mended_by_the_next_call(bare: Fake, home: Path):
+    """Before that `doctor` says so; the binary and all that is written down look as before."""
+    with lease(bare.spec(), policy=FAST):
+        assert "vllm-mlx 0.6.0 in" in doctor_on_the_runtime()
+    bare.stop()
+    python = home / ".car" / "visual-runtime" / "bin" / "python"
+    python.unlink()
+    python.write_text(
+        "#!/bin/sh\necho 'Library not loaded: @rpath/libpython3.12.dylib'; exit 134\n"
+    )
+    python.chmod(0o755)
+    assert "does not run, or was upgraded" in doctor_on_the_runtime()
+    with lease(bare.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)
+    assert "vllm-mlx 0.6.0 in" in doctor_on_the_runtime()
+
+
 def doctor_on_the_runtime() -> str:
     """Return what `car-vllm doctor` says of the runtime."""
     try:

@@ -132,7 +132,10 @@ _HINTS = (
         f"the disk of the install lets no program run (noexec): {ELSEWHERE}",
     ),
     (
-        ("ModuleNotFoundError", "ImportError"),
+        (
+            *("ModuleNotFoundError", "ImportError"),
+            *("Library not loaded", "error while loading shared libraries"),
+        ),
         "the install is damaged; repair it with `car-vllm install --upgrade`",
     ),
 )

@@ -1,6 +1,8 @@
 """Installations: what is done, with which Python, where, and what a failure says."""
 
+import json
 import pickle
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ from langchain_car_vllm.runtime import (
 from langchain_car_vllm.runtime.host import Host
 from langchain_car_vllm.runtime.marker import read_marker
 from langchain_car_vllm.runtime.provision import provision
+from langchain_car_vllm.runtime.virtual_environment import probe_python
 from langchain_car_vllm.support import backups
 
 
@@ -251,6 +254,38 @@ def test_a_python_that_no_longer_runs_is_replaced(fake_uv, managed):
     assert ensure_runtime().version == "0.6.0"
     assert fake_uv.commands == ["venv", "pip"] * 2
     assert "cpython=={}.{}.*".format(*sys.version_info) in fake_uv.calls[2]
+
+
+BROKEN_PYTHON = """#!/bin/sh
+echo "dyld[1]: Library not loaded: @rpath/libpython.dylib" >&2
+kill -ABRT $$
+"""
+
+
+@pytest.mark.parametrize("owner", ["ours", "car"])
+@pytest.mark.parametrize("change", ["does-not-run", "another-version"])
+def test_a_python_that_was_upgraded_away_is_replaced(fake_uv, managed, owner, change):
+    """Homebrew or a distribution changed what the environment's Python is a link to."""
+    if owner == "car":
+        make_foreign(managed, fake_uv, version="0.6.0")
+    ensure_runtime()
+    python = managed / "bin" / "python"
+    found = probe_python(managed)
+    python.unlink()
+    if change == "does-not-run":
+        python.write_text(BROKEN_PYTHON)
+    else:
+        site = managed / "lib" / "python3.10" / "site-packages"
+        told = {**found._asdict(), "prefix": str(managed), "version": [3, 10], "site": str(site)}
+        answer = f"case $3 in *vllm_mlx*) exit 1;; esac\necho {shlex.quote(json.dumps(told))}"
+        python.write_text(f"#!/bin/sh\n{answer}\n")
+    python.chmod(0o755)
+    assert ensure_runtime().version == "0.6.0"
+    assert fake_uv.commands[-2:] == ["venv", "pip"]
+    assert "cpython=={}.{}.*".format(*sys.version_info) in fake_uv.calls[-2]
+    commands = len(fake_uv.commands)
+    assert ensure_runtime().version == "0.6.0"
+    assert len(fake_uv.commands) == commands
 
 
 @pytest.mark.parametrize("owner", ["ours", "car"])

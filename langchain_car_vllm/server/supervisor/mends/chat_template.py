@@ -111,7 +111,7 @@ def _confine_templates(module: Any) -> None:
             with _refused_as_a_request():
                 return super().render(*args, **kwargs)  # type: ignore[no-any-return]
 
-    class Sandbox(sandbox):  # type: ignore[misc, valid-type]
+    class Sandbox(sandbox):  # type: ignore[misc]
         template_class = Confined
 
     Confined.environment_class = Sandbox

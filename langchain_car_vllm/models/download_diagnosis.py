@@ -9,8 +9,8 @@ from langchain_car_vllm.errors import CarVllmError, ModelDownloadError, Untruste
 from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import nearest_ids
-from langchain_car_vllm.models.model_files import printable
 from langchain_car_vllm.models.servable import find_missing
+from langchain_car_vllm.support.printable import on_one_line
 
 Attempt = Literal["ask", "download", "update"]
 """What was under way: nothing is fetched of a model that the Hub is only asked about."""
@@ -41,7 +41,7 @@ def diagnose_download(
     if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
         verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
     if verdict["kind"] == "code":
-        return UntrustedCodeError(source, printable(verdict.get("said")))
+        return UntrustedCodeError(source, on_one_line(verdict.get("said")))
     if verdict["kind"] == "no-model":
         return unservable(source, verdict.get("names"))
     return download_error(source, revision, {"log": log, **verdict}, attempt=attempt)

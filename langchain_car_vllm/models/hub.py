@@ -29,12 +29,13 @@ from langchain_car_vllm.models.hub_account import (
     sendable_token,
 )
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
-from langchain_car_vllm.models.model_files import parse_object, printable
+from langchain_car_vllm.models.model_files import parse_object
 from langchain_car_vllm.models.proxies import HttpProxies, connect_with, find_proxies, find_proxy
 from langchain_car_vllm.models.remote_code import may_ask_for_code
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
 from langchain_car_vllm.models.weights import weight_names
+from langchain_car_vllm.support.printable import on_one_line
 
 _TIMEOUT = 10.0
 _DEADLINE = 30.0
@@ -95,7 +96,7 @@ def _listed_sizes(hub: "_Hub") -> dict[str, int]:
         found = parse_object(Path("listing"), listed)
         return dict(_name_and_size(entry) for entry in found["siblings"])
     except (UnservableModelError, AttributeError, LookupError, TypeError, ValueError) as error:
-        said = printable(listed[:60].decode(errors="replace"))
+        said = on_one_line(listed[:60].decode(errors="replace"))
         raise hub.error({"kind": "strange", "said": said}) from error
 
 
@@ -183,7 +184,7 @@ class _Hub:
             kind = "certificate"
         else:
             kind = "proxy" if find_proxy(hub_endpoint()) else "offline"
-        return {"kind": kind, "said": printable(reason)}
+        return {"kind": kind, "said": on_one_line(reason)}
 
 
 class _EntryMissing(Exception):  # noqa: N818 - never leaves this module
@@ -192,7 +193,7 @@ class _EntryMissing(Exception):  # noqa: N818 - never leaves this module
 
 def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:
     code = error.headers.get("X-Error-Code") or ""
-    said = printable(error.headers.get("X-Error-Message") or error.reason)[:_MOST_SHOWN]
+    said = on_one_line(error.headers.get("X-Error-Message") or error.reason)[:_MOST_SHOWN]
     return {"kind": _kind(error.code, code, said), "said": said}
 
 

@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.support.printable import on_one_line
 
 _MB = 1_000_000
 _MOST_BYTES = 64 * _MB
 _MOST_ENTRIES = 100_000
 _INVALID = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
-
-
-def printable(text: object) -> str:
-    """Return a text of somebody else's in a form that every terminal and every log takes."""
-    characters = str(text).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters)
 
 
 def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
@@ -168,20 +163,20 @@ def file_error(path: Path, error: OSError | ValueError) -> UnservableModelError:
 def _problem(
     path: Path, detail: str, *, hint: str | None = None, is_missing: bool = False
 ) -> UnservableModelError:
-    return UnservableModelError(f"`{printable(path)}` {detail}", hint=hint, is_missing=is_missing)
+    return UnservableModelError(f"`{on_one_line(path)}` {detail}", hint=hint, is_missing=is_missing)
 
 
 def _access_hint(path: Path, platform: str = sys.platform) -> str:
     """Return how to get at a file: it is another user's, or macOS keeps it private."""
     owned = next((part for part in (path, *path.parents) if _owner(part) is not None), path)
     if _owner(owned) not in (None, os.getuid()):
-        return f'`{printable(owned)}` belongs to another user: sudo chown -R "$USER" it'
+        return f'`{on_one_line(owned)}` belongs to another user: sudo chown -R "$USER" it'
     if platform == "darwin":
         return (
             "allow this program's terminal or editor to read it in System Settings, Privacy & "
             "Security, Files and Folders"
         )
-    return f"chmod -R u+rX `{printable(owned)}`"
+    return f"chmod -R u+rX `{on_one_line(owned)}`"
 
 
 def _owner(path: Path) -> int | None:
@@ -222,4 +217,4 @@ def _reason(error: BaseException) -> str:
         return "it nests too deeply"
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return printable(error) or type(error).__name__
+    return on_one_line(error) or type(error).__name__

@@ -12,7 +12,7 @@ from typing import Any
 from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.families import has_own_code
-from langchain_car_vllm.models.model_files import printable
+from langchain_car_vllm.support.printable import on_one_line
 
 TRUST = "--trust-remote-code"
 CODE = "*.py"
@@ -107,7 +107,7 @@ def _find_mapped(name: str, values: Mapping[str, Any]) -> object:
 
 def _unreadable(name: str) -> UnservableModelError:
     return UnservableModelError(
-        f"`{printable(name)}` cannot be read to its end, so it may ask for code",
+        f"`{on_one_line(name)}` cannot be read to its end, so it may ask for code",
         hint="download the model again, or choose another conversion",
     )
 

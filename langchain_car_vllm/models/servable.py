@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
 from langchain_car_vllm.models.config import config_of, is_multimodal
-from langchain_car_vllm.models.model_files import list_folder, load_object, printable, read_object
+from langchain_car_vllm.models.model_files import list_folder, load_object, read_object
 from langchain_car_vllm.models.remote_code import find_code
 from langchain_car_vllm.models.snapshot import TOKENIZER_SUFFIX, TOKENIZERS
 from langchain_car_vllm.models.weights import (
@@ -21,6 +21,7 @@ from langchain_car_vllm.models.weights import (
     shard_names,
     weight_names,
 )
+from langchain_car_vllm.support.printable import on_one_line
 
 _WHOLE = "choose a repository with `config.json`, a tokenizer and safetensors weights"
 _CONVERSION = "take the MLX conversion of the model, which `mlx-community` has of most"
@@ -42,9 +43,9 @@ class Obstacle(NamedTuple):
     def error(self, name: str) -> UnservableModelError:
         """Return it as the error of a model."""
         if self.is_code:
-            return UntrustedCodeError(printable(name), self.reason)
+            return UntrustedCodeError(on_one_line(name), self.reason)
         return UnservableModelError(
-            f"`{printable(name)}` cannot be served: {self.reason}", hint=self.hint
+            f"`{on_one_line(name)}` cannot be served: {self.reason}", hint=self.hint
         )
 
 
@@ -124,7 +125,7 @@ def _misnamed_weights(names: Collection[str]) -> Obstacle:
     found = sorted(name for name in names if name.endswith(".safetensors"))
     if found:
         return Obstacle(
-            f"the server loads `model*.safetensors`, and its weights are `{printable(found[0])}`",
+            f"the server loads `model*.safetensors`, and its weights are `{on_one_line(found[0])}`",
             "rename them, or choose another conversion",
         )
     return Obstacle("it holds no safetensors weights", _WHOLE)
@@ -140,7 +141,7 @@ def _missing_shard(
     if not missing:
         return None
     return Obstacle(
-        f"`{printable(missing[0])}` is missing, which {witness}", "download the model again"
+        f"`{on_one_line(missing[0])}` is missing, which {witness}", "download the model again"
     )
 
 
@@ -150,7 +151,7 @@ def _find_damaged(directory: Path, files: Mapping[str, int | None]) -> Obstacle 
     for name in weight_names(files, multimodal=is_multimodal(config), index=index):
         damage = find_damage(directory / name)
         if damage is not None:
-            return Obstacle(f"`{printable(name)}` {damage.reason}", damage.hint)
+            return Obstacle(f"`{on_one_line(name)}` {damage.reason}", damage.hint)
     for name in (*TOKENIZERS, "tokenizer_config.json"):
         size = files.get(name)
         if name not in files:

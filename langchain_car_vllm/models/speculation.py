@@ -10,10 +10,11 @@ from typing import Any
 
 from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
 from langchain_car_vllm.models.config import is_multimodal
-from langchain_car_vllm.models.model_files import is_file, list_folder, printable, read_object
+from langchain_car_vllm.models.model_files import is_file, list_folder, read_object
 from langchain_car_vllm.models.remote_code import find_code
 from langchain_car_vllm.models.snapshot import find_snapshot, served_source
 from langchain_car_vllm.models.weights import MEDIA_WEIGHTS, is_weight, read_shapes
+from langchain_car_vllm.support.printable import on_one_line
 
 MTP = "mtp"
 _COUNTS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
@@ -62,7 +63,7 @@ def check_draft(
         )
     code = None if trust else find_code(list_folder(found), lambda file: read_object(found / file))
     if code is not None:
-        raise UntrustedCodeError(printable(draft), code)
+        raise UntrustedCodeError(on_one_line(draft), code)
 
 
 def draft_to_serve(draft: str | None) -> str | None:

@@ -19,6 +19,12 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(_escape, text)
 
 
+def on_one_line(text: object) -> str:
+    """Return a text of somebody else's as one line, which every terminal and every log takes."""
+    characters = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters)
+
+
 def printable_answer(text: str) -> str:
     """Return what a model wrote as a terminal can show it: without commands, else as it is."""
     return _COMMANDS.sub(_escape, text.replace("\r", ""))

@@ -115,8 +115,10 @@ class WireChat(CountingChat):
         )
 
     def _map_errors(self, attempt: Attempt, terms: Terms) -> AbstractContextManager[None]:
-        headers = {**dict(self.address.headers), **(terms.headers or {}), **terms.secrets}
-        return map_errors(self.endpoint, terms.clock.timeout, attempt.explain, headers=headers)
+        def sent() -> dict[str, str]:
+            return {**dict(self.address.headers), **(terms.headers or {}), **terms.secrets}
+
+        return map_errors(self.endpoint, terms.clock.timeout, attempt.explain, sent=sent)
 
     def _answer_end(self, exchange: Exchange, terms: Terms) -> AnswerEnd:
         return add_times(exchange.answer_end(), terms.clock.stopwatch, self.endpoint.draft)
@@ -335,7 +337,7 @@ def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: in
         request=ChatRequest(address),
         refusals=refusals,
         model=endpoint.served_model,
-        base_url=endpoint.base_url,
+        base_url=endpoint.shown_url,
         api_key=SecretStr("not-needed"),
         root_client=nobody,
         client=nobody,

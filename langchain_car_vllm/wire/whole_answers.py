@@ -63,7 +63,7 @@ class WholeAnswers:
         return answer
 
     def _map_errors(self) -> AbstractContextManager[None]:
-        return map_errors(self.endpoint, self._timeout, headers=dict(self._address.headers))
+        return map_errors(self.endpoint, self._timeout, sent=lambda: dict(self._address.headers))
 
     def _request(self, path: str, body: Mapping[str, Any], clock: Clock) -> httpcore2.Request:
         named = {"model": self.endpoint.served_model, **body}

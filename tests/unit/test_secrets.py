@@ -174,6 +174,45 @@ def test_no_error_shows_a_secret_that_the_server_quotes(reply: Reply, held: dict
             assert KEY not in told
 
 
+def _variables_of(error: BaseException) -> str:
+    """Return what reports of errors show of the package's functions on the way to one."""
+    shown, known = [], {id(None)}
+    waiting: list[Any] = [traceback.TracebackException.from_exception(error, capture_locals=True)]
+    while waiting:
+        found = waiting.pop()
+        if id(found) not in known:
+            known.add(id(found))
+            waiting += [found.__cause__, found.__context__]
+            shown += [str(f.locals) for f in found.stack if "/langchain_car_vllm/" in f.filename]
+    return "\n".join(shown)
+
+
+class Closed(Dialect):
+    """A gateway that answers no request."""
+
+    def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
+        """Refuse a request."""
+        return Response(401, b"{}")
+
+
+@pytest.mark.usefixtures("socket_enabled")
+@pytest.mark.parametrize("held", HOLDERS[:5], ids=str)
+def test_no_report_of_an_error_shows_a_secret(held: dict[str, Any]):
+    """Services that collect errors collect the variables of each function, too."""
+    with Server(Closed()) as server:
+        given = {"model": "m", **_settings_of(server, held)}
+        asks: list[Callable[[], Any]] = [
+            lambda: ChatVllmMlx(**given).invoke("hi"),
+            lambda: list(ChatVllmMlx(**given).stream("hi")),
+            lambda: asyncio.run(ChatVllmMlx(**given).ainvoke("hi")),
+            lambda: VllmMlxEmbeddings(**given).embed_query("hi"),
+        ]
+        for ask in asks:
+            with pytest.raises(CarVllmError) as caught:
+                ask()
+            assert KEY not in _variables_of(caught.value)
+
+
 class Echo(Dialect):
     """A gateway that answers every request with the headers that it got."""
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import httpcore2
 import httpx2
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, without_credentials
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.transport.port_guard import (
@@ -54,6 +54,9 @@ class Address(NamedTuple):
     headers: Headers = ()
     server: str | None = None
     generation: int = 0
+
+    def __repr__(self) -> str:
+        return f"Address({without_credentials(self.base_url)!r})"
 
     def is_former(self, other: "Address") -> bool:
         """Tell whether this leads to a server that another start has taken the place of."""

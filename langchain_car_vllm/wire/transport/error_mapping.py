@@ -40,7 +40,7 @@ def map_errors(
     timeout: float | None,
     translate: Callable[[AnswerError], Exception] | None = None,
     *,
-    headers: Mapping[str, str],
+    sent: Callable[[], Mapping[str, str]],
 ) -> Iterator[None]:
     """Raise what goes wrong inside as an `AnswerError` with the server's text and its log.
 
@@ -48,13 +48,14 @@ def map_errors(
         endpoint: Who was asked.
         timeout: The request's limit in seconds, for the message.
         translate: Turns the error into the one that the user gets.
-        headers: What was sent along: an error shows none of the secrets in it.
+        sent: Returns the headers that were sent along, which no error shows, nor what reports
+            errors with the variables of each function on the way.
     """
     try:
         with _as_answer_errors(endpoint, timeout):
             yield
     except AnswerError as error:
-        _hide_secrets(error, endpoint, headers)
+        _hide_secrets(error, endpoint, sent())
         if error.log_path is None:
             error.log_path = endpoint.log_path
         translated = translate(error) if translate else error

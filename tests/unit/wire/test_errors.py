@@ -177,7 +177,7 @@ def test_a_connection_that_times_out_is_that_of_a_dead_server(
     """On a Mac nobody refuses it: it counts as refused where the time was not the user's own."""
     endpoint = dataclasses.replace(ENDPOINT, managed=managed)
     kind = errors.ConnectionFailedError if is_replayed else errors.RequestTimeoutError
-    with pytest.raises(kind) as caught, map_errors(endpoint, timeout, headers={}):
+    with pytest.raises(kind) as caught, map_errors(endpoint, timeout, sent=dict):
         raise httpcore2.ConnectTimeout("timed out")
     assert getattr(caught.value, "refused", False) is is_replayed
 

@@ -211,7 +211,7 @@ def run(exchange: Exchange, answers: list[list[bytes]]) -> None:
     left = iter(answers)
     for attempt in exchange.attempts():
         assert complaint_about(json.loads(json.dumps(attempt.body))) is None
-        with map_errors(ENDPOINT, None, attempt.failed, headers={}):
+        with map_errors(ENDPOINT, None, attempt.failed, sent=dict):
             for part in next(left):
                 found += attempt.feed(part)
                 if attempt.done:
@@ -308,7 +308,7 @@ def test_any_refusal_is_a_typed_error(complaint, status, retry_after):
     """Whatever a server says of a failure, with its status or in an event."""
     content = json.dumps(complaint).encode()
     headers = [] if retry_after is None else [(b"Retry-After", retry_after.encode())]
-    with pytest.raises(CarVllmError) as caught, map_errors(ENDPOINT, None, headers={}):
+    with pytest.raises(CarVllmError) as caught, map_errors(ENDPOINT, None, sent=dict):
         raise Refusal(status, headers, content)
     str(caught.value).encode()
     answer = Answer(streamed=True)

@@ -101,7 +101,7 @@ def test_a_request_that_http_does_not_allow_is_no_lost_connection():
     import httpcore2
 
     endpoint = Endpoint(base_url=ELSEWHERE, api_key=None, served_model="m")
-    with pytest.raises(CarVllmError) as caught, map_errors(endpoint, None, headers={}):
+    with pytest.raises(CarVllmError) as caught, map_errors(endpoint, None, sent=dict):
         raise httpcore2.LocalProtocolError("Illegal header value b'Bearer sk-hush'")
     assert isinstance(caught.value, core.ModelInvalidRequestError)
     assert "hush" not in str(caught.value)

@@ -7,22 +7,20 @@ The converted schema asks for a little less; the answer is validated against the
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
-
-Schema = dict[str, Any]
+from langchain_car_vllm.wire.request.schema import Schema, references_in
 
 _DEFS = ("$defs", "definitions")
 _MAPS = ("properties", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 _ROOT_REFERENCE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
-_VALUES = ("enum", "const", "default", "examples")
 _GUIDANCE = {"lenient": True, "coerce_one_of": True}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -69,7 +67,7 @@ def _convert_all(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
     root: Schema = _convert(schema, defs, {name: name for name in defs})
     if defs:
         root["$defs"] = defs
-    for target in _references_in(root):
+    for target in references_in(root):
         # What was moved by the conversion is where it was in the original.
         if not (_is_in(root, target) or _is_in(schema, target)):
             raise ConfigurationError(
@@ -78,20 +76,6 @@ def _convert_all(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
             )
     root["x-guidance"] = _GUIDANCE
     return root
-
-
-def _references_in(value: Any) -> Iterator[str]:
-    """Yield what a schema refers to."""
-    if isinstance(value, Mapping):
-        target = value.get("$ref")
-        if isinstance(target, str):
-            yield target
-        for key, part in value.items():
-            if key not in _VALUES:
-                yield from _references_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _references_in(part)
 
 
 def _is_in(found: Any, target: str) -> bool:

@@ -24,6 +24,7 @@ _INDESCRIBABLE = (
     *(AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
     PydanticUserError,
 )
+_VALUES = ("enum", "const", "default", "examples")
 _DEEP = 50
 """Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
 
@@ -109,6 +110,30 @@ def inline_root(schema: Mapping[str, Any]) -> Schema:
             )
         found = {**{k: v for k, v in found.items() if k != "$ref"}, **inner}
     return found
+
+
+def references_in(value: Any) -> Iterator[str]:
+    """Yield what a schema refers to."""
+    if isinstance(value, Mapping):
+        target = value.get("$ref")
+        if isinstance(target, str):
+            yield target
+        for key, part in value.items():
+            if key not in _VALUES:
+                yield from references_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from references_in(part)
+
+
+def is_recursive(schema: Schema) -> bool:
+    """Whether a definition of a schema holds itself, directly or through others."""
+    defs = schema.get("$defs") or {}
+    left = {f"#/$defs/{name}": set(references_in(part)) for name, part in defs.items()}
+    while free := [target for target, inner in left.items() if not inner & left.keys()]:
+        for target in free:
+            del left[target]
+    return bool(left)
 
 
 def is_model(schema: Any) -> bool:

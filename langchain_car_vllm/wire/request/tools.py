@@ -17,6 +17,7 @@ from langchain_car_vllm.wire.request.schema import (
     Schema,
     inline_root,
     is_dataclass,
+    is_recursive,
     json_schema,
     refuse_enum,
 )
@@ -101,9 +102,7 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
         tool = _in_openais_form(tool)
     refuse_enum(tool)
     found = convert_to_openai_tool(tool, strict=strict)
-    model = tool if isinstance(tool, type) else getattr(tool, "tool_call_schema", None)
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        _number_decimals(found, model)
+    _mend_parameters(found["function"], tool)
     return found
 
 
@@ -134,12 +133,38 @@ def _schema_as_tool(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tool, "parameters": found} if found else tool
 
 
-def _number_decimals(tool: dict[str, Any], model: type[BaseModel]) -> None:
-    """Write decimals as numbers: as a text, which pydantic takes as well, any text would do."""
-    parameters = tool.get("function", {}).get("parameters")
-    if parameters and "anyOf" in str(parameters):
-        ours = dereference_refs(model.model_json_schema(schema_generator=JsonGenerator))
-        tool["function"]["parameters"] = _merge_numbers(parameters, ours)
+def _mend_parameters(function: dict[str, Any], tool: Any) -> None:
+    """Put back what LangChain's conversion (1.8) loses of what a tool takes.
+
+    It takes all references out, and leaves nothing of one that leads back to itself. A decimal may
+    be a text there, as pydantic takes it, so that any text would do.
+    """
+    parameters = function.get("parameters")
+    text = str(parameters)
+    if not parameters or not ("{}" in text or "anyOf" in text):
+        return
+    ours = _parameters_of(tool)
+    if ours is None:
+        return
+    if is_recursive(ours):
+        told = ("title", "description")
+        function["parameters"] = {k: v for k, v in inline_root(ours).items() if k not in told}
+    else:
+        function["parameters"] = _merge_numbers(parameters, dereference_refs(ours))
+
+
+def _parameters_of(tool: Any) -> Schema | None:
+    """Return the JSON schema of what a tool of Python's takes, None for another tool."""
+    model = tool if isinstance(tool, type) else getattr(tool, "tool_call_schema", None)
+    if model is None and callable(tool):
+        from langchain_core.tools import create_schema_from_function  # noqa: PLC0415 - see `Tool`
+
+        model = create_schema_from_function(
+            tool.__name__, tool, filter_args=(), parse_docstring=True, include_injected=False
+        )
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return model.model_json_schema(schema_generator=JsonGenerator)
+    return model if isinstance(model, dict) else None
 
 
 def _merge_numbers(schema: Any, ours: Any) -> Any:

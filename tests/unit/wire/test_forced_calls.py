@@ -1,15 +1,19 @@
 """A forced tool choice ends in a valid call or in an error that says why."""
 
 import json
+import re
 
 import pytest
 from fakes.calls import HISTORY, Multiply, add, called, ways
 from fakes.reply import Reply, helpful
 from langchain_core.exceptions import ModelAPIError
+from langchain_core.tools import StructuredTool
+from langchain_core.tools import tool as tool_of
 from pydantic import BaseModel
 
 from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
 from langchain_car_vllm.wire.errors import IncompleteAnswerError
+from langchain_car_vllm.wire.request.schema import validation_error
 
 
 def test_a_choice_of_an_unbound_tool_is_refused(serve):
@@ -256,21 +260,45 @@ def test_nothing_of_a_refused_answer_is_streamed(serve):
     assert chunks[0].additional_kwargs["reasoning_content"] == "think "
 
 
-def test_a_recursive_schema_of_a_tool_reaches_the_grammar_whole(serve):
-    """References inside a tool's schema point into the tool, not into the list of calls."""
+class Node(BaseModel):
+    """A tree."""
 
-    class Node(BaseModel):
-        """A tree."""
+    value: int
+    children: list["Node"] = []
 
-        value: int
-        children: list["Node"] = []
 
+def plant(tree: Node) -> str:
+    """Plant a tree."""
+    return str(tree)
+
+
+NODES = Node.model_json_schema()
+RECURSIVE = {
+    "class": Node,
+    "function": plant,
+    "tool": tool_of(plant),
+    "schema of a server": StructuredTool(
+        name="plant", description="Plants.", args_schema=NODES, func=lambda **given: str(given)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RECURSIVE.values(), ids=RECURSIVE)
+def test_a_recursive_schema_of_a_tool_reaches_the_grammar_whole(serve, kind):
+    """LangChain leaves nothing of a reference that leads back to itself. References point into the
+    tool, not into the list of calls.
+    """
     model, dialect = serve()
-    model.bind_tools([Node, add], tool_choice="any", tool_choice_method="grammar").invoke("go")
+    model.bind_tools([kind, add], tool_choice="any", tool_choice_method="grammar").invoke("go")
     schema = dialect.requests[0]["response_format"]["json_schema"]["schema"]
-    text = json.dumps(schema)
-    for target in [part.split('"')[0] for part in text.split("#/$defs/")[1:]]:
-        assert target in schema["$defs"]
+    targets = re.findall(r"#/\$defs/(\w+)", json.dumps(schema))
+    assert targets
+    assert set(targets) <= schema["$defs"].keys()
+    model.bind_tools([kind]).invoke("go")
+    sent = dialect.requests[1]["tools"][0]["function"]["parameters"]
+    assert validation_error({"value": 1, "tree": {"value": 1}}, sent) is None
+    bad = {"value": 1, "children": [{"value": "high"}]}
+    assert validation_error({**bad, "tree": bad}, sent) is not None
 
 
 def test_parallel_calls_that_cannot_be_forbidden_are_warned_about(serve):

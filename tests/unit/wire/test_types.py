@@ -228,12 +228,15 @@ def test_a_decimal_in_a_tool_is_a_number():
         tip: Decimal | None = None
         other: float | str = 1
 
-    @tool
     def pay(amount: Decimal, tips: list[Decimal]) -> str:
         """Pay."""
         return str(amount)
 
-    one, two = (found["function"]["parameters"]["properties"] for found in openai_tools([Pay, pay]))
+    one, two, three = (
+        found["function"]["parameters"]["properties"]
+        for found in openai_tools([Pay, tool(pay), pay])
+    )
+    assert two == three
     assert (one["amount"]["type"], one["amount"]["minimum"]) == ("number", 0)
     assert {"type": "string"} not in one["tip"]["anyOf"]
     assert {"type": "string"} in one["other"]["anyOf"]

@@ -16,6 +16,12 @@ from langchain_car_vllm.errors import ConfigurationError
 PROVIDER = "vllm_mlx"
 REASONING = "reasoning_content"
 
+# Blocks of thoughts, and where LangChain, Anthropic, Mistral, OpenAI and Bedrock have the text.
+_THOUGHTS = {
+    "reasoning": ("reasoning", "content", "summary"),
+    "thinking": ("thinking",),
+    REASONING: (REASONING,),
+}
 EFFORTS = ("low", "medium", "high")
 Reasoning = bool | Literal["low", "medium", "high"] | None
 
@@ -72,8 +78,17 @@ def reasoning_of(message: AIMessage) -> str | None:
 
 
 def _thought(block: dict[str, Any]) -> str:
-    kind = block.get("type")
-    return str(block.get(kind) or "") if kind in ("reasoning", "thinking") else ""
+    said = (block.get(key) for key in _THOUGHTS.get(str(block.get("type")), ()))
+    return next((text for part in said if (text := _text_of(part))), "")
+
+
+def _text_of(part: Any) -> str:
+    """Return the text of what stands in a block of a thought, which may be blocks in turn."""
+    if isinstance(part, list):
+        return "".join(map(_text_of, part))
+    if isinstance(part, dict):
+        return _text_of(part.get("text"))
+    return part if isinstance(part, str) else ""
 
 
 def _blocks(message: AIMessage) -> list[Any]:

@@ -64,7 +64,10 @@ class Medium(NamedTuple):
 
 def kind_of(block: Mapping[str, Any]) -> Kind | None:
     """Return what kind of medium a block holds, None for none."""
-    return _KINDS.get(str(block.get("type")))
+    kind = str(block.get("type"))
+    if kind in ("file", "media"):  # as LangChain and Google write a file, whose type says it
+        kind = str(block.get("mime_type")).partition("/")[0]
+    return _KINDS.get(kind)
 
 
 def read_medium(

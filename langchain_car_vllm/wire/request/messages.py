@@ -6,7 +6,7 @@ cache holds from turn to turn.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -74,6 +74,7 @@ def to_server_messages(
     outgoing = _Outgoing(endpoint, access)
     found: list[BaseMessage] = []
     shown: list[str | dict[str, Any]] = []
+    messages = [part for message in messages for part in _with_results_apart(message)]
     newest = _newest_of_user(messages)
     for place, message in enumerate(messages):
         if shown and not isinstance(message, ToolMessage | FunctionMessage):
@@ -98,7 +99,7 @@ def _newest_of_user(messages: Sequence[BaseMessage]) -> int:
         place
         for place, message in enumerate(messages)
         if isinstance(message, HumanMessage)
-        or (isinstance(message, ChatMessage) and message.role == "user")
+        or (isinstance(message, ChatMessage) and message.role in ("user", "human"))
     ]
     return places[-1] if places else -1
 
@@ -243,15 +244,30 @@ def _encodable_copy(message: BaseMessage) -> BaseMessage:
     return message if text == message.content else message.model_copy(update={"content": text})
 
 
+def _with_results_apart(message: BaseMessage) -> Iterator[BaseMessage]:
+    """Yield a message, and before it the results of tools that Anthropic's form has in it."""
+    content = message.content if isinstance(message, HumanMessage) else ""
+    blocks = content if isinstance(content, list) else []
+    results = [b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_result"]
+    for block in results:
+        call = str(block.get("tool_use_id") or "")
+        yield ToolMessage(content=block.get("content") or "", tool_call_id=call)
+    left = [block for block in blocks if block not in results]
+    if left or not results:
+        yield message.model_copy(update={"content": left}) if results else message
+
+
 def _by_role(message: BaseMessage) -> BaseMessage:
     """Return what a tool or a model said as such: what stands in it was not written by the user."""
     if isinstance(message, FunctionMessage):
         return ToolMessage(content=message.content, tool_call_id=message.name)
-    if not isinstance(message, ChatMessage) or isinstance(message.content, str):
+    if not isinstance(message, ChatMessage):
         return message
-    if message.role == "assistant":
+    if message.role == "human":
+        return HumanMessage(content=message.content)
+    if message.role == "ai" or (message.role == "assistant" and isinstance(message.content, list)):
         return AIMessage(content=message.content)
-    if message.role == "tool":
+    if message.role == "tool" and isinstance(message.content, list):
         call = str(message.additional_kwargs.get("tool_call_id") or "")
         return ToolMessage(content=message.content, tool_call_id=call)
     return message

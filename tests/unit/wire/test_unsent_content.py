@@ -143,6 +143,44 @@ def test_what_another_model_said_stays_in_the_history(serve, block, text):
 @pytest.mark.parametrize(
     "block",
     [
+        {"type": "reasoning", "reasoning": "Hm."},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}], "id": "1"},
+        {
+            "type": "reasoning",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
+        {"type": "thinking", "thinking": "Hm.", "signature": "abc"},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+        {"type": "reasoning_content", "reasoning_content": {"text": "Hm.", "signature": "abc"}},
+    ],
+)
+def test_what_another_model_thought_stays_in_the_history(serve, block):
+    """As the text that it is; Mistral's went out as Python writes a list."""
+    model, dialect = serve(Reply(text="ok"))
+    model.invoke([HumanMessage("go"), AIMessage([block, "Yes."]), HumanMessage("on")])
+    answer = dialect.requests[0]["messages"][1]
+    assert answer == {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+
+
+@pytest.mark.parametrize("result", ["Mars", [{"type": "text", "text": "Mars"}]])
+@pytest.mark.parametrize("rest", [[], [{"type": "text", "text": "on"}]])
+def test_a_result_in_anthropics_form_is_one(serve, result, rest):
+    """It stands in a message of the user's there, which would go out without it."""
+    model, dialect = serve(Reply(text="ok"))
+    call = {"type": "tool_use", "id": "1", "name": "look", "input": {}}
+    told = {"type": "tool_result", "tool_use_id": "1", "content": result}
+    turn = [AIMessage([call]), HumanMessage([told, *rest])]
+    model.invoke([HumanMessage("go"), *turn, *turn])
+    _, _, *sent = dialect.requests[0]["messages"]
+    assert sent[0] == {"role": "tool", "tool_call_id": "1", "content": "Mars"}
+    user = [{"role": "user", "content": "on"}] if rest else []
+    assert sent[1:] == [*user, dialect.requests[0]["messages"][1], sent[0], *user]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
         {"type": "tool_use", "id": "1", "name": "look", "input": {"at": "é"}},
         {"type": "tool_call", "id": "1", "name": "look", "args": {"at": "é"}},
         {"type": "function_call", "call_id": "1", "name": "look", "arguments": '{"at": "é"}'},
@@ -216,6 +254,9 @@ def test_only_the_users_last_message_is_refused(serve, name):
 def test_an_answer_with_a_picture_and_a_strange_role_are_no_end_either(serve):
     """Other models made them, and the thread goes on here."""
     model, dialect = serve(Reply(text="ok"))
+    model.invoke([ChatMessage("go", role="human"), ChatMessage("on", role="ai"), HumanMessage("?")])
+    roles = [message["role"] for message in dialect.requests.pop()["messages"]]
+    assert roles == ["user", "assistant", "user"]
     model.invoke(
         [
             ChatMessage(role="critic", content="Hm."),

@@ -245,10 +245,13 @@ def _warn_of(endpoint: Endpoint) -> None:
     """Log what is worth knowing of a server's installation, once per process; looks at files."""
     _warned.add(_installation(endpoint))
     # Not needed for construction.
-    from langchain_car_vllm import runtime  # noqa: PLC0415
+    from langchain_car_vllm.runtime.runtime import (  # noqa: PLC0415
+        warn_about_what_is_passed_over,
+    )
+    from langchain_car_vllm.runtime.versions import warn_about  # noqa: PLC0415
 
-    runtime.warn_about(endpoint.version)
-    runtime.warn_about_what_is_passed_over()
+    warn_about(endpoint.version)
+    warn_about_what_is_passed_over()
     _warn_of_engine(endpoint.engine_note)
 
 

@@ -8,13 +8,8 @@ import typer
 
 from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.progress.display import Display
-from langchain_car_vllm.runtime import (
-    VllmRuntime,
-    binary_to_launch,
-    install_runtime,
-    overriding_binary,
-    upgrade_runtime,
-)
+from langchain_car_vllm.runtime import VllmRuntime, install_runtime, upgrade_runtime
+from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
 
 
 def install(

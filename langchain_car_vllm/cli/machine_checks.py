@@ -30,21 +30,21 @@ from langchain_car_vllm.paths import (
     managed_root,
     run_root,
 )
-from langchain_car_vllm.runtime import (
-    binary_passed_over,
-    binary_to_launch,
-    installed_version,
-    overriding_binary,
-    version_warning,
-)
+from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
-from langchain_car_vllm.runtime.locate import is_managed
+from langchain_car_vllm.runtime.locate import (
+    binary_passed_over,
+    binary_to_launch,
+    is_managed,
+    overriding_binary,
+)
 from langchain_car_vllm.runtime.marker import is_incomplete
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.runtime.uv_binary import find_uv
+from langchain_car_vllm.runtime.versions import version_warning
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.client.spawn import package_path
 from langchain_car_vllm.server.directory import (

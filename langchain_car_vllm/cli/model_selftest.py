@@ -22,8 +22,9 @@ from langchain_car_vllm.cli.findings import Finding, check
 from langchain_car_vllm.cli.output import size
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_RUNTIME, overridden
 from langchain_car_vllm.paths import managed_root
-from langchain_car_vllm.runtime import binary_to_launch, installed_version
+from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.host import current_host
+from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.mac import ask_kernel
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server import running_servers, stop_server

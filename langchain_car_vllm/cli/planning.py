@@ -17,8 +17,9 @@ from langchain_car_vllm.errors import (
     UnknownModelError,
 )
 from langchain_car_vllm.models import parse_model_id
-from langchain_car_vllm.runtime import binary_to_launch, installed_version
+from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.host import check_host, current_host
+from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.company import Company, company_of

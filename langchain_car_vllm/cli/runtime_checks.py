@@ -16,10 +16,10 @@ from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.proxies import find_proxies
 from langchain_car_vllm.paths import managed_root
-from langchain_car_vllm.runtime import binary_to_launch, interpreter_of
+from langchain_car_vllm.runtime import interpreter_of
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.host import Host
-from langchain_car_vllm.runtime.locate import is_managed
+from langchain_car_vllm.runtime.locate import binary_to_launch, is_managed
 from langchain_car_vllm.runtime.uv_settings import has_system_certificates
 from langchain_car_vllm.runtime.virtual_environment import holds_server
 from langchain_car_vllm.server import running_servers

@@ -25,7 +25,7 @@ from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.hub_account import absolute_folders
-from langchain_car_vllm.runtime import absolute_settings
+from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
 
 _LABEL = "dev.car.vllm-mlx"

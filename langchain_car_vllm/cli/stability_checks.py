@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.runtime import binary_to_launch, interpreter_of
+from langchain_car_vllm.runtime import interpreter_of
 from langchain_car_vllm.runtime.commands import run_step
+from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.supervisor.child import install_launcher
 

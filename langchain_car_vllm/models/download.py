@@ -32,7 +32,8 @@ from langchain_car_vllm.models.snapshot import (
     wanted_files,
 )
 from langchain_car_vllm.paths import RECONNECT, broken_link
-from langchain_car_vllm.runtime import console_script, interpreter_of
+from langchain_car_vllm.runtime import interpreter_of
+from langchain_car_vllm.runtime.locate import console_script
 
 _SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
 _BLOB = re.compile(r"[\w\-]{1,128}", re.ASCII)

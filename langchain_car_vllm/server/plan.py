@@ -30,8 +30,8 @@ from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
 from langchain_car_vllm.models.speculation import check_draft, draft_bytes, draft_to_serve
 from langchain_car_vllm.paths import existing_part
-from langchain_car_vllm.runtime import binary_to_launch, installed_version, interpreter_of
-from langchain_car_vllm.runtime.locate import overriding_binary
+from langchain_car_vllm.runtime import installed_version, interpreter_of
+from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes, reserving

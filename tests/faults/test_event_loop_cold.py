@@ -10,7 +10,7 @@ from blockbuster import blockbuster_ctx
 from faults.support import Fake
 
 from langchain_car_vllm import ChatVllmMlx, connection
-from langchain_car_vllm.runtime import warn_about_what_is_passed_over
+from langchain_car_vllm.runtime.runtime import warn_about_what_is_passed_over
 
 
 async def streamed(model: ChatVllmMlx) -> str:

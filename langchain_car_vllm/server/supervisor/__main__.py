@@ -19,7 +19,7 @@ from typing import Any
 from langchain_car_vllm.environment import adopt, inherited_environment
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.models.hub_account import absolute_folders, hub_variables
-from langchain_car_vllm.runtime import absolute_settings
+from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import acquire_exclusive, open_lock
 from langchain_car_vllm.server.order import decode_order

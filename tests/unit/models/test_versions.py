@@ -2,7 +2,7 @@ import pytest
 
 from langchain_car_vllm.models import ModelFacts
 from langchain_car_vllm.models.compatibility import facts_for_version
-from langchain_car_vllm.runtime import version_warning
+from langchain_car_vllm.runtime.versions import version_warning
 
 
 def facts(tool_call=None, reasoning=None, **sampling):

@@ -11,11 +11,10 @@ from langchain_car_vllm.runtime import (
     ensure_runtime,
     import_verdicts,
     resolve_existing,
-    version_warning,
-    warn_about,
-    warn_about_what_is_passed_over,
 )
 from langchain_car_vllm.runtime.marker import read_marker, write_marker
+from langchain_car_vllm.runtime.runtime import warn_about_what_is_passed_over
+from langchain_car_vllm.runtime.versions import version_warning, warn_about
 
 
 def test_an_existing_install_wins(fake_uv, home, write_binary):

@@ -3,18 +3,12 @@
 import json
 from typing import Any
 
-from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.errors import StructuredOutputError
 
 
-class CollectingFilter:
-    """Holds the text of an answer back until it can be judged; reasoning passes at once.
-
-    Attributes:
-        done: Never set: the answer is wanted to its end.
-    """
-
-    done = False
+class CollectingFilter(Filter):
+    """Holds the text of an answer back until it can be judged; reasoning passes at once."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []

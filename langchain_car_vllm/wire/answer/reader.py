@@ -60,7 +60,7 @@ class Delta(NamedTuple):
 class Filter(Protocol):
     """Holds back, cuts or turns deltas on their way to the user."""
 
-    done: bool
+    done: bool = False
     """Nothing more is wanted of this answer."""
 
     def feed(self, delta: Delta) -> Delta | None:

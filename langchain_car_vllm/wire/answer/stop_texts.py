@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 
-from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.reader import Delta, Filter
 
 
-class StopFilter:
+class StopFilter(Filter):
     """Cuts an answer before the first stop text, which never reaches the user even in part.
 
     Args:
         stop: The stop texts, none of them empty.
         told: Whether the server knows them and ends by itself, with the usage to follow.
-
-    Attributes:
-        done: A stop text came and nothing more is wanted; whatever follows is dropped.
     """
 
     def __init__(self, stop: Sequence[str], *, told: bool = False) -> None:
@@ -21,7 +18,6 @@ class StopFilter:
         self._told = told
         self._held = ""
         self._cut = False
-        self.done = False
 
     def feed(self, delta: Delta) -> Delta | None:
         """Return what surely comes before any stop text."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
 from langchain_car_vllm.wire.answer.call_parts import new_call_id
-from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.written_calls import (
     FENCE,
     OPENING,
@@ -35,7 +35,7 @@ _FENCE_END = re.compile(r"\n?[ \t]*```[ \t]*(?=\n|\Z)")
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
 
 
-class TextCallFilter:
+class TextCallFilter(Filter):
     """Turns calls written as text into tool calls.
 
     Where the server's own parser finds calls, what is written beside them is text, whichever comes
@@ -43,12 +43,7 @@ class TextCallFilter:
 
     Args:
         names: What counts as a call.
-
-    Attributes:
-        done: Never set: an answer may go on after a call.
     """
-
-    done = False
 
     def __init__(self, names: CallNames) -> None:
         self._names = names

@@ -1,22 +1,17 @@
 """Thoughts that a server without a reasoning parser leaves in the text."""
 
-from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.stop_texts import overlap
 
 _WORDS = ("think", "thinking", "thought", "reasoning")
 _TAGS = {f"<{word}>": f"</{word}>" for word in _WORDS} | {"[THINK]": "[/THINK]"}
 
 
-class ThinkTagFilter:
+class ThinkTagFilter(Filter):
     """Turns `<think>...</think>`, or what a model writes for it, into reasoning.
 
     It stands at the beginning of an answer.
-
-    Attributes:
-        done: Never set: the answer follows the thought.
     """
-
-    done = False
 
     def __init__(self) -> None:
         self._held = ""

@@ -27,6 +27,7 @@ from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
+from langchain_car_vllm.support.programs import ask_program
 
 _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
@@ -264,20 +265,13 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
             f"`{command[0]}` is not on the PATH, so no service can be kept here",
             hint="run `car-vllm serve` in a terminal instead",
         )
-    try:
-        return subprocess.run(
-            [program, *command[1:]],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_PATIENCE,
-        )
-    except subprocess.TimeoutExpired as error:
+    done = ask_program([program, *command[1:]], _PATIENCE)
+    if done is None:
         raise ConfigurationError(
             f"`{shlex.join(command)}` did not answer within {_PATIENCE} s",
             hint="run it by hand to see more",
-        ) from error
+        )
+    return done
 
 
 def _encode_agent(service: Service) -> bytes:

@@ -61,11 +61,6 @@ class InvalidCallWarning(UserWarning):
 class Attempt:
     """One request and what comes back of it.
 
-    Args:
-        body: The JSON body.
-        filters: What the answer's deltas pass through.
-        names: The user's names of tools that went out under another one.
-
     Attributes:
         answer: What came back so far.
         called: Whether a tool call went to the user.

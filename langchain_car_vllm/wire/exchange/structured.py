@@ -30,14 +30,7 @@ _WISH = "Give this answer as JSON."
 
 
 class Structured(Exchange):
-    """One request for JSON that fits a schema.
-
-    Args:
-        body: The body, without its `response_format`.
-        form: The `response_format`.
-        filters: What the answer passes through.
-        attached: Whether somebody else runs the server, which then may be any server.
-    """
+    """One request for JSON that fits a schema."""
 
     def __init__(
         self,
@@ -59,15 +52,7 @@ class Structured(Exchange):
 
 
 class ToolsThenSchema(Exchange):
-    """A step of an agent that ends in a tool call or in JSON that fits a schema.
-
-    Args:
-        body: The body of a plain request with the tools.
-        form: The `response_format`.
-        filters: What the draft passes through.
-        names: The user's names of tools that went out under another one.
-        attached: Whether somebody else runs the server, which then may be any server.
-    """
+    """A step of an agent that ends in a tool call or in JSON that fits a schema."""
 
     def __init__(
         self,
@@ -111,9 +96,6 @@ class ToolsThenSchema(Exchange):
 
 class DraftFilter(CollectingFilter):
     """Holds the text of a step back until it is clear that the step calls a tool, or fits.
-
-    Args:
-        schema: What the text would have to fit.
 
     Attributes:
         fits: Whether the text was JSON that fits.

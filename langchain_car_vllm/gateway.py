@@ -22,9 +22,14 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server import Lease, ServerSpec, alease
+from langchain_car_vllm.support.threads import run_wait
+from langchain_car_vllm.wire.errors import PromptTooLongError
+from langchain_car_vllm.wire.request.token_count import measure_foreign_request
 from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, TRANSPORT_ERRORS
+from langchain_car_vllm.wire.transport.passage import Passage, aenter_gate
 from langchain_car_vllm.wire.transport.send import aclose
+from langchain_car_vllm.wire.transport.timeouts import Clock
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,6 +51,8 @@ _NOT_RETURNED = frozenset(b"connection keep-alive transfer-encoding server date"
 
 # Anything else, put behind our address, could lead to somebody else's.
 _TARGET = re.compile(rb"/[!-~]*")
+# What the model reads and answers at length.
+_PROMPTS = re.compile(r"/v1/(chat/completions|completions|responses|messages)")
 _BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
 
 
@@ -156,7 +163,7 @@ class Gateway:
             try:
                 async with self._lease() as held:
                     try:
-                        await self._exchange(held.endpoint, scope, body, begun)
+                        await self._exchange(held, scope, body, begun)
                     except TRANSPORT_ERRORS as error:
                         reason = await held.aexplain()
                         may_repeat = reason is None or isinstance(reason, ServerCrashedError)
@@ -167,16 +174,18 @@ class Gateway:
             except CarVllmError as error:
                 if begun.is_begun:  # an answer that ends early must not look whole
                     raise
-                status = HTTPStatus.BAD_GATEWAY
-                if error.is_retryable:
-                    status = HTTPStatus.SERVICE_UNAVAILABLE
-                await _send_error(send, status, error.message, hint=error.hint, error=error)
+                text, hint = error.message, error.hint
+                await _send_error(send, _status_of(error), text, hint=hint, error=error)
                 return
 
-    async def _exchange(self, endpoint: Endpoint, scope: Message, body: bytes, send: Send) -> None:
-        async with Pools(address_of(endpoint), endpoint.is_ours).aborrow() as pool:
+    async def _exchange(self, held: Lease, scope: Message, body: bytes, send: Send) -> None:
+        endpoint = held.endpoint
+        async with (
+            _admitted(held, scope, body) as passage,
+            Pools(address_of(endpoint), endpoint.is_ours).aborrow() as pool,
+        ):
             try:
-                await _pass_on(pool, _request_to(endpoint, scope, body), send)
+                await _pass_on(pool, _request_to(endpoint, scope, body), send, passage)
             except httpcore2.LocalProtocolError:  # a header that is none, for instance
                 text = "the request breaks the rules of HTTP"
                 await _send_error(send, HTTPStatus.BAD_REQUEST, text)
@@ -237,8 +246,32 @@ def _request_to(endpoint: Endpoint, scope: Message, body: bytes) -> httpcore2.Re
     )
 
 
+@asynccontextmanager
+async def _admitted(held: Lease, scope: Message, body: bytes) -> AsyncIterator[Passage | None]:
+    """Wait for the turn of a request that the model has to read, as calls of this package do."""
+    if held.gate.is_open or not _PROMPTS.fullmatch(scope["path"]):
+        yield None
+        return
+    tokens = await run_wait(_reserved_tokens, body, held.gate.room)
+    clock = Clock(held.endpoint, None, total=True)
+    # A stream begins before the model does, in each API's form; the server's status tells more.
+    async with aenter_gate(held.gate, tokens, clock, arrives_late=True) as passage:
+        yield passage
+
+
+def _reserved_tokens(body: bytes, room: int | None) -> int:
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        return 1  # the server refuses it
+    return measure_foreign_request(asked).reserved_tokens(room) if isinstance(asked, dict) else 1
+
+
 async def _pass_on(
-    pool: httpcore2.AsyncConnectionPool, request: httpcore2.Request, send: Send
+    pool: httpcore2.AsyncConnectionPool,
+    request: httpcore2.Request,
+    send: Send,
+    passage: Passage | None,
 ) -> None:
     response = await pool.handle_async_request(request)
     try:
@@ -246,6 +279,8 @@ async def _pass_on(
         await send(_start(response.status, headers))
         async for piece in response.aiter_stream():
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+        if passage is not None:
+            passage.is_over = True
         await send({"type": "http.response.body", "body": b""})
     finally:
         await aclose(response)
@@ -285,6 +320,12 @@ async def _run_until_disconnect(answering: Awaitable[None], receive: Receive) ->
 async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _status_of(error: CarVllmError) -> HTTPStatus:
+    if isinstance(error, PromptTooLongError):
+        return HTTPStatus.BAD_REQUEST
+    return HTTPStatus.SERVICE_UNAVAILABLE if error.is_retryable else HTTPStatus.BAD_GATEWAY
 
 
 def _broken_connection(error: Exception) -> CarVllmError:

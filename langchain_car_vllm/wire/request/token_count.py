@@ -5,6 +5,7 @@
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ _BYTES_PER_TOKEN, _MOST_BYTES = 3, 8
 # What an answer without `max_tokens` is taken to have; few have more.
 _USUAL_ANSWER = 4096
 _MEDIA_TOKENS = {"image_url": 1500, "audio_url": 4000, "video_url": 8000}
+_DATA = re.compile(r"data:(image|audio|video)/|[A-Za-z0-9+/_=-]{4096,}\Z")
 _NO_MEMORY = (
     "prompt and answer may have {tokens:,} tokens; the memory set aside for this model holds "
     "{limit:,}"
@@ -95,6 +97,19 @@ class RequestSize(NamedTuple):
             raise PromptTooLongError(least, room, _NO_MEMORY)
         return min(prompt + answer, room)
 
+    def reserved_tokens(self, room: int | None) -> int:
+        """Return how many tokens are set aside for a request that may ask for any number.
+
+        Programs ask for the most that some model answers; what there is bounds the answer.
+
+        Raises:
+            PromptTooLongError: Its prompt alone cannot fit.
+        """
+        answer = max(1, _USUAL_ANSWER if self.answer_tokens is None else self.answer_tokens)
+        if room is not None:
+            answer = min(answer, max(room - self._prompt(), 1))
+        return self._replace(answer_tokens=answer).asked_tokens(room=room)
+
     def _prompt(self) -> int:
         return self.text_bytes // _BYTES_PER_TOKEN + self.media_tokens
 
@@ -107,6 +122,24 @@ class RequestSize(NamedTuple):
 def measure_request(body: Mapping[str, Any]) -> RequestSize:
     """Return the size of a request."""
     return RequestSize(_text_bytes(body), _media_tokens(body), body.get("max_tokens"))
+
+
+def measure_foreign_request(body: Mapping[str, Any]) -> RequestSize:
+    """Return the size of another program's request, whichever API's form it has."""
+    level: list[Any] = [body]
+    text_bytes = media_tokens = 0
+    while level:
+        inner = level.pop()
+        if isinstance(inner, Mapping):
+            level += inner.values()
+        elif isinstance(inner, list):
+            level += inner
+        elif isinstance(inner, str) and (data := _DATA.match(inner)):
+            media_tokens += _MEDIA_TOKENS[f"{data[1] or 'image'}_url"]
+        elif isinstance(inner, str):
+            text_bytes += len(inner.encode(errors="surrogatepass"))
+    asked = body.get("max_tokens", body.get("max_output_tokens"))
+    return RequestSize(text_bytes, media_tokens, asked if type(asked) is int else None)
 
 
 def arrives_late(body: Mapping[str, Any]) -> bool:

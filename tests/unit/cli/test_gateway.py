@@ -11,13 +11,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from faults.support import PATIENCE, Fake
+from faults.support import FAST, PATIENCE, Fake
 from unit.cli.test_sharing import question, request, serving
 
 from langchain_car_vllm import gateway as gateway_module
 from langchain_car_vllm.cli import gateway_server
 from langchain_car_vllm.errors import ServerStoppedError
 from langchain_car_vllm.gateway import Gateway
+from langchain_car_vllm.progress import Progress
+from langchain_car_vllm.server import alease
+from langchain_car_vllm.server.client.admission import Admission
+from langchain_car_vllm.server.tickets import Rules
 from langchain_car_vllm.wire.transport import connection_pools
 from langchain_car_vllm.wire.transport.connection_pools import Address, Pools
 
@@ -296,6 +300,56 @@ def test_a_long_path_is_the_servers_to_refuse(fake: Fake):
         answer_of(Gateway(fake.spec(), KEY), scope, [{"type": "http.request", "body": b""}])
     )
     assert 400 <= sent[0]["status"] < 500
+
+
+def test_what_the_model_reads_waits_for_its_turn(fake: Fake):
+    """Beside calls of Python programs, whose answers it could spoil; all else goes through."""
+    (fake.model / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048})
+    )
+
+    async def run():
+        queued = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def note(progress: Progress) -> None:
+            if progress.stage == "queued":
+                loop.call_soon_threadsafe(queued.set)
+
+        gateway = Gateway(fake.spec(), KEY, on_progress=note)
+        scope = scope_of("/v1/chat/completions")
+        async with alease(fake.spec(), policy=FAST) as held:
+            assert await asyncio.to_thread(held.gate.try_enter, 1, arrives_late=False)
+            call = asyncio.create_task(answer_of(gateway, scope, [body_of(fake)]))
+            models = scope_of("/v1/models", method="GET")
+            empty = {"type": "http.request", "body": b""}
+            assert (await answer_of(gateway, models, [empty]))[0]["status"] == 200
+            await asyncio.wait_for(queued.wait(), PATIENCE)
+            assert not call.done()
+            held.gate.begin()
+            assert (await call)[0]["status"] == 200
+        again = answer_of(gateway, scope, [body_of(fake)])
+        assert (await asyncio.wait_for(again, PATIENCE))[0]["status"] == 200
+
+    asyncio.run(run())
+
+
+def test_a_prompt_that_can_never_fit_is_refused(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """It would end the server that others use; an answer that may be long is no reason."""
+    rules = Rules(room=500)
+    monkeypatch.setattr(f"{Admission.__module__}.rules_of", lambda endpoint: rules)
+
+    async def status_of(text: str) -> object:
+        message = {"role": "user", "content": text}
+        body = body_of(fake, messages=[message], max_tokens=32_000)
+        scope = scope_of("/v1/chat/completions")
+        return (await answer_of(Gateway(fake.spec(), KEY), scope, [body]))[0]["status"]
+
+    async def run():
+        assert await status_of("hi") == 200
+        assert await status_of("hi " * 2000) == 400
+
+    asyncio.run(run())
 
 
 def test_restarts_of_the_server_leave_no_connection(fake: Fake):

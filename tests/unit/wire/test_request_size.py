@@ -5,7 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_car_vllm.errors import PromptTooLongError
-from langchain_car_vllm.wire.request.token_count import RequestSize, measure_request
+from langchain_car_vllm.wire.request.token_count import (
+    RequestSize,
+    measure_foreign_request,
+    measure_request,
+)
 
 few, some = st.integers(0, 20_000), st.none() | st.integers(1, 20_000)
 sizes = st.builds(RequestSize, few, few, some)
@@ -56,3 +60,39 @@ def test_the_window_is_named_before_the_memory(room: int | None):
     """Where both are too small, the one that no setting changes is told."""
     with pytest.raises(PromptTooLongError, match="the context window 5"):
         RequestSize(100, 0, 100).asked_tokens(5, room, counted=50)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+names = st.sampled_from(
+    ["messages", "system", "prompt", "input", "max_tokens", "max_output_tokens"]
+)
+
+
+@given(st.dictionaries(names, values), some)
+def test_any_request_of_another_program_reserves_what_there_is(body: object, room: int | None):
+    """At least a token, never more than the room; only a prompt that cannot fit is refused."""
+    size = measure_foreign_request(body)
+    try:
+        tokens = size.reserved_tokens(room)
+    except PromptTooLongError:
+        assert room is not None
+        assert size.text_bytes // 8 >= room
+        return
+    assert 1 <= tokens <= (room or float("inf"))
+
+
+def test_what_another_programs_request_holds_is_measured_wherever_it_stands():
+    """Anthropic's tool results, OpenAI's inputs; media by what they take, not by their bytes."""
+    text, picture = "a word " * 100, "/9j/" + "A" * 40_000
+    result = {"type": "tool_result", "content": [{"type": "text", "text": text}]}
+    source = {"type": "base64", "data": picture}
+    asked = {"messages": [{"role": "user", "content": [result, {"source": source}]}]}
+    size = measure_foreign_request({**asked, "max_tokens": 9})
+    assert size.text_bytes in range(len(text), len(text) + 100)
+    assert (size.media_tokens, size.answer_tokens) == (1500, 9)
+    sound = {"audio_url": {"url": "data:audio/wav;base64,AAAA"}}
+    assert measure_foreign_request({"input": [sound]}) == (0, 4000, None)

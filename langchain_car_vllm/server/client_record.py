@@ -44,8 +44,25 @@ def touch_record(path: Path, keep_alive: float) -> None:
 
 
 def promise_path(folder: Path) -> Path:
-    """Return the file that says that a caller was told that the start goes on without him."""
+    """Return the file that says that a caller was told that a start goes on without him."""
     return folder / ".goes-on"
+
+
+def promise(folder: Path, generation: int) -> None:
+    """Note that a start goes on without the caller."""
+    path = promise_path(folder)
+    path.touch(mode=0o600)
+    path.write_text(f"{generation}\n", encoding="ascii")
+
+
+def is_promised(folder: Path, generation: int) -> bool:
+    """Tell whether a start goes on without a caller; a promise of an earlier one binds nobody."""
+    try:
+        return int(promise_path(folder).read_text(encoding="ascii")) >= generation
+    except FileNotFoundError:
+        return False
+    except ValueError:  # an earlier release did not say which start it means
+        return True
 
 
 def has_live_client(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from langchain_car_vllm.errors import ServerStartingError
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import Policy, lease
 from langchain_car_vllm.server.client.stop import idle_seconds
+from langchain_car_vllm.server.client_record import promise_path
 
 HASTY = dataclasses.replace(FAST, abandoned_patience=0.5)
 
@@ -70,6 +71,33 @@ except ServerStartingError:
     assert fake.state().phase == "load"
     fake.open_gate("load")
     assert fake.wait_for_phase("ready").generation == 1
+
+
+@pytest.mark.parametrize("release", ["this", "an earlier one"])
+def test_promise_of_a_lost_start_binds_no_other(fake: Fake, release: str):
+    """Killed with the machine, say; what an earlier release noted holds for any start."""
+    fake.switch(load_gate=fake.gate("load"))
+    with pytest.raises(ServerStartingError):
+        lease(fake.spec(), policy=HASTY, startup_timeout=1.0).__enter__()
+    lost = fake.wait_for_phase("load")
+    note = promise_path(fake.directory().clients)
+    if release != "this":
+        note.write_text("")
+    for path in note.parent.glob("[!.]*"):
+        path.unlink()  # of this program, which lives on
+    os.kill(lost.supervisor.pid, signal.SIGKILL)
+    fake.wait_until_unsupervised()
+    client = ClientProcess(fake, policy=HASTY)
+    assert client.read() == "began"
+    eventually(lambda: fake.state().generation > lost.generation, "the next start")
+    fake.wait_for_phase("load")
+    client.kill()
+    if release == "this":
+        fake.wait_until_unsupervised()
+        assert (fake.state().phase, fake.state().reason) == ("stopped", "idle")
+    else:
+        fake.open_gate("load")
+        fake.wait_for_phase("ready")
 
 
 def test_interrupted_wait_says_what_becomes_of_the_start(

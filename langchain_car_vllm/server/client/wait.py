@@ -30,7 +30,7 @@ from langchain_car_vllm.server.client.process_lease import (
 )
 from langchain_car_vllm.server.client.replacement import Replacement
 from langchain_car_vllm.server.client.spawn import NoReportError, Start
-from langchain_car_vllm.server.client_record import promise_path
+from langchain_car_vllm.server.client_record import promise
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import PROTOCOL, ServerSpec
@@ -338,8 +338,10 @@ class Waiting:
         limit = self._startup_timeout
         if limit is not None and time.monotonic() - self._began > limit:
             stage = self._shown.stage if self._shown else "queued"
-            with suppress(OSError):
-                promise_path(self.directory.clients).touch(mode=0o600)
+            with suppress(OSError, StateDirectoryError):
+                state = self._process_lease.state()
+                generation = max((self._known or 0) + 1, state.generation if state else 0)
+                promise(self.directory.clients, generation)
             raise ServerStartingError(
                 f"`{self._spec.served_name}` is not ready after {limit:g} s (stage: {stage}); "
                 "the start goes on",

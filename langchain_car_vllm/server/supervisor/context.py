@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import StateDirectoryError
-from langchain_car_vllm.server.client_record import has_live_client, promise_path
+from langchain_car_vllm.server.client_record import has_live_client, is_promised
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import (
     close_lock,
@@ -187,7 +187,8 @@ class SupervisorContext:
         is_unused = try_exclusive(self.lease)
         if is_unused:
             release(self.lease)
-        if not is_unused or promise_path(clients).exists() or has_live_client(clients):
+        goes_on = is_promised(clients, self.state.generation)
+        if not is_unused or goes_on or has_live_client(clients):
             self._wanted_at = now
         elif now - self._wanted_at > self.policy.abandoned_patience:
             raise StageEnded("idle")

@@ -16,6 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_CONFIG = {
+    "model_type": "llama",
+    "max_position_embeddings": 65536,
+    "hidden_size": 1024,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+"""As of a real model: where it tells what a conversation takes, requests look after memory."""
 TOKENS = 500
 PROMPT_TOKENS = 5
 _SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -173,7 +183,7 @@ def install(folder: Path) -> tuple[Path, Path]:
     model = folder / "model"
     shutil.rmtree(model, ignore_errors=True)
     model.mkdir()
-    (model / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 65536}')
+    (model / "config.json").write_text(json.dumps(_CONFIG))
     (model / "tokenizer.json").write_text("{}")
     head = json.dumps({"w": {"dtype": "U8", "shape": [64], "data_offsets": [0, 64]}}).encode()
     weights = len(head).to_bytes(8, "little") + head + bytes(64)

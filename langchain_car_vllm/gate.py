@@ -16,6 +16,10 @@ class Gate(Protocol):
     is_open: bool
     room: int | None
 
+    @property
+    def awaits_beginning(self) -> bool:
+        """Whether the first sign of the answer means anything to others."""
+
     def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:
         """Return whether the request may be sent now; takes some milliseconds.
 
@@ -41,6 +45,7 @@ class OpenGate:
 
     tick: float = 0.0
     is_open: bool = True
+    awaits_beginning: bool = False
     room: int | None = None
 
     def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:  # noqa: ARG002

@@ -25,14 +25,14 @@ _libc = ctypes.PyDLL(None)
 _LOOK = (fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_UN)
 
 
-def open_lock(path: Path) -> int:
+def open_lock(path: str | Path) -> int:
     """Open a lock file, read-write since some filesystems want that, and return its descriptor."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     _open.add(descriptor)
     return descriptor
 
 
-def open_existing(path: Path) -> int:
+def open_existing(path: str | Path) -> int:
     """Open a lock file that must be there.
 
     Raises:
@@ -80,7 +80,7 @@ def file_identity(file: Path | int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def is_same_file(descriptor: int, path: Path) -> bool:
+def is_same_file(descriptor: int, path: str | Path) -> bool:
     """Tell whether a lock file is still the one that its name leads to."""
     try:
         named = os.stat(path)  # noqa: PTH116
@@ -121,7 +121,7 @@ def is_held(descriptor: int) -> bool:
     return False
 
 
-def is_file_held(path: Path) -> bool:
+def is_file_held(path: str | Path) -> bool:
     """Tell whether somebody holds the exclusive lock of a file.
 
     Raises:

@@ -112,56 +112,65 @@ def read_ticket(name: str) -> Ticket | None:
     return Ticket(order, int(tokens), cast("Stage", stage), int(generation))
 
 
-def publish_ticket(folder: Path, ticket: Ticket) -> int:
+def publish_ticket(folder: str, ticket: Ticket) -> int:
     """Write a ticket and return its descriptor.
 
     Raises:
         OSError: It cannot be written.
     """
-    scratch = folder / f"new-{ticket.order}"
+    scratch = f"{folder}/new-{ticket.order}"
     descriptor = open_lock(scratch)
     try:
         # Published last, and locked, so that nobody takes it for a dead one's.
         try_exclusive(descriptor)
-        scratch.replace(folder / ticket.name)
+        os.replace(scratch, f"{folder}/{ticket.name}")  # noqa: PTH105
     except BaseException:
         close_lock(descriptor)
         with suppress(OSError):
-            scratch.unlink()
+            os.unlink(scratch)  # noqa: PTH108
         raise
     return descriptor
 
 
-def read_tickets(folder: Path, generation: int) -> list[Ticket]:
+def read_tickets(
+    folder: str | Path, generation: int, *, leave_out: str | None = None
+) -> list[Ticket]:
     """Return the tickets of a server; what dead owners left is torn up.
 
     Those that died while their prompt was read stay: that very server may still be reading.
+
+    Args:
+        folder: Where the tickets lie.
+        generation: Of the server.
+        leave_out: The order of one that is not looked at.
     """
     for _ in range(_LOOKS):
-        found, is_complete = _look(folder, generation)
+        found, is_complete = _look(folder, generation, leave_out)
         if is_complete:
             break
     return found
 
 
-def _look(folder: Path, generation: int) -> tuple[list[Ticket], bool]:
+def _look(folder: str | Path, generation: int, leave_out: str | None) -> tuple[list[Ticket], bool]:
     """Return the tickets, and whether none was renamed or removed during the look."""
     found, is_complete = [], True
     for name in os.listdir(folder):  # noqa: PTH208 - many looks, no `Path` each
         ticket = read_ticket(name)
-        if ticket is None:
+        if ticket is None or ticket.order == leave_out:
             continue
-        live = _is_live(folder / name)
+        live = _is_live(f"{folder}/{name}")
         is_complete = is_complete and live is not None
         is_read = ticket.stage == "prefill" and ticket.generation == generation
         if live or (live is False and is_read):
             found.append(ticket._replace(live=live))
         elif live is False:
-            (folder / name).unlink(missing_ok=True)
+            tear_up(f"{folder}/{name}")
     return found, is_complete
 
 
-def tear_up_abandoned(folder: Path, generation: int, lost: Collection[str] = frozenset()) -> None:
+def tear_up_abandoned(
+    folder: str | Path, generation: int, lost: Collection[str] = frozenset()
+) -> None:
     """Remove the tickets whose owners died, or left, while their prompt was read.
 
     Args:
@@ -171,10 +180,16 @@ def tear_up_abandoned(folder: Path, generation: int, lost: Collection[str] = fro
     """
     for ticket in read_tickets(folder, generation):
         if ticket.stage == "prefill" and (not ticket.live or ticket.order in lost):
-            (folder / ticket.name).unlink(missing_ok=True)
+            tear_up(f"{folder}/{ticket.name}")
 
 
-def _is_live(path: Path) -> bool | None:
+def tear_up(path: str) -> None:
+    """Remove a ticket that may be gone already."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def _is_live(path: str) -> bool | None:
     """Tell whether a ticket's owner lives, None where it is gone or has just been renamed."""
     try:
         return is_file_held(path)

@@ -87,7 +87,9 @@ def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
     try:
         with pytest.raises((OSError, CarVllmError)):
-            Place(directory, endpoint, Rules(), 1, Suspensions(60))
+            Place(directory, endpoint, Rules(), 1, Suspensions(60)).try_enter(
+                Rules, arrives_late=False
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     place = Place(directory, endpoint, Rules(), 1, Suspensions(60))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MAX_QUEUE
@@ -33,12 +34,11 @@ from langchain_car_vllm.server.tickets import (
     publish_ticket,
     read_ticket,
     read_tickets,
+    tear_up,
     tear_up_abandoned,
 )
 from langchain_car_vllm.support.process_state import ProcessLock
 
-_QUIET = 2.0
-"""Seconds without any ticket after which a server has surely let go of what was there."""
 _PAUSE = 0.1
 _LONGEST_LOOK = 1.0
 _RELEASE = 0.5
@@ -130,6 +130,12 @@ class Admission:
                 self._rules = rules_of(state.serving)
         return self._rules
 
+    @property
+    def awaits_beginning(self) -> bool:
+        """Whether others wait for the first sign of the answer."""
+        place = self._place
+        return place is not None and place.is_read
+
     def begin(self) -> None:
         """Let the next prompt be read."""
         place = self._place
@@ -174,8 +180,7 @@ class Admission:
 class Place:
     """One request's ticket: drawn, shown to others as it goes on, torn up.
 
-    Raises:
-        OSError: The ticket cannot be written.
+    Others see it from when it has to wait, or has entered: who decides has them look afterwards.
     """
 
     def __init__(
@@ -187,8 +192,8 @@ class Place:
         suspensions: Suspensions,
     ) -> None:
         self._suspensions = suspensions
-        self._directory = directory
-        self._folder = directory.turns
+        self._turn_lock = directory.turn_lock
+        self._folder = os.fspath(directory.turns)
         self._endpoint = endpoint
         self._rules = rules
         self._verdict: Verdict = "behind"
@@ -199,11 +204,16 @@ class Place:
         self._abandoned_since: float | None = None
         order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
-        self._descriptor = publish_ticket(self._folder, self._ticket)
+        self._descriptor: int | None = None
 
     @property
-    def _path(self) -> Path:
-        return self._folder / self._ticket.name
+    def is_read(self) -> bool:
+        """Whether others wait for the first sign of its answer."""
+        return self._ticket.stage == "prefill"
+
+    @property
+    def _path(self) -> str:
+        return f"{self._folder}/{self._ticket.name}"
 
     def try_enter(self, current_rules: Callable[[], Rules], *, arrives_late: bool) -> Verdict:
         """Return `enter` where the request may be sent, else what it waits for.
@@ -211,21 +221,22 @@ class Place:
         Args:
             current_rules: Tells what the server can take, asked while nobody else decides.
             arrives_late: Whether nothing shows when the answer began.
+
+        Raises:
+            OSError: The ticket cannot be written.
         """
         if self._ticket.stage != "waiting":
             return "enter" if self._is_noted() else "prefill"
-        with opened_lock(self._directory.turn_lock) as mutex:
+        with opened_lock(self._turn_lock) as mutex:
             if not self._has_turn(mutex):
+                self._show(self._ticket)
                 self._take_from_suspended()
                 return self._verdict
-            if not is_same_file(self._descriptor, self._path):
-                # This program was suspended for so long that its place was given to others.
-                close_lock(self._descriptor)
-                self._descriptor = publish_ticket(self._folder, self._ticket)
             self._rules = current_rules()
-            found = read_tickets(self._folder, self._endpoint.generation)
-            lost = self._suspensions.lost([t for t in found if t.order != self._ticket.order])
-            tickets = self._read_notes(self._without(lost, found))
+            generation, mine = self._endpoint.generation, self._ticket
+            others = read_tickets(self._folder, generation, leave_out=mine.order)
+            lost = self._suspensions.lost(others)
+            tickets = self._read_notes([*self._without(lost, others), mine])
             self._verdict = decide(self._ticket, tickets, self._rules)
             if self._verdict != "enter":
                 self._check_queue(tickets)
@@ -233,8 +244,10 @@ class Place:
                 self._await_release(lost)
             else:
                 self._abandoned_since = None
-            if self._verdict == "enter" and is_same_file(mutex, self._directory.turn_lock):
-                self._enter(tickets, arrives_late=arrives_late)
+            if self._verdict == "enter" and is_same_file(mutex, self._turn_lock):
+                self._enter(arrives_late=arrives_late)
+            else:
+                self._show(mine)
         if self._verdict != "enter":
             return self._verdict
         # The lock may have been replaced while this program was suspended.
@@ -260,7 +273,7 @@ class Place:
 
     def _has_turn(self, mutex: int) -> bool:
         """Take the lock under which tickets are looked at, unless it was replaced meanwhile."""
-        return try_exclusive(mutex) and is_same_file(mutex, self._directory.turn_lock)
+        return try_exclusive(mutex) and is_same_file(mutex, self._turn_lock)
 
     def _take_from_suspended(self) -> None:
         """Replace the lock where a program may be holding it that was suspended for too long."""
@@ -272,15 +285,15 @@ class Place:
         names = os.listdir(self._folder)  # noqa: PTH208
         tickets = [ticket for ticket in map(read_ticket, names) if ticket]
         if self._suspensions.lost([t for t in tickets if t.order != self._ticket.order]):
-            scratch = self._folder / f"lock-{self._ticket.order}"
+            scratch = f"{self._folder}/lock-{self._ticket.order}"
             close_lock(open_lock(scratch))
-            scratch.replace(self._directory.turn_lock)
+            os.replace(scratch, self._turn_lock)  # noqa: PTH105
 
     def _without(self, lost: Collection[str], tickets: list[Ticket]) -> list[Ticket]:
         """Take lost tickets for those of the dead; what the server may be reading stays for now."""
         for ticket in tickets:
             if ticket.order in lost and ticket.stage != "prefill":
-                (self._folder / ticket.name).unlink(missing_ok=True)
+                tear_up(f"{self._folder}/{ticket.name}")
         return [
             t._replace(live=t.live and t.order not in lost)
             for t in tickets
@@ -289,33 +302,43 @@ class Place:
 
     def begin(self) -> None:
         """Show that the answer has begun."""
-        if self._ticket.stage == "prefill":
-            self._go_on("answering")
+        if self.is_read:
+            self._show(self._ticket._replace(stage="answering"))
 
     def leave(self, *, is_over: bool) -> None:
         """Tear the ticket up; that of a prompt which may still be read stays, without an owner."""
+        if self._descriptor is None:
+            return
         try:
-            if is_over or self._ticket.stage != "prefill":
-                self._path.unlink(missing_ok=True)
+            if is_over or not self.is_read:
+                tear_up(self._path)
         finally:  # others tear up what nobody holds
             close_lock(self._descriptor)
 
-    def _go_on(self, stage: Stage) -> None:
-        old, self._ticket = self._path, self._ticket._replace(stage=stage)
-        with suppress(FileNotFoundError):
-            old.replace(self._path)
+    def _show(self, ticket: Ticket) -> None:
+        """Show others how far the request is.
 
-    def _enter(self, tickets: list[Ticket], *, arrives_late: bool) -> None:
-        """Take the place; note what the server worked on before where others cannot see it."""
-        others = len(tickets) > 1 or time.time() - self._folder.stat().st_mtime < _QUIET
-        self._look = None
-        self._go_on("prefill" if self._rules.serial_prefill else "answering")
-        if self._ticket.stage != "prefill" or not arrives_late:
+        The ticket of a program that was suspended for too long was torn up: it shows a new one.
+        """
+        held, old = self._descriptor, self._path
+        if held is not None and is_same_file(held, old):
+            self._ticket = ticket
+            if old != self._path:
+                os.replace(old, self._path)  # noqa: PTH105
             return
-        if others:
+        if held is not None:
+            self._descriptor = None
+            close_lock(held)
+        self._descriptor = publish_ticket(self._folder, ticket)
+        self._ticket = ticket
+
+    def _enter(self, *, arrives_late: bool) -> None:
+        """Take the place; note what the server worked on before where others cannot see it."""
+        self._look = None
+        stage: Stage = "prefill" if self._rules.serial_prefill else "answering"
+        self._show(self._ticket._replace(stage=stage))
+        if self.is_read and arrives_late:
             self._look = StatusLook(self._endpoint)
-        else:
-            self._note(time.monotonic(), [])
 
     def _is_noted(self) -> bool:
         """Tell whether what has to be known before the request is sent is known, or cannot be."""
@@ -335,7 +358,7 @@ class Place:
         On a full disk others wait for the answer's end instead of its beginning.
         """
         with suppress(OSError):
-            os.pwrite(self._descriptor, json.dumps([at, before]).encode(), 0)
+            os.pwrite(cast("int", self._descriptor), json.dumps([at, before]).encode(), 0)
 
     def _read_notes(self, tickets: list[Ticket]) -> list[Ticket]:
         """Return the tickets with what the server's status tells of the one that is being read."""
@@ -350,7 +373,8 @@ class Place:
 
     def _read_note(self, ticket: Ticket) -> tuple[float, list[str]] | None:
         with suppress(OSError, ValueError, TypeError):
-            at, before = json.loads((self._folder / ticket.name).read_text(encoding="utf-8"))
+            text = Path(self._folder, ticket.name).read_text(encoding="utf-8")
+            at, before = json.loads(text)
             return float(at), [str(name) for name in before]
         return None
 

@@ -27,6 +27,8 @@ class Suspensions:
 
     def lost(self, tickets: Sequence[Ticket]) -> set[str]:
         """Return the orders of the tickets whose owners have been suspended for too long."""
+        if not tickets and not self._since:
+            return set()
         now = time.monotonic()
         pause = min(_PAUSE, self.patience / 4)
         if now - self._looked >= pause:

@@ -47,7 +47,7 @@ class _AsyncPassage(Passage):
     _beginning: "Future[None] | None" = None
 
     def _begin(self) -> None:
-        if not self._gate.is_open:
+        if self._gate.awaits_beginning:
             self._beginning = submit_step(self._gate.begin)
 
     def leave(self) -> "Future[None]":

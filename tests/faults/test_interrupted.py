@@ -14,7 +14,7 @@ from faults.support import FAST, Background, Fake, ask, eventually
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerStoppedError
 from langchain_car_vllm.server import lease, stop_server
-from langchain_car_vllm.server.client.admission import Place
+from langchain_car_vllm.server.client.place import Place
 from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import server_directory
 from langchain_car_vllm.server.tickets import Rules

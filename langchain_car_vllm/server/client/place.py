@@ -1,0 +1,276 @@
+"""One request's place among those of a server: what it does with its ticket."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.environment import CAR_VLLM_MLX_MAX_QUEUE
+from langchain_car_vllm.errors import ServerBusyError
+from langchain_car_vllm.server.client.status_look import StatusLook
+from langchain_car_vllm.server.client.suspension import Suspensions
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.locks import (
+    close_lock,
+    is_same_file,
+    open_lock,
+    opened_lock,
+    try_exclusive,
+)
+from langchain_car_vllm.server.tickets import (
+    Rules,
+    Stage,
+    Ticket,
+    Verdict,
+    decide,
+    publish_ticket,
+    read_ticket,
+    read_tickets,
+    tear_up,
+    tear_up_abandoned,
+)
+
+_PAUSE = 0.1
+_LONGEST_LOOK = 1.0
+_RELEASE = 0.5
+"""Seconds until the server notices that a client is gone (vllm-mlx 0.6.0 looks every half)."""
+_SLOWNESS = 10
+"""Times as long as it takes to tell its status, a server takes to show a request that was sent."""
+_numbers = itertools.count()
+
+
+class Place:
+    """One request's ticket: drawn, shown to others as it goes on, torn up.
+
+    Others see it from when it has to wait, or has entered: who decides has them look afterwards.
+    """
+
+    def __init__(
+        self,
+        directory: ServerDirectory,
+        endpoint: Endpoint,
+        rules: Rules,
+        tokens: int,
+        suspensions: Suspensions,
+    ) -> None:
+        self._suspensions = suspensions
+        self._turn_lock = directory.turn_lock
+        self._folder = os.fspath(directory.turns)
+        self._endpoint = endpoint
+        self._rules = rules
+        self._verdict: Verdict = "behind"
+        self._look: StatusLook | None = None
+        self._clear_looks = 0
+        self._refused_at = 0.0
+        self._is_new = True
+        self._abandoned_since: float | None = None
+        order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
+        self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
+        self._descriptor: int | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether others wait for the first sign of its answer."""
+        return self._ticket.stage == "prefill"
+
+    @property
+    def _path(self) -> str:
+        return f"{self._folder}/{self._ticket.name}"
+
+    def try_enter(self, current_rules: Callable[[], Rules], *, arrives_late: bool) -> Verdict:
+        """Return `enter` where the request may be sent, else what it waits for.
+
+        Args:
+            current_rules: Tells what the server can take, asked while nobody else decides.
+            arrives_late: Whether nothing shows when the answer began.
+
+        Raises:
+            OSError: The ticket cannot be written.
+        """
+        if self._ticket.stage != "waiting":
+            return "enter" if self._is_noted() else "prefill"
+        with opened_lock(self._turn_lock) as mutex:
+            if not self._has_turn(mutex):
+                self._show(self._ticket)
+                self._take_from_suspended()
+                return self._verdict
+            self._rules = current_rules()
+            generation, mine = self._endpoint.generation, self._ticket
+            others = read_tickets(self._folder, generation, leave_out=mine.order)
+            lost = self._suspensions.lost(others)
+            tickets = self._read_notes([*self._without(lost, others), mine])
+            self._verdict = decide(self._ticket, tickets, self._rules)
+            if self._verdict != "enter":
+                self._check_queue(tickets)
+            if self._verdict == "abandoned":
+                self._await_release(lost)
+            else:
+                self._abandoned_since = None
+            if self._verdict == "enter" and is_same_file(mutex, self._turn_lock):
+                self._enter(arrives_late=arrives_late)
+            else:
+                self._show(mine)
+        if self._verdict != "enter":
+            return self._verdict
+        # The lock may have been replaced while this program was suspended.
+        has_entered = self._ticket.stage in ("prefill", "answering")
+        return "behind" if not has_entered else "enter" if self._is_noted() else "prefill"
+
+    def _check_queue(self, tickets: list[Ticket]) -> None:
+        """Refuse a request that is one too many; whoever waits already goes on to wait.
+
+        Raises:
+            ServerBusyError: As many wait already as `CAR_VLLM_MLX_MAX_QUEUE` lets wait.
+        """
+        most, self._is_new, is_new = CAR_VLLM_MLX_MAX_QUEUE.read(), False, self._is_new
+        if not (most and is_new):
+            return
+        before = [t for t in tickets if t.stage == "waiting" and t.live]
+        waiting = sum(t.order != self._ticket.order for t in before)
+        if waiting >= most:
+            raise ServerBusyError(
+                f"{waiting} requests wait for `{self._endpoint.served_model}` already",
+                hint="try again later, or raise CAR_VLLM_MLX_MAX_QUEUE",
+            )
+
+    def _has_turn(self, mutex: int) -> bool:
+        """Take the lock under which tickets are looked at, unless it was replaced meanwhile."""
+        return try_exclusive(mutex) and is_same_file(mutex, self._turn_lock)
+
+    def _take_from_suspended(self) -> None:
+        """Replace the lock where a program may be holding it that was suspended for too long."""
+        now = time.monotonic()
+        if now - self._refused_at < _PAUSE:
+            return
+        self._refused_at = now
+        # Many may be refused in the same instant, so that no ticket is opened here.
+        names = os.listdir(self._folder)  # noqa: PTH208
+        tickets = [ticket for ticket in map(read_ticket, names) if ticket]
+        if self._suspensions.lost([t for t in tickets if t.order != self._ticket.order]):
+            scratch = f"{self._folder}/lock-{self._ticket.order}"
+            close_lock(open_lock(scratch))
+            os.replace(scratch, self._turn_lock)  # noqa: PTH105
+
+    def _without(self, lost: Collection[str], tickets: list[Ticket]) -> list[Ticket]:
+        """Take lost tickets for those of the dead; what the server may be reading stays for now."""
+        for ticket in tickets:
+            if ticket.order in lost and ticket.stage != "prefill":
+                tear_up(f"{self._folder}/{ticket.name}")
+        return [
+            t._replace(live=t.live and t.order not in lost)
+            for t in tickets
+            if t.order not in lost or t.stage == "prefill"
+        ]
+
+    def begin(self) -> None:
+        """Show that the answer has begun."""
+        if self.is_read:
+            self._show(self._ticket._replace(stage="answering"))
+
+    def leave(self, *, is_over: bool) -> None:
+        """Tear the ticket up; that of a prompt which may still be read stays, without an owner."""
+        if self._descriptor is None:
+            return
+        try:
+            if is_over or not self.is_read:
+                tear_up(self._path)
+        finally:  # others tear up what nobody holds
+            close_lock(self._descriptor)
+
+    def _show(self, ticket: Ticket) -> None:
+        """Show others how far the request is.
+
+        The ticket of a program that was suspended for too long was torn up: it shows a new one.
+        """
+        held, old = self._descriptor, self._path
+        if held is not None and is_same_file(held, old):
+            self._ticket = ticket
+            if old != self._path:
+                os.replace(old, self._path)  # noqa: PTH105
+            return
+        if held is not None:
+            self._descriptor = None
+            close_lock(held)
+        self._descriptor = publish_ticket(self._folder, ticket)
+        self._ticket = ticket
+
+    def _enter(self, *, arrives_late: bool) -> None:
+        """Take the place; note what the server worked on before where others cannot see it."""
+        self._look = None
+        stage: Stage = "prefill" if self._rules.serial_prefill else "answering"
+        self._show(self._ticket._replace(stage=stage))
+        if self.is_read and arrives_late:
+            self._look = StatusLook(self._endpoint)
+
+    def _is_noted(self) -> bool:
+        """Tell whether what has to be known before the request is sent is known, or cannot be."""
+        look = self._look
+        if look is None:
+            return True
+        if not look.is_over() and time.monotonic() - look.began < _LONGEST_LOOK:
+            return False
+        self._look = None
+        if (ids := look.ids()) is not None:
+            self._note(look.began, ids)
+        return True
+
+    def _note(self, at: float, before: list[str]) -> None:
+        """Write into the ticket what the server worked on before this request was sent.
+
+        On a full disk others wait for the answer's end instead of its beginning.
+        """
+        with suppress(OSError):
+            os.pwrite(cast("int", self._descriptor), json.dumps([at, before]).encode(), 0)
+
+    def _read_notes(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Return the tickets with what the server's status tells of the one that is being read."""
+        first = min((t.order for t in tickets if t.stage == "waiting" and t.live), default="")
+        read = [t for t in tickets if t.stage == "prefill" and t.live]
+        if first != self._ticket.order or len(read) != 1:
+            return tickets
+        note, look = self._read_note(read[0]), self._next_look()
+        if note is None or look is None or look.began < note[0] or not look.has_begun(note[1]):
+            return tickets
+        return [t._replace(stage="answering") if t is read[0] else t for t in tickets]
+
+    def _read_note(self, ticket: Ticket) -> tuple[float, list[str]] | None:
+        with suppress(OSError, ValueError, TypeError):
+            text = Path(self._folder, ticket.name).read_text(encoding="utf-8")
+            at, before = json.loads(text)
+            return float(at), [str(name) for name in before]
+        return None
+
+    def _next_look(self) -> StatusLook | None:
+        """Return a look that has just ended, None while there is none; begin the next one."""
+        look = self._look
+        if look is not None and not look.is_over():
+            return None
+        if look is None or time.monotonic() - look.began > _PAUSE:
+            self._look = StatusLook(self._endpoint)
+        return look
+
+    def _await_release(self, lost: Collection[str]) -> None:
+        """Tear up what was abandoned once the server reads nothing any more, two looks long."""
+        now = time.monotonic()
+        if self._abandoned_since is None:
+            self._abandoned_since, self._look, self._clear_looks = now, None, 0
+        if now - self._abandoned_since < _RELEASE:
+            return
+        look = self._next_look()
+        if look is None:
+            return
+        waited = now - self._abandoned_since
+        if look.unlisted is None:
+            is_hidden = waited < _RELEASE + _SLOWNESS * look.took
+        else:
+            # An answer that nobody reads stays under way when the engine has let go of it.
+            is_hidden = look.unlisted > 0 and waited < self._suspensions.patience
+        self._clear_looks = 0 if look.is_reading or is_hidden else self._clear_looks + 1
+        if self._clear_looks > 1:
+            tear_up_abandoned(self._folder, self._endpoint.generation, lost)
+            self._abandoned_since = None

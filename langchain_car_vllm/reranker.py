@@ -133,6 +133,11 @@ class VllmMlxReranker(BatchFields, BaseDocumentCompressor, defer_build=False):
 
 
 def _list_of_documents(documents: object) -> list[Document]:
+    if isinstance(documents, Document):
+        raise ConfigurationError(
+            "one document was given where a list is meant",
+            hint="put it in a list: `[document]`",
+        )
     found: list[Any] = list(documents) if isinstance(documents, Iterable) else [documents]
     for document in found:
         if not isinstance(document, Document):

@@ -51,6 +51,12 @@ def test_the_best_documents_come_first_with_their_scores(reranker, server):
     assert asyncio.run(reranker.acompress_documents(documents, QUERY)) == found
 
 
+def test_one_document_is_refused_as_one(reranker):
+    """It can be gone through, and its fields are no documents."""
+    with pytest.raises(ConfigurationError, match="one document was given"):
+        reranker.compress_documents(Document("a"), QUERY)
+
+
 @pytest.mark.parametrize("odd", ["text", ["text"], [Document("a"), "text"], [None], None, {"a": 1}])
 def test_what_is_no_document_is_refused(reranker, server, odd):
     """With what to do about texts, before anybody is asked."""

@@ -50,6 +50,8 @@ def json_schema(schema: Any) -> Schema:
             return dict(schema)
     refuse_enum(schema)
     try:
+        if _is_bare(schema):
+            raise TypeError("neither an object nor a function")
         if is_typed_dict(schema):
             schema = typed_dict_model(schema)
         if isinstance(schema, type) and issubclass(schema, BaseModel):
@@ -58,12 +60,19 @@ def json_schema(schema: Any) -> Schema:
             return TypeAdapter(schema).json_schema(schema_generator=JsonGenerator)
         return convert_to_json_schema(schema)
     except _INDESCRIBABLE as error:
-        hint = "give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`"
-        if get_origin(schema) is not None:  # such as a union or a list
-            hint = "give pydantic's `RootModel[...]` of it: a class, whose `root` is the answer"
-        raise ConfigurationError(
-            f"no JSON schema can be made of `{schema!r}`", hint=hint
-        ) from error
+        raise _unreadable(schema) from error
+
+
+def _unreadable(schema: Any) -> ConfigurationError:
+    hint = "give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`"
+    if _is_bare(schema) or get_origin(schema) is not None:
+        hint = "give pydantic's `RootModel[...]` of it: a class, whose `root` is the answer"
+    return ConfigurationError(f"no JSON schema can be made of `{schema!r}`", hint=hint)
+
+
+def _is_bare(schema: Any) -> bool:
+    """Whether a type says nothing of what it holds: LangChain would call it for a function."""
+    return schema is Any or (isinstance(schema, type) and schema.__module__ == "builtins")
 
 
 def refuse_enum(schema: Any) -> None:

@@ -282,7 +282,10 @@ def test_an_agent_ends_in_one_of_two_classes(serve, give):
     assert getattr(found, "root", found) == Crate[int](item=3)
 
 
-@pytest.mark.parametrize("kind", [Crate[int] | Price, Optional[Price], list[Price]])  # noqa: UP045
+@pytest.mark.parametrize(
+    "kind",
+    [Crate[int] | Price, Optional[Price], list[Price], list, int, typing.Any],  # noqa: UP045
+)
 def test_a_type_that_is_no_class_is_answered_with_how_to_make_one(serve, kind):
     """A union or a list by itself; what the hint says works."""
     model, _ = serve()

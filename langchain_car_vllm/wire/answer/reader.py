@@ -4,16 +4,14 @@ There is no I/O here: bytes go in, deltas come out, so the synchronous and the a
 share every decision. A whole answer is a stream of one delta.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from langchain_core.messages.tool import ToolCallChunk
-from pydantic_core import from_json
 
-from langchain_car_vllm.support.printable import encodable_value
 from langchain_car_vllm.wire.answer.call_parts import CallReader
 from langchain_car_vllm.wire.answer.event_failures import failure_from, failure_of
+from langchain_car_vllm.wire.answer.event_parser import EventParser
 from langchain_car_vllm.wire.answer.sse import EventReader
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
@@ -27,18 +25,6 @@ _DONE = b"[DONE]"
 _OF_A_DOCUMENT, _OF_EVENTS, _BLANKS = b'{["<', b"d:eir", b"\xef\xbb\xbf \t\r\n"
 # Far beyond every answer: what comes of a server that never ends must not fill the memory.
 _LONGEST_EVENT, _LONGEST_WHOLE, _LONGEST_STREAM = 64 << 20, 256 << 20, 1 << 30
-
-
-def _parse(payload: bytes) -> Any:
-    """Return the JSON value of an event.
-
-    pydantic's parser takes half the time of Python's, a twentieth of a whole stream, and refuses
-    halves of surrogate pairs, which a server may send and no request can send back.
-    """
-    try:
-        return from_json(payload)
-    except ValueError:
-        return encodable_value(json.loads(payload.decode()))
 
 
 class Delta(NamedTuple):
@@ -127,6 +113,7 @@ class Answer:
         self._logprobs: list[dict[str, Any]] = []
         self._lacks_logprobs = wants_logprobs
         self._reader = EventReader()
+        self._parser = EventParser()
         self._whole: list[bytes] = []
         self._left = _LONGEST_STREAM if streamed else _LONGEST_WHOLE
         self._streamed = streamed
@@ -182,8 +169,9 @@ class Answer:
                 hint="repeat the request; if the server was idle for too long, raise `timeout`",
             )
         self._mend_reason()
-        if not self.done and (calls := self._calls.end()):
-            deltas.extend(self._filter(Delta(calls=calls), 0))
+        if not self.done:
+            rest = Delta(*self._parser.end(), self._calls.end())
+            deltas.extend(self._filter(rest, 0) if any(rest) else ())
         return [*deltas, *self._flush()]
 
     def with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
@@ -261,7 +249,7 @@ class Answer:
 
     def _event(self, payload: bytes) -> Delta | None:
         try:
-            event = _parse(payload)
+            event = self._parser.parse(payload)
         except (ValueError, RecursionError) as error:
             raise ServerFailedError(
                 f"the server sent something that is not JSON: {_excerpt(payload)}"

@@ -17,6 +17,7 @@ from unit.wire.calling import tool as tool_of
 from unit.wire.events import call_event, part, stream
 
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.support.printable import encodable
 from langchain_car_vllm.wire.answer.reader import Answer
 from langchain_car_vllm.wire.errors import (
     IncompleteAnswerError,
@@ -106,6 +107,26 @@ def test_a_mark_at_the_beginning_of_a_stream_hides_no_event(cut):
     raw = b"\xef\xbb\xbf" + stream(HELLO, STOP).raw
     deltas = [d for at in range(0, len(raw), cut) for d in answer.feed(raw[at : at + cut])]
     assert "".join(delta.text for delta in [*deltas, *answer.end()]) == "hello"
+
+
+@pytest.mark.parametrize("place", ["content", "reasoning_content", "reasoning", "arguments"])
+@pytest.mark.parametrize("after", [["\ude00!"], ["", "\ude00", "!"], ["!"], []])
+def test_a_character_may_be_cut_in_two(serve, place, after):
+    """An emoji is a pair in JSON; what comes of a half without the other can be written."""
+    parts = ["Hi \ud83d", *after]
+    if place == "arguments":
+        parts = ['{"a": "Hi \ud83d', *after, '"}']
+        events = [call_event(part(None, text, index=0)) for text in parts]
+        events[0] = call_event(part("now", parts[0], index=0, id="1"))
+    else:
+        events = [{"choices": [{"index": 0, "delta": {place: text}}]} for text in parts]
+    model, _ = serve(stream(*events, STOP))
+    whole = sum_of(model.bind_tools([now]).stream("go"))
+    if place == "arguments":
+        said = whole.tool_calls[0]["args"]["a"]
+    else:
+        said = whole.text if place == "content" else whole.additional_kwargs["reasoning_content"]
+    assert said == "Hi " + encodable("\ud83d" + "".join(after))
 
 
 def test_half_a_character_arrives_as_one_that_can_be_written(serve):

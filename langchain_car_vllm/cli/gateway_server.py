@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -78,4 +79,5 @@ def _tell_in_a_sentence(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, CarVllmError):
         record.msg, record.args, record.exc_info = f"an answer was cut short: {error}", (), None
-    return True
+    # uvicorn has answered already what broke the rules of HTTP within its body.
+    return not isinstance(error, h11.LocalProtocolError)

@@ -371,6 +371,24 @@ def test_restarts_of_the_server_leave_no_connection(fake: Fake):
     asyncio.run(run())
 
 
+def test_a_body_that_breaks_the_rules_is_no_failure_of_the_program(
+    fake: Fake, capsys: pytest.CaptureFixture
+):
+    """Whoever can connect could fill the terminal or the log with tracebacks."""
+    broken = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno\r\n"
+
+    async def run():
+        async with listening(Gateway(fake.spec(), KEY)) as connect:
+            reader, writer = await connect()
+            writer.write(broken)
+            assert (await reader.readline()).split()[1] == b"400"
+            await reader.read()
+            writer.close()
+
+    asyncio.run(run())
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_an_answer_that_is_cut_short_is_told_in_a_sentence(capsys: pytest.CaptureFixture):
     """What `car-vllm serve` shows of it is no traceback, as of a fault of the program."""
     gateway_server.gateway_server(None)

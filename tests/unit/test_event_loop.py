@@ -184,6 +184,7 @@ _FIRST_CALLS = """
 import asyncio, importlib.abc, sys, threading
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
 
+sys.modules["tornado"] = None  # tenacity takes it along where it is installed
 looked_for = []
 
 
@@ -204,7 +205,7 @@ sys.meta_path.insert(0, Listener())
 asyncio.run(calls(sys.argv[1]))
 print(*looked_for)
 """
-_LANGCHAINS = ("langchain", "langchain_core", "langsmith", "tenacity", "tornado", "pydantic")
+_LANGCHAINS = ("langchain", "langchain_core", "langsmith", "tenacity", "pydantic")
 """What LangChain itself imports where any model is made and called."""
 
 

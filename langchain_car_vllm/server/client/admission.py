@@ -98,6 +98,11 @@ class Admission:
         return self._rules
 
     @property
+    def holds_place(self) -> bool:
+        """Whether there is a place to give back."""
+        return self._place is not None
+
+    @property
     def awaits_beginning(self) -> bool:
         """Whether others wait for the first sign of the answer."""
         place = self._place

@@ -128,9 +128,11 @@ async def alease(
         try:
             yield Lease(endpoint, gate, waiting)
         finally:
-            if not gate.is_open:
+            if gate.holds_place:
                 # A stream that was closed early has left a ticket, which is torn up off the loop.
                 submit_step(gate.close)
+            else:
+                gate.close()
     finally:
         waiting.give_up()
 

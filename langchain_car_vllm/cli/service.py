@@ -292,7 +292,7 @@ def _encode_agent(service: Service) -> bytes:
 
 def _program_of_unit(content: bytes) -> str:
     """Return the program that a unit file of ours has run."""
-    written = re.search(r'^ExecStart="((?:[^"\\]|\\.)*)"', content.decode(), re.MULTILINE)
+    written = re.search(r'^ExecStart="((?:[^"\\]|\\.)*)"', os.fsdecode(content), re.MULTILINE)
     return re.sub(r"([\\%$])(.)", r"\2", written[1] if written else "")
 
 
@@ -316,7 +316,7 @@ def _encode_unit(service: Service) -> bytes:
         "WantedBy=default.target",
         "",
     ]
-    return "\n".join(lines).encode()
+    return os.fsencode("\n".join(lines))
 
 
 def _quoted_word(word: str) -> str:

@@ -1,5 +1,9 @@
 """What a lost supervisor left: its server is ended, its state says so."""
 
+from pathlib import Path
+
+import psutil
+
 from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock
@@ -14,17 +18,38 @@ from langchain_car_vllm.server.state import (
 )
 
 _LOCK_PATIENCE = 1.0
+_FIRST_WORDS = 3
+"""Of a command line, among which a server of ours has its launcher."""
 
 
-def end_lost_server(state: State, policy: Policy) -> bool:
+def end_lost_server(state: State, directory: ServerDirectory, policy: Policy) -> bool:
     """Kill the server of a supervisor that was lost, if it is the one that was recorded.
+
+    Args:
+        state: What was recorded.
+        directory: Where.
+        policy: How long to wait for the kernel.
 
     Returns:
         Whether nobody of its group is left.
     """
-    if state.server is not None and is_this_boot(state.boot_id) and state.server.find():
-        return kill_group(state.server.pid, policy.kill_grace)
-    return True
+    if state.server is None or not is_this_boot(state.boot_id):
+        return True
+    process = state.server.find()
+    if process is None or _is_of_original(process, directory):
+        return True
+    return kill_group(state.server.pid, policy.kill_grace)
+
+
+def _is_of_original(process: psutil.Process, directory: ServerDirectory) -> bool:
+    """Tell whether a server runs from another directory, of which this one is a copy."""
+    own = directory.launcher
+    try:
+        words = map(Path, process.cmdline()[:_FIRST_WORDS])
+        named = [word for word in words if word.name == own.name]
+        return bool(named) and not any(word.samefile(own) for word in named)
+    except (OSError, psutil.Error):
+        return False
 
 
 def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool:
@@ -42,7 +67,7 @@ def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool
         state = read_any_state(directory.state)
         if state is None or state.phase == "stopped" or is_used_elsewhere(state, directory.path):
             return False
-        if not end_lost_server(state, policy):
+        if not end_lost_server(state, directory, policy):
             raise ServerError(
                 f"the server of `{state.served_name}` does not end, not even by SIGKILL",
                 hint="the system is stuck in a call for it; if that lasts, restart the machine",

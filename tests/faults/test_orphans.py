@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,26 @@ def test_lost_server_is_found_by_identity_and_ended(fake: Fake):
         assert orphan.wait(5) == -signal.SIGKILL
     assert orphan.stdin is not None
     orphan.stdin.close()
+
+
+@pytest.mark.parametrize("how", ["stop", "call"])
+def test_copy_of_a_home_ends_no_server_of_the_original(
+    fake: Fake, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """A backup that is looked into says that a server runs, and nobody supervises it there."""
+    copy = tmp_path / "copy"
+    with lease(fake.spec(), policy=FAST) as held:
+        shutil.copytree(home / ".car", copy)
+        with monkeypatch.context() as there:
+            there.setenv("CAR_HOME", str(copy))
+            [(found, _)] = lost_servers()
+            if how == "stop":
+                assert stop_server(found, policy=FAST)
+            with lease(fake.spec(), policy=FAST) as other:
+                assert other.endpoint.base_url != held.endpoint.base_url
+            fake.stop()
+        assert ask(held.endpoint)
+        assert held.explain() is None
 
 
 REMOTE = """

@@ -203,4 +203,4 @@ def _clean_up_after(predecessor: State | None, directory: ServerDirectory, polic
     for life in directory.path.glob("life-*.lock"):
         life.unlink(missing_ok=True)
     if predecessor is not None:
-        end_lost_server(predecessor, policy)
+        end_lost_server(predecessor, directory, policy)

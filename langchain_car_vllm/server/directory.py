@@ -86,11 +86,6 @@ class ServerDirectory:
         return self.path / "memory-room"
 
     @cached_property
-    def memory_lock(self) -> Path:
-        """Held by whoever sets memory aside, for whichever key."""
-        return self.path.parent / "memory.lock"
-
-    @cached_property
     def turns(self) -> Path:
         """Tickets of those who wait for `turn_lock`."""
         return self.path / "turns"

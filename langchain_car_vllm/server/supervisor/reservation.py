@@ -65,7 +65,7 @@ def grow_reservation(context: SupervisorContext, full: Memory) -> Memory | None:
         context: Of the server.
         full: What it was started with.
     """
-    with opened_lock(context.directory.memory_lock) as lock:
+    with opened_lock(_lock_file(context)) as lock:
         if not try_exclusive(lock):
             return None
         others = _others(context)
@@ -185,18 +185,22 @@ class _Queue:
 @contextmanager
 def _memory_lock(context: SupervisorContext) -> Iterator[None]:
     """Hold `memory.lock`; a holder that somebody suspended is woken."""
-    with opened_lock(context.directory.memory_lock) as lock:
+    with opened_lock(_lock_file(context)) as lock:
         asked_at = time.monotonic()
         while not try_exclusive(lock):
             context.pause(context.policy.client_tick)
             if time.monotonic() - asked_at > context.policy.stop_patience:
                 asked_at = time.monotonic()
-                _wake_holder(context.directory.memory_lock)
+                _wake_holder(_lock_file(context))
         own = context.state.supervisor
         with suppress(OSError):  # on a full disk it stays a lock
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{own.pid} {own.tag}".encode(), 0)
         yield
+
+
+def _lock_file(context: SupervisorContext) -> Path:
+    return context.directory.path.parent / "memory.lock"
 
 
 def _wake_holder(path: Path) -> None:

@@ -120,14 +120,21 @@ def _target(parts: SplitResult) -> str:
     return f"{path}?{quote(parts.query, safe=_SAFE)}" if parts.query else path
 
 
+def as_address(host: str) -> str | None:
+    """Return the IP address that is written as a host, None for a name."""
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    return None
+
+
 def find_addresses(host: str, port: int, deadline: float) -> list[str]:
     """Return what a name stands for; the resolver knows no limit of time, so a thread asks it.
 
     Raises:
         OSError: The name is unknown, there is no thread left, or the time has run out.
     """
-    with suppress(ValueError):
-        return [str(ipaddress.ip_address(host))]
+    if address := as_address(host):
+        return [address]
     found: list[str] = []
     errors: list[Exception] = []
 

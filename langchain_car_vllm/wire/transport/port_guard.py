@@ -2,16 +2,21 @@
 
 A server may die or stop at any moment, and its port is then anybody's. So once a connection stands,
 its owner is asked whether the server that was meant still serves and holds the other end.
+
+Names are looked up in threads of our own: the system's resolver knows no limit of time, and an
+event loop's threads are everybody's.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
 import httpcore2
 
-from langchain_car_vllm.support.threads import run_step
+from langchain_car_vllm.support.bounded_http import as_address, find_addresses
+from langchain_car_vllm.support.threads import run_step, run_wait
 from langchain_car_vllm.wire.transport.network_streams import (
     AsyncStream,
     Stream,
@@ -19,6 +24,9 @@ from langchain_car_vllm.wire.transport.network_streams import (
     note_connected,
 )
 
+_USUAL_SECONDS = 10.0
+_ONE_OF_SEVERAL_SECONDS = 2.0
+"""For an address to answer where there is another one to try."""
 IsOurs = Callable[[int, int], bool]
 """Tells whether a connection from one port to another leads to the server that was meant."""
 
@@ -37,7 +45,9 @@ class GuardedBackend(httpcore2.NetworkBackend):
         self._is_ours = is_ours
         self._backend = backend or httpcore2.SyncBackend()
 
-    def connect_tcp(self, *args: Any, **kwargs: Any) -> Stream:
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *args: Any, **options: Any
+    ) -> Stream:
         """Connect.
 
         Raises:
@@ -45,7 +55,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
             httpcore2.ConnectTimeout: Nobody answers.
         """
         note_connected()
-        stream = self._backend.connect_tcp(*args, **kwargs)
+        stream = self._connect(host, port, _deadline_of(timeout), *args, **options)
         try:
             if self._is_ours is not None:
                 _ask(self._is_ours, _ports(stream))
@@ -53,6 +63,17 @@ class GuardedBackend(httpcore2.NetworkBackend):
             stream.close()
             raise
         return Stream(stream)
+
+    def _connect(
+        self, host: str, port: int, deadline: float, *args: Any, **options: Any
+    ) -> httpcore2.NetworkStream:
+        with _told_as_not_connected():
+            *others, last = find_addresses(host, port, deadline)
+        for address in others:
+            seconds = min(_seconds_until(deadline), _ONE_OF_SEVERAL_SECONDS)
+            with suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                return self._backend.connect_tcp(address, port, seconds, *args, **options)
+        return self._backend.connect_tcp(last, port, _seconds_until(deadline), *args, **options)
 
 
 class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
@@ -67,14 +88,54 @@ class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
         with suppress(ImportError):
             import_module("anyio._backends._asyncio")
 
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> AsyncStream:
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        *args: Any,
+        **options: Any,
+    ) -> AsyncStream:
         """Do what `GuardedBackend.connect_tcp` does without blocking the event loop."""
         note_connected()
-        stream = await self._backend.connect_tcp(*args, **kwargs)
+        stream = await self._connect(host, port, _deadline_of(timeout), *args, **options)
         async with closed_on_failure(stream):
             if self._is_ours is not None:
                 await run_step(_ask, self._is_ours, _ports(stream))
         return AsyncStream(stream)
+
+    async def _connect(
+        self, host: str, port: int, deadline: float, *args: Any, **options: Any
+    ) -> httpcore2.AsyncNetworkStream:
+        others, last = [], as_address(host)
+        if last is None:
+            with _told_as_not_connected():
+                *others, last = await run_wait(find_addresses, host, port, deadline)
+        for address in others:
+            seconds = min(_seconds_until(deadline), _ONE_OF_SEVERAL_SECONDS)
+            with suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                return await self._backend.connect_tcp(address, port, seconds, *args, **options)
+        return await self._backend.connect_tcp(
+            last, port, _seconds_until(deadline), *args, **options
+        )
+
+
+def _deadline_of(timeout: float | None) -> float:
+    return time.monotonic() + (_USUAL_SECONDS if timeout is None else timeout)
+
+
+def _seconds_until(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
+
+
+@contextmanager
+def _told_as_not_connected() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise httpcore2.ConnectTimeout("the name was not looked up in time") from error
+    except OSError as error:
+        raise httpcore2.ConnectError(str(error)) from error
 
 
 def _ask(is_ours: IsOurs, ports: tuple[int, int]) -> None:

@@ -1,15 +1,23 @@
 """What the guard of the port does with connections that are over before it has looked at them."""
 
+import asyncio
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
 import anyio
 import httpcore2
 import pytest
+from fakes.reply import Reply
+from unit.wire.calling import WAYS
 
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.errors import RequestTimeoutError
 from langchain_car_vllm.wire.transport.port_guard import AsyncGuardedBackend, GuardedBackend
 
 _RESETS_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -134,3 +142,75 @@ def test_a_connection_that_stands_when_its_user_leaves_is_closed(scheme: str):
     pool, is_closed = anyio.run(leave)
     assert is_closed
     assert not pool.connections
+
+
+def connected_peers(host: str, port: int) -> list[str]:
+    """Return whom both kinds of connections lead to."""
+    stream = GuardedBackend(None).connect_tcp(host, port, 30.0)
+    peers = [stream.get_extra_info("server_addr")[0]]
+    stream.close()
+
+    async def connect() -> None:
+        stream = await AsyncGuardedBackend(None).connect_tcp(host, port, 30.0)
+        peers.append(stream.get_extra_info("server_addr")[0])
+        await stream.aclose()
+
+    anyio.run(connect)
+    return peers
+
+
+def test_each_address_of_a_name_is_tried(listener: Listener, monkeypatch: pytest.MonkeyPatch):
+    """A name may stand for one that nobody listens on, as `localhost` does."""
+    entries = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, listener.port))
+        for address in ("127.0.0.2", "127.0.0.1")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+    assert connected_peers("name.example", listener.port) == ["127.0.0.1"] * 2
+
+
+def test_a_name_that_nobody_knows_is_a_failed_connection(monkeypatch: pytest.MonkeyPatch):
+    """As one that nobody listens at."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(httpcore2.ConnectError, match=r"`name\.example` is not known"):
+        connected_peers("name.example", 80)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_timeout_ends_a_call_whose_name_is_looked_up(way: str, monkeypatch: pytest.MonkeyPatch):
+    """The system's resolver takes as long as it likes, and knows no limit."""
+    answered = threading.Event()
+
+    def look_up(*_: object, **__: object) -> list[object]:
+        answered.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    model = ChatVllmMlx("m", base_url="http://name.example/v1", timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(RequestTimeoutError):
+        WAYS[way](model, "hi")
+    assert time.monotonic() - began < 30
+    answered.set()
+
+
+def test_a_full_executor_keeps_no_name_from_being_looked_up(serve):
+    """The threads of an event loop are everybody's."""
+    model, _ = serve(Reply(text="yes"))
+    named = ChatVllmMlx("m", base_url=model.base_url.replace("127.0.0.1", "localhost"))
+
+    async def ask() -> str:
+        loop = asyncio.get_running_loop()
+        go_on = threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        loop.run_in_executor(None, go_on.wait)
+        try:
+            return (await asyncio.wait_for(named.ainvoke("hi"), 60)).text
+        finally:
+            go_on.set()
+
+    assert asyncio.run(ask()) == "yes"

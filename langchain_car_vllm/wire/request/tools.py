@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import Runnable
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.function_calling import (
+    convert_to_openai_function,
+    convert_to_openai_tool,
+)
 from langchain_core.utils.json_schema import dereference_refs
 from pydantic import BaseModel, PydanticUserError
 
@@ -102,7 +105,7 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
         tool = _in_openais_form(tool)
     refuse_enum(tool)
     found = convert_to_openai_tool(tool, strict=strict)
-    _mend_parameters(found["function"], tool)
+    _mend_parameters(found["function"], tool, strict=strict)
     return found
 
 
@@ -133,7 +136,7 @@ def _schema_as_tool(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tool, "parameters": found} if found else tool
 
 
-def _mend_parameters(function: dict[str, Any], tool: Any) -> None:
+def _mend_parameters(function: dict[str, Any], tool: Any, *, strict: bool | None) -> None:
     """Put back what LangChain's conversion (1.8) loses of what a tool takes.
 
     It takes all references out, and leaves nothing of one that leads back to itself. A decimal may
@@ -148,7 +151,9 @@ def _mend_parameters(function: dict[str, Any], tool: Any) -> None:
         return
     if is_recursive(ours):
         told = ("title", "description")
-        function["parameters"] = {k: v for k, v in inline_root(ours).items() if k not in told}
+        whole = {k: v for k, v in inline_root(ours).items() if k not in told}
+        mended = convert_to_openai_function({**function, "parameters": whole}, strict=strict)
+        function["parameters"] = mended["parameters"]
     else:
         function["parameters"] = _merge_numbers(parameters, dereference_refs(ours))
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
 from langchain_car_vllm.wire.errors import IncompleteAnswerError
 from langchain_car_vllm.wire.request.schema import validation_error
+from langchain_car_vllm.wire.request.tools import openai_tools
 
 
 def test_a_choice_of_an_unbound_tool_is_refused(serve):
@@ -299,6 +300,9 @@ def test_a_recursive_schema_of_a_tool_reaches_the_grammar_whole(serve, kind):
     assert validation_error({"value": 1, "tree": {"value": 1}}, sent) is None
     bad = {"value": 1, "children": [{"value": "high"}]}
     assert validation_error({**bad, "tree": bad}, sent) is not None
+    (strict,) = openai_tools([kind], strict=True)
+    assert strict["function"]["strict"]
+    assert strict["function"]["parameters"]["additionalProperties"] is False
 
 
 def test_parallel_calls_that_cannot_be_forbidden_are_warned_about(serve):

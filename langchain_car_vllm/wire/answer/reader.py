@@ -262,10 +262,10 @@ class Answer:
             ) from error
 
     def _read(self, event: dict[str, Any]) -> Delta | None:
-        if usage := event.get("usage"):
-            self.usage = _usage(usage)
         self._read_drafts(event.get("generation_metadata"))
         choice = self._choice(event)
+        if usage := event.get("usage") or (choice and choice.get("usage")):
+            self.usage = _usage(usage)
         if choice is None:
             return None
         self._read_end(event, choice)

@@ -52,6 +52,7 @@ class TextCallFilter(Filter):
         self._is_written = False
         self._is_native = False
         self._is_after_call = False
+        self._is_cut = False
         self._calls = 0
 
     def feed(self, delta: Delta) -> Delta | None:
@@ -66,8 +67,9 @@ class TextCallFilter(Filter):
             return None
         return Delta(text, delta.thought, delta.calls)
 
-    def end(self, finish_reason: str | None) -> Iterator[Delta]:  # noqa: ARG002
+    def end(self, finish_reason: str | None) -> Iterator[Delta]:
         """Yield what was held back, as the calls or as the text it is."""
+        self._is_cut = finish_reason == "length"
         while self._held:
             text, calls, _ = self._step(last=True)
             if text or calls:
@@ -106,7 +108,8 @@ class TextCallFilter(Filter):
         if size is None:
             return "", [], True
         piece = self._held[:size]
-        written = read_calls(piece, self._names)
+        is_cut = self._is_cut and size == len(self._held)
+        written = read_calls(piece, self._names, is_cut=is_cut)
         if written and not last:
             self._is_written = True
             return "", [], True

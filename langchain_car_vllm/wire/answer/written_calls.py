@@ -87,12 +87,18 @@ def read_json(text: str, *, last: bool) -> tuple[Any, int] | None:
     return _complete(text, start) if last else None
 
 
-def read_calls(piece: str, names: CallNames) -> list[WrittenCall]:
-    """Return the calls in a piece of text, none unless all of it is calls of bound tools."""
+def read_calls(piece: str, names: CallNames, *, is_cut: bool = False) -> list[WrittenCall]:
+    """Return the calls in a piece of text, none unless all of it is calls of bound tools.
+
+    Args:
+        piece: The text.
+        names: What counts as a call.
+        is_cut: Whether the model could not end it, so that what is missing may be anything.
+    """
     inner = _without(_MARKS, piece)
     calls: list[WrittenCall] = []
     while inner:
-        found = read_json(inner, last=True) if inner[0] in "{[" else None
+        found = read_json(inner, last=not is_cut) if inner[0] in "{[" else None
         if found is None:
             return []
         value, end = found

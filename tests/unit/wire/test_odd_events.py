@@ -203,6 +203,13 @@ def test_tokens_are_counted_under_either_name(serve):
     assert sum_of(model.stream("go")).usage_metadata["total_tokens"] == 7
 
 
+def test_tokens_are_counted_where_they_are_told_beside_the_reason(serve):
+    """Moonshot's servers put them into the choice."""
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}]}
+    model, _ = serve(stream(HELLO, end))
+    assert sum_of(model.stream("go")).usage_metadata["total_tokens"] == 7
+
+
 def test_a_call_without_a_name_is_an_error(serve):
     """No agent could do anything with it."""
     model, _ = serve(stream(call_event(part(None, "{}", index=0, id="1"), finish="tool_calls")))

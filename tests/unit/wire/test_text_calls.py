@@ -167,6 +167,19 @@ def test_foreign_json_and_code_flow_on_at_once():
     assert holdback.feed(Delta("```python\nx = 1")) == Delta("```python\nx = 1")
 
 
+@pytest.mark.parametrize("wrapping", ["{}", "<tool_call>{}", "```json\n{}"])
+@pytest.mark.parametrize("missing", [1, 2, 9])
+def test_a_call_that_ran_out_of_tokens_is_not_completed(wrapping, missing):
+    """More arguments may have stood before a brace that is missing; a whole call is one."""
+    whole = json.dumps({"name": "add", "arguments": {"a": {"b": 1}}})
+    for text in (wrapping.replace("{}", whole[:-missing]), whole + "\n" + whole[:-missing]):
+        holdback = TextCallFilter(NAMES)
+        found = [holdback.feed(Delta(text)), *holdback.end("length")]
+        calls = [call for delta in found if delta for call in delta.calls]
+        assert len(calls) == text.count(whole)
+        assert "".join(delta.text for delta in found if delta).endswith(whole[:-missing])
+
+
 @pytest.mark.parametrize("is_written_first", [False, True])
 def test_text_beside_calls_that_the_server_found_is_text(is_written_first):
     """Once the server's own parser works, JSON in the text is not turned into a second call."""

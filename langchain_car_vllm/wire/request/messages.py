@@ -6,6 +6,7 @@ cache holds from turn to turn.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -40,6 +41,9 @@ from langchain_car_vllm.wire.request.tools import server_name
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("text", "text-plain", "input_text", "output_text")
+_TYPE_OF_TEXT = re.compile(
+    r"text/|application/(?:[\w.-]+\+)?(?:json|xml|yaml|x-yaml|toml|javascript|sql)\b"
+)
 _CALLS = {"tool_use": "input", "tool_call": "args", "function_call": "arguments"}
 """Blocks that are calls, and what their arguments are called there."""
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
@@ -220,8 +224,9 @@ class _Outgoing:
         shown = [self._placeholder(b) if _is_attachment(b) else b for b in content]
         thought = reasoning_of(message)
         calls = message.tool_calls or _written_calls(message)
+        text = _join((block for block in shown if _text(block) is not None), "")
         return AIMessage(
-            content=encodable(_join((block for block in shown if _text(block) is not None), "")),
+            content=encodable(text or _said_beside(message)),
             tool_calls=[
                 {**call, "name": server_name(call["name"]), "args": encodable_value(call["args"])}
                 for call in calls
@@ -250,8 +255,8 @@ def _with_results_apart(message: BaseMessage) -> Iterator[BaseMessage]:
     blocks = content if isinstance(content, list) else []
     results = [b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_result"]
     for block in results:
-        call = str(block.get("tool_use_id") or "")
-        yield ToolMessage(content=block.get("content") or "", tool_call_id=call)
+        given, call = block.get("content") or "", str(block.get("tool_use_id") or "")
+        yield ToolMessage([given] if isinstance(given, dict) else given, tool_call_id=call)
     left = [block for block in blocks if block not in results]
     if left or not results:
         yield message.model_copy(update={"content": left}) if results else message
@@ -271,6 +276,14 @@ def _by_role(message: BaseMessage) -> BaseMessage:
         call = str(message.additional_kwargs.get("tool_call_id") or "")
         return ToolMessage(content=message.content, tool_call_id=call)
     return message
+
+
+def _said_beside(message: AIMessage) -> str:
+    """Return what OpenAI's models say beside an empty content: spoken words, or a refusal."""
+    audio = message.additional_kwargs.get("audio")
+    spoken = audio.get("transcript") if isinstance(audio, dict) else None
+    said = (spoken, message.additional_kwargs.get("refusal"))
+    return next((text for text in said if isinstance(text, str)), "")
 
 
 def _is_attachment(block: Any) -> bool:
@@ -324,6 +337,6 @@ def _text(block: Any) -> str | None:
     kind = block.get("type")
     if "text" in block and (kind in _TEXTS or block.get("source_type") == "text"):
         return str(block["text"] or "")
-    if kind == "text-plain" or str(block.get("mime_type") or "").startswith("text/"):
+    if kind == "text-plain" or _TYPE_OF_TEXT.match(str(block.get("mime_type"))):
         return decode_text(block)
     return data_text(block)

@@ -141,6 +141,16 @@ def test_what_another_model_said_stays_in_the_history(serve, block, text):
 
 
 @pytest.mark.parametrize(
+    "beside", [{"audio": {"id": "1", "transcript": "No."}}, {"refusal": "No."}]
+)
+def test_what_another_model_said_beside_the_content_stays_in_the_history(serve, beside):
+    """OpenAI's models speak, and refuse, with nothing in the content."""
+    model, dialect = serve(Reply(text="ok"))
+    model.invoke([HumanMessage("go"), AIMessage("", additional_kwargs=beside), HumanMessage("on")])
+    assert dialect.requests[0]["messages"][1] == {"role": "assistant", "content": "No."}
+
+
+@pytest.mark.parametrize(
     "block",
     [
         {"type": "reasoning", "reasoning": "Hm."},
@@ -163,7 +173,7 @@ def test_what_another_model_thought_stays_in_the_history(serve, block):
     assert answer == {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
 
 
-@pytest.mark.parametrize("result", ["Mars", [{"type": "text", "text": "Mars"}]])
+@pytest.mark.parametrize("result", ["Mars", [{"type": "text", "text": "Mars"}], {"at": "Mars"}])
 @pytest.mark.parametrize("rest", [[], [{"type": "text", "text": "on"}]])
 def test_a_result_in_anthropics_form_is_one(serve, result, rest):
     """It stands in a message of the user's there, which would go out without it."""
@@ -173,7 +183,8 @@ def test_a_result_in_anthropics_form_is_one(serve, result, rest):
     turn = [AIMessage([call]), HumanMessage([told, *rest])]
     model.invoke([HumanMessage("go"), *turn, *turn])
     _, _, *sent = dialect.requests[0]["messages"]
-    assert sent[0] == {"role": "tool", "tool_call_id": "1", "content": "Mars"}
+    text = json.dumps(result) if isinstance(result, dict) else "Mars"
+    assert sent[0] == {"role": "tool", "tool_call_id": "1", "content": text}
     user = [{"role": "user", "content": "on"}] if rest else []
     assert sent[1:] == [*user, dialect.requests[0]["messages"][1], sent[0], *user]
 
@@ -312,6 +323,8 @@ def test_plain_text_is_sent_however_it_is_packed(serve):
         create_plaintext_block(base64=encoded),
         {"type": "text-plain", "url": f"data:text/plain;base64,{encoded}"},
         {"type": "file", "base64": encoded, "mime_type": "text/markdown"},
+        {"type": "file", "base64": encoded, "mime_type": "application/json; charset=utf-8"},
+        {"type": "file", "base64": encoded, "mime_type": "application/vnd.api+json"},
         {"type": "text", "text": "Grüße"},
         {"type": "file", "source_type": "text", "text": "Grüße", "mime_type": "text/plain"},
     ]

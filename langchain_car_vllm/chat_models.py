@@ -45,8 +45,8 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
 
     The first call finds `vllm-mlx` or installs it, downloads the model, starts the server and waits
     until it answers; later calls of any process of the same user share that server, which stops by
-    itself after `keep_alive`. A wrapped
-    `ChatOpenAI` converts the messages; streaming goes its own way for speed.
+    itself after `keep_alive`. A wrapped `ChatOpenAI` converts the messages; streaming goes its own
+    way for speed.
 
     The object holds configuration only, so it can be pickled, copied and configured freely.
 

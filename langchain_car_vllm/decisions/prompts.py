@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from string import ascii_uppercase
+from string import ascii_uppercase, digits
 from typing import Any, NamedTuple
 
 from langchain_core.decisions import Box, Choice, Noul, Score
@@ -58,9 +58,8 @@ def labels_of(question: Noul | Choice | Score) -> list[Label]:
             f"a question has {len(meanings)} labels, and a model can choose among {MOST_LABELS}",
             hint="ask for a group first, and then for a label of that group",
         )
-    keys = ascii_uppercase
-    if isinstance(question, Score) and len(meanings) <= len("0123456789"):
-        keys = "0123456789"
+    has_digits = isinstance(question, Score) and len(meanings) <= len(digits)
+    keys = digits if has_digits else ascii_uppercase
     return [Label(key, meaning) for key, meaning in zip(keys, meanings, strict=False)]
 
 

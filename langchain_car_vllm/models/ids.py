@@ -5,6 +5,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
@@ -203,7 +204,7 @@ def _neighbours(folder: Path, name: str) -> tuple[str, ...]:
 def _models_in(folder: Path) -> list[str]:
     """Return the names of the folders in a folder that hold a `config.json`."""
     with suppress(OSError), os.scandir(folder) as entries:
-        names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
+        names = [entry.name for entry in islice(entries, _MOST_ENTRIES)]
         return sorted(name for name in names if is_file(folder / name / "config.json"))
     return []
 

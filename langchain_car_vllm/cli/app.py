@@ -105,14 +105,14 @@ def main() -> None:
     Exit codes: 0, 1 for an error that is told in one sentence, 2 for wrong usage, 3 for a fault of
     this program, 130 for Ctrl-C.
     """
+    _open_output()
     _show_log_records()
     _accept_any_character()
     try:
         try:
             app(prog_name=PROGRAM)
         finally:
-            if sys.stdout is not None:  # it is none where the terminal is gone
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
         sys.exit(1)
@@ -134,8 +134,7 @@ def main() -> None:
 
 def _discard_output() -> None:
     """Have nobody try once more, when the program ends, to write what could not be written."""
-    if sys.stdout is not None:
-        discard(sys.stdout.fileno())
+    discard(sys.stdout.fileno())
 
 
 def _refusal(error: OSError) -> ConfigurationError:
@@ -166,6 +165,12 @@ def _log_fault() -> Path | None:
         say(text)
         return None
     return Path(name)
+
+
+def _open_output() -> None:
+    """Have what is printed come to nothing where standard output is closed: Python has none."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _show_log_records() -> None:

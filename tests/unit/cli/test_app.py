@@ -1,20 +1,20 @@
 """The command line as a whole: words, help, completion, exit codes."""
 
-import errno
 import os
 import pty
 import re
-import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from faults.support import FAST, Fake
 from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.cli import doctor
-from langchain_car_vllm.cli.app import _refusal, app, main
+from langchain_car_vllm.cli.app import app, main
+from langchain_car_vllm.server import lease
 
 
 @pytest.mark.parametrize("words", [["-h"], ["--help"], ["help"], []])
@@ -118,18 +118,18 @@ def test_words_that_mean_the_same(cli: Cli):
     assert cli("ls").stderr == cli("list").stderr
 
 
-def test_a_full_disk_is_told_without_a_standard_output(monkeypatch):
-    """It may be another disk than that of the output, which was closed."""
-    monkeypatch.setattr(sys, "stdout", None)
-    told = _refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    assert "the disk is full" in told.message
-
-
-def test_output_that_nobody_has_opened_is_no_fault():
-    """Started with its standard output closed, a command ends as it does elsewhere."""
-    words = shlex.join(command("--version"))
-    done = subprocess.run(["sh", "-c", f"{words} >&-"], stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+@pytest.mark.parametrize(
+    "words",
+    [["--version"], ["ps"], ["logs"], ["doctor"], ["run", "MODEL", "hi"], ["stop", "--all"]],
+)
+def test_output_that_nobody_has_opened_is_no_fault(fake: Fake, words: list[str]):
+    """Started with its standard output closed, a command does what it does elsewhere."""
+    with lease(fake.spec(), policy=FAST):
+        given = [str(fake.model) if word == "MODEL" else word for word in words]
+        shell = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command(*given)]
+        done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "unexpectedly" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="macOS has no disk that is always full")

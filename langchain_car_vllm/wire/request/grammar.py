@@ -10,11 +10,10 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
-from langchain_car_vllm.wire.request.schema import Schema, references_in
+from langchain_car_vllm.wire.request.schema import Schema, references_in, target_of
 
 _DEFS = ("$defs", "definitions")
 _MAPS = ("properties", "dependentSchemas")
@@ -69,26 +68,13 @@ def _convert_all(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
         root["$defs"] = defs
     for target in references_in(root):
         # What was moved by the conversion is where it was in the original.
-        if not (_is_in(root, target) or _is_in(schema, target)):
+        if target_of(root, target) is None and target_of(schema, target) is None:
             raise ConfigurationError(
                 f"the schema refers to `{target}`, which is not in it",
                 hint="put the definition under `$defs`",
             )
     root["x-guidance"] = _GUIDANCE
     return root
-
-
-def _is_in(found: Any, target: str) -> bool:
-    """Tell whether a JSON pointer, which begins with `#`, leads to something."""
-    for step in unquote(target).split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, Mapping) and name in found:
-            found = found[name]
-        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
-        else:
-            return False
-    return True
 
 
 def _convert(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any, get_origin
+from urllib.parse import unquote
 
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -135,10 +136,23 @@ def references_in(value: Any) -> Iterator[str]:
             yield from references_in(part)
 
 
+def target_of(found: Any, target: str) -> Any:
+    """Return what a JSON pointer, which begins with `#`, leads to, None for nothing."""
+    for step in unquote(target).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            return None
+    return found
+
+
 def is_recursive(schema: Schema) -> bool:
-    """Whether a definition of a schema holds itself, directly or through others."""
-    defs = schema.get("$defs") or {}
-    left = {f"#/$defs/{name}": set(references_in(part)) for name, part in defs.items()}
+    """Whether a part of a schema holds itself, directly or through others."""
+    targets = set(references_in(schema))
+    left = {target: set(references_in(target_of(schema, target))) for target in targets}
     while free := [target for target, inner in left.items() if not inner & left.keys()]:
         for target in free:
             del left[target]

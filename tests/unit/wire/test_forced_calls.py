@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 from fakes.calls import HISTORY, Multiply, add, called, ways
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
 from langchain_car_vllm.wire.errors import IncompleteAnswerError
-from langchain_car_vllm.wire.request.schema import validation_error
+from langchain_car_vllm.wire.request.schema import is_recursive, validation_error
 from langchain_car_vllm.wire.request.tools import openai_tools
 
 
@@ -273,14 +274,34 @@ def plant(tree: Node) -> str:
     return str(tree)
 
 
-NODES = Node.model_json_schema()
+def served_tool(schema: dict[str, Any]) -> StructuredTool:
+    """Return a tool as MCP servers describe theirs."""
+    return StructuredTool(
+        name="plant", description="Plants.", args_schema=schema, func=lambda **given: str(given)
+    )
+
+
+def node(target: str) -> dict[str, Any]:
+    """Return the schema of a tree whose children are what a reference leads to."""
+    children = {"type": "array", "items": {"$ref": target}}
+    properties = {"value": {"type": "integer"}, "children": children}
+    return {"type": "object", "properties": properties, "required": ["value"]}
+
+
+def holding(tree: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"tree": tree}, "required": ["tree"], **more}
+
+
 RECURSIVE = {
     "class": Node,
     "function": plant,
     "tool": tool_of(plant),
-    "schema of a server": StructuredTool(
-        name="plant", description="Plants.", args_schema=NODES, func=lambda **given: str(given)
+    "schema of a server": served_tool(Node.model_json_schema()),
+    "draft 7": served_tool(
+        holding({"$ref": "#/definitions/N"}, definitions={"N": node("#/definitions/N")})
     ),
+    "path": served_tool(holding(node("#/properties/tree"))),
+    "root": served_tool(node("#")),
 }
 
 
@@ -292,8 +313,8 @@ def test_a_recursive_schema_of_a_tool_reaches_the_grammar_whole(serve, kind):
     model, dialect = serve()
     model.bind_tools([kind, add], tool_choice="any", tool_choice_method="grammar").invoke("go")
     schema = dialect.requests[0]["response_format"]["json_schema"]["schema"]
+    assert is_recursive(schema)
     targets = re.findall(r"#/\$defs/(\w+)", json.dumps(schema))
-    assert targets
     assert set(targets) <= schema["$defs"].keys()
     model.bind_tools([kind]).invoke("go")
     sent = dialect.requests[1]["tools"][0]["function"]["parameters"]

@@ -114,12 +114,7 @@ class Endpoint(Serving):
         return without_credentials(self.base_url)
 
     def without_secrets(self, text: str, headers: Mapping[str, str]) -> str:
-        """Return what a server said without the secrets that it got, and may quote in a refusal.
-
-        Args:
-            text: What it said.
-            headers: Those that were sent along with the key.
-        """
+        """Return what a server said without the secrets that it got, and may quote in a refusal."""
         sent = {self.api_key or "", *secrets_of_headers(headers), *self._credentials()}
         return without_secrets(text, sent)
 

@@ -27,15 +27,7 @@ def diagnose_download(
     *,
     attempt: Attempt = "download",
 ) -> CarVllmError:
-    """Return what a failed download's log means.
-
-    Args:
-        source: The Hub repository.
-        revision: As it was asked for.
-        log: What the child wrote.
-        exit_code: Of the child, negative for a signal, None where unknown.
-        attempt: Whether it was an update.
-    """
+    """Return what a failed download's log means."""
     text = log_tail(log)
     verdict = _verdict(text) or _guess(text)
     if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":

@@ -32,10 +32,6 @@ def is_trusted(arguments: Iterable[str]) -> bool:
 def find_code(names: Iterable[str], read: Callable[[str], Mapping[str, Any] | None]) -> str | None:
     """Return which of a model's files asks for which code, None where none does.
 
-    Args:
-        names: The files beside `config.json`.
-        read: Returns the object in one of them, None where there is none that can be read.
-
     Raises:
         UnservableModelError: A file that may ask for code cannot be read.
     """

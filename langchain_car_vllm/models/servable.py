@@ -77,13 +77,7 @@ def find_obstacle(directory: Path, *, trust: bool = False) -> Obstacle | None:
 def find_missing(
     names: Collection[str], read: Callable[[str], Mapping[str, Any] | None], *, trust: bool = False
 ) -> Obstacle | None:
-    """Return what a model lacks to be served, None where it has all parts.
-
-    Args:
-        names: Its files.
-        read: Returns the object in one of them, None where there is none that can be read.
-        trust: Whether the user trusts code that the model brings.
-    """
+    """Return what a model lacks to be served, None where it has all parts."""
     config = read("config.json") if "config.json" in names else None
     if config is None:
         return _other_format(names) or Obstacle("it holds no `config.json`", _WHOLE)

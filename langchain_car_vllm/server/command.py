@@ -140,14 +140,7 @@ def serving_for(
 def serve_arguments(
     spec: ServerSpec, launch: Launch, port: int, working_set: int | None = None
 ) -> list[str]:
-    """Return the arguments of `vllm-mlx`, without the key.
-
-    Args:
-        spec: What the user wants.
-        launch: How the model is served.
-        port: Where.
-        working_set: Bytes that Metal recommends, None where that is not known.
-    """
+    """Return the arguments of `vllm-mlx`, without the key."""
     arguments = ["serve", launch.model, "--host", "127.0.0.1", "--port", str(port)]
     arguments += ["--served-model-name", spec.served_name, "--timeout", str(_SERVER_TIMEOUT)]
     if spec.kind == "reranker":

@@ -94,9 +94,6 @@ def kv_tokens(requests: Sequence[int]) -> int:
     """Return the room that requests take together.
 
     A batch is as wide as its longest row: mlx-lm and mlx-vlm pad the others.
-
-    Args:
-        requests: The tokens of each, prompt and answer together.
     """
     return max(requests, default=0) * len(requests)
 

@@ -66,13 +66,6 @@ class StageEnded(Exception):  # noqa: N818
 class SupervisorContext:
     """The one holder of the state; a change is written at once, but for the times of crashes.
 
-    Args:
-        directory: Of the server key; its `supervisor.lock` is held by this process.
-        spec: What to serve.
-        policy: How long to wait for what.
-        predecessor: The state that was found.
-        held: What makes this process the supervisor.
-
     Attributes:
         lease: Descriptor of `lease.lock`.
 

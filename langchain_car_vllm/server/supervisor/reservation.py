@@ -33,10 +33,6 @@ def reserve_memory(context: SupervisorContext, memory: Memory) -> Memory:
 
     Others go on with less where that is enough, are sent away in turn, or are waited for.
 
-    Args:
-        context: Of the start.
-        memory: What it would set aside with nobody else there.
-
     Returns:
         What was set aside.
 
@@ -60,10 +56,6 @@ def grow_reservation(context: SupervisorContext, full: Memory) -> Memory | None:
     """Take what is free for a running server that gave some away; return what it has now.
 
     None where nothing is free or others wait for it.
-
-    Args:
-        context: Of the server.
-        full: What it was started with.
     """
     with opened_lock(_lock_file(context)) as lock:
         if not try_exclusive(lock):

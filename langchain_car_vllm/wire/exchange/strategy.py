@@ -40,13 +40,6 @@ def exchange_for(
 ) -> Exchange:
     """Return the exchange for a call.
 
-    Args:
-        endpoint: Who answers; what it is decides how it must be asked.
-        messages: The conversation in the server's form.
-        stop: Where the answer ends, enforced here.
-        given: The parameters, merged from the model and the call.
-        streamed: Whether the answer goes on in parts.
-
     Raises:
         ConfigurationError: Parameters contradict each other.
     """

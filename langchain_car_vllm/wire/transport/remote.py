@@ -46,11 +46,6 @@ def describe(endpoint: Endpoint, headers: Headers = (), timeout: float | None = 
     `/v1/models` is asked first. Only where vllm-mlx answers, which names itself as the owner,
     `/health` is asked too: on a gateway it may start a request to every model behind it. Each
     address is asked once a minute, whether it tells or not.
-
-    Args:
-        endpoint: Who is asked.
-        headers: Sent along.
-        timeout: Seconds that the request may take, None for no limit.
     """
     if found := find_description(endpoint, headers):
         return found

@@ -114,10 +114,6 @@ def entry_of(status: Mapping[str, Any], elapsed: float) -> Mapping[str, Any] | N
 def progress_of(status: Mapping[str, Any], entry: Mapping[str, Any] | None) -> Progress | None:
     """Return what a server's status says of a request.
 
-    Args:
-        status: What the server does.
-        entry: What it says of that request, None where it does not.
-
     Returns:
         None where it tells nothing.
     """

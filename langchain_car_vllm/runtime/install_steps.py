@@ -132,11 +132,12 @@ def _install_and_test(
 def _mending(root: Path, python: Python, former: Marker | None, *, ours: bool) -> list[str]:
     """Return what makes uv look behind metadata: killed installs left it, or the folder has moved.
 
-    Packages of CAR's that are whole keep their versions.
+    Or files were lost, as to a program that cleans up. Packages of CAR's that are whole keep their
+    versions.
     """
     if ours and former is not None and former.state == "installing":
         return ["--reinstall"]
-    broken = [] if ours else broken_packages(python)
+    broken = broken_packages(python)
     if not runs_here(root):
         broken.append("vllm-mlx")
     return [f"--reinstall-package={name}" for name in broken]

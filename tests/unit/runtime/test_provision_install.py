@@ -256,6 +256,18 @@ def test_a_python_that_no_longer_runs_is_replaced(fake_uv, managed):
     assert "cpython=={}.{}.*".format(*sys.version_info) in fake_uv.calls[2]
 
 
+@pytest.mark.parametrize("damage", ["lost", "emptied"])
+def test_an_install_that_lost_a_file_is_repaired_at_once(fake_uv, managed, damage):
+    """What cleans up disks may take one; the hint of the failed start is `install --upgrade`."""
+    ensure_runtime()
+    [file] = managed.glob("lib/python*/site-packages/vllm_mlx/__init__.py")
+    whole = file.read_text()
+    file.unlink() if damage == "lost" else file.write_text("x" * 99)
+    assert upgrade_runtime().version == "0.6.0"
+    assert file.read_text() == whole
+    assert "--reinstall-package=vllm-mlx" in fake_uv.calls[-1]
+
+
 BROKEN_PYTHON = """#!/bin/sh
 echo "dyld[1]: Library not loaded: @rpath/libpython.dylib" >&2
 kill -ABRT $$

@@ -57,7 +57,8 @@ def holds_media(messages: Iterable[BaseMessage]) -> bool:
         isinstance(block, dict) and kind_of(block) is not None
         for message in messages
         if isinstance(message.content, list)
-        for block in message.content
+        for part in _with_results_apart(message)
+        for block in part.content
     )
 
 

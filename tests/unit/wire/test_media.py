@@ -209,6 +209,17 @@ def test_a_request_with_media_is_always_streamed(see, engine):
     assert dialect.requests[0]["stream"] is True
 
 
+def test_a_picture_in_a_result_in_anthropics_form_is_streamed_too(see):
+    """It stands one level deeper, in a message of the user's."""
+    model, dialect = see()
+    call = {"type": "tool_use", "id": "1", "name": "look", "input": {}}
+    told = {"type": "tool_result", "tool_use_id": "1", "content": [SHAPES["anthropic"]]}
+    model.invoke([HumanMessage("go"), AIMessage([call]), HumanMessage([told])])
+    (body,) = dialect.requests
+    assert body["stream"]
+    assert body["messages"][-1]["content"][-1] == {"type": "image_url", "image_url": {"url": URL}}
+
+
 def test_the_order_of_images_shows_in_the_text(see):
     """The batched engine's cache knows the set of images and the text, not their order."""
     model, dialect = see()

@@ -10,6 +10,8 @@ from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
 from langchain_car_vllm.models.ids import nearest_ids
 from langchain_car_vllm.models.servable import find_missing
+from langchain_car_vllm.models.snapshot import repository_folder
+from langchain_car_vllm.paths import RECONNECT, broken_link
 from langchain_car_vllm.support.printable import on_one_line
 
 Attempt = Literal["ask", "download", "update"]
@@ -32,6 +34,9 @@ def diagnose_download(
     verdict = _verdict(text) or _guess(text)
     if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
         verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
+    folder = repository_folder(source)
+    if folder is not None and (broken := broken_link(folder)):
+        verdict = {"kind": "unconnected", "said": broken}
     if verdict["kind"] == "code":
         return UntrustedCodeError(source, on_one_line(verdict.get("said")))
     if verdict["kind"] == "no-model":
@@ -162,6 +167,7 @@ _EXPLANATIONS = {
         "the folder of models cannot be written to: {said}",
         "make it writable for you, or set HF_HOME to a folder that you can write to",
     ),
+    "unconnected": ("{said}", f"{RECONNECT}, or set HF_HOME"),
     "offline": (
         "the Hub cannot be reached",
         "connect to the network and try again{goes_on}",

@@ -104,6 +104,17 @@ def test_a_folder_of_models_whose_disk_is_gone_is_refused(home, link):
     assert caught.value.hint.startswith("connect the disk")
 
 
+def test_a_disk_that_was_taken_away_during_a_download_is_named(home, tmp_path):
+    """What the download itself says of it is that a file exists."""
+    (home / ".cache").mkdir()
+    (home / ".cache" / "huggingface").symlink_to("/Volumes/Models")
+    log = tmp_path / "log"
+    log.write_text("FileExistsError: [Errno 17] File exists: '/home/.cache/huggingface'\n")
+    error = diagnose_download("org/tiny", None, log, 1)
+    assert "is a link to `/Volumes/Models`, which is not there" in error.message
+    assert error.hint.startswith("connect the disk")
+
+
 def make_binary(folder):
     folder.mkdir(parents=True)
     python = folder / "python3"

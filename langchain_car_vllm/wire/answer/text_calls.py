@@ -28,10 +28,11 @@ from langchain_car_vllm.wire.answer.written_calls import (
     without_ends,
 )
 
-_START = re.compile(rf"\s*(?:{any_of(TAGS)}|```|[{{\[])")
+# A look behind keeps long blanks from being looked through once for each of their characters.
+_START = re.compile(rf"(?<!\s)\s*(?:{any_of(TAGS)}|```|[{{\[])")
 _BEGUN = {tag[:size] for tag in TAGS for size in range(1, len(tag))}
-_PARTIAL = re.compile(rf"\s*(?:{any_of(_BEGUN)}|`{{1,2}})?\Z")
-_FENCE_END = re.compile(r"\n?[ \t]*```[ \t]*(?=\n|\Z)")
+_PARTIAL = re.compile(rf"(?<!\s)\s*(?:{any_of(_BEGUN)}|`{{1,2}})?\Z")
+_FENCE_END = re.compile(r"```[ \t]*(?=\n|\Z)")
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
 
 

@@ -189,7 +189,7 @@ def _plain(text: str) -> str:
     """Return a text, only the title of a web page."""
     if not re.match(r"\s*<(!doctype|html|head)", text, re.IGNORECASE):
         return text
-    title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+    title = re.search(r"<title[^<>]*>([^<]*)", text, re.IGNORECASE)
     return f"a web page: {' '.join(title[1].split())}" if title else "a web page"
 
 

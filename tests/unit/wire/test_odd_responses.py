@@ -108,3 +108,27 @@ def test_a_redirect_without_an_address_is_told_as_that(status: str):
     ):
         ChatVllmMlx(model="m", base_url=base_url).invoke("hi")
     assert "None" not in str(caught.value)
+
+
+MANY = 900_000
+LONG = {
+    "blanks": ("404 Not Found", " " * MANY + "x"),
+    "titles": ("500 Oh no", "<html>" + "<title>" * (MANY // 7)),
+    "blanks-before-a-page": ("500 Oh no", " " * MANY + "<html"),
+    "words": ("400 Bad", "context length " * (MANY // 15)),
+    "addresses": ("400 Bad", "http://a:" * (MANY // 9)),
+    "parameters": ("400 Bad", "?key=" * (MANY // 5)),
+    "users": ("400 Bad", "//" + "a@" * (MANY // 2)),
+    "brackets": ("400 Bad", "[" * MANY),
+    "escapes": ("400 Bad", "\x1b[" * (MANY // 2)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_text_of_an_error_takes_longer_than_it_is_long(name: str):
+    """Looking through it holds up the whole program, and no limit of time ends that."""
+    status, text = LONG[name]
+    raw = f"HTTP/1.1 {status}\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode()
+    with answering(raw) as base_url, pytest.raises(AnswerError) as caught:
+        ChatVllmMlx(model="m", base_url=base_url).invoke("hi")
+    assert len(str(caught.value)) < 3000

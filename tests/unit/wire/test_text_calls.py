@@ -259,3 +259,10 @@ def test_any_arguments_survive_any_braces(arguments, wrapping, more, doubled, cu
     text = wrapping.replace("{}", written, 1)
     pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
     assert run(pieces) == ("", [("add", arguments)])
+
+
+@pytest.mark.parametrize("run_of", [" ", "\t", "\n", "[ ", '{"', "`", "``` ", "<tool_call> "])
+@pytest.mark.parametrize("before", ["", "```\n", "```json\n"])
+def test_no_text_takes_longer_than_it_is_long(before, run_of):
+    """Looking through it holds up the whole program, and no limit of time ends that."""
+    run([before + run_of * (100_000 // len(run_of)) + "x"])

@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 TEXT_WEIGHTS = "model*.safetensors"
 MEDIA_WEIGHTS = "*.safetensors"
 _UNREAD = "consolidated.safetensors"
-_SHARD = re.compile(r"(.*?)(\d+)-of-(\d{1,9})\.safetensors", re.ASCII)
+_SHARD = re.compile(r"(.*?)(\d{1,9})-of-(\d{1,9})\.safetensors", re.ASCII)
 _MOST_SHARDS = 10_000
 # Of a number in a tensor; those of less than a byte are not known here.
 _BYTES = {

@@ -18,7 +18,7 @@ from langchain_car_vllm.models.download import measure_download
 from langchain_car_vllm.models.model_files import load_object, read_bytes
 from langchain_car_vllm.models.servable import find_obstacle
 from langchain_car_vllm.models.snapshot import find_commit, served_source
-from langchain_car_vllm.models.weights import find_damage, read_shapes
+from langchain_car_vllm.models.weights import find_damage, missing_shards, read_shapes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = settings(
@@ -335,3 +335,9 @@ def test_any_text_is_a_model_or_an_error_of_this_package(text, before):
     for make in (ChatVllmMlx, VllmMlxEmbeddings):
         with contextlib.suppress(CarVllmError):
             make(before + text)
+
+
+def test_a_long_name_of_weights_is_looked_through_once():
+    """A Hub may list what no disk can hold; looking through it would hold the program up."""
+    assert not missing_shards({"1" * 900_000 + ".safetensors"})
+    assert missing_shards({"model-00001-of-00002.safetensors"})

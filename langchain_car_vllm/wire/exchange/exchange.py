@@ -287,7 +287,7 @@ class Exchange:
         repeats = bool(self.body.get("stream") and self.body.get("tools"))
         attempt = yield from self._try(self.body, self._filters, repeats_loss=repeats)
         if repeats and attempt.is_lost:  # a parser took a call away that is not JSON
-            whole = {k: v for k, v in self.body.items() if k not in ("stream", "stream_options")}
+            whole = {k: v for k, v in attempt.body.items() if k not in ("stream", "stream_options")}
             yield from self._try(whole, self._filters)
 
     def answer_end(self) -> AnswerEnd:
@@ -319,7 +319,7 @@ class Exchange:
         failed: Callable[[AnswerError], Exception] = _as_it_is,
         forgives: Callable[[AnswerError], bool] = _never,
     ) -> Generator[Attempt, None, Attempt]:
-        """Yield an attempt, and a second one where the server refused what can be left out.
+        """Yield an attempt, and others as long as the server refuses what can be left out.
 
         Args:
             body: The body.
@@ -332,22 +332,19 @@ class Exchange:
         Returns:
             The last of them.
         """
-        attempt = self._attempt(body, filters)
-        attempt.promotes, attempt.failed, attempt.repeats_loss = promotes, failed, repeats_loss
-        attempt.forgives = lambda error: (
-            self._other_body(body, error) is not None or forgives(error)
-        )
-        with attempt.settled():
-            yield attempt
-            other = self._other_body(body, attempt.error) if attempt.is_forgiven else None
-        if other is None:
-            return attempt
-        self._sent.pop()
-        attempt = self._attempt(other, filters)
-        attempt.promotes, attempt.failed, attempt.forgives = promotes, failed, forgives
-        with attempt.settled():
-            yield attempt
-        return attempt
+        while True:
+            attempt = self._attempt(body, filters)
+            attempt.promotes, attempt.failed, attempt.repeats_loss = promotes, failed, repeats_loss
+            attempt.forgives = lambda error, sent=body: (  # type: ignore[misc]
+                self._other_body(sent, error) is not None or forgives(error)
+            )
+            with attempt.settled():
+                yield attempt
+                other = self._other_body(body, attempt.error) if attempt.is_forgiven else None
+            if other is None:
+                return attempt
+            self._sent.pop()
+            body = other
 
     def _other_body(self, body: Body, error: AnswerError | None) -> Body | None:
         """Return the body as a server may take it that refused it so, None where it stays."""

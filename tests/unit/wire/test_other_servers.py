@@ -136,6 +136,25 @@ def test_fields_that_a_strict_server_refuses_are_left_out(serve):
     assert len(dialect.requests) == 2
 
 
+def test_fields_that_are_refused_one_by_one_are_left_out(serve, recwarn):
+    """As OpenAI tells them, also where a call got lost that is then asked for whole."""
+    strange = ("enable_thinking", "chat_template_kwargs", "stream_options")
+
+    def strict(body):
+        if refused := [name for name in strange if name in body]:
+            return Reply(status=400, detail=f"Unknown parameter: '{refused[0]}'.")
+        return CALL if "stream" not in body else Reply(usage=(5, 9))
+
+    model, dialect = serve(strict, dialect=FOREIGN, reasoning=False)
+    for message in ways(model.bind_tools([add]), "go").values():
+        assert called(message) == [("add", {"a": 1, "b": 2})]
+    streamed = [body for body in dialect.requests if body.get("stream")]
+    refusals = [name for name in strange if name in streamed[0]]
+    assert len(refusals) > 1
+    assert refusals[0] not in dialect.requests[-1]
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("forced", [True, False])
 def test_a_schema_that_cannot_be_built_is_the_requests_own_fault(serve, forced):
     """With the grammar's sentence, and nobody repeats it."""

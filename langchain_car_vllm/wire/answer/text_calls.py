@@ -22,6 +22,7 @@ from langchain_car_vllm.wire.answer.written_calls import (
     CallNames,
     WrittenCall,
     any_of,
+    brackets_of,
     may_be_call,
     read_calls,
     read_json,
@@ -174,7 +175,7 @@ class TextCallFilter(Filter):
 
     def _json_size(self, body: str, margin: int, *, last: bool) -> int | None:
         if not may_be_call(body):
-            return margin + 1
+            return margin + brackets_of(body)
         found = read_json(body, last=last)
         if found is not None:
             return margin + found[1]

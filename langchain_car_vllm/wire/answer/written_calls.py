@@ -34,6 +34,7 @@ _ENDS = re.compile(rf"(?:[{BRACES}]|{any_of(TAG_ENDS)})*")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input")
 _WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
 _CALL_KEYS = (*_WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
+_BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
 _DOUBLED = re.compile(r'("(?:[^"\\]|\\.)*")|\{\s*\{|\}\}', re.DOTALL)
@@ -66,6 +67,16 @@ def may_be_call(text: str) -> bool:
     if key := _FIRST_KEY.match(text):
         return key[1] in _CALL_KEYS
     return bool(_FIRST_KEY_BEGUN.match(text))
+
+
+def brackets_of(text: str) -> int:
+    """Return how many characters at the beginning begin no call where the first of them does not.
+
+    The first key is that of them all, and only the last may be a tag's.
+    """
+    found = _BRACKETS.match(text)
+    run = found[0].rstrip() if found else ""
+    return max(len(run) - run.endswith("["), 1)
 
 
 def read_json(text: str, *, last: bool) -> tuple[Any, int] | None:

@@ -261,6 +261,15 @@ def test_any_arguments_survive_any_braces(arguments, wrapping, more, doubled, cu
     assert run(pieces) == ("", [("add", arguments)])
 
 
+@pytest.mark.parametrize("cut", [1, 3, 99])
+@pytest.mark.parametrize("before", ["[", "[ [", "[[", "{ [", "[ {", "{{ ", "[ [ {"])
+def test_brackets_before_a_tag_are_text(before, cut):
+    """The last of them may be the tag's own."""
+    text = f'{before}[TOOL_CALLS]{{"name": "add", "arguments": {{"a": 1}}}}'
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert run(pieces) == (before.rstrip(), [("add", {"a": 1})])
+
+
 @pytest.mark.parametrize("run_of", [" ", "\t", "\n", "[ ", '{"', "`", "``` ", "<tool_call> "])
 @pytest.mark.parametrize("before", ["", "```\n", "```json\n"])
 def test_no_text_takes_longer_than_it_is_long(before, run_of):

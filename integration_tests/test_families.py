@@ -230,7 +230,7 @@ def test_calls_in_doubled_braces_are_read_here(
         assert "<tool_call>" in DOUBLED[number].text
         found = results[len(CASES) + number]["plain"]
     filter_ = TextCallFilter(CallNames({"get_weather": "get_weather"}))
-    deltas = [filter_.feed(Delta(str(found["content"]))), filter_.end("stop")]
+    deltas = [filter_.feed(Delta(str(found["content"]))), *filter_.end("stop")]
     written = [chunk for delta in deltas if delta for chunk in delta.calls]
     calls = [[chunk["name"], json.loads(chunk["args"] or "")] for chunk in written]
     assert (found["calls"] or calls) == CALL

@@ -1,4 +1,4 @@
-"""Whether installs of `vllm-mlx` that somebody else made can be imported.
+"""Whether installs of `vllm-mlx` that somebody else made can be imported, and Pythons run.
 
 Each is tried once. The verdict is kept in CAR_HOME until the install changes: its version, its
 Python, or what lies in its package folder, or the system does. A failure that may be the moment's
@@ -69,9 +69,13 @@ def try_import(
         run_step("smoke-test", command, directory=interpreter.parent, on_line=on_line)
     except ProvisionError as error:
         failure = error.detail
-    verdict = Verdict(stamp, failure)
+    return keep_verdict(binary, Verdict(stamp, failure))
+
+
+def keep_verdict(binary: Path, verdict: Verdict) -> Verdict:
+    """Keep a verdict, for other processes too where it lasts, and return it."""
     _known[str(binary)] = verdict
-    if not failure or _is_lasting(failure):
+    if not verdict.failure or _is_lasting(verdict.failure):
         with suppress(OSError, CarVllmError):
             _write_verdicts({**_read_verdicts(), str(binary): verdict})
     return verdict

@@ -29,7 +29,7 @@ from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import needed_mb, wanted_requirements
 from langchain_car_vllm.runtime.uv_binary import find_uv
-from langchain_car_vllm.runtime.virtual_environment import check_imports, holds_server
+from langchain_car_vllm.runtime.virtual_environment import check_imports, is_known_to_hold_server
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def is_proven(binary: Path) -> bool:
     root = paths.managed_root()
     if root is None or not is_managed(binary):
         return True
-    return read_marker(root) is not None and holds_server(root)
+    return read_marker(root) is not None and is_known_to_hold_server(root)
 
 
 def holds_runtime_of_ours(root: Path) -> bool:

@@ -14,7 +14,13 @@ import psutil
 
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.commands import run_step
-from langchain_car_vllm.runtime.import_verdicts import IMPORTS
+from langchain_car_vllm.runtime.import_verdicts import (
+    IMPORTS,
+    Verdict,
+    find_verdict,
+    keep_verdict,
+    stamp_of,
+)
 from langchain_car_vllm.runtime.locate import SERVER_BINARY, interpreter_of
 from langchain_car_vllm.runtime.requirements import locked_versions, normalize_name
 from langchain_car_vllm.support.os_limits import hint_for_limit
@@ -123,6 +129,26 @@ def holds_server(root: Path) -> bool:
     """
     python = probe_python(root)
     return python is not None and any(python.site.glob("vllm_mlx-*.dist-info"))
+
+
+def is_known_to_hold_server(root: Path) -> bool:
+    """Return what `holds_server` does, which is tried once for each Python that the link leads to.
+
+    Raises:
+        ProvisionError: A limit of the system keeps anybody from running it.
+    """
+    python = python_binary(root)
+
+    def stamp() -> list[Any]:
+        real = python.resolve()
+        return stamp_of(None, real, [real.parents[1] / "lib"])
+
+    if find_verdict(python, stamp) is not None:
+        return True
+    if not holds_server(root):
+        return False
+    keep_verdict(python, Verdict(stamp(), ""))
+    return True
 
 
 def check_locked(python: Python) -> None:

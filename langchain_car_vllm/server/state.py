@@ -153,6 +153,27 @@ def read_state(path: Path) -> State | None:
         return None
 
 
+_read: dict[Path, tuple[tuple[int, int], State]] = {}
+
+
+def known_state(path: Path) -> State | None:
+    """Return what `read_state` does; the file is read again only where it was replaced.
+
+    Raises:
+        OSError: The system refuses a look.
+    """
+    stamp = state_stamp(path)
+    if stamp is None:
+        return None
+    known = _read.get(path)
+    if known is None or known[0] != stamp:
+        state = read_state(path)
+        if state is None:
+            return None
+        _read[path] = known = stamp, state
+    return known[1]
+
+
 def read_header(path: Path) -> State | None:
     """Return what the supervisor of any version says, all other fields at their defaults.
 

@@ -9,7 +9,7 @@ from langchain_car_vllm.server.client.place import Place
 from langchain_car_vllm.server.client.rules import rules_of
 from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
-from langchain_car_vllm.server.state import read_state, state_stamp
+from langchain_car_vllm.server.state import known_state
 from langchain_car_vllm.server.tickets import Rules, Verdict
 from langchain_car_vllm.support.process_state import ProcessLock
 
@@ -53,7 +53,6 @@ class Admission:
         self._rules = rules_of(endpoint)
         self.is_open = self._rules == Rules()
         self.room = self._rules.room
-        self._stamp: tuple[int, int] | None = None
         self._process = os.getpid()
         self._mutex = ProcessLock()
         self._place: Place | None = None
@@ -89,12 +88,9 @@ class Admission:
 
     def _current_rules(self) -> Rules:
         """Return the rules as the state has them: the room shrinks where others need it."""
-        stamp = state_stamp(self._directory.state)
-        if stamp != self._stamp:
-            self._stamp = stamp
-            state = read_state(self._directory.state)
-            if state is not None and state.generation == self._endpoint.generation:
-                self._rules = rules_of(state.serving)
+        state = known_state(self._directory.state)
+        if state is not None and state.generation == self._endpoint.generation:
+            self._rules = rules_of(state.serving)
         return self._rules
 
     @property

@@ -1,6 +1,5 @@
 """This process's side of one server key: its lease, its record and its view of the state."""
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -29,7 +28,7 @@ from langchain_car_vllm.server.locks import (
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import reap_orphans
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import State, read_state
+from langchain_car_vllm.server.state import State, known_state
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 
 _MARK_PATIENCE = 0.1
@@ -63,7 +62,6 @@ class ProcessLease:
         self._record: Path | None = None
         self._keep_alive: float | None = None
         self._author: tuple[str, int] | None = None
-        self._cached: tuple[tuple[int, int], State | None] | None = None
         self._start: Start | None = None
         self._ours: set[int] = set()
         self._orphans: set[int] = set()
@@ -138,17 +136,9 @@ class ProcessLease:
                     self._close()
 
     def state(self) -> State | None:
-        """Return the state, parsed again only when the file was replaced or could not be read."""
+        """Return the state, None where there is none that can be read."""
         with explain_os_errors(self.directory.state):
-            try:
-                found = os.stat(self.directory.state)  # noqa: PTH116
-            except FileNotFoundError:
-                return None
-            stamp = found.st_ino, found.st_mtime_ns
-            cached = self._cached
-            if cached is None or cached[0] != stamp or cached[1] is None:
-                self._cached = cached = stamp, read_state(self.directory.state)
-        return cached[1]
+            return known_state(self.directory.state)
 
     def is_idle(self) -> bool:
         """Tell whether no process, this one included, holds the lease."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,23 @@ def test_admission_by_tokens_can_be_turned_off(
     turns = admission(kv_room_tokens=1)
     assert turns.room is None
     assert not turns.is_open
+
+
+def test_many_requests_at_once_enter_at_once(admission: Make):
+    """Those of one process do not find the lock taken by each other, which costs a tick each."""
+    count = 16
+    gates = [admission(multimodal=False, kv_room_tokens=10_000) for _ in range(count)]
+    together = threading.Barrier(count)
+
+    def send(gate: Admission) -> bool:
+        together.wait()
+        return enters(gate)
+
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(5):
+            assert all(pool.map(send, gates))
+            for gate in gates:
+                gate.leave(is_over=True)
 
 
 @pytest.mark.parametrize("engine", ["batched", "simple"])

@@ -4,8 +4,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -34,6 +34,7 @@ from langchain_car_vllm.server.tickets import (
     tear_up,
     tear_up_abandoned,
 )
+from langchain_car_vllm.support.process_state import ProcessLock
 
 _PAUSE = 0.1
 _LONGEST_LOOK = 1.0
@@ -41,7 +42,25 @@ _RELEASE = 0.5
 """Seconds until the server notices that a client is gone (vllm-mlx 0.6.0 looks every half)."""
 _SLOWNESS = 10
 """Times as long as it takes to tell its status, a server takes to show a request that was sent."""
+_OWN_PATIENCE = 1.0
 _numbers = itertools.count()
+_deciding: dict[Path, ProcessLock] = {}
+
+
+@contextmanager
+def _alone_here(turn_lock: Path) -> Iterator[None]:
+    """Have the threads of this process decide one after the other.
+
+    Who finds the lock of all processes taken waits for a whole tick, of which many requests at once
+    took one after the other.
+    """
+    lock = _deciding.setdefault(turn_lock, ProcessLock())
+    is_alone = lock.acquire(timeout=_OWN_PATIENCE)
+    try:
+        yield
+    finally:
+        if is_alone:
+            lock.release()
 
 
 class Place:
@@ -94,7 +113,7 @@ class Place:
         """
         if self._ticket.stage != "waiting":
             return "enter" if self._is_noted() else "prefill"
-        with opened_lock(self._turn_lock) as mutex:
+        with _alone_here(self._turn_lock), opened_lock(self._turn_lock) as mutex:
             if not self._has_turn(mutex):
                 self._show(self._ticket)
                 self._take_from_suspended()

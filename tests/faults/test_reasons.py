@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 import psutil
 import pytest
 from faults.support import FAST, Background, Fake, eventually
 from faults.test_chat import WAYS
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 
 from langchain_car_vllm import ChatVllmMlx
@@ -116,12 +118,25 @@ def test_failed(fake: Fake, model: ChatVllmMlx, way: str):
     assert fake.state().reason == "failed"
 
 
+class FirstToken(BaseCallbackHandler):
+    """Tells when the caller of a stream has seen something of it."""
+
+    def __init__(self) -> None:
+        self.has_come = threading.Event()
+
+    def on_llm_new_token(self, *_: object, **__: object) -> None:
+        self.has_come.set()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_lost(fake: Fake, model: ChatVllmMlx, way: str):
     """A supervisor that is killed takes its server along, which is a crash to the caller."""
     fake.switch(token_gate=fake.gate("tokens"))
     model.warm_up()
-    call = Background(lambda: WAYS[way](model))
+    first = FirstToken()
+    call = Background(lambda: WAYS[way](model.model_copy(update={"callbacks": [first]})))
+    if way in STREAMS:
+        assert first.has_come.wait(30), "the first token"
     eventually(lambda: answered(fake), "the request")
     fake.switch()
     os.kill(fake.state().supervisor.pid, signal.SIGKILL)

@@ -54,7 +54,7 @@ def _alone_here(turn_lock: Path) -> Iterator[None]:
     Who finds the lock of all processes taken waits for a whole tick, of which many requests at once
     took one after the other.
     """
-    lock = _deciding.setdefault(turn_lock, ProcessLock())
+    lock = _deciding.get(turn_lock) or _deciding.setdefault(turn_lock, ProcessLock())
     is_alone = lock.acquire(timeout=_OWN_PATIENCE)
     try:
         yield
@@ -206,11 +206,12 @@ class Place:
 
         The ticket of a program that was suspended for too long was torn up: it shows a new one.
         """
-        held, old = self._descriptor, self._path
+        held, old, new = self._descriptor, self._path, f"{self._folder}/{ticket.name}"
         if held is not None and is_same_file(held, old):
+            if new != old:
+                with suppress(FileNotFoundError):  # torn up in this instant
+                    os.replace(old, new)  # noqa: PTH105
             self._ticket = ticket
-            if old != self._path:
-                os.replace(old, self._path)  # noqa: PTH105
             return
         if held is not None:
             self._descriptor = None

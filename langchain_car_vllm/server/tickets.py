@@ -11,14 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
-from langchain_car_vllm.server.locks import (
-    close_lock,
-    is_file_held,
-    open_lock,
-    try_exclusive,
-)
+import psutil
+
+from langchain_car_vllm.server.locks import is_file_held
 
 _LOOKS = 5
+_WORDS = ("new", "kept", "lock")
 _PARTS = 3
 Stage = Literal["waiting", "prefill", "answering"]
 Verdict = Literal["enter", "behind", "prefill", "abandoned", "room", "company"]
@@ -44,9 +42,7 @@ class Ticket(NamedTuple):
     @property
     def pid(self) -> int:
         """The process that drew it, 0 where its order does not tell."""
-        _, _, rest = self.order.partition("-")
-        pid = rest.partition("-")[0]
-        return int(pid) if pid.isdecimal() else 0
+        return _pid_in(self.order)
 
     @property
     def name(self) -> str:
@@ -109,26 +105,6 @@ def read_ticket(name: str) -> Ticket | None:
     return Ticket(order, int(tokens), cast("Stage", stage), int(generation))
 
 
-def publish_ticket(folder: str, ticket: Ticket) -> int:
-    """Write a ticket and return its descriptor.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    scratch = f"{folder}/new-{ticket.order}"
-    descriptor = open_lock(scratch)
-    try:
-        # Published last, and locked, so that nobody takes it for a dead one's.
-        try_exclusive(descriptor)
-        os.replace(scratch, f"{folder}/{ticket.name}")  # noqa: PTH105
-    except BaseException:
-        close_lock(descriptor)
-        with suppress(OSError):
-            os.unlink(scratch)  # noqa: PTH108
-        raise
-    return descriptor
-
-
 def read_tickets(
     folder: str | Path, generation: int, *, leave_out: str | None = None
 ) -> list[Ticket]:
@@ -180,6 +156,17 @@ def tear_up_abandoned(
             tear_up(f"{folder}/{ticket.name}")
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that are gone have left beside their tickets.
+
+    Such a file has the order of the ticket that it was, or was to be, behind a word.
+    """
+    for path in folder.glob("*-*"):
+        word, _, order = path.name.partition("-")
+        if word in _WORDS and not psutil.pid_exists(_pid_in(order)):
+            path.unlink(missing_ok=True)
+
+
 def tear_up(path: str) -> None:
     """Remove a ticket that may be gone already."""
     with suppress(FileNotFoundError):
@@ -192,3 +179,9 @@ def _is_live(path: str) -> bool | None:
         return is_file_held(path)
     except FileNotFoundError:
         return None
+
+
+def _pid_in(order: str) -> int:
+    """Return the process that an order names, 0 where it does not tell."""
+    pid = order.partition("-")[2].partition("-")[0]
+    return int(pid) if pid.isdecimal() else 0

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MAX_QUEUE
 from langchain_car_vllm.errors import ServerBusyError
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.client.suspension import Suspensions
+from langchain_car_vllm.server.client.ticket_file import TicketFile, publish
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import (
     close_lock,
@@ -28,7 +28,6 @@ from langchain_car_vllm.server.tickets import (
     Ticket,
     Verdict,
     decide,
-    publish_ticket,
     read_ticket,
     read_tickets,
     tear_up,
@@ -64,7 +63,7 @@ def _alone_here(turn_lock: Path) -> Iterator[None]:
 
 
 class Place:
-    """One request's ticket: drawn, shown to others as it goes on, torn up.
+    """One request's ticket: drawn, shown to others as it goes on, taken back.
 
     Others see it from when it has to wait, or has entered: who decides has them look afterwards.
     """
@@ -90,16 +89,12 @@ class Place:
         self._abandoned_since: float | None = None
         order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
-        self._descriptor: int | None = None
+        self._file: TicketFile | None = None
 
     @property
     def is_read(self) -> bool:
         """Whether others wait for the first sign of its answer."""
         return self._ticket.stage == "prefill"
-
-    @property
-    def _path(self) -> str:
-        return f"{self._folder}/{self._ticket.name}"
 
     def try_enter(self, current_rules: Callable[[], Rules], *, arrives_late: bool) -> Verdict:
         """Return `enter` where the request may be sent, else what it waits for.
@@ -188,35 +183,30 @@ class Place:
 
     def begin(self) -> None:
         """Show that the answer has begun."""
-        if self.is_read:
+        if self._file is not None and self.is_read:
             self._show(self._ticket._replace(stage="answering"))
 
     def leave(self, *, is_over: bool) -> None:
-        """Tear the ticket up; that of a prompt which may still be read stays, without an owner."""
-        if self._descriptor is None:
+        """Take the ticket back; that of a prompt that may still be read stays without an owner."""
+        file, self._file = self._file, None
+        if file is None:
             return
-        try:
-            if is_over or not self.is_read:
-                tear_up(self._path)
-        finally:  # others tear up what nobody holds
-            close_lock(self._descriptor)
+        if is_over or not self.is_read:
+            file.keep(self._ticket)
+        else:
+            file.let_go()
 
     def _show(self, ticket: Ticket) -> None:
         """Show others how far the request is.
 
         The ticket of a program that was suspended for too long was torn up: it shows a new one.
         """
-        held, old, new = self._descriptor, self._path, f"{self._folder}/{ticket.name}"
-        if held is not None and is_same_file(held, old):
-            if new != old:
-                with suppress(FileNotFoundError):  # torn up in this instant
-                    os.replace(old, new)  # noqa: PTH105
-            self._ticket = ticket
-            return
-        if held is not None:
-            self._descriptor = None
-            close_lock(held)
-        self._descriptor = publish_ticket(self._folder, ticket)
+        file = self._file
+        if file is None or not file.show(ticket):
+            self._file = None
+            if file is not None:
+                file.let_go()
+            self._file = publish(self._folder, ticket)
         self._ticket = ticket
 
     def _enter(self, *, arrives_late: bool) -> None:
@@ -244,8 +234,9 @@ class Place:
 
         On a full disk others wait for the answer's end instead of its beginning.
         """
-        with suppress(OSError):
-            os.pwrite(cast("int", self._descriptor), json.dumps([at, before]).encode(), 0)
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.note(json.dumps([at, before]).encode())
 
     def _read_notes(self, tickets: list[Ticket]) -> list[Ticket]:
         """Return the tickets with what the server's status tells of the one that is being read."""

@@ -54,6 +54,7 @@ from langchain_car_vllm.server.supervisor.restarts import (
 )
 from langchain_car_vllm.server.supervisor.serve import serve
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
+from langchain_car_vllm.server.tickets import remove_leftovers
 from langchain_car_vllm.server.wakefulness import Wakefulness
 
 
@@ -202,5 +203,6 @@ def _clean_up_after(predecessor: State | None, directory: ServerDirectory, polic
     """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
     for life in directory.path.glob("life-*.lock"):
         life.unlink(missing_ok=True)
+    remove_leftovers(directory.turns)
     if predecessor is not None:
         end_lost_server(predecessor, directory, policy)

@@ -46,7 +46,7 @@ from langchain_car_vllm.wire.answer.result import (
 )
 from langchain_car_vllm.wire.counting_chat import CountingChat
 from langchain_car_vllm.wire.errors import ServerFailedError
-from langchain_car_vllm.wire.exchange.exchange import Attempt, Exchange, forgiven
+from langchain_car_vllm.wire.exchange.exchange import Attempt, Exchange
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.messages import holds_media
@@ -114,11 +114,11 @@ class WireChat(CountingChat):
             prompt_limit=self._limit(given),
         )
 
-    def _map_errors(self, attempt: Attempt, terms: Terms) -> AbstractContextManager[None]:
+    def _map_errors(self, exchange: Exchange, terms: Terms) -> AbstractContextManager[None]:
         def sent() -> dict[str, str]:
             return {**dict(self.address.headers), **(terms.headers or {}), **terms.secrets}
 
-        return map_errors(self.endpoint, terms.clock.timeout, attempt.explain, sent=sent)
+        return map_errors(self.endpoint, terms.clock.timeout, exchange.explain, sent=sent)
 
     def _answer_end(self, exchange: Exchange, terms: Terms) -> AnswerEnd:
         return add_times(exchange.answer_end(), terms.clock.stopwatch, self.endpoint.draft)
@@ -214,7 +214,7 @@ class WireChat(CountingChat):
     def _deltas(self, exchange: Exchange, terms: Terms) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with forgiven(attempt), self._map_errors(attempt, terms):
+            with exchange.forgiving(), self._map_errors(exchange, terms):
                 while True:
                     try:
                         yield from self._answer(attempt, terms)
@@ -250,7 +250,7 @@ class WireChat(CountingChat):
     async def _adeltas(self, exchange: Exchange, terms: Terms) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with forgiven(attempt), self._map_errors(attempt, terms):
+            with exchange.forgiving(), self._map_errors(exchange, terms):
                 while True:
                     try:
                         async with aclosing(self._aanswer(attempt, terms)) as deltas:

@@ -5,7 +5,7 @@ feeds it the bytes that come back and asks for the next one. The drivers, one sy
 asynchronous, therefore decide nothing.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,14 +31,6 @@ _CHARACTERS_PER_TOKEN = 4
 _FEW_TOKENS = 3  # an end of turn and its white space
 
 
-def _as_it_is(error: AnswerError) -> Exception:
-    return error
-
-
-def _never(_error: AnswerError) -> bool:
-    return False
-
-
 def _reason(last: "Attempt") -> str:
     """Return why an answer ended: a call that was cut off is not a whole one."""
     if last.called:
@@ -61,52 +53,42 @@ class InvalidCallWarning(UserWarning):
 class Attempt:
     """One request and what comes back of it.
 
+    Args:
+        body: The body.
+        filters: What the answer passes through.
+        names: The user's names of tools that went out under another one.
+        promotes: Whether reasoning becomes the answer where there is no other.
+        repeats_loss: Whether the exchange asks again where the answer got lost.
+
     Attributes:
         answer: What came back so far.
         called: Whether a tool call went to the user.
-        promotes: Whether reasoning becomes the answer where there is no other.
-        repeats_loss: Whether the exchange asks again where the answer got lost.
-        failed: Turns what went wrong into what the user is told.
-        forgives: Whether the exchange goes on although this attempt failed so.
         error: How the server failed or refused, None where it did not.
     """
 
-    def __init__(self, body: Body, filters: Sequence[Filter] = (), names: Names = None) -> None:
+    def __init__(
+        self,
+        body: Body,
+        filters: Sequence[Filter] = (),
+        names: Names = None,
+        *,
+        promotes: bool = True,
+        repeats_loss: bool = False,
+    ) -> None:
         self.body = body
         self._filters, self._names = filters, names
+        self._promotes, self._repeats_loss = promotes, repeats_loss
         self.answer = self._new_answer()
         self.called = False
-        self.promotes = True
-        self.repeats_loss = False
-        self.failed: Callable[[AnswerError], Exception] = _as_it_is
-        self.forgives: Callable[[AnswerError], bool] = _never
         self.error: AnswerError | None = None
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._calls = CallCollector()
 
-    def explain(self, error: AnswerError) -> Exception:
-        """Return what the user is told of an error, and keep it for what comes next."""
-        self.error = error
-        return self.failed(error)
-
-    @contextmanager
-    def settled(self) -> Iterator[None]:
-        """Forget the exchange's ways at the end of a block.
-
-        They lead back to the exchange: a circle, which keeps the prompt until Python's collector
-        comes.
-        """
-        try:
-            yield
-        finally:
-            self.failed, self.forgives = _as_it_is, _never
-
     @property
-    def is_forgiven(self) -> bool:
-        """Whether it failed before anything was seen of its answer, and another follows."""
-        untouched = self.error is not None and not self.answer.events
-        return untouched and self.error is not None and self.forgives(self.error)
+    def unseen_error(self) -> AnswerError | None:
+        """How it failed before anything was seen of its answer, None where it did not."""
+        return None if self.answer.events else self.error
 
     @property
     def is_lost(self) -> bool:
@@ -156,11 +138,11 @@ class Attempt:
             deltas.extend(self._spoil_calls())
         elif self.called and not self.text.strip():
             self._warn_of_invalid_calls()
-        if not self.promotes or self.answer.done:
+        if not self._promotes or self.answer.done:
             return deltas
         if not self.called and not self.text.strip() and self.thought:
             deltas.extend(self._note(self._promote_thought()))
-        elif self.is_lost and not self.repeats_loss:
+        elif self.is_lost and not self._repeats_loss:
             self._warn_of_loss()
         elif not self.is_lost and not self.called and not self.text.strip():
             self._warn_of_silence()
@@ -245,16 +227,6 @@ class Attempt:
             )
 
 
-@contextmanager
-def forgiven(attempt: Attempt) -> Iterator[None]:
-    """Go on where the exchange has another attempt for what went wrong."""
-    try:
-        yield
-    except CarVllmError:
-        if not attempt.is_forgiven:
-            raise
-
-
 class Exchange:
     """A plain call: one attempt, whose answer goes to the user as it is.
 
@@ -304,10 +276,21 @@ class Exchange:
             extra={**self._extra(), **({"logprobs": {"content": [*rest]}} if rest else {})},
         )
 
-    def _attempt(self, body: Body, filters: Sequence[Filter] = ()) -> Attempt:
-        attempt = Attempt(body, filters, self._names)
-        self._sent.append(attempt)
-        return attempt
+    def explain(self, error: AnswerError) -> Exception:
+        """Return what the user is told of an error, and keep it for what comes next."""
+        self._sent[-1].error = error
+        return self._told(error)
+
+    @contextmanager
+    def forgiving(self) -> Iterator[None]:
+        """Go on where there is another attempt for what went wrong."""
+        try:
+            yield
+        except CarVllmError:
+            error = self._sent[-1].unseen_error
+            is_mended = self._other_body(self._sent[-1].body, error) is not None
+            if error is None or not (is_mended or self._forgives(error)):
+                raise
 
     def _try(
         self,
@@ -316,35 +299,31 @@ class Exchange:
         *,
         promotes: bool = True,
         repeats_loss: bool = False,
-        failed: Callable[[AnswerError], Exception] = _as_it_is,
-        forgives: Callable[[AnswerError], bool] = _never,
     ) -> Generator[Attempt, None, Attempt]:
         """Yield an attempt, and others as long as the server refuses what can be left out.
-
-        Args:
-            body: The body.
-            filters: What the answer passes through.
-            promotes: Whether reasoning becomes the answer where there is no other.
-            repeats_loss: Whether the exchange asks again where the answer got lost.
-            failed: Turns what went wrong into what the user is told.
-            forgives: Whether the exchange goes on although it failed so.
 
         Returns:
             The last of them.
         """
         while True:
-            attempt = self._attempt(body, filters)
-            attempt.promotes, attempt.failed, attempt.repeats_loss = promotes, failed, repeats_loss
-            attempt.forgives = lambda error, sent=body: (  # type: ignore[misc]
-                self._other_body(sent, error) is not None or forgives(error)
+            attempt = Attempt(
+                body, filters, self._names, promotes=promotes, repeats_loss=repeats_loss
             )
-            with attempt.settled():
-                yield attempt
-                other = self._other_body(body, attempt.error) if attempt.is_forgiven else None
+            self._sent.append(attempt)
+            yield attempt
+            other = self._other_body(body, attempt.unseen_error)
             if other is None:
                 return attempt
             self._sent.pop()
             body = other
+
+    def _told(self, error: AnswerError) -> Exception:
+        """Return what the user is told of an error."""
+        return error
+
+    def _forgives(self, error: AnswerError) -> bool:  # noqa: ARG002
+        """Tell whether another way is left where the last attempt failed so."""
+        return False
 
     def _other_body(self, body: Body, error: AnswerError | None) -> Body | None:
         """Return the body as a server may take it that refused it so, None where it stays."""

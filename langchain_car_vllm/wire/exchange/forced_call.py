@@ -94,18 +94,23 @@ class ForcedCall(Exchange):
         body = self.body if self._choice is None else {**self.body, "tool_choice": self._choice}
         judge = NativeCallFilter(self._tools, single=self._single)
         filters = [*self._filters, judge]
-        return self._try(body, filters, promotes=False, forgives=self._notes_refusal)
+        return self._try(body, filters, promotes=False)
 
-    def _notes_refusal(self, error: AnswerError) -> bool:
+    def _forgives(self, error: AnswerError) -> bool:
         """Go on with the grammar where a server does not take tools, or not the choice."""
-        goes_on = self._choice is not None and "grammar" in self._methods and _is_refusal(error)
-        self._refusal = error if goes_on else None
-        return goes_on
+        may_go_on = self._used == "native" and "grammar" in self._methods
+        if not (may_go_on and self._choice is not None and _is_refusal(error)):
+            return False
+        self._refusal = error
+        return True
 
     def _grammar(self) -> Generator[Attempt, None, Attempt]:
         schema = calls_schema(self._tools, single=self._single)
         body = constrain_to_calls(self.body, schema)
-        return self._try(body, [GrammarCallFilter(self._tools)], failed=self._explain)
+        return self._try(body, [GrammarCallFilter(self._tools)])
+
+    def _told(self, error: AnswerError) -> Exception:
+        return self._explain(error) if self._used == "grammar" else error
 
     def _explain(self, error: AnswerError) -> Exception:
         if isinstance(error, StructuredOutputError):

@@ -45,10 +45,13 @@ class Structured(Exchange):
 
     def attempts(self) -> Iterator[Attempt]:
         """Yield the one request."""
-        attempt = yield from self._try(self.body, self._filters, failed=_output_error)
+        attempt = yield from self._try(self.body, self._filters)
         check_not_cut(attempt.answer.finish_reason, attempt.text)
         if attempt.done:
             _check_not_stopped(attempt.text)
+
+    def _told(self, error: AnswerError) -> Exception:
+        return _output_error(error)
 
 
 class ToolsThenSchema(Exchange):
@@ -77,7 +80,7 @@ class ToolsThenSchema(Exchange):
         self._used = "grammar"
         body = self._constrain(first, draft)
         filters = [SchemaFilter(self._schema)]
-        yield from self._try(body, filters, promotes=False, failed=_output_error)
+        yield from self._try(body, filters, promotes=False)
 
     def _constrain(self, first: Attempt, draft: "DraftFilter") -> Body:
         body = {k: v for k, v in self.body.items() if k not in ("tools", "tool_choice", "stop")}
@@ -89,6 +92,9 @@ class ToolsThenSchema(Exchange):
             messages += [answer, {"role": "user", "content": _WISH}]
         form = grammar_form(self._form)
         return {**without_thinking(body), "messages": messages, "response_format": form}
+
+    def _told(self, error: AnswerError) -> Exception:
+        return _output_error(error) if self._used == "grammar" else error
 
     def _extra(self) -> dict[str, Any]:
         return {"structured_output_method": self._used}

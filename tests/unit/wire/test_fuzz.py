@@ -211,7 +211,7 @@ def run(exchange: Exchange, answers: list[list[bytes]]) -> None:
     left = iter(answers)
     for attempt in exchange.attempts():
         assert complaint_about(json.loads(json.dumps(attempt.body))) is None
-        with map_errors(ENDPOINT, None, attempt.failed, sent=dict):
+        with map_errors(ENDPOINT, None, exchange.explain, sent=dict):
             for part in next(left):
                 found += attempt.feed(part)
                 if attempt.done:

@@ -159,9 +159,15 @@ async def aclose(response: httpcore2.Response) -> None:
 
 
 def _brought_more(response: httpcore2.Response) -> bool:
-    """Tell whether more has come than the answer, which the next request would take for its own."""
+    """Tell whether more has come than the answer, which the next request would take for its own.
+
+    A release of httpcore or h11 that does not tell any more is taken to have brought more.
+    """
     stream: Any = response.stream
-    more, _ = stream._stream._connection._h11_state.trailing_data  # noqa: SLF001 - who else knows
+    try:
+        more, _ = stream._stream._connection._h11_state.trailing_data  # noqa: SLF001 - who else knows
+    except AttributeError:
+        return True
     return bool(more)
 
 

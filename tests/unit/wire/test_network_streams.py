@@ -9,6 +9,7 @@ import httpcore2
 import pytest
 
 from langchain_car_vllm.wire.transport.network_streams import AsyncStream, Stream, sending
+from langchain_car_vllm.wire.transport.send import open_stream
 
 HEAD = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n"
 PIECE = b"x" * (1 << 16)
@@ -158,3 +159,24 @@ def test_a_chunk_that_trickles_in_ends_at_the_deadline():
     stream.read(1)
     with sending(time.monotonic() + 0.02), pytest.raises(httpcore2.TimeoutException):
         stream.read(1)
+
+
+class OtherRelease:
+    """Connections of a release of httpcore that keeps its state elsewhere."""
+
+    is_closed = False
+
+    def handle_request(self, _: httpcore2.Request) -> httpcore2.Response:
+        headers, own = [(b"content-type", b"application/json")], {"network_stream": self}
+        return httpcore2.Response(200, headers=headers, content=b"{}", extensions=own)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_connection_that_does_not_tell_what_follows_is_not_used_again():
+    """The answer is had all the same."""
+    pool: Any = OtherRelease()
+    with open_stream(pool, httpcore2.Request("POST", "http://127.0.0.1:9/v1")) as body:
+        assert b"".join(body) == b"{}"
+    assert pool.is_closed

@@ -47,6 +47,10 @@ class Call(NamedTuple):
     stop: list[str]
     given: dict[str, Any]
 
+    def terms(self, connection: Connection, run: Run) -> dict[str, Any]:
+        """Return what the wrapped `ChatOpenAI` is told beside messages and stops."""
+        return {"gate": connection.gate, "stopwatch": run.stopwatch, **self.given}
+
 
 class DelegatingChatModel(ChatSettings, BaseChatModel):
     """A chat model whose answers come from a server that it holds.
@@ -106,12 +110,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
             with connect(self._target(call.spec, call.model), run) as connection:
                 try:
                     return self._chat_for(call, connection)._generate(  # noqa: SLF001
-                        messages,
-                        call.stop,
-                        run_manager,
-                        gate=connection.gate,
-                        stopwatch=run.stopwatch,
-                        **call.given,
+                        messages, call.stop, run_manager, **call.terms(connection, run)
                     )
                 except Replay.BROKEN as error:
                     replay.decide(error, connection.explain(), connection)
@@ -130,12 +129,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                 try:
                     chat = await self._achat_for(call, connection)
                     return await chat._agenerate(  # noqa: SLF001
-                        messages,
-                        call.stop,
-                        run_manager,
-                        gate=connection.gate,
-                        stopwatch=run.stopwatch,
-                        **call.given,
+                        messages, call.stop, run_manager, **call.terms(connection, run)
                     )
                 except Replay.BROKEN as error:
                     replay.decide(error, await connection.aexplain(), connection)
@@ -153,12 +147,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
             with connect(self._target(call.spec, call.model), run) as connection:
                 try:
                     chunks = self._chat_for(call, connection)._stream(  # noqa: SLF001
-                        messages,
-                        call.stop,
-                        run_manager,
-                        gate=connection.gate,
-                        stopwatch=run.stopwatch,
-                        **call.given,
+                        messages, call.stop, run_manager, **call.terms(connection, run)
                     )
                     with closing(chunks):
                         for chunk in chunks:
@@ -184,12 +173,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                 try:
                     chat = await self._achat_for(call, connection)
                     chunks = chat._astream(  # noqa: SLF001
-                        messages,
-                        call.stop,
-                        run_manager,
-                        gate=connection.gate,
-                        stopwatch=run.stopwatch,
-                        **call.given,
+                        messages, call.stop, run_manager, **call.terms(connection, run)
                     )
                     async with aclosing(chunks):
                         async for chunk in chunks:

@@ -6,7 +6,7 @@ object, and many ways to say that there are none.
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,26 @@ _EMPTY_BEGUN = tuple(text[:length] for text in _EMPTY for length in range(len(te
 def new_call_id() -> str:
     """Return an identifier for a call that the server gave none."""
     return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def whole_calls(
+    calls: Iterable[tuple[str, Mapping[str, Any]]], first: int = 0
+) -> list[ToolCallChunk]:
+    """Return the chunks of calls that were written as text: one each.
+
+    Args:
+        calls: Names and arguments.
+        first: The number of the first one.
+    """
+    return [
+        tool_call_chunk(
+            name=name,
+            args=json.dumps(arguments, ensure_ascii=False),
+            id=new_call_id(),
+            index=index,
+        )
+        for index, (name, arguments) in enumerate(calls, first)
+    ]
 
 
 def is_no_arguments(text: str) -> bool:

@@ -6,13 +6,12 @@ like one is held back. JSON that names a bound tool becomes the call; anything e
 the text it is, at the first sign that it is not a call.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
+from langchain_core.messages.tool import ToolCallChunk
 
-from langchain_car_vllm.wire.answer.call_parts import new_call_id
+from langchain_car_vllm.wire.answer.call_parts import whole_calls
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.written_calls import (
     FENCE,
@@ -20,7 +19,6 @@ from langchain_car_vllm.wire.answer.written_calls import (
     TAG_ENDS,
     TAGS,
     CallNames,
-    WrittenCall,
     any_of,
     brackets_of,
     may_be_call,
@@ -117,7 +115,9 @@ class TextCallFilter(Filter):
             return "", [], True
         self._held = self._held[size:]
         self._is_after_call = bool(written)
-        return ("", self._chunks_of(written), False) if written else (piece, [], False)
+        chunks = whole_calls(written, self._calls)
+        self._calls += len(chunks)
+        return "" if chunks else piece, chunks, False
 
     def _inside_code(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
         """Let the text of a code block that is not a call go, until its end."""
@@ -180,19 +180,6 @@ class TextCallFilter(Filter):
         if found is not None:
             return margin + found[1]
         return len(self._held) if last else None
-
-    def _chunks_of(self, calls: Iterable[WrittenCall]) -> list[ToolCallChunk]:
-        chunks = [
-            tool_call_chunk(
-                name=name,
-                args=json.dumps(arguments, ensure_ascii=False),
-                id=new_call_id(),
-                index=index,
-            )
-            for index, (name, arguments) in enumerate(calls, self._calls)
-        ]
-        self._calls += len(chunks)
-        return chunks
 
 
 def _partial_start(text: str) -> int:

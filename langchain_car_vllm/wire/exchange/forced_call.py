@@ -6,14 +6,11 @@ call comes back, one request constrained by a grammar made of the tools follows.
 vllm-mlx may enforce the choice by themselves, so they are told it.
 """
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from langchain_core.messages.tool import tool_call_chunk
-
 from langchain_car_vllm.errors import ForcedToolCallError
-from langchain_car_vllm.wire.answer.call_parts import new_call_id
+from langchain_car_vllm.wire.answer.call_parts import whole_calls
 from langchain_car_vllm.wire.answer.collector import (
     CollectingFilter,
     check_not_cut,
@@ -212,16 +209,7 @@ class GrammarCallFilter(CollectingFilter):
                 raise ForcedToolCallError(f"the arguments of `{name}` do not fit: {misfit}")
         if not calls:
             raise ForcedToolCallError("the constrained answer holds no tool call")
-        chunks = [
-            tool_call_chunk(
-                name=name,
-                args=json.dumps(args, ensure_ascii=False),
-                id=new_call_id(),
-                index=index,
-            )
-            for index, (name, args) in enumerate(calls)
-        ]
-        return [Delta(calls=tuple(chunks))]
+        return [Delta(calls=tuple(whole_calls(calls)))]
 
 
 def calls_schema(tools: Mapping[str, dict[str, Any]], *, single: bool) -> Schema:

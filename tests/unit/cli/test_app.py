@@ -18,9 +18,9 @@ from langchain_car_vllm.server import lease
 
 
 @pytest.mark.parametrize("words", [["-h"], ["--help"], ["help"], []])
-def test_help_in_every_way_of_asking(cli: Cli, words: list[str]):
+def test_help_in_every_way_of_asking(cli_here: Cli, words: list[str]):
     """All commands are listed, in 80 columns."""
-    done = cli(*words, COLUMNS="80")
+    done = cli_here(*words, COLUMNS="80")
     text = done.stdout + done.stderr
     for entry in app.registered_commands:
         name = entry.name or entry.callback.__name__.strip("_")
@@ -28,17 +28,17 @@ def test_help_in_every_way_of_asking(cli: Cli, words: list[str]):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_help_tells_each_command_in_one_line(cli: Cli):
+def test_help_tells_each_command_in_one_line(cli_here: Cli):
     """No summary is cut off, in 80 columns."""
     for words in ([], ["service"]):
-        rows = cli(*words, "-h", COLUMNS="80").stdout.split("Commands:")[1]
+        rows = cli_here(*words, "-h", COLUMNS="80").stdout.split("Commands:")[1]
         assert "..." not in rows
 
 
-def test_help_of_a_command_in_both_orders(cli: Cli):
+def test_help_of_a_command_in_both_orders(cli_here: Cli):
     """`help run` is `run --help`, and shows the arguments as they are typed."""
-    text = cli("help", "run", COLUMNS="80").stdout
-    assert text == cli("run", "--help", COLUMNS="80").stdout
+    text = cli_here("help", "run", COLUMNS="80").stdout
+    assert text == cli_here("run", "--help", COLUMNS="80").stdout
     assert text.startswith("Usage: car-vllm run [OPTIONS] MODEL [PROMPT]...\n")
 
 
@@ -51,9 +51,9 @@ def test_help_of_a_command_in_both_orders(cli: Cli):
         (["--install-completion"], "`car-vllm completion SHELL`"),
     ],
 )
-def test_options_of_other_tools(cli: Cli, words: list[str], meant: str):
+def test_options_of_other_tools(cli_here: Cli, words: list[str], meant: str):
     """They are answered with what is meant."""
-    done = cli(*words)
+    done = cli_here(*words)
     assert done.returncode == 2
     assert meant in done.stderr
 
@@ -71,25 +71,25 @@ def test_options_of_other_tools(cli: Cli, words: list[str], meant: str):
         ["service", "install", "M", "--port", "x"],
     ],
 )
-def test_a_value_that_cannot_be_is_refused_in_plain_words(cli: Cli, words: list[str]):
+def test_a_value_that_cannot_be_is_refused_in_plain_words(cli_here: Cli, words: list[str]):
     """Whichever release of typer says it."""
-    done = cli(*words)
+    done = cli_here(*words)
     assert done.returncode == 2
     assert "Invalid value for" in done.stderr
     assert "Value error" not in done.stderr
     assert "Input should" not in done.stderr
 
 
-def test_a_prompt_may_hold_the_options_of_other_tools(cli: Cli):
+def test_a_prompt_may_hold_the_options_of_other_tools(cli_here: Cli):
     """After `--` nothing is an option."""
-    done = cli("run", "none", "--", "-m", "--num-ctx")
+    done = cli_here("run", "none", "--", "-m", "--num-ctx")
     assert "is not a model id" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["-V", "--version", "version"])
-def test_version_in_every_way_of_asking(cli: Cli, word: str):
+def test_version_in_every_way_of_asking(cli_here: Cli, word: str):
     """The version is the data."""
-    assert cli(word).stdout.strip() == version("langchain-car-vllm")
+    assert cli_here(word).stdout.strip() == version("langchain-car-vllm")
 
 
 @pytest.mark.parametrize(
@@ -105,17 +105,17 @@ def test_version_in_every_way_of_asking(cli: Cli, word: str):
         ("get", "pull M"),
     ],
 )
-def test_words_of_other_tools(cli: Cli, word: str, meant: str):
+def test_words_of_other_tools(cli_here: Cli, word: str, meant: str):
     """Whoever knows another tool is told the word that is meant here."""
-    done = cli(word, "x")
+    done = cli_here(word, "x")
     assert done.returncode == 2
     assert f"`car-vllm {meant}" in done.stderr
     assert "Did you mean" not in done.stderr
 
 
-def test_words_that_mean_the_same(cli: Cli):
+def test_words_that_mean_the_same(cli_here: Cli):
     """`ls` lists, as everywhere."""
-    assert cli("ls").stderr == cli("list").stderr
+    assert cli_here("ls").stderr == cli_here("list").stderr
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_colours_are_left_out_where_nobody_wants_them(monkeypatch, capsys, no_co
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(cli: Cli, shell: str):
+def test_completion(cli_here: Cli, shell: str):
     """The script names the program; bash itself reads it."""
-    script = cli("completion", shell).stdout
+    script = cli_here("completion", shell).stdout
     assert "car-vllm" in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)

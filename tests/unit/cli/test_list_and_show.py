@@ -15,15 +15,15 @@ from unit.cli.model_folders import CATALOG, download, fill
 from langchain_car_vllm.endpoint import Serving
 
 
-def test_an_empty_machine_has_no_models(cli: Cli):
+def test_an_empty_machine_has_no_models(cli_here: Cli):
     """No data, and a word about the catalog."""
-    done = cli("list")
+    done = cli_here("list")
     assert (done.returncode, done.stdout) == (0, "")
     assert "--catalog" in done.stderr
-    assert json.loads(cli("list", "--json").stdout) == []
+    assert json.loads(cli_here("list", "--json").stdout) == []
 
 
-def test_models_of_the_hub_cache_and_lm_studio_are_listed(cli: Cli, cache: Path, home: Path):
+def test_models_of_the_hub_cache_and_lm_studio_are_listed(cli_here: Cli, cache: Path, home: Path):
     """Complete ones with their directory, interrupted ones as such, other things not at all."""
     tiny = download(cache, "org/tiny")
     known = download(cache, "mlx-community/Qwen3.6-35B-A3B-4bit")
@@ -33,7 +33,7 @@ def test_models_of_the_hub_cache_and_lm_studio_are_listed(cli: Cli, cache: Path,
     blobs.mkdir(parents=True)
     (blobs / "abc.incomplete").write_bytes(bytes(500_000))
     (cache / "models--org--tokenizer-only" / "blobs").mkdir(parents=True)
-    found = {entry["model"]: entry for entry in json.loads(cli("list", "--json").stdout)}
+    found = {entry["model"]: entry for entry in json.loads(cli_here("list", "--json").stdout)}
     assert {name: entry["directory"] for name, entry in found.items()} == {
         "org/tiny": str(tiny),
         CATALOG: str(known),
@@ -43,64 +43,64 @@ def test_models_of_the_hub_cache_and_lm_studio_are_listed(cli: Cli, cache: Path,
     assert found["org/tiny"]["bytes"] == 2_000_000
     assert found["org/tiny"]["context_window"] == 4096
     assert not found["org/half"]["complete"]
-    table = cli("list").stdout
+    table = cli_here("list").stdout
     assert "2.0 MB" in table
     assert [line for line in table.splitlines() if line.endswith("incomplete")]
 
 
-def test_the_catalog_is_listed(cli: Cli):
+def test_the_catalog_is_listed(cli_here: Cli):
     """All of it, here or not."""
-    done = cli("list", "--catalog")
+    done = cli_here("list", "--catalog")
     assert CATALOG in done.stdout
     assert "20.4 GB" in done.stdout
 
 
-def test_show_knows_a_model_before_its_download(cli: Cli):
+def test_show_knows_a_model_before_its_download(cli_here: Cli):
     """The catalog and the name tell what they can, and it is said that it is only they."""
-    done = cli("show", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10")
+    done = cli_here("show", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10")
     assert done.returncode == 0
     assert "not on this machine" in done.stderr
-    known = json.loads(cli("show", CATALOG, "--json", CAR_VLLM_MLX_MEMORY_GB="10").stdout)
+    known = json.loads(cli_here("show", CATALOG, "--json", CAR_VLLM_MLX_MEMORY_GB="10").stdout)
     assert known["tool_call_parser"] == "qwen"
     assert known["context_window"] == 262144
     assert known["weights_bytes"] == 20_400_000_000
     assert known["fits_memory"] is False
-    unknown = json.loads(cli("show", "org/unheard-of", "--json").stdout)
+    unknown = json.loads(cli_here("show", "org/unheard-of", "--json").stdout)
     assert unknown["memory_bytes"] is None
     assert unknown["fits_memory"] is None
 
 
-def test_show_reads_a_local_model(cli: Cli, fake: Fake):
+def test_show_reads_a_local_model(cli_here: Cli, fake: Fake):
     """A model that is here is described by its own files."""
-    known = json.loads(cli("show", str(fake.model), "--json").stdout)
+    known = json.loads(cli_here("show", str(fake.model), "--json").stdout)
     assert known["directory"] == str(fake.model)
     assert known["context_window"] == 2048
     assert known["fits_memory"] is True
-    assert "not on this machine" not in cli("show", str(fake.model)).stderr
+    assert "not on this machine" not in cli_here("show", str(fake.model)).stderr
 
 
-def test_show_tells_every_fact_that_clients_are_told(cli: Cli, fake: Fake):
+def test_show_tells_every_fact_that_clients_are_told(cli_here: Cli, fake: Fake):
     """Whatever is known of a server shows before it runs, under the names of the state file."""
-    known = json.loads(cli("show", str(fake.model), "--json").stdout)
+    known = json.loads(cli_here("show", str(fake.model), "--json").stdout)
     assert Serving().to_dict().keys() <= known.keys()
     assert known["engine"] == "batched"
     assert known["media"] == []
 
 
-def test_an_odd_repository_does_not_hide_the_others(cli: Cli, cache: Path):
+def test_an_odd_repository_does_not_hide_the_others(cli_here: Cli, cache: Path):
     """It is listed with what is wrong with it."""
     download(cache, "org/fine")
     for name, config in (("nested", "[" * 100_000), ("code", '{"model_file": "x.py"}')):
         (download(cache, f"org/{name}") / "config.json").write_text(config)
     (download(cache, "org/torn") / "model.safetensors").write_bytes(bytes(100))
-    done = cli("list", "--json")
+    done = cli_here("list", "--json")
     assert done.returncode == 0, done.stderr
     listed = {entry["model"]: entry["problem"] for entry in json.loads(done.stdout)}
     assert listed["org/fine"] is None
     assert "nests too deeply" in listed["org/nested"]
     assert "code of its own" in listed["org/code"]
     assert "not in the safetensors format" in listed["org/torn"]
-    assert "code of its own" in cli("list").stdout
+    assert "code of its own" in cli_here("list").stdout
 
 
 WITHOUT_ITS_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")

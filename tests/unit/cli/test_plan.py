@@ -48,9 +48,9 @@ def test_the_plan_is_what_happens(cli: Cli, fake: Fake):
         *((command, "--revision=", "`revision`") for command in ("plan", "show", "pull", "run")),
     ],
 )
-def test_what_a_call_refuses_no_command_takes(cli: Cli, command: str, option: str, name: str):
+def test_what_a_call_refuses_no_command_takes(cli_here: Cli, command: str, option: str, name: str):
     """A plan for what cannot be called would be of no use."""
-    done = cli(command, "org/model", option)
+    done = cli_here(command, "org/model", option)
     assert done.returncode == 1
     assert name in done.stderr
     assert "hint: " in done.stderr
@@ -71,27 +71,27 @@ def test_a_plan_asks_the_hub(cli: Cli, fake: Fake, tmp_path: Path, socket_enable
     assert "the Hub has no such repository" in missing.stdout
 
 
-def test_a_plan_tells_the_context_and_the_company_that_fit(cli: Cli, tmp_path: Path):
+def test_a_plan_tells_the_context_and_the_company_that_fit(cli_here: Cli, tmp_path: Path):
     """What was asked for fits, or the largest context and company that do are named."""
     model = tmp_path / "model"
     fill(model)
     (model / "config.json").write_text(json.dumps(CONFIGS["Qwen3-8B"]))
     write_sparse_weights(model / "model.safetensors", 4_600_000_000)
     arguments = ("plan", str(model), "--context", "16k", "--agents")
-    few = json.loads(cli(*arguments, "1", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout)
+    few = json.loads(cli_here(*arguments, "1", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout)
     assert few["fits"]["company"] is True
     assert few["context_window"] == 40_960
     assert few["max_input_tokens"] < 40_960
-    done = cli(*arguments, "8", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5")
+    done = cli_here(*arguments, "8", "--json", CAR_VLLM_MLX_MEMORY_GB="11.5")
     assert done.returncode == 1
     many = json.loads(done.stdout)
     assert many["fits"]["company"] is False
     told = many["company"]
     assert 8 * told["largest_context"] <= many["kv_room_tokens"] < 8 * 16_384
     assert told["most_agents"] == many["kv_room_tokens"] // 16_384
-    told_text = cli(*arguments, "8", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout
+    told_text = cli_here(*arguments, "8", CAR_VLLM_MLX_MEMORY_GB="11.5").stdout
     assert f"8 x 16,384 tokens do not fit; 8 x {told['largest_context']:,} do" in told_text
-    smaller = cli(*arguments, "1", CAR_VLLM_MLX_MEMORY_GB="9").stdout
+    smaller = cli_here(*arguments, "1", CAR_VLLM_MLX_MEMORY_GB="9").stdout
     assert "a 4-bit quantisation of it would" in smaller
 
 
@@ -107,17 +107,17 @@ def test_a_plan_tells_the_context_and_the_company_that_fit(cli: Cli, tmp_path: P
         ("--agents", "-1"),
     ],
 )
-def test_a_company_that_makes_no_sense_is_refused(cli: Cli, wrong: tuple[str, str]):
+def test_a_company_that_makes_no_sense_is_refused(cli_here: Cli, wrong: tuple[str, str]):
     """Nonsense is told as what it is, with what to write instead."""
-    done = cli("plan", "org/any", *wrong)
+    done = cli_here("plan", "org/any", *wrong)
     assert done.returncode == 1
     assert wrong[0] in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_plan_that_cannot_work_is_exit_code_1(cli: Cli, fake: Fake):
+def test_a_plan_that_cannot_work_is_exit_code_1(cli_here: Cli, fake: Fake):
     """Too little memory is told with the numbers, a Hub that may not be asked by its reason."""
-    done = cli("plan", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10", HF_HUB_OFFLINE="1")
+    done = cli_here("plan", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "does not fit" in done.stdout
     assert "of 10.0 GB" in done.stdout

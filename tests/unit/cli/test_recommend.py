@@ -12,9 +12,9 @@ from langchain_car_vllm.models import parse_model_id
 
 @pytest.mark.parametrize("task", ["chat", "agent", "code", "vision", "embed"])
 @pytest.mark.parametrize("gigabytes", [5.7, 24.0, 96.0])
-def test_what_is_recommended_fits(cli: Cli, task: str, gigabytes: float):
+def test_what_is_recommended_fits(cli_here: Cli, task: str, gigabytes: float):
     """Each is an id, fits the budget, and a larger machine is offered at least as many."""
-    done = cli("recommend", "--task", task, "--json", CAR_VLLM_MLX_MEMORY_GB=str(gigabytes))
+    done = cli_here("recommend", "--task", task, "--json", CAR_VLLM_MLX_MEMORY_GB=str(gigabytes))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found
@@ -23,27 +23,29 @@ def test_what_is_recommended_fits(cli: Cli, task: str, gigabytes: float):
         assert entry["memory_bytes"] <= gigabytes * 1e9
 
 
-def test_it_says_what_it_does_not_know(cli: Cli):
+def test_it_says_what_it_does_not_know(cli_here: Cli):
     """The table is for a person, and honest about speed and quality."""
-    done = cli("recommend", CAR_VLLM_MLX_MEMORY_GB="24")
+    done = cli_here("recommend", CAR_VLLM_MLX_MEMORY_GB="24")
     assert done.stdout.startswith("MODEL")
     assert "not known: how fast and how good" in done.stderr
 
 
 @pytest.mark.parametrize(("gigabytes", "fits"), [("5.7", False), ("11.5", True)])
-def test_what_does_not_fit_by_the_page_is_not_recommended(cli: Cli, gigabytes: str, fits: bool):
+def test_what_does_not_fit_by_the_page_is_not_recommended(
+    cli_here: Cli, gigabytes: str, fits: bool
+):
     """Qwen3-8B fits a Mac of 16 GB and not one of 8 GB, as `docs/memory.md` has it."""
-    done = cli("recommend", "--json", CAR_VLLM_MLX_MEMORY_GB=gigabytes)
+    done = cli_here("recommend", "--json", CAR_VLLM_MLX_MEMORY_GB=gigabytes)
     models = [entry["model"] for entry in json.loads(done.stdout)]
     assert ("mlx-community/Qwen3-8B-4bit" in models) is fits
     assert "mlx-community/Qwen3-4B-4bit" in models
 
 
-def test_a_copy_that_cannot_be_served_is_told(cli: Cli, cache: Path):
+def test_a_copy_that_cannot_be_served_is_told(cli_here: Cli, cache: Path):
     """One damaged model on this machine does not keep the others from being recommended."""
     damaged = "mlx-community/Qwen3-4B-4bit"
     (download(cache, damaged) / "model.safetensors").write_bytes(b"cut off")
-    done = cli("recommend", "--json", CAR_VLLM_MLX_MEMORY_GB="24")
+    done = cli_here("recommend", "--json", CAR_VLLM_MLX_MEMORY_GB="24")
     found = {entry["model"]: entry for entry in json.loads(done.stdout)}
     assert found[damaged]["download_bytes"]
     assert found[damaged]["estimated"]
@@ -51,10 +53,10 @@ def test_a_copy_that_cannot_be_served_is_told(cli: Cli, cache: Path):
     assert f"`{damaged}` cannot be served" in done.stderr
 
 
-def test_nothing_fits(cli: Cli):
+def test_nothing_fits(cli_here: Cli):
     """A machine that is too small is told the numbers; a program gets an empty list as well."""
     for words in ([], ["--json"]):
-        done = cli("recommend", "--task", "agent", *words, CAR_VLLM_MLX_MEMORY_GB="1")
+        done = cli_here("recommend", "--task", "agent", *words, CAR_VLLM_MLX_MEMORY_GB="1")
         assert done.returncode == 1
         assert "the smallest needs" in done.stderr
         assert done.stdout.strip() == ("[]" if words else "")

@@ -28,9 +28,9 @@ def cached(home: Path) -> Path:
     return folder
 
 
-def test_removed_when_told_so(cli: Cli, cached: Path):
+def test_removed_when_told_so(cli_here: Cli, cached: Path):
     """The repository goes with its locks; its neighbour stays."""
-    done = cli("rm", REPOSITORY, "--yes")
+    done = cli_here("rm", REPOSITORY, "--yes")
     assert done.returncode == 0, done.stderr
     assert "0.2 MB are free" in done.stderr
     assert not cached.exists()
@@ -38,17 +38,17 @@ def test_removed_when_told_so(cli: Cli, cached: Path):
     assert (cached.parent / "models--org--other").exists()
 
 
-def test_nobody_is_there_to_ask(cli: Cli, cached: Path):
+def test_nobody_is_there_to_ask(cli_here: Cli, cached: Path):
     """Without a terminal nothing is removed unless it is said."""
-    done = cli("rm", REPOSITORY)
+    done = cli_here("rm", REPOSITORY)
     assert done.returncode == 1
     assert "hint: say --yes" in done.stderr
     assert cached.exists()
 
 
-def test_a_directory_of_the_users_stays(cli: Cli, fake: Fake):
+def test_a_directory_of_the_users_stays(cli_here: Cli, fake: Fake):
     """Its server may run; its files are not ours."""
-    done = cli("rm", str(fake.model), "--yes")
+    done = cli_here("rm", str(fake.model), "--yes")
     assert done.returncode == 1
     assert "never removed from here" in done.stderr
     assert (fake.model / "model.safetensors").exists()
@@ -56,7 +56,7 @@ def test_a_directory_of_the_users_stays(cli: Cli, fake: Fake):
 
 @pytest.mark.parametrize("started_as", [REPOSITORY, "Org/Model", "its folder"])
 def test_a_server_of_the_model_is_stopped(
-    cli: Cli, cached: Path, fake: Fake, home: Path, started_as: str
+    cli_here: Cli, cached: Path, fake: Fake, home: Path, started_as: str
 ):
     """What runs from the files goes first, with its logs and prefix caches, however it is named."""
     if started_as == "its folder":
@@ -76,24 +76,24 @@ def test_a_server_of_the_model_is_stopped(
     for name, owner in (("ours", directory.key), ("other", "other")):
         (caches / name).mkdir(parents=True)
         (caches / f"{name}.json").write_text(json.dumps({"key": owner}))
-    done = cli("rm", REPOSITORY, "--yes")
+    done = cli_here("rm", REPOSITORY, "--yes")
     assert done.returncode == 0, done.stderr
     assert running_servers() == []
     assert not directory.path.exists()
     assert sorted(path.name for path in caches.iterdir()) == ["CACHEDIR.TAG", "other", "other.json"]
 
 
-def test_a_link_goes_and_what_it_leads_to_stays(cli: Cli, cached: Path, tmp_path: Path):
+def test_a_link_goes_and_what_it_leads_to_stays(cli_here: Cli, cached: Path, tmp_path: Path):
     """A cache that was moved to another disk is not emptied through a link."""
     elsewhere = tmp_path / "disk"
     cached.rename(elsewhere)
     cached.symlink_to(elsewhere)
-    assert cli("rm", REPOSITORY, "--yes").returncode == 0
+    assert cli_here("rm", REPOSITORY, "--yes").returncode == 0
     assert not cached.is_symlink()
     assert (elsewhere / "blobs" / "1").exists()
 
 
-def test_what_is_not_here(cli: Cli):
+def test_what_is_not_here(cli_here: Cli):
     """It is an error, as for every other command."""
-    done = cli("rm", REPOSITORY, "--yes")
+    done = cli_here("rm", REPOSITORY, "--yes")
     assert (done.returncode, done.stderr) == (1, f"error: `{REPOSITORY}` is not on this machine\n")

@@ -49,21 +49,23 @@ esac
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
-def test_installed_seen_and_removed(cli: Cli, notes: Path, home: Path):
+def test_installed_seen_and_removed(cli_here: Cli, notes: Path, home: Path):
     """The unit is written, started, seen and removed again; nothing is left."""
     path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
     unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
-    assert cli("service", "status", PATH=path).returncode == 1
-    done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", "--port", "8123", PATH=path)
+    assert cli_here("service", "status", PATH=path).returncode == 1
+    done = cli_here(
+        "service", "install", "mlx-community/Qwen3-4B-4bit", "--port", "8123", PATH=path
+    )
     assert done.returncode == 0, done.stderr
     assert f'Environment="PATH={path}"' in unit.read_text()
     assert '"mlx-community/Qwen3-4B-4bit" "--host" "127.0.0.1" "--port" "8123"' in unit.read_text()
-    assert cli("service", "status", PATH=path).returncode == 0
-    assert json.loads(cli("service", "status", "--json", PATH=path).stdout) == {
+    assert cli_here("service", "status", PATH=path).returncode == 0
+    assert json.loads(cli_here("service", "status", "--json", PATH=path).stdout) == {
         "file": str(unit),
         "running": True,
     }
-    assert cli("service", "remove", PATH=path).returncode == 0
+    assert cli_here("service", "remove", PATH=path).returncode == 0
     assert not unit.exists()
     assert notes.read_text().splitlines() == [
         "--user daemon-reload",
@@ -77,7 +79,7 @@ def test_installed_seen_and_removed(cli: Cli, notes: Path, home: Path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
 def test_what_is_meant_here_is_meant_there(
-    cli: Cli, notes: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli_here: Cli, notes: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A relative model and all settings hold for a service, which starts elsewhere; no secrets."""
     fill(tmp_path / "model")
@@ -92,7 +94,7 @@ def test_what_is_meant_here_is_meant_there(
         "HF_ENDPOINT": "https://me:secret@hub.example.com",
         "HF_HUB_OFFLINE": "1",
     }
-    done = cli("service", "install", "./model", PATH=f"{notes.parent / 'bin'}:/bin", **given)
+    done = cli_here("service", "install", "./model", PATH=f"{notes.parent / 'bin'}:/bin", **given)
     assert done.returncode == 0, done.stderr
     unit = (home / ".config" / "systemd" / "user" / "car-vllm.service").read_text()
     assert f'"serve" "{tmp_path / "model"}"' in unit
@@ -108,7 +110,7 @@ def test_what_is_meant_here_is_meant_there(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
-def test_a_former_service_has_ended_before_the_next(cli: Cli, notes: Path):
+def test_a_former_service_has_ended_before_the_next(cli_here: Cli, notes: Path):
     """One that takes a moment to end is waited for: launchd would refuse to start the next."""
     running = notes.with_name("running")
     (notes.parent / "bin" / "systemctl").write_text(
@@ -123,26 +125,28 @@ esac
     )
     path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
     for _ in range(2):
-        done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path)
+        done = cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path)
         assert done.returncode == 0, done.stderr
     assert running.with_suffix(".ending").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
-def test_a_service_whose_program_is_gone_is_told(cli: Cli, notes: Path, home: Path, tmp_path: Path):
+def test_a_service_whose_program_is_gone_is_told(
+    cli_here: Cli, notes: Path, home: Path, tmp_path: Path
+):
     """Its Python was upgraded, or its environment made anew; it fails at every login."""
     path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
-    assert cli("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path).returncode == 0
+    assert cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path).returncode == 0
     unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
     unit.write_text(unit.read_text().replace(sys.executable, "/gone/my python"))
     notes.with_name("running").unlink()
     for words in ([], ["--json"]):
-        done = cli("service", "status", *words, PATH=path)
+        done = cli_here("service", "status", *words, PATH=path)
         assert done.returncode == 1
         assert "`/gone/my python` is gone" in done.stderr
         assert "hint: run `car-vllm service install` again" in done.stderr
     unit.write_text("[Service]\n")
-    assert cli("service", "status", PATH=path).stderr == ""
+    assert cli_here("service", "status", PATH=path).stderr == ""
 
 
 @pytest.mark.parametrize("keeper", [launchd(Path("/home"), 501), systemd(Path("/home"))])
@@ -176,9 +180,9 @@ def test_launchd_knows_what_does_not_run(state: str, runs: bool):
     assert not agent.is_idle("another format\n")
 
 
-def test_a_system_without_services(cli: Cli):
+def test_a_system_without_services(cli_here: Cli):
     """The error names what can be done instead."""
-    done = cli("service", "install", "mlx-community/Qwen3-4B-4bit", PATH="/nonexistent")
+    done = cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", PATH="/nonexistent")
     assert done.returncode == 1
     assert "hint: run `car-vllm serve` in a terminal instead" in done.stderr
 

@@ -55,10 +55,10 @@ def listing(home: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("runtime", "cache", "model")
-def test_a_dry_run_lists_and_leaves(cli: Cli, home: Path):
+def test_a_dry_run_lists_and_leaves(cli_here: Cli, home: Path):
     """Each thing is named with its size, models as what stays; nothing changes."""
     before = listing(home)
-    done = cli("uninstall", "--dry-run")
+    done = cli_here("uninstall", "--dry-run")
     assert done.returncode == 0, done.stderr
     kinds = [line.split("  ")[0] for line in done.stdout.splitlines()[1:]]
     assert kinds == ["run state", "prefix cache", "runtime"]
@@ -68,13 +68,13 @@ def test_a_dry_run_lists_and_leaves(cli: Cli, home: Path):
 
 
 @pytest.mark.usefixtures("runtime", "cache")
-def test_nothing_is_left_but_what_is_the_users(cli: Cli, home: Path, fake: Fake, model: Path):
+def test_nothing_is_left_but_what_is_the_users(cli_here: Cli, home: Path, fake: Fake, model: Path):
     """A running server is stopped; state, key, caches and runtime go; models and others stay."""
     before = {str(home / ".cache"), *listing(home / ".cache" / "huggingface")}
     (home / ".car" / "run" / "gateway.key").write_text("secret")
     with lease(fake.spec(), policy=FAST):
         pass
-    done = cli("uninstall", "--yes")
+    done = cli_here("uninstall", "--yes")
     assert done.returncode == 0, done.stderr
     assert running_servers() == []
     assert not (home / ".car").exists()
@@ -85,28 +85,28 @@ def test_nothing_is_left_but_what_is_the_users(cli: Cli, home: Path, fake: Fake,
     assert fake.binary.exists()
 
 
-def test_models_when_asked(cli: Cli, model: Path):
+def test_models_when_asked(cli_here: Cli, model: Path):
     """Those that came from here go; another program's stays."""
-    done = cli("uninstall", "--models", "--yes")
+    done = cli_here("uninstall", "--models", "--yes")
     assert done.returncode == 0, done.stderr
     assert not model.exists()
     assert (model.parent / "models--org--other").exists()
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_dry_run_for_a_program(cli: Cli, home: Path, runtime: Path):
+def test_a_dry_run_for_a_program(cli_here: Cli, home: Path, runtime: Path):
     """The same list as JSON; without --dry-run there is no such list."""
-    listed = json.loads(cli("uninstall", "--dry-run", "--json").stdout)
+    listed = json.loads(cli_here("uninstall", "--dry-run", "--json").stdout)
     assert {"kind": "runtime", "path": str(runtime)}.items() <= listed[-1].items()
     assert listed[-1]["bytes"] > 0
-    assert cli("uninstall", "--json").returncode == 2
+    assert cli_here("uninstall", "--json").returncode == 2
     assert runtime.exists()
 
 
-def test_nobody_is_there_to_ask(cli: Cli, home: Path, runtime: Path):
+def test_nobody_is_there_to_ask(cli_here: Cli, home: Path, runtime: Path):
     """Without a terminal nothing is removed unless it is said."""
     before = listing(home)
-    done = cli("uninstall")
+    done = cli_here("uninstall")
     assert done.returncode == 1
     assert "hint: say --yes" in done.stderr
     assert listing(home) == before
@@ -115,7 +115,7 @@ def test_nobody_is_there_to_ask(cli: Cli, home: Path, runtime: Path):
 
 @pytest.mark.parametrize("marker", [None, Marker("complete", ours=False, requirements="found")])
 def test_a_runtime_that_something_else_made_stays(
-    cli: Cli, home: Path, cache: Path, marker: Marker | None
+    cli_here: Cli, home: Path, cache: Path, marker: Marker | None
 ):
     """CAR's own, or a folder that a variable names by mistake."""
     root = home / ".car" / "visual-runtime"
@@ -123,35 +123,35 @@ def test_a_runtime_that_something_else_made_stays(
     (root / "letter").write_text("dear")
     if marker is not None:
         write_marker(root, marker)
-    done = cli("uninstall", "--yes")
+    done = cli_here("uninstall", "--yes")
     assert done.returncode == 0, done.stderr
     assert f"`{root}` stays: it was not made by this package" in done.stderr
     assert (root / "letter").exists()
     assert not cache.exists()
 
 
-def test_an_installation_under_way_is_not_disturbed(cli: Cli, runtime: Path):
+def test_an_installation_under_way_is_not_disturbed(cli_here: Cli, runtime: Path):
     """The runtime stays while another process holds its lock."""
     with install_lock(runtime.with_name("visual-runtime.lock"), pytest.fail):
-        done = cli("uninstall", "--yes")
+        done = cli_here("uninstall", "--yes")
     assert done.returncode == 1
     assert "another process is installing" in done.stderr
     assert runtime.exists()
 
 
-def test_what_a_link_leads_to_stays(cli: Cli, tmp_path: Path, runtime: Path):
+def test_what_a_link_leads_to_stays(cli_here: Cli, tmp_path: Path, runtime: Path):
     """A runtime on another disk goes by its link alone."""
     elsewhere = tmp_path / "disk"
     runtime.rename(elsewhere)
     runtime.symlink_to(elsewhere)
-    assert cli("uninstall", "--yes").returncode == 0
+    assert cli_here("uninstall", "--yes").returncode == 0
     assert not runtime.is_symlink()
     assert (elsewhere / "python").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
 @pytest.mark.parametrize("has_systemctl", [True, False])
-def test_the_service_goes_first(cli: Cli, home: Path, tmp_path: Path, *, has_systemctl: bool):
+def test_the_service_goes_first(cli_here: Cli, home: Path, tmp_path: Path, *, has_systemctl: bool):
     """It is stopped where its program is there, and its file goes either way."""
     program = tmp_path / "bin" / "systemctl"
     program.parent.mkdir()
@@ -162,7 +162,7 @@ def test_the_service_goes_first(cli: Cli, home: Path, tmp_path: Path, *, has_sys
     unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
     unit.parent.mkdir(parents=True)
     unit.write_text("")
-    done = cli("uninstall", "--yes", PATH=str(program.parent))
+    done = cli_here("uninstall", "--yes", PATH=str(program.parent))
     assert done.returncode == 0, done.stderr
     assert not unit.exists()
     assert (tmp_path / "notes").exists() == has_systemctl
@@ -177,7 +177,7 @@ def test_what_env_serves_goes_too(cli: Cli, home: Path, fake: Fake):
     assert not (home / ".car").exists()
 
 
-def test_nothing_is_kept(cli: Cli):
+def test_nothing_is_kept(cli_here: Cli):
     """It says so, and that is no error."""
-    done = cli("uninstall")
+    done = cli_here("uninstall")
     assert (done.returncode, done.stderr) == (0, "nothing is kept on this machine\n")

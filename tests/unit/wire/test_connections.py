@@ -283,7 +283,7 @@ def test_timeout_ends_every_call(use: str):
                 fault(connection)
 
         with raw(serve) as server:
-            fields = {"model": "m", "base_url": server.base_url, "timeout": 1.0}
+            fields = {"model": "m", "base_url": server.base_url, "timeout": 0.3}
             began = time.monotonic()
             with pytest.raises(AnswerError) as caught:
                 USES[use](fields)

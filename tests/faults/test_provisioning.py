@@ -98,11 +98,14 @@ def test_nothing_is_installed_for_a_model_that_cannot_be_had(
     assert not (home / ".car" / "visual-runtime").exists()
 
 
-def test_stop_while_installing_leaves_nobody(bare: Fake, monkeypatch: pytest.MonkeyPatch):
-    """A stop ends uv too, and the waiting caller is told."""
-    monkeypatch.setenv("FAKE_UV_PAUSE", "pip-begin")
+@pytest.mark.parametrize("point", ["venv-begin", "pip-begin"])
+def test_stop_while_installing_leaves_nobody(
+    bare: Fake, monkeypatch: pytest.MonkeyPatch, point: str
+):
+    """A stop ends uv too, which is not asked for another Python, and the waiting caller is told."""
+    monkeypatch.setenv("FAKE_UV_PAUSE", point)
     call = Background(lambda: lease(bare.spec(), policy=FAST).__enter__())
-    paused = Path(os.environ["FAKE_UV_LOG"] + ".pip-begin")
+    paused = Path(os.environ["FAKE_UV_LOG"] + f".{point}")
     eventually(paused.exists, "uv to install")
     assert stop_server(bare.directory(), policy=FAST)
     with pytest.raises(ServerStoppedError):

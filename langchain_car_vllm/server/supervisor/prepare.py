@@ -1,6 +1,10 @@
 """What comes before the server is spawned: the runtime, the model and room in memory."""
 
 import threading
+import time
+from contextlib import suppress
+
+import psutil
 
 from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.models.servable import check_servable
@@ -8,10 +12,13 @@ from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
 from langchain_car_vllm.runtime.metal import learn_working_set
 from langchain_car_vllm.server.plan import Plan, check_kind, check_may_fetch, plan_for
+from langchain_car_vllm.server.process import descendants
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.adapter_stage import fetch_adapter
-from langchain_car_vllm.server.supervisor.context import SupervisorContext
+from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.fetch import Download, ask_hub
+
+_END_SECONDS, _END_TICK = 0.5, 0.01
 
 
 def check_model_can_be_had(spec: ServerSpec) -> None:
@@ -38,31 +45,63 @@ def usable_runtime(context: SupervisorContext) -> VllmRuntime:
     Raises:
         RuntimeProvisioningError: There is none and none can be had.
     """
-    outcome: list[VllmRuntime | BaseException] = []
-    latest: list[Progress] = []
-
-    def work() -> None:
-        try:
-            auto_install = context.spec.auto_install
-            runtime = ensure_runtime(auto_install=auto_install, on_progress=latest.append)
-            learn_working_set(runtime.server)
-            outcome.append(runtime)
-        except BaseException as error:  # noqa: BLE001
-            outcome.append(error)
-
-    worker = threading.Thread(target=work, daemon=True)
+    worker = _Provisioning(auto_install=context.spec.auto_install)
     worker.start()
     worker.join(context.policy.start_tick)  # what is there is found sooner
-    while not outcome:
-        context.pause(context.policy.start_tick)
-        if latest:
-            news = latest[-1]
-            latest.clear()
-            if context.state.phase in ("queued", "install"):
-                context.show(news.detail, news.done, news.total, phase="install")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    try:
+        while not worker.outcome:
+            context.pause(context.policy.start_tick)
+            if worker.news:
+                news = worker.news.pop()
+                worker.news.clear()
+                if context.state.phase in ("queued", "install"):
+                    context.show(news.detail, news.done, news.total, phase="install")
+    except BaseException:
+        worker.give_up()
+        raise
+    if isinstance(worker.outcome[0], BaseException):
+        raise worker.outcome[0]
+    return worker.outcome[0]
+
+
+class _Provisioning(threading.Thread):
+    """The one thread that installs the runtime.
+
+    Attributes:
+        news: What it told, the latest last.
+        outcome: What it came to, empty before.
+    """
+
+    def __init__(self, *, auto_install: bool) -> None:
+        super().__init__(daemon=True)
+        self.news: list[Progress] = []
+        self.outcome: list[VllmRuntime | BaseException] = []
+        self._auto_install = auto_install
+        self._is_given_up = False
+
+    def run(self) -> None:
+        """Find or install it."""
+        try:
+            runtime = ensure_runtime(auto_install=self._auto_install, on_progress=self._tell)
+            learn_working_set(runtime.server)
+            self.outcome.append(runtime)
+        except BaseException as error:  # noqa: BLE001
+            self.outcome.append(error)
+
+    def give_up(self) -> None:
+        """End what it runs until it has seen that nobody waits any more, and starts no more."""
+        self._is_given_up = True
+        give_up_at = time.monotonic() + _END_SECONDS
+        while self.is_alive() and time.monotonic() < give_up_at:
+            for process in descendants():
+                with suppress(psutil.Error):
+                    process.kill()
+            self.join(_END_TICK)
+
+    def _tell(self, progress: Progress) -> None:
+        if self._is_given_up:
+            raise StageEnded("user")
+        self.news.append(progress)
 
 
 def check_fits(context: SupervisorContext) -> None:

@@ -17,6 +17,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.progress.timings import Stopwatch
+from langchain_car_vllm.wire.transport import request_progress
 from langchain_car_vllm.wire.transport.request_progress import (
     Watch,
     entry_of,
@@ -70,6 +71,13 @@ class Story:
             self._gate.set()
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a fifth of a second count as long."""
+    monkeypatch.setattr(request_progress, "_PATIENCE", 0.2)
+    monkeypatch.setattr(request_progress, "_PAUSE", 0.2)
+
+
 def told(story: Story, serve: Any) -> tuple[ChatVllmMlx, Dialect]:
     model, dialect = serve(story.script, on_progress=story)
     dialect.status = story.status
@@ -88,6 +96,7 @@ async def astreamed(model: ChatVllmMlx) -> str:
 
 
 @pytest.mark.parametrize("kind", ["stream", "astream"])
+@pytest.mark.usefixtures("impatient")
 def test_a_slow_stream_tells_where_it_is_and_when_the_answer_begins(serve, kind):
     """Queued, prefill with its cached tokens, and generating with the first token."""
     story = Story(queued(), prefilling())
@@ -104,6 +113,7 @@ def test_a_slow_stream_tells_where_it_is_and_when_the_answer_begins(serve, kind)
 
 
 @pytest.mark.parametrize("kind", ["invoke", "ainvoke"])
+@pytest.mark.usefixtures("impatient")
 def test_a_slow_whole_answer_tells_when_it_is_generated(serve, kind):
     """Where no token is seen before the last one, the server says that it generates."""
     story = Story(prefilling(), answering())
@@ -124,6 +134,7 @@ def test_a_quick_answer_asks_and_tells_nothing(serve):
     assert "/v1/status" not in dialect.paths
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_without_a_status_is_asked_once(serve):
     """An endpoint that somebody else runs may know nothing of it, in later calls neither."""
     gate = threading.Event()
@@ -159,6 +170,7 @@ def logged():
     log.removeHandler(listener)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_callback_that_fails_harms_no_answer(serve, logged):
     """The answer is what was asked for; the failure is logged."""
     story = Story(queued())

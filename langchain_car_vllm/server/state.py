@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import os
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -20,7 +18,6 @@ from langchain_car_vllm.server.process import (
     boot_id,
     is_this_machine,
     namespace,
-    send_signal,
 )
 from langchain_car_vllm.server.spec import PROTOCOL
 
@@ -333,32 +330,6 @@ def is_of_this_container(state: State) -> bool:
         return True
     seen = ((state.network, "net"), (state.processes, "pid"))
     return all(noted is None or noted == namespace(kind) for noted, kind in seen)
-
-
-def ask_to_make_room(path: Path, seen: State) -> Phase | None:
-    """Ask the supervisor that wrote a state to stop its server if nobody is served.
-
-    Returns:
-        The phase it is in, None where it is no longer the one that was seen.
-    """
-    return _tell(path, seen, signal.SIGUSR1)
-
-
-def ask_to_shrink(path: Path, seen: State) -> None:
-    """Ask the supervisor that wrote a state to go on with less memory, as a start's state says."""
-    if seen.least:  # others know no such signal
-        _tell(path, seen, signal.SIGUSR2)
-
-
-def _tell(path: Path, seen: State, number: signal.Signals) -> Phase | None:
-    state = read_any_state(path)
-    if state is None or state.generation != seen.generation:
-        return None
-    process = state.supervisor.find() if state.phase == "ready" else None
-    if process is not None:
-        with suppress(errors.ServerError):  # whoever wants the memory asks again
-            send_signal(process, number)
-    return state.phase
 
 
 def encode_error(error: errors.CarVllmError) -> dict[str, Any]:

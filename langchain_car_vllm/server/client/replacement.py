@@ -11,7 +11,8 @@ from langchain_car_vllm.models.file_stamps import recent_stamp
 from langchain_car_vllm.server.client.process_lease import ProcessLease
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
-from langchain_car_vllm.server.state import State, ask_to_make_room
+from langchain_car_vllm.server.state import State
+from langchain_car_vllm.server.supervision import ask_to_make_room
 from langchain_car_vllm.version import VERSION
 
 

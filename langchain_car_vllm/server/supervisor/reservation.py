@@ -18,8 +18,13 @@ from langchain_car_vllm.server.plan import insufficient_memory
 from langchain_car_vllm.server.process import Identity, is_suspended
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.spec import PROTOCOL
-from langchain_car_vllm.server.state import State, ask_to_make_room, ask_to_shrink, read_any_state
-from langchain_car_vllm.server.supervision import is_supervised, supervised_servers
+from langchain_car_vllm.server.state import State, read_any_state
+from langchain_car_vllm.server.supervision import (
+    ask_to_make_room,
+    ask_to_shrink,
+    is_supervised,
+    supervised_servers,
+)
 from langchain_car_vllm.server.supervisor.context import NOT_QUEUED, StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.eviction import Decision, Neighbour, decide
 from langchain_car_vllm.server.wiring import wired_bytes, wiring_mode

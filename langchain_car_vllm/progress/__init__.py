@@ -1,7 +1,8 @@
 """What a caller learns of a call while it lasts: `Progress`, its stage and its figures."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Stage = Literal["queued", "install", "download", "load", "ready", "prefill", "generating"]
@@ -27,3 +28,32 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+class Teller:
+    """Tells a caller what is news of a wait, and how long its stage has lasted.
+
+    Args:
+        on_progress: Called with what is news, None for nobody.
+    """
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self._stage_began = time.monotonic()
+        self._last: Progress | None = None
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that was told last, None for none."""
+        return self._last.stage if self._last else None
+
+    def tell(self, progress: Progress) -> None:
+        """Tell how far it is, if that is news."""
+        if progress == self._last:
+            return
+        if self.stage != progress.stage:
+            self._stage_began = time.monotonic()
+        self._last = progress
+        if self._on_progress is not None:
+            elapsed = time.monotonic() - self._stage_began
+            self._on_progress(replace(progress, elapsed=elapsed))

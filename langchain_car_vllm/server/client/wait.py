@@ -19,7 +19,7 @@ from langchain_car_vllm.errors import (
     ServerStoppedError,
     StateDirectoryError,
 )
-from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.progress import OnProgress, Progress, Teller
 from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.memory_turn import MemoryTurn
@@ -92,9 +92,7 @@ class Waiting:
         self._began = self._news_at = time.monotonic()
         self._news: State | None = None
         self._startup_timeout = startup_timeout
-        self._on_progress = on_progress
-        self._shown: Progress | None = None
-        self._stage_began = self._began
+        self._teller = Teller(on_progress)
 
     @cached_property
     def _process_lease(self) -> ProcessLease:
@@ -132,7 +130,7 @@ class Waiting:
 
     def interrupt(self) -> None:
         """Say what becomes of a start that a user no longer waits for."""
-        if self._shown is not None and self._shown.stage != "ready":
+        if self._teller.stage not in (None, "ready"):
             log.warning(
                 "the start of `%s` ends by itself once no program is left that wants it; "
                 "`car-vllm stop` ends it at once",
@@ -182,7 +180,7 @@ class Waiting:
         if not self._hold.is_taken and (obstacle := self._try_lease()):
             if (state := self._process_lease.state()) is not None:
                 self._watch(state)
-            self._show(Progress("queued", obstacle))
+            self._teller.tell(Progress("queued", obstacle))
             return None
         supervised = self._process_lease.is_supervisor_alive()
         state = self._process_lease.state()
@@ -194,7 +192,7 @@ class Waiting:
             endpoint = state.endpoint(
                 directory.log, partial(is_serving, directory, state.generation)
             )
-            self._show(Progress("ready"))
+            self._teller.tell(Progress("ready"))
             _warn(state.warning)
             return endpoint
         if supervised:
@@ -269,11 +267,11 @@ class Waiting:
         self._unreadable_since = None
         if state.phase in STARTING:
             self._memory_turn.check_not_blocking_itself(state)
-            self._show(Progress(state.phase, state.detail, state.done, state.total))  # type: ignore[arg-type]
+            self._teller.tell(Progress(state.phase, state.detail, state.done, state.total))  # type: ignore[arg-type]
         elif state.phase == "stopping":
             if state.error is not None:
                 raise decode_error(state.error)
-            self._show(Progress("queued", "waiting for the server to stop"))
+            self._teller.tell(Progress("queued", "waiting for the server to stop"))
 
     def _check_readable(self) -> None:
         """Raise where a supervisor runs and its state stays unreadable."""
@@ -337,7 +335,7 @@ class Waiting:
     def _check_timeout(self) -> None:
         limit = self._startup_timeout
         if limit is not None and time.monotonic() - self._began > limit:
-            stage = self._shown.stage if self._shown else "queued"
+            stage = self._teller.stage or "queued"
             with suppress(OSError, StateDirectoryError):
                 state = self._process_lease.state()
                 generation = max((self._known or 0) + 1, state.generation if state else 0)
@@ -347,18 +345,6 @@ class Waiting:
                 "the start goes on",
                 hint="call again later, or raise `startup_timeout`",
                 log_path=self._process_lease.directory.log,
-            )
-
-    def _show(self, progress: Progress) -> None:
-        if progress == self._shown:
-            return
-        if self._shown is None or self._shown.stage != progress.stage:
-            self._stage_began = time.monotonic()
-        self._shown = progress
-        if self._on_progress is not None:
-            elapsed = time.monotonic() - self._stage_began
-            self._on_progress(
-                Progress(progress.stage, progress.detail, progress.done, progress.total, elapsed)
             )
 
 

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.progress import OnProgress, Progress, Stage
+from langchain_car_vllm.progress import OnProgress, Progress, Stage, Teller
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.wire.transport.remote import (
@@ -52,8 +52,7 @@ class Watch:
         self._on_progress = on_progress
         self._mutex = ProcessLock(reentrant=True)
         self._began = time.monotonic()
-        self._told: Progress | None = None
-        self._told_at = self._began
+        self._teller = Teller(on_progress)
         self._is_over = False
         self.due = self._began + _PATIENCE
         if not lacks_status(endpoint.base_url):
@@ -64,7 +63,7 @@ class Watch:
         if self._is_over:
             return
         self.end()
-        if self._told is not None and self._told.stage != "generating":
+        if self._teller.stage not in (None, "generating"):
             waited = time.monotonic() - self._began
             self._on_progress(Progress("generating", f"it began after {waited:.0f} s"))
 
@@ -87,13 +86,8 @@ class Watch:
                 found = progress_of(status, entry)
                 if entry is not None and self._stopwatch is not None:
                     _measure(entry, self._stopwatch)
-            if self._is_over or found is None or found == self._told:
-                return
-            if self._told is None or self._told.stage != found.stage:
-                self._told_at = now
-            self._told = found
-            elapsed = now - self._told_at
-            self._on_progress(Progress(found.stage, found.detail, found.done, found.total, elapsed))
+            if not self._is_over and found is not None:
+                self._teller.tell(found)
 
 
 def entry_of(status: Mapping[str, Any], elapsed: float) -> Mapping[str, Any] | None:

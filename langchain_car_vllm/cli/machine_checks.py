@@ -32,6 +32,7 @@ from langchain_car_vllm.paths import (
 )
 from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.commands import run_step
+from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
 from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
 from langchain_car_vllm.runtime.locate import (
@@ -160,6 +161,11 @@ def _missing_runtime(root: Path | None) -> Finding:
         return Finding(
             f"vllm-mlx is not installed, and `{root or '~/.car'}` cannot be made for it",
             "set CAR_HOME to a folder that you can write to",
+        )
+    if stranger := find_stranger(root):
+        return Finding(
+            f"vllm-mlx is not installed, and `{root}` holds other files, such as `{stranger}`",
+            OF_ITS_OWN,
         )
     return Warned(f"vllm-mlx is not installed; the first call installs it into `{root}`")
 

@@ -19,6 +19,7 @@ from langchain_car_vllm.cli.removal import (
     repository_files,
 )
 from langchain_car_vllm.cli.service import remove_service, service_file
+from langchain_car_vllm.runtime.environment_folder import removable_parts
 from langchain_car_vllm.runtime.provision import holds_runtime_of_ours, runtime_removal
 from langchain_car_vllm.server import stop_server
 from langchain_car_vllm.server.directory import explain_os_errors, server_directories
@@ -104,7 +105,7 @@ def _find_kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
         yield _Kept("prefix cache", cache.path, cache.bytes)
     runtime = paths.managed_root()
     if runtime is not None and holds_runtime_of_ours(runtime):
-        yield _Kept("runtime", runtime, disk_bytes(runtime))
+        yield _Kept("runtime", runtime, sum(map(disk_bytes, removable_parts(runtime))))
 
 
 def _models(names: list[str]) -> Iterator[_Kept]:
@@ -146,9 +147,20 @@ def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
             if not remove_prefix_cache(cache):
                 say(f"`{cache.path}` stays: a server uses it")
         for entry in found:
-            if entry.kind in ("run state", "runtime", "model"):
-                remove_path(entry.path)
+            if entry.kind in _REMOVALS:
+                _REMOVALS[entry.kind](entry.path)
     _remove_empty()
+
+
+def _remove_runtime(root: Path) -> None:
+    """Remove the environment; what somebody else put into its folder stays."""
+    for part in removable_parts(root):
+        remove_path(part)
+    if is_there(root):
+        say(f"`{root}` stays: it holds other files")
+
+
+_REMOVALS = {"run state": remove_path, "runtime": _remove_runtime, "model": remove_path}
 
 
 def _remove_empty() -> None:

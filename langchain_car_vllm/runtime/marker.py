@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-_NAME = ".langchain-car-vllm.json"
+MARKER = ".langchain-car-vllm.json"
 
 State = Literal["installing", "complete"]
 
@@ -33,7 +33,7 @@ class Marker(NamedTuple):
 def read_marker(root: Path) -> Marker | None:
     """Return an environment's marker, None where there is none or it cannot be read."""
     try:
-        found: Any = json.loads((root / _NAME).read_bytes())
+        found: Any = json.loads((root / MARKER).read_bytes())
         return Marker(
             "complete" if found["state"] == "complete" else "installing",
             bool(found["ours"]),
@@ -56,9 +56,9 @@ def write_marker(root: Path, marker: Marker) -> None:
     Raises:
         OSError: The environment cannot be written to.
     """
-    draft = root / f"{_NAME}.new"
+    draft = root / f"{MARKER}.new"
     with draft.open("w", encoding="utf-8") as file:
         json.dump(marker._asdict(), file)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(root / _NAME)
+    draft.replace(root / MARKER)

@@ -15,6 +15,7 @@ from pathlib import Path
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ConfigurationError, ProvisionError, RuntimeMissingError
 from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
 from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
@@ -162,6 +163,10 @@ def _prepare(root: Path, host: Host) -> Path:
         raise ProvisionError("mkdir", str(error), hint=_ELSEWHERE) from error
     if not os.access(root, os.W_OK):
         raise ProvisionError("mkdir", f"`{root}` cannot be written to", hint=_ELSEWHERE)
+    if stranger := find_stranger(root):
+        raise ProvisionError(
+            "mkdir", f"`{root}` holds other files, such as `{stranger}`", hint=OF_ITS_OWN
+        )
     check_executable(root)
     needed = _missing_mb(root, host)
     if free < needed:

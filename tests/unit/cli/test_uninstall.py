@@ -22,8 +22,8 @@ REPOSITORY = "org/model"
 def runtime(home: Path) -> Path:
     """A managed runtime of ours, with its lock."""
     root = home / ".car" / "visual-runtime"
-    root.mkdir(parents=True)
-    (root / "python").write_bytes(b"\0" * 300_000)
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "python").write_bytes(b"\0" * 300_000)
     write_marker(root, Marker("complete", ours=True, requirements="x", version="0.6.0"))
     root.with_name("visual-runtime.lock").touch()
     return root
@@ -146,7 +146,21 @@ def test_what_a_link_leads_to_stays(cli_here: Cli, tmp_path: Path, runtime: Path
     runtime.symlink_to(elsewhere)
     assert cli_here("uninstall", "--yes").returncode == 0
     assert not runtime.is_symlink()
-    assert (elsewhere / "python").exists()
+    assert (elsewhere / "bin" / "python").exists()
+
+
+@pytest.mark.parametrize("name", ["letters", ".ssh", "letter.txt", ".Trashes"])
+def test_what_somebody_put_beside_the_runtime_stays(
+    cli_here: Cli, home: Path, runtime: Path, name: str
+):
+    """A disk that was empty when `CAR_VLLM_MLX_RUNTIME` named it is used for other things, too."""
+    (runtime / name).mkdir()
+    (runtime / name / "letter").write_text("dear")
+    done = cli_here("uninstall", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"`{runtime}` stays: it holds other files" in done.stderr
+    assert listing(home) >= {str(runtime / name / "letter")}
+    assert [path.name for path in runtime.iterdir()] == [name]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")

@@ -424,6 +424,23 @@ def test_the_runtime_can_lie_elsewhere(fake_uv, home, tmp_path, monkeypatch):
     assert not (home / ".car").exists()
 
 
+@pytest.mark.parametrize("run", [ensure_runtime, upgrade_runtime])
+@pytest.mark.parametrize("name", ["letter.txt", "Photos", "lib64.old"])
+def test_a_folder_of_other_things_is_no_place_for_it(fake_uv, tmp_path, monkeypatch, run, name):
+    """What is installed there would be removed with all of it by `uninstall`."""
+    root = tmp_path / "disk"
+    (root / ".Spotlight-V100").mkdir(parents=True)
+    (root / name).mkdir()
+    monkeypatch.setenv("CAR_VLLM_MLX_RUNTIME", str(root))
+    with pytest.raises(ProvisionError, match=f"holds other files, such as `{name}`") as caught:
+        run()
+    assert "a folder of its own" in caught.value.hint
+    assert fake_uv.commands == []
+    assert sorted(path.name for path in root.iterdir()) == [".Spotlight-V100", name]
+    (root / name).rmdir()
+    assert run().version == "0.6.0"
+
+
 def test_a_home_with_a_car_home_keeps_the_shared_runtime(fake_uv, managed, tmp_path, monkeypatch):
     """A home that can be written keeps the runtime, which CAR shares, wherever the state goes."""
     monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))

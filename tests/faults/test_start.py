@@ -59,6 +59,29 @@ def test_ready_server_answers(fake: Fake):
         assert held.endpoint.engine == "batched"
 
 
+def test_the_launcher_is_compiled_once(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """Not at each start; one of another release is replaced, with its bytecode."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    mends = fake.directory().launcher.parent / "mends"
+
+    def start() -> dict[str, int]:
+        with lease(fake.spec(), policy=FAST):
+            fake.stop()
+        return {path.name: path.stat().st_mtime_ns for path in mends.glob("__pycache__/*.pyc")}
+
+    first = start()
+    assert len(first) == len(list(mends.glob("*.py")))
+    assert start() == first
+    mend = mends / "mend.py"
+    content = mend.read_bytes()
+    mend.write_bytes(content[::-1])
+    third = start()
+    assert mend.read_bytes() == content
+    assert {name for name in third if third[name] != first[name]} == {
+        name for name in first if name.startswith("mend.")
+    }
+
+
 def test_key_is_not_on_the_command_line(fake: Fake):
     """No process of ours shows the API key in the process list."""
     from faults.support import processes_of

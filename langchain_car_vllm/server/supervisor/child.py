@@ -44,7 +44,7 @@ from langchain_car_vllm.server.process import (
 _HERE = Path(__file__).parent
 # Read at import: the virtual environment may be gone when they are needed.
 _LAUNCHER = {
-    path.relative_to(_HERE): path.read_text(encoding="utf-8")
+    path.relative_to(_HERE): path.read_bytes()
     for path in (_HERE / "launch.py", *sorted((_HERE / "mends").glob("*.py")))
 }
 _LOCK_PATIENCE = 5.0
@@ -59,11 +59,17 @@ _WATCHER = "read -r _; kill -9 0"
 
 
 def install_launcher(directory: ServerDirectory) -> None:
-    """Put `launch.py` and its mends where they outlive the virtual environment they came from."""
-    for name, text in _LAUNCHER.items():
+    """Put `launch.py` and its mends where they outlive the virtual environment they came from.
+
+    A file that is there already is left as it is: its bytecode, of whatever Python, stays good.
+    """
+    for name, content in _LAUNCHER.items():
         path = directory.launcher.parent / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+            for bytecode in path.parent.glob(f"__pycache__/{path.stem}.*"):
+                bytecode.unlink(missing_ok=True)
 
 
 def _unrunnable(binary: Path, program: str, error: OSError) -> ServerStartError:

@@ -178,7 +178,8 @@ _TOO_MANY = "max_tokens exceeds server limit"
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
 _FAILED = 500
-_NO_PATH = re.compile(r"(not found.?|404.{0,30}|a web page.*|File Not Found.*)?", re.IGNORECASE)
+NO_PATH = re.compile(r"(not found.?|404.{0,30}|a web page.*|File Not Found.*)?", re.IGNORECASE)
+"""What servers say of an address that they do not know."""
 # LiteLLM: of a model that it does not have, and, without a database, of any key but its master key.
 _NO_MODEL = re.compile(r"Invalid model name passed", re.IGNORECASE)
 _WRONG_KEY = re.compile(r"No connected db", re.IGNORECASE)
@@ -222,7 +223,7 @@ def error_for_status(status: object, text: str, log_path: Path | None = None) ->
     if _TOO_MANY in text:
         hint = "lower `max_tokens`, or give the server a higher `--max-request-tokens`"
     is_missing = code == _BAD_REQUEST and bool(_NO_MODEL.search(text))
-    if code == _NOT_FOUND and not _NO_PATH.fullmatch(text.strip()) and not _TYPE.search(text):
+    if code == _NOT_FOUND and not NO_PATH.fullmatch(text.strip()) and not _TYPE.search(text):
         is_missing = True
     if is_missing:
         cls, hint = ModelMissingError, "the model's name must be the one the endpoint serves"

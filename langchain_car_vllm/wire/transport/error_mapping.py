@@ -1,10 +1,8 @@
 """Where what the transport raises becomes an error of ours."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
 
 import httpcore2
 import httpx2
@@ -154,7 +152,7 @@ def timeout_error(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutEr
 
 
 def _refused(endpoint: Endpoint, error: Refusal) -> AnswerError:
-    text, status = _detail(error), error.status
+    text, status = error.words, error.status
     if status in range(300, 400):
         return _redirected(error)
     found = error_for_status(status, text)
@@ -171,31 +169,3 @@ def _redirected(error: Refusal) -> AnswerError:
     return InvalidRequestError(
         f"the endpoint redirects ({error.status}) {place}", hint=hint, status=error.status
     )
-
-
-def _detail(error: Refusal) -> str:
-    """Return the server's own words: FastAPI's `detail`, or OpenAI's `message`."""
-    body = error.body
-    if isinstance(body, dict):
-        body = body.get("detail", body.get("message", body))
-    if isinstance(body, list):
-        return "; ".join(_complaint(entry) for entry in body)
-    if isinstance(body, dict):
-        return str(body.get("message") or body.get("error") or body)
-    return _plain(str(body or error.text))
-
-
-def _plain(text: str) -> str:
-    """Return a text, only the title of a web page."""
-    if not re.match(r"\s*<(!doctype|html|head)", text, re.IGNORECASE):
-        return text
-    title = re.search(r"<title[^<>]*>([^<]*)", text, re.IGNORECASE)
-    return f"a web page: {' '.join(title[1].split())}" if title else "a web page"
-
-
-def _complaint(entry: Any) -> str:
-    if not isinstance(entry, dict):
-        return str(entry)
-    parts = entry.get("loc")
-    place = ".".join(str(p) for p in parts if p != "body") if isinstance(parts, list) else ""
-    return f"{place}: {entry.get('msg')}" if place else str(entry.get("msg"))

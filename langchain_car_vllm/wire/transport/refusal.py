@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from email.message import Message
 from typing import Any
@@ -33,6 +34,18 @@ class Refusal(Exception):  # noqa: N818 - it says what a server did, and is told
         self.location = told.get("location")
         self.retry_after = _seconds(told.get("retry-after", "0"))
 
+    @property
+    def words(self) -> str:
+        """The server's own words: FastAPI's `detail`, or OpenAI's `message`."""
+        body = self.body
+        if isinstance(body, dict):
+            body = body.get("detail", body.get("message", body))
+        if isinstance(body, list):
+            return "; ".join(_complaint(entry) for entry in body)
+        if isinstance(body, dict):
+            return str(body.get("message") or body.get("error") or body)
+        return _plain(str(body or self.text))
+
 
 def _decode(content: bytes, content_type: str) -> str:
     """Return a text; what a server calls its character set may be none, or not what it wrote."""
@@ -58,3 +71,19 @@ def _seconds(value: str) -> float:
     except ValueError:  # a date, or nonsense
         return 0.0
     return seconds if math.isfinite(seconds) else 0.0
+
+
+def _plain(text: str) -> str:
+    """Return a text, only the title of a web page."""
+    if not re.match(r"\s*<(!doctype|html|head)", text, re.IGNORECASE):
+        return text
+    title = re.search(r"<title[^<>]*>([^<]*)", text, re.IGNORECASE)
+    return f"a web page: {' '.join(title[1].split())}" if title else "a web page"
+
+
+def _complaint(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return str(entry)
+    parts = entry.get("loc")
+    place = ".".join(str(p) for p in parts if p != "body") if isinstance(parts, list) else ""
+    return f"{place}: {entry.get('msg')}" if place else str(entry.get("msg"))

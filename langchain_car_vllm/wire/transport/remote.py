@@ -13,11 +13,13 @@ from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fet
 from langchain_car_vllm.support.os_limits import hint_for_limit
 from langchain_car_vllm.support.process_state import ProcessLock
 from langchain_car_vllm.wire.errors import (
+    NO_PATH,
     ConnectionFailedError,
     ModelMissingError,
     ServerFailedError,
     error_for_status,
 )
+from langchain_car_vllm.wire.transport.refusal import Refusal
 
 _SECONDS = 2.0
 _FRESH_SECONDS = 60.0
@@ -140,13 +142,14 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
             f"{endpoint.shown_url} does not answer: {error}",
             hint=hint_for_limit(error) or HINT_FOR_ADDRESS,
         ) from error
-    found = _object(response.body)
     if response.status != HTTPStatus.OK:
-        text = endpoint.without_secrets(_complaint_in(found or {}), dict(headers))
+        said = Refusal(response.status, content=response.body).words
+        text = endpoint.without_secrets(said, dict(headers))
         refused = error_for_status(response.status, text)
         if response.status == HTTPStatus.NOT_FOUND:
             refused.hint = hint_for_path(endpoint.shown_url, text)
         raise refused
+    found = _object(response.body)
     if found is None:
         raise ServerFailedError(
             f"{endpoint.shown_url}/models is not the list of models of an OpenAI API",
@@ -161,12 +164,6 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
         )
 
 
-def _complaint_in(found: Mapping[str, Any]) -> str:
-    """Return what a server says is wrong, in FastAPI's form or in OpenAI's."""
-    said = found.get("detail") or found.get("error") or found.get("message")
-    return str(said.get("message") or said if isinstance(said, dict) else said or "")
-
-
 def hint_for_path(url: str, text: str) -> str | None:
     """Return what may be wrong with an address that the server does not know."""
     for end in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/models"):
@@ -174,7 +171,7 @@ def hint_for_path(url: str, text: str) -> str | None:
             return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
     if not re.search(r"/v\d+(/|$)", url):
         return f"did you mean `{url.removesuffix('/api')}/v1`?"  # Ollama's own API is at /api
-    if text.strip().lower() in ("", "not found"):
+    if NO_PATH.fullmatch(text.strip()):
         return "`base_url` must be the root of an OpenAI API, such as `http://127.0.0.1:8000/v1`"
     return None
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import uv
 
 _LITELLM = "litellm[proxy]==1.108.7"
+# Its scripts name no folder, so that a checkout may be moved.
+_NEW = ("--quiet", "--clear", "--relocatable")
 _PATIENCE = 600.0
 
 
@@ -20,7 +22,7 @@ def install_litellm(environment: Path) -> Path:
     program = environment / "bin" / "litellm"
     if not program.exists():
         tool = uv.find_uv_bin()
-        subprocess.run([tool, "venv", "--quiet", "--clear", str(environment)], check=True)
+        subprocess.run([tool, "venv", *_NEW, str(environment)], check=True)
         python = str(environment / "bin" / "python")
         install = [tool, "pip", "install", "--quiet", "--python", python, _LITELLM]
         subprocess.run(install, check=True)

@@ -46,7 +46,8 @@ from langchain_car_vllm.wire.answer.result import (
 )
 from langchain_car_vllm.wire.counting_chat import CountingChat
 from langchain_car_vllm.wire.errors import ServerFailedError
-from langchain_car_vllm.wire.exchange.exchange import Attempt, Exchange
+from langchain_car_vllm.wire.exchange.attempt import Attempt
+from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.messages import holds_media

@@ -10,7 +10,7 @@ from pydantic import PrivateAttr
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError
-from langchain_car_vllm.wire.exchange.exchange import Body
+from langchain_car_vllm.wire.exchange.attempt import Body
 from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request.media_access import NO_ACCESS, MediaAccess
 from langchain_car_vllm.wire.request.message_memo import MessageMemo

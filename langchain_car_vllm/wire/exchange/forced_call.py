@@ -26,7 +26,8 @@ from langchain_car_vllm.wire.errors import (
     ServerFailedError,
     StructuredOutputError,
 )
-from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange, Names
+from langchain_car_vllm.wire.exchange.attempt import Attempt, Body, Names
+from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.reasoning import without_thinking
 from langchain_car_vllm.wire.request.grammar import grammar_schema, refers_to_root
 from langchain_car_vllm.wire.request.schema import Schema, validation_error

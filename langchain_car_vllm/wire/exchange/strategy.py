@@ -11,7 +11,8 @@ from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
 from langchain_car_vllm.wire.answer.think_tags import ThinkTagFilter
 from langchain_car_vllm.wire.answer.written_calls import CallNames
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Body, Exchange
+from langchain_car_vllm.wire.exchange.attempt import Body
+from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Exchange
 from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
 from langchain_car_vllm.wire.exchange.structured import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.reasoning import reasoning_parameters

@@ -20,7 +20,8 @@ from langchain_car_vllm.wire.errors import (
     InvalidRequestError,
     StructuredOutputError,
 )
-from langchain_car_vllm.wire.exchange.exchange import Attempt, Body, Exchange, Names
+from langchain_car_vllm.wire.exchange.attempt import Attempt, Body, Names
+from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.reasoning import REASONING, without_thinking
 from langchain_car_vllm.wire.request.grammar import grammar_schema
 from langchain_car_vllm.wire.request.schema import Schema, validation_error

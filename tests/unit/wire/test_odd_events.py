@@ -24,7 +24,7 @@ from langchain_car_vllm.wire.errors import (
     RateLimitError,
     ServerFailedError,
 )
-from langchain_car_vllm.wire.exchange.exchange import CutOffCallWarning, InvalidCallWarning
+from langchain_car_vllm.wire.exchange.attempt import CutOffCallWarning, InvalidCallWarning
 from langchain_car_vllm.wire.request.tools import server_name
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}

@@ -46,11 +46,11 @@ def test_one_answer(fake: Fake, tmp_path: Path):
     assert len(fake.starts()) == 1
 
 
-def test_the_request_is_what_was_asked_for(cli: Cli, socket_enabled: None):
+def test_the_request_is_what_was_asked_for(cli_here: Cli, socket_enabled: None):
     """Arguments and piped text make the prompt, options the request; thoughts stay apart."""
     reply = Reply("Done.", thought="Hm.")
     with Server(Dialect(served_model="m", script=lambda _: reply)) as server:
-        done = cli(
+        done = cli_here(
             *("run", "m", "Sum", "up:", "--system", "Be brief", "--no-think"),
             *("--temperature", "0", "--max-tokens", "9"),
             given="a text\n",
@@ -67,11 +67,11 @@ def test_the_request_is_what_was_asked_for(cli: Cli, socket_enabled: None):
     assert request["enable_thinking"] is False
 
 
-def test_an_answer_for_a_program(cli: Cli, socket_enabled: None):
+def test_an_answer_for_a_program(cli_here: Cli, socket_enabled: None):
     """`--json` prints one object with usage and times; `--format json` asks for an object."""
     reply = Reply('{"moon": "Io"}', thought="Hm.")
     with Server(Dialect(served_model="m", script=lambda _: reply)) as server:
-        done = cli(
+        done = cli_here(
             *("run", "m", "A moon?", "--json", "--format", "json", "--keepalive", "5m", "-t", "0"),
             *("-s", "Be brief", "--engine", "simple"),
             CAR_VLLM_MLX_BASE_URL=server.base_url,
@@ -84,12 +84,12 @@ def test_an_answer_for_a_program(cli: Cli, socket_enabled: None):
     assert answer["timings"]["total"] > 0
     (request,) = server.dialect.requests
     assert request["response_format"]["type"] in ("json_object", "json_schema")
-    assert cli("run", "m", "--json").returncode == 2
+    assert cli_here("run", "m", "--json").returncode == 2
 
 
-def test_nothing_to_ask_is_wrong_usage(cli: Cli, fake: Fake):
+def test_nothing_to_ask_is_wrong_usage(cli_here: Cli, fake: Fake):
     """Without a terminal there has to be a prompt; nothing is started without."""
-    done = cli("run", str(fake.model))
+    done = cli_here("run", str(fake.model))
     assert (done.returncode, fake.starts()) == (2, [])
     assert "there is no prompt" in done.stderr
 

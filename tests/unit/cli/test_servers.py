@@ -21,20 +21,20 @@ def start(fake: Fake) -> None:
         pass
 
 
-def test_nothing_runs(cli: Cli):
+def test_nothing_runs(cli_here: Cli):
     """Without servers there is no data, and a word about it."""
-    done = cli("ps")
+    done = cli_here("ps")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "no server is running\n"
-    assert json.loads(cli("ps", "--json").stdout) == []
+    assert json.loads(cli_here("ps", "--json").stdout) == []
 
 
-def test_running_servers_are_listed(cli: Cli, fake: Fake):
+def test_running_servers_are_listed(cli_here: Cli, fake: Fake):
     """A table for a person, JSON for a program, the key in neither."""
     start(fake)
     state = fake.state()
     assert state.server is not None
-    done = cli("ps")
+    done = cli_here("ps")
     header, row = done.stdout.splitlines()
     assert header.split() == [
         "MODEL",
@@ -50,7 +50,7 @@ def test_running_servers_are_listed(cli: Cli, fake: Fake):
     port, pid = str(state.port), str(state.server.pid)
     assert row.split()[:6] == [str(fake.model), "chat", "ready", "batched", port, pid]
     assert row.split()[-2] == "in"
-    as_json = cli("ps", "--json").stdout
+    as_json = cli_here("ps", "--json").stdout
     (described,) = json.loads(as_json)
     assert described["base_url"] == f"http://127.0.0.1:{state.port}/v1"
     assert described["memory_bytes"] == state.reservation
@@ -60,45 +60,45 @@ def test_running_servers_are_listed(cli: Cli, fake: Fake):
     assert state.api_key not in done.stdout + as_json
 
 
-def test_servers_have_the_ids_that_commands_take(cli: Cli, fake: Fake):
+def test_servers_have_the_ids_that_commands_take(cli_here: Cli, fake: Fake):
     """A catalog model is listed with its prefix, as whoever stops it writes it, in any spelling."""
     with lease(fake.spec(served_name="qwen3.6-35b-a3b:4bit"), policy=FAST):
         pass
-    (described,) = json.loads(cli("ps", "--json").stdout)
+    (described,) = json.loads(cli_here("ps", "--json").stdout)
     assert described["model"] == "vllm-mlx/qwen3.6-35b-a3b:4bit"
     assert described["served_model"] == "qwen3.6-35b-a3b:4bit"
-    done = cli("stop", "vllm-mlx/Qwen3.6-35B-A3B-4bit")
+    done = cli_here("stop", "vllm-mlx/Qwen3.6-35B-A3B-4bit")
     assert done.stderr == "stopped `vllm-mlx/qwen3.6-35b-a3b:4bit`\n"
 
 
 @pytest.mark.parametrize("wanted", ["model", "--all"])
-def test_stop_ends_the_server(cli: Cli, fake: Fake, wanted: str):
+def test_stop_ends_the_server(cli_here: Cli, fake: Fake, wanted: str):
     """When the command returns, nobody listens any more."""
     start(fake)
     port = fake.state().port
     assert port is not None
-    done = cli("stop", str(fake.model) if wanted == "model" else wanted)
+    done = cli_here("stop", str(fake.model) if wanted == "model" else wanted)
     assert done.returncode == 0
     assert done.stderr == f"stopped `{fake.model}`\n"
     assert is_free(port)
     assert fake.state().reason == "user"
 
 
-def test_stop_of_what_does_not_run(cli: Cli, fake: Fake):
+def test_stop_of_what_does_not_run(cli_here: Cli, fake: Fake):
     """An error for one model, none for all."""
-    done = cli("stop", str(fake.model))
+    done = cli_here("stop", str(fake.model))
     assert done.returncode == 1
     assert "is not running" in done.stderr
-    assert cli("stop", "--all").returncode == 0
+    assert cli_here("stop", "--all").returncode == 0
 
 
-def test_several_are_stopped_and_what_does_not_run_is_told(cli: Cli, fake: Fake):
+def test_several_are_stopped_and_what_does_not_run_is_told(cli_here: Cli, fake: Fake):
     """What runs is stopped, what does not is an error that names what does."""
     start(fake)
-    done = cli("stop", "smol")
+    done = cli_here("stop", "smol")
     assert done.returncode == 1
     assert f"hint: `{fake.model}` is running; --all stops every server" in done.stderr
-    done = cli("stop", "smol", str(fake.model), "other")
+    done = cli_here("stop", "smol", str(fake.model), "other")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"stopped `{fake.model}`",
@@ -109,34 +109,36 @@ def test_several_are_stopped_and_what_does_not_run_is_told(cli: Cli, fake: Fake)
     ]
 
 
-def test_logs_of_the_only_server(cli: Cli, fake: Fake):
+def test_logs_of_the_only_server(cli_here: Cli, fake: Fake):
     """It need not be named; where nothing ever ran, that is said."""
-    done = cli("logs")
+    done = cli_here("logs")
     assert done.returncode == 2
     assert "no server runs" in done.stderr
     start(fake)
-    assert "Uvicorn running" in cli("logs").stdout
+    assert "Uvicorn running" in cli_here("logs").stdout
     stop_server(fake.directory(), policy=FAST)
-    assert "Uvicorn running" in cli("logs").stdout
+    assert "Uvicorn running" in cli_here("logs").stdout
 
 
 @pytest.mark.parametrize("arguments", [["stop"], ["stop", "x/y", "--all"], ["stop", "--none"]])
-def test_wrong_usage(cli: Cli, arguments: list[str]):
+def test_wrong_usage(cli_here: Cli, arguments: list[str]):
     """Wrong usage is exit code 2, said on standard error."""
-    done = cli(*arguments)
+    done = cli_here(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Error" in done.stderr
 
 
-def test_logs_are_printed(cli: Cli, fake: Fake):
+def test_logs_are_printed(cli_here: Cli, fake: Fake):
     """The whole log, its last lines, and also after the server has stopped."""
     start(fake)
-    whole = cli("logs", str(fake.model)).stdout
+    whole = cli_here("logs", str(fake.model)).stdout
     assert whole == fake.directory().log.read_text()
     assert "Uvicorn running" in whole
-    assert cli("logs", str(fake.model), "-n", "1").stdout == whole.splitlines(keepends=True)[-1]
+    assert (
+        cli_here("logs", str(fake.model), "-n", "1").stdout == whole.splitlines(keepends=True)[-1]
+    )
     stop_server(fake.directory(), policy=FAST)
-    assert cli("logs", str(fake.model)).stdout.startswith(whole)
+    assert cli_here("logs", str(fake.model)).stdout.startswith(whole)
 
 
 def test_a_log_gives_a_terminal_no_orders(fake: Fake):
@@ -153,9 +155,9 @@ def test_a_log_gives_a_terminal_no_orders(fake: Fake):
     assert shown.strip() == "\\x1b]52;c;aGk=\\x07 na\u00efve"
 
 
-def test_logs_of_what_never_ran(cli: Cli, fake: Fake):
+def test_logs_of_what_never_ran(cli_here: Cli, fake: Fake):
     """No log is an error."""
-    done = cli("logs", str(fake.model))
+    done = cli_here("logs", str(fake.model))
     assert done.returncode == 1
     assert "has no log" in done.stderr
 
@@ -193,14 +195,14 @@ def test_a_reader_that_leaves_is_no_bug(fake: Fake):
         assert printing.stderr.read() == b""
 
 
-def test_version(cli: Cli):
+def test_version(cli_here: Cli):
     """The version of the package is the data."""
-    assert cli("--version").stdout.strip() == version("langchain-car-vllm")
+    assert cli_here("--version").stdout.strip() == version("langchain-car-vllm")
 
 
-def test_errors_are_sentences(cli: Cli):
+def test_errors_are_sentences(cli_here: Cli):
     """A mistake is told with what to do about it, without a traceback."""
-    done = cli("show", "vllm-mlx/qwen3.6-35b-a3c:4bit")
+    done = cli_here("show", "vllm-mlx/qwen3.6-35b-a3c:4bit")
     assert done.returncode == 1
     assert done.stderr.startswith("error: `vllm-mlx/qwen3.6-35b-a3c:4bit` is not a model id")
     assert "hint: did you mean `vllm-mlx/qwen3.6-35b-a3b:4bit`" in done.stderr

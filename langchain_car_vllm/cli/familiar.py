@@ -121,6 +121,8 @@ def _refuse_foreign(command: Any, ctx: Any, args: list[str], name: str) -> None:
     Raises:
         UsageError: There is one.
     """
+    if ctx.resilient_parsing:  # a shell asks what could be typed
+        return
     own = {option for parameter in command.get_params(ctx) for option in parameter.opts}
     foreign = _MEANT_OPTIONS.get(name, {})
     for word in args[: args.index("--")] if "--" in args else args:

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -174,11 +175,33 @@ def test_colours_are_left_out_where_nobody_wants_them(monkeypatch, capsys, no_co
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(cli_here: Cli, shell: str):
-    """The script names the program; bash itself reads it."""
-    script = cli_here("completion", shell).stdout
-    assert "car-vllm" in script
-    if shell == "bash":
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    """The script names the program, and what it asks it is answered for each shell."""
+    assert "car-vllm" in cli_here("completion", shell).stdout
+    for line, proposed in {
+        "car-vllm rec": "recommend",
+        "car-vllm recommend --task v": "vision",
+        "car-vllm service ": "remove",
+        "car-vllm run --eng": "--engine",
+        "car-vllm run -m x --eng": "",
+    }.items():
+        asked = {"_CAR_VLLM_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
+        asked |= {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        done = cli_here(**asked, _TYPER_COMPLETE_FISH_ACTION="get-args")
+        assert proposed in done.stdout
+        assert done.stderr == ""
+
+
+def test_bash_completes_with_the_script(cli_here: Cli, tmp_path: Path):
+    """What a Tab does, in a shell that has read the script."""
+    program = tmp_path / "car-vllm"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
+    program.chmod(0o755)
+    script = (
+        f"{cli_here('completion', 'bash').stdout}\nCOMP_WORDS=(car-vllm unin)\nCOMP_CWORD=1\n"
+        f'_car_vllm_completion {shlex.quote(str(program))}\necho "${{COMPREPLY[*]}}"\n'
+    )
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("uninstall\n", "")
 
 
 @pytest.mark.parametrize(("columns", "names"), [("200", "ABC"), ("24", "AC"), ("5", "A")])

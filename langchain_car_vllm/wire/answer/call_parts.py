@@ -1,7 +1,7 @@
 """Parts of tool calls, from a server's events to LangChain's chunks.
 
-Servers differ: every call at index 0, no index, no id, the name again in each part, arguments as an
-object, and many ways to say that there are none.
+Servers differ: every call at index 0, no index or one that is a text, no id or one for all of them,
+the name again in each part, arguments as an object, and many ways to say that there are none.
 """
 
 import json
@@ -81,6 +81,7 @@ class CallReader:
         self._names = names or {}
         self._calls: list[_Call] = []
         self._at: dict[int, _Call] = {}
+        self._by_id: dict[str, _Call] = {}
 
     def read(self, parts: Any) -> tuple[ToolCallChunk, ...]:
         """Return the chunks for what one event holds.
@@ -89,24 +90,41 @@ class CallReader:
             AttributeError: It is not a list of calls.
             TypeError: It is not a list of calls.
         """
+        if isinstance(parts, Mapping):  # a single call, in OpenAI's former shape without more
+            parts = [parts if "function" in parts else {"function": parts}]
         chunks: list[ToolCallChunk] = []
         for place, part in enumerate(parts):
             function = part.get("function") or {}
-            given = part.get("index")
             name, id_ = _text(function.get("name")), _id_of(part)
-            at = given if isinstance(given, int) else place
-            call = self._at.get(at)
-            sent_id: str | None = None  # LangChain would join what is told again
-            if call is None or _begins_another(call, name, id_):
-                call = self._at[at] = _Call(len(self._calls), id_)
-                self._calls.append(call)
-                sent_id = id_ or new_call_id()
+            given = _argument_text(function.get("arguments"))
+            if not (name or id_ or given):
+                continue
+            call, sent_id = self._call(part, place, name, given)
             if name:  # it comes in pieces, or again
                 call.name += name.removeprefix(call.name)
-            args = self._arguments(call, function.get("arguments"))
+            args = self._arguments(call, given)
             more = self._name(call, is_whole=bool(call.arguments))
             chunks.append(tool_call_chunk(name=more, args=args, id=sent_id, index=call.index))
         return tuple(chunks)
+
+    def _call(
+        self, part: Mapping[str, Any], place: int, name: str | None, given: str | None
+    ) -> tuple[_Call, str | None]:
+        """Return the call that a part is of, and its id where that is told for the first time."""
+        index, id_ = _index_of(part), _id_of(part)
+        at = place if index is None else index
+        call = self._at.get(at)
+        if id_ and (index is None if call is None else call.id != id_):
+            call = self._by_id.get(id_, call)
+        sent_id: str | None = None  # LangChain would join what is told again
+        if call is None or _begins_another(call, name, id_, given):
+            call = _Call(len(self._calls), id_)
+            self._calls.append(call)
+            sent_id = new_call_id() if id_ is None or id_ in self._by_id else id_
+        self._at[at] = call
+        if id_:
+            self._by_id[id_] = call
+        return call, sent_id
 
     def end(self) -> tuple[ToolCallChunk, ...]:
         """Return the arguments that were held back because they may have been none.
@@ -135,14 +153,11 @@ class CallReader:
         call.told = len(call.name)
         return more or None
 
-    def _arguments(self, call: _Call, given: Any) -> str | None:
+    def _arguments(self, call: _Call, text: str | None) -> str | None:
         """Return what is certain of a part's arguments.
 
         What may say "no arguments" waits for the end: in the middle of an object `null` is a value.
         """
-        if isinstance(given, Mapping | list):
-            given = json.dumps(given)
-        text = _text(given)
         if not text:
             return text
         call.arguments.append(text)
@@ -156,16 +171,26 @@ class CallReader:
         return text
 
 
-def _begins_another(call: _Call, name: str | None, id_: str | None) -> bool:
+def _begins_another(call: _Call, name: str | None, id_: str | None, given: str | None) -> bool:
     """Whether a part is of another call than the one at its index."""
     if not name or not call.name:
         return False
-    if id_ and call.id:
-        return id_ != call.id
     arguments = "".join(call.arguments)
+    if id_ and call.id == id_:  # some have one id for all calls, others send a call once more
+        return bool(given) and given != arguments and _is_json(arguments)
+    if id_ and call.id:
+        return True
     if not arguments or _is_json(arguments):
         return bool(arguments)
     return name != call.name and not _is_begun(arguments)
+
+
+def _index_of(part: Mapping[str, Any]) -> int | None:
+    """Return a part's index, also where it is a text; None for none."""
+    try:
+        return int(part["index"])
+    except (KeyError, OverflowError, TypeError, ValueError):
+        return None
 
 
 def _id_of(part: Mapping[str, Any]) -> str | None:
@@ -188,6 +213,10 @@ def _is_begun(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _argument_text(given: Any) -> str | None:
+    return _text(json.dumps(given) if isinstance(given, Mapping | list) else given)
 
 
 def _text(given: Any) -> str | None:

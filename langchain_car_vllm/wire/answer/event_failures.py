@@ -7,13 +7,15 @@ from langchain_car_vllm.wire.errors import ServerFailedError, error_for_status
 
 def failure_of(event: dict[str, Any]) -> Exception | None:
     """Return the failure that an event without a choice tells of, in any server's form."""
-    if event.get("error") is not None:
-        return failure_from(event["error"])
+    if (error := event.get("error")) or error == {}:
+        return failure_from(error)
     detail = event.get("detail")
     if detail is not None:
         return failure_from(detail if isinstance(detail, dict) else {"message": detail})
-    if "error" in (event.get("object"), event.get("type")) or {"message", "code"} <= event.keys():
-        return failure_from(event)
+    is_error = "error" in (event.get("object"), event.get("type")) or "code" in event
+    said = event.get("message") or event.get("msg")
+    if isinstance(said, str) or (is_error and "message" in event):
+        return failure_from({**event, "message": said})
     return None
 
 

@@ -13,6 +13,7 @@ from langchain_car_vllm.wire.answer.call_parts import CallReader
 from langchain_car_vllm.wire.answer.event_failures import failure_from, failure_of
 from langchain_car_vllm.wire.answer.event_parser import EventParser
 from langchain_car_vllm.wire.answer.sse import EventReader
+from langchain_car_vllm.wire.answer.token_usage import Usage, read_usage
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
     IncompleteAnswerError,
@@ -58,24 +59,6 @@ class Filter(Protocol):
         Args:
             finish_reason: Why the server stopped, None where nobody waited for its reason.
         """
-
-
-class Usage(NamedTuple):
-    """Tokens of one request.
-
-    Attributes:
-        prompt: Tokens of the prompt.
-        completion: Tokens of the answer.
-        cached: Prompt tokens that came from the server's cache, None where it does not say.
-        estimated: Whether the numbers are a guess, because the answer was cut short here.
-        reasoning: Tokens of the answer that were thought, None where it does not say.
-    """
-
-    prompt: int = 0
-    completion: int = 0
-    cached: int | None = None
-    estimated: bool = False
-    reasoning: int | None = None
 
 
 class Answer:
@@ -232,7 +215,7 @@ class Answer:
             if payload == _DONE:
                 self._ended = True
                 continue
-            delta = self._event(payload)
+            delta = self._event(payload) if payload or not self._streamed else None
             if delta is not None:
                 self.events += 1
                 deltas.extend(self.with_logprobs(self._filter(delta, 0)))
@@ -255,17 +238,20 @@ class Answer:
                 f"the server sent something that is not JSON: {_excerpt(payload)}"
             ) from error
         try:
-            return self._read(event)
+            return None if event is None and self._streamed else self._read(event)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ServerFailedError(
                 f"the server sent JSON that is not an answer: {_excerpt(payload)}"
             ) from error
 
     def _read(self, event: dict[str, Any]) -> Delta | None:
+        if error := event.get("error"):
+            raise failure_from(error)
         self._read_drafts(event.get("generation_metadata"))
         choice = self._choice(event)
-        if usage := event.get("usage") or (choice and choice.get("usage")):
-            self.usage = _usage(usage)
+        told = event.get("usage") or (choice and choice.get("usage")) or event.get("x_groq")
+        if told and (usage := read_usage(told)):
+            self.usage = usage
         if choice is None:
             return None
         self._read_end(event, choice)
@@ -275,7 +261,7 @@ class Answer:
         )
         text = delta.get("content") or ""
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-        calls = delta.get("tool_calls")
+        calls = delta.get("tool_calls") or delta.get("function_call")
         if type(text) is not str or type(thought) is not str:
             text, more = _flatten(text)
             thought = "".join((*_flatten(thought), more))
@@ -309,21 +295,36 @@ class Answer:
         reason = choice.get("finish_reason")
         if not reason:
             return
-        if reason == "error":
-            if event.get("error") is not None:
-                raise failure_from(event["error"])
-            raise ServerFailedError("the engine failed while it was generating")
-        if reason == "abort":
-            raise ConnectionFailedError("the server broke the answer off: it is shutting down")
         reason = str(reason).lower()
+        if reason in _FAILED:
+            if error := choice.get("error"):
+                raise failure_from(error)
+            raise ServerFailedError("the engine failed while it was generating")
+        if reason in _BROKEN_OFF:
+            raise ConnectionFailedError("the server broke the answer off: it is shutting down")
         self.finish_reason = _REASONS.get(reason, reason)
         self.id = event.get("id")
         self.model = event.get("model")
 
 
 # What gateways pass on of other servers; a call that was cut off must not look whole.
-_REASONS = dict.fromkeys(("eos", "eos_token", "end_turn", "stop_sequence"), "stop")
-_REASONS |= {"max_tokens": "length", "model_length": "length", "tool_use": "tool_calls"}
+_REASONS = {
+    **dict.fromkeys(("eos", "eos_token", "end_turn", "stop_sequence", "complete"), "stop"),
+    **dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length"),
+    **dict.fromkeys(("model_context_window_exceeded", "error_limit"), "length"),
+    **dict.fromkeys(("tool_use", "tool_call"), "tool_calls"),
+    **dict.fromkeys(("safety", "sensitive", "content_filtered"), "content_filter"),
+}
+# In the words of DeepSeek and Zhipu, too.
+_FAILED = ("error", "insufficient_system_resource", "network_error")
+_BROKEN_OFF = ("abort", "aborted", "cancelled", "canceled", "user_cancel")
+
+
+_TEXTS, _BESIDE = (None, "text", "output_text", "refusal"), ("reference", "citation")
+
+
+def _said(block: dict[str, Any]) -> Any:
+    return block.get("text") or block.get("refusal") or ""
 
 
 def _no_logprobs() -> InvalidRequestError:
@@ -341,30 +342,19 @@ def _flatten(content: Any) -> tuple[str, str]:
     """
     if isinstance(content, str):
         return content, ""
-    if not isinstance(content, list):
+    if not isinstance(content, list | dict):
         raise TypeError("content")
     text = thought = ""
-    for block in content:
+    for block in content if isinstance(content, list) else [content]:
         kind = block.get("type") if isinstance(block, dict) else "text"
         if kind in ("thinking", "reasoning"):
             inner = block.get(kind, block.get("text"))
             thought += _flatten(inner or "")[0]
-        elif kind == "text":
-            text += _flatten(block.get("text") or "" if isinstance(block, dict) else block)[0]
-        else:
+        elif kind in _TEXTS:
+            text += _flatten(_said(block) if isinstance(block, dict) else block)[0]
+        elif kind not in _BESIDE:
             raise TypeError("content")
     return text, thought
-
-
-def _usage(usage: dict[str, Any]) -> Usage:
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return Usage(
-        prompt=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
-        completion=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
-        cached=None if cached is None else int(cached),
-        reasoning=None if thought is None else int(thought),
-    )
 
 
 def _excerpt(payload: bytes) -> str:

@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.support.printable import encodable_value
 from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
-from langchain_car_vllm.wire.answer.reader import Delta, Usage
+from langchain_car_vllm.wire.answer.reader import Delta
+from langchain_car_vllm.wire.answer.token_usage import Usage
 from langchain_car_vllm.wire.reasoning import PROVIDER, REASONING
 
 
@@ -253,7 +254,7 @@ class CallCollector:
         spoils = []
         for index, (_, _, parts) in self._parts.items():
             text = "".join(parts)
-            if _object(text, whole=True) is None:
+            if not _is_closed(text):
                 end = next((e for e in _SPOILING if _object(text + e, whole=False) is None), "")
                 spoils.append(tool_call_chunk(args=end, index=index))
         return tuple(spoils)
@@ -278,7 +279,19 @@ class CallCollector:
 
 
 # Within an object, a list, a text or behind a back slash: one of these closes what is not open.
-_SPOILING = ("]", "}", '"]', '"}', '""]', '""}')
+_SPOILING = ("", "]", "}", '"]', '"}', '""]', '""}')
+_decode = json.JSONDecoder(strict=False).raw_decode
+
+
+def _is_closed(text: str) -> bool:
+    """Whether arguments have their end, whatever a server left behind it."""
+    if is_no_arguments(text):
+        return True
+    try:
+        _decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _object(text: str, *, whole: bool) -> dict[str, Any] | None:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_car_vllm.support.user_warnings import warn_user
-from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter, Usage
+from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
 from langchain_car_vllm.wire.answer.result import CallCollector
+from langchain_car_vllm.wire.answer.token_usage import Usage
 from langchain_car_vllm.wire.errors import AnswerError
 
 Body = dict[str, Any]
@@ -118,9 +119,8 @@ class Attempt:
 
     def _end(self) -> list[Delta]:
         deltas = self._note(self.answer.end())
-        if self.answer.finish_reason == "length":
-            deltas.extend(self._spoil_calls())
-        elif self.called and not self.text.strip():
+        deltas.extend(self._spoil_calls())
+        if self.called and self.answer.finish_reason != "length" and not self.text.strip():
             self._warn_of_invalid_calls()
         if not self._promotes or self.answer.done:
             return deltas
@@ -135,13 +135,18 @@ class Attempt:
     def _spoil_calls(self) -> list[Delta]:
         """Keep calls that were cut off from being taken for whole ones.
 
-        LangChain completes what a stream leaves unfinished, and an agent would run it.
+        LangChain completes what a stream leaves unfinished, and an agent would run it. Servers
+        such as vLLM give calls for the reason also where the tokens ran out.
         """
-        spoils = self._calls.spoils()
+        is_length = self.answer.finish_reason == "length"
+        spoils = tuple(part for part in self._calls.spoils() if part["args"] or is_length)
         if not spoils:
             return []
         warn_user(
-            "the model used up its tokens in the middle of a tool call: raise `max_tokens`",
+            "the model used up its tokens in the middle of a tool call: raise `max_tokens`"
+            if is_length
+            else "a tool call has no end, and is not taken for a whole one: raise `max_tokens` if "
+            "it was cut off",
             CutOffCallWarning,
         )
         return [Delta(calls=spoils)]
@@ -203,9 +208,13 @@ class Attempt:
     def _warn_of_silence(self) -> None:
         """Warn of a model that ended its turn at once, which looks like a fault of the server."""
         is_wanted = self.body.get("max_tokens") == 1 or self.body.get("stop")
-        if self.answer.finish_reason == "stop" and not is_wanted:
-            warn_user(
-                "the answer is empty: the model ended its turn at once. Put what it is to do into "
-                "the last message, or use a larger model",
-                EmptyAnswerWarning,
-            )
+        reason = self.answer.finish_reason
+        if is_wanted or reason == "length":
+            return
+        warn_user(
+            "the answer is empty: the model ended its turn at once. Put what it is to do into "
+            "the last message, or use a larger model"
+            if reason == "stop"
+            else f"the answer is empty: the server ended it for `{reason}`",
+            EmptyAnswerWarning,
+        )

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from langchain_car_vllm.errors import CarVllmError
-from langchain_car_vllm.wire.answer.reader import Filter, Usage
+from langchain_car_vllm.wire.answer.reader import Filter
 from langchain_car_vllm.wire.answer.result import AnswerEnd
+from langchain_car_vllm.wire.answer.token_usage import Usage
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError
 from langchain_car_vllm.wire.exchange.attempt import Attempt, Body, Names
 from langchain_car_vllm.wire.request.turns import order_turns

@@ -33,7 +33,7 @@ from langchain_car_vllm.server.tickets import (
     tear_up,
     tear_up_abandoned,
 )
-from langchain_car_vllm.support.process_state import ProcessLock
+from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 
 _PAUSE = 0.1
 _LONGEST_LOOK = 1.0
@@ -44,6 +44,8 @@ _SLOWNESS = 10
 _OWN_PATIENCE = 1.0
 _numbers = itertools.count()
 _deciding: dict[Path, ProcessLock] = {}
+_waiting: dict[str, set[str]] = {}
+"""The orders of this process's tickets that wait, by the folder of their server."""
 
 
 @contextmanager
@@ -66,6 +68,7 @@ class Place:
     """One request's ticket: drawn, shown to others as it goes on, taken back.
 
     Others see it from when it has to wait, or has entered: who decides has them look afterwards.
+    Of the requests of one process that wait only the first looks at the tickets: nobody overtakes.
     """
 
     def __init__(
@@ -90,6 +93,13 @@ class Place:
         order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
         self._file: TicketFile | None = None
+        self._own_queue = _waiting.setdefault(self._folder, set())
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it waits behind an older request of this process."""
+        order = self._ticket.order
+        return self._file is not None and min(self._own_queue, default=order) < order
 
     @property
     def is_read(self) -> bool:
@@ -108,6 +118,8 @@ class Place:
         """
         if self._ticket.stage != "waiting":
             return "enter" if self._is_noted() else "prefill"
+        if self.is_behind:
+            return "behind"
         with _alone_here(self._turn_lock), opened_lock(self._turn_lock) as mutex:
             if not self._has_turn(mutex):
                 self._show(self._ticket)
@@ -189,6 +201,7 @@ class Place:
     def leave(self, *, is_over: bool) -> None:
         """Take the ticket back; that of a prompt that may still be read stays without an owner."""
         file, self._file = self._file, None
+        self._own_queue.discard(self._ticket.order)
         if file is None:
             return
         if is_over or not self.is_read:
@@ -208,6 +221,10 @@ class Place:
                 file.let_go()
             self._file = publish(self._folder, ticket)
         self._ticket = ticket
+        if ticket.stage == "waiting":
+            self._own_queue.add(ticket.order)
+        else:
+            self._own_queue.discard(ticket.order)
 
     def _enter(self, *, arrives_late: bool) -> None:
         """Take the place; note what the server worked on before where others cannot see it."""
@@ -285,3 +302,6 @@ class Place:
         if self._clear_looks > 1:
             tear_up_abandoned(self._folder, self._endpoint.generation, lost)
             self._abandoned_since = None
+
+
+reset_after_fork(_waiting.clear)

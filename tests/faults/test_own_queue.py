@@ -1,0 +1,124 @@
+"""The requests of one program that wait for a server: one of them looks, in the order of asking."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from faults.turns import Make, enter, enters, tickets
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.strategies import integers
+
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.server.client.admission import Admission
+from langchain_car_vllm.server.directory import ServerDirectory
+
+SEATS = 2
+
+
+def test_only_the_first_that_waits_looks(
+    admission: Make, directory: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+):
+    """Others would look through all tickets again and again, each at every tick."""
+    inside, *waiting = (admission(multimodal=False, max_sequences=1) for _ in range(9))
+    enter(inside)
+    assert not any(map(enters, waiting))
+    assert tickets(directory) == ["answering", *["waiting"] * 8]
+    looks = []
+    look = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: looks.append(folder) or look(folder))
+    assert not any(map(enters, waiting))
+    assert looks == [os.fspath(directory.turns)]
+    assert [gate.is_behind for gate in waiting] == [False, *[True] * 7]
+
+
+def test_a_forked_child_waits_behind_no_request_that_was_given_up(
+    admission: Make, directory: ServerDirectory
+):
+    """It has the memory of its parent, where that request waits for ever."""
+    inside, waiting = (admission(multimodal=False, max_sequences=1) for _ in range(2))
+    enter(inside)
+    assert not enters(waiting)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            gate = admission(multimodal=False, max_sequences=1)
+            enter(gate)
+            gate.leave(is_over=True)
+            code = 0
+        finally:
+            os._exit(code)
+    waiting.close()
+    inside.leave(is_over=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert tickets(directory) == []
+
+
+class OwnQueue(RuleBasedStateMachine):
+    """Requests of one program come, try, give up and end in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = TemporaryDirectory()
+        self.directory = ServerDirectory(Path(self.home.name) / "key")
+        self.directory.create()
+        self.inside: list[Admission] = []
+        self.waiting: list[Admission] = []
+
+    @rule()
+    def come(self) -> None:
+        endpoint = Endpoint(
+            base_url="http://127.0.0.1:9/v1",
+            api_key="k",
+            served_model="m",
+            generation=1,
+            engine="batched",
+            max_sequences=SEATS,
+        )
+        self.waiting.append(Admission(self.directory, endpoint, None, 0.001))
+        self.try_one(-1)
+
+    @precondition(lambda self: self.waiting)
+    @rule(place=integers(0, 9))
+    def try_one(self, place: int) -> None:
+        gate = self.waiting[place % len(self.waiting)]
+        is_first = gate is self.waiting[0]
+        if enters(gate):
+            assert is_first, "it overtook an older one"
+            self.inside.append(gate)
+            self.waiting.remove(gate)
+
+    @precondition(lambda self: self.waiting)
+    @rule(place=integers(0, 9))
+    def give_up(self, place: int) -> None:
+        self.waiting.pop(place % len(self.waiting)).close()
+
+    @precondition(lambda self: self.inside)
+    @rule(place=integers(0, 9))
+    def end(self, place: int) -> None:
+        self.inside.pop(place % len(self.inside)).leave(is_over=True)
+
+    @precondition(lambda self: self.inside)
+    @rule(place=integers(0, 9))
+    def ask_again(self, place: int) -> None:
+        gate = self.inside.pop(place % len(self.inside))
+        gate.leave(is_over=True)
+        self.waiting.append(gate)
+        self.try_one(-1)
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        for gate in list(self.waiting):
+            self.try_one(self.waiting.index(gate))
+        assert len(self.inside) <= SEATS
+        assert not self.waiting or len(self.inside) == SEATS
+
+    def teardown(self) -> None:
+        for gate in [*self.inside, *self.waiting]:
+            gate.close()
+        assert tickets(self.directory) == []
+        self.home.cleanup()
+
+
+TestOwnQueue = OwnQueue.TestCase

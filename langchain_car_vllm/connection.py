@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.errors import CarVllmError, ServerCrashedError
 from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.progress import OnProgress, Progress
@@ -109,7 +109,7 @@ class Target(NamedTuple):
     wire: str
     startup_timeout: float | None = None
     on_progress: OnProgress | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     patience: float | None = None
     read_files: Callable[[], None] | None = None
 

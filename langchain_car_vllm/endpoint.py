@@ -10,6 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from langchain_car_vllm.support.secret_names import secrets_of_headers, without_secrets
 
+Headers = tuple[tuple[str, str], ...]
+"""Names and values that are sent with every request to an endpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parsers:

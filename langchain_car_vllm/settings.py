@@ -17,7 +17,7 @@ from langchain_car_vllm import environment
 from langchain_car_vllm.checked_fields import CheckedFields
 from langchain_car_vllm.connection import Target
 from langchain_car_vllm.durations import seconds
-from langchain_car_vllm.endpoint import Endpoint, without_credentials
+from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.adapter import adapter_name, adapter_source
@@ -220,7 +220,7 @@ class ServerFields(CheckedFields):
 
         server.stop_server(server.directory_of(spec), force=force)
 
-    def _header_items(self) -> tuple[tuple[str, str], ...]:
+    def _header_items(self) -> Headers:
         return tuple(sorted(self.default_headers.items()))
 
 

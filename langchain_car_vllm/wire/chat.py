@@ -32,7 +32,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import SecretStr
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.gate import Gate, OpenGate
 from langchain_car_vllm.support.secret_names import secrets_of_body
 from langchain_car_vllm.support.threads import run_wait
@@ -66,8 +66,6 @@ from langchain_car_vllm.wire.transport.simple_engine import (
 )
 from langchain_car_vllm.wire.transport.timeouts import Clock, Refusals
 
-Headers = dict[str, str] | None
-
 
 class Terms(NamedTuple):
     """What holds for all requests of one call.
@@ -82,7 +80,7 @@ class Terms(NamedTuple):
 
     clock: Clock
     gate: Gate
-    headers: Headers
+    headers: dict[str, str] | None
     secrets: dict[str, str]
     prompt_limit: int | None
 
@@ -327,7 +325,7 @@ def _end_chunk(end: AnswerEnd, given: dict[str, Any]) -> ChatGenerationChunk:
     return last_chunk(end._replace(usage=None) if given.get("stream_usage") is False else end)
 
 
-def build(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> WireChat:
+def build(endpoint: Endpoint, headers: Headers, refusals: int) -> WireChat:
     """Return a new wrapped `ChatOpenAI`; `wire.chat_cache` keeps them."""
     address = address_of(endpoint, headers)
     nobody = object()  # stands where ChatOpenAI would make clients of the SDK

@@ -6,25 +6,23 @@ loop can look here at any time.
 
 from typing import TYPE_CHECKING
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.support.process_state import import_whole, reset_after_fork
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
 
-_Key = tuple[Endpoint, tuple[tuple[str, str], ...], int]
+_Key = tuple[Endpoint, Headers, int]
 _MOST = 64
 _chats: dict[_Key, "WireChat"] = {}
 
 
-def cached_chat(
-    endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int
-) -> "WireChat | None":
+def cached_chat(endpoint: Endpoint, headers: Headers, refusals: int) -> "WireChat | None":
     """Return what `chat_for` has made for these arguments, None for nothing; never blocks."""
     return _chats.get((endpoint, headers, refusals))
 
 
-def chat_for(endpoint: Endpoint, headers: tuple[tuple[str, str], ...], refusals: int) -> "WireChat":
+def chat_for(endpoint: Endpoint, headers: Headers, refusals: int) -> "WireChat":
     """Return the wrapped ChatOpenAI for an endpoint, the same one for the same arguments.
 
     Args:

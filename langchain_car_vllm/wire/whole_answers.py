@@ -6,7 +6,7 @@ from typing import Any
 
 import httpcore2
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
@@ -25,9 +25,7 @@ class WholeAnswers:
         timeout: Seconds a request may take, None for no limit.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, headers: tuple[tuple[str, str], ...], timeout: float | None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, headers: Headers, timeout: float | None) -> None:
         self.endpoint = endpoint
         self._address = address_of(endpoint, headers)
         self._pools = Pools(self._address, endpoint.is_ours)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import httpcore2
 import httpx2
 
-from langchain_car_vllm.endpoint import Endpoint, without_credentials
+from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.transport.port_guard import (
@@ -34,7 +34,6 @@ _SHARE = 4
 _MOST_CONNECTIONS = 256
 _MOST_KEPT = 64
 _KEPT_SECONDS = 4.0
-Headers = tuple[tuple[str, str], ...]
 _Any = TypeVar("_Any")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fetch
 from langchain_car_vllm.support.os_limits import hint_for_limit
 from langchain_car_vllm.support.process_state import ProcessLock
@@ -27,7 +27,6 @@ _MOST_BYTES = 4 << 20
 _MOST_NAMES = 20
 _OWNER = "vllm-mlx"
 HINT_FOR_ADDRESS = "check `base_url`, and that the server behind it runs"
-Headers = tuple[tuple[str, str], ...]
 
 
 class _Description(NamedTuple):

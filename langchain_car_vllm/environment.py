@@ -87,14 +87,9 @@ def _declare(variable: Variable[T]) -> Variable[T]:
 
 
 def _text(
-    name: str,
-    meaning: str,
-    default_text: str = "",
-    *,
-    group: Group = "own",
-    is_secret: bool = False,
+    name: str, meaning: str, *, group: Group = "own", is_secret: bool = False
 ) -> Variable[str | None]:
-    return _declare(Variable(name, meaning, None, str, default_text, group, is_secret))
+    return _declare(Variable(name, meaning, None, str, "", group, is_secret))
 
 
 def _program(name: str, meaning: str, default_text: str) -> Variable[str | None]:

@@ -58,9 +58,7 @@ def find_verdict(binary: Path, stamp: Callable[[], list[Any]]) -> Verdict | None
     return next((verdict for verdict in found if verdict and verdict.stamp == now), None)
 
 
-def try_import(
-    binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLine | None = None
-) -> Verdict:
+def try_import(binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLine | None) -> None:
     """Import an install's server under its own Python, and keep the verdict."""
     failure = ""
     try:
@@ -69,16 +67,15 @@ def try_import(
         run_step("smoke-test", command, directory=interpreter.parent, on_line=on_line)
     except ProvisionError as error:
         failure = error.detail
-    return keep_verdict(binary, Verdict(stamp, failure))
+    keep_verdict(binary, Verdict(stamp, failure))
 
 
-def keep_verdict(binary: Path, verdict: Verdict) -> Verdict:
-    """Keep a verdict, for other processes too where it lasts, and return it."""
+def keep_verdict(binary: Path, verdict: Verdict) -> None:
+    """Keep a verdict, for other processes too where it lasts."""
     _known[str(binary)] = verdict
     if not verdict.failure or _is_lasting(verdict.failure):
         with suppress(OSError, CarVllmError):
             _write_verdicts({**_read_verdicts(), str(binary): verdict})
-    return verdict
 
 
 def _is_lasting(failure: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _MOST_CHARACTERS = 2000
+_MOST_OF_A_VALUE = 100
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"`]+@")
@@ -91,9 +92,9 @@ def alternatives(names: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def format_value(value: object, most: int = 100) -> str:
+def format_value(value: object) -> str:
     """Return a value as Python writes it, cut off where it is long."""
     try:
-        return repr(value)[:most]
+        return repr(value)[:_MOST_OF_A_VALUE]
     except ValueError:  # of an integer of more than some thousand digits
         return "a number of thousands of digits"

@@ -199,20 +199,19 @@ _TOO_LONG = re.compile(
 )
 
 
-def error_for_status(status: object, text: str, log_path: Path | None = None) -> AnswerError:
+def error_for_status(status: object, text: str) -> AnswerError:
     """Return the exception for an HTTP status.
 
     Args:
         status: The status, or the `code` of an error frame in a stream, which gateways send as
             text; what is not one counts as a failure of the server.
         text: The server's own words.
-        log_path: The server's log.
     """
     code = _code(status)
     message = f"the server answered {code}: {text.strip() or 'no reason given'}"
     if code not in _BY_STATUS and _TOO_LONG.search(text):
         too_long = PromptTooLongError(said=message)
-        too_long.status, too_long.log_path = code, log_path
+        too_long.status = code
         return too_long
     if code == _BAD_REQUEST and _WRONG_KEY.search(text):
         code, message = 401, f"{message} (a gateway's words for a wrong key)"
@@ -227,7 +226,7 @@ def error_for_status(status: object, text: str, log_path: Path | None = None) ->
         is_missing = True
     if is_missing:
         cls, hint = ModelMissingError, "the model's name must be the one the endpoint serves"
-    return cls(message, hint=hint, status=code, log_path=log_path)
+    return cls(message, hint=hint, status=code)
 
 
 def _code(status: object) -> int:

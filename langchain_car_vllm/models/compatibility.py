@@ -6,7 +6,7 @@ Read from the wheels of vllm-mlx 0.3.0 to 0.6.0.
 from dataclasses import replace
 
 from langchain_car_vllm.models.facts import ModelFacts
-from langchain_car_vllm.runtime.versions import Version, is_at_least
+from langchain_car_vllm.support.version_numbers import Version, is_at_least
 
 # The first version with a parser, and what older ones have in its place.
 _TOOL_CALL_PARSERS: dict[str, tuple[Version, str | None]] = {

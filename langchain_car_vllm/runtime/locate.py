@@ -21,8 +21,9 @@ from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.commands import OnLine
 from langchain_car_vllm.runtime.import_verdicts import find_verdict, stamp_of, try_import
 from langchain_car_vllm.runtime.marker import is_incomplete, read_marker
-from langchain_car_vllm.runtime.versions import MINIMUM, is_at_least, is_of_tested_minor
+from langchain_car_vllm.runtime.versions import MINIMUM, is_of_tested_minor
 from langchain_car_vllm.support.os_limits import hint_for_limit
+from langchain_car_vllm.support.version_numbers import is_at_least
 
 SERVER_BINARY = "vllm-mlx"
 

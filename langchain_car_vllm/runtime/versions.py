@@ -4,13 +4,12 @@ Read from the wheels of vllm-mlx 0.2.9 to 0.6.0.
 """
 
 import logging
-import re
 from functools import cache
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from langchain_car_vllm.support.version_numbers import Version, is_at_least
 
-Version = tuple[int, int, int]
+log = logging.getLogger(__name__)
 
 # Below it, every generation fails with `RuntimeError: There is no Stream(gpu, 0)`.
 MINIMUM: Version = (0, 3, 0)
@@ -24,15 +23,6 @@ _LACKS = (
     ((0, 6, 0), "an engine failure looks like an empty answer"),
     ((0, 6, 0), "streamed arguments of tool calls may lose their types"),
 )
-
-
-def is_at_least(version: str, minimum: Version) -> bool:
-    """Return whether a version is at least another; an unreadable one is not.
-
-    A pre-release counts as its release, and what is missing counts as 0.
-    """
-    found = re.match(r"\s*v?(\d+)(?:\.(\d+))?(?:\.(\d+))?(?![\d])", version)
-    return found is not None and tuple(int(part or 0) for part in found.groups()) >= minimum
 
 
 def is_of_tested_minor(version: str | None) -> bool:

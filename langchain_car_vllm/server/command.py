@@ -8,11 +8,11 @@ from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.models.facts import ModelFacts
 from langchain_car_vllm.models.families import UNSTREAMED_PARSERS, family_facts, turn_order_of
 from langchain_car_vllm.models.speculation import MTP
-from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.memory import Memory, memory_for
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 from langchain_car_vllm.server.wiring import wired_bytes
+from langchain_car_vllm.support.version_numbers import is_at_least
 
 # The first version that can be told to refuse a text that is too long.
 _OVERFLOW_POLICY = (0, 5, 0)

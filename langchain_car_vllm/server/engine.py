@@ -8,8 +8,8 @@ simple engine, which answers one request after the other, is the right one.
 from typing import NamedTuple
 
 from langchain_car_vllm.errors import ServerStartError
-from langchain_car_vllm.runtime.versions import is_at_least
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.support.version_numbers import is_at_least
 
 # From the first that reads Qwen3.5 rightly, up to the first whose batches are wrong.
 _BATCHING_MLX_VLM = ((0, 6, 5), (0, 6, 16))

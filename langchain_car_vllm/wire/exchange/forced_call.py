@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from langchain_car_vllm.errors import ForcedToolCallError
+from langchain_car_vllm.support.version_numbers import is_at_least
 from langchain_car_vllm.wire.answer.call_parts import whole_calls
 from langchain_car_vllm.wire.answer.collector import (
     CollectingFilter,
@@ -35,7 +36,7 @@ from langchain_car_vllm.wire.request.tools import tool_name
 
 METHODS: Sequence[str] = ("auto", "native", "grammar")
 _BAD_REQUEST, _BUSY = 400, 503
-_FIRST_WITH_GRAMMAR = (0, 5)
+_FIRST_WITH_GRAMMAR = (0, 5, 0)
 _WISH = "It calls a tool that helps to answer: its name and its arguments."
 
 
@@ -119,7 +120,7 @@ class ForcedCall(Exchange):
             error.hint = "simplify the schema of the tools"
             return error
         hint = "use a server that constrains answers, such as vllm-mlx, or a larger model"
-        if self._choice is None and not _has_grammar(self._version):
+        if self._choice is None and not is_at_least(self._version or "", _FIRST_WITH_GRAMMAR):
             hint = "constrained answers need vllm-mlx 0.5 or newer"
         if "JSON" in error.message:
             hint = "raise `max_tokens`: the call may have been cut off"
@@ -143,14 +144,6 @@ def _is_refusal(error: AnswerError) -> bool:
     """Whether the server took the request and would not or could not serve it."""
     refused = isinstance(error, InvalidRequestError | ServerFailedError)
     return refused and not isinstance(error, IncompleteAnswerError) and error.status != _BUSY
-
-
-def _has_grammar(version: str | None) -> bool:
-    try:
-        known = tuple(int(part) for part in (version or "").split(".")[:2])
-    except ValueError:
-        return False
-    return known >= _FIRST_WITH_GRAMMAR
 
 
 class NativeCallFilter(CollectingFilter):

@@ -11,7 +11,7 @@ from langchain_car_vllm.runtime import (
     search_dirs,
 )
 from langchain_car_vllm.runtime.marker import Marker, write_marker
-from langchain_car_vllm.runtime.versions import is_at_least
+from langchain_car_vllm.support.version_numbers import is_at_least
 
 
 def on_path(monkeypatch, *folders):

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_car_vllm.support.user_warnings import warn_user
+from langchain_car_vllm.wire.answer.call_collector import CallCollector
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
-from langchain_car_vllm.wire.answer.result import CallCollector
 from langchain_car_vllm.wire.answer.token_usage import Usage
 from langchain_car_vllm.wire.errors import AnswerError
 

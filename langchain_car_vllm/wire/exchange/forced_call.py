@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.support.version_numbers import is_at_least
+from langchain_car_vllm.wire.answer.call_collector import CallCollector
 from langchain_car_vllm.wire.answer.call_parts import whole_calls
 from langchain_car_vllm.wire.answer.collector import (
     CollectingFilter,
@@ -19,7 +20,6 @@ from langchain_car_vllm.wire.answer.collector import (
     unconstrained_error,
 )
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
-from langchain_car_vllm.wire.answer.result import CallCollector
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     IncompleteAnswerError,

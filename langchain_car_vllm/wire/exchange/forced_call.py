@@ -13,7 +13,7 @@ from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.support.version_numbers import is_at_least
 from langchain_car_vllm.wire.answer.call_collector import CallCollector
 from langchain_car_vllm.wire.answer.call_parts import whole_calls
-from langchain_car_vllm.wire.answer.collector import (
+from langchain_car_vllm.wire.answer.held_text import (
     CollectingFilter,
     check_not_cut,
     read_constrained,

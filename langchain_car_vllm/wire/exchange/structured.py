@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_car_vllm.wire.answer.collector import (
+from langchain_car_vllm.wire.answer.held_text import (
     CollectingFilter,
     check_not_cut,
     read_constrained,

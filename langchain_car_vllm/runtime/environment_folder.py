@@ -24,7 +24,7 @@ def find_stranger(root: Path) -> str | None:
     with suppress(OSError):
         names = sorted(os.listdir(root))  # noqa: PTH208
         if not {"pyvenv.cfg", MARKER} & set(names):
-            return next((n for n in names if n not in _PARTS and not n.startswith(".")), None)
+            return next((name for name in names if not name.startswith(".")), None)
     return None
 
 

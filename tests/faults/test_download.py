@@ -149,6 +149,20 @@ def test_a_download_that_ends_early_is_taken_over(hub: Fake):
     assert not processes_of(hub.root)
 
 
+def test_a_download_that_is_done_holds_nobody_up(hub: Fake):
+    """Whoever fetched the model may have been suspended meanwhile, and keep its lock."""
+    hub.switch(download_from=str(hub.model), download_gate=hub.gate("download"))
+    suspended, other = Download(SPEC, hub.binary, POLICY), Download(SPEC, hub.binary, POLICY)
+    try:
+        assert suspended.step().detail == "downloading `org/model`"
+        assert other.step().detail == "another process is downloading `org/model`"
+        hub.open_gate("download")
+        eventually(lambda: other.step() is None, "the other's download")
+    finally:
+        suspended.end()
+        other.end()
+
+
 @pytest.mark.parametrize("folder", [None, "My Projects"])
 def test_a_model_that_cannot_fit_is_refused_before_its_download(
     hub: Fake,

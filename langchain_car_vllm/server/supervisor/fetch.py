@@ -133,7 +133,8 @@ class Download:
     def _begin(self) -> bool:
         """Start the download if nobody else has it in hand; False where the model is complete."""
         if self._lock is None or not try_exclusive(self._lock):
-            return True
+            # Somebody may have suspended the one who downloads, though not his child.
+            return self._update or self.snapshot is None
         is_here = self.snapshot is not None
         if is_here and not self._update:
             return False

@@ -12,11 +12,8 @@ from dataclasses import dataclass, field, replace
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MEMORY_GB
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.runtime.metal import working_set_limit
-from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.spec import argument_value
-from langchain_car_vllm.server.state import State
-from langchain_car_vllm.server.supervision import supervised_servers
 
 _SHARE = 0.75
 _MB = 1_000_000
@@ -231,12 +228,3 @@ def _most_sequences(server_args: Sequence[str]) -> int:
 def _number(arguments: Sequence[str], flag: str) -> int | None:
     value = argument_value(arguments, flag)
     return int(value) if value and value.isdecimal() else None
-
-
-def reserving(apart_from: str) -> list[tuple[ServerDirectory, State]]:
-    """Return the live servers that have memory set aside, but for one key.
-
-    Raises:
-        StateDirectoryError: The system refuses a look at one of them.
-    """
-    return supervised_servers(apart_from, lambda state: state.reservation)

@@ -34,8 +34,9 @@ from langchain_car_vllm.runtime import installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import Launch, launch_for
-from langchain_car_vllm.server.memory import Memory, budget_bytes, reserving
+from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.supervision import supervised_servers
 from langchain_car_vllm.server.wiring import wiring_mode
 
 _GB = 1e9
@@ -266,7 +267,9 @@ def taken_bytes(spec: ServerSpec) -> int:
     """Return what servers but this one have set aside."""
     binary = overriding_binary()
     key = spec.key(str(binary) if binary else None)
-    return sum(state.reservation for _, state in reserving(key))
+    return sum(
+        state.reservation for _, state in supervised_servers(key, lambda state: state.reservation)
+    )
 
 
 def _launch(

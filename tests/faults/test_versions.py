@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from langchain_car_vllm.errors import PackageChangedError, ServerError
 from langchain_car_vllm.server import ServerSpec, lease, running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
-from langchain_car_vllm.server.memory import reserving
 from langchain_car_vllm.server.process import boot_id, host_name, machine_id
 from langchain_car_vllm.server.state import read_any_state, read_header, read_state
+from langchain_car_vllm.server.supervision import supervised_servers
 from langchain_car_vllm.version import VERSION
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -198,7 +198,8 @@ def test_server_of_another_version_is_seen_counted_and_stopped(
     assert [(d.key, s.served_name) for d, s in running_servers()] == [
         (FOREIGN, fake.spec().served_name)
     ]
-    assert [(d.key, s.reservation > 0) for d, s in reserving("another")] == [(FOREIGN, True)]
+    reserving = supervised_servers("another", lambda state: state.reservation)
+    assert [(d.key, s.reservation > 0) for d, s in reserving] == [(FOREIGN, True)]
     assert stop_server(directory, policy=FAST)
     assert running_servers() == []
     left = read_any_state(directory.state)

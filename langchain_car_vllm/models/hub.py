@@ -35,7 +35,7 @@ from langchain_car_vllm.models.remote_code import may_ask_for_code
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
 from langchain_car_vllm.models.weights import weight_names
-from langchain_car_vllm.support.printable import on_one_line
+from langchain_car_vllm.support.printable import encodable, on_one_line
 
 _TIMEOUT = 10.0
 _DEADLINE = 30.0
@@ -102,7 +102,7 @@ def _listed_sizes(hub: "_Hub") -> dict[str, int]:
 
 def _name_and_size(entry: dict[str, Any]) -> tuple[str, int]:
     name = entry["rfilename"]
-    if not isinstance(name, str):
+    if not isinstance(name, str) or encodable(name) != name:
         raise TypeError
     return name, listed_size(entry) or 0
 

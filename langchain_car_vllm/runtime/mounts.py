@@ -27,7 +27,11 @@ class Mount(NamedTuple):
 
 def find_mount(path: Path) -> Mount | None:
     """Return the mount that a path of this machine is on, None where nobody says."""
-    found = [Mount(p.mountpoint, p.fstype, p.opts) for p in psutil.disk_partitions(all=True)]
+    try:
+        partitions = psutil.disk_partitions(all=True)
+    except OSError:  # in a sandbox
+        return None
+    found = [Mount(p.mountpoint, p.fstype, p.opts) for p in partitions]
     return mount_of(os.path.realpath(path), found)
 
 

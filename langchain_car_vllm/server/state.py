@@ -283,7 +283,10 @@ def _decode_phase(stored: str) -> Phase:
 
 
 def _decode_identity(stored: dict[str, Any]) -> Identity:
-    return Identity(int(stored["pid"]), str(stored["marker"]))
+    pid = int(stored["pid"])
+    if pid <= 0:  # to the system, a group
+        raise ValueError(pid)
+    return Identity(pid, str(stored["marker"]))
 
 
 def _bytes(value: object) -> int:

@@ -89,6 +89,7 @@ ODD = {
     "huge number": b'{"siblings": [{"rfilename": "x", "size": ' + b"9" * 9999 + b"}]}",
     "nameless": b'{"siblings": [{}]}',
     "name of a number": b'{"siblings": [{"rfilename": 5}]}',
+    "name of half a character": b'{"siblings": [{"rfilename": "\\ud800config.json"}]}',
     "null": b"null",
     "no text": b"\xff\xfe",
     "empty": b"",

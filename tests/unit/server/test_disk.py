@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from langchain_car_vllm.runtime.mounts import Mount, mount_of
@@ -56,3 +57,13 @@ def test_the_last_of_several_mounts_counts():
 def test_this_disk_is_local(tmp_path: Path):
     """The tests run on a disk of this machine, and a path that is not there yet is on one, too."""
     assert is_on_local_disk(tmp_path / "not" / "yet")
+
+
+def test_a_disk_that_nobody_tells_of_is_not_this_machines_alone(tmp_path: Path, monkeypatch):
+    """A sandbox may keep a program from the list of mounts."""
+
+    def deny(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(psutil, "disk_partitions", deny)
+    assert not is_on_local_disk(tmp_path)

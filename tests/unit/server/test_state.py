@@ -18,6 +18,7 @@ from langchain_car_vllm.server.state import (
     State,
     decode_error,
     encode_error,
+    read_any_state,
     read_state,
     write_state,
 )
@@ -202,6 +203,17 @@ def test_the_state_of_the_version_before_is_understood(tmp_path: Path):
     assert state.endpoint(tmp_path).engine == "batched"
     write_state(path, state)
     assert json.loads(path.read_text()).items() >= FORMER.items()
+
+
+@pytest.mark.parametrize("pid", [0, -1, -(10**30)])
+@pytest.mark.parametrize("name", ["supervisor", "server"])
+def test_a_number_of_no_process_is_no_state(tmp_path: Path, name: str, pid: int):
+    """A signal to it would go to a group, or to everybody."""
+    path = tmp_path / "state.json"
+    write_state(path, EXAMPLE)
+    stored = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**stored, name: {"pid": pid, "marker": "m"}}))
+    assert read_any_state(path) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"protocol": 0}'])

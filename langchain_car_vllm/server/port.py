@@ -20,7 +20,11 @@ class HeldPort:
     def __init__(self, platform: str = sys.platform) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("0.0.0.0" if platform == "darwin" else "127.0.0.1", 0))  # noqa: S104
+        try:
+            self._socket.bind(("0.0.0.0" if platform == "darwin" else "127.0.0.1", 0))  # noqa: S104
+        except OSError:
+            self._socket.close()
+            raise
         self.number: int = self._socket.getsockname()[1]
 
     def close(self) -> None:

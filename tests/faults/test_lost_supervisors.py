@@ -147,3 +147,29 @@ def test_a_start_that_a_sandbox_leaves_in_the_dark_says_so(
         lease(fake.spec(), policy=dataclasses.replace(FAST, load_stall=1.0)),
     ):
         pass
+
+
+@pytest.mark.parametrize("denied", ["socket.socket.bind", "port.is_free"])
+def test_a_start_and_an_end_that_a_sandbox_denies_a_port(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: str
+):
+    """The first is told as what it is, the second leaves nobody and says that it is over."""
+    code = (
+        "import socket\n"
+        "from langchain_car_vllm.server.supervisor import load as port\n"
+        "def deny(*_): raise PermissionError(1, 'Operation not permitted')\n"
+        f"{denied} = deny"
+    )
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, code)))
+    if denied == "port.is_free":
+        with lease(fake.spec(keep_alive=0.0), policy=FAST):
+            pass
+        fake.wait_until_unsupervised()
+        assert fake.state().phase == "stopped"
+        return
+    with (
+        pytest.raises(ServerStartError, match="no port of 127") as caught,
+        lease(fake.spec(), policy=FAST),
+    ):
+        pass
+    assert "sandbox" in (caught.value.hint or "")

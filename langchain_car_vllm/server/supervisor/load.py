@@ -3,6 +3,7 @@
 import secrets
 import signal
 import time
+from contextlib import suppress
 from typing import Literal
 
 from langchain_car_vllm.environment import inherited_environment
@@ -47,7 +48,7 @@ class Server:
 
     def __init__(self, context: SupervisorContext, runtime: VllmRuntime, launch: Launch) -> None:
         self._context = context
-        self._port = HeldPort()
+        self._port = _hold_port()
         self._api_key = secrets.token_hex(32)
         spec = context.spec
         try:
@@ -134,10 +135,21 @@ class Server:
         keep_out_of_backups()
         # Whoever still listens after that is a stranger, and may stay.
         deadline = time.monotonic() + _PORT_GRACE
-        while not is_free(self._port.number) and time.monotonic() < deadline:
-            time.sleep(policy.start_tick)
+        with suppress(OSError):  # what the system does not tell is not waited for
+            while not is_free(self._port.number) and time.monotonic() < deadline:
+                time.sleep(policy.start_tick)
         self._port.close()
         return is_gone
+
+
+def _hold_port() -> HeldPort:
+    try:
+        return HeldPort()
+    except OSError as error:
+        raise ServerStartError(
+            f"no port of 127.0.0.1 can be had for a server: {error.strerror}",
+            hint=hint_of(error, "a sandbox or a container may forbid it: start it outside of that"),
+        ) from error
 
 
 def load(

@@ -26,7 +26,7 @@ from langchain_car_vllm.server.supervision import (
     supervised_servers,
 )
 from langchain_car_vllm.server.supervisor.context import NOT_QUEUED, StageEnded, SupervisorContext
-from langchain_car_vllm.server.supervisor.eviction import Decision, Neighbour, decide
+from langchain_car_vllm.server.supervisor.memory_decision import Decision, Neighbour, decide
 from langchain_car_vllm.server.wiring import wired_bytes, wiring_mode
 
 _GB = 1e9

@@ -11,8 +11,8 @@ from langchain_car_vllm.server.locks import release, try_exclusive
 from langchain_car_vllm.server.supervisor.child import Child, log_size
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
-from langchain_car_vllm.server.supervisor.draining import Eviction
 from langchain_car_vllm.server.supervisor.elastic_room import ElasticRoom
+from langchain_car_vllm.server.supervisor.eviction import Eviction
 from langchain_car_vllm.server.supervisor.gpu_verdicts import find_verdict
 from langchain_car_vllm.server.supervisor.restarts import recent_crashes
 from langchain_car_vllm.server.supervisor.usage import ClientRecords

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_car_vllm.server.supervisor.eviction import Neighbour, decide
+from langchain_car_vllm.server.supervisor.memory_decision import Neighbour, decide
 
 MINE = (50.0, "mine")
 BUDGET = 100

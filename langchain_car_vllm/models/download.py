@@ -1,6 +1,6 @@
-"""The download stage: what is run, and how far it is.
+"""The download of a model: whether it may be, what is run, and how far it is.
 
-The supervisor runs the child and watches it; what is here is pure but for reading files.
+Nothing is started here: whoever runs the child watches it.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What a caller learns of a call while it lasts: `Progress`, its stage and its figures."""
+"""What a caller learns of a call while it lasts: `Progress`, and how it is told."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""From what is known to a command line and an environment. Pure."""
+"""From what is known of a model to the server's command line. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -77,7 +77,7 @@ class ServerDirectory:
 
     @cached_property
     def turn_lock(self) -> Path:
-        """Held by the one request under way where the server takes one at a time."""
+        """Held for the time of a decision which request may be sent."""
         return self.path / "turn.lock"
 
     @cached_property
@@ -87,7 +87,7 @@ class ServerDirectory:
 
     @cached_property
     def turns(self) -> Path:
-        """Tickets of those who wait for `turn_lock`."""
+        """Tickets of the requests that wait for their turn or are under way."""
         return self.path / "turns"
 
     @cached_property

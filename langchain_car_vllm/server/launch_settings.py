@@ -1,4 +1,4 @@
-"""What the launcher is told beside the server's arguments. Pure."""
+"""What the launcher is told beside the server's arguments."""
 
 from collections.abc import Mapping
 

@@ -1,9 +1,9 @@
-"""How much memory a server needs, how much there is, and the context that fits. Pure but for two.
+"""How much memory a server needs, how much there is, and the context that fits.
 
 A plan sets aside, beside the weights, what reading a prompt takes for a moment (an estimate: nobody
 has measured it on a Mac yet), what the server keeps of earlier prompts, and keys and values for the
 conversations under way. What is set aside for company, beside one long conversation, gives way
-where another model needs the room.
+where another model needs the room. Pure but for `budget_bytes`.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from langchain_car_vllm.models.snapshot import repository_folder
 from langchain_car_vllm.paths import RECONNECT, broken_link
 from langchain_car_vllm.support.printable import on_one_line
 
-Attempt = Literal["ask", "download", "update"]
+Task = Literal["ask", "download", "update"]
 """What was under way: nothing is fetched of a model that the Hub is only asked about."""
 
 _TAIL_BYTES = 32_768
@@ -27,7 +27,7 @@ def diagnose_download(
     log: Path,
     exit_code: int | None = None,
     *,
-    attempt: Attempt = "download",
+    task: Task = "download",
 ) -> CarVllmError:
     """Return what a failed download's log means."""
     text = log_tail(log)
@@ -41,7 +41,7 @@ def diagnose_download(
         return UntrustedCodeError(source, on_one_line(verdict.get("said")))
     if verdict["kind"] == "no-model":
         return unservable(source, verdict.get("names"))
-    return download_error(source, revision, {"log": log, **verdict}, attempt=attempt)
+    return download_error(source, revision, {"log": log, **verdict}, task=task)
 
 
 def no_model(source: str, reason: str = "", hint: str = "") -> ModelDownloadError:
@@ -60,7 +60,7 @@ def unservable(source: str, names: Any) -> ModelDownloadError:
 
 
 def download_error(
-    source: str, revision: str | None, verdict: dict[str, Any], *, attempt: Attempt
+    source: str, revision: str | None, verdict: dict[str, Any], *, task: Task
 ) -> ModelDownloadError:
     """Return the error for a verdict.
 
@@ -69,11 +69,11 @@ def download_error(
         revision: As it was asked for.
         verdict: `kind` of the failure, what was `said` about it, and where the disk is too small
             `needed`, `free` (bytes) and `folder`.
-        attempt: What was under way.
+        task: What was under way.
     """
-    message, hint = _explain(source, revision, verdict, attempt)
-    what = _FAILURES[attempt]
-    if attempt == "ask" and verdict["kind"] not in _ANSWERED:
+    message, hint = _explain(source, revision, verdict, task)
+    what = _FAILURES[task]
+    if task == "ask" and verdict["kind"] not in _ANSWERED:
         what = "asking the Hub about `{source}` failed"
     return ModelDownloadError(f"{what.format(source=source)}: {message}", hint=hint)
 
@@ -139,7 +139,7 @@ def _guess(text: str) -> dict[str, Any]:
     return {"kind": "unknown", "said": said}
 
 
-_FAILURES: dict[Attempt, str] = {
+_FAILURES: dict[Task, str] = {
     "ask": "`{source}` cannot be downloaded",
     "download": "`{source}` could not be downloaded",
     "update": "`{source}` could not be updated",
@@ -200,7 +200,7 @@ _EXPLANATIONS = {
 
 
 def _explain(
-    source: str, revision: str | None, verdict: dict[str, Any], attempt: Attempt
+    source: str, revision: str | None, verdict: dict[str, Any], task: Task
 ) -> tuple[str, str]:
     kind = "no-room" if "needed" in verdict else str(verdict["kind"])
     message, hint = _EXPLANATIONS.get(kind, _EXPLANATIONS["unknown"])
@@ -215,7 +215,7 @@ def _explain(
         "free": free,
         "lacking": max(1, needed - free),
         "folder": verdict.get("folder"),
-        "goes_on": "" if attempt == "ask" else _GOES_ON,
+        "goes_on": "" if task == "ask" else _GOES_ON,
         "log": verdict.get("log", "the log of the download"),
     }
     return message.format(**facts), hint.format(**facts)

@@ -134,7 +134,7 @@ class _Hub:
 
     def error(self, verdict: dict[str, Any]) -> ModelDownloadError:
         """Return the error for what it said, or did not say: nothing was being downloaded."""
-        return download_error(self.source, self.revision, verdict, attempt="ask")
+        return download_error(self.source, self.revision, verdict, task="ask")
 
     def settings(self, name: str) -> dict[str, Any] | None:
         """Return the object in a file of settings, None where there is none."""

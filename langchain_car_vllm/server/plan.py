@@ -116,7 +116,7 @@ class Plan:
                 "free": free,
                 "folder": str(hub_cache()),
             }
-            raise download_error(self.spec.source, self.spec.revision, verdict, attempt="ask")
+            raise download_error(self.spec.source, self.spec.revision, verdict, task="ask")
 
     def check_memory(self) -> None:
         """Refuse what is known not to fit into memory.

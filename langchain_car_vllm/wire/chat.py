@@ -213,7 +213,7 @@ class WireChat(CountingChat):
     def _deltas(self, exchange: Exchange, terms: Terms) -> Generator[Delta, None, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with exchange.forgiving(), self._map_errors(exchange, terms):
+            with exchange.forgive(), self._map_errors(exchange, terms):
                 while True:
                     try:
                         yield from self._answer(attempt, terms)
@@ -249,7 +249,7 @@ class WireChat(CountingChat):
     async def _adeltas(self, exchange: Exchange, terms: Terms) -> AsyncGenerator[Delta, None]:
         for attempt in exchange.attempts():
             waits = BusyWaits(self.endpoint, self.refusals)
-            with exchange.forgiving(), self._map_errors(exchange, terms):
+            with exchange.forgive(), self._map_errors(exchange, terms):
                 while True:
                     try:
                         async with aclosing(self._aanswer(attempt, terms)) as deltas:

@@ -17,7 +17,7 @@ from langchain_car_vllm.models.download import (
     download_command,
     measure_download,
 )
-from langchain_car_vllm.models.download_diagnosis import Attempt, diagnose_download, no_model
+from langchain_car_vllm.models.download_diagnosis import Task, diagnose_download, no_model
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.models.hub_listing import HubListing, read_listing
 from langchain_car_vllm.paths import run_root
@@ -76,7 +76,7 @@ class Download:
         update: bool = False,
     ) -> None:
         self._update = update
-        self._attempt: Attempt = "download"
+        self._task: Task = "download"
         self._commit: str | None = None
         self._spec, self._binary, self._policy = spec, binary, policy
         folder = run_root().with_name("pull") / spec.source.replace("/", "--")
@@ -102,7 +102,7 @@ class Download:
         code = self._child.exit_code() if self._child else None
         if code is not None:
             if code:
-                raise diagnose_download(source, revision, self.log, code, attempt=self._attempt)
+                raise diagnose_download(source, revision, self.log, code, task=self._task)
             if self.snapshot is None:
                 raise no_model(source)
             return None
@@ -139,7 +139,7 @@ class Download:
         if is_here and not self._update:
             return False
         self._is_ours = True
-        self._attempt = "update" if is_here else "download"
+        self._task = "update" if is_here else "download"
         check_may_download(
             self._spec.source,
             auto_pull=self._spec.auto_pull,

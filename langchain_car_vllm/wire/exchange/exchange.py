@@ -79,17 +79,17 @@ class Exchange:
     def explain(self, error: AnswerError) -> Exception:
         """Return what the user is told of an error, and keep it for what comes next."""
         self._sent[-1].error = error
-        return self._told(error)
+        return self._translate(error)
 
     @contextmanager
-    def forgiving(self) -> Iterator[None]:
+    def forgive(self) -> Iterator[None]:
         """Go on where there is another attempt for what went wrong."""
         try:
             yield
         except CarVllmError:
             error = self._sent[-1].unseen_error
             is_mended = self._other_body(self._sent[-1].body, error) is not None
-            if error is None or not (is_mended or self._forgives(error)):
+            if error is None or not (is_mended or self._has_other_way(error)):
                 raise
 
     def _try(
@@ -117,11 +117,11 @@ class Exchange:
             self._sent.pop()
             body = other
 
-    def _told(self, error: AnswerError) -> Exception:
+    def _translate(self, error: AnswerError) -> Exception:
         """Return what the user is told of an error."""
         return error
 
-    def _forgives(self, error: AnswerError) -> bool:  # noqa: ARG002
+    def _has_other_way(self, error: AnswerError) -> bool:  # noqa: ARG002
         """Tell whether another way is left where the last attempt failed so."""
         return False
 

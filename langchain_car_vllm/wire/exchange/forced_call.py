@@ -95,7 +95,7 @@ class ForcedCall(Exchange):
         filters = [*self._filters, judge]
         return self._try(body, filters, promotes=False)
 
-    def _forgives(self, error: AnswerError) -> bool:
+    def _has_other_way(self, error: AnswerError) -> bool:
         """Go on with the grammar where a server does not take tools, or not the choice."""
         may_go_on = self._used == "native" and "grammar" in self._methods
         if not (may_go_on and self._choice is not None and _is_refusal(error)):
@@ -108,7 +108,7 @@ class ForcedCall(Exchange):
         body = constrain_to_calls(self.body, schema)
         return self._try(body, [GrammarCallFilter(self._tools)])
 
-    def _told(self, error: AnswerError) -> Exception:
+    def _translate(self, error: AnswerError) -> Exception:
         return self._explain(error) if self._used == "grammar" else error
 
     def _explain(self, error: AnswerError) -> Exception:

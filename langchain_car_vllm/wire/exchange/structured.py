@@ -51,7 +51,7 @@ class Structured(Exchange):
         if attempt.done:
             _check_not_stopped(attempt.text)
 
-    def _told(self, error: AnswerError) -> Exception:
+    def _translate(self, error: AnswerError) -> Exception:
         return _output_error(error)
 
 
@@ -94,7 +94,7 @@ class ToolsThenSchema(Exchange):
         form = grammar_form(self._form)
         return {**without_thinking(body), "messages": messages, "response_format": form}
 
-    def _told(self, error: AnswerError) -> Exception:
+    def _translate(self, error: AnswerError) -> Exception:
         return _output_error(error) if self._used == "grammar" else error
 
     def _extra(self) -> dict[str, Any]:

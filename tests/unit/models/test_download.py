@@ -235,8 +235,8 @@ def test_only_what_was_under_way_is_said_to_have_failed(kind):
     """Whoever asked the Hub downloaded nothing, and nothing goes on; an update is called one."""
     verdict = {"kind": kind, "said": "boo"}
     asked, fetched, updated = (
-        download_error("org/tiny", "v9", verdict, attempt=attempt)
-        for attempt in ("ask", "download", "update")
+        download_error("org/tiny", "v9", verdict, task=task)
+        for task in ("ask", "download", "update")
     )
     begins = ("asking the Hub about `org/tiny` failed: ", "`org/tiny` cannot be downloaded: ")
     assert asked.message.startswith(begins)

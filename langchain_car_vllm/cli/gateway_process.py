@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -15,7 +15,8 @@ import psutil
 import typer
 
 from langchain_car_vllm.paths import run_root
-from langchain_car_vllm.server.directory import make_checked
+from langchain_car_vllm.server.directory import explain_os_errors, make_checked
+from langchain_car_vllm.server.locks import is_file_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.process import Identity
 
 _END_SECONDS = 10.0
@@ -100,22 +101,32 @@ def noted_gateway(tag: str | None) -> Iterator[None]:
         tag: Stands on its command line, None for one that somebody runs in a terminal.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    file = None if tag is None else _notes() / tag
     try:
-        if file is not None:
-            make_checked(file.parent)
-            file.write_text(str(os.getpid()), encoding="ascii")
-        yield
+        with nullcontext() if tag is None else _held_note(_notes() / tag):
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        if file is not None:
-            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held_note(file: Path) -> Iterator[None]:
+    """Keep a note of this process, and its lock, which nobody holds in a copy of the folder."""
+    make_checked(file.parent)
+    with ExitStack() as stack:
+        with explain_os_errors(file):
+            lock = stack.enter_context(opened_lock(file))
+            stack.callback(file.unlink, missing_ok=True)
+            try_exclusive(lock)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield
 
 
 def end_gateways() -> None:
     """End all that were started here and are detached from a terminal."""
     for file in _notes().glob("gateway-*"):
         with suppress(OSError, ValueError, psutil.Error):
+            if not is_file_held(file):
+                continue
             process = Identity(int(file.read_text(encoding="ascii")), file.name).find()
             if process is not None:
                 process.terminate()

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -182,9 +183,14 @@ def test_the_service_goes_first(cli_here: Cli, home: Path, tmp_path: Path, *, ha
     assert (tmp_path / "notes").exists() == has_systemctl
 
 
-def test_what_env_serves_goes_too(cli: Cli, home: Path, fake: Fake):
-    """A request to it would install and start everything anew."""
+def test_what_env_serves_goes_too(cli: Cli, home: Path, tmp_path: Path, fake: Fake):
+    """A request to it would install and start everything anew; what is in a copy ends nothing."""
     address = urlsplit(json.loads(cli("env", str(fake.model), "--json").stdout)["OPENAI_BASE_URL"])
+    copy = tmp_path / "copy"
+    shutil.copytree(home / ".car", copy)
+    assert cli("uninstall", "--yes", CAR_HOME=str(copy)).returncode == 0
+    assert not copy.exists() or not (copy / "run").exists()
+    socket.create_connection((address.hostname, address.port), 5).close()
     assert cli("uninstall", "--yes").returncode == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((address.hostname, address.port), 5)

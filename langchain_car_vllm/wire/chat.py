@@ -55,7 +55,7 @@ from langchain_car_vllm.wire.request.token_count import arrives_late
 from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
-from langchain_car_vllm.wire.transport.refusal import Refusal
+from langchain_car_vllm.wire.transport.refusal import Refusal, Refusals
 from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
 from langchain_car_vllm.wire.transport.simple_engine import (
     BusyWaits,
@@ -64,7 +64,7 @@ from langchain_car_vllm.wire.transport.simple_engine import (
     noted_cuts,
     turn,
 )
-from langchain_car_vllm.wire.transport.timeouts import Clock, Refusals
+from langchain_car_vllm.wire.transport.timeouts import Clock
 
 
 class Terms(NamedTuple):

@@ -1,11 +1,16 @@
-"""What a server sends in the place of an answer: a status, and its own words for it."""
+"""What a server sends in the place of an answer, and when it is worth asking again."""
 
 import json
 import math
 import re
+import time
 from collections.abc import Iterable
 from email.message import Message
 from typing import Any
+
+_FIRST_WAIT_SECONDS = 0.25
+_LONGEST_WAIT_SECONDS = 8.0
+_REFUSED = (429, 503)
 
 
 class Refusal(Exception):  # noqa: N818 - it says what a server did, and is told as an error of ours
@@ -45,6 +50,33 @@ class Refusal(Exception):  # noqa: N818 - it says what a server did, and is told
         if isinstance(body, dict):
             return str(body.get("message") or body.get("error") or body)
         return _plain(str(body or self.text))
+
+
+class Refusals:
+    """Counts how often the server refused before it began to work, the one thing worth repeating.
+
+    A repeated 500 or 504 would only repeat work, or add to what the server is still doing.
+
+    Args:
+        most: How many refusals to bear.
+        deadline: Monotonic seconds until which a repetition has a sense, None for no limit.
+    """
+
+    def __init__(self, most: int, deadline: float | None = None) -> None:
+        self._left = most
+        self._deadline = math.inf if deadline is None else deadline
+        self._pause = _FIRST_WAIT_SECONDS
+
+    def wait(self, error: Refusal) -> float:
+        """Return the seconds to wait before the next try, or raise `error`."""
+        if error.status not in _REFUSED or self._left <= 0:
+            raise error
+        self._left -= 1
+        pause, self._pause = self._pause, self._pause * 2
+        seconds = min(max(error.retry_after, pause), _LONGEST_WAIT_SECONDS)
+        if time.monotonic() + seconds > self._deadline:
+            raise error
+        return seconds
 
 
 def _decode(content: bytes, content_type: str) -> str:

@@ -1,17 +1,12 @@
-"""How long a request may take, and when it is worth repeating."""
+"""How long a request may take."""
 
-import math
 import time
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, timeout_error
-from langchain_car_vllm.wire.transport.refusal import Refusal
 
-_FIRST_WAIT_SECONDS = 0.25
-_LONGEST_WAIT_SECONDS = 8.0
 _NO_LIMIT_SECONDS = 1e9  # thirty years; sockets and locks refuse three hundred
-_REFUSED = (429, 503)
 
 
 class Clock:
@@ -82,30 +77,3 @@ class Clock:
         """Count a pause from now on: the user has taken his time over what he got."""
         if self.timeout is not None and not self._total:
             self._since = time.monotonic()
-
-
-class Refusals:
-    """Counts how often the server refused before it began to work, the one thing worth repeating.
-
-    A repeated 500 or 504 would only repeat work, or add to what the server is still doing.
-
-    Args:
-        most: How many refusals to bear.
-        deadline: Monotonic seconds until which a repetition has a sense, None for no limit.
-    """
-
-    def __init__(self, most: int, deadline: float | None = None) -> None:
-        self._left = most
-        self._deadline = math.inf if deadline is None else deadline
-        self._pause = _FIRST_WAIT_SECONDS
-
-    def wait(self, error: Refusal) -> float:
-        """Return the seconds to wait before the next try, or raise `error`."""
-        if error.status not in _REFUSED or self._left <= 0:
-            raise error
-        self._left -= 1
-        pause, self._pause = self._pause, self._pause * 2
-        seconds = min(max(error.retry_after, pause), _LONGEST_WAIT_SECONDS)
-        if time.monotonic() + seconds > self._deadline:
-            raise error
-        return seconds

@@ -6,7 +6,6 @@ cache holds from turn to turn.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -32,7 +31,7 @@ from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.placeholders import (
     UnsentContentWarning,
     data_text,
-    decode_text,
+    file_text,
     is_inline,
     placeholder,
     row_text,
@@ -41,11 +40,8 @@ from langchain_car_vllm.wire.request.tools import server_name
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("text", "text-plain", "input_text", "output_text")
-_TYPE_OF_TEXT = re.compile(
-    r"text/|application/(?:[\w.-]+\+)?(?:json|xml|yaml|x-yaml|toml|javascript|sql)\b"
-)
-_CALLS = {"tool_use": "input", "tool_call": "args", "function_call": "arguments"}
-"""Blocks that are calls, and what their arguments are called there."""
+# Blocks that are calls, and what their arguments are called there.
+_CALLS, _ARGUMENTS = ("tool_use", "tool_call", "function_call"), ("input", "args", "arguments")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
 _PUBLIC = MediaAccess()
 Content = str | list[str | dict[str, Any]]
@@ -271,9 +267,9 @@ def _by_role(message: BaseMessage) -> BaseMessage:
         return message
     if message.role == "human":
         return HumanMessage(content=message.content)
-    if message.role == "ai" or (message.role == "assistant" and isinstance(message.content, list)):
-        return AIMessage(content=message.content)
-    if message.role == "tool" and isinstance(message.content, list):
+    if message.role in ("ai", "assistant", "model"):
+        return AIMessage(content=message.content, additional_kwargs=message.additional_kwargs)
+    if message.role == "tool":
         call = str(message.additional_kwargs.get("tool_call_id") or "")
         return ToolMessage(content=message.content, tool_call_id=call)
     return message
@@ -309,7 +305,7 @@ def _written_calls(message: AIMessage) -> list[ToolCall]:
         if isinstance(block, dict) and block.get("type") in _CALLS
         for call in _call_of(
             block.get("name"),
-            block.get(_CALLS[block["type"]]),
+            next((block[name] for name in _ARGUMENTS if name in block), None),
             block.get("call_id") or block.get("id"),
         )
     ]
@@ -336,8 +332,8 @@ def _text(block: Any) -> str | None:
     if not isinstance(block, dict):
         return None
     kind = block.get("type")
-    if "text" in block and (kind in _TEXTS or block.get("source_type") == "text"):
+    is_bare = block.keys() == {"text"}  # as Bedrock and Gemini write texts
+    if "text" in block and (kind in _TEXTS or block.get("source_type") == "text" or is_bare):
         return str(block["text"] or "")
-    if kind == "text-plain" or _TYPE_OF_TEXT.match(str(block.get("mime_type"))):
-        return decode_text(block)
-    return data_text(block)
+    told = data_text(block)
+    return file_text(block) if told is None else told

@@ -16,7 +16,11 @@ _MOST = 200
 _PADDING = 2
 # What holds content or names it; without it a dictionary is a row of somebody's table.
 _REFERENCES = ("url", "uri", "file_id", "file_data", "base64", "data")
+_INLINE = ("base64", "data", "file_data")
 _MEDIA, _FILES = ("image", "audio", "video"), ("file", "document", "text-plain")
+_TYPE_OF_TEXT = re.compile(
+    r"text/|application/(?:[\w.-]+\+)?(?:json|xml|yaml|x-yaml|toml|javascript|sql)\b"
+)
 _WORD, _LONGEST_WORD = re.compile(r"[A-Za-z0-9+/=_-]+"), 2000  # a longer one is a file in base64
 
 
@@ -31,9 +35,8 @@ def placeholder(block: Any, reason: str) -> str:
     fields = _fields(block)
     kind = _kind(block)
     name = next((fields[k] for k in ("filename", "name", "title") if fields.get(k)), None)
-    mime_type = fields.get("mime_type") or fields.get("media_type")
     url = next((fields[k] for k in ("url", "uri", "path") if fields.get(k)), None)
-    said = [f"{kind} {name}" if name else kind, mime_type or _type_of(url), _size(fields), url]
+    said = [f"{kind} {name}" if name else kind, _type_of(fields), _size(fields), url]
     shown = [str(part)[:_MOST] for part in said if part and not str(part).startswith("data:")]
     return f"[{', '.join(shown)}; {reason}]"
 
@@ -45,14 +48,16 @@ def is_inline(block: Any) -> bool:
     return isinstance(_inline(_fields(block)), str | bytes | bytearray | memoryview)
 
 
-def decode_text(block: Mapping[str, Any]) -> str | None:
-    """Return the text of a `text-plain` block, also where it is encoded; None where it is away."""
-    encoded = _inline(_fields(block))
-    if not isinstance(encoded, str):
+def file_text(block: Mapping[str, Any]) -> str | None:
+    """Return the text of a file that is one and lies in its block, None for any other block."""
+    fields = _fields(block)
+    if block.get("type") != "text-plain" and not _TYPE_OF_TEXT.match(str(_type_of(fields))):
         return None
+    inline = _inline(fields)
     try:
-        return base64.b64decode(encoded, validate=True).decode()
-    except (binascii.Error, ValueError):
+        data = base64.b64decode(inline, validate=True) if isinstance(inline, str) else inline
+        return None if data is None else bytes(data).decode()
+    except (binascii.Error, TypeError, ValueError):
         return None
 
 
@@ -69,10 +74,20 @@ def data_text(block: Mapping[str, Any]) -> str | None:
         return str(block.get("refusal") or "")
     if kind == "document" and isinstance(source, Mapping) and source.get("type") == "text":
         return str(source.get("data") or "")
+    if kind == "document" and isinstance(source, Mapping) and source.get("type") == "content":
+        return _texts_of(source.get("content"))
     if kind == "search_result" and isinstance(content, list):
         texts = [part.get("text") for part in content if isinstance(part, Mapping)]
         return "\n".join(str(text) for text in (block.get("title"), source, *texts) if text)
     return None
+
+
+def _texts_of(content: Any) -> str | None:
+    """Return the texts of a document in parts, None where there is more than text."""
+    parts = content if isinstance(content, list) else [content]
+    found = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    return "\n".join(texts) if len(texts) == len(found) else None
 
 
 def row_text(block: Any) -> str | None:
@@ -110,16 +125,18 @@ def _fields(block: Mapping[str, Any]) -> dict[str, Any]:
 
 def _inline(fields: Mapping[str, Any]) -> Any:
     """Return the bytes that a block has with it, or their text, None where they lie elsewhere."""
-    found, url = fields.get("base64") or fields.get("data"), str(fields.get("url") or "")
-    if not isinstance(found, str | bytes) and url.startswith("data:"):
-        return url.partition(",")[2]
-    return found
+    found = next((fields[key] for key in _INLINE if fields.get(key)), None)
+    address = found if isinstance(found, str) else str(fields.get("url") or "")
+    return address.partition(",")[2] if address.startswith("data:") else found
 
 
-def _type_of(url: Any) -> str | None:
-    if not str(url or "").startswith("data:"):
-        return None
-    return str(url)[5:].partition(",")[0].partition(";")[0] or None
+def _type_of(fields: Mapping[str, Any]) -> str | None:
+    """Return the type that a block tells of its bytes, also within their address."""
+    if told := fields.get("mime_type") or fields.get("media_type"):
+        return str(told)
+    addresses = [str(fields.get(key) or "") for key in ("url", *_INLINE)]
+    found = next((text for text in addresses if text.startswith("data:")), "data:")
+    return found[5:].partition(",")[0].partition(";")[0] or None
 
 
 def _size(fields: Mapping[str, Any]) -> str | None:

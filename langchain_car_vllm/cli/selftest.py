@@ -24,7 +24,7 @@ from langchain_car_vllm.cli.findings import Finding, check
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_HOME, CAR_VLLM_MLX_BIN, overridden
 from langchain_car_vllm.errors import ServerCrashedError, ServerStoppedError
-from langchain_car_vllm.runtime.locate import console_script
+from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server import (
     Lease,
     Policy,

@@ -33,7 +33,7 @@ from langchain_car_vllm.models.snapshot import (
 )
 from langchain_car_vllm.paths import RECONNECT, broken_link
 from langchain_car_vllm.runtime import interpreter_of
-from langchain_car_vllm.runtime.locate import console_script
+from langchain_car_vllm.runtime.console_scripts import console_script
 
 _SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
 _BLOB = re.compile(r"[\w\-]{1,128}", re.ASCII)

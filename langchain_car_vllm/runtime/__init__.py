@@ -4,10 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langchain_car_vllm.runtime.console_scripts import installed_version, interpreter_of
     from langchain_car_vllm.runtime.locate import (
         VllmRuntime,
-        installed_version,
-        interpreter_of,
         resolve_existing,
         search_dirs,
     )
@@ -32,8 +31,8 @@ _HOMES = {
     "VllmRuntime": "locate",
     "ensure_runtime": "runtime",
     "install_runtime": "runtime",
-    "installed_version": "locate",
-    "interpreter_of": "locate",
+    "installed_version": "console_scripts",
+    "interpreter_of": "console_scripts",
     "resolve_existing": "locate",
     "search_dirs": "locate",
     "upgrade_runtime": "runtime",

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from langchain_car_vllm.environment import PATH
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
 from langchain_car_vllm.runtime.commands import clean_environment, run_step
+from langchain_car_vllm.runtime.console_scripts import installed_version
 from langchain_car_vllm.runtime.host import Host
-from langchain_car_vllm.runtime.locate import installed_version
 from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import Requirements, wanted_requirements

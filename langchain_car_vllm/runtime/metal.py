@@ -16,7 +16,7 @@ import psutil
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.runtime.commands import clean_environment
-from langchain_car_vllm.runtime.locate import installed_version, interpreter_of
+from langchain_car_vllm.runtime.console_scripts import installed_version, interpreter_of
 from langchain_car_vllm.support.programs import ask_program
 
 _FILE = "metal.json"

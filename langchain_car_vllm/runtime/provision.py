@@ -15,6 +15,7 @@ from pathlib import Path
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ConfigurationError, ProvisionError, RuntimeMissingError
 from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.runtime.console_scripts import installed_version
 from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
 from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
@@ -22,7 +23,6 @@ from langchain_car_vllm.runtime.install_lock import install_lock
 from langchain_car_vllm.runtime.install_steps import Work, install
 from langchain_car_vllm.runtime.locate import (
     binary_to_launch,
-    installed_version,
     is_managed,
     resolve_existing,
 )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_AUTO_INSTALL
 from langchain_car_vllm.progress import OnProgress
+from langchain_car_vllm.runtime.console_scripts import installed_version
 from langchain_car_vllm.runtime.locate import (
     VllmRuntime,
     binary_passed_over,
-    installed_version,
     is_managed,
     is_untried,
     overriding_binary,

@@ -14,6 +14,7 @@ import psutil
 
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.commands import run_step
+from langchain_car_vllm.runtime.console_scripts import interpreter_of
 from langchain_car_vllm.runtime.import_verdicts import (
     IMPORTS,
     Verdict,
@@ -21,7 +22,7 @@ from langchain_car_vllm.runtime.import_verdicts import (
     keep_verdict,
     stamp_of,
 )
-from langchain_car_vllm.runtime.locate import SERVER_BINARY, interpreter_of
+from langchain_car_vllm.runtime.locate import SERVER_BINARY
 from langchain_car_vllm.runtime.requirements import locked_versions, normalize_name
 from langchain_car_vllm.support.os_limits import hint_for_limit
 

@@ -10,7 +10,7 @@ from unit.models.test_adapter import CONFIG, LAYER, lora, write_tensors
 
 from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
 from langchain_car_vllm.models.adapter import find_adapter
-from langchain_car_vllm.runtime.locate import console_script
+from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server import lease
 
 

@@ -8,7 +8,7 @@ from langchain_car_vllm.models.adapter import CONFIG, WEIGHTS, find_adapter
 from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.download_diagnosis import diagnose_download
 from langchain_car_vllm.runtime import VllmRuntime, interpreter_of
-from langchain_car_vllm.runtime.locate import console_script
+from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext

@@ -21,7 +21,7 @@ from langchain_car_vllm.models.download_diagnosis import Task, diagnose_download
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.models.hub_listing import HubListing, read_listing
 from langchain_car_vllm.paths import run_root
-from langchain_car_vllm.runtime.locate import console_script
+from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.interpreter import import_path

@@ -114,10 +114,12 @@ def find_damage(path: Path) -> Damage | None:
     """
     try:
         found = path.stat()
+        return _damage(path, found.st_size, found.st_mtime_ns, found.st_ino)
     except (OSError, ValueError) as error:
         wrong = file_error(path, error)
-        return Damage("is a link that leads nowhere" if wrong.is_missing else str(wrong), _AGAIN)
-    return _damage(path, found.st_size, found.st_mtime_ns, found.st_ino)
+        if wrong.is_missing:
+            return Damage("is a link that leads nowhere", _AGAIN)
+        return Damage(f"cannot be read: {getattr(error, 'strerror', error)}", wrong.hint or _AGAIN)
 
 
 # What somebody else's header can do to whoever believes it.
@@ -130,7 +132,11 @@ _AGAIN = "download the model again, or remove the file if it does not belong to 
 
 @lru_cache(maxsize=4096)
 def _damage(path: Path, size: int, _changed: int, _inode: int) -> Damage | None:
-    """Read the header of a file as often as it changes."""
+    """Read the header of a file as often as it changes.
+
+    Raises:
+        OSError: It cannot be read, which may be over the next time.
+    """
     if size == 0:
         return Damage("is empty", _AGAIN)
     if is_pointer(path, size):
@@ -140,9 +146,6 @@ def _damage(path: Path, size: int, _changed: int, _inode: int) -> Damage | None:
             length = _header_length(file.read(_LENGTH.size), size)
             header = json.loads(file.read(length)) if length else None
         end = _end_of_tensors(header)
-    except OSError as error:
-        wrong = file_error(path, error)
-        return Damage(f"cannot be read: {error.strerror}", wrong.hint or _AGAIN)
     except _UNREADABLE:
         end = None
     if end is None:

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from fakes.weights import weights_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -324,6 +325,23 @@ def test_any_header_of_weights_is_read_or_refused(tmp_path, header):
     damage = find_damage(path)
     assert damage is None or damage.hint
     assert all(isinstance(size, int) for sizes in read_shapes(path).values() for size in sizes)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EPERM, errno.EIO])
+def test_what_the_system_refuses_for_a_moment_is_not_remembered(tmp_path, monkeypatch, number):
+    """A program that lives on finds weights well once it may read them, without a change of them."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(weights_of(100))
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Path, "open", refuse)
+        damage = find_damage(path)
+    assert os.strerror(number) in damage.reason
+    assert damage.hint
+    assert find_damage(path) is None
 
 
 @settings(SETTINGS, max_examples=30)

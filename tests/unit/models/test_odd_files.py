@@ -329,7 +329,7 @@ def test_any_header_of_weights_is_read_or_refused(tmp_path, header):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EPERM, errno.EIO])
 def test_what_the_system_refuses_for_a_moment_is_not_remembered(tmp_path, monkeypatch, number):
-    """A program that lives on finds weights well once it may read them, without a change of them."""
+    """A program that lives on finds weights well once it may read them, unchanged as they are."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(weights_of(100))
 

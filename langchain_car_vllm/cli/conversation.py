@@ -21,7 +21,9 @@ _HELP = """\
 \"\"\"      begin and end a question of several lines; pasted lines are one question as they are
 Ctrl-C   end an answer, or empty the line"""
 _FENCE = '"""'
-_END = ("/bye", "/exit", "/quit")
+_END = ("/bye", "/exit", "/quit", "exit", "quit")
+# What Ollama takes, followed by words; another path or word may begin a question.
+_OLLAMAS = ("/set", "/show", "/load", "/save")
 
 
 class Conversation:
@@ -100,8 +102,8 @@ class Conversation:
                 say("the conversation is forgotten")
             elif text in ("/help", "/?"):
                 say(_HELP)
-            elif text.startswith("/") and "\n" not in text and " " not in text:
-                say(f"`{text}` is not a command; /help lists them")
+            elif _is_command(text):
+                say(f"`{text.split()[0]}` is not a command; /help lists them")
             else:
                 try:
                     self.ask(text)
@@ -111,6 +113,11 @@ class Conversation:
                 except CarVllmError as error:  # what was said before is not lost for it
                     interrupted()
                     say(f"\nerror: {error}")
+
+
+def _is_command(text: str) -> bool:
+    words = text.split()
+    return text.startswith("/") and (len(words) == 1 or words[0] in _OLLAMAS)
 
 
 def read_questions() -> Iterator[str]:

@@ -1,13 +1,21 @@
 """Commands and options of other tools, answered with the ones that are meant."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 # The same thing under another name.
-_SAME = {"ls": "list", "models": "list", "chat": "run", "download": "pull"}
+_SAME = {
+    "ls": "list",
+    "models": "list",
+    "chat": "run",
+    "download": "pull",
+    "info": "show",
+    "remove": "rm",
+    "delete": "rm",
+}
 # Something else, or nothing, told in a sentence.
 _UPDATES = (
     "`car-vllm install --upgrade` updates the server, `car-vllm pull --update MODEL` a "
@@ -16,18 +24,24 @@ _UPDATES = (
 _MEANT = {
     "load": "a model is loaded by its first use; `car-vllm serve MODEL` keeps it loaded",
     "unload": "`car-vllm stop MODEL` takes it out of the memory",
+    "start": "`car-vllm run MODEL` and `car-vllm serve MODEL` start what they need",
+    "restart": "`car-vllm stop MODEL`; the next use starts it anew",
+    "search": "`car-vllm recommend` names models that fit here, huggingface.co has them all",
+    "config": "settings are options (`car-vllm help COMMAND`) and environment variables",
+    "login": "`hf auth login`, or HF_TOKEN, for models of the Hub that ask for it",
     "tags": "`car-vllm list` shows the models on this machine",
     "generate": "`car-vllm run MODEL PROMPT` gives one answer",
     "create": "models are used as they are; LoRA adapters go beside them",
     "push": "models are not published from here",
     "cp": "models need no copies: several names of one model share a server",
-    "signin": "private repositories need HF_TOKEN",
+    "signin": "`hf auth login`, or HF_TOKEN, for models of the Hub that ask for it",
     "get": "`car-vllm pull MODEL` downloads a model",
     "status": "`car-vllm ps` shows the servers, `car-vllm doctor` the machine",
     "kill": "`car-vllm stop MODEL` ends a server, `car-vllm stop --all` every one",
     "update": _UPDATES,
     "upgrade": _UPDATES,
     "clean": "`car-vllm rm MODEL` removes a model, `car-vllm uninstall` everything else",
+    "prune": "`car-vllm rm MODEL` removes a model, `car-vllm uninstall` everything else",
     "cache": "`car-vllm uninstall --dry-run` shows what lies where, `car-vllm rm MODEL` removes a "
     "model",
 }
@@ -80,6 +94,23 @@ class FamiliarCommand(TyperCommand):
         """Return the arguments as they are typed; releases of typer write them differently."""
         arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
         return [self.options_metavar or "", *map(_usage_name, arguments)]
+
+
+class ServiceGroup(TyperGroup):
+    """The commands of `service`, and the words for them that other tools use."""
+
+    _same: ClassVar = {
+        "start": "install",
+        "enable": "install",
+        "uninstall": "remove",
+        "rm": "remove",
+        "stop": "remove",
+        "disable": "remove",
+    }
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command that a word stands for."""
+        return super().get_command(ctx, self._same.get(cmd_name, cmd_name))
 
 
 class FamiliarGroup(TyperGroup):

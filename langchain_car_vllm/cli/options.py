@@ -20,7 +20,9 @@ def checked_revision(revision: str | None) -> str | None:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
-EngineOption = Annotated[Engine, typer.Option(help="As in the code")]
+EngineOption = Annotated[
+    Engine, typer.Option(help="`batched` answers several at once, `simple` one by one")
+]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Catalog id, Hub repository or directory")
 ]

@@ -204,13 +204,17 @@ def _runtime() -> str:
 def _disk(plan_: Plan) -> str:
     if plan_.directory is not None:
         return f"on this machine, in `{plan_.directory}`"
-    wanted = f"to be downloaded, {size(plan_.download)}"
+    amount = "unknown how much" if plan_.download is None else size(plan_.download)
+    wanted = f"to be downloaded, {amount}"
     return wanted if plan_.disk is None else f"{wanted}; {size(plan_.disk)} are free"
 
 
 def _memory(plan_: Plan) -> str:
-    verdict = {True: "fits", False: "does not fit", None: "unknown until it is downloaded"}
-    words = f"{verdict[plan_.fits_memory]}: {size(plan_.needed)} of {size(plan_.budget)}"
+    budget = size(plan_.budget)
+    words = f"unknown until it is downloaded; models here may take {budget}"
+    if plan_.fits_memory is not None:
+        verdict = "fits" if plan_.fits_memory else "does not fit"
+        words = f"{verdict}: {size(plan_.needed)} of {budget}"
     return f"{words}, of which other models have {size(plan_.taken)}" if plan_.taken else words
 
 

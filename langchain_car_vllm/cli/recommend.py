@@ -87,7 +87,8 @@ def recommend(
     header = ("MODEL", "DOWNLOAD", "MEMORY", "CONTEXT", "WHY")
     print_table(header, [_row(verdict) for verdict in fitting])
     left_out = len(verdicts) - len(fitting)
-    say(f"\nmodels here may take {size(budget)} together; {left_out} that need more are left out")
+    needing_more = f"; {left_out} that need more are left out" if left_out else ""
+    say(f"\nmodels here may take {size(budget)} together{needing_more}")
     if any(verdict.estimated for verdict in fitting):
         say("~ a guess from the size alone; `car-vllm plan MODEL` asks the Hub and tells more")
     say("not known: how fast and how good each is here; `car-vllm bench MODEL` measures one")

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import typer
 
-from langchain_car_vllm.cli.options import ModelArgument, Yes
+from langchain_car_vllm.cli.options import ModelArguments, Yes
 from langchain_car_vllm.cli.output import say, size
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.models import ModelId, find_snapshot, parse_model_id
+from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.identity import identity_of
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server import running_servers, stop_server
@@ -35,16 +35,18 @@ class _Removal(NamedTuple):
     caches: list[PrefixCache]
 
 
-def rm(model: ModelArgument, *, yes: Yes = False) -> None:
-    """Remove a downloaded model and what was kept because of it.
+def rm(models: ModelArguments, *, yes: Yes = False) -> None:
+    """Remove downloaded models and what was kept because of them.
 
-    Never a directory of yours. Other programs that use the Hub's cache lose the model too.
+    Never a directory of yours. Other programs that use the Hub's cache lose the models too.
     """
-    found = parse_model_id(model)
-    removal = _find_removal(found)
-    if not removal.files and not removal.run_state:
-        say(f"error: `{model}` is not on this machine")
-        raise typer.Exit(1)
+    # All can be removed, before the first is.
+    removals = [(model, _find_removal(model)) for model in models]
+    for model, removal in removals:
+        _remove(model, removal, yes=yes)
+
+
+def _remove(model: str, removal: _Removal, *, yes: bool) -> None:
     folders = [*removal.files, *(directory.path for directory in removal.run_state)]
     freed = sum(disk_bytes(folder) for folder in folders)
     freed += sum(cache.bytes for cache in removal.caches)
@@ -64,12 +66,13 @@ def rm(model: ModelArgument, *, yes: Yes = False) -> None:
     say(f"removed `{model}`, {size(freed)} are free")
 
 
-def _find_removal(model: ModelId) -> _Removal:
+def _find_removal(name: str) -> _Removal:
     """Return what is there of a model.
 
     Raises:
-        ConfigurationError: It lies in a directory that is not ours to remove.
+        ConfigurationError: It is not here, or lies in a directory that is not ours to remove.
     """
+    model = parse_model_id(name)
     if model.is_local:
         raise ConfigurationError(
             f"`{model.source}` is a directory of yours and is never removed from here",
@@ -85,6 +88,10 @@ def _find_removal(model: ModelId) -> _Removal:
     states = [(d, read_state(d.state)) for d in server_directories()]
     weights, _ = identity_of(model.source)
     run_state = [d for d, state in states if state and identity_of(state.source)[0] == weights]
+    if not files and not run_state:
+        raise ConfigurationError(
+            f"`{name}` is not on this machine", hint="`car-vllm list` shows what is"
+        )
     keys = {directory.key for directory in run_state}
     return _Removal(files, run_state, [c for c in prefix_caches() if c.key in keys])
 
@@ -117,7 +124,13 @@ def confirms(question: str) -> bool:
     """Ask a person; a program has to say --yes."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigurationError("nobody can be asked", hint="say --yes")
-    return typer.confirm(question, err=True)
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            say("")
+            raise KeyboardInterrupt from None
+        raise
 
 
 def remove_path(path: Path) -> None:

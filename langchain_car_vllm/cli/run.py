@@ -41,7 +41,7 @@ def run(
             "--keep-alive",
             "--keepalive",
             help="How long the server stays afterwards, such as 30s, 10m, 0 or -1",
-            show_default=f"{CAR_VLLM_MLX_KEEP_ALIVE.name}, or {CAR_VLLM_MLX_KEEP_ALIVE.default}",
+            show_default=f"{CAR_VLLM_MLX_KEEP_ALIVE.name} or {CAR_VLLM_MLX_KEEP_ALIVE.default}",
         ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell tokens and rates")] = False,
@@ -90,9 +90,19 @@ def _question(prompt: list[str] | None) -> str:
         except UnicodeDecodeError as error:
             raise typer.BadParameter("standard input is not text in UTF-8") from error
     text = "\n\n".join(part for part in parts if part)
+    if not _is_text(text):  # without a locale Python reads any bytes
+        raise typer.BadParameter("the prompt is not text in UTF-8")
     if not text:
         raise typer.BadParameter("there is no prompt, neither as an argument nor on standard input")
     return text
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _format(wanted: Literal["json"] | None) -> dict[str, Any]:

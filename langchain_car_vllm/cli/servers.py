@@ -15,7 +15,7 @@ import typer
 
 from langchain_car_vllm.cli.options import AsJson
 from langchain_car_vllm.cli.output import log_printer, model_id, print_json, print_table, say, size
-from langchain_car_vllm.errors import CarVllmError, UnknownModelError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnknownModelError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.identity import identity_of
 from langchain_car_vllm.server import lost_servers, running_servers, stop_servers
@@ -58,6 +58,8 @@ def stop(
         raise typer.BadParameter("name a MODEL, or --all")
     running = [*running_servers(), *lost_servers()]
     chosen = running if everything else []
+    if everything and not running:
+        say("no server is running")
     missing = []
     for model in models or ():
         found = _of_model(model, running)
@@ -118,8 +120,11 @@ def logs(
     model = _only_model() if model is None else model
     log = _log_of(model)
     if log is None:
-        say(f"error: `{model}` has no log on this machine")
-        raise typer.Exit(1)
+        raise ConfigurationError(
+            f"`{model}` has no log on this machine",
+            hint="logs of the last starts are kept for models whose server ran here; "
+            "`car-vllm ps` shows those that run",
+        )
     print_part = log_printer()
     with log.open("rb") as file:
         if lines is None:

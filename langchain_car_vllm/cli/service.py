@@ -16,11 +16,11 @@ from typing import Annotated, NamedTuple
 import typer
 
 from langchain_car_vllm import environment, paths
-from langchain_car_vllm.cli.familiar import FamiliarCommand
+from langchain_car_vllm.cli.familiar import FamiliarCommand, ServiceGroup
 from langchain_car_vllm.cli.gateway_process import SERVE
 from langchain_car_vllm.cli.options import AsJson, ModelArgument
 from langchain_car_vllm.cli.output import print_facts, print_json, say
-from langchain_car_vllm.cli.sharing import DEFAULT_PORT
+from langchain_car_vllm.cli.sharing import DEFAULT_PORT, check_can_listen, check_can_serve
 from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
@@ -34,7 +34,12 @@ _UNIT = "car-vllm.service"
 _PATIENCE = 60
 _LOOK = 0.2
 
-app = typer.Typer(help="Serve a model from login on", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=ServiceGroup,
+    help="Serve a model from login on.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 class Service(NamedTuple):
@@ -128,6 +133,8 @@ def install(
 ) -> None:
     """Serve a model now and from every login on."""
     found = parse_model_id(model)
+    # It would be started again and again, and fail each time where nobody looks.
+    check_can_serve(host, api_key_file, keep_alive)
     # The keeper of services starts it from another folder.
     meant = found.source if found.is_local else model
     command = [*SERVE, meant, "--host", host, "--port", str(port)]
@@ -140,6 +147,7 @@ def install(
     supervisor = _ours()
     if supervisor.file.exists():
         _end(supervisor)
+    check_can_listen(host, port)
     supervisor.file.parent.mkdir(parents=True, exist_ok=True)
     supervisor.file.write_bytes(supervisor.encode(Service(command, _variables(), log)))
     _run_all(supervisor.start)

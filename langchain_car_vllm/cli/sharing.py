@@ -1,6 +1,7 @@
 """`serve`, `env` and `launch`: a model for other programs."""
 
 import asyncio
+import errno
 import ipaddress
 import json
 import os
@@ -64,13 +65,13 @@ def serve(
     Answers at an OpenAI-compatible address, `/v1/messages` of Anthropic's included. The server is
     the one that your Python programs use as well.
     """
-    key_file = _key_file(api_key_file, host)
+    key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive)
     found = parse_model_id(model)
     spec = ServerSpec(
         found.source,
         found.name,
         engine=engine,
-        keep_alive=seconds(keep_alive, "keep_alive", lowest=-1) if keep_alive is not None else 0,
+        keep_alive=idle_seconds,
     )
     with closing(Display(model)) as display, _listener(host, port) as listener, noted_gateway(tag):
         number = listener.getsockname()[1]
@@ -255,6 +256,28 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
     say("Ctrl-C ends it")
 
 
+def check_can_serve(
+    host: str, api_key_file: Path | None, keep_alive: str | None
+) -> tuple[Path, float]:
+    """Return the file with the key, and the seconds that the model outlives a request.
+
+    Raises:
+        ConfigurationError: A model cannot be served so.
+    """
+    lasting = 0.0 if keep_alive is None else seconds(keep_alive, "keep_alive", lowest=-1)
+    return _key_file(api_key_file, host), lasting
+
+
+def check_can_listen(host: str, port: int) -> None:
+    """Try an address.
+
+    Raises:
+        ConfigurationError: Nobody can listen there.
+    """
+    with _listener(host, port):
+        pass
+
+
 def _key_file(given: Path | None, host: str) -> Path:
     """Return the file with the key, made where it is our own and missing.
 
@@ -276,7 +299,11 @@ def _checked_key_file(path: Path) -> Path:
     try:
         text, mode = path.read_text().strip(), path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"`{path}` cannot be read: {error}") from error
+        reason = "it is not text" if isinstance(error, ValueError) else error.strerror
+        raise ConfigurationError(
+            f"the key file `{path}` cannot be read: {reason}",
+            hint="make one with `openssl rand -hex 32 > FILE && chmod 600 FILE`",
+        ) from error
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigurationError(
             f"`{path}` does not hold a key: one line of ASCII, no spaces",
@@ -325,10 +352,17 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.EADDRINUSE, errno.EACCES):
+            reason, hint = os.strerror(code), "name another port with --port, from 1024 on"
+        elif isinstance(error, UnicodeError | socket.gaierror) or code == errno.EADDRNOTAVAIL:
+            reason = "that is not an address of this machine"
+            hint = "leave --host out, or `--host 0.0.0.0` for every address of this machine"
+        else:
+            reason, hint = str(error), "name another address with --host, or another --port"
         raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="name another port with --port; 0 takes any that is free",
+            f"cannot listen on `{host}:{port}`: {reason}", hint=hint
         ) from error
     with listener:
         yield listener

@@ -128,7 +128,7 @@ def _tell_what_stays(names: list[str], *, models: bool) -> None:
     if runtime is not None and is_there(runtime) and not holds_runtime_of_ours(runtime):
         say(f"`{runtime}` stays: it was not made by this package")
     if names and not models:
-        say(f"{len(names)} models stay; --models removes them too: {', '.join(names)}")
+        say(f"models that stay, unless you say --models: {', '.join(names)}")
 
 
 def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:

@@ -104,6 +104,8 @@ def test_version_in_every_way_of_asking(cli_here: Cli, word: str):
         ("clean", "rm M"),
         ("status", "ps"),
         ("get", "pull M"),
+        ("start", "run M"),
+        ("prune", "rm M"),
     ],
 )
 def test_words_of_other_tools(cli_here: Cli, word: str, meant: str):

@@ -1,11 +1,15 @@
 """`rm` removes what was downloaded, and nothing that is the user's own."""
 
 import json
+import os
+import pty
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake
-from unit.cli.conftest import Cli
+from faults.support import FAST, PATIENCE, Fake
+from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.server import lease, running_servers
 
@@ -36,6 +40,32 @@ def test_removed_when_told_so(cli_here: Cli, cached: Path):
     assert not cached.exists()
     assert not (cached.parent / ".locks" / cached.name).exists()
     assert (cached.parent / "models--org--other").exists()
+
+
+def test_several_are_removed(cli_here: Cli, cached: Path):
+    """All or, where one is not here, none."""
+    done = cli_here("rm", REPOSITORY, "org/none", "--yes")
+    assert done.returncode == 1
+    assert "`org/none` is not on this machine" in done.stderr
+    assert cached.exists()
+    assert cli_here("rm", REPOSITORY, "org/other", "--yes").returncode == 0
+    assert not list(cached.parent.glob("models--*"))
+
+
+def test_ctrl_c_at_the_question(cached: Path):
+    """It ends with the exit code of Ctrl-C, and removes nothing."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command("rm", REPOSITORY), stdin=theirs, stderr=subprocess.PIPE, start_new_session=True
+    ) as asking:
+        assert asking.stderr is not None
+        while b"[y/N]" not in os.read(asking.stderr.fileno(), 1 << 16):
+            pass
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(PATIENCE) == 130
+    os.close(ours)
+    os.close(theirs)
+    assert cached.exists()
 
 
 def test_nobody_is_there_to_ask(cli_here: Cli, cached: Path):
@@ -96,4 +126,5 @@ def test_a_link_goes_and_what_it_leads_to_stays(cli_here: Cli, cached: Path, tmp
 def test_what_is_not_here(cli_here: Cli):
     """It is an error, as for every other command."""
     done = cli_here("rm", REPOSITORY, "--yes")
-    assert (done.returncode, done.stderr) == (1, f"error: `{REPOSITORY}` is not on this machine\n")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: `{REPOSITORY}` is not on this machine\n")

@@ -107,6 +107,38 @@ def test_what_is_no_text_is_wrong_usage(fake: Fake):
     assert b"standard input is not text" in done.stderr
 
 
+@pytest.mark.parametrize(("words", "piped"), [([b"hi"], b"\xff"), ([b"\xff"], b"")])
+def test_bytes_that_are_no_text_are_wrong_usage_in_any_locale(
+    fake: Fake, words: list[bytes], piped: bytes
+):
+    """Without a locale, as in a container or a cron job, Python takes any bytes for text."""
+    arguments = [*map(str.encode, command("run", str(fake.model))), *words]
+    done = subprocess.run(
+        arguments,
+        input=piped,
+        capture_output=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith("LC_")} | {"LANG": "C"},
+    )
+    assert (done.returncode, fake.starts()) == (2, [])
+    assert b"the prompt is not text" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["/bye", "exit", "quit", "/exit"])
+def test_a_conversation_ends_as_in_other_programs(word: str, capsys: pytest.CaptureFixture):
+    """Also with what Python's prompt and other tools take; commands of Ollama's are no question."""
+
+    class Model:
+        def stream(self, messages):
+            yield AIMessageChunk(messages[-1].text)
+
+    talk = Conversation(Model(), None, verbose=False)
+    talk.converse(iter(["/set system x", "/usr/bin/env does what?", word, "more"]), lambda: None)
+    said = capsys.readouterr()
+    assert said.out == "/usr/bin/env does what?\n"
+    assert "`/set` is not a command" in said.err
+
+
 def test_an_error_does_not_end_a_conversation(capsys: pytest.CaptureFixture):
     """It is told, and the next question is answered with what was said before."""
 

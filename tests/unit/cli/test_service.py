@@ -4,6 +4,7 @@ import json
 import plistlib
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,18 @@ SERVICE = Service(
 )
 
 
+def free_port() -> str:
+    """Return one that a service can have."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
+@pytest.fixture
+def port() -> str:
+    """One that a service can have."""
+    return free_port()
+
+
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
     """A `systemctl` that notes what it is asked for."""
@@ -49,17 +62,17 @@ esac
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
-def test_installed_seen_and_removed(cli_here: Cli, notes: Path, home: Path):
+def test_installed_seen_and_removed(cli_here: Cli, notes: Path, home: Path, port: str):
     """The unit is written, started, seen and removed again; nothing is left."""
     path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
     unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
     assert cli_here("service", "status", PATH=path).returncode == 1
-    done = cli_here(
-        "service", "install", "mlx-community/Qwen3-4B-4bit", "--port", "8123", PATH=path
-    )
+    done = cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", "--port", port, PATH=path)
     assert done.returncode == 0, done.stderr
     assert f'Environment="PATH={path}"' in unit.read_text()
-    assert '"mlx-community/Qwen3-4B-4bit" "--host" "127.0.0.1" "--port" "8123"' in unit.read_text()
+    assert (
+        f'"mlx-community/Qwen3-4B-4bit" "--host" "127.0.0.1" "--port" "{port}"' in unit.read_text()
+    )
     assert cli_here("service", "status", PATH=path).returncode == 0
     assert json.loads(cli_here("service", "status", "--json", PATH=path).stdout) == {
         "file": str(unit),
@@ -79,7 +92,11 @@ def test_installed_seen_and_removed(cli_here: Cli, notes: Path, home: Path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
 def test_what_is_meant_here_is_meant_there(
-    cli_here: Cli, notes: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli_here: Cli,
+    notes: Path,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """A relative model and all settings hold for a service, which starts elsewhere; no secrets."""
     fill(tmp_path / "model")
@@ -94,7 +111,15 @@ def test_what_is_meant_here_is_meant_there(
         "HF_ENDPOINT": "https://me:secret@hub.example.com",
         "HF_HUB_OFFLINE": "1",
     }
-    done = cli_here("service", "install", "./model", PATH=f"{notes.parent / 'bin'}:/bin", **given)
+    done = cli_here(
+        "service",
+        "install",
+        "./model",
+        "--port",
+        free_port(),
+        PATH=f"{notes.parent / 'bin'}:/bin",
+        **given,
+    )
     assert done.returncode == 0, done.stderr
     unit = (home / ".config" / "systemd" / "user" / "car-vllm.service").read_text()
     assert f'"serve" "{tmp_path / "model"}"' in unit
@@ -110,7 +135,7 @@ def test_what_is_meant_here_is_meant_there(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
-def test_a_former_service_has_ended_before_the_next(cli_here: Cli, notes: Path):
+def test_a_former_service_has_ended_before_the_next(cli_here: Cli, notes: Path, port: str):
     """One that takes a moment to end is waited for: launchd would refuse to start the next."""
     running = notes.with_name("running")
     (notes.parent / "bin" / "systemctl").write_text(
@@ -125,18 +150,25 @@ esac
     )
     path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
     for _ in range(2):
-        done = cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path)
+        done = cli_here(
+            "service", "install", "mlx-community/Qwen3-4B-4bit", "--port", port, PATH=path
+        )
         assert done.returncode == 0, done.stderr
     assert running.with_suffix(".ending").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
 def test_a_service_whose_program_is_gone_is_told(
-    cli_here: Cli, notes: Path, home: Path, tmp_path: Path
+    cli_here: Cli, notes: Path, home: Path, tmp_path: Path, port: str
 ):
     """Its Python was upgraded, or its environment made anew; it fails at every login."""
     path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
-    assert cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", PATH=path).returncode == 0
+    assert (
+        cli_here(
+            "service", "install", "mlx-community/Qwen3-4B-4bit", "--port", port, PATH=path
+        ).returncode
+        == 0
+    )
     unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
     unit.write_text(unit.read_text().replace(sys.executable, "/gone/my python"))
     notes.with_name("running").unlink()
@@ -180,9 +212,43 @@ def test_launchd_knows_what_does_not_run(state: str, runs: bool):
     assert not agent.is_idle("another format\n")
 
 
-def test_a_system_without_services(cli_here: Cli):
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--keep-alive", "soon"], "must be a duration"),
+        (["--host", "0.0.0.0"], "needs a key of yours"),
+        (["--api-key-file", "none"], "the key file `none` cannot be read: No such file"),
+        (["--port", "TAKEN"], "cannot listen on"),
+    ],
+)
+def test_what_cannot_be_served_is_no_service(
+    cli_here: Cli, notes: Path, home: Path, words: list[str], said: str
+):
+    """The system would start it again and again, and nobody would see why it fails."""
+    path = f"{notes.parent / 'bin'}:/usr/bin:/bin"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        given = [str(listener.getsockname()[1]) if word == "TAKEN" else word for word in words]
+        done = cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", *given, PATH=path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "hint: " in done.stderr
+    assert not notes.exists()
+    assert not (home / ".config").exists()
+
+
+@pytest.mark.parametrize(("word", "meant"), [("uninstall", "remove"), ("start", "install")])
+def test_words_of_other_keepers_of_services(cli_here: Cli, word: str, meant: str):
+    """The nearest name of a command would be its opposite."""
+    help_of = {w: cli_here("service", w, "-h").stdout for w in (word, meant)}
+    assert help_of[word].partition("\n")[2] == help_of[meant].partition("\n")[2]
+
+
+def test_a_system_without_services(cli_here: Cli, port: str):
     """The error names what can be done instead."""
-    done = cli_here("service", "install", "mlx-community/Qwen3-4B-4bit", PATH="/nonexistent")
+    done = cli_here(
+        "service", "install", "mlx-community/Qwen3-4B-4bit", "--port", port, PATH="/nonexistent"
+    )
     assert done.returncode == 1
     assert "hint: run `car-vllm serve` in a terminal instead" in done.stderr
 

@@ -263,6 +263,18 @@ def test_a_port_that_is_taken(cli: Cli, fake: Fake):
     assert "hint: name another port" in done.stderr
 
 
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.9", "a" * 70])
+def test_an_address_that_is_not_this_machines(cli: Cli, fake: Fake, tmp_path: Path, host: str):
+    """The hint is about the address: another port would not help."""
+    key = tmp_path / "key"
+    key.write_text("sesame\n")
+    key.chmod(0o600)
+    done = cli("serve", str(fake.model), "--host", host, "--api-key-file", str(key))
+    assert (done.returncode, fake.starts()) == (1, [])
+    assert "that is not an address of this machine" in done.stderr
+    assert "hint: leave --host out" in done.stderr
+
+
 def test_variables_for_a_shell(fake: Fake):
     """`eval "$(car-vllm env MODEL)"` is all that another program needs."""
     script = (

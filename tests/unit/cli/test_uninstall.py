@@ -64,7 +64,7 @@ def test_a_dry_run_lists_and_leaves(cli_here: Cli, home: Path):
     kinds = [line.split("  ")[0] for line in done.stdout.splitlines()[1:]]
     assert kinds == ["run state", "prefix cache", "runtime"]
     assert "would free 0.3 MB" in done.stderr
-    assert "1 models stay; --models removes them too: org/model" in done.stderr
+    assert "models that stay, unless you say --models: org/model" in done.stderr
     assert listing(home) == before
 
 

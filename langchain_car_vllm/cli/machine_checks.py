@@ -14,46 +14,21 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
+from langchain_car_vllm.cli import install_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
-from langchain_car_vllm.cli.runtime_checks import check_binary, check_release
-from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN, inherited_environment
-from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.paths import (
-    RECONNECT,
-    broken_link,
-    can_be_made,
-    car_home,
-    existing_part,
-    managed_root,
-    run_root,
-)
-from langchain_car_vllm.runtime import installed_version
-from langchain_car_vllm.runtime.commands import run_step
-from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
-from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
-from langchain_car_vllm.runtime.host import check_host, current_host, is_translated
-from langchain_car_vllm.runtime.locate import (
-    binary_passed_over,
-    binary_to_launch,
-    is_managed,
-    overriding_binary,
-)
-from langchain_car_vllm.runtime.marker import is_incomplete
+from langchain_car_vllm.paths import RECONNECT, broken_link, car_home, existing_part, run_root
+from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
-from langchain_car_vllm.runtime.uv_binary import find_uv
-from langchain_car_vllm.runtime.versions import version_warning
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
-from langchain_car_vllm.server.client.spawn import package_path
 from langchain_car_vllm.server.directory import (
     explain_os_errors,
     foreign_directories,
     make_checked,
 )
-from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.memory import budget_bytes
@@ -73,101 +48,12 @@ fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.read()
 """
-_SUPERVISES = """
-import platform
-import langchain_car_vllm.server.supervisor.lifecycle
-print(platform.python_version())
-"""
-_OTHER_PYTHON = "unset CAR_VLLM_PYTHON, or name one that has langchain-car-vllm installed"
 _LISTENS = """
 import socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
 sys.stdin.read()
 """
-
-
-def _host() -> str:
-    host = current_host()
-    check_host(host)
-    check_release(host)
-    release = ".".join(map(str, host.release))
-    system = "macOS" if host.system == "darwin" else f"{host.system} with glibc"
-    return f"{system} {release or 'of unknown version'} on {host.machine}"
-
-
-def _python() -> str:
-    python = supervisor_python()
-    try:
-        version = run_step(
-            "python",
-            [python, "-P", "-c", _SUPERVISES],
-            directory=Path(),
-            environment=supervisor_environment(inherited_environment(), package_path()),
-        )
-    except ProvisionError as error:
-        raise Finding(f"`{python}` runs no supervisor: {error.detail}", _OTHER_PYTHON) from error
-    said = f"{version} in `{python}`"
-    if is_translated(current_host()):
-        raise Warned(
-            f"{said} is a Python for Intel, which Rosetta translates; the runtime has its own",
-            "use a Python for Apple silicon: it is faster and starts sooner",
-        )
-    return said
-
-
-def _uv() -> str:
-    found, named = find_uv(), CAR_UV.read()
-    if named and found != Path(named).absolute():
-        raise Warned(
-            f"CAR_UV=`{named}` is not a uv that works, and is ignored: `{found}` is used",
-            "unset or correct it",
-        )
-    return f"`{found}`"
-
-
-def _runtime() -> str:
-    root = managed_root()
-    named = CAR_VLLM_MLX_BIN.read()
-    if named and overriding_binary() is None:
-        raise Warned(
-            f"CAR_VLLM_MLX_BIN=`{named}` is not a file and is ignored", "unset or correct it"
-        )
-    found = binary_to_launch()
-    place = root if found is None or is_managed(found) else None
-    if place is not None and is_noexec(place):
-        raise Finding(f"the disk of `{place}` lets no program run (noexec)", ELSEWHERE)
-    if found is None:
-        raise _missing_runtime(root)
-    version = installed_version(found)
-    check_binary(found, version)
-    if warning := version_warning(version, found):
-        raise Warned(warning)
-    if passed := binary_passed_over():
-        raise Warned(
-            f"`{passed.binary}` is found first but not used: it {passed.reason}; "
-            f"vllm-mlx {version} in `{found}` is used"
-        )
-    return f"vllm-mlx {version or 'of unknown version'} in `{found}`"
-
-
-def _missing_runtime(root: Path | None) -> Finding:
-    """Return what to say where there is no runtime."""
-    if root is not None and is_incomplete(root):
-        return Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
-    if root is not None and (broken := broken_link(root)):
-        return Finding(f"vllm-mlx is not found: {broken}", RECONNECT)
-    if root is None or not can_be_made(root):
-        return Finding(
-            f"vllm-mlx is not installed, and `{root or '~/.car'}` cannot be made for it",
-            "set CAR_HOME to a folder that you can write to",
-        )
-    if stranger := find_stranger(root):
-        return Finding(
-            f"vllm-mlx is not installed, and `{root}` holds other files, such as `{stranger}`",
-            OF_ITS_OWN,
-        )
-    return Warned(f"vllm-mlx is not installed; the first call installs it into `{root}`")
 
 
 def _home() -> str:
@@ -370,10 +256,7 @@ def _child(code: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
-    ("host", _host),
-    ("python", _python),
-    ("uv", _uv),
-    ("runtime", _runtime),
+    *install_checks.CHECKS,
     ("home", _home),
     ("locks", _locks),
     ("port", _port),

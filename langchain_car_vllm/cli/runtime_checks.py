@@ -1,36 +1,40 @@
-"""The checks of `doctor` on limits, certificates and MLX itself."""
+"""The checks of `doctor` on limits, certificates, panics, and MLX and its mends themselves."""
 
 import json
+import platform
+import re
 import resource
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.output import size
-from langchain_car_vllm.cli.stability_checks import check_mends, check_panics
-from langchain_car_vllm.environment import CAR_VLLM_MLX_BIN, SSL_CERT_FILE
+from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.models.proxies import find_proxies
-from langchain_car_vllm.paths import managed_root
 from langchain_car_vllm.runtime import interpreter_of
 from langchain_car_vllm.runtime.commands import run_step
-from langchain_car_vllm.runtime.host import Host
-from langchain_car_vllm.runtime.locate import binary_to_launch, is_managed
+from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.uv_settings import has_system_certificates
-from langchain_car_vllm.runtime.virtual_environment import holds_server
 from langchain_car_vllm.server import running_servers
+from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.memory import budget_bytes
+from langchain_car_vllm.server.supervisor.child import install_launcher
 from langchain_car_vllm.support.printable import printable
 from langchain_car_vllm.support.proxy_variables import is_socks
 
 _ENOUGH_FILES = 1024
-_PATIENCE = 30.0
-# The wheel that these versions select is built for 26.2, and fails on an M5.
-_UNFIT_MACOS = ((26, 0), (26, 2))
+_REPORTS = Path("/Library/Logs/DiagnosticReports")
+_DAYS = 30
+_MOST_BYTES = 4_000_000
+_PYTHON, _GPU = re.compile(rb"\bpython", re.IGNORECASE), re.compile(rb"IOGPU")
+_DONE = ("applied", "not needed")
 _COMPANY = ("ollama", "lm studio", "lms", "mlx_lm", "mlx_vlm", "vllm-mlx", "llama-server")
 _ONE_OPERATION = """
 import json
@@ -45,50 +49,6 @@ print(json.dumps({
     "working_set": device.get("max_recommended_working_set_size"),
 }))
 """
-
-
-def check_release(host: Host) -> None:
-    """Warn of a macOS that MLX's newest wheel does not fit."""
-    oldest, fixed = _UNFIT_MACOS
-    if host.system == "darwin" and oldest <= host.release[:2] < fixed:
-        raise Warned(
-            f"macOS {'.'.join(map(str, host.release))}: MLX may fail on an M5, its wheel is built "
-            "for macOS 26.2",
-            "update to macOS 26.2 or newer",
-        )
-
-
-def check_binary(binary: Path, version: str | None) -> None:
-    """Try the Python of a managed install, and any binary of a version that nothing tells.
-
-    Raises:
-        Warned: The next call mends it.
-        Finding: It does not answer as `vllm-mlx` does.
-    """
-    root = managed_root()
-    if root is not None and is_managed(binary) and not holds_server(root):
-        raise Warned(
-            f"the Python of `{root}` does not run, or was upgraded to another one",
-            "run `car-vllm install`, or leave it to the next call",
-        )
-    if version is not None:
-        return
-    give_up_at = time.monotonic() + _PATIENCE
-
-    def keep_going(_line: str | None) -> None:
-        if time.monotonic() > give_up_at:
-            raise ProvisionError("try", f"it did not end within {_PATIENCE:g} s")
-
-    try:
-        command = [binary, "--help"]
-        said = run_step("try", command, directory=binary.parent, on_line=keep_going)
-        wrong = None if "serve" in said else "`--help` names no `serve`"
-    except ProvisionError as error:
-        wrong = error.detail
-    if wrong is not None:
-        named = CAR_VLLM_MLX_BIN.read()
-        cure = "unset CAR_VLLM_MLX_BIN" if named else "take it off PATH"
-        raise Finding(f"`{binary}` does not answer as vllm-mlx does: {wrong}", cure)
 
 
 def check_files() -> str:
@@ -187,6 +147,73 @@ def check_company() -> str:
         return "no other server of models runs"
     held = ", ".join(f"`{name}` {size(memory)}" for name, memory in others.items())
     raise Warned(f"others hold memory that models could have: {held}", "end what you do not need")
+
+
+def check_panics() -> str:
+    """Look for reports of macOS that name Python and the GPU's driver."""
+    if platform.system() != "Darwin":
+        return "only macOS keeps reports of them"
+    since = time.time() - _DAYS * 86_400
+    found, unread = [], 0
+    for report in sorted(_REPORTS.glob("*.panic")):
+        try:
+            modified = report.stat().st_mtime
+            if modified < since:
+                continue
+            with report.open("rb") as file:
+                text = file.read(_MOST_BYTES)
+        except OSError:
+            unread += 1
+            continue
+        if _PYTHON.search(text) and _GPU.search(text):
+            found.append((modified, report.name))
+    if found:
+        modified, name = max(found)
+        day = datetime.fromtimestamp(modified, UTC).date()
+        raise Warned(
+            f"macOS panicked {len(found)} times in {_DAYS} days in the GPU's driver under Python, "
+            f"the last time on {day} (`{name}`)",
+            "update macOS, set CAR_VLLM_MLX_WIRED=0, and lower CAR_VLLM_MLX_MEMORY_GB",
+        )
+    left_out = f"; {unread} reports cannot be read" if unread else ""
+    return f"none in {_DAYS} days in the GPU's driver under Python{left_out}"
+
+
+def check_mends() -> str:
+    """Have the launcher look what it would mend in the runtime, and list it."""
+    binary = binary_to_launch()
+    interpreter = interpreter_of(binary) if binary else None
+    if interpreter is None:
+        raise Warned("there is no runtime to mend", "run `car-vllm install`")
+    with TemporaryDirectory(prefix="car-vllm-") as folder:
+        install_launcher(ServerDirectory(Path(folder)))
+        try:
+            said = run_step(
+                "mends", [interpreter, Path(folder) / "launch.py", "check"], directory=Path(folder)
+            )
+        except ProvisionError as error:
+            raise Finding(
+                f"the runtime's modules cannot be looked at: {error.detail}",
+                "run `car-vllm install --upgrade`",
+            ) from error
+    last = [line for line in said.splitlines() if line.startswith("{")][-1]
+    states: dict[str, dict[str, str]] = json.loads(last)
+    parts = [_format_state(name, **state) for name, state in states.items()]
+    others = {s["state"] for s in states.values()} - set(_DONE) - {"not imported"}
+    if others:
+        raise Warned(
+            ", ".join(parts),
+            "the server runs as it was published there: run `car-vllm install --upgrade`, and "
+            "report it if it stays",
+        )
+    return ", ".join(parts)
+
+
+def _format_state(name: str, *, state: str, detail: str, purpose: str) -> str:
+    del purpose
+    if state == "applied":
+        return f"`{name}` applies"
+    return f"`{name}` {state}{f' ({detail})' if detail else ''}"
 
 
 CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (

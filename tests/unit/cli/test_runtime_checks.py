@@ -6,7 +6,7 @@ import sys
 import pytest
 from unit.cli.conftest import runtime_that_says
 
-from langchain_car_vllm.cli import runtime_checks
+from langchain_car_vllm.cli import install_checks, runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.runtime.host import Host
 
@@ -15,13 +15,13 @@ from langchain_car_vllm.runtime.host import Host
 def test_a_macos_that_mlx_does_not_fit(release):
     """The newest wheel is for 26.2; older ones of that line are warned about."""
     with pytest.raises(Warned, match=r"26\.2"):
-        runtime_checks.check_release(Host("darwin", "arm64", release))
+        install_checks.check_release(Host("darwin", "arm64", release))
 
 
 @pytest.mark.parametrize("release", [(14, 0), (15, 7), (26, 2), (27, 0), ()])
 def test_a_macos_that_mlx_fits(release):
     """Every other version passes, and one that is unknown."""
-    runtime_checks.check_release(Host("darwin", "arm64", release))
+    install_checks.check_release(Host("darwin", "arm64", release))
 
 
 def test_a_low_hard_limit_is_warned_about(monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from unit.cli.conftest import runtime_that_says
 
-from langchain_car_vllm.cli import stability_checks
+from langchain_car_vllm.cli import runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 
 PANIC = (
@@ -22,7 +22,7 @@ PANIC = (
 def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of reports of a machine that looks like a Mac."""
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(stability_checks, "_REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(runtime_checks, "_REPORTS", tmp_path / "reports")
     return tmp_path / "reports"
 
 
@@ -39,30 +39,30 @@ def test_panics_of_the_gpu_under_python_are_told(reports: Path):
     write(reports, "panic-full-1.panic", "IOGPUMemory", "Python", days=2)
     write(reports, "panic-full-2.panic", "IOGPUMemory", "python3.12")
     with pytest.raises(Warned, match=r"panicked 2 times.*panic-full-2\.panic") as caught:
-        stability_checks.check_panics()
+        runtime_checks.check_panics()
     assert "CAR_VLLM_MLX_WIRED=0" in (caught.value.hint or "")
 
 
 def test_other_panics_are_not_ours(reports: Path):
     """Old ones, other drivers, other programs, other files, and no folder at all."""
-    assert "none in 30 days" in stability_checks.check_panics()
+    assert "none in 30 days" in runtime_checks.check_panics()
     write(reports, "old.panic", "IOGPUMemory", "Python", days=40)
     write(reports, "driver.panic", "AppleANE", "Python")
     write(reports, "program.panic", "IOGPUMemory", "WindowServer")
     write(reports, "report.ips", "IOGPUMemory", "Python")
     (reports / "folder.panic").mkdir()
-    assert "1 reports cannot be read" in stability_checks.check_panics()
+    assert "1 reports cannot be read" in runtime_checks.check_panics()
 
 
 def test_elsewhere_there_are_none():
     """On Linux nothing is looked for."""
-    assert "macOS" in stability_checks.check_panics()
+    assert "macOS" in runtime_checks.check_panics()
 
 
 def test_mends_are_listed_with_what_becomes_of_them(tmp_path, monkeypatch):
     """By the launcher itself, here under a Python that has none of the modules."""
     runtime_that_says(tmp_path, monkeypatch, f'exec {sys.executable} "$@"')
-    told = stability_checks.check_mends()
+    told = runtime_checks.check_mends()
     assert "`batch-processors` not imported" in told
     assert "`memory-limits` not imported" in told
 
@@ -75,15 +75,15 @@ def test_a_mend_that_steps_aside_is_a_warning(tmp_path, monkeypatch):
     )
     runtime_that_says(tmp_path, monkeypatch, f"echo '{said}'; echo noise >&2")
     with pytest.raises(Warned, match=r"`a` applies, `b` stepped aside \(there is no x\)"):
-        stability_checks.check_mends()
+        runtime_checks.check_mends()
 
 
 def test_a_runtime_that_cannot_be_looked_at(tmp_path, monkeypatch):
     """Its Python fails: that is a failure with a cure; without a runtime it is a warning."""
     runtime_that_says(tmp_path, monkeypatch, "echo broken >&2; exit 3")
     with pytest.raises(Finding, match="broken"):
-        stability_checks.check_mends()
+        runtime_checks.check_mends()
     monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Warned, match="no runtime"):
-        stability_checks.check_mends()
+        runtime_checks.check_mends()

@@ -201,7 +201,11 @@ def test_ctrl_c_ends_an_answer(fake: Fake, tmp_path: Path):
 def talking_on_a_terminal(server: Server) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
     """Run a conversation whose three streams are a terminal; yields its other end."""
     ours, theirs = pty.openpty()
-    environment = os.environ | {"CAR_VLLM_MLX_BASE_URL": server.base_url, "TERM": "xterm"}
+    environment = os.environ | {
+        "CAR_VLLM_MLX_BASE_URL": server.base_url,
+        "TERM": "xterm",
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here tells where the cursor is
+    }
     process = subprocess.Popen(
         command("run", "m", "-v"), stdin=theirs, stdout=theirs, stderr=theirs, env=environment
     )

@@ -10,7 +10,7 @@ from fakes.dialect_server import Server
 from fakes.reply import Reply, Script, helpful
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.wire.transport import remote
+from langchain_car_vllm.wire.transport import remote, request_progress
 
 Serve = Callable[..., tuple[ChatVllmMlx, Dialect]]
 
@@ -33,3 +33,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             return ChatVllmMlx(**{"model": "m", "base_url": server.base_url, **fields}), spoken
 
         yield start
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a fifth of a second count as long for a request."""
+    monkeypatch.setattr(request_progress, "_PATIENCE", 0.2)
+    monkeypatch.setattr(request_progress, "_PAUSE", 0.2)

@@ -119,6 +119,7 @@ def test_two_requests_of_a_call_have_no_prefill_of_their_own():
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.usefixtures("impatient")
 def test_the_status_tells_what_only_the_server_knows(serve, way):
     """Cached tokens, and the time to the first token of an answer that comes whole."""
     asked, began = threading.Event(), time.monotonic()

@@ -17,7 +17,6 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.progress.timings import Stopwatch
-from langchain_car_vllm.wire.transport import request_progress
 from langchain_car_vllm.wire.transport.request_progress import (
     Watch,
     entry_of,
@@ -69,13 +68,6 @@ class Story:
         self.heard.append(progress)
         if len(self.heard) == len(self._statuses):
             self._gate.set()
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a fifth of a second count as long."""
-    monkeypatch.setattr(request_progress, "_PATIENCE", 0.2)
-    monkeypatch.setattr(request_progress, "_PAUSE", 0.2)
 
 
 def told(story: Story, serve: Any) -> tuple[ChatVllmMlx, Dialect]:

@@ -22,6 +22,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server import Lease, ServerSpec, alease
+from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.errors import PromptTooLongError
 from langchain_car_vllm.wire.request.token_count import measure_foreign_request
@@ -260,11 +261,10 @@ async def _admitted(held: Lease, scope: Message, body: bytes) -> AsyncIterator[P
 
 
 def _reserved_tokens(body: bytes, room: int | None) -> int:
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
+    asked = read_json_object(body)
+    if asked is None:
         return 1  # the server refuses it
-    return measure_foreign_request(asked).reserved_tokens(room) if isinstance(asked, dict) else 1
+    return measure_foreign_request(asked).reserved_tokens(room)
 
 
 async def _pass_on(

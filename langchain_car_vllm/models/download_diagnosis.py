@@ -1,6 +1,5 @@
 """Why a model cannot be had: what the Hub, or a download's log, says, as cause and cure."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from langchain_car_vllm.models.ids import nearest_ids
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import repository_folder
 from langchain_car_vllm.paths import RECONNECT, broken_link
+from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.printable import on_one_line
 
 Task = Literal["ask", "download", "update"]
@@ -90,11 +90,8 @@ def log_tail(log: Path, most: int = _TAIL_BYTES) -> str:
 
 def _verdict(text: str) -> dict[str, Any] | None:
     lines = [line for line in text.splitlines() if line.startswith(VERDICT)]
-    try:
-        found = json.loads(lines[-1].removeprefix(VERDICT)) if lines else None
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and "kind" in found else None
+    found = read_json_object(lines[-1].removeprefix(VERDICT)) if lines else None
+    return found if found is not None and "kind" in found else None
 
 
 _MARKS = (

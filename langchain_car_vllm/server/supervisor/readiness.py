@@ -1,15 +1,15 @@
 """When a starting server can serve: the tests that it has to pass, in their order."""
 
-import json
 import secrets
 from http import HTTPStatus
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
 from langchain_car_vllm.server.process import group_members
 from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fetch
+from langchain_car_vllm.support.json_objects import read_json_object
 
 _LONGEST_ANSWER = 1_000_000
 _LONGEST_NAME = 80
@@ -116,11 +116,8 @@ def _health_problem(port: int, served_model: str, timeout: float) -> str | None:
     answer = _get(port, "/health", {}, timeout)
     if answer is None or answer.status != HTTPStatus.OK:
         return f"answers {_status_text(answer and answer.status)}, not 200"
-    try:
-        health: Any = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        health = None
-    if not isinstance(health, dict):
+    health = read_json_object(answer.body)
+    if health is None:
         return "does not answer with a JSON object"
     if (name := health.get("model_name")) != served_model:
         return f"names the model {str(name)[:_LONGEST_NAME]!r}, not {served_model!r}"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.wire.errors import PromptTooLongError
 
 PATH = "/messages/count_tokens"
@@ -37,11 +38,7 @@ def count_request(
 
 def read_count(answer: bytes | bytearray) -> int | None:
     """Return the number in an answer, None where there is none."""
-    try:
-        told = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None
-    found = told.get("input_tokens") if isinstance(told, Mapping) else None
+    found = (read_json_object(answer) or {}).get("input_tokens")
     return found if isinstance(found, int) else None
 
 

@@ -1,7 +1,6 @@
 """What an endpoint that somebody else runs says of itself."""
 
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fetch
+from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.os_limits import hint_for_limit
 from langchain_car_vllm.support.process_state import ProcessLock
 from langchain_car_vllm.wire.errors import (
@@ -148,7 +148,7 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
         if response.status == HTTPStatus.NOT_FOUND:
             refused.hint = hint_for_path(endpoint.shown_url, text)
         raise refused
-    found = _object(response.body)
+    found = read_json_object(response.body)
     if found is None:
         raise ServerFailedError(
             f"{endpoint.shown_url}/models is not the list of models of an OpenAI API",
@@ -198,7 +198,7 @@ def get_json(
         response = _get(base_url, path, key, headers, seconds, is_ours=is_ours)
     except HttpError:
         return None, None
-    return response.status, _object(response.body)
+    return response.status, read_json_object(response.body)
 
 
 def _get(
@@ -218,11 +218,3 @@ def _get(
         headers={**bearer, **{name.lower(): value for name, value in headers}},
         is_ours=is_ours,
     )
-
-
-def _object(body: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

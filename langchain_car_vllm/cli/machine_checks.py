@@ -24,11 +24,7 @@ from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
-from langchain_car_vllm.server.directory import (
-    explain_os_errors,
-    foreign_directories,
-    make_checked,
-)
+from langchain_car_vllm.server.directory import explain_os_errors, foreign_directories, make_checked
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.memory import budget_bytes

@@ -41,10 +41,7 @@ from langchain_car_vllm.decisions.request_type import (
     check_questions,
     check_request,
 )
-from langchain_car_vllm.errors import (
-    CarVllmError,
-    InvalidRequestError,
-)
+from langchain_car_vllm.errors import CarVllmError, InvalidRequestError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields

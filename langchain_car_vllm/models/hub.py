@@ -23,11 +23,7 @@ from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError, UnservableModelError
 from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.download_diagnosis import download_error, no_model
-from langchain_car_vllm.models.hub_account import (
-    checked_endpoint,
-    hub_endpoint,
-    sendable_token,
-)
+from langchain_car_vllm.models.hub_account import checked_endpoint, hub_endpoint, sendable_token
 from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
 from langchain_car_vllm.models.model_files import parse_object
 from langchain_car_vllm.models.proxies import HttpProxies, connect_with, find_proxies, find_proxy

@@ -21,11 +21,7 @@ from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
 from langchain_car_vllm.runtime.install_steps import Work, install
-from langchain_car_vllm.runtime.locate import (
-    binary_to_launch,
-    is_managed,
-    resolve_existing,
-)
+from langchain_car_vllm.runtime.locate import binary_to_launch, is_managed, resolve_existing
 from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import needed_mb, wanted_requirements

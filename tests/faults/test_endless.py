@@ -7,10 +7,7 @@ import shutil
 import pytest
 from faults.support import FAST, Background, ClientProcess, Fake, error_of_lease
 
-from langchain_car_vllm.errors import (
-    ServerStartError,
-    StateDirectoryError,
-)
+from langchain_car_vllm.errors import ServerStartError, StateDirectoryError
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.directory import server_directory
 

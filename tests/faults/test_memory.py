@@ -19,10 +19,7 @@ from faults.support import (
 )
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.errors import (
-    InsufficientMemoryError,
-    ServerCrashedError,
-)
+from langchain_car_vllm.errors import InsufficientMemoryError, ServerCrashedError
 from langchain_car_vllm.server import ServerSpec, directory_of, lease, running_servers
 from langchain_car_vllm.server.state import read_state
 

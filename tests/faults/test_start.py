@@ -8,14 +8,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from faults.support import (
-    FAST,
-    Background,
-    ClientProcess,
-    Fake,
-    ask,
-    eventually,
-)
+from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
 
 from langchain_car_vllm.errors import ServerStartError, ServerStartingError
 from langchain_car_vllm.progress import Progress

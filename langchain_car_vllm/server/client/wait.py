@@ -25,9 +25,7 @@ from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.memory_turn import MemoryTurn
 from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
-from langchain_car_vllm.server.client.process_lease import (
-    ProcessLease,
-)
+from langchain_car_vllm.server.client.process_lease import ProcessLease
 from langchain_car_vllm.server.client.replacement import Replacement
 from langchain_car_vllm.server.client.spawn import NoReportError, Start
 from langchain_car_vllm.server.client_record import promise

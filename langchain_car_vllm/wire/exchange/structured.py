@@ -15,11 +15,7 @@ from langchain_car_vllm.wire.answer.held_text import (
     read_constrained,
 )
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
-from langchain_car_vllm.wire.errors import (
-    AnswerError,
-    InvalidRequestError,
-    StructuredOutputError,
-)
+from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError, StructuredOutputError
 from langchain_car_vllm.wire.exchange.attempt import Attempt, Body, Names
 from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.reasoning import REASONING, without_thinking

@@ -23,11 +23,7 @@ import httpx2
 from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.support.threads import run_wait
-from langchain_car_vllm.wire.transport.port_guard import (
-    AsyncGuardedBackend,
-    GuardedBackend,
-    IsOurs,
-)
+from langchain_car_vllm.wire.transport.port_guard import AsyncGuardedBackend, GuardedBackend, IsOurs
 
 _MOST_POOLS = 64
 _SHARE = 4

@@ -16,11 +16,7 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress import OnProgress, Progress, Stage, Teller
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
-from langchain_car_vllm.wire.transport.remote import (
-    get_json,
-    lacks_status,
-    note_missing_status,
-)
+from langchain_car_vllm.wire.transport.remote import get_json, lacks_status, note_missing_status
 
 log = logging.getLogger("langchain_car_vllm")
 

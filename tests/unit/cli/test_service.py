@@ -13,13 +13,7 @@ import pytest
 from unit.cli.conftest import Cli
 from unit.cli.model_folders import fill
 
-from langchain_car_vllm.cli.service import (
-    Service,
-    Supervisor,
-    find_supervisor,
-    launchd,
-    systemd,
-)
+from langchain_car_vllm.cli.service import Service, Supervisor, find_supervisor, launchd, systemd
 from langchain_car_vllm.errors import ConfigurationError
 
 SERVICE = Service(

@@ -11,11 +11,7 @@ import psutil
 import pytest
 
 from langchain_car_vllm.runtime import metal
-from langchain_car_vllm.runtime.metal import (
-    known_working_set,
-    learn_working_set,
-    working_set_limit,
-)
+from langchain_car_vllm.runtime.metal import known_working_set, learn_working_set, working_set_limit
 
 GIB = 2**30
 

@@ -7,13 +7,8 @@ import pytest
 from unit.runtime.process_control import end_tree, wait_until
 from unit.runtime.provisioning import ENSURE, MAC, make_foreign
 
-from langchain_car_vllm.errors import (
-    ProvisionError,
-)
-from langchain_car_vllm.runtime import (
-    ensure_runtime,
-    resolve_existing,
-)
+from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.runtime import ensure_runtime, resolve_existing
 from langchain_car_vllm.runtime.marker import Marker, read_marker
 from langchain_car_vllm.runtime.provision import provision
 

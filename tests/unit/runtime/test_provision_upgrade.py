@@ -7,13 +7,8 @@ import psutil
 import pytest
 from unit.runtime.process_control import end_tree, wait_until
 
-from langchain_car_vllm.errors import (
-    ProvisionError,
-)
-from langchain_car_vllm.runtime import (
-    ensure_runtime,
-    upgrade_runtime,
-)
+from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.runtime import ensure_runtime, upgrade_runtime
 from langchain_car_vllm.runtime.marker import read_marker
 
 

@@ -7,10 +7,7 @@ import pytest
 
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.errors import ServerStartError
-from langchain_car_vllm.server.command import (
-    Launch,
-    serve_arguments,
-)
+from langchain_car_vllm.server.command import Launch, serve_arguments
 from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.idle import Use, idle_deadline
 from langchain_car_vllm.server.memory import Memory

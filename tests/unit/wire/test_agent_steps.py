@@ -7,9 +7,7 @@ from fakes.objects import LOOK, Joke, saying
 from fakes.reply import Reply, helpful
 
 from langchain_car_vllm.wire.errors import StructuredOutputError
-from langchain_car_vllm.wire.request.schema import (
-    json_schema,
-)
+from langchain_car_vllm.wire.request.schema import json_schema
 
 
 class TestAgentStep:

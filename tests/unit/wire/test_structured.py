@@ -16,13 +16,8 @@ from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ConfigDict, create_model, field_validator
 
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ForcedToolCallError
-from langchain_car_vllm.wire.errors import (
-    InvalidRequestError,
-    StructuredOutputError,
-)
-from langchain_car_vllm.wire.request.schema import (
-    json_schema,
-)
+from langchain_car_vllm.wire.errors import InvalidRequestError, StructuredOutputError
+from langchain_car_vllm.wire.request.schema import json_schema
 
 CALLING = "function_calling"
 

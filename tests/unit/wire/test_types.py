@@ -7,16 +7,7 @@ import typing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
-from typing import (
-    Annotated,
-    Generic,
-    Literal,
-    NotRequired,
-    Optional,
-    Required,
-    TypedDict,
-    TypeVar,
-)
+from typing import Annotated, Generic, Literal, NotRequired, Optional, Required, TypedDict, TypeVar
 
 import pytest
 from fakes.calls import add, called

@@ -17,12 +17,7 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.progress.timings import Stopwatch
-from langchain_car_vllm.wire.transport.request_progress import (
-    Watch,
-    entry_of,
-    log,
-    progress_of,
-)
+from langchain_car_vllm.wire.transport.request_progress import Watch, entry_of, log, progress_of
 
 PATIENCE = 15.0
 THREAD = "langchain_car_vllm.watch"

@@ -56,7 +56,7 @@ class State:
         server: The server process, None before it was spawned and after it is gone.
         port: The port that is held for the server, None before.
         api_key: The server's bearer key.
-        binary: The `vllm-mlx` that runs.
+        binary: The `vllm-mlx` that runs, for people.
         files: What tells the files that were loaded from later ones, None for a repository.
         serving: What it serves and how, as far as that is known by now.
         ready_at: Monotonic seconds, None before.

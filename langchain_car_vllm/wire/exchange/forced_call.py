@@ -30,7 +30,11 @@ from langchain_car_vllm.wire.errors import (
 from langchain_car_vllm.wire.exchange.attempt import Attempt, Body, Names
 from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.reasoning import without_thinking
-from langchain_car_vllm.wire.request.grammar import grammar_schema, refers_to_root
+from langchain_car_vllm.wire.request.grammar import (
+    grammar_schema,
+    reference_to,
+    refers_to_root,
+)
 from langchain_car_vllm.wire.request.schema import Schema, validation_error
 from langchain_car_vllm.wire.request.tools import tool_name
 
@@ -216,7 +220,7 @@ def calls_schema(tools: Mapping[str, dict[str, Any]], *, single: bool) -> Schema
             "description": str(tools[name].get("description") or ""),
             "properties": {
                 "name": {"const": name},
-                "arguments": {"$ref": f"#/$defs/{name}"} if name in apart else part,
+                "arguments": reference_to(name) if name in apart else part,
             },
             "required": ["name", "arguments"],
         }

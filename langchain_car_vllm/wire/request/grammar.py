@@ -5,13 +5,16 @@ The grammar (llguidance, in vllm-mlx 0.5.0 and later) refuses ordinary schemas: 
 The converted schema asks for a little less; the answer is validated against the original.
 """
 
+import copy
 import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+from urllib.parse import quote, unquote
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.wire.request.open_objects import keep_parts_open
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
 from langchain_car_vllm.wire.request.schema import Schema, references_in, target_of
 
@@ -20,6 +23,7 @@ _MAPS = ("properties", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 _ROOT_REFERENCE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
+_STRANGE = re.compile(r"[^\w.-]", re.ASCII)
 _GUIDANCE = {"lenient": True, "coerce_one_of": True}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -32,7 +36,7 @@ def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) ->
 
     Args:
         schema: The schema.
-        parts: Whole schemas of their own that it refers to as `#/$defs/<name>`.
+        parts: Whole schemas of their own, by the names that it refers to them by.
 
     Raises:
         ConfigurationError: It refers to what is not in it, nests too deeply, or is not a schema.
@@ -42,7 +46,9 @@ def grammar_schema(schema: Schema, parts: Mapping[str, Schema] | None = None) ->
     except (TypeError, ValueError, RecursionError):  # the schema holds what JSON cannot
         text = None
     try:
-        return _convert_all(schema, parts or {}) if text is None else _convert_text(text)
+        if text is None:
+            return _convert_all(*copy.deepcopy((schema, parts or {})))
+        return _convert_text(text)
     except RecursionError:
         raise _too_deep() from None
     except (AttributeError, TypeError) as error:
@@ -60,10 +66,16 @@ def _convert_text(text: str) -> Schema:
 
 
 def _convert_all(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
-    defs: dict[str, Schema] = {name: {} for name in parts}
+    for whole in (schema, *parts.values()):
+        keep_parts_open(whole)
+    defs: dict[str, Schema] = {}
+    names: dict[str, str] = {}
+    for name in parts:
+        names[name] = _free(name, defs)
+        defs[names[name]] = {}
     for name, part in parts.items():
-        defs[name] = _convert(part, defs, {"#": f"#/$defs/{name}"})
-    root: Schema = _convert(schema, defs, {name: name for name in defs})
+        defs[names[name]] = _convert(part, defs, {"#": f"#/$defs/{names[name]}"})
+    root: Schema = _convert(schema, defs, names)
     if defs:
         root["$defs"] = defs
     for target in references_in(root):
@@ -77,17 +89,13 @@ def _convert_all(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
     return root
 
 
-def _convert(
-    schema: Any, defs: dict[str, Schema], names: Mapping[str, str], *, closed: bool = True
-) -> Any:
+def _convert(schema: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> Any:
     """Convert a schema and everything in it.
 
     Args:
         schema: The schema; True and False are schemas too.
         defs: The root's definitions, filled here.
         names: What the definitions in scope are called at the root.
-        closed: Whether an object that does not say so takes no further keys. A part of `allOf` must
-            stay open for the keys of the others.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -106,7 +114,7 @@ def _convert(
         else:
             found.setdefault(key, _convert_word(key, value, defs, names))
     found = _name_keys(found, defs)
-    if closed and _may_be_closed(found):
+    if _may_be_closed(found):
         found.setdefault("additionalProperties", False)
     return found
 
@@ -177,7 +185,9 @@ def _convert_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[
             name: _drop_title(_convert(part, defs, names), name) for name, part in value.items()
         }
     if key in _LISTS and isinstance(value, list):
-        return [_convert(part, defs, names, closed=key != "allOf") for part in value]
+        return [_convert(part, defs, names) for part in value]
+    if key in _SIZES and isinstance(value, float) and value.is_integer():
+        return int(value)
     return _convert(value, defs, names) if key in _SINGLE else value
 
 
@@ -189,6 +199,11 @@ def _drop_title(part: Any, name: str) -> Any:
     if isinstance(title, str) and title.lower().replace(" ", "_") == name.lower():
         return {word: value for word, value in part.items() if word != "title"}
     return part
+
+
+def reference_to(name: str) -> Schema:
+    """Return a reference to a definition, whatever stands in its name."""
+    return {"$ref": f"#/$defs/{quote(name.replace('~', '~0').replace('/', '~1'), safe='')}"}
 
 
 def refers_to_root(schema: Schema) -> bool:
@@ -226,7 +241,8 @@ def _hoist_definitions(
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
-    number, free = 1, name
+    """Return a name for a definition that none has yet, and that an address can hold."""
+    number, free = 1, (name := _STRANGE.sub("_", name))
     while free in taken:
         number += 1
         free = f"{name}_{number}"
@@ -235,9 +251,10 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 def _reference(target: str, names: Mapping[str, str]) -> str:
     for word in _DEFS:
-        name = target.removeprefix(f"#/{word}/")
-        if name != target and name in names:
-            return f"#/$defs/{names[name]}"
+        step, slash, rest = target.removeprefix(f"#/{word}/").partition("/")
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
+        if target.startswith(f"#/{word}/") and name in names:
+            return f"#/$defs/{names[name]}{slash}{rest}"
     if target == "#" or target.startswith("#/"):
         return names.get("#", "#") + target[1:]
     raise ConfigurationError(

@@ -108,3 +108,28 @@ def test_suspended_server_is_killed_by_a_stop(fake: Fake):
     os.kill(server.pid, signal.SIGSTOP)
     assert stop_server(fake.directory(), policy=FAST)
     assert not server.find()
+
+
+WATCHES = """
+import time
+from langchain_car_vllm.server.supervisor.context import Stall
+stall, began = Stall(2.0, lambda: None), time.monotonic()
+print("watching", flush=True)
+while not stall.is_stalled():
+    time.sleep(0.01)
+print(time.monotonic() - began, flush=True)
+"""
+
+
+def test_time_in_which_nobody_could_look_is_no_silence():
+    """A container may be paused, with all that is in it: what it did not do then is no stall."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCHES], stdout=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline() == "watching\n"
+        watching.send_signal(signal.SIGSTOP)
+        resume_at = time.monotonic() + 3.0
+        eventually(lambda: time.monotonic() > resume_at, "more than the limit")
+        watching.send_signal(signal.SIGCONT)
+        assert float(watching.stdout.readline()) > 3.5

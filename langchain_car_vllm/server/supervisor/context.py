@@ -224,14 +224,17 @@ class Stall:
         self._look = look
         self._interval = min(1.0, limit / 10)
         self._seen = look()
-        self._alive_at = self._looked_at = time.monotonic()
+        self._silence = 0.0
+        self._looked_at = time.monotonic()
 
     def is_stalled(self) -> bool:
         """Return whether there was no sign of life for too long."""
         now = time.monotonic()
         if not self._limit or now - self._looked_at < self._interval:
             return False
-        self._looked_at = now
+        unseen, self._looked_at = now - self._looked_at, now
+        # A container may have been paused, or this process suspended: that alone is no silence.
+        self._silence += min(unseen, self._limit / 2)
         if (seen := self._look()) != self._seen:
-            self._seen, self._alive_at = seen, now
-        return now - self._alive_at > self._limit
+            self._seen, self._silence = seen, 0.0
+        return self._silence > self._limit

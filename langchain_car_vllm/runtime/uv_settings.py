@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from langchain_car_vllm import paths
 from langchain_car_vllm.environment import is_off
 from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.support.os_limits import hint_for_limit
 from langchain_car_vllm.support.proxy_variables import proxy_variables
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def uv_environment(inherited: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Yield the environment for uv; what it keeps of the user's `uv.toml` lies in a private file.
 
     Raises:
-        ProvisionError: A settings file cannot be read.
+        ProvisionError: A settings file cannot be read, or its copy be written.
     """
     absolute = {**inherited, **absolute_settings(inherited)}
     environment = {name: value for name, value in absolute.items() if _is_kept(name)}
@@ -114,9 +115,17 @@ def uv_environment(inherited: Mapping[str, str]) -> Iterator[dict[str, str]]:
     if not settings:
         yield {**environment, "UV_NO_CONFIG": "1"}
         return
-    with TemporaryDirectory(prefix="car-vllm-uv-") as folder:
-        file = Path(folder) / "uv.toml"
-        file.write_text("".join(f"{k} = {_toml(v)}\n" for k, v in settings.items()), "utf-8")
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(TemporaryDirectory(prefix="car-vllm-uv-"))
+            file = Path(folder) / "uv.toml"
+            file.write_text("".join(f"{k} = {_toml(v)}\n" for k, v in settings.items()), "utf-8")
+        except OSError as error:
+            raise ProvisionError(
+                "settings",
+                f"no temporary file can be written for uv: {error.strerror}",
+                hint=hint_for_limit(error) or "free space there, or set TMPDIR to another folder",
+            ) from error
         yield {**environment, "UV_CONFIG_FILE": str(file)}
 
 

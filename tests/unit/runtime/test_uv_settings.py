@@ -1,7 +1,9 @@
 """The real uv under settings that were made for somebody's own projects."""
 
+import errno
 import itertools
 import os
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -174,6 +176,22 @@ ODD = (
     *('"x"', "5", "true", "[]", '["a"]', "[1]", '[["a"]]', '{a = "b"}', "[{url = 5}]", "inf"),
     *("1979-05-27", '[{url = "../x"}]', '""', '"~nobody-at-all/x"', '"\\u0000"', "[" * 5000),
 )
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_copy_that_cannot_be_written_is_told(home, monkeypatch, number):
+    """A container may have no folder for temporary files, or a full one."""
+    file = home / ".config" / "uv" / "uv.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("offline = true\n")
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(ProvisionError, match=os.strerror(number)) as caught, uv_environment({}):
+        pass
+    assert "TMPDIR" in caught.value.hint
 
 
 @pytest.mark.parametrize("key", sorted({*_KEPT_KEYS, *_PROXIES, *_CERTIFICATE_KEYS, "pip"}))

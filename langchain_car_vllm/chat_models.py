@@ -32,6 +32,7 @@ from langchain_car_vllm.wire.request.schema import traced_schema
 from langchain_car_vllm.wire.request.tools import (
     Tool,
     ToolChoice,
+    forbids_parallel_calls,
     named_choice,
     normalize_choice,
     openai_tools,
@@ -329,6 +330,8 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
         choice = normalize_choice(tool_choice, [tool_name(tool) for tool in converted])
         if choice is not None:
             kwargs["tool_choice"] = choice
+        if forbids_parallel_calls(tool_choice):
+            parallel_tool_calls = False
         if parallel_tool_calls is not None:
             kwargs["parallel_tool_calls"] = parallel_tool_calls
         return cast("Runnable[LanguageModelInput, AIMessage]", self.bind(tools=converted, **kwargs))

@@ -23,7 +23,12 @@ from langchain_car_vllm.support.threads import is_on_loop, run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
 from langchain_car_vllm.wire.request import parameters
-from langchain_car_vllm.wire.request.tools import normalize_choice, openai_tools, tool_name
+from langchain_car_vllm.wire.request.tools import (
+    forbids_parallel_calls,
+    normalize_choice,
+    openai_tools,
+    tool_name,
+)
 
 if TYPE_CHECKING:
     from langchain_car_vllm.wire.chat import WireChat
@@ -78,9 +83,12 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         given = parameters.without_ignored(given)
         given["tools"] = openai_tools(given.get("tools") or ())
         names = [tool_name(tool) for tool in given["tools"]]
+        if forbids_parallel_calls(given.get("tool_choice")):
+            given["parallel_tool_calls"] = False
         given["tool_choice"] = normalize_choice(given.get("tool_choice"), names)
         given["response_format"] = response_format_of(given.get("response_format"))
-        if given.get("parallel_tool_calls") is False and not given.get("tool_choice"):
+        is_free = given["tool_choice"] in (None, "auto")
+        if is_free and given["tools"] and given.get("parallel_tool_calls") is False:
             parameters.warn_once("parallel_tool_calls")
         given["fetch_media"] = self.fetch_media
         given["streams_tool_calls"] = self.disable_streaming is False or None

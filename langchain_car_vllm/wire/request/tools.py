@@ -29,12 +29,15 @@ ToolChoice = str | bool | dict[str, Any] | None
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
+_WORDS = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
 _MOST_OF_A_NAME, _DIGITS = 57, 6
 # What says what a tool takes: OpenAI's form, Anthropic's, MCP's, Bedrock's and a JSON schema.
 _DESCRIBED = {
     *("function", "parameters", "input_schema", "inputSchema", "toolSpec"),
     *("properties", "title", "$ref"),
 }
+# What may stand beside it, as in MCP's tools.
+_ABOUT = ("annotations", "outputSchema", "_meta", "meta", "execution", "cache_control", "extras")
 _UNDESCRIBED = (
     *(KeyError, TypeError, ValueError, NameError, AttributeError, RecursionError),
     PydanticUserError,
@@ -111,12 +114,21 @@ def _in_openais_form(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     function = tool.get("function")
     if function is not None and not isinstance(function, Mapping):
         raise TypeError(f"`function` must be a dictionary, not `{format_value(function)}`")
+    strange = [] if _DESCRIBED & tool.keys() else _strange_words(tool)
+    if strange:
+        raise TypeError(f"what it takes is called `parameters`, not `{strange[0]}`")
     if "inputSchema" in tool and "input_schema" not in tool:
         tool = {**tool, "input_schema": tool["inputSchema"]}
     if tool.get("type") == "function" and "name" in tool and function is None:
         return {key: value for key, value in tool.items() if key != "type"}
     is_schema = not {"name", "function", "toolSpec"} & tool.keys()
     return _schema_as_tool(tool) if is_schema and {"title", "$ref"} & tool.keys() else tool
+
+
+def _strange_words(tool: Mapping[str, Any]) -> list[str]:
+    """Return what else a tool without parameters may say of them, which would be left out."""
+    found = [word for word, value in tool.items() if isinstance(value, Mapping) and value]
+    return [word for word in found if word not in _ABOUT]
 
 
 def _schema_as_tool(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -181,12 +193,14 @@ def _merge_numbers(schema: Any, ours: Any) -> Any:
     return schema
 
 
-def _check_form(tool: Mapping[str, Any]) -> None:
+def _check_form(tool: dict[str, Any]) -> None:
     """Refuse a tool that has no name, or whose arguments are not those of an object."""
     if not (name := tool_name(tool)):
         raise ConfigurationError(
             "there is a tool without a name", hint="give it a `name`, or a JSON schema a `title`"
         )
+    if tool["function"].get("parameters", ...) is None:
+        del tool["function"]["parameters"]  # the server's parsers look into what is there
     parameters = tool["function"].get("parameters")
     kind = parameters.get("type", "object") if isinstance(parameters, Mapping) else None
     if parameters is not None and "object" not in (kind if isinstance(kind, list) else [kind]):
@@ -243,22 +257,28 @@ def normalize_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str
     """
     if choice is None or choice is False:
         return None
-    name = _chosen_name(choice) if isinstance(choice, dict) else None
-    if name is None:
-        word = choice.get("type") if isinstance(choice, dict) else choice
-        if word in ("auto", "none"):
-            return str(word)
-        if word is True or word in ("any", "required"):
-            if not names:
-                raise ConfigurationError("`tool_choice` forces a call, but no tool is bound")
-            return "required"
-        name = word
-    if name not in names:
+    said, is_name = _read_choice(choice)
+    word = None if is_name else _word_of(said, names)
+    if word == "required" and not names:
+        raise ConfigurationError("`tool_choice` forces a call, but no tool is bound")
+    if word is not None:
+        return word
+    if not isinstance(said, str):
         raise ConfigurationError(
-            f"`tool_choice` names `{name}`, which is not bound",
+            f"`tool_choice` cannot be `{format_value(choice)}`",
+            hint='use "auto", "none", "any" or the name of a tool',
+        )
+    if said not in names:
+        raise ConfigurationError(
+            f"`tool_choice` names `{said}`, which is not bound",
             hint=f"bound are {', '.join(f'`{n}`' for n in names) or 'no tools'}",
         )
-    return named_choice(str(name))
+    return named_choice(said)
+
+
+def forbids_parallel_calls(choice: Any) -> bool:
+    """Whether a choice in Anthropic's form says that there must be one call at most."""
+    return isinstance(choice, Mapping) and choice.get("disable_parallel_tool_use") is True
 
 
 def named_choice(name: str) -> dict[str, Any]:
@@ -266,7 +286,24 @@ def named_choice(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
-def _chosen_name(choice: dict[str, Any]) -> Any:
-    """Return the name in OpenAI's or Anthropic's form of a choice, None where it is a word."""
+def _read_choice(choice: Any) -> tuple[Any, bool]:
+    """Return what a choice says in any provider's form, and whether that is a tool's name."""
+    if not isinstance(choice, dict):
+        return choice, False
     function = choice.get("function")
-    return (function if isinstance(function, dict) else choice).get("name")
+    name = (function if isinstance(function, dict) else choice).get("name")
+    if name is not None:
+        return name, True
+    kind, inner = next(iter(choice.items()), (None, None))
+    if len(choice) == 1 and isinstance(inner, dict):  # as Bedrock writes it
+        return (inner.get("name"), True) if kind == "tool" else (kind, False)
+    return choice.get("type"), False
+
+
+def _word_of(said: Any, names: Sequence[str]) -> str | None:
+    """Return the word for a choice that names no tool; Gemini and Cohere write them in capitals."""
+    if said is True:
+        return "required"
+    if not isinstance(said, str):
+        return None
+    return _WORDS.get(said) or (None if said in names else _WORDS.get(said.lower()))

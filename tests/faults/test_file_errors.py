@@ -17,7 +17,7 @@ from faults.support import FAST, Fake, eventually
 from faults.turns import Make, Server, enter, enters
 
 from langchain_car_vllm.cli.app import main
-from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.errors import CarVllmError, StateDirectoryError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.runtime import ensure_runtime, installed_version
 from langchain_car_vllm.server import alease, lease, lost_servers, running_servers
@@ -286,3 +286,14 @@ def test_what_the_system_refuses_a_command_is_no_fault_of_the_program(
     assert said.startswith("error: the system refused: `")
     assert os.strerror(error) in said
     assert said.count("\n") == 3
+
+
+def test_a_file_of_the_run_state_is_not_told_as_the_binary(fake: Fake):
+    """Whoever is told to repair the install would do so in vain."""
+    directory = fake.directory()
+    directory.create()
+    for number in (2, 3):
+        (directory.path / f"server.log.{number}" / "x").mkdir(parents=True)
+    with pytest.raises(StateDirectoryError, match=r"server\.log\.2") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert "CAR_HOME" in (caught.value.hint or "")

@@ -158,7 +158,8 @@ class Child:
                 )
         except BaseException as error:
             os.close(self._pipe)
-            if isinstance(error, OSError) and error.filename == program:
+            # What names another file is about the folder, the log in it, say.
+            if isinstance(error, OSError) and error.filename in (None, program):
                 raise _unrunnable(binary, program, error) from error
             raise
         finally:

@@ -67,15 +67,9 @@ class Server:
                 log=context.directory.log,
                 api_key=self._api_key,
             )
-        except ServerStartError:
+        except BaseException:
             self._port.close()
             raise
-        except OSError as error:
-            self._port.close()
-            raise ServerStartError(
-                f"`{runtime.server}` cannot be run: {error.strerror}",
-                hint=hint_of(error, "repair the install with `car-vllm install --upgrade`"),
-            ) from error
         context.update(
             server=self.child.identity, port=self._port.number, api_key=self._api_key, detail=""
         )

@@ -209,7 +209,9 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         is_list = given is None or isinstance(given, list | tuple | set | frozenset)
         found = list(given or ()) if is_list else [given]
         if not all(isinstance(text, str) for text in found):
-            raise ConfigurationError(f"`stop` must be a text or a list of texts, not `{given!r}`")
+            raise ConfigurationError(
+                f"`stop` must be a string or a list of strings, not `{given!r}`"
+            )
         return found
 
 

@@ -73,7 +73,8 @@ class Variable(Generic[T]):
         except ValueError as error:
             shown = "" if self.is_secret else f", not `{text}`"
             raise ConfigurationError(
-                f"{self.name} must be {error}{shown}", hint=f"{self.name}: {self.meaning}"
+                f"{self.name} must be {error}{shown}",
+                hint=f"unset it, or set it right: {self.meaning}",
             ) from None
 
 

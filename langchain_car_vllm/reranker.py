@@ -135,15 +135,15 @@ class VllmMlxReranker(BatchFields, BaseDocumentCompressor, defer_build=False):
 def _list_of_documents(documents: object) -> list[Document]:
     if isinstance(documents, Document):
         raise ConfigurationError(
-            "one document was given where a list is meant",
+            "a list of documents is expected, not one document",
             hint="put it in a list: `[document]`",
         )
     found: list[Any] = list(documents) if isinstance(documents, Iterable) else [documents]
     for document in found:
         if not isinstance(document, Document):
             raise ConfigurationError(
-                f"documents are meant, not a value of type `{type(document).__name__}`",
-                hint="`rerank` takes texts, `Document(text)` makes a document of one",
+                f"a list of documents is expected, not of `{type(document).__name__}`",
+                hint="`rerank` takes strings; `Document(text)` makes a document of one",
             )
     return found
 

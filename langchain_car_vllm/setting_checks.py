@@ -40,8 +40,8 @@ _TAKEN = {
     "disable_streaming": 'True, False or "tool_calling"',
     "draft": "True, False or the name of a draft model",
     "fetch_media": "True, False or a list of hosts",
-    "keep_alive": 'seconds, or a text such as "10m"',
-    "stop": "a text or a list of texts",
+    "keep_alive": 'seconds, or a string such as "10m"',
+    "stop": "a string or a list of strings",
     "server_args": 'a list of words, such as `["--max-tokens", "4096"]`',
 }
 # Pydantic's kinds of errors, as what may be written instead.
@@ -52,7 +52,7 @@ _WANTED = {
     "float": "a number",
     "int": "a whole number",
     "list": "a list",
-    "string": "a text",
+    "string": "a string",
 }
 # They are about a server that this package starts.
 _OF_OUR_SERVER = (
@@ -81,15 +81,15 @@ def list_of_texts(texts: object) -> list[str]:
     """
     if isinstance(texts, str | bytes):
         raise ConfigurationError(
-            "one text was given where a list of texts is meant", hint="put it in a list: `[text]`"
+            "a list of strings is expected, not one string", hint="put it in a list: `[text]`"
         )
     if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
         raise ConfigurationError(
-            f"a list of texts is meant, not a value of type `{type(texts).__name__}`"
+            f"a list of strings is expected, not a value of type `{type(texts).__name__}`"
         )
     found = list(texts)
     for text in found:
-        check_is_text("each of the texts", text)
+        check_is_text("each item of the list", text)
     return found
 
 
@@ -97,7 +97,7 @@ def check_is_text(what: str, value: object) -> None:
     """Refuse what is not a text."""
     if not isinstance(value, str):
         raise ConfigurationError(
-            f"{what} must be a text, not a value of type `{type(value).__name__}`",
+            f"{what} must be a string, not a value of type `{type(value).__name__}`",
             hint="of a document, that is its `page_content`"
             if hasattr(value, "page_content")
             else None,

@@ -208,7 +208,7 @@ def _wanted_kind(key: str, value: Any) -> str | None:
     if key not in _PROXIES:
         return None
     texts = value if key == "no-proxy" and isinstance(value, list) else [value]
-    return None if all(isinstance(t, str) and "\0" not in t for t in texts) else "a text"
+    return None if all(isinstance(t, str) and "\0" not in t for t in texts) else "a string"
 
 
 def _settings_error(file: Path, what: str) -> ProvisionError:

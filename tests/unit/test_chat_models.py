@@ -74,7 +74,7 @@ def test_values_that_cannot_work_are_refused_by_name(name, value):
         ("reasoning", "maybe", '"low", "medium" or "high"'),
         ("server_args", "--max-tokens 9", '["--max-tokens", "4096"]'),
         ("server_args", [5], '["--max-tokens", "4096"]'),
-        ("stop", [5], "a list of texts"),
+        ("stop", [5], "a list of strings"),
         ("keep_alive", [], '"10m"'),
         ("disable_streaming", "tools", '"tool_calling"'),
         ("timeout", "soon", "a number, not `'soon'`"),
@@ -83,7 +83,7 @@ def test_values_that_cannot_work_are_refused_by_name(name, value):
         ("engine", "fast", "`auto`, `simple` or `batched`"),
         ("extra_body", [1], "a dictionary"),
         ("default_headers", 5, "a dictionary"),
-        ("revision", 5, "a text, not `5`"),
+        ("revision", 5, "a string, not `5`"),
         ("server_args", None, '["--max-tokens", "4096"]'),
     ],
 )

@@ -85,10 +85,10 @@ def test_what_is_no_list_of_texts_is_refused(embeddings, server, odd):
     reranker = VllmMlxReranker(model="e", base_url=server.base_url)
     before = len(server.dialect.paths)
     for call in (embeddings.embed_documents, lambda texts: reranker.rerank(texts, "query")):
-        with pytest.raises(ConfigurationError, match="text"):
+        with pytest.raises(ConfigurationError, match="string"):
             call(odd)
     for acall in (embeddings.aembed_documents, lambda texts: reranker.arerank(texts, "query")):
-        with pytest.raises(ConfigurationError, match="text"):
+        with pytest.raises(ConfigurationError, match="string"):
             asyncio.run(acall(odd))
     assert len(server.dialect.paths) == before
 
@@ -103,7 +103,7 @@ def test_a_query_that_is_no_text_is_refused(embeddings, server, odd):
         lambda: reranker.rerank(["a"], odd),
         lambda: asyncio.run(reranker.arerank([], odd)),
     ):
-        with pytest.raises(ConfigurationError, match="query must be a text"):
+        with pytest.raises(ConfigurationError, match="query must be a string"):
             call()
 
 
@@ -136,12 +136,12 @@ def test_what_is_no_list_of_vectors_is_a_typed_error(embeddings, server, vectors
 @pytest.mark.parametrize("text", ["abc", b"abc"])
 def test_one_text_is_not_taken_for_as_many_as_it_has_letters(embeddings, server, text):
     """Each letter would get a vector, and nobody would notice."""
-    with pytest.raises(ConfigurationError, match="a list of texts"):
+    with pytest.raises(ConfigurationError, match="a list of strings"):
         embeddings.embed_documents(text)
-    with pytest.raises(ConfigurationError, match="a list of texts"):
+    with pytest.raises(ConfigurationError, match="a list of strings"):
         asyncio.run(embeddings.aembed_documents(text))
     reranker = VllmMlxReranker(model="m", base_url=server.base_url)
-    with pytest.raises(ConfigurationError, match="a list of texts"):
+    with pytest.raises(ConfigurationError, match="a list of strings"):
         reranker.rerank(text, "query")
     assert "/v1/embeddings" not in server.dialect.paths
 

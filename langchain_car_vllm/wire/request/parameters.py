@@ -183,7 +183,7 @@ _KINDS: dict[str, _Kind] = {
         ("extra_body", "extra_headers", "chat_template_kwargs", "logit_bias"), _MAPPING
     ),
     "timeout": _NUMBER,
-    "model": _Kind("a text", (str,)),
+    "model": _Kind("a string", (str,)),
     "tools": _Kind("a list", (list, tuple)),
 }
 MOST_TOP_LOGPROBS = 20

@@ -53,7 +53,7 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[d
     """
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
         raise ConfigurationError(
-            f"a list of tools is meant, not a value of type `{type(tools).__name__}`",
+            f"a list of tools is expected, not a value of type `{type(tools).__name__}`",
             hint="put it in a list: `bind_tools([tool])`",
         )
     converted = []

@@ -140,11 +140,18 @@ def _number_items(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_beyond(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a bound is beyond what the grammar can count to."""
+    """Whether a bound is beyond what the grammar can count to, or the server's check of it.
+
+    That refuses 19.99 for a multiple of 0.01, and takes what OpenAPI and former drafts of JSON
+    Schema write as `"exclusiveMinimum": true` for the number 1.
+    """
     if key in _SIZES:
         return isinstance(value, int) and value > _MOST_SIZE
-    if key not in _BOUNDS or isinstance(value, bool) or not isinstance(value, int | float):
+    if key not in _BOUNDS or not isinstance(value, int | float):
         return False
+    is_fraction = isinstance(value, float) and not value.is_integer()
+    if isinstance(value, bool) or (key == "multipleOf" and is_fraction):
+        return True
     if schema.get("type") == "integer":
         return not abs(value) < _MOST_INTEGER
     return not (value == 0 or _LEAST_NUMBER < abs(value) < _MOST_NUMBER)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from enum import Enum
 from typing import Any, get_origin
 from urllib.parse import unquote
@@ -26,6 +27,7 @@ _INDESCRIBABLE = (
     PydanticUserError,
 )
 _VALUES = ("enum", "const", "default", "examples")
+_EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 _DEEP = 50
 """Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
 
@@ -209,10 +211,14 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
     from jsonschema.validators import extend, validator_for  # noqa: PLC0415
     from referencing.exceptions import Unresolvable  # noqa: PLC0415
 
-    words: dict[str, Any] = {"pattern": _pattern_errors}
+    words: dict[str, Any] = {"pattern": _pattern_errors, "multipleOf": _multiple_errors}
     if not unique:
         words["uniqueItems"] = lambda *_: ()
-    kind = extend(validator_for(schema), words)  # type: ignore[no-untyped-call]
+    base = validator_for(schema)
+    words |= {
+        word: _bound_checker(bound, base.VALIDATORS.get(word)) for word, bound in _EXCLUSIVE.items()
+    }
+    kind = extend(base, words)  # type: ignore[no-untyped-call]
     try:
         errors = list(kind(schema).iter_errors(value))
     except (SchemaError, UnknownType, Unresolvable, *_UNREADABLE):
@@ -233,6 +239,31 @@ def _pattern_errors(_validator: Any, pattern: Any, value: Any, _schema: Any) -> 
     with suppress(re.error, TypeError, RecursionError):
         if isinstance(value, str) and not re.search(pattern, value):
             yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _multiple_errors(_validator: Any, step: Any, value: Any, _schema: Any) -> Iterator[Any]:
+    """Yield why a number is not a multiple of another, as both are written: 19.99 is of 0.01."""
+    from jsonschema.exceptions import ValidationError  # noqa: PLC0415
+
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    with suppress(ArithmeticError):  # of more digits than anybody counts
+        if Decimal(str(value)) % Decimal(str(step)):
+            yield ValidationError(f"{value!r} is not a multiple of {step!r}")
+
+
+def _bound_checker(bound: str, check: Any) -> Callable[..., Iterator[Any]]:
+    """Return what yields why a number is at a bound that it must not reach, said in any draft."""
+
+    def errors(validator: Any, limit: Any, value: Any, schema: Any) -> Iterator[Any]:
+        from jsonschema.exceptions import ValidationError  # noqa: PLC0415
+
+        if not isinstance(limit, bool):
+            yield from (check(validator, limit, value, schema) or ()) if check else ()
+        elif limit and bound in schema and value == schema[bound]:
+            yield ValidationError(f"{value!r} must not be {schema[bound]!r}")
+
+    return errors
 
 
 def _is_json_schema(schema: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """The failures that servers tell of in the midst of an answer, each in a form of its own."""
 
+import re
 from typing import Any
 
 from langchain_car_vllm.wire.errors import ServerFailedError, error_for_status
@@ -24,13 +25,23 @@ def failure_from(error: Any) -> Exception:
     if not isinstance(error, dict):
         return ServerFailedError(f"the server failed: {error}")
     text = str(error.get("message") or error.get("type") or "")
-    return error_for_status(error.get("code") or error.get("status") or _word_of(error), text)
+    told = [str(error[key]) for key in ("code", "status", "type") if error.get(key)]
+    status = next((word for word in told if _A_STATUS.fullmatch(word)), None)
+    if status is None and (code := error.get("code")):
+        text = f"{text} ({code})"  # some say in it alone that a prompt is too long
+    return error_for_status(status or _status_of(" ".join(told)), text)
 
 
-def _word_of(error: dict[str, Any]) -> int:
-    """Return the status that an error's type stands for, where it has no code."""
-    kind = str(error.get("type") or "").lower()
-    return next((code for word, code in _WORDS.items() if word in kind), 500)
+def _status_of(words: str) -> int:
+    """Return the status that an error's words stand for, where it has no number."""
+    words = words.lower()
+    return next((status for word, status in _STATUSES.items() if word in words), 500)
 
 
-_WORDS = {"rate_limit": 429, "ratelimit": 429, "authentication": 401, "invalid_request": 400}
+_A_STATUS = re.compile(r"[345]\d\d")
+_STATUSES = {
+    **dict.fromkeys(("rate_limit", "ratelimit", "quota", "too_many_requests"), 429),
+    **dict.fromkeys(("authentication", "api_key", "unauthorized"), 401),
+    **dict.fromkeys(("permission", "forbidden"), 403),
+    **dict.fromkeys(("invalid", "unsupported", "bad_request", "context_length"), 400),
+}

@@ -254,6 +254,7 @@ class Answer:
             self.usage = usage
         if choice is None:
             return None
+        self._ended = self._ended or not self._streamed  # a document that came whole has its end
         self._read_end(event, choice)
         self._read_logprobs(choice.get("logprobs"))
         delta = (

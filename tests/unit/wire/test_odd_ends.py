@@ -1,12 +1,23 @@
 """How an answer ended and what it took, in the words of other servers."""
 
+import json
+
 import pytest
+from fakes.calls import ways
+from fakes.reply import Reply
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.wire.events import stream
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.token_usage import Usage, read_usage
+from langchain_car_vllm.wire.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    PromptTooLongError,
+    RateLimitError,
+    ServerFailedError,
+)
 from langchain_car_vllm.wire.exchange.attempt import EmptyAnswerWarning
 
 HELLO = {"choices": [{"index": 0, "delta": {"content": "hello"}}]}
@@ -119,3 +130,35 @@ def test_any_count_is_read_or_none(told):
     found = read_usage(told)
     assert found is None or isinstance(found, Usage)
     assert read_usage({**USAGE, "prompt_tokens_details": told}).prompt == 5
+
+
+@pytest.mark.parametrize("more", [{}, {"finish_reason": None}, {"finish_reason": ""}])
+def test_a_document_that_came_whole_needs_no_reason(serve, more):
+    """It was told as an answer that broke off, and repeated."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}, **more}
+    model, _ = serve(Reply(raw=json.dumps({"choices": [choice]}).encode()))
+    for message in ways(model, "go").values():
+        assert message.text == "hello"
+        assert message.response_metadata["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"type": "rate_limit_error", "code": "rate_limit_exceeded"}, RateLimitError),
+        ({"type": "insufficient_quota", "code": "insufficient_quota"}, RateLimitError),
+        ({"type": "invalid_request_error", "code": "unsupported_parameter"}, InvalidRequestError),
+        ({"code": "InvalidParameter"}, InvalidRequestError),
+        ({"type": None, "code": "invalid_api_key"}, AuthenticationError),
+        ({"code": "context_length_exceeded"}, PromptTooLongError),
+        ({"type": "server_error", "code": "internal"}, ServerFailedError),
+        ({"type": "invalid_request_error", "code": "503"}, ServerFailedError),
+        ({"type": "rate_limit_error", "code": 1301}, RateLimitError),
+    ],
+)
+def test_a_failure_has_the_class_that_its_words_stand_for(serve, error, kind):
+    """Where its code is a word: a request that cannot be served was called worth repeating."""
+    model, _ = serve(stream(HELLO, {"error": {"message": "boom", **error}}), max_retries=0)
+    with pytest.raises(kind, match="boom") as caught:
+        list(model.stream("go"))
+    assert caught.type is kind

@@ -90,7 +90,7 @@ def test_a_timeout_breaks_no_later_call(llm: ChatVllmMlx):
     assert is_answer(llm.invoke("Say hello."))
 
 
-@pytest.mark.filterwarnings("ignore::langchain_car_vllm.decisions.UnlabelledAnswerWarning")
+@pytest.mark.filterwarnings("ignore::langchain_car_vllm.UnlabelledAnswerWarning")
 def test_decisions_are_those_of_a_server_that_tells_probabilities(
     llm: ChatVllmMlx, smollm2: str, fast_cpu: dict[str, str]
 ):

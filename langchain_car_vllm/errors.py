@@ -104,11 +104,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what the wire raises when it is first asked for: it needs LangChain."""
-    if name in __all__:
-        return getattr(import_module("langchain_car_vllm.wire.errors"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import what the wire raises when it is first asked for: it needs LangChain."""
+        if name in __all__:
+            return getattr(import_module("langchain_car_vllm.wire.errors"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
+import langchain_car_vllm
 from langchain_car_vllm import (
     ChatVllmMlx,
     VllmMlxDecisions,
@@ -52,6 +53,15 @@ except InsufficientMemoryError as error:
 except CarVllmError as error:
     print(error)
 ```
+"""
+
+
+WARNINGS = """\
+## Warnings
+
+What is odd, yet no error, is a `UserWarning` at the line of your program that it is about. These
+classes are imported from `langchain_car_vllm`, and silenced or made errors as any other:
+`warnings.simplefilter("error", EmptyAnswerWarning)`.
 """
 
 
@@ -150,6 +160,15 @@ def error_entries() -> str:
     return "\n".join(lines)
 
 
+def warnings_table() -> str:
+    """Return what each class of a warning tells."""
+    found = [
+        getattr(langchain_car_vllm, n) for n in langchain_car_vllm.__all__ if n.endswith("Warning")
+    ]
+    rows = [f"| `{cls.__name__}` | {inspect.getdoc(cls)} |" for cls in found]
+    return "\n".join(["| warning | meaning |", "|---|---|", *rows])
+
+
 def pages() -> dict[Path, str]:
     """Return what the generated pages hold."""
     configuration = [
@@ -168,7 +187,7 @@ def pages() -> dict[Path, str]:
     ]
     return {
         DOCS / "configuration.md": "\n".join(configuration) + "\n",
-        DOCS / "errors.md": f"{ERRORS}\n{error_entries()}",
+        DOCS / "errors.md": f"{ERRORS}\n{error_entries()}\n{WARNINGS}\n{warnings_table()}\n",
     }
 
 

@@ -1,6 +1,5 @@
 """Typed questions, answered with the probabilities of a chat model."""
 
-from langchain_car_vllm.decisions.collected_answers import UnlabelledAnswerWarning
 from langchain_car_vllm.decisions.model import VllmMlxDecisions
 
-__all__ = ["UnlabelledAnswerWarning", "VllmMlxDecisions"]
+__all__ = ["VllmMlxDecisions"]

@@ -19,14 +19,10 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_car_vllm.decisions.label_bisection import Comparison
 from langchain_car_vllm.decisions.prompts import MOST_LABELS, Label, edges_of, shares_of
 from langchain_car_vllm.errors import InvalidRequestError, ServerFailedError
-from langchain_car_vllm.support.user_warnings import warn_user
+from langchain_car_vllm.support.user_warnings import UnlabelledAnswerWarning, warn_user
 
 _LITTLE = 0.1
 _Answer = TypeVar("_Answer")
-
-
-class UnlabelledAnswerWarning(UserWarning):
-    """The model would rather have written something else than one of the labels."""
 
 
 class CollectedAnswers:

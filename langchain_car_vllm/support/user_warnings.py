@@ -1,4 +1,4 @@
-"""Warnings that name the user's own line, instead of one in this package or in LangChain."""
+"""Warnings that can be filtered by class, and name the user's own line, not one in between."""
 
 import inspect
 import warnings
@@ -22,6 +22,27 @@ _BETWEEN = frozenset(
     }
 )
 """Packages that stand between a user's call and a warning about it."""
+
+
+class CutOffCallWarning(UserWarning):
+    """A tool call was cut off, and is among the `invalid_tool_calls`."""
+
+
+class EmptyAnswerWarning(UserWarning):
+    """The model used up all its tokens before it began to answer, or the answer got lost."""
+
+
+class InvalidCallWarning(UserWarning):
+    """The answer is nothing but tool calls that nobody can run."""
+
+
+class UnlabelledAnswerWarning(UserWarning):
+    """The model would rather have written something else than one of the labels."""
+
+
+class UnsentContentWarning(UserWarning):
+    """Something in a tool's result or an earlier turn went out as a line of text."""
+
 
 _told: set[str] = set()
 _lock = ProcessLock()

@@ -1,8 +1,18 @@
 """What an import costs and what it must not bring along."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+WARNINGS = [
+    "CutOffCallWarning",
+    "EmptyAnswerWarning",
+    "InvalidCallWarning",
+    "UnlabelledAnswerWarning",
+    "UnsentContentWarning",
+]
 
 
 def modules_after(statement: str) -> set[str]:
@@ -44,7 +54,7 @@ def test_public_names():
     from langchain_car_vllm import runtime, server
 
     own = ["ChatVllmMlx", "Progress", "VllmMlxEmbeddings", "VllmMlxReranker"]
-    own += ["__version__", "errors", "register"]
+    own += ["__version__", "errors", "register", *WARNINGS]
     optional = {"VllmMlxDecisions"}  # where langchain-core knows decision models
     found = [name for name in langchain_car_vllm.__all__ if name not in optional]
     assert found == [*own, *langchain_car_vllm.errors.__all__]
@@ -54,6 +64,27 @@ def test_public_names():
         assert callable(getattr(runtime, name))
     for name in ("health_ok", "ensure_server", "ServerSpec", "Endpoint"):
         assert callable(getattr(server, name))
+
+
+def test_a_name_that_is_none_is_an_error_in_an_editor():
+    """Type checkers believe in every name that a module-level `__getattr__` may give."""
+    package = Path(__file__).parents[2] / "langchain_car_vllm"
+    for file in (package / "__init__.py", package / "errors.py"):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        assert "__getattr__" not in [getattr(statement, "name", "") for statement in body]
+
+
+def test_every_warning_can_be_named():
+    """Each class that a user may want to silence is public, whoever warns."""
+    package = Path(__file__).parents[2] / "langchain_car_vllm"
+    found = [
+        name
+        for file in package.rglob("*.py")
+        for name in re.findall(r"^class (\w+Warning)\b", file.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert sorted(found) == WARNINGS
+    page = package.with_name("docs") / "errors.md"
+    assert all(f"| `{name}` |" in page.read_text(encoding="utf-8") for name in WARNINGS)
 
 
 def test_names_are_found_by_completion():

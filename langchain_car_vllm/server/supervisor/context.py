@@ -233,7 +233,7 @@ class Stall:
         if not self._limit or now - self._looked_at < self._interval:
             return False
         unseen, self._looked_at = now - self._looked_at, now
-        # A container may have been paused, or this process suspended: that alone is no silence.
+        # A container may have been paused, or this process suspended: that alone is not silence.
         self._silence += min(unseen, self._limit / 2)
         if (seen := self._look()) != self._seen:
             self._seen, self._silence = seen, 0.0

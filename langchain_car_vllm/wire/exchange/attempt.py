@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_car_vllm.support.user_warnings import warn_user
+from langchain_car_vllm.support.user_warnings import (
+    CutOffCallWarning,
+    EmptyAnswerWarning,
+    InvalidCallWarning,
+    warn_user,
+)
 from langchain_car_vllm.wire.answer.call_collector import CallCollector
 from langchain_car_vllm.wire.answer.reader import Answer, Delta, Filter
 from langchain_car_vllm.wire.answer.token_usage import Usage
@@ -14,18 +19,6 @@ Names = Mapping[str, str] | None
 """The user's names of tools that went out under another one, by that one."""
 _CHARACTERS_PER_TOKEN = 4
 _FEW_TOKENS = 3  # an end of turn and its white space
-
-
-class EmptyAnswerWarning(UserWarning):
-    """The model used up all its tokens before it began to answer, or the answer got lost."""
-
-
-class CutOffCallWarning(UserWarning):
-    """A tool call was cut off, and is among the `invalid_tool_calls`."""
-
-
-class InvalidCallWarning(UserWarning):
-    """The answer is nothing but tool calls that nobody can run."""
 
 
 class Attempt:

@@ -23,13 +23,12 @@ from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.support.printable import encodable, encodable_value
-from langchain_car_vllm.support.user_warnings import warn_user
+from langchain_car_vllm.support.user_warnings import UnsentContentWarning, warn_user
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
 from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.placeholders import (
-    UnsentContentWarning,
     data_text,
     file_text,
     is_inline,

@@ -24,10 +24,6 @@ _TYPE_OF_TEXT = re.compile(
 _WORD, _LONGEST_WORD = re.compile(r"[A-Za-z0-9+/=_-]+"), 2000  # a longer one is a file in base64
 
 
-class UnsentContentWarning(UserWarning):
-    """Something in a tool's result or an earlier turn went out as a line of text."""
-
-
 def placeholder(block: Any, reason: str) -> str:
     """Return a line of text that says what a block held, never its content."""
     if not isinstance(block, Mapping):

@@ -133,7 +133,7 @@ def test_what_cannot_be_asked_is_refused(decide, server, questions):
 
 def test_a_model_that_answers_something_else_is_told(decide, server):
     """An error where no label is likely, a warning where they have little of the probability."""
-    from langchain_car_vllm.decisions import UnlabelledAnswerWarning
+    from langchain_car_vllm import UnlabelledAnswerWarning
 
     question = Noul(instructions="?")
     server.dialect.script = lambda body: Reply(text="Well", likely={"Well": -0.1})

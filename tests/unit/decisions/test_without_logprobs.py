@@ -89,7 +89,7 @@ def test_any_shares_are_found(weights, grain):
 
 def test_labels_that_the_model_would_not_write_are_favoured_and_told(decide, server):
     """Their shares are right among each other, and a warning says that the model strays."""
-    from langchain_car_vllm.decisions import UnlabelledAnswerWarning
+    from langchain_car_vllm import UnlabelledAnswerWarning
 
     plain_server(server)
     likely = {"Well": -0.01, "A": -9.0, "B": -10.0}

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.wire.events import call_event, part, stream
 
+from langchain_car_vllm import CutOffCallWarning
 from langchain_car_vllm.wire.answer.call_collector import CallCollector
 from langchain_car_vllm.wire.answer.call_parts import CallReader
-from langchain_car_vllm.wire.exchange.attempt import CutOffCallWarning
 
 STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
 WHOLE = '{"text": "a"}'

@@ -8,9 +8,9 @@ from fakes.reply import Reply
 from langchain_core.messages import AIMessage
 from unit.wire.calling import WAYS, streamed, tool
 
+from langchain_car_vllm import EmptyAnswerWarning
 from langchain_car_vllm.endpoint import Endpoint, Parsers
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.wire.exchange.attempt import EmptyAnswerWarning
 from langchain_car_vllm.wire.exchange.strategy import body_for
 
 

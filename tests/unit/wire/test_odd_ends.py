@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.wire.events import stream
 
+from langchain_car_vllm import EmptyAnswerWarning
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.token_usage import Usage, read_usage
 from langchain_car_vllm.wire.errors import (
@@ -18,7 +19,6 @@ from langchain_car_vllm.wire.errors import (
     RateLimitError,
     ServerFailedError,
 )
-from langchain_car_vllm.wire.exchange.attempt import EmptyAnswerWarning
 
 HELLO = {"choices": [{"index": 0, "delta": {"content": "hello"}}]}
 STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}

@@ -16,11 +16,11 @@ from langchain_core.tools import tool
 from unit.wire.calling import tool as tool_of
 from unit.wire.events import call_event, part, stream
 
+from langchain_car_vllm import CutOffCallWarning, InvalidCallWarning
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.support.printable import encodable
 from langchain_car_vllm.wire.answer.reader import Answer
 from langchain_car_vllm.wire.errors import IncompleteAnswerError, RateLimitError, ServerFailedError
-from langchain_car_vllm.wire.exchange.attempt import CutOffCallWarning, InvalidCallWarning
 from langchain_car_vllm.wire.request.tools import server_name
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}

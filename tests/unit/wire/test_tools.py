@@ -13,8 +13,8 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from pydantic import RootModel
 
+from langchain_car_vllm import CutOffCallWarning
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError
-from langchain_car_vllm.wire.exchange.attempt import CutOffCallWarning
 from langchain_car_vllm.wire.request.tools import openai_tools, server_name
 
 TAKING = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

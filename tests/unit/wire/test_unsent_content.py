@@ -20,10 +20,10 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.content import create_plaintext_block
 
+from langchain_car_vllm import UnsentContentWarning
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.request.messages import to_server_messages
-from langchain_car_vllm.wire.request.placeholders import UnsentContentWarning
 
 URL = "http://127.0.0.1:9/v1"
 DATA = base64.b64encode(b"x" * 68).decode()
@@ -280,9 +280,7 @@ def test_an_answer_with_a_picture_and_a_strange_role_are_no_end_either(serve):
     assert second["content"] == f"See: {LINES['picture']}"
 
 
-@pytest.mark.filterwarnings(
-    "ignore::langchain_car_vllm.wire.request.placeholders.UnsentContentWarning"
-)
+@pytest.mark.filterwarnings("ignore::langchain_car_vllm.UnsentContentWarning")
 @pytest.mark.parametrize("role", ["assistant", "tool"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_another_speaker_wrote_is_not_the_users(serve, role, name):

@@ -136,24 +136,25 @@ def shares_of(entry: Mapping[str, Any], labels: Sequence[Label]) -> list[float]:
         ValueError: What it tells is not a number.
     """
     others = entry.get("top_logprobs") or ()
-    by_token = {str(found["token"]): _probability(found["logprob"]) for found in others}
+    # Several tokens may have one text, such as that of a letter and of its byte.
+    tokens = [*dict.fromkeys((str(o["token"]), _probability(o["logprob"])) for o in others)]
     written = str(entry["token"])
-    if written.strip(_AROUND) not in [token.strip(_AROUND) for token in by_token]:
-        by_token[written] = _probability(entry["logprob"])
-    told = sum(by_token.values())
+    if written.strip(_AROUND) not in [token.strip(_AROUND) for token, _ in tokens]:
+        tokens.append((written, _probability(entry["logprob"])))
+    told = sum(probability for _, probability in tokens)
     if told > _MOST:
         raise ValueError("these are not probabilities: they add up to more than one")
     shares: dict[str, float | None] = dict.fromkeys(label.key for label in labels)
-    for token, probability in by_token.items():
+    for token, probability in tokens:
         key = token.strip(_AROUND)
         key = key.capitalize() if len(key) > 1 else key
         if key in shares:
             shares[key] = (shares[key] or 0.0) + probability
     if len(others) < MOST_LABELS and None in shares.values():
-        hidden = min(*by_token.values(), max(0.0, 1 - told))
+        hidden = min(*(probability for _, probability in tokens), max(0.0, 1 - told))
         if hidden > _NEGLIGIBLE * sum(share or 0.0 for share in shares.values()) > 0:
             raise InvalidRequestError(
-                f"this server tells the log probabilities of {len(by_token)} tokens, which are not "
+                f"this server tells the log probabilities of {len(tokens)} tokens, which are not "
                 "all labels"
             )
     return [share or 0.0 for share in shares.values()]

@@ -50,6 +50,16 @@ def ask(decide, state="x", **questions):
     return decide.invoke({"state": state, "questions": questions})
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_tokens_of_one_text_count_together(decide, server, turned):
+    """A letter and its byte are two tokens in many vocabularies: the last one counted alone."""
+    likely = [("Yes", 0.8), ("No", 0.1), ("Yes", 0.0001), ("No", 0.05)]
+    top = [{"token": text, "logprob": math.log(share)} for text, share in likely]
+    server.dialect.script = lambda _: telling(entry(top[::-1] if turned else top))
+    noul = ask(decide, urgent=Noul(instructions="Urgent?")).nouls["urgent"].noul
+    assert noul == pytest.approx(0.8001 / 0.9501)
+
+
 @pytest.mark.parametrize(
     "logprobs",
     [

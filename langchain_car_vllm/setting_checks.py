@@ -159,6 +159,8 @@ def warn_of_no_effect(settings: BaseModel) -> None:
                 "`api_key` has no effect without `base_url`, since a server that this package "
                 "starts has a key of its own: name the endpoint that it belongs to, or leave it out"
             )
+        if given["revision"] is not None and given["model"].startswith(("/", "~", ".")):
+            warn_user_once("`revision` has no effect: a directory has none, as the Hub's models do")
         return
     fields = type(settings).model_fields
     warn_beside_endpoint(

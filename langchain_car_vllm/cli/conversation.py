@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GREETING = "ask something; /help lists what else there is, Ctrl-D ends the conversation"
 _HELP = """\
 /clear   forget the conversation
-/bye     end it, as Ctrl-D does
+/bye     end it, as `exit` and Ctrl-D do
 \"\"\"      begin and end a question of several lines; pasted lines are one question as they are
 Ctrl-C   end an answer, or empty the line"""
 _FENCE = '"""'

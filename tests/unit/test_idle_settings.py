@@ -58,6 +58,15 @@ def test_what_is_about_a_server_of_ours_is_told_beside_another(cls, name):
     assert told(lambda: cls(MODEL, **given)) == []
 
 
+@EVERY_CLASS
+def test_a_revision_of_a_directory_is_told(cls, tmp_path):
+    """It holds what it holds; no copy of another time is looked for."""
+    (tmp_path / "config.json").write_text("{}")
+    (warning,) = told(lambda: cls(str(tmp_path), revision="v2"))
+    assert "`revision` has no effect" in str(warning.message)
+    assert told(lambda: cls(MODEL, revision="v2")) == []
+
+
 def test_several_are_told_in_one_sentence():
     """In the order of the reference."""
     given = {"server_args": ["--x"], "revision": "v2"}

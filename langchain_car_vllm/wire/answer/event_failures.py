@@ -13,9 +13,11 @@ def failure_of(event: dict[str, Any]) -> Exception | None:
     detail = event.get("detail")
     if detail is not None:
         return failure_from(detail if isinstance(detail, dict) else {"message": detail})
-    is_error = "error" in (event.get("object"), event.get("type")) or "code" in event
     said = event.get("message") or event.get("msg")
-    if isinstance(said, str) or (is_error and "message" in event):
+    is_error = "error" in (event.get("object"), event.get("type"))
+    is_bare = event.get("code") is None and _OTHERWISE.isdisjoint(event)
+    has_code = str(event.get("code") or 0) not in _SUCCESSES
+    if is_error or (has_code and said is not None) or (is_bare and isinstance(said, str)):
         return failure_from({**event, "message": said})
     return None
 
@@ -38,6 +40,8 @@ def _status_of(words: str) -> int:
     return next((status for word, status in _STATUSES.items() if word in words), 500)
 
 
+# Codes of gateways that put one into each event, and words for what else an event may be.
+_SUCCESSES, _OTHERWISE = ("0", "200"), {"type", "object", "status", "event", "choices", "usage"}
 _A_STATUS = re.compile(r"[345]\d\d")
 _STATUSES = {
     **dict.fromkeys(("rate_limit", "ratelimit", "quota", "too_many_requests"), 429),

@@ -37,6 +37,8 @@ BROKEN = {
     "beside a choice": [{**HELLO, "error": {"message": "boom", "code": 502}}, STOP],
     "in a choice": [HELLO, ending("error", error={"message": "boom", "code": 502})],
     "a message alone": [HELLO, {"message": "boom"}],
+    "a type alone": [HELLO, {"type": "error"}],
+    "no code": [HELLO, {"code": None, "message": "boom"}],
     "a code and a word": [HELLO, {"code": "InvalidParameter", "msg": "boom"}],
 }
 
@@ -45,7 +47,7 @@ BROKEN = {
 def test_half_an_answer_is_no_whole_one(serve, events):
     """Whatever the server calls the failure, and whether an end follows."""
     model, _ = serve(stream(*events), max_retries=0)
-    with pytest.raises(CarVllmError, match=r"boom|failed|broke"):
+    with pytest.raises(CarVllmError, match=r"boom|failed|broke|error"):
         list(model.stream("go"))
 
 
@@ -81,6 +83,21 @@ def test_an_event_that_says_nothing_is_a_sign_of_life(serve, sign):
     reply = stream(HELLO, STOP)
     reply.raw = sign + reply.raw.replace(b"\n\n", b"\n\n" + sign)
     model, _ = serve(reply)
+    assert "".join(chunk.text for chunk in model.stream("go")) == "hello"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "ping", "message": "still here"},
+        {"status": "queued", "message": "three before you"},
+        {"code": 0, "message": "Success", "choices": [], "usage": USAGE},
+        {"code": 200, "msg": "ok"},
+    ],
+)
+def test_a_word_that_is_no_failure_ends_no_stream(serve, event):
+    """Gateways tell of a queue, and put a code of success into each event."""
+    model, _ = serve(stream(event, HELLO, STOP))
     assert "".join(chunk.text for chunk in model.stream("go")) == "hello"
 
 

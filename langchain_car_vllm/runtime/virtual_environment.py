@@ -184,7 +184,15 @@ def check_unused(root: Path) -> None:
         ProvisionError: One does; names it.
     """
     inside = tuple({f"{folder}/bin/" for folder in (root, root.resolve())})
-    for process in psutil.process_iter(["pid", "cmdline"]):
+    try:
+        processes = list(psutil.process_iter(["pid", "cmdline"]))
+    except OSError as error:
+        raise ProvisionError(
+            "in-use",
+            f"this system does not tell who runs from `{root}`: {error.strerror}",
+            hint=hint_for_limit(error) or "a sandbox may forbid it: install outside of that",
+        ) from error
+    for process in processes:
         if any(word.startswith(inside) for word in _programs(process)):
             raise ProvisionError(
                 "in-use",

@@ -107,8 +107,14 @@ def namespace(kind: str) -> str | None:
 
 
 def group_members(group: int) -> Iterator[psutil.Process]:
-    """Yield the live processes of a group; zombies count as gone."""
-    for process in psutil.process_iter():
+    """Yield the live processes of a group, in a sandbox its leader; zombies count as gone."""
+    processes: list[psutil.Process] = []
+    try:
+        processes += psutil.process_iter()
+    except OSError:
+        with suppress(psutil.Error):
+            processes.append(psutil.Process(group))
+    for process in processes:
         with suppress(psutil.Error, ProcessLookupError):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
@@ -118,7 +124,7 @@ def descendants() -> list[psutil.Process]:
     """Return the processes that this one and its children have started, none in a sandbox."""
     try:
         return psutil.Process().children(recursive=True)
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return []
 
 
@@ -224,8 +230,10 @@ def is_suspended(pid: int) -> bool:
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process and its children, 0 when it is gone."""
     try:
-        root = psutil.Process(pid)
-        times = [p.cpu_times() for p in (root, *root.children(recursive=True))]
+        processes = [root := psutil.Process(pid)]
+        with suppress(OSError):  # in a sandbox it is seen alone
+            processes += root.children(recursive=True)
+        times = [process.cpu_times() for process in processes]
     except psutil.Error:
         return 0.0
     return float(sum(t.user + t.system for t in times))

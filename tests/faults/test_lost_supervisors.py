@@ -173,3 +173,20 @@ def test_a_start_and_an_end_that_a_sandbox_denies_a_port(
     ):
         pass
     assert "sandbox" in (caught.value.hint or "")
+
+
+def test_a_sandbox_that_lists_no_processes_keeps_no_server_from_its_life(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A supervisor knows its own server, and ends it."""
+    code = (
+        "import psutil\n"
+        "def deny(*_, **__): raise PermissionError(1, 'Operation not permitted')\n"
+        "psutil.pids = psutil._ppid_map = deny"
+    )
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, code)))
+    with lease(fake.spec(keep_alive=0.0), policy=FAST) as held:
+        assert ask(held.endpoint)
+    fake.wait_until_unsupervised()
+    state = fake.state()
+    assert (state.phase, state.reason, state.error) == ("stopped", "idle", None)

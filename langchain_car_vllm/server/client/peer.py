@@ -28,10 +28,10 @@ def holds_other_end(server: Identity, server_port: int, own_port: int) -> bool:
             for process in _with_children(server.pid)
             for found in process.net_connections("tcp4")
         )
-    except psutil.AccessDenied:
-        return True
     except psutil.NoSuchProcess:
         return False
+    except (psutil.Error, OSError):
+        return True
 
 
 def _with_children(pid: int) -> Iterator[psutil.Process]:

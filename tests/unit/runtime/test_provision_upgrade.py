@@ -98,3 +98,17 @@ def test_a_cancelled_upgrade_keeps_what_works(fake_uv):
         upgrade_runtime(on_progress=cancel)
     fake_uv.set(fail="pip", pause=None)
     assert ensure_runtime(auto_install=False) == former
+
+
+def test_where_nobody_tells_who_uses_it_nothing_changes(fake_uv, managed, monkeypatch):
+    """A sandbox may keep a program from the list of processes."""
+    ensure_runtime()
+
+    def deny():
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(psutil, "pids", deny)
+    with pytest.raises(ProvisionError, match="does not tell who runs from") as caught:
+        upgrade_runtime()
+    assert "sandbox" in caught.value.hint
+    assert fake_uv.commands == ["venv", "pip"]

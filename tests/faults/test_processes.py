@@ -50,7 +50,7 @@ from langchain_car_vllm import ChatVllmMlx
 model = ChatVllmMlx(model=sys.argv[1], max_tokens=3)
 model.warm_up()
 child = os.fork()
-signal.alarm(45)
+signal.alarm(150)
 print(model.invoke("hi").text, flush=True)
 if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -59,7 +59,7 @@ if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_workers_may_be_forked_right_after_the_model_was_warmed_up(fake: Fake):
     """As `gunicorn --preload` does, while what a first call needs may still be imported."""
     program = [sys.executable, "-c", PRELOAD, str(fake.model)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["tok0", "tok1", "tok2"] * 2), done.stderr
 
 

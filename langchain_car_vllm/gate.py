@@ -17,10 +17,6 @@ class Gate(Protocol):
     room: int | None
 
     @property
-    def is_behind(self) -> bool:
-        """Whether a try is in vain for now, as a look into memory tells."""
-
-    @property
     def awaits_beginning(self) -> bool:
         """Whether the first sign of the answer means anything to others."""
 
@@ -49,7 +45,6 @@ class OpenGate:
 
     tick: float = 0.0
     is_open: bool = True
-    is_behind: bool = False
     awaits_beginning: bool = False
     room: int | None = None
 

@@ -99,12 +99,6 @@ class Admission:
         return self._place is not None
 
     @property
-    def is_behind(self) -> bool:
-        """Whether an older request of this process waits still."""
-        place = self._place
-        return place is not None and place.is_behind
-
-    @property
     def awaits_beginning(self) -> bool:
         """Whether others wait for the first sign of the answer."""
         place = self._place

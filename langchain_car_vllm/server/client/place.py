@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from langchain_car_vllm.endpoint import Endpoint
@@ -95,9 +95,8 @@ class Place:
         self._file: TicketFile | None = None
         self._own_queue = _waiting.setdefault(self._folder, set())
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether it waits behind an older request of this process."""
+    def _is_behind(self) -> bool:
+        """Tell whether it waits behind an older request of this process."""
         order = self._ticket.order
         return self._file is not None and min(self._own_queue, default=order) < order
 
@@ -118,9 +117,11 @@ class Place:
         """
         if self._ticket.stage != "waiting":
             return "enter" if self._is_noted() else "prefill"
-        if self.is_behind:
-            return "behind"
-        with _alone_here(self._turn_lock), opened_lock(self._turn_lock) as mutex:
+        with ExitStack() as stack:
+            stack.enter_context(_alone_here(self._turn_lock))
+            if self._is_behind():
+                return "behind"
+            mutex = stack.enter_context(opened_lock(self._turn_lock))
             if not self._has_turn(mutex):
                 self._show(self._ticket)
                 self._take_from_suspended()

@@ -115,6 +115,6 @@ async def aenter_gate(
 
 
 async def _try_enter(gate: Gate, tokens: int, *, arrives_late: bool) -> bool:
-    if gate.is_open or gate.is_behind:
-        return gate.is_open
+    if gate.is_open:
+        return True
     return await run_step(gate.try_enter, tokens, arrives_late=arrives_late)

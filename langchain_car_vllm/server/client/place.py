@@ -119,7 +119,7 @@ class Place:
             return "enter" if self._is_noted() else "prefill"
         with ExitStack() as stack:
             stack.enter_context(_alone_here(self._turn_lock))
-            if self._is_behind():
+            if not self._is_new and self._is_behind():
                 return "behind"
             mutex = stack.enter_context(opened_lock(self._turn_lock))
             if not self._has_turn(mutex):

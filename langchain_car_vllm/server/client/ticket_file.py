@@ -110,7 +110,8 @@ def publish(folder: str, ticket: Ticket) -> TicketFile:
             with suppress(OSError):
                 if file.show(ticket):
                     return file
-            file.let_go()
+            with suppress(OSError):
+                file.tear_up()
     return TicketFile(folder, ticket)
 
 

@@ -13,6 +13,7 @@ from langchain_car_vllm.wire.answer.call_parts import CallReader
 from langchain_car_vllm.wire.answer.event_failures import failure_from, failure_of
 from langchain_car_vllm.wire.answer.event_parser import EventParser
 from langchain_car_vllm.wire.answer.sse import EventReader
+from langchain_car_vllm.wire.answer.token_logprobs import TokenLogprobs
 from langchain_car_vllm.wire.answer.token_usage import Usage, read_usage
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
@@ -49,6 +50,8 @@ class Filter(Protocol):
 
     done: bool = False
     """Nothing more is wanted of this answer."""
+    withheld: str = ""
+    """The end of the text that came, where it has not gone on or never will."""
 
     def feed(self, delta: Delta) -> Delta | None:
         """Return what may go on now, None for nothing."""
@@ -93,7 +96,7 @@ class Answer:
         wants_logprobs: bool = False,
     ) -> None:
         self._most = most
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs = TokenLogprobs()
         self._lacks_logprobs = wants_logprobs
         self._reader = EventReader()
         self._parser = EventParser()
@@ -159,31 +162,24 @@ class Answer:
 
     def with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
         """Give the log probabilities that have come so far to the last of some deltas."""
-        if self._logprobs and deltas:
-            deltas[-1] = deltas[-1]._replace(logprobs=self.take_logprobs())
+        if self._logprobs.entries and deltas:
+            let_go = "".join(delta.text for delta in deltas)
+            found = self._logprobs.take(let_go, self._withheld)
+            deltas[-1] = deltas[-1]._replace(logprobs=found)
         return deltas
 
-    def take_logprobs(self) -> tuple[dict[str, Any], ...]:
-        """Return the log probabilities that came since the last time."""
-        if not self._logprobs:
-            return ()
-        found = tuple(self._logprobs)
-        self._logprobs.clear()
-        return found
+    def last_logprobs(self) -> tuple[dict[str, Any], ...]:
+        """Return the log probabilities that no delta was given, once the answer has ended."""
+        return self._logprobs.take_last(self._withheld)
+
+    @property
+    def _withheld(self) -> str:
+        return "".join(holder.withheld for holder in reversed(self._filters))
 
     def _read_drafts(self, found: Any) -> None:
         drafted = found.get("mtp_drafts") if isinstance(found, dict) else None
         if drafted is not None:
             self.drafts = int(drafted), int(found.get("mtp_accepted") or 0)
-
-    def _read_logprobs(self, found: dict[str, Any] | None) -> None:
-        # An older form has no `content`, but lists of its own.
-        if found is None or (entries := found.get("content")) is None:
-            return
-        if not all(isinstance(entry, dict) for entry in entries):
-            raise TypeError("logprobs")
-        self._lacks_logprobs = False
-        self._logprobs.extend(entries)
 
     def add(self, delta: Delta) -> list[Delta]:
         """Return what passes the filters of a delta that was made after the end."""
@@ -256,7 +252,8 @@ class Answer:
             return None
         self._ended = self._ended or not self._streamed  # a document that came whole has its end
         self._read_end(event, choice)
-        self._read_logprobs(choice.get("logprobs"))
+        if self._lacks_logprobs or choice.get("logprobs"):
+            self._lacks_logprobs &= not self._logprobs.read(choice.get("logprobs"))
         delta = (
             (choice.get("delta") or self._in_one(choice)) if self._streamed else choice["message"]
         )

@@ -47,7 +47,7 @@ class TextCallFilter(Filter):
 
     def __init__(self, names: CallNames) -> None:
         self._names = names
-        self._held = ""
+        self.withheld = ""
         self._code = False
         self._is_written = False
         self._is_native = False
@@ -57,10 +57,10 @@ class TextCallFilter(Filter):
 
     def feed(self, delta: Delta) -> Delta | None:
         """Return what is surely no call that is written as text."""
-        self._held += delta.text
+        self.withheld += delta.text
         self._is_native = self._is_native or bool(delta.calls)
         if self._is_native:
-            text, self._held = self._held, ""
+            text, self.withheld = self.withheld, ""
         else:
             text = self._release()
         if not (text or delta.thought or delta.calls):
@@ -70,7 +70,7 @@ class TextCallFilter(Filter):
     def end(self, finish_reason: str | None) -> Iterator[Delta]:
         """Yield what was held back, as the calls or as the text it is."""
         self._is_cut = finish_reason == "length"
-        while self._held:
+        while self.withheld:
             text, calls, _ = self._step(last=True)
             if text or calls:
                 yield Delta(text, calls=tuple(calls))
@@ -78,7 +78,7 @@ class TextCallFilter(Filter):
     def _release(self) -> str:
         texts: list[str] = []
         waiting = self._is_written
-        while self._held and not waiting:
+        while self.withheld and not waiting:
             text, _, waiting = self._step(last=False)
             texts.append(text)
         return "".join(texts)
@@ -91,29 +91,29 @@ class TextCallFilter(Filter):
         """
         if self._is_after_call:
             self._is_after_call = False
-            self._held = without_ends(self._held)
-            if not OPENING.sub("", self._held, count=1):  # a tag that opens nothing
-                self._held = ""
+            self.withheld = without_ends(self.withheld)
+            if not OPENING.sub("", self.withheld, count=1):  # a tag that opens nothing
+                self.withheld = ""
         if self._code:
             return self._inside_code(last=last)
-        found = _START.search(self._held)
+        found = _START.search(self.withheld)
         if found is None:
-            cut = len(self._held) if last else _partial_start(self._held)
-            text, self._held = self._held[:cut], self._held[cut:]
+            cut = len(self.withheld) if last else _partial_start(self.withheld)
+            text, self.withheld = self.withheld[:cut], self.withheld[cut:]
             return text, [], True
         if found.start() > 0:
-            text, self._held = self._held[: found.start()], self._held[found.start() :]
+            text, self.withheld = self.withheld[: found.start()], self.withheld[found.start() :]
             return text, [], False
         size = self._size(last=last)
         if size is None:
             return "", [], True
-        piece = self._held[:size]
-        is_cut = self._is_cut and size == len(self._held)
+        piece = self.withheld[:size]
+        is_cut = self._is_cut and size == len(self.withheld)
         written = read_calls(piece, self._names, is_cut=is_cut)
         if written and not last:
             self._is_written = True
             return "", [], True
-        self._held = self._held[size:]
+        self.withheld = self.withheld[size:]
         self._is_after_call = bool(written)
         chunks = whole_calls(written, self._calls)
         self._calls += len(chunks)
@@ -121,20 +121,20 @@ class TextCallFilter(Filter):
 
     def _inside_code(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
         """Let the text of a code block that is not a call go, until its end."""
-        end = _FENCE_END.search(self._held, 1)
-        if end is not None and (last or end.end() < len(self._held)):
+        end = _FENCE_END.search(self.withheld, 1)
+        if end is not None and (last or end.end() < len(self.withheld)):
             self._code = False
-            text, self._held = self._held[: end.end()], self._held[end.end() :]
+            text, self.withheld = self.withheld[: end.end()], self.withheld[end.end() :]
             return text, [], False
-        keep = 0 if last else len(self._held) - len(self._held.rstrip(" \t\n`"))
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
+        keep = 0 if last else len(self.withheld) - len(self.withheld.rstrip(" \t\n`"))
+        cut = len(self.withheld) - keep
+        text, self.withheld = self.withheld[:cut], self.withheld[cut:]
         return text, [], True
 
     def _size(self, *, last: bool) -> int | None:
         """Return how much of what is held is one piece, None where it has not ended yet."""
-        body = self._held.lstrip()
-        margin = len(self._held) - len(body)
+        body = self.withheld.lstrip()
+        margin = len(self.withheld) - len(body)
         if not last and any(tag.startswith(body) for tag in TAGS):
             return None
         if opening := OPENING.match(body):
@@ -154,23 +154,25 @@ class TextCallFilter(Filter):
             return margin + start  # words: no call that is known here
         else:
             size = None
-        return len(self._held) if size is None and last else size
+        return len(self.withheld) if size is None and last else size
 
     def _fence_size(self, *, last: bool) -> int | None:
-        opening = FENCE.match(self._held)
+        opening = FENCE.match(self.withheld)
         if opening is None:
-            body = self._held.lstrip()
-            return len(self._held) - len(body) + 3 if last or "\n" in body else None
-        inner = self._held[opening.end() :]
+            body = self.withheld.lstrip()
+            return len(self.withheld) - len(body) + 3 if last or "\n" in body else None
+        inner = self.withheld[opening.end() :]
         is_tag = any(inner.startswith(tag) or tag.startswith(inner) for tag in TAGS)
         may_be = is_tag or (opening[1].lower() in _CALL_LANGUAGES and may_be_call(inner))
         if not may_be:
             self._code = True
             return opening.end()
-        mark = self._held.find("```", opening.end())  # far cheaper than the pattern, for each part
-        end = _FENCE_END.search(self._held, opening.end()) if mark >= 0 else None
-        if end is None or (end.end() == len(self._held) and not last):
-            return len(self._held) if last else None
+        mark = self.withheld.find(
+            "```", opening.end()
+        )  # far cheaper than the pattern, for each part
+        end = _FENCE_END.search(self.withheld, opening.end()) if mark >= 0 else None
+        if end is None or (end.end() == len(self.withheld) and not last):
+            return len(self.withheld) if last else None
         return end.end()
 
     def _json_size(self, body: str, margin: int, *, last: bool) -> int | None:
@@ -179,7 +181,7 @@ class TextCallFilter(Filter):
         found = read_json(body, last=last)
         if found is not None:
             return margin + found[1]
-        return len(self._held) if last else None
+        return len(self.withheld) if last else None
 
 
 def _partial_start(text: str) -> int:

@@ -1,7 +1,7 @@
 """Thoughts that a server without a reasoning parser leaves in the text."""
 
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
-from langchain_car_vllm.wire.answer.stop_texts import overlap
+from langchain_car_vllm.wire.answer.text_overlap import overlap
 
 _WORDS = ("think", "thinking", "thought", "reasoning")
 _TAGS = {f"<{word}>": f"</{word}>" for word in _WORDS} | {"[THINK]": "[/THINK]"}

@@ -66,7 +66,7 @@ class Exchange:
         """Return what stands at the end of the answer, once it has ended."""
         last = self._sent[-1]
         answer = last.answer
-        rest = answer.take_logprobs()
+        rest = answer.last_logprobs()
         return AnswerEnd(
             finish_reason=last.finish_reason,
             model=answer.model or str(self.body["model"]),

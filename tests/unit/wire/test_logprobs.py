@@ -9,12 +9,17 @@ import pytest
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from fakes.reply import Reply
+from hypothesis import given as over
+from hypothesis import strategies as st
 from langchain_core import exceptions as core
 from pydantic import BaseModel
+from unit.wire.events import stream
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.supervisor.mends.logprobs import LogprobNotes
+from langchain_car_vllm.wire.answer.reader import Answer
+from langchain_car_vllm.wire.answer.stop_texts import StopFilter
 
 WORDS = ["Hello", "there,", "my", "friend"]
 
@@ -91,6 +96,83 @@ def test_those_of_what_is_held_back_are_not_lost(llm, server):
     server.dialect.script = lambda body: Reply(text='{"name": "Titan the moon"}')
     found = llm.with_structured_output(Moon, include_raw=True, logprobs=True).invoke("hi")
     assert tokens(found["raw"]) == ['{"name":', '"Titan', "the", 'moon"}']
+
+
+def told(*pieces: str) -> dict:
+    """Return what an event tells of some tokens."""
+    entries = [{"token": p, "logprob": -1.0, "bytes": [*p.encode()]} for p in pieces]
+    return {"content": entries}
+
+
+def said(text: str, *pieces: str, finish: str | None = None) -> dict:
+    """Return an event with a text and tokens."""
+    delta = {"content": text}
+    choice = {"index": 0, "delta": delta, "logprobs": told(*pieces), "finish_reason": finish}
+    return {"choices": [choice]}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [said("one", "one"), said(" S", " S"), said("TOP", "TOP"), said(" two", " two")],
+        [said("one ", "one", " ", "ST"), said("ST"), said("OP two", "OP", " two")],
+        [said("one "), said("ST", "one", " "), said("OP two", "ST"), said("x", "OP")],
+        [said("one STOP two", "one", " ", "STOP", " two", "<end>", finish="stop")],
+        [said("one ", "one"), said("STO", " "), said("P", "STO", "P", "<end>")],
+    ],
+    ids=["split", "ahead", "behind", "whole", "ends"],
+)
+@pytest.mark.parametrize("has_tools", [False, True])
+def test_those_of_a_stop_text_are_not_told(llm, server, events, has_tools):
+    """A token that the stop text cuts in two is told, for a part of it was seen."""
+    server.dialect.script = lambda body: stream(*events)
+    asking = llm.bind_tools([{"name": "f", "description": "x"}]) if has_tools else llm
+    for answer in (
+        asking.invoke("hi", stop=["STOP"], logprobs=True),
+        added(list(asking.stream("hi", stop=["STOP"], logprobs=True))),
+    ):
+        assert answer.text == "one "
+        pieces = [entry["token"] for entry in answer.response_metadata["logprobs"]["content"]]
+        assert pieces in (["one", " "], ["one", " S"])
+
+
+@over(
+    st.lists(st.text("abé", min_size=1, max_size=3), min_size=1, max_size=6),
+    st.text("abé", min_size=1, max_size=3),
+    st.integers(0, 2),
+)
+def test_tokens_and_text_end_together(pieces, stop, behind):
+    """However events are cut, and however far tokens lag behind: what is told is what was seen."""
+    answer = Answer(streamed=True, filters=[StopFilter([stop])], wants_logprobs=False)
+    waiting = ["", *pieces]
+    events = [said(text, *([waiting[n]] if n else [])) for n, text in enumerate([*pieces, ""])]
+    if not behind:
+        events = [said(piece, piece) for piece in pieces]
+    seen, tokens = "", []
+    for event in [*events, said("", finish="stop")]:
+        for delta in answer.feed(b"data: " + json.dumps(event).encode() + b"\n\n"):
+            seen += delta.text
+            tokens += delta.logprobs
+            assert behind or len(seen) >= len("".join(entry["token"] for entry in tokens))
+    for delta in answer.with_logprobs(answer.end()):
+        seen += delta.text
+        tokens += delta.logprobs
+    tokens += answer.last_logprobs()
+    names = [entry["token"] for entry in tokens]
+    assert names == pieces[: len(names)]
+    before = "".join(names[:-1])
+    assert seen.startswith(before)
+    assert behind or "".join(names).startswith(seen)
+    assert not names or len(before) < len(seen)
+
+
+@pytest.mark.parametrize("odd", [5, None, 10**15, [300], ["x"], "text", {"a": 1}])
+def test_odd_bytes_of_tokens_end_no_answer(llm, server, odd):
+    """A token is known by its text where the bytes say nothing."""
+    events = [said("one ", "one "), said("STOP", "STOP")]
+    events[0]["choices"][0]["logprobs"]["content"][0]["bytes"] = odd
+    server.dialect.script = lambda body: stream(*events)
+    assert llm.invoke("hi", stop=["STOP"], logprobs=True).text == "one "
 
 
 @pytest.mark.parametrize("kind", ["invoke", "stream"])

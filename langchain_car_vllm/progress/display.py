@@ -56,7 +56,8 @@ _screen = ProcessLock()
 class Display:
     """An `on_progress` for people. Call `close` when the wait ends, however it ends.
 
-    Of several waits of this process one is drawn at a time; when it ends, another one goes on.
+    Of several waits of this process one is drawn at a time; when it ends, another one goes on. What
+    cannot be drawn is left: no call fails because its wait could not be shown.
 
     Args:
         name: What is waited for, such as a model id.
@@ -73,23 +74,36 @@ class Display:
         """Show a step; `ready` and `generating` end the display."""
         if progress.stage not in _SHOWN:
             if self._view is not None and progress.stage == "generating":
-                self._view.draw(progress)
+                self._draw(progress)
             self.close()
             return
         if not self._is_open:
             if not _screen.acquire(blocking=False):
                 return
             self._is_open = True
-            self._view = self._make(self._name)
-        if self._view is not None:
+            with suppress(Exception):
+                self._view = self._make(self._name)
+        self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
+        if self._view is None:
+            return
+        try:
             self._view.draw(progress)
+        except Exception as error:  # noqa: BLE001 - a stream of the program's may raise anything
+            log.debug("the wait cannot be shown: %s", error)
+            self._take_down()
+
+    def _take_down(self) -> None:
+        view, self._view = self._view, None
+        if view is not None:
+            with suppress(Exception):
+                view.close()
 
     def close(self) -> None:
         """Take down what was drawn; may be called again and again."""
-        view, self._view = self._view, None
         try:
-            if view is not None:
-                view.close()
+            self._take_down()
         finally:
             if self._is_open:
                 self._is_open = False
@@ -141,12 +155,20 @@ def suitable_view(name: str) -> View | None:
         return None
     if publish := notebook_line():
         return Line(name, publish)
-    if sys.stderr is not None and sys.stderr.isatty():
+    if _is_terminal(sys.stderr):
         bars = Bars(name, sys.stderr)
         return bars if bars.can_draw else Records(name, _print_line)
     if sys.stderr is None or log.hasHandlers():
         return Records(name)
     return Records(name, _print_line)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Tell it also of a stream that is closed, and of a program's own, which may only write."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 def _log_record(line: str) -> None:
@@ -157,7 +179,6 @@ def _print_line(line: str) -> None:
     """Tell whoever set up neither a terminal nor a log: a wait without a word looks like a hang."""
     with suppress(OSError, ValueError):  # standard error may be closed
         sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
 
 
 def notebook_line() -> Publish | None:
@@ -228,7 +249,7 @@ class Bars:
     """A bar that says how far and how fast; it goes away with the wait.
 
     Attributes:
-        can_draw: Whether the terminal can move its cursor.
+        can_draw: Whether the terminal can move its cursor and has the bar's characters.
     """
 
     def __init__(self, name: str, file: TextIO) -> None:
@@ -249,8 +270,15 @@ class Bars:
         self._plain = (SpinnerColumn(), title, TimeElapsedColumn())
         self._bytes = (*self._plain[:2], BarColumn(), DownloadColumn(), TransferSpeedColumn())
         console = Console(file=file)
-        self.can_draw = not console.is_dumb_terminal
-        self._bars = Progress(*self._plain, console=console, transient=True)
+        self.can_draw = not (console.is_dumb_terminal or console.options.ascii_only)
+        # What the program itself prints meanwhile stays its own, and goes where it sent it.
+        self._bars = Progress(
+            *self._plain,
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._task: TaskID | None = None
 
     def draw(self, progress: Progress) -> None:

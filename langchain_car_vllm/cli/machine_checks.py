@@ -28,6 +28,7 @@ from langchain_car_vllm.server.directory import explain_os_errors, foreign_direc
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.memory import budget_bytes
+from langchain_car_vllm.server.plan import learn_budget
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.state import is_of_this_machine
@@ -165,6 +166,7 @@ def _identity() -> str:
 
 
 def _memory() -> str:
+    learn_budget()
     budget = budget_bytes()
     set_aside = sum(state.reservation for _, state in running_servers())
     whole = psutil.virtual_memory()

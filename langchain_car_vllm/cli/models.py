@@ -16,7 +16,7 @@ from langchain_car_vllm.models.lm_studio import lm_studio_folders
 from langchain_car_vllm.models.model_files import list_folder
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.paths import broken_link
-from langchain_car_vllm.server.plan import Plan, plan_for
+from langchain_car_vllm.server.plan import Plan, learn_budget, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 
 
@@ -43,6 +43,7 @@ def list_models(
 
     Those in the Hub cache and in LM Studio's folder.
     """
+    learn_budget()
     names = [e.repository for e in catalog().entries] if in_catalog else sorted(_local_names())
     found = [entry for name in names if (entry := _find_model(name, absent=in_catalog))]
     _tell_unreadable_folders()
@@ -61,6 +62,7 @@ def list_models(
 def show(model: ModelArgument, *, revision: Revision = None, as_json: AsJson = False) -> None:
     """Show what is known of a model."""
     found = parse_model_id(model)
+    learn_budget()
     plan_ = plan_for(ServerSpec(found.source, found.name, revision=revision))
     if as_json:
         print_json(known_facts(plan_))

@@ -12,7 +12,7 @@ from langchain_car_vllm.errors import ConfigurationError, InsufficientMemoryErro
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.server.memory import budget_bytes, memory_for
-from langchain_car_vllm.server.plan import Plan, plan_for
+from langchain_car_vllm.server.plan import Plan, learn_budget, plan_for
 from langchain_car_vllm.server.spec import Kind, ServerSpec
 
 _MB = 1_000_000
@@ -71,6 +71,7 @@ def recommend(
 
     Nothing is downloaded or asked. The exit code is 1 where none fits.
     """
+    learn_budget()
     budget = budget_bytes()
     verdicts = [_judge(candidate, budget) for candidate in _candidates() if task in candidate.tasks]
     fitting = [verdict for verdict in verdicts if verdict.fits]

@@ -25,6 +25,7 @@ _ASK = (
     "import mlx.core as mx; info = getattr(mx, 'device_info', None) or mx.metal.device_info; "
     "print('bytes', int(info()['max_recommended_working_set_size']))"
 )
+_MIB = 2**20
 _SMALL_MAC = 33 * 2**30
 _SMALL_SHARE, _LARGE_SHARE = 2 / 3, 3 / 4
 
@@ -33,8 +34,8 @@ def working_set_limit(total: int, share: int) -> int:
     """Return what models may take of a machine's memory.
 
     On a Mac that is the smaller of the share and Metal's figure: the one that was kept, before that
-    what recent versions of macOS give. Where the user raised `iogpu.wired_limit_mb`, Metal's figure
-    says so, and it counts alone.
+    what recent versions of macOS give. Where the user set `iogpu.wired_limit_mb`, that is Metal's
+    figure, and it counts alone.
 
     Args:
         total: Bytes of memory of the machine.
@@ -42,11 +43,13 @@ def working_set_limit(total: int, share: int) -> int:
     """
     if platform.system() != "Darwin":
         return share
-    kept = _read()
+    kept, chosen = _read(), _wired_limit_mb() * _MIB
+    if kept is None and chosen > 0:
+        return min(chosen, total)
     if kept is None:
         return min(share, int(total * (_SMALL_SHARE if total < _SMALL_MAC else _LARGE_SHARE)))
     figure = int(kept["bytes"])
-    return figure if kept["wired_limit_mb"] else min(share, figure)
+    return figure if chosen else min(share, figure)
 
 
 def known_working_set() -> int | None:

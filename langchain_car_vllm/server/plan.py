@@ -32,7 +32,7 @@ from langchain_car_vllm.models.speculation import check_draft, draft_bytes, draf
 from langchain_car_vllm.paths import existing_part
 from langchain_car_vllm.runtime import installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
-from langchain_car_vllm.runtime.metal import known_working_set
+from langchain_car_vllm.runtime.metal import known_working_set, learn_working_set
 from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
@@ -139,6 +139,12 @@ def insufficient_memory(spec: ServerSpec, memory: Memory, budget: int) -> Insuff
     )
 
 
+def learn_budget() -> None:
+    """Have Metal say what it gives where an install can ask: no rule may refuse what fits."""
+    if (binary := binary_to_launch()) is not None:
+        learn_working_set(binary)
+
+
 def asked_plan(spec: ServerSpec) -> Plan:
     """Return the plan for a model that may have to be downloaded; asks the Hub where it would be.
 
@@ -149,6 +155,7 @@ def asked_plan(spec: ServerSpec) -> Plan:
         UnservableModelError: The server cannot load what is there.
         ModelDownloadError: It is not here and cannot be fetched; says why and what to do.
     """
+    learn_budget()
     if spec.find_snapshot() is not None:
         return plan_for(spec)
     check_may_fetch(spec)

@@ -11,7 +11,13 @@ from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
 from langchain_car_vllm.runtime.metal import learn_working_set
-from langchain_car_vllm.server.plan import Plan, check_kind, check_may_fetch, plan_for
+from langchain_car_vllm.server.plan import (
+    Plan,
+    check_kind,
+    check_may_fetch,
+    learn_budget,
+    plan_for,
+)
 from langchain_car_vllm.server.process import descendants
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.adapter_stage import fetch_adapter
@@ -114,6 +120,11 @@ def check_fits(context: SupervisorContext) -> None:
         ModelDownloadError: The disk is too small.
         InsufficientMemoryError: It needs more memory than all servers may take.
     """
+    worker = threading.Thread(target=learn_budget, daemon=True)
+    worker.start()
+    worker.join(context.policy.start_tick)
+    while worker.is_alive():
+        context.pause(context.policy.start_tick)
     plan = plan_for(context.spec)
     plan.check_memory()
     if plan.directory is not None:

@@ -110,6 +110,15 @@ def test_a_limit_that_the_user_raised_counts(mac: Mac):
     assert mac.asked == 2
 
 
+def test_a_limit_counts_before_metal_is_asked(mac: Mac):
+    """No rule takes the place of what the user set, up or down."""
+    for megabytes in (14_000, 6_000):
+        mac.limit(megabytes)
+        assert working_set_limit(16 * GIB, 12 * GIB) == megabytes * 2**20
+    mac.limit(10**9)
+    assert working_set_limit(16 * GIB, 12 * GIB) == 16 * GIB
+
+
 def test_another_macos_is_asked_anew(mac: Mac):
     """An update may move the figure, so what was kept no longer counts."""
     learn_working_set(mac.binary)

@@ -77,6 +77,11 @@ def reasoning_of(message: AIMessage) -> str | None:
     return "".join(_thought(block) for block in blocks) or None
 
 
+def is_thought(block: Mapping[str, Any]) -> bool:
+    """Whether a block of an answer holds what the model thought, or a seal in its place."""
+    return str(block.get("type")) in _THOUGHTS
+
+
 def _thought(block: dict[str, Any]) -> str:
     said = (block.get(key) for key in _THOUGHTS.get(str(block.get("type")), ()))
     return next((text for part in said if (text := _text_of(part))), "")

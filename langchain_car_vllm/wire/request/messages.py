@@ -5,9 +5,7 @@ cache holds from turn to turn.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import (
@@ -19,13 +17,12 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.tool import ToolCall
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.support.printable import encodable, encodable_value
 from langchain_car_vllm.support.user_warnings import UnsentContentWarning, warn_user
 from langchain_car_vllm.wire.errors import InvalidRequestError
-from langchain_car_vllm.wire.reasoning import REASONING, reasoning_of
+from langchain_car_vllm.wire.reasoning import REASONING, is_thought, reasoning_of
 from langchain_car_vllm.wire.request.media import Medium, kind_of, read_medium
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.placeholders import (
@@ -35,12 +32,19 @@ from langchain_car_vllm.wire.request.placeholders import (
     placeholder,
     row_text,
 )
+from langchain_car_vllm.wire.request.provider_blocks import (
+    call_in,
+    is_call,
+    is_sealed,
+    plain_block,
+    plain_medium,
+    written_calls,
+)
 from langchain_car_vllm.wire.request.tools import server_name
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("text", "text-plain", "input_text", "output_text")
-# Blocks that are calls, and what their arguments are called there.
-_CALLS, _ARGUMENTS = ("tool_use", "tool_call", "function_call"), ("input", "args", "arguments")
+_OF_A_RESULT = ("type", "tool_use_id", "is_error", "cache_control")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
 _PUBLIC = MediaAccess()
 Content = str | list[str | dict[str, Any]]
@@ -217,10 +221,10 @@ class _Outgoing:
     def _answer(self, message: AIMessage) -> AIMessage:
         """Return an earlier answer: its text, its calls and its reasoning, whoever gave it."""
         content = message.content if isinstance(message.content, list) else [message.content]
-        shown = [self._placeholder(b) if _is_attachment(b) else b for b in content]
         thought = reasoning_of(message)
-        calls = message.tool_calls or _written_calls(message)
-        text = _join((block for block in shown if _text(block) is not None), "")
+        calls = message.tool_calls or written_calls(message)
+        told = bool(message.tool_calls or message.invalid_tool_calls)
+        text = "".join(self._said(block) for block in content if not (told and is_call(block)))
         return AIMessage(
             content=encodable(text or _said_beside(message)),
             tool_calls=[
@@ -238,6 +242,15 @@ class _Outgoing:
             additional_kwargs={REASONING: encodable(thought)} if thought else {},
         )
 
+    def _said(self, block: Any) -> str:
+        """Return a block of an answer as text, nothing for what stands beside the text."""
+        if (text := _text(block)) is not None:
+            return text
+        if is_thought(block) or call_in(block):
+            return ""
+        text = block.get("text") if kind_of(block) is None else None
+        return text if isinstance(text, str) else self._placeholder(block)
+
 
 def _encodable_copy(message: BaseMessage) -> BaseMessage:
     """Return what nobody can take back as it can be sent: names of files are not all in UTF-8."""
@@ -246,13 +259,26 @@ def _encodable_copy(message: BaseMessage) -> BaseMessage:
 
 
 def _with_results_apart(message: BaseMessage) -> Iterator[BaseMessage]:
-    """Yield a message, and before it the results of tools that Anthropic's form has in it."""
-    content = message.content if isinstance(message, HumanMessage) else ""
-    blocks = content if isinstance(content, list) else []
+    """Yield a message, and before it the results of tools that some providers' form has in it."""
+    if isinstance(message.content, str):
+        yield message
+        return
+    is_result = isinstance(message, ToolMessage | FunctionMessage)
+    blocks = [plain_medium(b) if is_result else plain_block(b) for b in message.content]
+    blocks = [b for b in blocks if not is_sealed(b)]
+    if blocks != message.content:
+        message = message.model_copy(update={"content": blocks})
+    if not isinstance(message, HumanMessage):
+        yield message
+        return
     results = [b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_result"]
     for block in results:
-        given, call = block.get("content") or "", str(block.get("tool_use_id") or "")
-        yield ToolMessage([given] if isinstance(given, dict) else given, tool_call_id=call)
+        call = str(block.get("tool_use_id") or "")
+        beside = {key: value for key, value in block.items() if key not in _OF_A_RESULT}
+        given = block.get("content", beside) or ""
+        parts = [given] if isinstance(given, dict) else given
+        shown = [plain_medium(part) for part in parts] if isinstance(parts, list) else parts
+        yield ToolMessage(shown, tool_call_id=call)
     left = [block for block in blocks if block not in results]
     if left or not results:
         yield message.model_copy(update={"content": left}) if results else message
@@ -280,44 +306,6 @@ def _said_beside(message: AIMessage) -> str:
     spoken = audio.get("transcript") if isinstance(audio, dict) else None
     said = (spoken, message.additional_kwargs.get("refusal"))
     return next((text for text in said if isinstance(text, str)), "")
-
-
-def _is_attachment(block: Any) -> bool:
-    """Whether a block of an answer holds what the next model should know of."""
-    return isinstance(block, dict) and (kind_of(block) is not None or block.get("type") == "file")
-
-
-def _written_calls(message: AIMessage) -> list[ToolCall]:
-    """Return calls that LangChain does not know of.
-
-    They are in OpenAI's former shape, whose result comes as a `FunctionMessage`, or stand in the
-    content alone, in the shape of Anthropic's, LangChain's or OpenAI's blocks.
-    """
-    former = message.additional_kwargs.get("function_call")
-    if isinstance(former, dict):
-        return _call_of(former.get("name"), former.get("arguments") or "{}", former.get("name"))
-    if message.invalid_tool_calls or isinstance(message.content, str):
-        return []
-    return [
-        call
-        for block in message.content
-        if isinstance(block, dict) and block.get("type") in _CALLS
-        for call in _call_of(
-            block.get("name"),
-            next((block[name] for name in _ARGUMENTS if name in block), None),
-            block.get("call_id") or block.get("id"),
-        )
-    ]
-
-
-def _call_of(name: Any, args: Any, call_id: Any) -> list[ToolCall]:
-    """Return a call, nothing for what is none."""
-    if isinstance(args, str):
-        with suppress(ValueError, RecursionError):
-            args = json.loads(args)
-    if not isinstance(name, str) or not isinstance(args, dict):
-        return []
-    return [ToolCall(name=name, args=args, id=call_id)]
 
 
 def _join(blocks: Iterable[Any], joint: str) -> str:

@@ -17,7 +17,7 @@ _PADDING = 2
 # What holds content or names it; without it a dictionary is a row of somebody's table.
 _REFERENCES = ("url", "uri", "file_id", "file_data", "base64", "data")
 _INLINE = ("base64", "data", "file_data")
-_MEDIA, _FILES = ("image", "audio", "video"), ("file", "document", "text-plain")
+_MEDIA, _FILES = ("image", "audio", "video"), ("file", "media", "document", "text-plain")
 _TYPE_OF_TEXT = re.compile(
     r"text/|application/(?:[\w.-]+\+)?(?:json|xml|yaml|x-yaml|toml|javascript|sql)\b"
 )
@@ -67,15 +67,19 @@ def data_text(block: Mapping[str, Any]) -> str | None:
         with suppress(TypeError, ValueError, RecursionError):
             return json.dumps(block["json"], ensure_ascii=False, default=str)
     if kind == "refusal":
-        return str(block.get("refusal") or "")
+        return _text_or_none(block.get("refusal"))
     if kind == "document" and isinstance(source, Mapping) and source.get("type") == "text":
-        return str(source.get("data") or "")
+        return _text_or_none(source.get("data"))
     if kind == "document" and isinstance(source, Mapping) and source.get("type") == "content":
         return _texts_of(source.get("content"))
     if kind == "search_result" and isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        return "\n".join(str(text) for text in (block.get("title"), source, *texts) if text)
+        texts = _texts_of(content)
+        return texts and "\n".join(str(t) for t in (block.get("title"), source, texts) if t)
     return None
+
+
+def _text_or_none(found: Any) -> str | None:
+    return found if isinstance(found, str) else None
 
 
 def _texts_of(content: Any) -> str | None:

@@ -69,7 +69,7 @@ def thread(block: dict[str, Any]) -> list[BaseMessage]:
                 "type": "search_result",
                 "title": "Mars",
                 "source": "https://example.org",
-                "content": [{"type": "text", "text": "two moons"}, {"type": "x"}],
+                "content": [{"type": "text", "text": "two moons"}],
             },
             "Mars\nhttps://example.org\ntwo moons",
         ),

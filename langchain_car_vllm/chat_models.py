@@ -13,12 +13,13 @@ from langchain_core.runnables import Runnable
 from pydantic import model_validator
 
 from langchain_car_vllm import __version__
+from langchain_car_vllm.caching import CachingChatModel
 from langchain_car_vllm.connection import aconnect, connect
-from langchain_car_vllm.delegation import DelegatingChatModel, last_seen
+from langchain_car_vllm.delegation import last_seen
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.models import model_profile
-from langchain_car_vllm.secrets_masking import masked_settings, secrets_digest
+from langchain_car_vllm.secrets_masking import masked_settings
 from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
     Method,
@@ -41,7 +42,7 @@ from langchain_car_vllm.wire.request.tools import (
 from langchain_car_vllm.wire.request.unreadable_blocks import mend_unreadable_blocks
 
 
-class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
+class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
     """Chat model that installs, starts and supervises `vllm-mlx` by itself.
 
     The first call finds `vllm-mlx` or installs it, downloads the model, starts the server and waits
@@ -128,22 +129,6 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
     def _llm_type(self) -> str:
         return "vllm-mlx-chat"
 
-    # LangChain keeps what it wrote down in the object, and makes the keys of its caches of it: a
-    # copy with another setting would get the answer that was cached for the old one.
-    def __copy__(self) -> Self:
-        copied = super().__copy__()
-        copied.__dict__.pop("_serialized", None)
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        copied = super().__deepcopy__(memo)
-        copied.__dict__.pop("_serialized", None)
-        return copied
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        self.__dict__.pop("_serialized", None)
-
     @property
     def _identifying_params(self) -> dict[str, Any]:
         found = {"model": self.model, "revision": self.revision, **self._parameters}
@@ -159,10 +144,6 @@ class ChatVllmMlx(MaskedSerializable, DelegatingChatModel, defer_build=False):
         params = super()._get_invocation_params(stop=stop, **kwargs)
         given = {**params, **self._identifying_params, "stop": stop or self.stop, **kwargs}
         return masked_settings(given)
-
-    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        told = super()._get_llm_string(stop=stop, **masked_settings(kwargs))
-        return told + secrets_digest({**vars(self), **kwargs})
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         given = {**self._parameters, **kwargs}

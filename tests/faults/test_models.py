@@ -1,16 +1,21 @@
 """The model as it lies on the disk decides how the server is started."""
 
+import asyncio
 import dataclasses
 import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.weights import weights_of
 from faults.support import FAST, ClientProcess, Fake, ask, processes_of
+from langchain_core.caches import InMemoryCache
 
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Parsers
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.server import lease
@@ -59,6 +64,25 @@ def test_a_folder_that_was_written_since_is_loaded_anew(fake: Fake):
             assert held.endpoint.generation == 2
             assert ask(held.endpoint)
     assert fake.state().previous == "evicted"
+
+
+def test_a_cache_holds_no_answer_of_former_weights(fake: Fake):
+    """It is LangChain's, whose key has the name of the folder alone."""
+    cache = InMemoryCache()
+    model = ChatVllmMlx(model=str(fake.model), max_tokens=3, cache=cache)
+    ways: list[Callable[[], Any]] = [
+        lambda: model.invoke("hi"),
+        lambda: asyncio.run(model.ainvoke("hi")),
+        lambda: model.invoke("hi", model=str(fake.model)),
+    ]
+    for number, size in enumerate((128, 256), 1):
+        weights = fake.model / "model.safetensors"
+        weights.write_bytes(weights_of(size))
+        os.utime(weights, (1e9, 1e9))
+        for way in ways:
+            way()
+        assert len(cache._cache) == 2 * number
+    assert fake.state().generation == 2
 
 
 def test_files_are_waited_for_while_they_are_written(fake: Fake):

@@ -1,15 +1,26 @@
 """LangChain's caches never give an answer that was made with other settings."""
 
+import asyncio
 import copy
+import gc
+import struct
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zlib import compress, crc32
 
 import pytest
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from fakes.reply import Reply
 from langchain_core.caches import InMemoryCache
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, create_model
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.wire.errors import StructuredOutputError
 
 
 def assigned(model: ChatVllmMlx) -> ChatVllmMlx:
@@ -75,3 +86,124 @@ def test_so_does_what_is_not_shown_of_a_call(name: str, socket_enabled: None):
             model.bind(**{name: {"token": secret}}).invoke("hi")
         assert len(server.dialect.requests) == 2
         assert "hush" not in str(list(cache._cache))
+
+
+def described(text: str) -> Callable[[str], str]:
+    def tool(x: str) -> str: ...
+
+    tool.__doc__ = text
+    return tool
+
+
+def moon(**fields: Any) -> type[BaseModel]:
+    return create_model("Moon", **fields)
+
+
+class Described(BaseTool):
+    """The same with a description of its own."""
+
+    name: str = "tool"
+    description: str = ""
+
+    def _run(self) -> None: ...
+
+
+PARAMETERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "function": lambda text: {"tools": [described(text)]},
+    "tool": lambda text: {"tools": [Described(description=text)]},
+    "class of a tool": lambda text: {"tools": [moon(**{text: (str, ...)})]},
+    "class of the answer": lambda text: {"response_format": moon(**{text: (str, ...)})},
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_objects_of_one_name_are_told_apart(name: str, socket_enabled: None):
+    """By what they say: a later one may lie where a former one lay. What says the same hits."""
+    cache = InMemoryCache()
+    with Server(Dialect("m", script=lambda body: Reply("{}"))) as server:
+        model = ChatVllmMlx(model="m", cache=cache, base_url=server.base_url)
+        for text in ("one", "one", "another", "one"):
+            bound = model.bind(**PARAMETERS[name](text))
+            with suppress(StructuredOutputError):
+                bound.invoke("hi")
+            gc.collect()
+        assert len(server.dialect.requests) == 2
+        assert " at 0x" not in str(list(cache._cache))
+
+
+def test_a_schema_with_tools_hits_its_own_entry(socket_enabled: None):
+    """Each method of structured output, and each schema, has an entry of its own."""
+    with Server(Dialect("m")) as server:
+        model = ChatVllmMlx(model="m", cache=InMemoryCache(), base_url=server.base_url)
+        ways: list[tuple[Any, Any]] = [
+            (schema, method)
+            for schema in (moon(a=(str, ...)), moon(b=(int, ...)))
+            for method in ("json_schema", "function_calling", "json_mode")
+        ]
+        for _ in range(2):
+            for schema, method in ways:
+                chain = model.with_structured_output(schema, method=method)
+                assert isinstance(chain.invoke("hi"), schema)
+        sent = [str(body) for body in server.dialect.requests]
+        # `json_mode` with a schema is `json_schema`.
+        assert len(sent) == len(set(sent)) == 4
+
+
+WAYS: dict[str, Callable[[ChatVllmMlx, Any], object]] = {
+    "invoke": lambda model, content: model.invoke([HumanMessage(content)]),
+    "ainvoke": lambda model, content: asyncio.run(model.ainvoke([HumanMessage(content)])),
+    "generate": lambda model, content: model.generate([[HumanMessage(content)]]),
+}
+IMAGES = [struct.pack(">I", number) for number in range(2)]
+
+
+def png(data: bytes) -> bytes:
+    """Return a picture of one pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
+    pixel = chunk(b"IDAT", compress(b"\0" + data[-3:]))
+    return b"\x89PNG\r\n\x1a\n" + header + pixel + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", ["url", "path", "image_url"])
+def test_a_file_that_was_written_anew_is_looked_at_again(
+    form: str, way: str, tmp_path: Path, socket_enabled: None
+):
+    """As a camera does with its picture; the same file hits."""
+    path = tmp_path / "frame.png"
+    inner: Any = {"url": path} if form == "image_url" else path
+    kind = "image_url" if form == "image_url" else "image"
+    content = [{"type": "text", "text": "?"}, {"type": kind, form: inner}]
+    with Server(Dialect("m", multimodal=True)) as server:
+        model = ChatVllmMlx(model="m", cache=InMemoryCache(), base_url=server.base_url)
+        for number in range(2):
+            scratch = path.with_suffix(".new")
+            scratch.write_bytes(png(IMAGES[number]))
+            scratch.replace(path)
+            for _ in range(2):
+                WAYS[way](model, content)
+            assert len(server.dialect.requests) == number + 1
+
+
+def test_memory_that_was_written_anew_is_looked_at_again(socket_enabled: None):
+    """A view shows nothing of what it views."""
+    buffer = bytearray(png(IMAGES[0]))
+    content: Any = [{"type": "image", "data": memoryview(buffer)}]
+    with Server(Dialect("m", multimodal=True)) as server:
+        model = ChatVllmMlx(model="m", cache=InMemoryCache(), base_url=server.base_url)
+        WAYS["invoke"](model, content)
+        buffer[:] = png(IMAGES[1])
+        WAYS["invoke"](model, content)
+        WAYS["invoke"](model, content)
+        assert len(server.dialect.requests) == 2
+
+
+def test_without_a_cache_no_file_is_looked_at_for_one(tmp_path: Path):
+    """Whoever asks for a cache where there is none is told, files or not."""
+    model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:1/v1", cache=True)
+    with pytest.raises(ValueError, match="no cache found"):
+        WAYS["invoke"](model, [{"type": "image", "path": tmp_path / "a.png"}])

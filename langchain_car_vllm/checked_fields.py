@@ -55,6 +55,10 @@ class CheckedFields(BaseModel):
             raise encoding_error("a setting") from None
         self._is_checked = True
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Let LangChain do what it does with each model: pydantic's own would end the chain."""
+        super().model_post_init(context)
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; what is changed in it is checked as in a constructor."""
         copied = super().model_copy(deep=deep)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -365,3 +366,14 @@ def test_a_path_from_a_directory_that_is_gone_is_a_typed_error(
     (tmp_path / "gone").rmdir()
     for fields in ({"model": "./m"}, {"adapter": "./m"}, {"draft": "./m"}):
         refused("working directory is gone", **fields)
+
+
+def test_the_versions_of_all_layers_are_in_the_traces():
+    """LangChain notes its own after a construction, a copy and an assignment, too."""
+    model = ChatVllmMlx(model=MODEL)
+    assigned = copy.copy(model)
+    assigned.temperature = 0.5
+    for made in (model, model.model_copy(update={"temperature": 0.5}), assigned):
+        noted = made.metadata["lc_versions"]
+        assert noted["langchain-core"] == version("langchain-core")
+        assert noted["langchain-car-vllm"] == version("langchain-car-vllm")

@@ -42,6 +42,15 @@ _GEMMA_3 = {
 _UNWRITTEN = {"gemma3": _GEMMA_3, "gemma3_text": _GEMMA_3}
 # They have a state and keys and values in every layer.
 _TWOFOLD_TYPES = frozenset({"falcon_h1"})
+# They keep every token in layers that are published with a window.
+_WINDOWLESS_TYPES = frozenset({"gemma2", "llama4_text"})
+# They keep the keys and values that a compressed form stands for, not that.
+_EXPANDING_TYPES = frozenset(
+    {
+        *("deepseek_v2", "deepseek_vl_v2", "deepseekocr", "deepseekocr_2", "unlimited_ocr"),
+        *("kimi_vl", "minicpm3", "mistral4", "youtu_llm"),
+    }
+)
 
 
 class KvCache(NamedTuple):
@@ -86,7 +95,12 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
         config: The whole of it; the part about the text counts where there is one.
     """
     text = text_part(config)
+    types = {str(part.get("model_type")) for part in (config, text)}
     text = {**_UNWRITTEN.get(str(text.get("model_type")), {}), **text}
+    if str(config.get("model_type")) in _WINDOWLESS_TYPES:
+        text = {**text, "sliding_window": None, "attention_chunk_size": None}
+    if types & _EXPANDING_TYPES and _number(text, "kv_lora_rank"):
+        text = _expanded(text)
     kinds = _layer_kinds(text)
     if not kinds:
         return None
@@ -104,6 +118,17 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
     )
 
 
+def _expanded(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration with the keys and values that a compressed form stands for."""
+    sizes = [_number(text, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    return {
+        **text,
+        "kv_lora_rank": None,
+        "num_key_value_heads": text.get("num_attention_heads"),
+        "head_dim": sum(size for size in sizes if size),
+    }
+
+
 def _number(config: Mapping[str, Any], *names: str) -> int | None:
     """Return the first of some fields that holds a sensible number."""
     numbers = (bounded_integer(config.get(name), 1, _LARGEST) for name in names)
@@ -118,6 +143,9 @@ def _layer_kinds(text: Mapping[str, Any]) -> list[_Kind]:
 def _counted_kinds(text: Mapping[str, Any], layers: int) -> list[_Kind]:
     if interval := _number(text, "full_attention_interval"):
         return ["full" if (i + 1) % interval == 0 else "linear" for i in range(layers)]
+    if group := _number(text, "layer_group_size"):
+        whole = layers // group * group
+        return ["full" if (i + 1) % group == 0 or i >= whole else "linear" for i in range(layers)]
     if period := _number(text, "attn_layer_period"):
         offset = _number(text, "attn_layer_offset") or 0
         return ["full" if i % period == offset else "linear" for i in range(layers)]
@@ -136,6 +164,9 @@ def _named_kinds(text: Mapping[str, Any]) -> list[_Kind]:
     letters = text.get("hybrid_override_pattern")
     if isinstance(letters, str) and letters:
         return [_LETTERS.get(letter, "full") for letter in letters]
+    marks = text.get("hybrid_layer_pattern")
+    if isinstance(marks, list) and marks:
+        return ["sliding" if mark == 1 else "full" for mark in marks]
     linear = text.get("linear_attn_config")
     layers = _number(text, "num_hidden_layers") or 0
     if isinstance(linear, dict) and isinstance(linear.get("full_attn_layers"), list):
@@ -202,11 +233,25 @@ def _pair_bytes(
 
 
 def _key_heads(text: Mapping[str, Any]) -> int | list[int] | None:
-    listed = text.get("num_key_value_heads")
+    listed = text.get("num_key_value_heads") or _block_heads(text)
     if isinstance(listed, list):
         counts = [bounded_integer(count, 1, _LARGEST) or 0 for count in listed]
         return counts if any(counts) else None
-    return _number(text, "num_key_value_heads", "num_kv_heads", "num_attention_heads", "n_head")
+    names = ("num_key_value_heads", "num_kv_heads", "num_attention_groups")
+    return _number(text, *names, "num_attention_heads", "n_head")
+
+
+def _block_heads(text: Mapping[str, Any]) -> list[int] | None:
+    """Return the heads of each layer where each is configured by itself, as Nemotron-NAS does."""
+    blocks, heads = text.get("block_configs"), _number(text, "num_attention_heads")
+    if not isinstance(blocks, list) or heads is None:
+        return None
+    attentions = [block.get("attention") if isinstance(block, dict) else None for block in blocks]
+    groups = [
+        _number(attention, "n_heads_in_group") if isinstance(attention, dict) else None
+        for attention in attentions
+    ]
+    return [heads // group if group else 0 for group in groups]
 
 
 def _head_size(text: Mapping[str, Any]) -> int | None:
@@ -233,6 +278,15 @@ def _state_bytes(text: Mapping[str, Any]) -> int:
         groups = _number(text, "n_groups", "mamba_n_groups") or 1
         kernel = _number(text, "conv_kernel", "mamba_d_conv") or 1
         return (kernel - 1) * (inner + 2 * groups * size) * _KV_BYTES + inner * size * _STATE_BYTES
+    delta = text.get("linear_attn_config")
+    if isinstance(delta, dict):
+        size = _number(delta, "head_dim") or 0
+        kernel = _number(delta, "short_conv_kernel_size") or 1
+        inner = (_number(delta, "num_heads") or 0) * size
+        return 3 * (kernel - 1) * inner * _KV_BYTES + inner * size * _STATE_BYTES
+    if _number(text, "layer_group_size"):
+        size = _head_size(text) or 0
+        return (_number(text, "num_attention_heads") or 0) * size * size * _STATE_BYTES
     if length := _number(text, "conv_L_cache"):
         return length * (_number(text, "hidden_size") or 0) * _KV_BYTES
     expanded = (_number(text, "hidden_size") or 0) * (_number(text, "mamba_expand") or 1)

@@ -179,6 +179,18 @@ CONFIGS = {
         "v_head_dim": 128,
         "max_position_embeddings": 163840,
     },
+    "DeepSeek-V2-Lite": {
+        "model_type": "deepseek_v2",
+        "num_hidden_layers": 27,
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "max_position_embeddings": 163840,
+    },
     # Gemma 3 leaves out what its implementation takes by itself.
     "gemma-3-4b": _nested(
         model_type="gemma3_text", num_hidden_layers=34, hidden_size=2560, sliding_window=1024
@@ -235,6 +247,7 @@ FIGURES = {
     "gpt-oss-20b": (24_576, 3_145_728, 0),
     "Nemotron-3-Nano-30B-A3B": (6_144, 0, 49_082_368),
     "DeepSeek-V3": (70_272, 0, 0),
+    "DeepSeek-V2-Lite": (276_480, 0, 0),
     "gemma-3-4b": (20_480, 121_634_816, 0),
     "gemma-3-12b": (65_536, 335_544_320, 0),
     "InternVL3-8B": (57_344, 0, 0),

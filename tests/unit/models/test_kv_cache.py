@@ -45,6 +45,13 @@ def test_a_window_is_full_at_its_size():
         ({"layers_block_type": ["attention", "hybrid"]}, KvCache(64)),
         ({"hybrid_override_pattern": "*-"}, KvCache(32)),
         ({"kv_lora_rank": 6, "qk_rope_head_dim": 2, "index_head_dim": 4}, KvCache(2 * 12 * 2)),
+        ({"layer_group_size": 2, "head_dim": 3}, KvCache(24, (), 2 * 9 * 4)),
+        ({"hybrid_layer_pattern": [1, 0], "sliding_window_size": 8}, KvCache(32, ((32, 8),))),
+        ({"num_key_value_heads": None, "num_attention_groups": 1}, KvCache(32)),
+        (
+            {"linear_attn_config": {"full_attn_layers": [2], "num_heads": 3, "head_dim": 5}},
+            KvCache(32, (), 3 * 5 * 5 * 4),
+        ),
     ],
 )
 def test_other_ways_to_write_layers(config, kv):
@@ -56,6 +63,54 @@ def test_other_ways_to_write_layers(config, kv):
         "num_key_value_heads": 2,
     }
     assert kv_cache_of({**base, **config}) == kv
+
+
+@pytest.mark.parametrize("outer", ["deepseek_v2", "kimi_vl", "mistral4"])
+def test_a_compressed_form_that_is_not_what_is_kept(outer):
+    """Some implementations expand it first, and keep keys and values of every head."""
+    text = {
+        "model_type": "deepseek_v3",
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+    }
+    assert kv_cache_of({"model_type": outer, "text_config": text}) == KvCache(1280)
+    assert kv_cache_of({"model_type": "kimi_k25", "text_config": text}) == KvCache(320)
+
+
+def test_windows_that_an_implementation_does_not_have():
+    """Gemma 2 is published with windows, and its whole conversation is kept."""
+    config = {
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 8,
+    }
+    assert kv_cache_of({"model_type": "gemma2", **config}) == KvCache(64)
+    assert kv_cache_of({"model_type": "gemma3_text", **config, "head_dim": 4}).windows
+
+
+def test_layers_that_are_configured_one_by_one():
+    """Nemotron-NAS has layers without attention, and heads in groups of different sizes."""
+    attentions = [
+        {"n_heads_in_group": 2, "no_op": False},
+        {"n_heads_in_group": None, "no_op": True},
+        {"n_heads_in_group": 4, "no_op": False},
+        None,
+    ]
+    config = {
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": None,
+        "block_configs": [{"attention": attention} for attention in attentions],
+    }
+    assert kv_cache_of(config) == KvCache(3 * 16 * 2 * 2)
+    assert kv_cache_of({**config, "block_configs": [None, 7, {}, {"attention": 5}]}) is None
 
 
 _JSON = st.recursive(

@@ -99,6 +99,7 @@ _MARKS = (
     ("no-revision", ("Revision Not Found", "RevisionNotFoundError", "Invalid rev id")),
     ("no-repository", ("Repository Not Found", "RepositoryNotFoundError", "404 Client Error")),
     ("refused", ("401 Client Error", "403 Client Error", "403 Forbidden", "401 Unauthorized")),
+    ("busy", ("429 Client Error", "429 Too Many Requests")),
     ("disk", ("No space left on device", "Not enough free disk space", "Disk quota exceeded")),
     (
         "folder",
@@ -141,7 +142,7 @@ _FAILURES: dict[Task, str] = {
     "download": "`{source}` could not be downloaded",
     "update": "`{source}` could not be updated",
 }
-_ANSWERED = {"gated", "no-repository", "no-revision", "refused", "no-room", "disk"}
+_ANSWERED = {"gated", "no-repository", "no-revision", "refused", "withheld", "no-room", "disk"}
 """The kinds in which it is known that the model cannot be had."""
 _GOES_ON = "; the download goes on where it was"
 _EXPLANATIONS = {
@@ -192,6 +193,11 @@ _EXPLANATIONS = {
     "cut": ("the connection broke again and again", "try again{goes_on}"),
     "killed": ("it was killed by {said}", "try again{goes_on}"),
     "down": ("the Hub is out of order", "try again later"),
+    "busy": (
+        "the Hub has had too many requests from this network",
+        "try again in a few minutes{goes_on}; with HF_TOKEN set it allows more",
+    ),
+    "withheld": ("the Hub does not give it: {said}", "choose another repository"),
     "unknown": ("{said}", "read `{log}`"),
 }
 

@@ -62,7 +62,7 @@ _CODE = "*.py"
 _DATA = {"tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json"}
 _MOST_SETTINGS = 64_000_000
 _MOST_NAMES = 200
-_SERVER_ERROR = 500
+_SERVER_ERROR, _TOO_MANY = 500, 429
 # Who sets it asked for the Hub's own fast transfer, which starts files anew.
 _FAST = "HF_XET_HIGH_PERFORMANCE"
 _UPDATE = "CAR_VLLM_DOWNLOAD_UPDATE"
@@ -210,6 +210,8 @@ def _kind_of(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and status >= _SERVER_ERROR:
         return "down"
+    if status == _TOO_MANY:
+        return "busy"
     return "proxy" if type(error).__name__ == "ProxyError" else "offline"
 
 

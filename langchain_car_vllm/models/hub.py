@@ -41,6 +41,7 @@ _MOST_SETTINGS = 8_000_000
 _PIECE = 65_536
 _MOST_SHOWN = 200
 _UNAUTHORIZED, _NOT_FOUND, _SERVER_ERROR = 401, 404, 500
+_STATUSES = {403: "refused", 407: "proxy", 408: "down", 429: "busy"}
 _INVALID = "Invalid credentials"
 
 
@@ -190,7 +191,7 @@ class _EntryMissing(Exception):  # noqa: N818 - never leaves this module
 def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:
     code = error.headers.get("X-Error-Code") or ""
     said = on_one_line(error.headers.get("X-Error-Message") or error.reason)[:_MOST_SHOWN]
-    return {"kind": _kind(error.code, code, said), "said": said}
+    return {"kind": _kind(error.code, code, said), "said": said or f"status {error.code}"}
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -271,4 +272,4 @@ def _kind(status: int, code: str, said: str) -> str:
         return "refused"
     if code == "RepoNotFound" or status in {_NOT_FOUND, _UNAUTHORIZED}:
         return "no-repository"
-    return "refused" if status < _SERVER_ERROR else "down"
+    return _STATUSES.get(status) or ("withheld" if status < _SERVER_ERROR else "down")

@@ -244,7 +244,7 @@ def test_only_what_was_under_way_is_said_to_have_failed(kind):
     assert updated.message.startswith("`org/tiny` could not be updated: ")
     assert "goes on" not in asked.hint
     assert len({error.message.partition(": ")[2] for error in (asked, fetched, updated)}) == 1
-    known = ("gated", "no-repository", "no-revision", "refused", "no-room", "disk")
+    known = ("gated", "no-repository", "no-revision", "refused", "withheld", "no-room", "disk")
     assert asked.message.startswith(begins[kind in known])
 
 
@@ -311,6 +311,11 @@ LOGS = {
     "gated": ("401 Client Error.\nCannot access gated repo for url http://x", "gated"),
     "missing": ("401 Client Error.\nRepository Not Found for url: http://x", "no such repository"),
     "refused": ("HTTPError: 403 Client Error: Forbidden", "refuses"),
+    "busy": (
+        "LocalEntryNotFoundError: Got: HfHubHTTPError: 429 Too Many Requests for url: http://x\n"
+        "Please check your internet connection and try again",
+        "too many requests",
+    ),
     "disk": ("OSError: [Errno 28] No space left on device", "the disk is full"),
     "folder": (
         "PermissionError: [Errno 13] Permission denied: '/Volumes/SSD/hub'",

@@ -128,6 +128,10 @@ FAULTS = {
     "gone": ({"repositories": {}}, "no such repository"),
     "down": ({"failing_with": 503}, "out of order"),
     "refused": ({"failing_with": 403}, "the Hub refuses it"),
+    "too often": ({"failing_with": 429}, "too many requests from this network"),
+    "too slow": ({"failing_with": 408}, "out of order"),
+    "proxy": ({"failing_with": 407}, "the proxy does not let it through"),
+    "law": ({"failing_with": 451}, "the Hub does not give it"),
     "large": ({"wrong_size": 10**15}, "needs 1000000000 MB more"),
 }
 

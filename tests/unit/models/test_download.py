@@ -312,8 +312,7 @@ LOGS = {
     "missing": ("401 Client Error.\nRepository Not Found for url: http://x", "no such repository"),
     "refused": ("HTTPError: 403 Client Error: Forbidden", "refuses"),
     "busy": (
-        "LocalEntryNotFoundError: Got: HfHubHTTPError: 429 Too Many Requests for url: http://x\n"
-        "Please check your internet connection and try again",
+        "HfHubHTTPError: 429 Too Many Requests\ncheck your internet connection and try again",
         "too many requests",
     ),
     "disk": ("OSError: [Errno 28] No space left on device", "the disk is full"),

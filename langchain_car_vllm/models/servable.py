@@ -16,9 +16,9 @@ from langchain_car_vllm.models.weights import (
     INDEX,
     IS_POINTER,
     find_damage,
+    indexed_shards,
     is_pointer,
     missing_shards,
-    shard_names,
     weight_names,
 )
 from langchain_car_vllm.support.printable import on_one_line
@@ -128,9 +128,10 @@ def _misnamed_weights(names: Collection[str]) -> Obstacle:
 def _missing_shard(
     names: Collection[str], weights: Collection[str], index: Mapping[str, Any] | None
 ) -> Obstacle | None:
-    missing = [shard for shard in shard_names(index or {}) if shard not in names]
+    shards = indexed_shards(index, names)
+    missing = [shard for shard in shards if shard not in names]
     witness = "the index of its weights names"
-    if not missing and index is None:
+    if not shards:
         missing, witness = missing_shards(weights), "the names of its other weights count"
     if not missing:
         return None

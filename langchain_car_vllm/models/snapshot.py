@@ -25,10 +25,10 @@ from langchain_car_vllm.models.weights import (
     INDEX,
     MEDIA_WEIGHTS,
     TEXT_WEIGHTS,
+    indexed_shards,
     is_plain,
     is_weight,
     missing_shards,
-    shard_names,
 )
 
 _DEFAULT_REVISION = "main"
@@ -180,17 +180,11 @@ def holds_model(directory: Path) -> bool:
         or any(name.endswith(TOKENIZER_SUFFIX) for name in list_folder(directory))
     ):
         return False
-    index = read_object(directory / INDEX)
-    if index is None:
-        return _holds_all_shards(directory)
-    names = shard_names(index)
-    return bool(names) and all(_is_there(directory / name) for name in names)
-
-
-def _holds_all_shards(directory: Path) -> bool:
-    """Return whether the weights' own names speak of no more of them; the index may come last."""
     sizes = list_folder(directory)
     files = {name for name in sizes if is_weight(name, MEDIA_WEIGHTS) and sizes[name] is not None}
+    if shards := indexed_shards(read_object(directory / INDEX), files):
+        return all(_is_there(directory / name) for name in shards)
+    # The weights' own names speak of no more of them; the index may come last.
     return bool(files) and not missing_shards(files)
 
 

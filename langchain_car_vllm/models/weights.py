@@ -17,6 +17,7 @@ INDEX = "model.safetensors.index.json"
 # On the route for text, and on the one for media.
 TEXT_WEIGHTS = "model*.safetensors"
 MEDIA_WEIGHTS = "*.safetensors"
+_ONE_FILE = "model.safetensors"
 _UNREAD = "consolidated.safetensors"
 _SHARD = re.compile(r"(.*?)(\d{1,9})-of-(\d{1,9})\.safetensors", re.ASCII)
 _MOST_SHARDS = 10_000
@@ -79,6 +80,25 @@ def shard_names(index: Mapping[str, Any]) -> list[str]:
     found = index.get("weight_map")
     values: Iterable[Any] = found.values() if isinstance(found, dict) else ()
     return sorted({name for name in values if isinstance(name, str) and is_plain(name)})
+
+
+def indexed_shards(index: Mapping[str, Any] | None, names: Collection[str]) -> list[str]:
+    """Return the files that the weights are in by their index, nothing where it says nothing.
+
+    Nor where it was left behind by an earlier form of the model: a converter may write other files
+    beside it. None of those that it names is there then, and others are whole. No route of the
+    server goes by such an index.
+
+    Args:
+        index: What `model.safetensors.index.json` holds, None where there is none.
+        names: All files of the model.
+    """
+    shards = shard_names(index or {})
+    if any(shard in names for shard in shards):
+        return shards
+    counted = [name for name in names if is_weight(name, TEXT_WEIGHTS) and _SHARD.fullmatch(name)]
+    is_whole = _ONE_FILE in names or (counted and not missing_shards(counted))
+    return [] if is_whole else shards
 
 
 def missing_shards(names: Collection[str]) -> list[str]:

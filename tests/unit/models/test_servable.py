@@ -46,7 +46,11 @@ FAULTS = {
         "rename",
     ),
     "missing shard": (
-        {"model__safetensors__index__json": {"weight_map": {"a": "model-9.safetensors"}}},
+        {
+            "model__safetensors__index__json": {
+                "weight_map": {"a": "model.safetensors", "b": "model-9.safetensors"}
+            }
+        },
         "`model-9.safetensors` is missing",
         "again",
     ),
@@ -117,6 +121,25 @@ def test_a_whole_model_is_servable(whole_model):
         shards = dict.fromkeys(parts, weights_of(300))
         folder = whole_model(f"from {begin}", model__safetensors=None, **shards)
         assert find_obstacle(folder) is None
+
+
+@pytest.mark.parametrize("config", [{}, {"vision_config": {}}])
+@pytest.mark.parametrize("parts", [("model",), ("model-00001-of-00002", "model-00002-of-00002")])
+def test_an_index_of_an_earlier_form_is_none(whole_model, config, parts):
+    """A conversion that left it behind is served by both routes, and is whole."""
+    index = {"weight_map": {"a": "model-00001-of-00004.safetensors", "b": "model-9.safetensors"}}
+    files = {f"{part}__safetensors": weights_of(300) for part in parts}
+    folder = whole_model(
+        config__json={"model_type": "x", **config},
+        **{"model__safetensors": None, **files},
+        model__safetensors__index__json=index,
+    )
+    assert find_obstacle(folder) is None
+    assert holds_model(folder)
+    assert read_model_facts(folder, "org/x").weights_bytes == 300 * len(parts)
+    (folder / f"{parts[0]}.safetensors").unlink()
+    assert find_obstacle(folder) is not None
+    assert not holds_model(folder)
 
 
 def test_shards_that_are_counted_beyond_reason_are_missing():

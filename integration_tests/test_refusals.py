@@ -95,6 +95,25 @@ def test_a_bad_schema_ends_nobody_elses_answer(model: ChatVllmMlx):
     assert answers == [model.invoke("Count to a hundred.", max_tokens=40).text] * many
 
 
+@pytest.mark.parametrize(
+    "ways", [{"min_p": 2.0}, {"temperature": -1.0}, {"repetition_penalty": -1.0}], ids=str
+)
+def test_what_nothing_can_be_sampled_with_is_refused_by_name(
+    client: RawClient, ways: dict[str, float]
+):
+    """A 400 that says what it must be."""
+    reply = client.chat("Hi.", **ways)
+    assert reply.status == 400
+    assert reply.detail.startswith(f"{next(iter(ways))} must be ")
+
+
+def test_tokens_of_other_models_are_passed_over(client: RawClient):
+    """What is biased beyond the vocabulary changes nothing, and ends no server."""
+    answer = client.chat("Hi.")
+    again = client.chat("Hi.", logit_bias={"99999999": 5, "-1": -5}, top_k=10**7)
+    assert (again.status, again.text) == (200, answer.text)
+
+
 _scalars = st.one_of(
     st.fixed_dictionaries({"type": st.just("boolean")}),
     st.fixed_dictionaries(

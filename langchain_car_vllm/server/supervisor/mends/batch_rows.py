@@ -6,15 +6,16 @@ from .mend import Mend, find
 
 
 def _keep_processors_in_line(module: Any) -> None:
-    """Have every row of a batch keep its own logits processors, an empty list where it has none.
+    """Have every row of a batch keep its own logits processors and sampler, or none of either.
 
     mlx-lm 0.31.3 keeps those of requests that have left a batch without any, so a constrained
     request that follows an unconstrained one runs without its grammar and somebody else's answer
-    gets it; and it puts None for those who have none among others, which stops the engine for good.
+    gets it; and it puts None for those who have no processors among others, which stops the engine
+    for good.
     """
     batches = [find(module, name) for name in ("PromptProcessingBatch", "GenerationBatch")]
     for batch in batches:
-        find(batch, "__init__", "uids", "logits_processors")
+        find(batch, "__init__", "uids", "logits_processors", "samplers")
         find(batch, "filter")
         find(batch, "extend")
     for batch in batches:
@@ -38,6 +39,7 @@ def _wrap(batch: Any, name: str) -> None:
 def _line_up(batch: Any) -> None:
     processors = [row or [] for row in batch.logits_processors]
     batch.logits_processors = processors if any(processors) else [[] for _ in batch.uids]
+    batch.samplers = batch.samplers if any(batch.samplers) else [None] * len(batch.uids)
 
 
 def _complete_contexts(module: Any) -> None:
@@ -86,7 +88,7 @@ MENDS = (
         name="batch-processors",
         module="mlx_lm.generate",
         tested="mlx-lm 0.31.3",
-        purpose="keep each request's grammar and penalties with its own row of a batch",
+        purpose="keep each request's grammar, penalties and sampler with its own row of a batch",
         apply=_keep_processors_in_line,
     ),
     Mend(

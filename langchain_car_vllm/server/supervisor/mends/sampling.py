@@ -1,0 +1,183 @@
+"""Each request is sampled as it asks, whoever is answered beside it."""
+
+import functools
+import inspect
+import math
+from typing import Any
+
+from .mend import Mend, find
+
+# Below it nothing but the likeliest token is ever drawn.
+_COLDEST = 1e-6
+_LEAST_SHARE = 1e-6
+_BAD_REQUEST = 400
+_AT_LEAST_ZERO = ("temperature", "top_p", "min_p", "repetition_penalty")
+_AT_MOST_ONE = ("min_p",)
+_CHECKED = (*_AT_LEAST_ZERO, "presence_penalty")
+
+
+def _sample_exactly(module: Any) -> None:
+    """Sample in 32 bits, and leave alone what names more tokens than the model has.
+
+    mlx-lm 0.31.3 adds up probabilities in the type of the weights. Sixteen bits lose so much of
+    the sum that a small `top_p` leaves no token, and a small `temperature` none either: the answer
+    is drawn from the whole vocabulary. A `top_k` beyond the vocabulary ends all answers under way,
+    and a `logit_bias` beyond it, such as for tokens of another model, writes into foreign memory.
+    """
+    make_sampler = find(module, "make_sampler", "temp", "top_p", "top_k")
+    make_processors = find(module, "make_logits_processors", "logit_bias")
+    find(module, "apply_top_p")
+    find(module, "apply_top_k")
+    mx, most_likely, likeliest = module.mx, module.apply_top_p, module.apply_top_k
+
+    @functools.wraps(make_sampler)
+    def make_exact(temp: float = 0.0, *args: Any, **settings: Any) -> Any:
+        sample = make_sampler(temp if temp > _COLDEST else 0.0, *args, **settings)
+        return lambda logprobs: sample(logprobs.astype(mx.float32))
+
+    def apply_top_p(logprobs: Any, top_p: float) -> Any:
+        exact = logprobs.astype(mx.float32)
+        exact = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
+        is_first = exact >= mx.max(exact, axis=-1, keepdims=True)
+        return mx.where(is_first, exact, most_likely(exact, top_p))
+
+    def apply_top_k(logprobs: Any, top_k: int) -> Any:
+        return logprobs if top_k >= logprobs.shape[-1] else likeliest(logprobs, top_k)
+
+    module.make_sampler, module.make_logits_processors = make_exact, _bounded(make_processors)
+    module.apply_top_p, module.apply_top_k = apply_top_p, apply_top_k
+
+
+def _bounded(make: Any) -> Any:
+    """Return what makes logits processors, with a bias for none but tokens that there are."""
+
+    @functools.wraps(make)
+    def make_bounded(
+        logit_bias: "dict[int, float] | None" = None, *args: Any, **settings: Any
+    ) -> Any:
+        others = make(None, *args, **settings)
+        if not logit_bias:
+            return others
+
+        @functools.cache
+        def within(size: int) -> Any:
+            return make({token: bias for token, bias in logit_bias.items() if 0 <= token < size})
+
+        def add_bias(tokens: Any, logits: Any) -> Any:
+            for processor in within(logits.shape[-1]):
+                logits = processor(tokens, logits)
+            return logits
+
+        return [add_bias, *others]
+
+    return make_bounded
+
+
+def _sample_by_request(module: Any) -> None:
+    """Give each request of the batched engine of text models a sampler of its own.
+
+    vllm-mlx 0.6.0 samples a request that comes while others are answered as the first of them
+    asked: a call with `temperature=0` beside a creative one is creative. And it forgets `top_k`
+    and `presence_penalty`.
+    """
+    scheduler = find(module, "Scheduler")
+    ensure = find(scheduler, "_ensure_batch_generator", "sampling_params")
+    create = find(scheduler, "_create_batch_generator", "sampling_params")
+    find(find(module, "BatchGenerator"), "insert_segments", "samplers", "logits_processors")
+    find(module, "make_sampler", "temp", "top_p", "min_p", "top_k")
+    find(module, "make_logits_processors", "presence_penalty")
+
+    def ensured(self: Any, sampling_params: Any) -> None:
+        self._asked = sampling_params
+        if self.batch_generator is None or not self.running:
+            ensure(self, sampling_params)
+
+    def created(self: Any, sampling_params: Any) -> Any:
+        batches = create(self, sampling_params)
+        insert, shared = batches.insert_segments, (*_ways_of(sampling_params)[:-1], 0)
+        signature = inspect.signature(insert)
+
+        def insert_as_asked(*args: Any, **settings: Any) -> Any:
+            given = signature.bind(*args, **settings).arguments
+            count, ways = len(given["segments"]), _ways_of(self._asked)
+            if ways != shared:
+                temperature, top_p, min_p, top_k = ways
+                sampler = module.make_sampler(
+                    temp=temperature, top_p=top_p, min_p=min_p, top_k=top_k
+                )
+                given["samplers"] = [sampler] * count
+            if penalty := self._asked.presence_penalty:
+                made = module.make_logits_processors(presence_penalty=penalty)
+                rows = given.get("logits_processors") or [[]] * count
+                given["logits_processors"] = [[*made, *row] for row in rows]
+            return insert(**given)
+
+        batches.insert_segments = insert_as_asked
+        return batches
+
+    scheduler._ensure_batch_generator = ensured
+    scheduler._create_batch_generator = created
+
+
+def _ways_of(asked: Any) -> "tuple[float, float, float, int]":
+    return asked.temperature, asked.top_p, asked.min_p, asked.top_k
+
+
+def _refuse(module: Any) -> None:
+    """Answer 400 to what nothing can be sampled with, before it reaches the answers of others.
+
+    vllm-mlx 0.6.0 looks at no range: what is out of it fails while it generates, and all that is
+    under way with it. A `top_p` of 0 is the likeliest token, as elsewhere, not all of them.
+    """
+    http_exception = find(module, "HTTPException", "status_code", "detail")
+    found = {name: find(module, f"_resolve_{name}", "request_value") for name in _CHECKED}
+
+    def checked(name: str, resolve: Any) -> Any:
+        @functools.wraps(resolve)
+        def resolved(request_value: Any) -> Any:
+            value = resolve(request_value)
+            if value is None:
+                return None
+            if problem := _find_problem(name, value):
+                raise http_exception(
+                    status_code=_BAD_REQUEST, detail=f"{name} must be {problem}, not {value}"
+                )
+            return max(value, _LEAST_SHARE) if name == "top_p" else value
+
+        return resolved
+
+    for name, resolve in found.items():
+        setattr(module, f"_resolve_{name}", checked(name, resolve))
+
+
+def _find_problem(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "a finite number"
+    if name in _AT_LEAST_ZERO and value < 0:
+        return "0 or more"
+    return "at most 1" if name in _AT_MOST_ONE and value > 1 else ""
+
+
+MENDS = (
+    Mend(
+        name="sampling",
+        module="mlx_lm.sample_utils",
+        tested="mlx-lm 0.31.3",
+        purpose="sample in 32 bits, and from tokens that the model has",
+        apply=_sample_exactly,
+    ),
+    Mend(
+        name="sampling-by-request",
+        module="vllm_mlx.scheduler",
+        tested="vllm-mlx 0.6.0, mlx-lm 0.31.3",
+        purpose="sample each answer as its own request asks, in company too",
+        apply=_sample_by_request,
+    ),
+    Mend(
+        name="sampling-refusal",
+        module="vllm_mlx.server",
+        tested="vllm-mlx 0.6.0",
+        purpose="answer 400 to what nothing can be sampled with",
+        apply=_refuse,
+    ),
+)

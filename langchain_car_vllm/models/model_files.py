@@ -5,6 +5,7 @@ this user may not look. What comes through is a regular file of bounded size, an
 wrong is one error with its cure.
 """
 
+import errno
 import json
 import os
 import stat
@@ -20,6 +21,12 @@ from langchain_car_vllm.support.printable import on_one_line
 _MB = 1_000_000
 _MOST_BYTES = 64 * _MB
 _MOST_ENTRIES = 100_000
+# What macOS says of a file that a cloud keeps and that it cannot fetch.
+_ABSENT = (errno.EDEADLK, errno.ETIMEDOUT)
+_CLOUD_HINT = (
+    "if it lies in iCloud Drive or another cloud, have it downloaded in the Finder, "
+    "or keep the model in a folder of this disk alone"
+)
 _INVALID = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
 
 
@@ -157,7 +164,8 @@ def file_error(path: Path, error: OSError | ValueError) -> UnservableModelError:
         return _problem(path, "does not exist", is_missing=True)
     if isinstance(error, PermissionError):
         return _problem(path, f"may not be read: {error.strerror}", hint=_access_hint(path))
-    return _problem(path, f"cannot be read: {_reason(error)}")
+    hint = _CLOUD_HINT if getattr(error, "errno", None) in _ABSENT else None
+    return _problem(path, f"cannot be read: {_reason(error)}", hint=hint)
 
 
 def _problem(

@@ -62,7 +62,10 @@ def learn_working_set(binary: Path) -> None:
     """Ask Metal through an install's own MLX, unless that is known; nothing needs an answer."""
     if platform.system() != "Darwin":
         return
-    identity = _identity(binary)
+    try:
+        identity = _identity(binary)
+    except OSError:  # in a sandbox that does not tell of the memory
+        return
     kept = _read()
     if kept is not None and all(kept.get(name) == value for name, value in identity.items()):
         return

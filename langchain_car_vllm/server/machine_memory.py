@@ -6,13 +6,25 @@ from pathlib import Path
 
 import psutil
 
+from langchain_car_vllm.errors import ConfigurationError
+
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 
 
 def machine_memory() -> int:
-    """Return the bytes that programs here can have together."""
-    total = int(psutil.virtual_memory().total)
+    """Return the bytes that programs here can have together.
+
+    Raises:
+        ConfigurationError: A sandbox lets nobody ask.
+    """
+    try:
+        total = int(psutil.virtual_memory().total)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the system does not tell how much memory this machine has: {error}",
+            hint="set CAR_VLLM_MLX_MEMORY_GB to what models may take",
+        ) from error
     limit = container_limit()
     return total if limit is None else min(total, limit)
 

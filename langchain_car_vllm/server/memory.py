@@ -118,7 +118,8 @@ def budget_bytes() -> int:
     or of the container's, on a Mac at most what Metal recommends.
 
     Raises:
-        ConfigurationError: The variable is not a positive number.
+        ConfigurationError: The variable is not a positive number, or it has to be set: a sandbox
+            lets nobody ask how much memory there is.
     """
     gigabytes = CAR_VLLM_MLX_MEMORY_GB.read()
     if gigabytes is None:

@@ -255,6 +255,32 @@ def test_a_forbidden_look_is_told_with_its_cure(whole_model, monkeypatch, number
         assert caught.value.hint
 
 
+@pytest.mark.parametrize("number", [errno.EDEADLK, errno.ETIMEDOUT])
+def test_a_file_that_a_cloud_keeps_is_told(whole_model, monkeypatch, number):
+    """iCloud Drive leaves the names of files here, and macOS may not get at what they hold."""
+    folder = whole_model()
+    opening, reading = os.open, Path.open
+
+    def absent(path, *arguments, **keywords):
+        if str(path).startswith(str(folder)):
+            raise OSError(number, os.strerror(number), str(path))
+        return opening(path, *arguments, **keywords)
+
+    with monkeypatch.context() as settings_kept_away:
+        settings_kept_away.setattr(os, "open", absent)
+        with pytest.raises(CarVllmError, match=os.strerror(number)) as caught:
+            parse_model_id(str(folder))
+    assert "iCloud Drive" in caught.value.hint
+
+    def absent_weights(path, *arguments, **keywords):
+        if path.suffix == ".safetensors":
+            raise OSError(number, os.strerror(number), str(path))
+        return reading(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", absent_weights)
+    assert "iCloud Drive" in find_obstacle(folder).hint
+
+
 def test_a_cache_that_may_not_be_entered_is_told(home, monkeypatch):
     """After a download with sudo the cache is another user's."""
     folder = home / ".cache/huggingface/hub/models--org--odd"

@@ -1,10 +1,13 @@
 """The memory of a container bounds what models may take there."""
 
+import platform
 from pathlib import Path
 
 import psutil
 import pytest
 
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.runtime.metal import known_working_set, learn_working_set
 from langchain_car_vllm.server import machine_memory
 from langchain_car_vllm.server.machine_memory import container_limit
 from langchain_car_vllm.server.memory import budget_bytes
@@ -55,3 +58,20 @@ def test_budget_is_a_share_of_the_containers_memory(monkeypatch: pytest.MonkeyPa
     assert budget_bytes() <= psutil.virtual_memory().total * 0.75
     monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "1e300")
     assert budget_bytes() == 1 << 60
+
+
+def test_a_sandbox_that_does_not_tell_of_the_memory(monkeypatch: pytest.MonkeyPatch):
+    """The user can say it; nothing raw comes through before that."""
+
+    def refused() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(psutil, "virtual_memory", refused)
+    with pytest.raises(ConfigurationError, match="Operation not permitted") as caught:
+        budget_bytes()
+    assert "CAR_VLLM_MLX_MEMORY_GB" in (caught.value.hint or "")
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "8")
+    assert budget_bytes() == 8_000_000_000
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    learn_working_set(Path("/nowhere/vllm-mlx"))
+    assert known_working_set() is None

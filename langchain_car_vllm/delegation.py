@@ -3,7 +3,7 @@
 The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for speed.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -19,6 +19,7 @@ from langchain_car_vllm.progress.run_events import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import warn_beside_endpoint
 from langchain_car_vllm.settings import ChatSettings
+from langchain_car_vllm.support.owned_generators import owned
 from langchain_car_vllm.support.threads import is_on_loop, run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
@@ -164,13 +165,22 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                 else:
                     return
 
-    async def _astream(
+    def _astream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        return owned(self._achunks(messages, stop, run_manager, kwargs))
+
+    async def _achunks(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: AsyncCallbackManagerForLLMRun | None,
+        kwargs: dict[str, Any],
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
         call, replay = await self._acall(stop, kwargs), Replay()
         run = AsyncRun(call.spec.served_name, run_manager)
         while True:

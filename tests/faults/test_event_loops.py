@@ -142,3 +142,64 @@ def test_stream_left_open_on_a_closed_loop_holds_nothing(fake: Fake):
         open_ones = psutil.Process(program.pid).net_connections("tcp")
         assert port not in [c.raddr.port for c in open_ones if c.status == "ESTABLISHED"]
         assert stop_server(directory, force=False, policy=FAST)
+
+
+ENDS_WITH_A_STREAM_OPEN = """
+import asyncio, sys
+from langchain_core.output_parsers import StrOutputParser
+from langchain_car_vllm import ChatVllmMlx
+model = ChatVllmMlx(model=sys.argv[1], max_tokens=3)
+kept = []
+async def held():
+    kept.append(model.astream("hi"))
+    await anext(kept[-1])
+async def held_chain():
+    kept.append((model | StrOutputParser()).astream("hi"))
+    await anext(kept[-1])
+async def left():
+    async for _ in model.astream("hi"):
+        return
+async def left_chain():
+    async for _ in (model | StrOutputParser()).astream("hi"):
+        return
+async def left_events():
+    async for event in model.astream_events("hi"):
+        if event["event"] == "on_chat_model_stream":
+            return
+async def cancelled():
+    begun = asyncio.Event()
+    async def read():
+        async for _ in model.astream("hi"):
+            begun.set()
+    kept.append(asyncio.create_task(read()))
+    await begun.wait()
+for way in (held, held_chain, left, left_chain, left_events, cancelled):
+    asyncio.run(way())
+print("ended", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("multimodal", [False, True])
+def test_loop_that_ends_with_a_stream_open_says_nothing(
+    fake: Fake, multimodal: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """It closes what it knows at once, in any order; all is given back, and nothing is printed."""
+    monkeypatch.setenv("CAR_VLLM_MLX_PROGRESS", "0")
+    if multimodal:
+        _make_multimodal(fake)
+    fake.switch(token_gate=fake.gate("token"))
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDS_WITH_A_STREAM_OPEN, str(fake.model)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ended\n"
+        directory = fake.directory()
+        assert not holders(directory.clients)
+        assert not [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
+        assert stop_server(directory, force=False, policy=FAST)
+        assert not program.communicate(timeout=PATIENCE)[1]

@@ -14,7 +14,7 @@ import atexit
 import resource
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import httpcore2
@@ -115,7 +115,8 @@ class Pools:
         if pool is None:
             if loop not in _closers:
                 _closers[loop] = _until_shutdown(loop)
-                await anext(_closers[loop])
+                # The loop meets what it begins itself, not what begins in somebody's generator.
+                loop.call_soon(_begin, _closers[loop])
             # Making it reads certificates, which would block the loop.
             pool = await run_wait(self._make_loop_pool, loop)
             for retired in _take_out(_loop_pools.get(loop, {}), self._address):
@@ -238,6 +239,11 @@ def _drop_closed_loops() -> None:
         for gone in [known for known in list(_loop_pools) if known.is_closed()]:
             _loop_pools.pop(gone, None)
             _closers.pop(gone, None)
+
+
+def _begin(closer: AsyncGenerator[None, None]) -> None:
+    with suppress(StopIteration):  # it waits for nothing before it yields
+        closer.__anext__().__await__().send(None)
 
 
 async def _until_shutdown(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:

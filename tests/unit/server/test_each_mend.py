@@ -12,6 +12,7 @@ import pytest
 from langchain_car_vllm.server.supervisor.mends import (
     adapters,
     batch_rows,
+    logprobs,
     media_prompts,
     memory_limits,
     open_pages,
@@ -25,6 +26,7 @@ from langchain_car_vllm.server.supervisor.mends.chat_template import (
     EndlessTemplateError,
     RenderWatch,
 )
+from langchain_car_vllm.server.supervisor.mends.mend import UnknownCodeError
 
 
 def test_an_endless_rendering_is_interrupted():
@@ -323,3 +325,60 @@ def test_weights_are_counted_once(tmp_path: Path):
     for name in ("model-1.safetensors", "consolidated.safetensors", "._model-1.safetensors"):
         (tmp_path / name).write_bytes(b"x" * 10)
     assert memory_limits.weights_bytes(str(tmp_path)) == 10
+
+
+class OddLogits(list):
+    """Logits of a kind that the server's arrays have not."""
+
+    def reshape(self, _: int) -> "OddLogits":
+        return self
+
+    def astype(self, _: object) -> "OddLogits":
+        raise ValueError("no such type")
+
+
+def test_what_cannot_be_noted_costs_no_answer(capfd: pytest.CaptureFixture):
+    """Logits go on as they are, and the log tells once."""
+    mx = types.SimpleNamespace(float32="float32")
+    notes = logprobs.LogprobNotes(mx, types.SimpleNamespace(eos_token_id=0), 3)
+    logits = OddLogits([1, 2, 3])
+    assert [notes([7], logits) for _ in range(3)] == [logits] * 3
+    assert notes.take() == []
+    assert capfd.readouterr().err.count("`logprobs` stepped aside") == 1
+
+
+@pytest.mark.parametrize(
+    ("piece", "text", "raw"),
+    [
+        ("<0xE2>", "\ufffd", b"\xe2"),
+        ("<0x41>", "A", b"A"),
+        ("<0xyz>", "?", b"?"),
+        ("<0xabc", "?", b"?"),
+        ("Ġmoon", "?", b"?"),
+        (None, "?", b"?"),
+    ],
+)
+def test_any_token_has_a_text_and_bytes(piece: str | None, text: str, raw: bytes):
+    """What only looks like a byte is a text."""
+    tokenizer = types.SimpleNamespace(
+        eos_token_id=0, decode=lambda tokens: "?", convert_ids_to_tokens=lambda token: piece
+    )
+    assert logprobs.LogprobNotes(None, tokenizer, 0)._text_of(5) == (text, raw)
+
+
+def test_log_probabilities_of_the_servers_own_are_left_to_it():
+    """Where a version has them, requests are not noted a second time."""
+
+    class Choice:
+        model_fields = types.MappingProxyType({"logprobs": types.SimpleNamespace()})
+
+    module = types.SimpleNamespace(
+        _prepare_chat_completion_invocation=lambda engine, request: None,
+        stream_chat_completion=lambda engine, messages, request, **kwargs: None,
+        _get_engine_tokenizer=lambda engine: None,
+        ChatCompletionChoice=Choice,
+    )
+    before = dict(vars(module))
+    with pytest.raises(UnknownCodeError):
+        logprobs._send_notes(module)
+    assert vars(module) == before

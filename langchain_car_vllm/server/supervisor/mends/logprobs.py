@@ -7,17 +7,21 @@ request that does not ask has no such processor, and costs nothing.
 
 import importlib
 import json
+import re
 from collections import deque
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
 
-from .mend import Mend, UnknownCodeError, find
+from .mend import Mend, UnknownCodeError, find, tell_that_it_stepped_aside
 
+_NAME = "logprobs"
 _MOST_ALTERNATIVES = 20
 _LEAST = -9999.0
 _EVENT = "data: {"
-_SPACE = "\u2581"  # SentencePiece writes a space so
+# SentencePiece writes a space and a byte so.
+_SPACE = "\u2581"
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 # Of the request that this task answers.
 _current: "ContextVar[LogprobNotes | None]" = ContextVar("logprob_notes", default=None)
 
@@ -48,8 +52,12 @@ class LogprobNotes:
 
     def __call__(self, tokens: Any, logits: Any) -> Any:
         """Note the token that the logits before were for, and return these as they are."""
-        if self._logits is not None and len(tokens):
-            self._note(int(tokens[-1]))
+        if self._logits is not None and len(tokens) and not self._has_ended:
+            try:
+                self._note(int(tokens[-1]))
+            except Exception as error:  # noqa: BLE001 - it would end all answers under way
+                self._has_ended = True
+                tell_that_it_stepped_aside(_NAME, error)
         self._logits = logits
         return logits
 
@@ -61,7 +69,7 @@ class LogprobNotes:
         return found
 
     def _note(self, token: int) -> None:
-        self._has_ended = self._has_ended or token in self._ends
+        self._has_ended = token in self._ends
         if self._has_ended:
             return
         mx = self._mx
@@ -87,8 +95,8 @@ class LogprobNotes:
         piece = self._tokenizer.convert_ids_to_tokens(token)
         if not isinstance(piece, str):
             return text, text.encode()
-        if len(piece) == len("<0x00>") and piece.startswith("<0x"):
-            raw = bytes([int(piece[3:5], 16)])
+        if _BYTE.fullmatch(piece):
+            raw = bytes.fromhex(piece[3:5])
             return raw.decode(errors="replace"), raw
         if piece.startswith(_SPACE) and not text.startswith(" "):
             text = " " + text
@@ -147,6 +155,9 @@ def _send_notes(module: Any) -> None:
     prepare = find(module, "_prepare_chat_completion_invocation", "engine", "request")
     stream = find(module, "stream_chat_completion", "engine", "messages", "request", "kwargs")
     tokenizer_of = find(module, "_get_engine_tokenizer", "engine")
+    field = find(module, "ChatCompletionChoice").model_fields.get("logprobs")
+    if getattr(field, "default_factory", None) is not _take_current:
+        raise UnknownCodeError("requests cannot ask for log probabilities in our way")
 
     def prepare_with_notes(engine: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = prepare(engine, request, *args, **kwargs)
@@ -197,7 +208,7 @@ MENDS = (
         apply=_take_fields,
     ),
     Mend(
-        name="logprobs",
+        name=_NAME,
         module="vllm_mlx.server",
         tested="vllm-mlx 0.6.0",
         purpose="send the log probabilities of an answer's tokens where they are asked for",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
-from langchain_car_vllm.models.config import ModelConfig, config_of
+from langchain_car_vllm.models.config import ModelConfig, config_of, text_part
 from langchain_car_vllm.models.families import (
     UNKNOWN,
     Family,
@@ -57,6 +57,7 @@ class ModelFacts:
         family: The family, None where unknown.
         bits: Of a weight: 16 where they are not quantised, None where unknown.
         kv: What a conversation takes in memory, None where `config.json` does not tell.
+        widening: How many times as large the weights are once they are loaded.
     """
 
     tool_call_parser: str | None
@@ -70,6 +71,7 @@ class ModelFacts:
     family: str | None = None
     bits: int | None = None
     kv: KvCache | None = None
+    widening: int = 1
 
 
 def read_model_facts(directory: Path, name: str, *, trust: bool = False) -> ModelFacts:
@@ -122,6 +124,7 @@ def facts_of_config(
         family=family.name,
         bits=_bits(values),
         kv=kv_cache_of(values),
+        widening=_widening(values),
     )
 
 
@@ -191,6 +194,18 @@ def _sampling(directory: Path) -> dict[str, float]:
         and lowest <= config[key] <= highest
         and (key != "top_k" or config[key] % 1 == 0)
     }
+
+
+def _widening(config: Mapping[str, Any]) -> int:
+    """Return 2 for floats of 8 bits as PyTorch has them: they become 16 (mlx-lm 0.31, mlx-vlm 0.6).
+
+    All but DeepSeek V4's, for which there is an implementation.
+    """
+    found = config.get("quantization_config") or text_part(config).get("quantization_config")
+    if not isinstance(found, dict) or config.get("quantization"):
+        return 1
+    is_wide = found.get("quant_method") == "fp8" or found.get("format") == "float-quantized"
+    return 2 if is_wide and config.get("model_type") != "deepseek_v4" else 1
 
 
 def _bits(config: Mapping[str, Any]) -> int:

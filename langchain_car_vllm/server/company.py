@@ -63,7 +63,8 @@ def _smaller(plan: Plan, context: int, agents: int) -> str | None:
     share = _SHARES_OF_4_BIT.get(plan.facts.bits or 0)
     if share is None or plan.weights is None:
         return None
-    facts = replace(plan.facts, weights_bytes=int(plan.weights * share), bits=4)
+    loaded = plan.weights * plan.facts.widening
+    facts = replace(plan.facts, weights_bytes=int(loaded * share), bits=4)
     launch = launch_for(
         plan.spec, facts, plan.launch.model, offline=False, budget_bytes=plan.budget
     )

@@ -290,10 +290,11 @@ def _launch(
 ) -> Launch:
     here = directory is not None
     model = served_source(directory, spec.source, spec.revision) if directory else spec.source
+    loaded = facts.weights_bytes * facts.widening
     if spec.kind != "chat":
         serving = Serving(version=version, engine="simple", parsers=Parsers())
-        return Launch(model, here, serving, memory=Memory(facts.weights_bytes))
-    facts = replace(facts, weights_bytes=facts.weights_bytes + draft_bytes(spec.draft))
+        return Launch(model, here, serving, memory=Memory(loaded))
+    facts = replace(facts, weights_bytes=loaded + draft_bytes(spec.draft))
     launch = launch_for(
         spec,
         facts,

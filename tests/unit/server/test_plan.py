@@ -311,3 +311,37 @@ def test_the_catalog_is_enough_to_refuse(monkeypatch):
     with pytest.raises(InsufficientMemoryError, match=r"weights take 51\.6 GB") as caught:
         large.check()
     assert "mlx-community/gemma-4-26b-a4b-it-4bit" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "times"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, 2),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, 2),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "format": "float-quantized",
+                }
+            },
+            2,
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}, "model_type": "deepseek_v4"}, 1),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, 1),
+        ({"quantization_config": {"bits": 4}, "quantization": {"bits": 4}}, 1),
+        ({"quantization_config": "fp8"}, 1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["chat", "embeddings"])
+def test_weights_that_are_larger_once_they_are_loaded(tmp_path, config, times, kind):
+    """Floats of 8 bits become 16, in memory alone."""
+    folder = write_model(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral3", **config}))
+    files = (folder / "model.safetensors").stat().st_size
+    here = plan_for(ServerSpec(str(folder), "model", kind=kind))
+    assert here.weights == files
+    assert here.launch.memory.weights == files * times
+    listed = HubListing({"model_type": "mistral3", **config}, files, files)
+    there = plan_for(ServerSpec("org/model", "model", kind=kind), listed)
+    assert there.launch.memory.weights == files * times

@@ -19,6 +19,7 @@ from typing import IO, Any, Self
 
 import truststore
 
+from langchain_car_vllm.endpoint import basic_credentials
 from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError, UnservableModelError
 from langchain_car_vllm.models.config import is_multimodal
@@ -148,9 +149,7 @@ class _Hub:
         Raises:
             ModelDownloadError: It refuses, or what answers is not the Hub.
         """
-        request = urllib.request.Request(checked_endpoint() + path)  # noqa: S310
-        if token := sendable_token():
-            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        request = _request(checked_endpoint(), path)
         try:
             with self._opener.open(request, timeout=_TIMEOUT) as response:
                 return self._read(response, most)
@@ -182,6 +181,22 @@ class _Hub:
         else:
             kind = "proxy" if find_proxy(hub_endpoint()) else "offline"
         return {"kind": kind, "said": on_one_line(reason)}
+
+
+def _request(endpoint: str, path: str) -> urllib.request.Request:
+    """Return a request with what opens the Hub: a mirror may want the user that its address names.
+
+    As for the Hub's own client that user goes before a token.
+    """
+    parts = urllib.parse.urlsplit(endpoint)
+    user, _, place = parts.netloc.rpartition("@")
+    address = parts._replace(netloc=place).geturl()
+    request = urllib.request.Request(address + path)  # noqa: S310
+    if user:
+        request.add_unredirected_header("Authorization", f"Basic {basic_credentials(endpoint)}")
+    elif token := sendable_token():
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
 
 
 class _EntryMissing(Exception):  # noqa: N818 - never leaves this module

@@ -33,6 +33,7 @@ class FakeHub:
         failing_with: A status that answers everything, None for none.
         redirecting: Whether files are answered from another path of the same host.
         portal: A page that answers everything in the Hub's place, None for none.
+        authorizations: Ways in which somebody said who he is, such as `Bearer`.
         requests: `(method, path, status)` of all requests so far.
         bytes_sent: Bytes of weights sent so far.
     """
@@ -48,6 +49,7 @@ class FakeHub:
         self.failing_with = None
         self.redirecting = False
         self.portal = None
+        self.authorizations = set()
         self.requests = []
         self.bytes_sent = 0
         self.endpoint = ""
@@ -110,7 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def is_refused(self, repository, revision):
         hub = self.hub
-        sent = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        authorization = self.headers.get("Authorization") or ""
+        hub.authorizations.add(authorization.partition(" ")[0])
+        sent = authorization.removeprefix("Bearer ").removeprefix("Basic ")
         if hub.token and sent != hub.token:
             # The real one says the same of a private repository and of none.
             if hub.gated or not sent:

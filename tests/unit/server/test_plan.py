@@ -1,3 +1,4 @@
+import base64
 import json
 
 import pytest
@@ -86,6 +87,19 @@ def test_a_token_that_no_header_can_hold_is_not_shown(hub, monkeypatch, token, p
         check_model()
     assert "hush" not in str(caught.value)
     assert "HF_TOKEN" in caught.value.hint
+
+
+def test_a_mirror_gets_the_user_that_its_address_names(hub, monkeypatch):
+    """As from the Hub's own client, also where a token would be there; nobody is shown it."""
+    hub.token = base64.b64encode(b"me:p w").decode()
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint.replace("http://", "http://me:p%20w@"))
+    check_model()
+    assert hub.authorizations == {"Basic"}
+    hub.gated = True
+    with pytest.raises(ModelDownloadError, match="gated") as caught:
+        check_model()
+    assert "p%20w" not in str(caught.value)
 
 
 def test_the_token_goes_along_to_the_same_host(hub, monkeypatch):

@@ -64,6 +64,7 @@ def scheduler() -> Scheduler:
     module = types.SimpleNamespace(
         Scheduler=mended,
         BatchGenerator=Batches,
+        SamplingParams=Asked,
         make_sampler=make_sampler,
         make_logits_processors=make_logits_processors,
     )

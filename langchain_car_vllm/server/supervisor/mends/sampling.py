@@ -10,6 +10,7 @@ from .mend import Mend, find
 # Below it nothing but the likeliest token is ever drawn.
 _COLDEST = 1e-6
 _LEAST_SHARE = 1e-6
+_WAYS = ("temperature", "top_p", "min_p", "top_k")
 _BAD_REQUEST = 400
 _AT_LEAST_ZERO = ("temperature", "top_p", "min_p", "repetition_penalty")
 _AT_MOST_ONE = ("min_p",)
@@ -83,8 +84,10 @@ def _sample_by_request(module: Any) -> None:
     scheduler = find(module, "Scheduler")
     ensure = find(scheduler, "_ensure_batch_generator", "sampling_params")
     create = find(scheduler, "_create_batch_generator", "sampling_params")
-    find(find(module, "BatchGenerator"), "insert_segments", "samplers", "logits_processors")
-    find(module, "make_sampler", "temp", "top_p", "min_p", "top_k")
+    generator = find(module, "BatchGenerator")
+    find(generator, "insert_segments", "segments", "samplers", "logits_processors")
+    find(module, "SamplingParams", *_WAYS, "presence_penalty")
+    find(module, "make_sampler", "temp", *_WAYS[1:])
     find(module, "make_logits_processors", "presence_penalty")
 
     def ensured(self: Any, sampling_params: Any) -> None:
@@ -119,8 +122,8 @@ def _sample_by_request(module: Any) -> None:
     scheduler._create_batch_generator = created
 
 
-def _ways_of(asked: Any) -> "tuple[float, float, float, int]":
-    return asked.temperature, asked.top_p, asked.min_p, asked.top_k
+def _ways_of(asked: Any) -> "tuple[Any, ...]":
+    return tuple(getattr(asked, name) for name in _WAYS)
 
 
 def _refuse(module: Any) -> None:

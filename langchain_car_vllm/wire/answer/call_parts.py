@@ -5,6 +5,7 @@ the name again in each part, arguments as an object, and many ways to say that t
 """
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,13 @@ from typing import Any
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 from pydantic_core import from_json
 
+from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.errors import ServerFailedError
 
 _EMPTY = ("", "null", "none", "[]", "{}")
+_BEGINNING = 100
+_MARKS = re.compile(r'\\.?|["\[\]{}]', re.DOTALL)
+_DEPTHS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _EMPTY_BEGUN = tuple(text[:length] for text in _EMPTY for length in range(len(text) + 1))
 
 
@@ -49,6 +54,30 @@ def is_no_arguments(text: str) -> bool:
     return text.strip().lower() in _EMPTY
 
 
+class _Nesting:
+    """Follows JSON that comes in parts, to tell where it may have its end."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._is_text = False
+        self._escape = ""
+
+    def feed(self, part: str) -> None:
+        """Follow one more part."""
+        marks = _MARKS.findall(self._escape + part)
+        self._escape = "\\" if marks[-1:] == ["\\"] else ""
+        for mark in marks:
+            if mark == '"':
+                self._is_text = not self._is_text
+            elif not self._is_text:
+                self._depth += _DEPTHS.get(mark, 0)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no text, list or object is open."""
+        return self._depth <= 0 and not self._is_text
+
+
 @dataclass
 class _Call:
     """One call as far as it is known.
@@ -60,6 +89,7 @@ class _Call:
         told: How much of that has gone out, under the name that the user gave.
         arguments: The parts of its arguments.
         held: Arguments that wait because they may be none, None once some went out.
+        nesting: What is open in the arguments.
     """
 
     index: int
@@ -67,7 +97,23 @@ class _Call:
     name: str = ""
     told: int = 0
     arguments: list[str] = field(default_factory=list)
-    held: str | None = ""
+    held: WaitingText | None = field(default_factory=WaitingText)
+    nesting: _Nesting = field(default_factory=_Nesting)
+
+    def add(self, text: str) -> None:
+        """Add a part of the arguments."""
+        self.arguments.append(text)
+        self.nesting.feed(text)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are JSON."""
+        return self.nesting.is_closed and _is_json("".join(self.arguments))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the arguments begin as JSON does, so that the rest of it may follow."""
+        return _is_begun("".join(self.arguments[:_BEGINNING]))
 
 
 class CallReader:
@@ -137,7 +183,7 @@ class CallReader:
             if not call.name:
                 raise ServerFailedError("the server sent a tool call without a name")
             name = self._name(call, is_whole=True)
-            held, call.held = call.held, None
+            held, call.held = call.held.text if call.held else "", None
             if name or held:
                 args = "{}" if held and is_no_arguments(held) else held or None
                 chunks.append(tool_call_chunk(name=name, args=args, index=call.index))
@@ -160,12 +206,14 @@ class CallReader:
         """
         if not text:
             return text
-        call.arguments.append(text)
+        call.add(text)
         if call.held is None:
             return text
-        text = call.held + text
+        if not call.held.add(text):
+            return ""
+        text = call.held.text
         if text.strip().lower() in _EMPTY_BEGUN and not text.lstrip().startswith("{"):
-            call.held = text
+            call.held.keep(text)
             return ""
         call.held = None
         return text
@@ -175,14 +223,13 @@ def _begins_another(call: _Call, name: str | None, id_: str | None, given: str |
     """Whether a part is of another call than the one at its index."""
     if not name or not call.name:
         return False
-    arguments = "".join(call.arguments)
     if id_ and call.id == id_:  # some have one id for all calls, others send a call once more
-        return bool(given) and given != arguments and _is_json(arguments)
+        return bool(given) and call.is_whole and given != "".join(call.arguments)
     if id_ and call.id:
         return True
-    if not arguments or _is_json(arguments):
-        return bool(arguments)
-    return name != call.name and not _is_begun(arguments)
+    if not call.arguments or call.is_whole:
+        return bool(call.arguments)
+    return name != call.name and not call.is_begun
 
 
 def _index_of(part: Mapping[str, Any]) -> int | None:

@@ -50,8 +50,11 @@ class Filter(Protocol):
 
     done: bool = False
     """Nothing more is wanted of this answer."""
-    withheld: str = ""
-    """The end of the text that came, where it has not gone on or never will."""
+
+    @property
+    def withheld(self) -> str:
+        """The end of the text that came, where it has not gone on or never will."""
+        return ""
 
     def feed(self, delta: Delta) -> Delta | None:
         """Return what may go on now, None for nothing."""

@@ -20,12 +20,13 @@ class EventReader:
         held: Bytes of the line that has begun.
     """
 
-    __slots__ = ("_begun", "_is_new", "_parts", "held")
+    __slots__ = ("_begun", "_is_new", "_joined", "_parts", "held")
 
     def __init__(self) -> None:
         self._begun: list[bytes] = []
         self._is_new = True
         self._parts: list[bytes] = []
+        self._joined = 0
         self.held = 0
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -44,7 +45,7 @@ class EventReader:
         found = [line[5:].strip() for line in lines if line.startswith(b"data:")]
         if self._parts or any(map(_is_begun, found)):
             found = self._join(lines)
-        self.held = len(rest) + sum(map(len, self._parts))
+        self.held = len(rest) + self._joined
         return found
 
     def _join(self, lines: list[bytes]) -> list[bytes]:
@@ -54,11 +55,13 @@ class EventReader:
                 payload = line[5:].strip()
                 if self._parts or _is_begun(payload):
                     self._parts.append(payload)
+                    self._joined += len(payload)
                 else:
                     found.append(payload)
             elif self._parts and not line.strip():
                 found.append(b"\n".join(self._parts))
                 self._parts.clear()
+                self._joined = 0
         return found
 
     def end(self) -> list[bytes]:

@@ -18,7 +18,12 @@ class StopFilter(Filter):
         self._stop = tuple(stop)
         self._told = told
         self._cut = False
-        self.withheld = ""
+        self._held = ""
+
+    @property
+    def withheld(self) -> str:
+        """The text that was not let go."""
+        return self._held
 
     def feed(self, delta: Delta) -> Delta | None:
         """Return what surely comes before any stop text."""
@@ -27,7 +32,7 @@ class StopFilter(Filter):
             return None
         if not delta.text:
             return delta
-        text = self.withheld + delta.text
+        text = self._held + delta.text
         places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if places:
             self._cut = True
@@ -35,14 +40,14 @@ class StopFilter(Filter):
             end = min(places)
         else:
             end = len(text) - max(overlap(text, stop) for stop in self._stop)
-        self.withheld = text[end:]
+        self._held = text[end:]
         return self._with(delta, text[:end])
 
     def end(self, finish_reason: str | None) -> list[Delta]:  # noqa: ARG002
         """Return what looked like the start of a stop text and was none."""
         if self._cut:
             return []
-        held, self.withheld = self.withheld, ""
+        held, self._held = self._held, ""
         return [Delta(held)] if held else []
 
     def _with(self, delta: Delta, text: str) -> Delta | None:

@@ -13,6 +13,7 @@ from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.wire.answer.call_parts import whole_calls
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
+from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.answer.written_calls import (
     FENCE,
     OPENING,
@@ -47,7 +48,8 @@ class TextCallFilter(Filter):
 
     def __init__(self, names: CallNames) -> None:
         self._names = names
-        self.withheld = ""
+        self._waiting = WaitingText()
+        self._held = ""  # what is looked through now
         self._code = False
         self._is_written = False
         self._is_native = False
@@ -55,14 +57,23 @@ class TextCallFilter(Filter):
         self._is_cut = False
         self._calls = 0
 
+    @property
+    def withheld(self) -> str:
+        """The text that was not let go."""
+        return self._waiting.text
+
     def feed(self, delta: Delta) -> Delta | None:
         """Return what is surely no call that is written as text."""
-        self.withheld += delta.text
         self._is_native = self._is_native or bool(delta.calls)
+        is_enough = self._waiting.add(delta.text)
+        if not self._is_native and (self._is_written or not is_enough):
+            return Delta(thought=delta.thought) if delta.thought else None
+        self._held = self._waiting.text
         if self._is_native:
-            text, self.withheld = self.withheld, ""
+            text, self._held = self._held, ""
         else:
             text = self._release()
+        self._waiting.keep(self._held)
         if not (text or delta.thought or delta.calls):
             return None
         return Delta(text, delta.thought, delta.calls)
@@ -70,15 +81,17 @@ class TextCallFilter(Filter):
     def end(self, finish_reason: str | None) -> Iterator[Delta]:
         """Yield what was held back, as the calls or as the text it is."""
         self._is_cut = finish_reason == "length"
-        while self.withheld:
+        self._held = self._waiting.text
+        self._waiting.keep()
+        while self._held:
             text, calls, _ = self._step(last=True)
             if text or calls:
                 yield Delta(text, calls=tuple(calls))
 
     def _release(self) -> str:
         texts: list[str] = []
-        waiting = self._is_written
-        while self.withheld and not waiting:
+        waiting = False
+        while self._held and not waiting:
             text, _, waiting = self._step(last=False)
             texts.append(text)
         return "".join(texts)
@@ -91,29 +104,29 @@ class TextCallFilter(Filter):
         """
         if self._is_after_call:
             self._is_after_call = False
-            self.withheld = without_ends(self.withheld)
-            if not OPENING.sub("", self.withheld, count=1):  # a tag that opens nothing
-                self.withheld = ""
+            self._held = without_ends(self._held)
+            if OPENING.fullmatch(self._held):  # a tag that opens nothing
+                self._held = ""
         if self._code:
             return self._inside_code(last=last)
-        found = _START.search(self.withheld)
+        found = _START.search(self._held)
         if found is None:
-            cut = len(self.withheld) if last else _partial_start(self.withheld)
-            text, self.withheld = self.withheld[:cut], self.withheld[cut:]
+            cut = len(self._held) if last else _partial_start(self._held)
+            text, self._held = self._held[:cut], self._held[cut:]
             return text, [], True
         if found.start() > 0:
-            text, self.withheld = self.withheld[: found.start()], self.withheld[found.start() :]
+            text, self._held = self._held[: found.start()], self._held[found.start() :]
             return text, [], False
         size = self._size(last=last)
         if size is None:
             return "", [], True
-        piece = self.withheld[:size]
-        is_cut = self._is_cut and size == len(self.withheld)
+        piece = self._held[:size]
+        is_cut = self._is_cut and size == len(self._held)
         written = read_calls(piece, self._names, is_cut=is_cut)
         if written and not last:
             self._is_written = True
             return "", [], True
-        self.withheld = self.withheld[size:]
+        self._held = self._held[size:]
         self._is_after_call = bool(written)
         chunks = whole_calls(written, self._calls)
         self._calls += len(chunks)
@@ -121,20 +134,20 @@ class TextCallFilter(Filter):
 
     def _inside_code(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
         """Let the text of a code block that is not a call go, until its end."""
-        end = _FENCE_END.search(self.withheld, 1)
-        if end is not None and (last or end.end() < len(self.withheld)):
+        end = _FENCE_END.search(self._held, 1)
+        if end is not None and (last or end.end() < len(self._held)):
             self._code = False
-            text, self.withheld = self.withheld[: end.end()], self.withheld[end.end() :]
+            text, self._held = self._held[: end.end()], self._held[end.end() :]
             return text, [], False
-        keep = 0 if last else len(self.withheld) - len(self.withheld.rstrip(" \t\n`"))
-        cut = len(self.withheld) - keep
-        text, self.withheld = self.withheld[:cut], self.withheld[cut:]
+        keep = 0 if last else len(self._held) - len(self._held.rstrip(" \t\n`"))
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
         return text, [], True
 
     def _size(self, *, last: bool) -> int | None:
         """Return how much of what is held is one piece, None where it has not ended yet."""
-        body = self.withheld.lstrip()
-        margin = len(self.withheld) - len(body)
+        body = self._held.lstrip()
+        margin = len(self._held) - len(body)
         if not last and any(tag.startswith(body) for tag in TAGS):
             return None
         if opening := OPENING.match(body):
@@ -154,25 +167,23 @@ class TextCallFilter(Filter):
             return margin + start  # words: no call that is known here
         else:
             size = None
-        return len(self.withheld) if size is None and last else size
+        return len(self._held) if size is None and last else size
 
     def _fence_size(self, *, last: bool) -> int | None:
-        opening = FENCE.match(self.withheld)
+        opening = FENCE.match(self._held)
         if opening is None:
-            body = self.withheld.lstrip()
-            return len(self.withheld) - len(body) + 3 if last or "\n" in body else None
-        inner = self.withheld[opening.end() :]
+            body = self._held.lstrip()
+            return len(self._held) - len(body) + 3 if last or "\n" in body else None
+        inner = self._held[opening.end() :]
         is_tag = any(inner.startswith(tag) or tag.startswith(inner) for tag in TAGS)
         may_be = is_tag or (opening[1].lower() in _CALL_LANGUAGES and may_be_call(inner))
         if not may_be:
             self._code = True
             return opening.end()
-        mark = self.withheld.find(
-            "```", opening.end()
-        )  # far cheaper than the pattern, for each part
-        end = _FENCE_END.search(self.withheld, opening.end()) if mark >= 0 else None
-        if end is None or (end.end() == len(self.withheld) and not last):
-            return len(self.withheld) if last else None
+        mark = self._held.find("```", opening.end())  # far cheaper than the pattern, for each part
+        end = _FENCE_END.search(self._held, opening.end()) if mark >= 0 else None
+        if end is None or (end.end() == len(self._held) and not last):
+            return len(self._held) if last else None
         return end.end()
 
     def _json_size(self, body: str, margin: int, *, last: bool) -> int | None:
@@ -181,7 +192,7 @@ class TextCallFilter(Filter):
         found = read_json(body, last=last)
         if found is not None:
             return margin + found[1]
-        return len(self.withheld) if last else None
+        return len(self._held) if last else None
 
 
 def _partial_start(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.text_overlap import overlap
+from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 
 _WORDS = ("think", "thinking", "thought", "reasoning")
 _TAGS = {f"<{word}>": f"</{word}>" for word in _WORDS} | {"[THINK]": "[/THINK]"}
@@ -14,7 +15,7 @@ class ThinkTagFilter(Filter):
     """
 
     def __init__(self) -> None:
-        self._held = ""
+        self._held = WaitingText()
         self._close = ""  # the tag that ends the thought, once that has begun
         self._over = False
         self._is_fresh = False  # nothing but line breaks has come behind a tag
@@ -29,7 +30,9 @@ class ThinkTagFilter(Filter):
         if delta.thought:  # the server has a parser
             text, thought = self._rest()
             return delta._replace(text=text + delta.text, thought=thought + delta.thought)
-        text, thought = self._split(self._held + delta.text)
+        text = thought = ""
+        if self._held.add(delta.text):
+            text, thought = self._split(self._held.text)
         if delta.calls and not self._over:  # the thought is not closed, or there is none
             rest = self._rest()
             text, thought = text + rest[0], thought + rest[1]
@@ -42,12 +45,13 @@ class ThinkTagFilter(Filter):
 
     def _rest(self) -> tuple[str, str]:
         """Return what was held back as text and thought; what follows stays what it is."""
-        held, self._held, self._over = self._held, "", True
+        held, self._over = self._held.text, True
+        self._held.keep()
         return ("", held) if self._close else (held, "")
 
     def _split(self, text: str) -> tuple[str, str]:
         """Return text and thought of what came so far, and hold back what is undecided."""
-        self._held = ""
+        self._held.keep()
         if not self._close:
             begun = text.lstrip()
             tag = next((tag for tag in _TAGS if begun.startswith(tag)), None)
@@ -56,7 +60,7 @@ class ThinkTagFilter(Filter):
                 text = begun.removeprefix(tag).lstrip("\n")
                 self._is_fresh = not text
             elif any(tag.startswith(begun) for tag in _TAGS):
-                self._held = text
+                self._held.keep(text)
                 return "", ""
             else:
                 self._over = True
@@ -68,5 +72,5 @@ class ThinkTagFilter(Filter):
             self._is_fresh = not rest
             return rest, thought.rstrip("\n")
         thought = text[: len(text) - overlap(text, self._close)].rstrip("\n")
-        self._held = text[len(thought) :]
+        self._held.keep(text[len(thought) :])
         return "", thought

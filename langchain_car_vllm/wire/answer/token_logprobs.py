@@ -38,6 +38,8 @@ class TokenLogprobs:
             let_go: The text that goes on now.
             withheld: The text behind it that does not.
         """
+        if withheld and not let_go:
+            return ()
         tokens, ends = self._read_tokens()
         seen = let_go.encode()
         if seen and (start := tokens.find(seen)) >= 0:

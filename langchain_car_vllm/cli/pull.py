@@ -64,6 +64,8 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
     former = snapshot = spec.find_snapshot()
     if snapshot is None or update:
         check_may_download(source, purpose="model" if snapshot is None else "update")
+        if snapshot is None:
+            _check_hub(source, revision, trust=trust_remote_code)
         with Wakefulness(), closing(Display(source)) as display:
             runtime = ensure_runtime(on_progress=display)
             _download(spec, runtime.server, display, update=update)
@@ -78,6 +80,16 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
         raise no_model(source)
     check_servable(snapshot, source, trust=trust_remote_code)
     print(snapshot)
+
+
+def _check_hub(source: str, revision: str | None, *, trust: bool) -> None:
+    """Refuse what the Hub does not give, before anything is installed."""
+    # No other command line asks the Hub by itself.
+    from langchain_car_vllm.models.hub import find_certain_refusal  # noqa: PLC0415
+
+    refusal = find_certain_refusal(source, revision, trust=trust)
+    if refusal is not None:
+        raise refusal
 
 
 def _download(spec: ServerSpec, binary: Path, on_progress: OnProgress, *, update: bool) -> None:

@@ -78,6 +78,22 @@ def download_error(
     return ModelDownloadError(f"{what.format(source=source)}: {message}", hint=hint)
 
 
+def refusal_error(source: str, revision: str | None, verdict: dict[str, Any]) -> CarVllmError:
+    """Return the error for what the Hub said when it was asked about a model.
+
+    Args:
+        source: The Hub repository.
+        revision: As it was asked for.
+        verdict: As `download_error` takes it, or with the `obstacle` of its files.
+    """
+    if "obstacle" in verdict:
+        reason, hint, is_code = verdict["obstacle"]
+        if is_code:
+            return UntrustedCodeError(on_one_line(source), reason)
+        return no_model(source, reason, hint)
+    return download_error(source, revision or "main", verdict, task="ask")
+
+
 def log_tail(log: Path, most: int = _TAIL_BYTES) -> str:
     """Return the end of what a child wrote, at most so many bytes, nothing where there is none."""
     try:

@@ -21,11 +21,11 @@ import truststore
 
 from langchain_car_vllm.endpoint import basic_credentials
 from langchain_car_vllm.environment import SSL_CERT_FILE
-from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError, UnservableModelError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnservableModelError
 from langchain_car_vllm.models.config import is_multimodal
-from langchain_car_vllm.models.download_diagnosis import download_error, no_model
+from langchain_car_vllm.models.download_diagnosis import refusal_error
 from langchain_car_vllm.models.hub_account import checked_endpoint, hub_endpoint, sendable_token
-from langchain_car_vllm.models.hub_listing import HubListing, encode_listing
+from langchain_car_vllm.models.hub_listing import HubListing, encode_listing, encode_refusal
 from langchain_car_vllm.models.model_files import parse_object
 from langchain_car_vllm.models.proxies import HttpProxies, connect_with, find_proxies, find_proxy
 from langchain_car_vllm.models.remote_code import may_ask_for_code
@@ -58,7 +58,31 @@ def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = Fal
             do.
         UntrustedCodeError: It brings code that nobody trusts.
     """
-    at = revision or "main"
+    try:
+        return _listing(source, revision or "main", trust=trust)
+    except _RefusedError as refused:
+        raise refusal_error(source, revision, refused.verdict) from refused.__cause__
+
+
+def find_certain_refusal(
+    source: str, revision: str | None = None, *, trust: bool = False
+) -> CarVllmError | None:
+    """Return why the Hub itself says that a model cannot be had, None where it may be.
+
+    Args:
+        source: The Hub repository.
+        revision: A branch, tag or commit; None is the default branch.
+        trust: Whether the code that the model brings belongs to it.
+    """
+    try:
+        _listing(source, revision or "main", trust=trust)
+    except _RefusedError as refused:
+        if refused.verdict.get("certain"):
+            return refusal_error(source, revision, refused.verdict)
+    return None
+
+
+def _listing(source: str, at: str, *, trust: bool) -> HubListing:
     with _Hub(source, at) as hub:
         sizes = _listed_sizes(hub)
         # A gated repository lists its files to everybody; only reading one shows who may.
@@ -68,7 +92,7 @@ def ask_hub_model(source: str, revision: str | None = None, *, trust: bool = Fal
                 settings[name] = hub.settings(name)
     obstacle = find_missing(sizes, settings.get, trust=trust)
     if obstacle is not None:
-        raise obstacle.error(source) if obstacle.is_code else no_model(source, *obstacle[:2])
+        raise _RefusedError({"kind": "obstacle", "obstacle": obstacle, "certain": True})
     config = settings["config.json"] or {}
     multimodal = is_multimodal(config)
     fetched = wanted_names(sizes, multimodal=multimodal, trust=trust)
@@ -83,8 +107,11 @@ def _total(sizes: Mapping[str, int], names: Iterable[str]) -> int:
 def main() -> None:
     """Print what the Hub says of a model, as the child process that asks for a supervisor."""
     source, revision, trust = sys.argv[1:]
-    listing = ask_hub_model(source, revision or None, trust=bool(trust))
-    sys.stdout.write(f"{encode_listing(listing)}\n")
+    try:
+        told = encode_listing(_listing(source, revision or "main", trust=bool(trust)))
+    except _RefusedError as refused:
+        told = encode_refusal(refused.verdict)
+    sys.stdout.write(f"{told}\n")
 
 
 def _listed_sizes(hub: "_Hub") -> dict[str, int]:
@@ -95,7 +122,7 @@ def _listed_sizes(hub: "_Hub") -> dict[str, int]:
         return dict(_name_and_size(entry) for entry in found["siblings"])
     except (UnservableModelError, AttributeError, LookupError, TypeError, ValueError) as error:
         said = on_one_line(listed[:60].decode(errors="replace"))
-        raise hub.error({"kind": "strange", "said": said}) from error
+        raise _RefusedError({"kind": "strange", "said": said}) from error
 
 
 def _name_and_size(entry: dict[str, Any]) -> tuple[str, int]:
@@ -130,10 +157,6 @@ class _Hub:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def error(self, verdict: dict[str, Any]) -> ModelDownloadError:
-        """Return the error for what it said, or did not say: nothing was being downloaded."""
-        return download_error(self.source, self.revision, verdict, task="ask")
-
     def settings(self, name: str) -> dict[str, Any] | None:
         """Return the object in a file of settings, None where there is none."""
         at = urllib.parse.quote(self.revision, safe="")
@@ -147,7 +170,7 @@ class _Hub:
         """Return what the Hub answers.
 
         Raises:
-            ModelDownloadError: It refuses, or what answers is not the Hub.
+            _RefusedError: It refuses, or what answers is not the Hub.
         """
         request = _request(checked_endpoint(), path)
         try:
@@ -158,16 +181,17 @@ class _Hub:
             error.close()
             if verdict["kind"] == "no-entry":
                 raise _EntryMissing from error
-            raise self.error(verdict) from error
+            raise _RefusedError(verdict) from error
         except (OSError, HTTPException, ValueError) as error:
-            raise self.error(self._failure(error)) from error
+            raise _RefusedError(self._failure(error)) from error
 
     def _read(self, response: HTTPResponse, most: int) -> bytes:
         body = bytearray()
         while piece := response.read1(_PIECE):
             body += piece
             if len(body) > most:
-                raise self.error({"kind": "strange", "said": f"more than {most // 1_000_000} MB"})
+                said = f"more than {most // 1_000_000} MB"
+                raise _RefusedError({"kind": "strange", "said": said})
         if time.monotonic() >= self._deadline:
             raise TimeoutError
         return bytes(body)
@@ -199,6 +223,18 @@ def _request(endpoint: str, path: str) -> urllib.request.Request:
     return request
 
 
+class _RefusedError(Exception):
+    """The Hub does not give a model, or nobody answers for it; never leaves this module.
+
+    Attributes:
+        verdict: As `refusal_error` takes it.
+    """
+
+    def __init__(self, verdict: dict[str, Any]) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
 class _EntryMissing(Exception):  # noqa: N818 - never leaves this module
     """The repository holds no such file."""
 
@@ -206,7 +242,8 @@ class _EntryMissing(Exception):  # noqa: N818 - never leaves this module
 def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:
     code = error.headers.get("X-Error-Code") or ""
     said = on_one_line(error.headers.get("X-Error-Message") or error.reason)[:_MOST_SHOWN]
-    return {"kind": _kind(error.code, code, said), "said": said or f"status {error.code}"}
+    said = said or f"status {error.code}"
+    return {"kind": _kind(error.code, code, said), "said": said, "certain": code in _CERTAIN}
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -277,6 +314,8 @@ def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(*handlers)
 
 
+# Nobody but the Hub says them.
+_CERTAIN = {"RepoNotFound", "GatedRepo", "RevisionNotFound"}
 _CODES = {"EntryNotFound": "no-entry", "GatedRepo": "gated", "RevisionNotFound": "no-revision"}
 
 

@@ -3,7 +3,9 @@
 import json
 from typing import Any, NamedTuple
 
-_MARK = "hub: "
+from langchain_car_vllm.support.json_objects import read_json_object
+
+_MARK, _REFUSED = "hub: ", "hub refuses: "
 
 
 class HubListing(NamedTuple):
@@ -23,6 +25,18 @@ class HubListing(NamedTuple):
 def encode_listing(listing: HubListing) -> str:
     """Return a listing as one line of text."""
     return _MARK + json.dumps(listing)
+
+
+def encode_refusal(verdict: dict[str, Any]) -> str:
+    """Return why the Hub gives no listing as one line of text."""
+    return _REFUSED + json.dumps(verdict)
+
+
+def read_refusal(text: str) -> dict[str, Any] | None:
+    """Return what `encode_refusal` gave where the Hub itself refuses for certain, else None."""
+    lines = [line for line in text.splitlines() if line.startswith(_REFUSED)]
+    verdict = read_json_object(lines[-1].removeprefix(_REFUSED)) if lines else None
+    return verdict if verdict is not None and verdict.get("certain") is True else None
 
 
 def read_listing(text: str) -> HubListing | None:

@@ -11,7 +11,7 @@ from unit.models.test_adapter import CONFIG, LAYER, lora, write_tensors
 from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
 from langchain_car_vllm.models.adapter import find_adapter
 from langchain_car_vllm.runtime.console_scripts import console_script
-from langchain_car_vllm.server import lease
+from langchain_car_vllm.server import directory_of, lease
 
 
 def test_an_install_that_loads_no_adapter_is_a_typed_error(fake: Fake):
@@ -117,3 +117,13 @@ def test_an_adapter_of_the_hub_is_fetched(moved: Fake, source: str, error: type,
     with pytest.raises(error, match=reason), lease(spec, policy=FAST):
         pass
     assert (find_adapter(source) is not None) is (source == "me/tuned")
+
+
+def test_an_adapter_that_is_none_is_found_before_the_model_is_fetched(fake: Fake):
+    """It is small, and the model may take hours."""
+    spec = fake.spec(source="org/model", served_name="org/model", adapter="me/tuned")
+    with pytest.raises(ModelDownloadError, match="adapter"), lease(spec, policy=FAST):
+        pass
+    folder = directory_of(spec).path
+    assert (folder / "adapter.log").exists()
+    assert not (folder / "download.log").exists()

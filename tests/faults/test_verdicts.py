@@ -11,7 +11,7 @@ from fakes.weights import write_sparse_weights
 from faults.support import FAST, Fake, ask
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.errors import CarVllmError, ModelDownloadError
 from langchain_car_vllm.server import ServerSpec, directory_of, lease, stop_server
 from langchain_car_vllm.server.plan import asked_plan, plan_for
 
@@ -99,3 +99,43 @@ def test_a_supervisor_agrees_before_the_download(
     found = verdicts(ServerSpec(REPOSITORY, REPOSITORY))
     assert [entry and entry[0] for entry in found] == [verdict] * 3
     assert len({entry and entry[1].split(":")[0] for entry in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ({"repositories": {}}, "no such repository"),
+        ({"gated": True}, "gated repository"),
+        ({"revisions": {}}, "no revision `main`"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_refused_before_an_install(
+    hub: FakeHub, faults: dict[str, object], said: str
+):
+    """Nobody waits for an install and a download to hear of a misspelt name."""
+    for name, value in faults.items():
+        setattr(hub, name, value)
+    spec = ServerSpec(REPOSITORY, REPOSITORY)
+    with pytest.raises(ModelDownloadError, match=said) as caught, lease(spec, policy=FAST):
+        pass
+    assert caught.value.message.startswith(f"`{REPOSITORY}` cannot be downloaded")
+    assert not (directory_of(spec).path / "download.log").exists()
+
+
+def test_a_repository_without_a_model_is_refused_before_an_install(hub: FakeHub):
+    """Its files tell: what it brings is of another form."""
+    weights = hub.repositories[REPOSITORY] / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    spec = ServerSpec(REPOSITORY, REPOSITORY)
+    with pytest.raises(ModelDownloadError, match="PyTorch's") as caught, lease(spec, policy=FAST):
+        pass
+    assert "MLX conversion" in (caught.value.hint or "")
+    assert not (directory_of(spec).path / "download.log").exists()
+
+
+@pytest.mark.parametrize("status", [404, 429, 503])
+def test_a_mirror_that_lists_nothing_may_have_the_model(hub: FakeHub, status: int):
+    """Only the Hub's own words are certain; else the download is tried."""
+    hub.failing_with = status
+    with lease(ServerSpec(REPOSITORY, REPOSITORY), policy=FAST) as held:
+        assert held.endpoint

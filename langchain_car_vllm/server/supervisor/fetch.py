@@ -17,9 +17,14 @@ from langchain_car_vllm.models.download import (
     download_command,
     measure_download,
 )
-from langchain_car_vllm.models.download_diagnosis import Task, diagnose_download, no_model
+from langchain_car_vllm.models.download_diagnosis import (
+    Task,
+    diagnose_download,
+    no_model,
+    refusal_error,
+)
 from langchain_car_vllm.models.hub_account import absolute_folders
-from langchain_car_vllm.models.hub_listing import HubListing, read_listing
+from langchain_car_vllm.models.hub_listing import HubListing, read_listing, read_refusal
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server.child_environment import download_environment
@@ -185,6 +190,10 @@ def ask_hub(context: SupervisorContext) -> HubListing | None:
 
     A child process asks: the libraries of macOS that know its proxies and certificates must not be
     used by a process that forked without a new program, as a supervisor did.
+
+    Raises:
+        ModelDownloadError: The Hub itself says that it cannot be had, or is none.
+        UntrustedCodeError: It brings code that nobody trusts.
     """
     spec, directory = context.spec, context.directory
     script = directory.path / "ask_hub.py"
@@ -202,6 +211,9 @@ def ask_hub(context: SupervisorContext) -> HubListing | None:
         give_up_at = time.monotonic() + _ASK_SECONDS
         while child.exit_code() is None and time.monotonic() < give_up_at:
             context.pause(context.policy.start_tick)
-        return read_listing(log.read_text(encoding="utf-8", errors="replace"))
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if (verdict := read_refusal(said)) is not None:
+            raise refusal_error(spec.source, spec.revision, verdict)
+        return read_listing(said)
     finally:
         child.kill(context.policy)

@@ -117,7 +117,7 @@ def check_fits(context: SupervisorContext) -> None:
     will say why.
 
     Raises:
-        ModelDownloadError: The disk is too small.
+        ModelDownloadError: The disk is too small, or the Hub does not give the model.
         InsufficientMemoryError: It needs more memory than all servers may take.
     """
     worker = threading.Thread(target=learn_budget, daemon=True)
@@ -144,10 +144,10 @@ def fetch_model(context: SupervisorContext, runtime: VllmRuntime) -> Plan:
     """
     spec = context.spec
     context.update(binary=str(runtime.server), serving=Serving(version=runtime.version))
+    fetch_adapter(context, runtime)  # it is small: what is wrong with it is found sooner
     if spec.find_snapshot() is None:
         check_model_can_be_had(spec)
         _download(context, runtime)
-    fetch_adapter(context, runtime)
     plan = plan_for(spec, version=runtime.version, binary=runtime.server)
     plan.check_memory()
     return plan

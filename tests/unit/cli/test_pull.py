@@ -8,9 +8,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fakes.hub import running_hub
 from faults.support import PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 from unit.cli.model_folders import COMMIT, download
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
 
 def install(fake: Fake, script: str) -> None:
@@ -31,11 +37,22 @@ def test_pull_installs_nothing_where_that_is_forbidden(
 ):
     """Whoever installs by themselves is told the command."""
     monkeypatch.delenv("CAR_VLLM_MLX_BIN", raising=False)
-    done = cli(
-        "pull", "org/tiny", CAR_VLLM_MLX_AUTO_INSTALL="0", HF_ENDPOINT="http://127.0.0.1:9", PATH=""
-    )
+    done = cli("pull", "org/tiny", CAR_VLLM_MLX_AUTO_INSTALL="0", PATH="")
     assert done.returncode == 1
     assert "CAR_VLLM_MLX_AUTO_INSTALL=0" in done.stderr
+    assert not (Path(os.environ["HOME"]) / ".car/visual-runtime").exists()
+
+
+def test_pull_of_what_the_hub_does_not_give(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, socket_enabled: None
+):
+    """A misspelt name is told at once: nothing is installed for it."""
+    monkeypatch.delenv("CAR_VLLM_MLX_BIN", raising=False)
+    with running_hub() as hub:
+        done = cli("pull", "mlx-community/Qwen3-4B-4bt", HF_ENDPOINT=hub.endpoint, PATH="")
+    assert done.returncode == 1
+    assert "the Hub has no such repository" in done.stderr
+    assert "did you mean `mlx-community/Qwen3-4B-4bit`" in done.stderr
     assert not (Path(os.environ["HOME"]) / ".car/visual-runtime").exists()
 
 

@@ -271,4 +271,4 @@ def test_pull_fetches_in_the_foreground(hub: FakeHub, tmp_path: Path):
     assert ended.stdout == f"{find_snapshot(REPOSITORY)}\n", ended.stderr
     ended = subprocess.run([*command, "org/none"], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "error: `org/none` could not be downloaded: the Hub has no such" in ended.stderr
+    assert "error: `org/none` cannot be downloaded: the Hub has no such" in ended.stderr

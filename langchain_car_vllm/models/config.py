@@ -39,6 +39,8 @@ _MULTIMODAL_ARCHITECTURES = (
     "gemma4forconditional",
 )
 _TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
+# Of models that are published without it.
+_UNWRITTEN_WINDOWS = {"gemma3": 131_072, "gemma3_text": 131_072}
 _MOST_LAYERS = 10_000
 _MOST_TOKENS = 1_000_000_000
 
@@ -75,10 +77,11 @@ def config_of(values: Mapping[str, Any]) -> ModelConfig:
     model_type = values.get("model_type")
     windows = (part.get("max_position_embeddings") for part in (values, text))
     known = (bounded_integer(window, 1, _MOST_TOKENS) for window in windows)
+    unwritten = _UNWRITTEN_WINDOWS.get(str(text.get("model_type")))
     return ModelConfig(
         model_type=model_type if isinstance(model_type, str) and model_type else None,
         multimodal=is_multimodal(values),
-        context_window=next(filter(None, known), None),
+        context_window=next(filter(None, known), unwritten),
         linear_attention="linear_attention" in _kinds(text) or "linear_num_value_heads" in text,
     )
 

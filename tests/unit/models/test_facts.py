@@ -197,6 +197,8 @@ def test_multimodal_is_decided_as_the_server_does(write_model, config, multimoda
         ({"text_config": {"max_position_embeddings": 262144}}, 262144),
         ({}, None),
         ({"max_position_embeddings": "many"}, None),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, 131_072),
+        ({"model_type": "gemma3_text", "max_position_embeddings": 32_768}, 32_768),
     ],
 )
 def test_the_context_window_is_read(write_model, config, window):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefix_harness import SECOND_PICTURE
@@ -60,16 +61,9 @@ print(json.dumps(told))
 @pytest.mark.parametrize("mended", [True, False])
 def test_no_request_names_a_file_as_its_sound(tmp_path: Path, *, mended: bool):
     """Data is taken, and so is the server's own file of it; the server as published opens any."""
-    install_launcher(ServerDirectory(tmp_path))
     (tmp_path / "secret.wav").write_bytes(b"x")
     secret = str(tmp_path / "secret.wav")
-    code = SOUNDS.format(folder=str(tmp_path), mended=mended, secret=secret)
-    python = interpreter_of(ensure_runtime().server)
-    result = subprocess.run(
-        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = _told_by(SOUNDS, tmp_path, mended=mended, secret=secret)
     assert len(told) == 11
     assert ["opened", secret] not in told or not mended
     assert {how for how, _ in told} == ({"refused"} if mended else {"refused", "opened"})
@@ -121,14 +115,7 @@ PROCESSORS = (
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_template_of_a_stranger_runs_nothing(tmp_path: Path, *, mended: bool):
     """What processors render by themselves is confined; as published, it is a program."""
-    install_launcher(ServerDirectory(tmp_path))
-    code = TEMPLATES.format(folder=str(tmp_path), mended=mended, places=PROCESSORS)
-    python = interpreter_of(ensure_runtime().server)
-    result = subprocess.run(
-        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = _told_by(TEMPLATES, tmp_path, mended=mended, places=PROCESSORS)
     assert told == dict.fromkeys(PROCESSORS, not mended)
 
 
@@ -175,16 +162,38 @@ print(json.dumps(asyncio.run(abandon())))
 @pytest.mark.parametrize("mended", [True, False])
 def test_what_nobody_waits_for_is_closed_and_forgotten(tmp_path: Path, *, mended: bool):
     """A client that is gone is cancelled until its request has ended, which takes a while."""
-    install_launcher(ServerDirectory(tmp_path))
-    code = ABANDONED.format(folder=str(tmp_path), mended=mended)
-    python = interpreter_of(ensure_runtime().server)
-    result = subprocess.run(
-        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = _told_by(ABANDONED, tmp_path, mended=mended)
     is_closed = (told["closed by"] or "").startswith("simple-generate")
     assert (told["running"], is_closed) == ((0, True) if mended else (1, False))
+
+
+LOST_ABORT = """
+import json, sys
+sys.path.insert(0, {folder!r})
+from mends import request_end
+from mlx_lm import load
+from vllm_mlx import scheduler as module
+from vllm_mlx.request import Request, SamplingParams
+if {mended!r}:
+    request_end._abort_what_waits(module)
+scheduler = module.Scheduler(*load({model!r}))
+for name in ("left", "kept"):
+    scheduler.add_request(Request(name, "Tell a tale.", SamplingParams(max_tokens=9)))
+scheduler.abort_request("left")
+scheduler.remove_finished_request("left")  # as the engine does for a client that is gone
+scheduler.step()
+told = [request["request_id"] for request in scheduler.get_running_requests_info()]
+scheduler.step()
+print(json.dumps([told, len(scheduler.requests)]))
+"""
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_no_request_that_nobody_waits_for_is_begun(tmp_path: Path, smollm2: str, *, mended: bool):
+    """As published, the server answers one to its end whose client went away before its turn."""
+    told, known = _told_by(LOST_ABORT, tmp_path, mended=mended, model=smollm2)
+    assert told == (["kept"] if mended else ["left", "kept"])
+    assert known == 1
 
 
 ORDERS = """
@@ -205,13 +214,8 @@ print(json.dumps(told))
 @pytest.mark.parametrize("mended", [True, False])
 def test_the_order_of_pictures_is_a_part_of_their_key(tmp_path: Path, *, mended: bool):
     """Of both engines; as published, the server takes two pictures for the same two exchanged."""
-    install_launcher(ServerDirectory(tmp_path))
-    code = ORDERS.format(folder=str(tmp_path), mended=mended)
-    command = [str(interpreter_of(ensure_runtime().server)), "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
     orders = [0, 1, 0, 3, 4, 5] if mended else [0, 0, 0, 3, 4, 5]
-    assert json.loads(result.stdout.splitlines()[-1]) == [orders, orders]
+    assert _told_by(ORDERS, tmp_path, mended=mended) == [orders, orders]
 
 
 WIRING = """
@@ -342,19 +346,13 @@ def test_prompts_of_short_turns_are_kept(
     by Gemma, which reads all pictures together.
     """
     install_launcher(ServerDirectory(tmp_path))
-    python = str(interpreter_of(ensure_runtime().server))
-    here = Path(__file__).parent
-    model = here.parent / ".models" / f"tiny-{named}"
-    architecture, _, template = named.partition("-")
-    if not (model / "config.json").exists():
-        command = [python, str(here / "tiny_vlm.py"), architecture, str(model)]
-        command += ["--template", template] if template else []
-        subprocess.run([*command, "--tokenizer", smollm2], check=True)
+    python, here = str(interpreter_of(ensure_runtime().server)), Path(__file__).parent
+    model, architecture = _tiny_vlm(named, smollm2), named.partition("-")[0]
 
     def run(mode: str) -> list[tuple[int, int, str, str]]:
         command = [python, "-W", "ignore", str(here / "prefix_harness.py"), str(tmp_path)]
         done = subprocess.run(
-            [*command, str(model), str(chunk), mode, freedom],
+            [*command, model, str(chunk), mode, freedom],
             capture_output=True,
             text=True,
             check=True,
@@ -382,3 +380,30 @@ def test_prompts_of_short_turns_are_kept(
         assert named != "qwen3_5-qwen3.6" or mended[-1][2:] != mended[SECOND_PICTURE][2:]
     assert [found for _, found, *_ in mended[1:]] == expected
     assert sum(found for _, found, *_ in plain) < sum(found for _, found, *_ in mended)
+
+
+def _told_by(code: str, folder: Path, **given: object) -> Any:
+    """Return what a program says that runs under the server's Python, beside a folder of mends.
+
+    It is not taken down: a thread of MLX's that lets go of something then ends it by a signal.
+    """
+    install_launcher(ServerDirectory(folder))
+    code = (
+        code.format(folder=str(folder), **given) + "import os\nos._exit(sys.stdout.flush() or 0)\n"
+    )
+    command = [str(interpreter_of(ensure_runtime().server)), "-W", "ignore", "-c", code]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _tiny_vlm(named: str, smollm2: str) -> str:
+    """Return the directory of a tiny model with media, such as `qwen3_5` or `gemma4-plain`."""
+    model = Path(__file__).parents[1] / ".models" / f"tiny-{named}"
+    architecture, _, template = named.partition("-")
+    if not (model / "config.json").exists():
+        builder = Path(__file__).with_name("tiny_vlm.py")
+        command = [str(interpreter_of(ensure_runtime().server)), str(builder), architecture]
+        command += [str(model), *(["--template", template] if template else [])]
+        subprocess.run([*command, "--tokenizer", smollm2], check=True)
+    return str(model)

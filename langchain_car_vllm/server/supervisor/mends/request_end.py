@@ -72,6 +72,27 @@ def _end_abandoned_generations(module: Any) -> None:
     engine._submit_to_generation_worker = submit_surely
 
 
+def _abort_what_waits(module: Any) -> None:
+    """Abort a request that waits although the engine has forgotten it.
+
+    The engine forgets a request at once when its client goes away, and aborts it before its next
+    step, which does not find one then that still waits: it would be answered to its end.
+    """
+    scheduler = find(module, "Scheduler")
+    abort = find(scheduler, "_do_abort_request", "request_id")
+
+    def patched(self: Any, request_id: str) -> Any:
+        if request_id in self.requests:
+            return abort(self, request_id)
+        self.requests |= {r.request_id: r for r in list(self.waiting) if r.request_id == request_id}
+        try:
+            return abort(self, request_id)
+        finally:
+            self.requests.pop(request_id, None)
+
+    scheduler._do_abort_request = patched
+
+
 MENDS = (
     Mend(
         name="graceful-shutdown",
@@ -102,5 +123,13 @@ MENDS = (
         purpose="close what the simple engine generated for a client that is gone, in the thread "
         "that owns it, and list it no longer as running",
         apply=_end_abandoned_generations,
+    ),
+    Mend(
+        name="aborts-of-waiting-requests",
+        module="vllm_mlx.scheduler",
+        tested="vllm-mlx 0.6.0",
+        purpose="abort a request that waits when its client goes away, or it is answered to its "
+        "end for nobody",
+        apply=_abort_what_waits,
     ),
 )

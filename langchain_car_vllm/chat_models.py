@@ -1,7 +1,7 @@
 """`ChatVllmMlx`: what a user of LangChain sees of it."""
 
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
@@ -40,6 +40,9 @@ from langchain_car_vllm.wire.request.tools import (
     tool_name,
 )
 from langchain_car_vllm.wire.request.unreadable_blocks import mend_unreadable_blocks
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.arguments import ChatArguments, ModelName
 
 
 class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
@@ -109,6 +112,10 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
         ConfigurationError: A setting cannot work; the message says what to write instead.
         UnknownModelError: The model id names nothing that can be served.
     """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, model: ModelName = ..., /, **given: Unpack[ChatArguments]) -> None: ...
 
     @model_validator(mode="after")
     def _complete_profile(self) -> Self:

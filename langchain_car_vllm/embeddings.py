@@ -1,7 +1,7 @@
 """`VllmMlxEmbeddings`: vectors from a supervised server of their own."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 from langchain_core.embeddings import Embeddings
 
@@ -12,6 +12,7 @@ from langchain_car_vllm.server.spec import Kind
 from langchain_car_vllm.setting_checks import check_is_text
 
 if TYPE_CHECKING:
+    from langchain_car_vllm.arguments import BatchArguments, ModelName
     from langchain_car_vllm.wire.embed import Embedder
 
 
@@ -33,6 +34,10 @@ class VllmMlxEmbeddings(BatchFields, Embeddings, defer_build=False):
         ConfigurationError: A setting cannot work; the message says what to write instead.
         UnknownModelError: The model id names nothing that can be served.
     """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, model: ModelName = ..., /, **given: Unpack[BatchArguments]) -> None: ...
 
     _kind: ClassVar[Kind] = "embeddings"
     _wire: ClassVar[str] = "langchain_car_vllm.wire.embed"

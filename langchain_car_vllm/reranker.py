@@ -1,7 +1,7 @@
 """`VllmMlxReranker`: documents in the order of their relevance, from a server of their own."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, Unpack
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -14,6 +14,7 @@ from langchain_car_vllm.server.spec import Kind
 from langchain_car_vllm.setting_checks import check_is_text, check_positive
 
 if TYPE_CHECKING:
+    from langchain_car_vllm.arguments import ModelName, RerankerArguments
     from langchain_car_vllm.wire.rerank import Ranker
 
 SCORE = "relevance_score"
@@ -52,6 +53,12 @@ class VllmMlxReranker(BatchFields, BaseDocumentCompressor, defer_build=False):
         ConfigurationError: A setting cannot work; the message says what to write instead.
         UnknownModelError: The model id names nothing that can be served.
     """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, model: ModelName = ..., /, **given: Unpack[RerankerArguments]
+        ) -> None: ...
 
     top_n: int | None = 3
     """How many of the best documents are kept; None for all."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Generator, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Unpack, cast
 
 from langchain_core.decisions import (
     BaseDecisionModel,
@@ -47,6 +47,9 @@ from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.wire.reasoning import PROVIDER
 
+if TYPE_CHECKING:
+    from langchain_car_vllm.arguments import DecisionArguments, ModelName
+
 
 class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defer_build=False):
     """Answers typed questions with the probabilities of a model that `vllm-mlx` serves.
@@ -77,6 +80,12 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
     Raises:
         ConfigurationError: A setting or a question cannot work.
     """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, model: ModelName = ..., /, **given: Unpack[DecisionArguments]
+        ) -> None: ...
 
     timeout: float | None = None
     """Seconds an answer may take once the server is ready."""

@@ -252,6 +252,9 @@ HUGGING_FACE_HUB_TOKEN = _shared_text(
     "HUGGING_FACE_HUB_TOKEN", "the older name of `HF_TOKEN`", is_secret=True
 )
 HF_TOKEN_PATH = _shared_text("HF_TOKEN_PATH", "the file that holds the token")
+HF_HUB_DISABLE_IMPLICIT_TOKEN = _shared_text(
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN", "`1` keeps the token back"
+)
 HF_ENDPOINT = _shared_text("HF_ENDPOINT", "which Hub")
 HF_HUB_OFFLINE = _shared_text("HF_HUB_OFFLINE", "`1` forbids asking the Hub")
 TRANSFORMERS_OFFLINE = _shared_text("TRANSFORMERS_OFFLINE", "`1` forbids asking the Hub")

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from langchain_car_vllm.environment import HF_HUB_DISABLE_IMPLICIT_TOKEN
 from langchain_car_vllm.errors import CarVllmError, ModelDownloadError, UntrustedCodeError
 from langchain_car_vllm.models.downloader import VERDICT
-from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token
+from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token, is_token_kept_back
 from langchain_car_vllm.models.ids import nearest_ids
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import repository_folder
@@ -247,6 +248,8 @@ def _without_token(text: str) -> str:
 
 
 def _token_state() -> str:
+    if is_token_kept_back():
+        return f"{HF_HUB_DISABLE_IMPLICIT_TOKEN.name} keeps the token back"
     if hub_token():
         return "its licence has not been accepted by the account of your token"
     return "no HF_TOKEN is set"

@@ -90,13 +90,18 @@ def hub_token() -> str | None:
     return (text or "").strip() or None
 
 
+def is_token_kept_back() -> bool:
+    """Tell whether the user wants the Hub to be asked without the token that there may be."""
+    return environment.is_hub_flag_on(environment.HF_HUB_DISABLE_IMPLICIT_TOKEN)
+
+
 def sendable_token() -> str | None:
-    """Return the token that the Hub is sent, None where there is none.
+    """Return the token that the Hub is sent, None where there is none, or it is kept back.
 
     Raises:
         ConfigurationError: No header can hold it; whoever sent it would be told of it in an error.
     """
-    token = hub_token()
+    token = None if is_token_kept_back() else hub_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ConfigurationError(
             "the token for the Hub holds what no token can hold",

@@ -76,6 +76,17 @@ def test_the_token_is_sent(hub, home, monkeypatch):
     check_model()
 
 
+def test_a_token_that_the_user_keeps_back_is_not_sent(hub, monkeypatch):
+    """As the Hub's own client does it; a repository that wants one says why it is not had."""
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    check_model()
+    assert not hub.authorizations - {""}
+    hub.gated = True
+    with pytest.raises(ModelDownloadError, match="HF_HUB_DISABLE_IMPLICIT_TOKEN keeps"):
+        check_model()
+
+
 @pytest.mark.parametrize("token", ["hf_hush\nx", "hf_h\xfcush", "hf_ hush"])
 @pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
 def test_a_token_that_no_header_can_hold_is_not_shown(hub, monkeypatch, token, proxy):

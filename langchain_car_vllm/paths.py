@@ -15,8 +15,10 @@ from pathlib import Path
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import StateDirectoryError
 
-RECONNECT = "connect the disk that it leads to, or remove the link"
-"""What to do about a broken link."""
+RECONNECT = "connect the disk, or remove what leads to it"
+"""What to do about a disk that is not connected."""
+_DISKS = Path("/Volumes")
+"""Where macOS connects them; nobody but the system makes folders there."""
 _RUNTIME = "visual-runtime"
 # The kernel tells it without a look at the disk, so an event loop may ask; guards of event loops,
 # which put themselves in the place of `os.getcwd`, refuse that.
@@ -144,14 +146,16 @@ def can_be_made(folder: Path) -> bool:
     return place == folder or (is_folder and os.access(place, os.W_OK | os.X_OK))
 
 
-def broken_link(folder: Path) -> str | None:
-    """Return what to say of a link on the way to a folder that leads nowhere, None without one.
+def lost_disk(folder: Path) -> str | None:
+    """Return what to say where the disk of a folder is not connected, None where all is there.
 
-    The disk may not be connected that it leads to. Nothing can be made there, nor in its place.
+    A link on the way leads nowhere then. Nothing can be made there, nor in its place.
     """
     for place in (folder, *folder.parents):
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114
             return f"`{place}` is a link to `{os.path.realpath(place)}`, which is not there"
+        if place.parent == _DISKS and not os.path.exists(place):  # noqa: PTH110
+            return f"the disk `{place.name}` is not connected"
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN, inherited_environment
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.paths import RECONNECT, broken_link, can_be_made, managed_root
+from langchain_car_vllm.paths import RECONNECT, can_be_made, lost_disk, managed_root
 from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
@@ -149,7 +149,7 @@ def _missing_runtime(root: Path | None) -> Finding:
     """Return what to say where there is no runtime."""
     if root is not None and is_incomplete(root):
         return Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
-    if root is not None and (broken := broken_link(root)):
+    if root is not None and (broken := lost_disk(root)):
         return Finding(f"vllm-mlx is not found: {broken}", RECONNECT)
     if root is None or not can_be_made(root):
         return Finding(

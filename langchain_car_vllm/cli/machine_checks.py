@@ -18,8 +18,9 @@ from langchain_car_vllm.cli import install_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
+from langchain_car_vllm.models.lm_studio import lost_folders
 from langchain_car_vllm.models.snapshot import hub_cache
-from langchain_car_vllm.paths import RECONNECT, broken_link, car_home, existing_part, run_root
+from langchain_car_vllm.paths import RECONNECT, car_home, existing_part, lost_disk, run_root
 from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
@@ -183,7 +184,7 @@ def _models() -> str:
     cache = hub_cache()
     if cache is None:
         raise Finding("there is no folder for models: HOME is not set", "set HOME, or HF_HOME")
-    if broken := broken_link(cache):
+    if broken := lost_disk(cache):
         raise Finding(broken, f"{RECONNECT}, or set HF_HOME")
     folder = existing_part(cache)
     if not os.access(folder, os.W_OK):
@@ -198,6 +199,8 @@ def _models() -> str:
             f"what cannot be served: {names}{f'; and {more} more' if more > 0 else ''}",
             "the others are well; `car-vllm rm` removes one, `car-vllm pull` fetches it again",
         )
+    if lost := lost_folders():
+        raise Warned("; ".join(lost), f"{RECONNECT}: what is on it would be downloaded again")
     return f"`{cache}`, {size(shutil.disk_usage(folder).free)} are free"
 
 

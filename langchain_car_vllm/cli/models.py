@@ -12,10 +12,10 @@ from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.catalog import PREFIX, catalog
 from langchain_car_vllm.models.ids import is_repository
-from langchain_car_vllm.models.lm_studio import lm_studio_folders
+from langchain_car_vllm.models.lm_studio import lm_studio_folders, lost_folders
 from langchain_car_vllm.models.model_files import list_folder
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
-from langchain_car_vllm.paths import broken_link
+from langchain_car_vllm.paths import lost_disk
 from langchain_car_vllm.server.plan import Plan, learn_budget, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 
@@ -79,9 +79,11 @@ def odd_models() -> list[ShelvedModel]:
 
 def _tell_unreadable_folders() -> None:
     """Say where models may be that nobody can see."""
-    for folder in filter(None, (hub_cache(), *lm_studio_folders())):
-        if broken := broken_link(folder):
-            say(f"{broken}\n")
+    cache = hub_cache()
+    lost = lost_disk(cache) if cache else None
+    for said in (*([lost] if lost else []), *lost_folders()):
+        say(f"{said}\n")
+    for folder in filter(None, (cache, *lm_studio_folders())):
         try:
             list_folder(folder)
         except UnservableModelError as error:

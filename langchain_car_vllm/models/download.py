@@ -24,6 +24,7 @@ from langchain_car_vllm.models.download_diagnosis import log_tail
 from langchain_car_vllm.models.downloader import COMMIT
 from langchain_car_vllm.models.families import family_facts, own_code_types
 from langchain_car_vllm.models.hub_account import checked_endpoint
+from langchain_car_vllm.models.lm_studio import lost_folders
 from langchain_car_vllm.models.snapshot import (
     find_commit,
     listed_size,
@@ -31,7 +32,7 @@ from langchain_car_vllm.models.snapshot import (
     tree_listing,
     wanted_files,
 )
-from langchain_car_vllm.paths import RECONNECT, broken_link
+from langchain_car_vllm.paths import RECONNECT, lost_disk
 from langchain_car_vllm.runtime import interpreter_of
 from langchain_car_vllm.runtime.console_scripts import console_script
 
@@ -76,7 +77,8 @@ def check_may_download(
             a link that leads nowhere.
         ConfigurationError: `HF_ENDPOINT` is not an address.
     """
-    absent = f"`{source}` is not on this machine, and"
+    seen = "".join(f" ({said})" for said in lost_folders()[:1])
+    absent = f"`{source}` is not on this machine{seen}, and"
     instead = "or name the folder of an adapter"
     if not auto_pull:
         raise ModelDownloadError(
@@ -100,7 +102,7 @@ def check_may_download(
             f"{absent} {name} forbids the download", hint=f"unset {name} once, {instead}"
         )
     folder = repository_folder(source)
-    if folder is not None and (broken := broken_link(folder)):
+    if folder is not None and (broken := lost_disk(folder)):
         raise ModelDownloadError(f"{absent} {broken}", hint=f"{RECONNECT}, or set HF_HOME")
     checked_endpoint()
 

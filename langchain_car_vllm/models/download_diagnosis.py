@@ -11,7 +11,7 @@ from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token, is_to
 from langchain_car_vllm.models.ids import nearest_ids
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import repository_folder
-from langchain_car_vllm.paths import RECONNECT, broken_link
+from langchain_car_vllm.paths import RECONNECT, lost_disk
 from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.printable import on_one_line
 
@@ -36,7 +36,7 @@ def diagnose_download(
     if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
         verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
     folder = repository_folder(source)
-    if folder is not None and (broken := broken_link(folder)):
+    if folder is not None and (broken := lost_disk(folder)):
         verdict = {"kind": "unconnected", "said": broken}
     if verdict["kind"] == "code":
         return UntrustedCodeError(source, on_one_line(verdict.get("said")))

@@ -1,6 +1,7 @@
 """Where LM Studio keeps its models."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from langchain_car_vllm import paths
@@ -16,17 +17,37 @@ def lm_studio_folders() -> list[Path]:
     Its home may have been moved, which a file in the user's home tells, and its folder of downloads
     too, which its settings tell.
     """
+    return list(dict.fromkeys(folder for folder, _ in _places(paths.home())))
+
+
+def lost_folders() -> list[str]:
+    """Return what to say of folders of LM Studio's that are on a disk which is not connected."""
     base = paths.home()
+    lost = [
+        said
+        for folder, named in _places(base)
+        if (said := paths.lost_disk(folder) or _said_of_missing(named, base))
+    ]
+    return [f"LM Studio's models are not seen: {said}" for said in dict.fromkeys(lost)]
+
+
+def _places(base: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Yield each folder of models, and the folder that was named for it."""
     if base is None:
-        return []
+        return
     pointed = _absolute(read_text(base / _POINTER), base)
-    homes = [*([pointed] if pointed else []), *(base / name for name in _HOMES)]
-    folders: list[Path] = []
-    for home in homes:
+    for home in (*([pointed] if pointed else []), *(base / name for name in _HOMES)):
         settings = read_object(home / "settings.json") or {}
-        moved = _absolute(settings.get("downloadsFolder"), base)
-        folders += [*([moved] if moved else []), home / "models"]
-    return list(dict.fromkeys(folders))
+        if moved := _absolute(settings.get("downloadsFolder"), base):
+            yield moved, moved
+        yield home / "models", home
+
+
+def _said_of_missing(named: Path, base: Path | None) -> str | None:
+    """Return what to say of a folder elsewhere than in the user's home that is not there."""
+    is_missing = not os.path.exists(named)  # noqa: PTH110 - `Path` raises
+    is_elsewhere = base is not None and not named.is_relative_to(base)
+    return f"`{named}` is not there" if is_elsewhere and is_missing else None
 
 
 def _absolute(text: object, home: Path) -> Path | None:

@@ -150,7 +150,7 @@ def _prepare(root: Path, host: Host) -> Path:
     """
     check_host(host)
     uv = find_uv()
-    if broken := paths.broken_link(root):
+    if broken := paths.lost_disk(root):
         raise ProvisionError("mkdir", broken, hint=paths.RECONNECT)
     try:
         paths.make_private(root)

@@ -13,8 +13,8 @@ from pathlib import Path
 from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.paths import (
     RECONNECT,
-    broken_link,
     car_home,
+    lost_disk,
     make_own_folder,
     private_parts,
     run_root,
@@ -131,7 +131,7 @@ def make_checked(*folders: Path) -> None:
         StateDirectoryError: They cannot be made or written to, with the reason.
     """
     home = car_home()
-    if broken := broken_link(folders[0]):
+    if broken := lost_disk(folders[0]):
         raise StateDirectoryError(folders[0], broken, hint=RECONNECT)
     with explain_os_errors(folders[0]):
         home.parent.mkdir(parents=True, exist_ok=True)

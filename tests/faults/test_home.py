@@ -229,7 +229,7 @@ def test_home_whose_disk_is_gone_is_told(fake: Fake, home: Path):
     (home / ".car").symlink_to("/Volumes/Models/car")
     with pytest.raises(StateDirectoryError, match="is a link to `/Volumes/Models/car`") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
-    assert caught.value.hint == "connect the disk that it leads to, or remove the link"
+    assert caught.value.hint == "connect the disk, or remove what leads to it"
 
 
 @can_mount

@@ -140,6 +140,40 @@ def test_a_disk_that_is_not_connected_is_named(cli: Cli, home: Path, link: str, 
     assert ("is a link to" in cli("list").stderr) is (checks == {"models"})
 
 
+@pytest.mark.parametrize("how", ["settings", "disk", "home", "link"])
+def test_a_disk_of_lm_studio_that_is_not_connected_is_named(
+    cli: Cli, home: Path, tmp_path: Path, how: str
+):
+    """Its models were passed over in silence, and downloaded again."""
+    lost = Path("/Volumes/Models/lm") if how == "disk" else tmp_path / "unplugged"
+    own = home / ".lmstudio"
+    own.mkdir()
+    if how == "home":
+        (home / ".lmstudio-home-pointer").write_text(f"{lost}\n")
+    elif how == "link":
+        (own / "models").symlink_to(lost)
+    else:
+        (own / "settings.json").write_text(json.dumps({"downloadsFolder": str(lost)}))
+    found = verdicts(cli)["models"]
+    assert found["verdict"] == "warning"
+    name = "`Models`" if how == "disk" else str(lost)
+    assert name in found["said"]
+    assert "connect the disk" in found["hint"]
+    assert found["said"] in cli("list").stderr
+
+
+def test_folders_of_lm_studio_that_are_there_or_were_never_made_are_no_lost_disk(
+    cli: Cli, home: Path, tmp_path: Path
+):
+    """A new install has no folder of models yet, and one that is gone for good leaves settings."""
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (home / ".lmstudio-home-pointer").write_text(f"{moved}\n")
+    (home / ".lmstudio").mkdir()
+    (home / ".lmstudio" / "settings.json").write_text('{"downloadsFolder": "~/Elsewhere"}')
+    assert verdicts(cli)["models"]["verdict"] == "ok"
+
+
 def test_a_home_that_others_may_write_to_is_found(cli: Cli, home: Path):
     """The first call would refuse it."""
     folder = home / ".car" / "run"

@@ -104,6 +104,25 @@ def test_a_folder_of_models_whose_disk_is_gone_is_refused(home, link):
     assert caught.value.hint.startswith("connect the disk")
 
 
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
+def test_a_disk_that_a_variable_names_and_is_gone_is_refused(monkeypatch, variable):
+    """Without a link on the way; nobody but the system makes folders where macOS connects disks."""
+    monkeypatch.setenv(variable, "/Volumes/Models/hub")
+    with pytest.raises(ModelDownloadError, match="disk `Models` is not connected") as caught:
+        check_may_download("org/tiny")
+    assert caught.value.hint.startswith("connect the disk")
+
+
+def test_a_model_that_may_be_on_a_disk_of_lm_studio_says_so(home, monkeypatch):
+    """It would be downloaded a second time, or was said to be nowhere."""
+    (home / ".lmstudio").mkdir()
+    settings = home / ".lmstudio" / "settings.json"
+    settings.write_text('{"downloadsFolder": "/Volumes/Models/lm"}')
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelDownloadError, match="not seen: the disk `Models` is not connected"):
+        check_may_download("org/tiny")
+
+
 def test_a_disk_that_was_taken_away_during_a_download_is_named(home, tmp_path):
     """What the download itself says of it is that a file exists."""
     (home / ".cache").mkdir()

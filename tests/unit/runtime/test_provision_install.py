@@ -174,7 +174,7 @@ def test_a_folder_whose_disk_is_gone(fake_uv, managed):
     managed.symlink_to("/Volumes/Models/runtime")
     with pytest.raises(ProvisionError, match="is a link to `/Volumes/Models/runtime`") as caught:
         ensure_runtime()
-    assert caught.value.hint == "connect the disk that it leads to, or remove the link"
+    assert caught.value.hint == "connect the disk, or remove what leads to it"
     assert not fake_uv.calls
 
 

@@ -5,6 +5,7 @@ tokens, and cannot be rewound.
 """
 
 from contextlib import suppress
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from .prompt_ends import (
 )
 
 _NAME = "prefix-each-turn"
+_BAD_REQUEST = 400
 
 
 def _read_one_by_one(module: Any) -> None:
@@ -42,6 +44,27 @@ def _read_one_by_one(module: Any) -> None:
         initialise(self, model, tokenizer, config)
 
     scheduler.__init__ = patched
+
+
+def _refuse_empty_prompts(module: Any) -> None:
+    """Answer 400 to a prompt without a token, which ends all answers under way.
+
+    Chat templates write at least one. `/v1/completions` takes any text, and some tokenizers begin
+    it with nothing of their own.
+    """
+    scheduler = find(module, "Scheduler")
+    add = find(scheduler, "add_request", "request")
+
+    def added(self: Any, request: Any) -> None:
+        add(self, request)
+        if not request.prompt_token_ids:
+            self.waiting.remove(request)
+            del self.requests[request.request_id]
+            raise import_module("fastapi").HTTPException(
+                status_code=_BAD_REQUEST, detail="the prompt is empty"
+            )
+
+    scheduler.add_request = added
 
 
 def _keep_each_prompt(module: Any) -> None:
@@ -177,6 +200,13 @@ MENDS = (
         purpose="read the prompts of text models with recurrent layers one after the other, since "
         "read together all but the longest are answered wrongly",
         apply=_read_one_by_one,
+    ),
+    Mend(
+        name="empty-prompts",
+        module="vllm_mlx.scheduler",
+        tested="vllm-mlx 0.6.0",
+        purpose="refuse a prompt without a token, which ends all answers under way",
+        apply=_refuse_empty_prompts,
     ),
     Mend(
         name=_NAME,

@@ -39,7 +39,10 @@ _GEMMA_3 = {
     "sliding_window": 1024,
     "sliding_window_pattern": 6,
 }
-_UNWRITTEN = {"gemma3": _GEMMA_3, "gemma3_text": _GEMMA_3}
+# LLaVA names the type of its language model, and what differs from the first of that type.
+_SEVEN_BILLION = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32}
+_UNWRITTEN = dict.fromkeys(("gemma3", "gemma3_text"), _GEMMA_3)
+_UNWRITTEN_INSIDE = dict.fromkeys(("llama", "mistral"), _SEVEN_BILLION)
 # They have a state and keys and values in every layer.
 _TWOFOLD_TYPES = frozenset({"falcon_h1"})
 # They keep every token in layers that are published with a window.
@@ -96,7 +99,8 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
     """
     text = text_part(config)
     types = {str(part.get("model_type")) for part in (config, text)}
-    text = {**_UNWRITTEN.get(str(text.get("model_type")), {}), **text}
+    unwritten = _UNWRITTEN if text is config else {**_UNWRITTEN, **_UNWRITTEN_INSIDE}
+    text = {**unwritten.get(str(text.get("model_type")), {}), **text}
     if str(config.get("model_type")) in _WINDOWLESS_TYPES:
         text = {**text, "sliding_window": None, "attention_chunk_size": None}
     if types & _EXPANDING_TYPES and _number(text, "kv_lora_rank"):

@@ -81,6 +81,20 @@ def test_a_compressed_form_that_is_not_what_is_kept(outer):
     assert kv_cache_of({"model_type": "kimi_k25", "text_config": text}) == KvCache(320)
 
 
+@pytest.mark.parametrize(
+    ("text", "per_token"),
+    [
+        ({"model_type": "llama", "max_position_embeddings": 4096}, 32 * 32 * 128 * 2 * 2),
+        ({"model_type": "mistral", "num_key_value_heads": 8}, 32 * 8 * 128 * 2 * 2),
+        ({"model_type": "mistral", "num_hidden_layers": None}, None),
+    ],
+)
+def test_what_a_language_model_of_llava_leaves_out(text, per_token):
+    """It writes what differs from the first model of its type."""
+    found = kv_cache_of({"model_type": "llava", "text_config": text})
+    assert (found and found.per_token) == per_token
+
+
 def test_windows_that_an_implementation_does_not_have():
     """Gemma 2 is published with windows, and its whole conversation is kept."""
     config = {

@@ -7,6 +7,7 @@ where another model needs the room. Pure but for `budget_bytes`.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MEMORY_GB
@@ -17,6 +18,7 @@ from langchain_car_vllm.server.spec import argument_value
 
 _SHARE = 0.75
 _MB = 1_000_000
+_SERVERS_MB = 2**20
 _MOST_BYTES = 2**60
 _CACHE_SHARE = 0.1
 _CACHE_MB = (256, 8192)
@@ -107,8 +109,8 @@ class Memory:
 
     @property
     def cache_mb(self) -> int:
-        """The limit of the prompt cache in MB, 0 for an engine without one."""
-        return self.cache // _MB
+        """The limit of the prompt cache in the server's MB, 0 where there is none."""
+        return self.cache // _SERVERS_MB
 
 
 def budget_bytes() -> int:
@@ -148,14 +150,14 @@ def memory_for(
         batched: Whether it answers several at once.
         chunked: Whether it reads prompts in small chunks.
         budget: Bytes that all servers may take together.
-        server_args: The user's; `--max-kv-size`, `--cache-memory-mb`, `--max-num-seqs` and
-            `--completion-batch-size` count.
+        server_args: The user's; `--max-kv-size`, `--max-num-seqs`, `--completion-batch-size` and
+            what limits the prompt cache count.
         alone: Whether requests are answered one at a time.
     """
     # Of a model whose layers nobody knows neither prompts nor conversations are estimated.
     prefill = _prefill_bytes(weights, chunked=chunked) if kv else 0
     cache = _cache_bytes(budget, budget - weights - prefill, server_args) if batched else 0
-    is_chosen = _number(server_args, "--cache-memory-mb") is not None
+    is_chosen = _chosen_cache(budget, server_args) is not None
     spare = 0 if is_chosen else max(0, cache - _CACHE_MB[0] * _MB)
     most = _most_sequences(server_args) if batched and not alone else 1
     if kv is None:
@@ -212,12 +214,28 @@ def _prefill_bytes(weights: int, *, chunked: bool) -> int:
 
 def _cache_bytes(budget: int, free: int, server_args: Sequence[str]) -> int:
     """Return what the batched engine may keep of earlier prompts."""
-    chosen = _number(server_args, "--cache-memory-mb")
+    chosen = _chosen_cache(budget, server_args)
     if chosen is not None:
-        return chosen * _MB
+        return chosen
     least, most = (limit * _MB for limit in _CACHE_MB)
     share = min(max(int(budget * _CACHE_SHARE), least), most)
     return max(least, min(share, free // 4)) // _MB * _MB
+
+
+def _chosen_cache(budget: int, server_args: Sequence[str]) -> int | None:
+    """Return what the user's arguments leave to earlier prompts, None where they say nothing.
+
+    A share counts of the budget: the server would take it of what is free at that moment.
+    """
+    if "--disable-prefix-cache" in server_args:
+        return 0
+    chosen = _number(server_args, "--cache-memory-mb")
+    if chosen is not None:
+        return chosen * _SERVERS_MB
+    with suppress(ValueError):
+        share = float(argument_value(server_args, "--cache-memory-percent") or "")
+        return int(share * budget) if 0 < share <= 1 else None
+    return None
 
 
 def _most_sequences(server_args: Sequence[str]) -> int:

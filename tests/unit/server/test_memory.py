@@ -139,7 +139,7 @@ def test_less_room_takes_from_company_alone(weights, kv, window, budget, share):
 def test_what_the_user_chose_for_earlier_prompts_stays():
     """`--cache-memory-mb` is not made smaller for others."""
     memory = plan(GB, KvCache(1000), 8192, 12 * GB, "--cache-memory-mb", "700")
-    assert memory.within(0).cache == 700_000_000
+    assert memory.within(0).cache == 700 * 2**20
     assert plan(GB, KvCache(1000), 8192, 12 * GB).within(0).cache == 256_000_000
 
 
@@ -148,7 +148,8 @@ def test_users_own_limits_count():
     kv = KvCache(100_000)
     assert plan(GB, kv, 262_144, 100 * GB, "--max-kv-size", "100000").context == 100_000
     assert plan(GB, kv, 4096, 100 * GB, "--max-kv-size=100000").context == 4096
-    assert plan(GB, kv, 4096, 100 * GB, "--cache-memory-mb", "7").cache == 7_000_000
+    assert plan(GB, kv, 4096, 100 * GB, "--cache-memory-mb", "7").cache == 7 * 2**20
+    assert plan(GB, kv, 4096, 100 * GB, "--cache-memory-mb", "7").cache_mb == 7
     assert plan(GB, kv, 40_960, 100 * GB, "--max-num-seqs", "3").sequences == 3
     assert plan(GB, kv, 40_960, 100 * GB, "--completion-batch-size", "1").sequences == 1
     quantised = plan(GB, kv, 4096, 100 * GB, "--kv-cache-quantization")
@@ -165,8 +166,25 @@ def test_an_unknown_cost_is_said_to_be_unknown():
 def test_the_prompt_cache_gives_way():
     """A tenth of the budget within bounds, less where the model leaves little."""
     kv = KvCache(1000)
-    assert plan(GB, kv, 8192, GB).cache_mb == 256
-    assert plan(GB, kv, 8192, 12 * GB).cache_mb == 1200
-    assert plan(10 * GB, kv, 8192, 12 * GB + 500_000_000).cache_mb == 256
-    assert plan(GB, kv, 8192, 1000 * GB).cache_mb == 8192
+    assert plan(GB, kv, 8192, GB).cache == 256_000_000
+    assert plan(GB, kv, 8192, 12 * GB).cache == 1_200_000_000
+    assert plan(10 * GB, kv, 8192, 12 * GB + 500_000_000).cache == 256_000_000
+    assert plan(GB, kv, 8192, 1000 * GB).cache == 8_192_000_000
     assert plan(GB, kv, 8192, 12 * GB, batched=False).cache_mb == 0
+
+
+def test_the_server_keeps_no_more_of_earlier_prompts_than_is_set_aside():
+    """Its megabytes are those of 2**20 bytes."""
+    memory = plan(GB, KvCache(1000), 8192, 12 * GB)
+    assert memory.cache - 2**20 < memory.cache_mb * 2**20 <= memory.cache
+
+
+def test_a_share_for_earlier_prompts_is_one_of_the_budget():
+    """The megabytes that the server is given win there, so that a share is turned into them."""
+    kv = KvCache(1000)
+    assert plan(GB, kv, 8192, 12 * GB, "--cache-memory-percent", "0.25").cache == 3 * GB
+    for nonsense in ("0", "-1", "1.5", "nan", "many", ""):
+        named = plan(GB, kv, 8192, 12 * GB, "--cache-memory-percent", nonsense)
+        assert named == plan(GB, kv, 8192, 12 * GB)
+    off = plan(GB, kv, 8192, 12 * GB, "--disable-prefix-cache", "--cache-memory-mb", "7")
+    assert (off.cache, off.cache_mb) == (0, 0)

@@ -20,10 +20,11 @@ _CHECKED = (*_AT_LEAST_ZERO, "presence_penalty")
 def _sample_exactly(module: Any) -> None:
     """Sample in 32 bits, and leave alone what names more tokens than the model has.
 
-    mlx-lm 0.31.3 adds up probabilities in the type of the weights. Sixteen bits lose so much of
-    the sum that a small `top_p` leaves no token, and a small `temperature` none either: the answer
-    is drawn from the whole vocabulary. A `top_k` beyond the vocabulary ends all answers under way,
-    and a `logit_bias` beyond it, such as for tokens of another model, writes into foreign memory.
+    mlx-lm 0.31.3 and mlx-vlm 0.6.12 add up probabilities in the type of the weights. Sixteen bits
+    lose so much of the sum that a small `top_p` leaves no token, and a small `temperature` none
+    either: the answer is drawn from the whole vocabulary. A `top_k` beyond the vocabulary ends all
+    answers under way, and a `logit_bias` beyond it, such as for tokens of another model, writes
+    into foreign memory.
     """
     make_sampler = find(module, "make_sampler", "temp", "top_p", "top_k")
     make_processors = find(module, "make_logits_processors", "logit_bias")
@@ -167,6 +168,13 @@ MENDS = (
         module="mlx_lm.sample_utils",
         tested="mlx-lm 0.31.3",
         purpose="sample in 32 bits, and from tokens that the model has",
+        apply=_sample_exactly,
+    ),
+    Mend(
+        name="sampling-media",
+        module="mlx_vlm.sample_utils",
+        tested="mlx-vlm 0.6.12",
+        purpose="the same for models that take media, on the simple engine",
         apply=_sample_exactly,
     ),
     Mend(

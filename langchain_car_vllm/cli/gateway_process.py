@@ -1,12 +1,13 @@
 """A gateway in a process of its own, for as long as another process lives."""
 
+import hashlib
 import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -14,10 +15,12 @@ from typing import NamedTuple, Self
 import psutil
 import typer
 
+from langchain_car_vllm.environment import VARIABLES
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.server.directory import explain_os_errors, make_checked
 from langchain_car_vllm.server.locks import is_file_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.version import VERSION
 
 _END_SECONDS = 10.0
 # Nothing is imported from the folder that somebody happens to be in, such as a cloned repository.
@@ -45,24 +48,33 @@ class Published(NamedTuple):
 class GatewayProcess:
     """`car-vllm serve` on a free port, detached from the terminal."""
 
-    def __init__(self, process: "subprocess.Popen[str]", published: Published) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", published: Published, tag: str) -> None:
         self.published = published
+        self.tag = tag
         self._process = process
 
     @classmethod
-    def start(cls, model: str, *, until_pid: int, keep_alive: str | None = None) -> Self:
+    def start(
+        cls,
+        model: str,
+        *,
+        until_pid: int,
+        keep_alive: str | None = None,
+        options: Sequence[str] = (),
+    ) -> Self:
         """Start one and wait until it answers; it shows the wait on standard error itself.
 
         Args:
             model: What to serve.
             until_pid: The process with which it ends.
             keep_alive: How long the model outlives a request, None for as long as the gateway.
+            options: What else `serve` is told of the server.
 
         Raises:
             typer.Exit: It could not start, and has said why.
         """
         tag = f"gateway-{secrets.token_hex(8)}"
-        arguments = ["--port", "0", "--json", "--until-pid", str(until_pid), "--tag", tag]
+        arguments = ["--port", "0", "--json", "--until-pid", str(until_pid), "--tag", tag, *options]
         if keep_alive is not None:
             arguments += ["--keep-alive", keep_alive]
         process = subprocess.Popen(
@@ -81,13 +93,59 @@ class GatewayProcess:
             raise
         if not line:
             raise typer.Exit(process.wait() or 1)
-        return cls(process, Published(**json.loads(line)))
+        return cls(process, Published(**json.loads(line)), tag)
 
     def close(self) -> None:
         """End it; the model stays in memory for those who use it otherwise."""
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
+
+
+def shared_gateway(
+    model: str, *, until_pid: int, keep_alive: str, options: Sequence[str]
+) -> Published:
+    """Return one that lasts as long as a process, started where none of its kind runs.
+
+    Args:
+        model: What to serve, as it is meant in any folder.
+        until_pid: The process.
+        keep_alive: How long the model outlives a request.
+        options: What else `serve` is told of the server.
+    """
+    settings = {name: variable.text() for name, variable in VARIABLES.items()}
+    wanted = [model, _began(until_pid), keep_alive, *options, VERSION, settings]
+    digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    file = _notes() / f"shared-{digest[:16]}"
+    for other in _notes().glob("shared-*"):
+        if (found := _running(other)) and other == file:
+            return found
+        if found is None:
+            other.unlink(missing_ok=True)
+    started = GatewayProcess.start(
+        model, until_pid=until_pid, keep_alive=keep_alive, options=options
+    )
+    note = {"tag": started.tag, "published": started.published._asdict()}
+    with explain_os_errors(file):
+        file.write_text(json.dumps(note), encoding="utf-8")
+    return started.published
+
+
+def _began(pid: int) -> tuple[int, float | None]:
+    """Return what tells a process from a later one of the same number."""
+    with suppress(psutil.Error):
+        return pid, psutil.Process(pid).create_time()
+    return pid, None
+
+
+def _running(file: Path) -> Published | None:
+    """Return what a note of a shared gateway says, None where that is gone, or its key is new."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        note = json.loads(file.read_bytes())
+        published = Published(**note["published"])
+        is_same_key = Path(published.api_key_file).stat().st_mtime_ns <= file.stat().st_mtime_ns
+        return published if is_same_key and is_file_held(_notes() / note["tag"]) else None
+    return None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The arguments and options that several commands have."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -23,6 +24,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 EngineOption = Annotated[
     Engine, typer.Option(help="`batched` answers several at once, `simple` one by one")
 ]
+ServerArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--server-arg", help="As in `server_args`; once for each word: `--server-arg=--x`"
+    ),
+]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Catalog id, Hub repository or directory")
 ]
@@ -33,3 +40,12 @@ Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit", callback=checked_revision)
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+
+
+def options_of_server(
+    revision: str | None, engine: Engine, server_arg: Sequence[str] | None
+) -> list[str]:
+    """Return the words that name a server to another command."""
+    words = ["--engine", engine] if engine != "auto" else []
+    words += ["--revision", revision] if revision is not None else []
+    return [*words, *(f"--server-arg={word}" for word in server_arg or ())]

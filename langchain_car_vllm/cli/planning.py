@@ -7,7 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from langchain_car_vllm.cli.models import known_facts, tell_if_estimated
-from langchain_car_vllm.cli.options import AsJson, EngineOption, ModelArgument, Revision
+from langchain_car_vllm.cli.options import (
+    AsJson,
+    EngineOption,
+    ModelArgument,
+    Revision,
+    ServerArguments,
+)
 from langchain_car_vllm.cli.output import print_facts, print_json, say, size
 from langchain_car_vllm.errors import (
     CarVllmError,
@@ -37,9 +43,7 @@ def plan(
     *,
     revision: Revision = None,
     engine: EngineOption = "auto",
-    server_arg: Annotated[
-        list[str] | None, typer.Option(help="As in `server_args`; once for each word")
-    ] = None,
+    server_arg: ServerArguments = None,
     context: Annotated[
         str | None, typer.Option(help="Tokens that a conversation is to have, such as `64k`")
     ] = None,

@@ -7,7 +7,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from langchain_car_vllm.cli.conversation import GREETING, Conversation, read_questions
-from langchain_car_vllm.cli.options import EngineOption, ModelArgument, Revision
+from langchain_car_vllm.cli.options import (
+    EngineOption,
+    ModelArgument,
+    Revision,
+    ServerArguments,
+)
 from langchain_car_vllm.cli.output import print_json, say
 from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
 from langchain_car_vllm.progress.display import Display
@@ -32,6 +37,7 @@ def run(
     ] = None,
     revision: Revision = None,
     engine: EngineOption = "auto",
+    server_arg: ServerArguments = None,
     answer_format: Annotated[
         Literal["json"] | None, typer.Option("--format", help="`json` makes the answer an object")
     ] = None,
@@ -63,6 +69,7 @@ def run(
             model=model,
             revision=revision,
             engine=engine,
+            server_args=server_arg or [],
             temperature=temperature,
             max_tokens=max_tokens,
             reasoning=think,

@@ -18,12 +18,23 @@ import typer
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.cli.familiar import FamiliarCommand, ServiceGroup
 from langchain_car_vllm.cli.gateway_process import SERVE
-from langchain_car_vllm.cli.options import AsJson, ModelArgument
+from langchain_car_vllm.cli.options import (
+    AsJson,
+    EngineOption,
+    ModelArgument,
+    Revision,
+    ServerArguments,
+    options_of_server,
+)
 from langchain_car_vllm.cli.output import print_facts, print_json, say
-from langchain_car_vllm.cli.sharing import DEFAULT_PORT, check_can_listen, check_can_serve
+from langchain_car_vllm.cli.sharing import (
+    DEFAULT_PORT,
+    check_can_listen,
+    check_can_serve,
+    model_anywhere,
+)
 from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
@@ -130,14 +141,16 @@ def install(
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="As for `serve`")] = None,
     host: Annotated[str, typer.Option(help="As for `serve`")] = "127.0.0.1",
+    revision: Revision = None,
+    engine: EngineOption = "auto",
+    server_arg: ServerArguments = None,
 ) -> None:
     """Serve a model now and from every login on."""
-    found = parse_model_id(model)
+    meant = model_anywhere(model)  # it is started from another folder
     # It would be started again and again, and fail each time where nobody looks.
-    check_can_serve(host, api_key_file, keep_alive)
-    # The keeper of services starts it from another folder.
-    meant = found.source if found.is_local else model
+    check_can_serve(host, api_key_file, keep_alive, server_arg)
     command = [*SERVE, meant, "--host", host, "--port", str(port)]
+    command += options_of_server(revision, engine, server_arg)
     if keep_alive is not None:
         command += ["--keep-alive", keep_alive]
     if api_key_file is not None:

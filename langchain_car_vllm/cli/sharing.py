@@ -5,34 +5,42 @@ import errno
 import ipaddress
 import json
 import os
-import secrets
 import shlex
 import shutil
 import signal
 import socket
-import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, NamedTuple
 
 import psutil
 import typer
 
-from langchain_car_vllm.cli.gateway_process import GatewayProcess, Published, noted_gateway
-from langchain_car_vllm.cli.options import AsJson, EngineOption, ModelArgument
+from langchain_car_vllm.cli.gateway_key import find_key_file, is_loopback
+from langchain_car_vllm.cli.gateway_process import (
+    GatewayProcess,
+    Published,
+    noted_gateway,
+    shared_gateway,
+)
+from langchain_car_vllm.cli.options import (
+    AsJson,
+    EngineOption,
+    ModelArgument,
+    Revision,
+    ServerArguments,
+    options_of_server,
+)
 from langchain_car_vllm.cli.output import discard, print_facts, print_json, say
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
-from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.progress.display import Display
-from langchain_car_vllm.server.directory import make_checked
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import ServerSpec, check_arguments
 
 DEFAULT_PORT = 8000
 _WATCH_SECONDS = 1.0
@@ -55,7 +63,9 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File that holds the key, by default one of our own")
     ] = None,
+    revision: Revision = None,
     engine: EngineOption = "auto",
+    server_arg: ServerArguments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON")] = False,
     until_pid: Annotated[int | None, typer.Option(hidden=True)] = None,
     tag: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -65,12 +75,14 @@ def serve(
     Answers at an OpenAI-compatible address, `/v1/messages` of Anthropic's included. The server is
     the one that your Python programs use as well.
     """
-    key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive)
+    key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive, server_arg)
     found = parse_model_id(model)
     spec = ServerSpec(
         found.source,
         found.name,
+        revision=revision,
         engine=engine,
+        server_args=tuple(server_arg or ()),
         keep_alive=idle_seconds,
     )
     with closing(Display(model)) as display, _listener(host, port) as listener, noted_gateway(tag):
@@ -101,6 +113,9 @@ def env(
     keep_alive: Annotated[
         str, typer.Option(help="How long the model stays in memory after a request")
     ] = "10m",
+    revision: Revision = None,
+    engine: EngineOption = "auto",
+    server_arg: ServerArguments = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the variables that make other programs use a model.
@@ -108,8 +123,13 @@ def env(
     For `eval "$(car-vllm env MODEL)"`. The address answers as long as this terminal lives.
     """
     # Inside `$(...)` the parent is a subshell; what lasts is the leader of the session.
-    gateway = GatewayProcess.start(model, keep_alive=keep_alive, until_pid=os.getsid(0))
-    variables = shared_variables(gateway.published)
+    published = shared_gateway(
+        model_anywhere(model),
+        keep_alive=keep_alive,
+        until_pid=os.getsid(0),
+        options=options_of_server(revision, engine, server_arg),
+    )
+    variables = shared_variables(published)
     if as_json:
         print_json(variables)
         return
@@ -122,6 +142,9 @@ def launch(
     tool: Annotated[str, typer.Argument(metavar="TOOL", help="Such as claude, codex or aider")],
     model: ModelArgument,
     *,
+    revision: Revision = None,
+    engine: EngineOption = "auto",
+    server_arg: ServerArguments = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be run, and start nothing")
     ] = False,
@@ -147,7 +170,8 @@ def launch(
         raise ConfigurationError(
             f"`{entry.command[0]}` is not on the PATH", hint=f"install it: `{entry.install}`"
         )
-    with closing(GatewayProcess.start(model, until_pid=os.getpid())) as gateway:
+    options = options_of_server(revision, engine, server_arg)
+    with closing(GatewayProcess.start(model, until_pid=os.getpid(), options=options)) as gateway:
         command, variables = entry.invocation(gateway.published, gateway.published.read_key())
         words = [program, *command[1:], *context.args]
         raise typer.Exit(_run_in_foreground(words, inherited_environment() | variables))
@@ -248,7 +272,7 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
             ("try it", " ".join(words)),
         ]
     )
-    if not _is_loopback(host):
+    if not is_loopback(host):
         say(
             f"listens on `{host}`: every machine that reaches this one and has the key can use the "
             "model; what they send is not encrypted"
@@ -256,16 +280,26 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
     say("Ctrl-C ends it")
 
 
+def model_anywhere(model: str) -> str:
+    """Return a model as it is meant in any folder."""
+    found = parse_model_id(model)
+    return found.source if found.is_local else model
+
+
 def check_can_serve(
-    host: str, api_key_file: Path | None, keep_alive: str | None
+    host: str,
+    api_key_file: Path | None,
+    keep_alive: str | None,
+    server_arg: Sequence[str] | None = None,
 ) -> tuple[Path, float]:
     """Return the file with the key, and the seconds that the model outlives a request.
 
     Raises:
         ConfigurationError: A model cannot be served so.
     """
+    check_arguments(server_arg or ())
     lasting = 0.0 if keep_alive is None else seconds(keep_alive, "keep_alive", lowest=-1)
-    return _key_file(api_key_file, host), lasting
+    return find_key_file(api_key_file, host), lasting
 
 
 def check_can_listen(host: str, port: int) -> None:
@@ -276,64 +310,6 @@ def check_can_listen(host: str, port: int) -> None:
     """
     with _listener(host, port):
         pass
-
-
-def _key_file(given: Path | None, host: str) -> Path:
-    """Return the file with the key, made where it is our own and missing.
-
-    Raises:
-        ConfigurationError: Other machines could use the model without a key of the user's, or the
-            file cannot be used.
-    """
-    if given is None:
-        if not _is_loopback(host):
-            raise ConfigurationError(
-                f"`--host {host}` lets other machines in, so it needs a key of yours",
-                hint="write one to a file that you alone can read, and name it: --api-key-file",
-            )
-        return _own_key_file()
-    return _checked_key_file(given)
-
-
-def _checked_key_file(path: Path) -> Path:
-    try:
-        text, mode = path.read_text().strip(), path.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not text" if isinstance(error, ValueError) else error.strerror
-        raise ConfigurationError(
-            f"the key file `{path}` cannot be read: {reason}",
-            hint="make one with `openssl rand -hex 32 > FILE && chmod 600 FILE`",
-        ) from error
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigurationError(
-            f"`{path}` does not hold a key: one line of ASCII, no spaces",
-            hint="write one into it; `car-vllm` makes its own anew where it is missing",
-        )
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        say(f"warning: others can read `{path}`; `chmod 600` changes that")
-    return path
-
-
-def _own_key_file() -> Path:
-    path = run_root().with_name("gateway.key")
-    make_checked(path.parent)
-    if not path.exists():
-        # Whoever reads it finds a whole key or no file, also on a full disk.
-        with NamedTemporaryFile("w", dir=path.parent, prefix=".key-", encoding="ascii") as draft:
-            draft.write(f"{secrets.token_urlsafe(32)}\n")
-            draft.flush()
-            with suppress(FileExistsError):
-                os.link(draft.name, path)
-    return _checked_key_file(path)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _reachable(host: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults.support import FAST, Fake
+from typer.main import get_command
 from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.cli import doctor
@@ -156,6 +157,20 @@ def test_nothing_but_results_goes_to_standard_output(words: tuple[str, ...], cod
     shell = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command(*words)]
     done = subprocess.run(shell, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, data)
+
+
+def test_what_serves_a_model_takes_all_that_names_its_server():
+    """`service install` took no engine, and nothing but `plan` the arguments of a server."""
+    commands = get_command(app).commands
+    commands |= {"service install": commands["service"].commands["install"]}
+    options = {
+        name: {option for parameter in command_.params for option in parameter.opts}
+        for name, command_ in commands.items()
+    }
+    for name in ("run", "serve", "env", "launch", "service install", "plan"):
+        assert {"--revision", "--engine", "--server-arg"} <= options[name], name
+    own = {"--json", "--until-pid", "--tag"}
+    assert options["serve"] - own <= options["service install"]
 
 
 def test_every_exit_code_is_in_the_documentation():

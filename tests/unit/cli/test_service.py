@@ -111,12 +111,16 @@ def test_what_is_meant_here_is_meant_there(
         "./model",
         "--port",
         free_port(),
+        "--engine",
+        "simple",
+        "--server-arg=--x",
         PATH=f"{notes.parent / 'bin'}:/bin",
         **given,
     )
     assert done.returncode == 0, done.stderr
     unit = (home / ".config" / "systemd" / "user" / "car-vllm.service").read_text()
     assert f'"serve" "{tmp_path / "model"}"' in unit
+    assert '"--engine" "simple" "--server-arg=--x"' in unit
     for kept in (
         "CAR_VLLM_MLX_RUNTIME=/srv/runtime",
         "CAR_VLLM_MLX_WIRED=0",
@@ -214,6 +218,7 @@ def test_launchd_knows_what_does_not_run(state: str, runs: bool):
         (["--host", "0.0.0.0"], "needs a key of yours"),
         (["--api-key-file", "none"], "the key file `none` cannot be read: No such file"),
         (["--port", "TAKEN"], "cannot listen on"),
+        (["--server-arg=--port=1"], "`--port` is not for `server_args`"),
     ],
 )
 def test_what_cannot_be_served_is_no_service(

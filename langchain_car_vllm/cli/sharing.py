@@ -19,10 +19,11 @@ from typing import Annotated, Any, NamedTuple
 import psutil
 import typer
 
-from langchain_car_vllm.cli.gateway_key import find_key_file, is_loopback
 from langchain_car_vllm.cli.gateway_process import (
     GatewayProcess,
     Published,
+    find_key_file,
+    is_loopback,
     noted_gateway,
     shared_gateway,
 )

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 
 from langchain_car_vllm.delegation import DelegatingChatModel
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.models.file_stamps import stamp_files
+from langchain_car_vllm.models.file_stamps import current_stamp
 from langchain_car_vllm.secrets_masking import masked_settings, secrets_digest
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.output_parser import response_format_of
@@ -127,7 +127,7 @@ def _outside(content: Any) -> Iterator[_Medium]:
 
 def _stamps(weights: Sequence[str], media: Sequence[_Medium]) -> str:
     """Return what changes when one of the files is written or replaced."""
-    found = (stamp_files(*weights) if weights else None, [_stamp(medium) for medium in media])
+    found = (current_stamp(*weights) if weights else None, [_stamp(medium) for medium in media])
     return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 

@@ -76,6 +76,12 @@ def recent_stamp(source: str, adapter: str | None = None) -> FileStamp | None:
     return _stamp_at(int(time.monotonic() / _FRESH_SECONDS), source, adapter)
 
 
+def current_stamp(source: str, adapter: str | None = None) -> FileStamp | None:
+    """Return a stamp of this moment, which those that ask for a recent one get from now on."""
+    _stamp_at.cache_clear()
+    return recent_stamp(source, adapter)
+
+
 @lru_cache(maxsize=64)
 def _stamp_at(_moment: int, source: str, adapter: str | None) -> FileStamp | None:
     return stamp_files(source, adapter)

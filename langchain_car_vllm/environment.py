@@ -237,7 +237,9 @@ CAR_VLLM_MLX_CAFFEINATE = _flag(
     "`0` lets a Mac fall asleep although it downloads, loads or answers",
     default=True,
 )
-CAR_UV = _program("CAR_UV", "the `uv` to install with", "the first one found")
+CAR_UV = _program(
+    "CAR_UV", "the `uv` to install with; ignored where it does not run", "the first one found"
+)
 CAR_VLLM_PYTHON = _program(
     "CAR_VLLM_PYTHON",
     "the Python that runs the supervisor, for programs that are frozen or embedded",

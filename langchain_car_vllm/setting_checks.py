@@ -143,7 +143,8 @@ def check_endpoint(key: SecretStr | None, headers: Mapping[str, str]) -> SecretS
     if key is None:
         return None
     stripped = key.get_secret_value().strip()
-    check_key(stripped)
+    is_brought = stripped and key == endpoint_key()
+    check_key(stripped, environment.CAR_VLLM_MLX_API_KEY.name if is_brought else "`api_key`")
     return SecretStr(stripped)
 
 
@@ -194,6 +195,9 @@ def checked_url(url: str) -> str:
     Raises:
         ConfigurationError: It has no scheme, names no host, or is none that a request can go to.
     """
+    name = "`base_url`"
+    if url == environment.CAR_VLLM_MLX_BASE_URL.read():
+        name = environment.CAR_VLLM_MLX_BASE_URL.name
     url = url.strip()
     scheme, mark, _ = url.rpartition("@")[0].partition("://")
     shown = f"{scheme if mark else ''}{mark}{url.rpartition('@')[2]}" if "@" in url else url
@@ -205,13 +209,13 @@ def checked_url(url: str) -> str:
             _check_host(url, parts)
     except ValueError as error:
         raise ConfigurationError(
-            f"`base_url` cannot be `{shown}`: {error}",
+            f"{name} cannot be `{shown}`: {error}",
             hint="in a password, write `/` as %2F, `?` as %3F, `#` as %23" if "@" in url else None,
         ) from None
     if not is_address:
         bare = shown.rsplit("://", maxsplit=1)[-1].rpartition("@")[2].lstrip("/")
         raise ConfigurationError(
-            f"`base_url` must begin with http:// or https://, not `{shown}`",
+            f"{name} must begin with http:// or https://, not `{shown}`",
             hint=f"did you mean `http://{bare if '/' in bare else f'{bare}/v1'}`?"
             if bare
             else "write an address such as `http://127.0.0.1:8000/v1`",

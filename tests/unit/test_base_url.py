@@ -43,3 +43,22 @@ def test_an_address_may_come_out_of_a_file(url, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ChatVllmMlx(model="m", revision="a").base_url == endpoint_url()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "setting"),
+    [
+        ("CAR_VLLM_MLX_BASE_URL", "localhost:8000", "base_url"),
+        ("CAR_VLLM_MLX_BASE_URL", "http://localhost:x/v1", "base_url"),
+        ("CAR_VLLM_MLX_API_KEY", "a\nb", "api_key"),
+    ],
+)
+def test_a_variable_that_cannot_work_is_named(name, value, setting, monkeypatch):
+    """Whoever set it looks for its name; whoever wrote the same in code for the setting's."""
+    monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", "http://localhost:9/v1")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"^{name} "):
+        ChatVllmMlx(model="m")
+    monkeypatch.setenv(name, "http://localhost:9/v1")
+    with pytest.raises(ConfigurationError, match=f"^`{setting}` "):
+        ChatVllmMlx(model="m", **{setting: value})

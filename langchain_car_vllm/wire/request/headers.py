@@ -36,11 +36,15 @@ def check_headers(setting: str, headers: Mapping[Any, Any]) -> None:
             )
 
 
-def check_key(key: str) -> None:
+def check_key(key: str, setting: str = "`api_key`") -> None:
     """Refuse a key that no header can hold, and do not show it.
+
+    Args:
+        key: What was given.
+        setting: Where it was given.
 
     Raises:
         ConfigurationError: It is one.
     """
     if not _VALUE.fullmatch(key):
-        raise ConfigurationError("`api_key` holds what no key can hold", hint=_HINT)
+        raise ConfigurationError(f"{setting} holds what no key can hold", hint=_HINT)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from langchain_car_vllm.support.bounded_http import connect_to
 from langchain_car_vllm.support.proxy_variables import is_socks
 
 Connect = Callable[..., socket.socket]
@@ -57,9 +58,9 @@ class HttpProxies(urllib.request.ProxyHandler):
 def connect_with(proxy: str | None) -> Connect:
     """Return what makes the connections of a scheme, instead of `socket.create_connection`."""
 
-    def connect(address: tuple[str, int], timeout: float, *rest: Any) -> socket.socket:
+    def connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
         if proxy is None or not is_socks(proxy) or _is_direct(address[0]):
-            return socket.create_connection(address, timeout, *rest)
+            return connect_to(*address, timeout)
         return _connect_through(proxy, address, timeout)
 
     return connect

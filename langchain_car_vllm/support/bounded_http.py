@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from email.message import Message
 from typing import NamedTuple, Protocol
@@ -23,6 +23,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 MayConnect = Callable[[str], bool]
 IsOurs = Callable[[int, int], bool]
 _PART = 1 << 16
+_ONE_OF_SEVERAL_SECONDS = 2.0
+"""For an address to answer where there is another one to try."""
 _SAFE = "/%:=&?~#+!$,;'@()*[]|"
 
 
@@ -158,6 +160,39 @@ def find_addresses(host: str, port: int, deadline: float) -> list[str]:
     return found
 
 
+def turns(addresses: Sequence[str], deadline: float) -> Iterator[tuple[str, float]]:
+    """Yield the addresses of a name, each with the seconds that it has to answer in.
+
+    One that nobody answers at must leave time for the others.
+
+    Raises:
+        TimeoutError: The time has run out.
+    """
+    for place, address in enumerate(addresses, 1):
+        left, others = _left(deadline), len(addresses) - place
+        yield address, min(left / (others + 1), _ONE_OF_SEVERAL_SECONDS) if others else left
+
+
+def connect_to(host: str, port: int, seconds: float) -> socket.socket:
+    """Return a connection to a name, whose addresses share the time.
+
+    Raises:
+        OSError: Nobody answers there, or not in time.
+    """
+    deadline = time.monotonic() + seconds
+    return _connect_to_one(find_addresses(host, port, deadline), port, deadline)
+
+
+def _connect_to_one(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
+    failure = OSError()
+    for address, seconds in turns(addresses, deadline):
+        try:
+            return socket.create_connection((address, port), seconds)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
 def _left(deadline: float) -> float:
     """Return the seconds until then.
 
@@ -266,14 +301,4 @@ class _Connection(http.client.HTTPConnection):
                 raise ForbiddenAddressError(
                     f"`{self.host}` stands for {found[0]}, which is not a public address"
                 )
-        for address in addresses[:-1]:
-            try:
-                return self._connect_to(address)
-            except TimeoutError:
-                raise
-            except OSError:
-                continue
-        return self._connect_to(addresses[-1])
-
-    def _connect_to(self, address: str) -> socket.socket:
-        return socket.create_connection((address, self.port), _left(self._deadline))
+        return _connect_to_one(addresses, self.port, self._deadline)

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpcore2
 
-from langchain_car_vllm.support.bounded_http import as_address, find_addresses
+from langchain_car_vllm.support.bounded_http import as_address, find_addresses, turns
 from langchain_car_vllm.support.threads import run_step, run_wait
 from langchain_car_vllm.wire.transport.network_streams import (
     AsyncStream,
@@ -25,8 +25,6 @@ from langchain_car_vllm.wire.transport.network_streams import (
 )
 
 _USUAL_SECONDS = 10.0
-_ONE_OF_SEVERAL_SECONDS = 2.0
-"""For an address to answer where there is another one to try."""
 IsOurs = Callable[[int, int], bool]
 """Tells whether a connection from one port to another leads to the server that was meant."""
 
@@ -67,13 +65,14 @@ class GuardedBackend(httpcore2.NetworkBackend):
     def _connect(
         self, host: str, port: int, deadline: float, *args: Any, **options: Any
     ) -> httpcore2.NetworkStream:
+        failure: Exception = httpcore2.ConnectError()
         with _told_as_not_connected():
-            *others, last = find_addresses(host, port, deadline)
-        for address in others:
-            seconds = min(_seconds_until(deadline), _ONE_OF_SEVERAL_SECONDS)
-            with suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                return self._backend.connect_tcp(address, port, seconds, *args, **options)
-        return self._backend.connect_tcp(last, port, _seconds_until(deadline), *args, **options)
+            for address, seconds in turns(find_addresses(host, port, deadline), deadline):
+                try:
+                    return self._backend.connect_tcp(address, port, seconds, *args, **options)
+                except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                    failure = error
+        raise failure
 
 
 class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
@@ -107,25 +106,20 @@ class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
     async def _connect(
         self, host: str, port: int, deadline: float, *args: Any, **options: Any
     ) -> httpcore2.AsyncNetworkStream:
-        others, last = [], as_address(host)
-        if last is None:
-            with _told_as_not_connected():
-                *others, last = await run_wait(find_addresses, host, port, deadline)
-        for address in others:
-            seconds = min(_seconds_until(deadline), _ONE_OF_SEVERAL_SECONDS)
-            with suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                return await self._backend.connect_tcp(address, port, seconds, *args, **options)
-        return await self._backend.connect_tcp(
-            last, port, _seconds_until(deadline), *args, **options
-        )
+        failure: Exception = httpcore2.ConnectError()
+        with _told_as_not_connected():
+            known = as_address(host)
+            found = [known] if known else await run_wait(find_addresses, host, port, deadline)
+            for address, seconds in turns(found, deadline):
+                try:
+                    return await self._backend.connect_tcp(address, port, seconds, *args, **options)
+                except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                    failure = error
+        raise failure
 
 
 def _deadline_of(timeout: float | None) -> float:
     return time.monotonic() + (_USUAL_SECONDS if timeout is None else timeout)
-
-
-def _seconds_until(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.001)
 
 
 @contextmanager
@@ -133,7 +127,7 @@ def _told_as_not_connected() -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise httpcore2.ConnectTimeout("the name was not looked up in time") from error
+        raise httpcore2.ConnectTimeout("nobody answered in time") from error
     except OSError as error:
         raise httpcore2.ConnectError(str(error)) from error
 

@@ -18,6 +18,7 @@ from langchain_car_vllm.server.supervisor.mends import (
     open_pages,
     picture_prompts,
     prefix_after_hit,
+    prepared_pictures,
     request_count,
     request_end,
     text_prompts,
@@ -382,3 +383,40 @@ def test_log_probabilities_of_the_servers_own_are_left_to_it():
     with pytest.raises(UnknownCodeError):
         logprobs._send_notes(module)
     assert vars(module) == before
+
+
+def picture_cache() -> type:
+    """Return a class that keeps what was prepared for a prompt, as the server's does."""
+
+    class Cache:
+        def __init__(self):
+            self._pixel_cache = {}
+
+        def set_pixel_cache(self, images, prompt, pixel_values, input_ids=None, extra_kwargs=None):
+            self._pixel_cache[prompt] = types.SimpleNamespace(
+                pixel_values=pixel_values, input_ids=input_ids, extra_kwargs=extra_kwargs
+            )
+
+    return Cache
+
+
+def test_prepared_pictures_take_little_memory():
+    """The oldest go first, and what is too large for itself is not kept at all."""
+    cache = picture_cache()
+    prepared_pictures._keep_few_pictures(types.SimpleNamespace(VisionEmbeddingCache=cache))
+    half, parts = (types.SimpleNamespace(nbytes=n * 2**20) for n in (60, 30))
+    kept = cache()
+    for prompt in "abcd":
+        kept.set_pixel_cache(["x"], prompt, pixel_values=half, input_ids=None)
+    assert list(kept._pixel_cache) == ["c", "d"]
+    kept.set_pixel_cache(["x"], "e", [parts, parts], extra_kwargs={"grid": [parts], "n": 3})
+    assert list(kept._pixel_cache) == ["e"]
+    kept.set_pixel_cache(["x"], "f", types.SimpleNamespace(nbytes=2**30))
+    assert not kept._pixel_cache
+
+
+def test_another_cache_of_pictures_is_left_alone():
+    """It may keep them elsewhere, and bound them by itself."""
+    cache = type("Other", (picture_cache(),), {"__init__": lambda _: None})
+    with pytest.raises(UnknownCodeError):
+        prepared_pictures._keep_few_pictures(types.SimpleNamespace(VisionEmbeddingCache=cache))

@@ -1,0 +1,51 @@
+"""How much memory the server keeps of pictures that were prepared for a model."""
+
+from typing import Any
+
+from .mend import Mend, UnknownCodeError, find
+
+_MOST_BYTES = 128 * 2**20
+
+
+def _keep_few_pictures(module: Any) -> None:
+    """Bound what is kept by its bytes: vllm-mlx 0.6.0 keeps the pictures of the last 100 prompts.
+
+    A screenshot takes 50 MB, and each turn of an agent is another prompt, which all pictures are
+    kept for once more: a long conversation took more than the Mac has, beside what was set aside.
+    What is kept serves the very same prompt alone.
+    """
+    cache = find(module, "VisionEmbeddingCache")
+    store = find(cache, "set_pixel_cache", "images", "prompt", "pixel_values")
+    if not isinstance(getattr(cache(), "_pixel_cache", None), dict):
+        raise UnknownCodeError("the cache of pictures keeps them elsewhere")
+
+    def stored(self: Any, *args: Any, **kwargs: Any) -> None:
+        store(self, *args, **kwargs)
+        kept = self._pixel_cache
+        size = sum(_bytes(vars(entry)) for entry in kept.values())
+        for key in list(kept):
+            if size <= _MOST_BYTES:
+                break
+            size -= _bytes(vars(kept.pop(key)))
+
+    cache.set_pixel_cache = stored
+
+
+def _bytes(found: Any) -> int:
+    if isinstance(found, dict):
+        return sum(map(_bytes, found.values()))
+    if isinstance(found, list | tuple):
+        return sum(map(_bytes, found))
+    size = getattr(found, "nbytes", 0)
+    return size if isinstance(size, int) else 0
+
+
+MENDS = (
+    Mend(
+        name="prepared-pictures",
+        module="vllm_mlx.vision_embedding_cache",
+        tested="vllm-mlx 0.6.0",
+        purpose="keep at most 128 MB of pictures that were prepared for former prompts",
+        apply=_keep_few_pictures,
+    ),
+)

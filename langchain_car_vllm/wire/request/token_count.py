@@ -4,13 +4,13 @@
 (vllm-mlx 0.6.0), so it gives the least that a prompt has.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.wire.errors import PromptTooLongError
+from langchain_car_vllm.wire.request.tools import size_of_tools
 
 PATH = "/messages/count_tokens"
 SECONDS = 10.0
@@ -150,20 +150,10 @@ def arrives_late(body: Mapping[str, Any]) -> bool:
 def _text_bytes(body: Mapping[str, Any]) -> int:
     """Return the bytes of all texts of a request."""
     texts = [text for message in body["messages"] for text in _flat(message)]
-    if tools := body.get("tools"):
-        texts.append(_written(tools))
     # Half a surrogate pair is measured here and refused where it is sent.
-    return sum(
+    return size_of_tools(body.get("tools") or ()) + sum(
         len(text) if text.isascii() else len(text.encode(errors="surrogatepass")) for text in texts
     )
-
-
-def _written(tools: Any) -> str:
-    """Return tools as they are sent; what cannot be written is refused where it is sent."""
-    try:
-        return json.dumps(tools, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return ""
 
 
 def _media_tokens(body: Mapping[str, Any]) -> int:

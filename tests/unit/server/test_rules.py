@@ -137,7 +137,7 @@ def test_reranking_server_never_loads_chat_weights():
 def test_the_server_is_told_what_was_planned():
     """Its own limits are those of the plan, so that it agrees with who may send."""
     launch = Launch(
-        "m", True, Serving(engine="batched"), memory=Memory(1, cache=7_000_000, sequences=3)
+        "m", True, Serving(engine="batched"), memory=Memory(1, cache=7 * 2**20, sequences=3)
     )
     arguments = serve_arguments(SPEC, launch, 1)
     for name, value in (("cache-memory-mb", 7), ("max-num-seqs", 3), ("completion-batch-size", 3)):

@@ -52,7 +52,7 @@ def test_a_request_is_measured_with_its_tools_and_media():
     plain = measure_request({"messages": messages})
     assert plain == (7, 1500, None)
     asked = measure_request({"messages": messages, "tools": [{"a": 1}], "max_tokens": 5})
-    assert asked == (7 + len('[{"a": 1}]'), 1500, 5)
+    assert asked == (7 + len('{"a": 1}'), 1500, 5)
 
 
 @pytest.mark.parametrize("room", [None, 10])

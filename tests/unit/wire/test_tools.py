@@ -1,6 +1,8 @@
 """Tools: bound in any form, called, streamed, and sent back in the history."""
 
+import copy
 import json
+import pickle
 from functools import partial, reduce
 
 import pytest
@@ -32,6 +34,25 @@ def test_every_form_of_tool_is_bound(serve):
     names = [entry["function"]["name"] for entry in dialect.requests[0]["tools"]]
     assert names == ["add", "Multiply", "Divide", "shout", "ask", "raw"]
     assert "tool_choice" not in dialect.requests[0]
+
+
+def test_bound_tools_are_prepared_once_and_sent_as_they_are_then(serve):
+    """Copies, whatever made them, are sent alike, and what is changed in them is sent changed."""
+    model, dialect = serve()
+    bound = model.bind_tools([add, Multiply])
+    [first, second] = openai_tools(bound.kwargs["tools"])
+    assert first is bound.kwargs["tools"][0]
+    for copied in (
+        copy.deepcopy,
+        lambda t: pickle.loads(pickle.dumps(t)),
+        lambda t: json.loads(json.dumps(t)),
+    ):
+        model.bind(tools=copied([first, second])).invoke("hi")
+    bound.invoke("hi")
+    assert [request["tools"] for request in dialect.requests] == [[first, second]] * 4
+    first["function"]["description"] = "Adds."
+    bound.invoke("hi")
+    assert dialect.requests[-1]["tools"][0]["function"]["description"] == "Adds."
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,25 @@ def test_next_to_no_temperature_is_none(temperature: float, used: float):
 NAN, INFINITE = float("nan"), float("inf")
 
 
+class HTTPException(Exception):  # noqa: N818 - the server's name
+    """What the server answers with a status."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        super().__init__(status_code, detail)
+
+
+@pytest.fixture
+def server() -> types.SimpleNamespace:
+    """A module that takes what a request asks for as it is."""
+    module = types.SimpleNamespace(
+        HTTPException=HTTPException, _coerce_logit_bias=lambda logit_bias: logit_bias
+    )
+    for each in sampling._CHECKED:
+        setattr(module, f"_resolve_{each}", lambda request_value: request_value)
+    sampling._refuse(module)
+    return module
+
+
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
@@ -212,20 +231,14 @@ NAN, INFINITE = float("nan"), float("inf")
         ("min_p", 1.0, None),
         ("repetition_penalty", 1.1, None),
         ("presence_penalty", -2.0, None),
+        ("temperature", None, None),
     ],
 )
-def test_what_nothing_can_be_sampled_with_is_refused(name: str, value: float, problem: str | None):
+def test_what_nothing_can_be_sampled_with_is_refused(
+    server: types.SimpleNamespace, name: str, value: float | None, problem: str | None
+):
     """Before the request is admitted, where it would end all answers under way."""
-
-    class HTTPException(Exception):  # noqa: N818 - the server's name
-        def __init__(self, status_code, detail):
-            super().__init__(status_code, detail)
-
-    module = types.SimpleNamespace(HTTPException=HTTPException)
-    for each in sampling._CHECKED:
-        setattr(module, f"_resolve_{each}", lambda request_value: request_value)
-    sampling._refuse(module)
-    resolve = getattr(module, f"_resolve_{name}")
+    resolve = getattr(server, f"_resolve_{name}")
     if problem is None:
         assert resolve(value) == value
         return
@@ -234,10 +247,17 @@ def test_what_nothing_can_be_sampled_with_is_refused(name: str, value: float, pr
     assert caught.value.args == (400, problem)
 
 
-def test_no_share_is_the_likeliest_token():
+@pytest.mark.parametrize("value", [NAN, INFINITE])
+def test_a_bias_that_leaves_no_probabilities_is_refused(
+    server: types.SimpleNamespace, value: float
+):
+    """A token may be forbidden for good, but not be the only one that counts."""
+    assert server._coerce_logit_bias({5: 1.0, 6: -INFINITE}) == {5: 1.0, 6: -INFINITE}
+    with pytest.raises(HTTPException) as caught:
+        server._coerce_logit_bias({5: 1.0, 6: value})
+    assert caught.value.args == (400, "logit_bias must hold numbers below infinity")
+
+
+def test_no_share_is_the_likeliest_token(server: types.SimpleNamespace):
     """The server itself takes a `top_p` of 0 for all of them."""
-    module = types.SimpleNamespace(HTTPException=lambda status_code, detail: None)
-    for each in sampling._CHECKED:
-        setattr(module, f"_resolve_{each}", lambda request_value: request_value)
-    sampling._refuse(module)
-    assert 0 < module._resolve_top_p(0) < 1e-3
+    assert 0 < server._resolve_top_p(0) < 1e-3

@@ -135,6 +135,7 @@ def _refuse(module: Any) -> None:
     """
     http_exception = find(module, "HTTPException", "status_code", "detail")
     found = {name: find(module, f"_resolve_{name}", "request_value") for name in _CHECKED}
+    coerce = find(module, "_coerce_logit_bias", "logit_bias")
 
     def checked(name: str, resolve: Any) -> Any:
         @functools.wraps(resolve)
@@ -150,8 +151,17 @@ def _refuse(module: Any) -> None:
 
         return resolved
 
+    def coerced(logit_bias: Any) -> Any:
+        bias = coerce(logit_bias)
+        if not all(value < math.inf for value in bias.values()):
+            raise http_exception(
+                status_code=_BAD_REQUEST, detail="logit_bias must hold numbers below infinity"
+            )
+        return bias
+
     for name, resolve in found.items():
         setattr(module, f"_resolve_{name}", checked(name, resolve))
+    module._coerce_logit_bias = coerced
 
 
 def _find_problem(name: str, value: float) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from fakes.weights import write_sparse_weights
-from faults.support import FAST, Fake, ask
+from faults.support import FAST, Background, Fake, ask, eventually
 
-from langchain_car_vllm.errors import InsufficientMemoryError
-from langchain_car_vllm.server import lease
+from langchain_car_vllm.errors import InsufficientMemoryError, ServerStoppedError
+from langchain_car_vllm.server import lease, stop_server
 
 _MAC = """
 import platform
@@ -66,3 +66,15 @@ def test_what_metal_says_is_refused_with_the_numbers(mac: Fake):
     with pytest.raises(InsufficientMemoryError, match=r"together may take 18\.8 GB"):
         lease(mac.spec(), policy=FAST).__enter__()
     assert mac.starts() == []
+
+
+def test_a_stop_does_not_wait_for_metal(mac: Fake):
+    """It may take long to answer where the GPU hangs; who asks it ends with the start."""
+    core = next(mac.root.glob("env/lib/*/site-packages/mlx/core.py"))
+    asked = mac.root / "asked"
+    core.write_text(f"import time\nopen({str(asked)!r}, 'w').close()\ntime.sleep(600)\n")
+    call = Background(lambda: lease(mac.spec(), policy=FAST).__enter__())
+    eventually(asked.exists, "the question")
+    assert stop_server(mac.directory(), policy=FAST)
+    with pytest.raises(ServerStoppedError):
+        call.result()

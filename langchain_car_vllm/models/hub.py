@@ -243,7 +243,8 @@ def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:
     code = error.headers.get("X-Error-Code") or ""
     said = on_one_line(error.headers.get("X-Error-Message") or error.reason)[:_MOST_SHOWN]
     said = said or f"status {error.code}"
-    return {"kind": _kind(error.code, code, said), "said": said, "certain": code in _CERTAIN}
+    is_certain = code in _CERTAIN or (error.code == _UNAUTHORIZED and _INVALID in said)
+    return {"kind": _kind(error.code, code, said), "said": said, "certain": is_certain}
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

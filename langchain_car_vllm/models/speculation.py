@@ -56,14 +56,24 @@ def check_draft(
             f"`{name}` takes no draft model: the server has a place for one with models that see",
             hint=f"write `draft=True` where the model has MTP heads, or {_OFF}",
         )
+    found = find_draft(draft)
+    code = None if trust else find_code(list_folder(found), lambda file: read_object(found / file))
+    if code is not None:
+        raise UntrustedCodeError(on_one_line(draft), code)
+
+
+def find_draft(draft: str) -> Path:
+    """Return the local copy of a draft model, which nobody downloads by the way.
+
+    Raises:
+        UnservableModelError: There is none.
+    """
     found = find_snapshot(draft)
     if found is None:
         raise UnservableModelError(
             f"the draft model `{draft}` is not on this machine", hint=f"run `car-vllm pull {draft}`"
         )
-    code = None if trust else find_code(list_folder(found), lambda file: read_object(found / file))
-    if code is not None:
-        raise UntrustedCodeError(on_one_line(draft), code)
+    return found
 
 
 def draft_to_serve(draft: str | None) -> str | None:

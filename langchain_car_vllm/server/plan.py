@@ -28,7 +28,13 @@ from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.model_files import load_object
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import hub_cache, served_source
-from langchain_car_vllm.models.speculation import check_draft, draft_bytes, draft_to_serve
+from langchain_car_vllm.models.speculation import (
+    MTP,
+    check_draft,
+    draft_bytes,
+    draft_to_serve,
+    find_draft,
+)
 from langchain_car_vllm.paths import existing_part
 from langchain_car_vllm.runtime import installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
@@ -230,6 +236,8 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
     """
     if spec.draft is not None and directory is not None:
         check_draft(spec.draft, directory, spec.served_name, engine=spec.engine, trust=spec.trust)
+    elif spec.draft not in (None, MTP):
+        find_draft(str(spec.draft))
     if spec.adapter is not None and directory is not None:
         adapter = find_adapter(spec.adapter)
         if adapter is not None:

@@ -107,12 +107,14 @@ def test_a_supervisor_agrees_before_the_download(
         ({"repositories": {}}, "no such repository"),
         ({"gated": True}, "gated repository"),
         ({"revisions": {}}, "no revision `main`"),
+        ({"token": "mine"}, "refuses it: Invalid credentials"),
     ],
 )
 def test_a_model_that_the_hub_does_not_give_is_refused_before_an_install(
-    hub: FakeHub, faults: dict[str, object], said: str
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, faults: dict[str, object], said: str
 ):
-    """Nobody waits for an install and a download to hear of a misspelt name."""
+    """Nobody waits for an install and a download to hear of a misspelt name, or an old token."""
+    monkeypatch.setenv("HF_TOKEN", "expired")
     for name, value in faults.items():
         setattr(hub, name, value)
     spec = ServerSpec(REPOSITORY, REPOSITORY)

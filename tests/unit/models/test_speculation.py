@@ -108,6 +108,8 @@ def test_a_draft_model_is_for_models_that_see(tmp_path: Path):
         plan_for(ChatVllmMlx(text, draft=str(draft))._spec())
     with pytest.raises(UnservableModelError, match="not on this machine"):
         plan_for(ChatVllmMlx(model, draft="org/draft")._spec())
+    with pytest.raises(UnservableModelError, match="`org/draft` is not on this machine"):
+        plan_for(ChatVllmMlx("org/to-be-fetched", draft="org/draft")._spec())
 
 
 @asking

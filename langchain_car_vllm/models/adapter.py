@@ -74,6 +74,16 @@ def check_adapter(adapter: Path, model: Path, *, multimodal: bool) -> None:
             f"fuse it with `{shlex.join(('python', '-m', 'mlx_lm', 'fuse', *paths))}` and serve "
             "the result, or train on a model of text alone",
         )
+    check_adapter_alone(adapter)
+    _check_shapes(adapter, model)
+
+
+def check_adapter_alone(adapter: Path) -> None:
+    """Refuse what no model could be served with.
+
+    Raises:
+        UnservableModelError: Parts of it are missing or damaged.
+    """
     files = list_folder(adapter)
     if WEIGHTS not in files and "adapter_model.safetensors" in files:
         raise _obstacle(adapter, "it is PEFT's, which mlx-lm cannot read", _TRAIN)
@@ -84,7 +94,6 @@ def check_adapter(adapter: Path, model: Path, *, multimodal: bool) -> None:
     damage = find_damage(adapter / WEIGHTS)
     if damage is not None:
         raise _obstacle(adapter, f"`{WEIGHTS}` {damage.reason}", damage.hint)
-    _check_shapes(adapter, model)
 
 
 def _check_config(adapter: Path, config: Mapping[str, Any]) -> None:

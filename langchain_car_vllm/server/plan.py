@@ -15,7 +15,7 @@ from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
 from langchain_car_vllm.models import ModelFacts, family_facts, read_model_facts
-from langchain_car_vllm.models.adapter import check_adapter, find_adapter
+from langchain_car_vllm.models.adapter import check_adapter, check_adapter_alone, find_adapter
 from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
 from langchain_car_vllm.models.compatibility import facts_for_version
 from langchain_car_vllm.models.config import read_config
@@ -238,11 +238,12 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
         check_draft(spec.draft, directory, spec.served_name, engine=spec.engine, trust=spec.trust)
     elif spec.draft not in (None, MTP):
         find_draft(str(spec.draft))
-    if spec.adapter is not None and directory is not None:
-        adapter = find_adapter(spec.adapter)
-        if adapter is not None:
-            multimodal = read_config(directory).multimodal or "--mllm" in spec.server_args
-            check_adapter(adapter, directory, multimodal=multimodal)
+    adapter = find_adapter(spec.adapter) if spec.adapter is not None else None
+    if adapter is not None and directory is not None:
+        multimodal = read_config(directory).multimodal or "--mllm" in spec.server_args
+        check_adapter(adapter, directory, multimodal=multimodal)
+    elif adapter is not None:
+        check_adapter_alone(adapter)
     if spec.kind == "reranker":
         if directory is not None:
             check_cross_encoder(load_object(directory / "config.json") or {}, spec.served_name)

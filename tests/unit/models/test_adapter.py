@@ -158,6 +158,31 @@ def test_what_cannot_be_served_is_refused_before_a_start(model: Path, adapter: P
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("name", SPOILED)
+def test_what_no_model_could_use_is_refused_before_the_model_is_fetched(
+    model: Path, adapter: Path, name: str
+):
+    """The same is said of it; whether it belongs to the model is seen once that is here."""
+    absent = ChatVllmMlx("org/to-be-fetched", adapter=adapter)._spec()
+    assert plan_for(absent)
+    SPOILED[name][0](adapter)
+    with pytest.raises(UnservableModelError) as caught:
+        plan_for(ChatVllmMlx(model, adapter=adapter)._spec())
+    if name in ("too deep", "other layers", "wider", "longer"):
+        assert plan_for(absent)
+        return
+    with pytest.raises(UnservableModelError) as sooner:
+        plan_for(absent)
+    assert str(sooner.value) == str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_no_adapter(tmp_path: Path):
+    """It is told before the model is fetched, too."""
+    absent = ChatVllmMlx("org/to-be-fetched", adapter=tmp_path / "none")._spec()
+    with pytest.raises(UnservableModelError, match="does not exist"):
+        plan_for(absent)
+
+
 def test_a_route_without_adapters_is_refused(model: Path, adapter: Path):
     """The server's multimodal route loads models in another way."""
     check_adapter(adapter, model, multimodal=False)

@@ -50,7 +50,7 @@ class View(Protocol):
 
 
 # A process has one screen: of several waits at once, as of a `batch`, one is drawn.
-_screen = ProcessLock()
+_screen = ProcessLock(reentrant=False)
 
 
 class Display:

@@ -10,16 +10,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from types import TracebackType
-from typing import Protocol
+from operator import attrgetter
+from typing import Any
 from weakref import WeakSet
-
-
-class _Lock(Protocol):
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...  # noqa: FBT001, FBT002
-
-    def release(self) -> None: ...
-
 
 _IMPORT_SECONDS = 60.0
 _importing = threading.RLock()
@@ -30,55 +23,40 @@ _resets: list[Callable[[], object]] = []
 class ProcessLock:
     """A lock that is free in a forked child where another thread of the parent held it.
 
+    A block takes and gives it back in one step of the interpreter, so that Ctrl-C at any moment
+    leaves no lock behind. What the garbage collector ends, such as a stream that nobody read to its
+    end, is ended in any thread and at any moment: the thread that holds a lock may take it again.
+
     Args:
-        reentrant: Whether the thread that holds it may take it again. What the garbage collector
-            ends, such as a stream that nobody read to its end, is ended in any thread and at any
-            moment: a lock that it takes has to be of this kind.
+        reentrant: False for a lock that nobody takes twice, and that any thread may give back.
     """
 
-    def __init__(self, *, reentrant: bool = False) -> None:
-        self._make: Callable[[], _Lock] = threading.RLock if reentrant else threading.Lock
-        self._lock: _Lock = self._make()
-        self._owner: int | None = None
-        self._depth = 0
+    def __init__(self, *, reentrant: bool = True) -> None:
+        self._make: Callable[[], Any] = threading.RLock if reentrant else threading.Lock
+        self._lock: Any = self._make()
         _locks.add(self)
 
     def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock and return whether it was had."""
-        is_taken = self._lock.acquire(blocking, timeout)
-        if is_taken:
-            self._owner = threading.get_ident()
-            self._depth += 1
-        return is_taken
+        return bool(self._lock.acquire(blocking, timeout))
 
     def release(self) -> None:
         """Give the lock back; in a forked child, what its parent's threads held is free already."""
-        self._depth = max(0, self._depth - 1)
-        if not self._depth:
-            self._owner = None
         with suppress(RuntimeError):
             self._lock.release()
 
     def is_mine(self) -> bool:
-        """Tell whether this very thread holds the lock."""
-        return self._owner == threading.get_ident()
+        """Tell whether this very thread holds the lock, which has to be reentrant."""
+        return bool(self._lock._is_owned())  # noqa: SLF001 - as `threading.Condition` asks
 
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
+    # Functions of Python's own would be interrupted between the lock and the block.
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
     def reset(self) -> None:
-        """Free the lock, unless the thread that forked holds it."""
-        if self._owner != threading.get_ident():
+        """Free the lock, unless the thread that forked holds it and will give it back."""
+        if self._make is threading.Lock or not self.is_mine():
             self._lock = self._make()
-            self._owner, self._depth = None, 0
 
 
 def reset_after_fork(reset: Callable[[], object]) -> None:

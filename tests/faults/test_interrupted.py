@@ -1,12 +1,16 @@
 """Stops that end just what they met, and turns that fail half way."""
 
 import http.client
+import linecache
 import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Collection
+from types import FrameType
+from typing import Any
 
 import pytest
 from faults.support import FAST, Background, Fake, ask, eventually
@@ -14,7 +18,12 @@ from faults.support import FAST, Background, Fake, ask, eventually
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ServerStoppedError
 from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.client import hold
+from langchain_car_vllm.server.client import process_lease as process_lease_module
+from langchain_car_vllm.server.client.hold import Hold
+from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.place import Place
+from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import server_directory
 from langchain_car_vllm.server.tickets import Rules
@@ -98,19 +107,67 @@ def test_turn_that_fails_half_way_blocks_nobody(fake: Fake):
 
 def test_keyboard_interrupt_while_the_record_is_written(fake: Fake, monkeypatch):
     """Ctrl-C at any point of the way to the lease leaves no holder behind."""
-    from langchain_car_vllm.server.client import process_lease as lease_module
-
     fake.directory().create()
-    process_lease = lease_module.process_lease_of(fake.directory())
-    real = lease_module.write_record
+    process_lease = process_lease_of(fake.directory())
+    real = process_lease_module.write_record
 
     def interrupted(path, keep_alive):
         real(path, keep_alive)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(lease_module, "write_record", interrupted)
+    monkeypatch.setattr(process_lease_module, "write_record", interrupted)
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), lease(fake.spec(), policy=FAST):
         pass
     signal.signal(signal.SIGINT, usual)
     assert process_lease.holders == 0
+
+
+def test_keyboard_interrupt_at_any_line_of_the_lease(fake: Fake):
+    """Wherever it comes, the request's end gives the lease back, and the next one gets it."""
+    fake.directory().create()
+    process_lease = process_lease_of(fake.directory())
+    files = {hold.__file__, process_lease_module.__file__}
+    line, last = 0, -1
+    while line > last:
+        last = line
+        holding = Hold(60.0, Request())
+
+        def use(holding: Hold = holding) -> None:
+            assert holding.take(process_lease)
+            holding.release()
+
+        line = interrupt_at(line + 1, files, use)
+        holding.release()
+        assert process_lease.holders == 0
+        assert process_lease.is_idle()
+    assert line > 20
+
+
+def interrupt_at(number: int, files: Collection[str], call: Callable[[], None]) -> int:
+    """Make a call that is interrupted at a line of the files; return how many lines it came to."""
+    met = 0
+
+    def local(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal met
+        if event == "line" and not is_between(frame):
+            met += 1
+            if met == number:
+                raise KeyboardInterrupt
+        return local
+
+    usual = sys.gettrace()
+    sys.settrace(lambda frame, *_: local if frame.f_code.co_filename in files else None)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(usual)
+    return met
+
+
+def is_between(frame: FrameType) -> bool:
+    """Tell whether a trace stops where the interpreter does not: between a lock and its block."""
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return text.startswith(("with ", "try:"))

@@ -89,9 +89,9 @@ def test_lease_given_back_in_the_middle_of_something_else(fake: Fake):
     """The collector may end a request while its own thread takes the lease for another."""
     with lease(fake.spec(), policy=FAST):
         process_lease = process_lease_of(fake.directory())
-        assert process_lease.acquire(60.0)
+        assert process_lease.acquire("a request", 60.0)
         with process_lease._guarded():
-            process_lease.release(60.0)
+            process_lease.release("a request", 60.0)
             assert process_lease.holders == 2
         assert process_lease.holders == 1
     assert process_lease.holders == 0

@@ -54,7 +54,7 @@ class Admission:
         self.is_open = self._rules == Rules()
         self.room = self._rules.room
         self._process = os.getpid()
-        self._mutex = ProcessLock()
+        self._mutex = ProcessLock(reentrant=False)
         self._place: Place | None = None
         self._is_closed = self._is_leaving = False
         self._shown: Verdict | None = None

@@ -28,15 +28,16 @@ class Hold:
         Raises:
             StateDirectoryError: This process's record cannot be written.
         """
-        if not lease.acquire(self._keep_alive):
+        self._lease = lease  # first, so that it is given back wherever this is interrupted
+        if not lease.acquire(self, self._keep_alive):
+            self._lease = None
             return False
-        self._lease = lease
         self._request.is_leased = True
         return True
 
     def release(self) -> None:
         """Give the lease back, if it is held."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
+        if self._lease is not None:
             self._request.is_leased = False
-            lease.release(self._keep_alive)
+            self._lease.release(self, self._keep_alive)
+            self._lease = None

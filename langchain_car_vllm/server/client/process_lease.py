@@ -51,14 +51,14 @@ class ProcessLease:
     def __init__(self, directory: ServerDirectory) -> None:
         directory.create()
         self.directory = directory
-        self._mutex = ProcessLock(reentrant=True)
+        self._mutex = ProcessLock()
         with explain_os_errors(directory.path):
             self._lease = open_lock(directory.lease_lock)
             self._supervisor = open_lock(directory.supervisor_lock)
             self._server = open_lock(directory.server_lock)
         self._is_abandoned = self._is_retired = False
-        self._holders = 0
-        self._ended: deque[float] = deque()
+        self._holders: set[object] = set()
+        self._ended: deque[tuple[object, float]] = deque()
         self._record: Path | None = None
         self._keep_alive: float | None = None
         self._author: tuple[str, int] | None = None
@@ -71,39 +71,43 @@ class ProcessLease:
     @property
     def holders(self) -> int:
         """How many requests of this process hold the lease."""
-        return self._holders
+        return len(self._holders)
 
-    def acquire(self, keep_alive: float) -> bool:
+    def acquire(self, holder: object, keep_alive: float) -> bool:
         """Take the lease for one request; False while the server is stopping for idleness.
+
+        Args:
+            holder: Who gives it back, also where this was interrupted and nobody knows how far.
+            keep_alive: Seconds that the request wants the server to stay.
 
         Raises:
             StateDirectoryError: This process's record cannot be written.
         """
         with self._guarded(), self._explained():
-            if self._holders == 0 and not try_shared(self._lease):
-                return False
             try:
-                if self._holders == 0:
+                if not self._holders:
+                    if not try_shared(self._lease):
+                        return False
                     self._mark_use()
                 if keep_alive != self._keep_alive:
                     self._write_record(keep_alive)
+                self._holders.add(holder)
             except BaseException:
-                if self._holders == 0:
+                if not self._holders:
                     self._unmark_use()
                     release(self._lease)
                 raise
-            self._holders += 1
             return True
 
-    def release(self, keep_alive: float) -> None:
-        """Give one request's lease back and tell the supervisor that it ended.
+    def release(self, holder: object, keep_alive: float) -> None:
+        """Give one request's lease back, if it has it, and tell the supervisor that it ended.
 
         It never raises: an answer that was given is not lost for a record that cannot be written.
         Where this thread is in the middle of something else here, that is brought to its end first.
         """
         if self._is_abandoned:
             return
-        self._ended.append(keep_alive)
+        self._ended.append((holder, keep_alive))
         if not self._mutex.is_mine():
             with self._guarded():
                 pass
@@ -114,26 +118,36 @@ class ProcessLease:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Let one thread in, and at its end give back what was to be given back meanwhile."""
+        """Let one thread in, and give back what was to be given back, before and meanwhile."""
         with self._mutex:
+            self._give_back()
             try:
                 yield
             finally:
-                while self._ended:
-                    self._end(self._ended.popleft())
+                self._give_back()
 
-    def _end(self, keep_alive: float) -> None:
+    def _give_back(self) -> None:
+        while self._ended:
+            ended = self._ended[0]
+            self._end(*ended)
+            with suppress(ValueError):  # what was collected meanwhile has done it
+                self._ended.remove(ended)
+
+    def _end(self, holder: object, keep_alive: float) -> None:
+        """Note the end of a request; an interrupted one is begun anew."""
+        if holder not in self._holders or self._is_abandoned:
+            return
         try:
             self._tell_end(keep_alive)
         except OSError:
             self._keep_alive = None
         finally:
-            self._holders -= 1
-            if self._holders == 0:
+            if len(self._holders) == 1:
                 self._unmark_use()
                 release(self._lease)
-                if self._is_retired:
-                    self._close()
+            self._holders.discard(holder)
+            if self._is_retired and not self._holders:
+                self._close()
 
     def state(self) -> State | None:
         """Return the state, None where there is none that can be read."""
@@ -206,7 +220,7 @@ class ProcessLease:
         """Close the files of a directory that is gone, once no request holds the lease."""
         with self._guarded():
             self._is_retired = True
-            if self._holders == 0:
+            if not self._holders:
                 self._close()
 
     def _close(self) -> None:

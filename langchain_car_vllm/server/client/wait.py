@@ -78,7 +78,7 @@ class Waiting:
         self._spec = spec
         request = Request()
         self._memory_turn = MemoryTurn(request, spec.served_name, policy)
-        self._mutex = ProcessLock()
+        self._mutex = ProcessLock(reentrant=False)
         self._given_up = False
         self._hold = Hold(spec.keep_alive, request)
         # A loop that is closed with an open stream never comes back to it.

@@ -140,7 +140,7 @@ class _Pool:
 
     def __init__(self, pool: httpcore2.ConnectionPool) -> None:
         self.pool = pool
-        self._mutex = ProcessLock(reentrant=True)
+        self._mutex = ProcessLock()
         self._users = 0
         self._is_retired = False
 
@@ -200,7 +200,7 @@ class _Use:
     """The time of one request: it ends with whatever waits for the answer."""
 
 
-_lock = ProcessLock(reentrant=True)
+_lock = ProcessLock()
 _pools: dict[Address, _Pool] = {}
 _loop_pools: dict[asyncio.AbstractEventLoop, dict[Address, _AsyncPool]] = {}
 _closers: dict[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = {}

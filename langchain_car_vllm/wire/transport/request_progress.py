@@ -46,7 +46,7 @@ class Watch:
         self.endpoint = endpoint
         self._stopwatch = stopwatch
         self._on_progress = on_progress
-        self._mutex = ProcessLock(reentrant=True)
+        self._mutex = ProcessLock()
         self._began = time.monotonic()
         self._teller = Teller(on_progress)
         self._is_over = False
@@ -143,7 +143,7 @@ class _Watcher:
     """The thread that asks, alive only while a request is under way."""
 
     def __init__(self) -> None:
-        self._mutex = ProcessLock(reentrant=True)
+        self._mutex = ProcessLock()
         self._watches: set[Watch] = set()
         self._is_running = False
 

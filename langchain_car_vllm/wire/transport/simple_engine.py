@@ -31,7 +31,7 @@ class _Line:
     """The requests of this process to one address."""
 
     def __init__(self) -> None:
-        self.lock = ProcessLock()
+        self.lock = ProcessLock(reentrant=False)
         self.holder: object = None
         self.cut_at: float | None = None
 

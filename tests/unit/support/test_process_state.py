@@ -4,10 +4,12 @@ import importlib
 import os
 import pkgutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -115,16 +117,37 @@ def test_the_thread_that_forks_keeps_its_own_lock():
 
 def test_what_the_collector_ends_does_not_block_its_own_thread():
     """Such a lock is taken again by the thread that holds it, and free after the last release."""
-    lock = ProcessLock(reentrant=True)
+    lock = ProcessLock()
     with lock, lock, held_by_another_thread(ProcessLock()):
         assert lock.is_mine()
     with held_by_another_thread(lock):
         assert not lock.acquire(blocking=False)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_nothing_can_be_interrupted_between_a_lock_and_its_block(reentrant: bool):
+    """Ctrl-C is looked for where Python runs: none of it takes or frees a lock."""
+    lock = ProcessLock(reentrant=reentrant)
+    called = []
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        with lock:
+            pass
+    finally:
+        sys.setprofile(None)
+    assert not called
+    assert lock.acquire(blocking=False)
+    lock.release()
+
+
 def test_other_locks_are_taken_once():
     """Even by the thread that holds it, and another thread may give it back."""
-    lock = ProcessLock()
+    lock = ProcessLock(reentrant=False)
     assert lock.acquire()
     assert not lock.acquire(blocking=False)
     thread = threading.Thread(target=lock.release)

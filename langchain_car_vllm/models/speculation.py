@@ -43,23 +43,48 @@ def check_draft(
         UnservableModelError: The model has no heads, or takes no draft model.
     """
     config = read_object(model / "config.json") or {}
+    check_draft_by_config(draft, config, name, engine=engine)
     if draft == MTP:
-        reason = _lacks_heads(model, config)
-        hint = f"choose a conversion with the heads in a `model-mtp.safetensors`, or {_OFF}"
-        if reason is None and engine == "simple":
-            reason, hint = "the simple engine drafts nothing", f"leave `engine` out, or {_OFF}"
-        if reason is not None:
-            raise UnservableModelError(f"`{name}` cannot draft for itself: {reason}", hint=hint)
+        if reason := _lacks_heads(model, _files_of_heads(config)):
+            raise _no_draft(name, reason)
         return
-    if not is_multimodal(config):
-        raise UnservableModelError(
-            f"`{name}` takes no draft model: the server has a place for one with models that see",
-            hint=f"write `draft=True` where the model has MTP heads, or {_OFF}",
-        )
     found = find_draft(draft)
     code = None if trust else find_code(list_folder(found), lambda file: read_object(found / file))
     if code is not None:
         raise UntrustedCodeError(on_one_line(draft), code)
+
+
+def check_draft_by_config(
+    draft: str, config: Mapping[str, Any], name: str, *, engine: str | None = None
+) -> None:
+    """Refuse what a model's `config.json` alone tells would draft nothing.
+
+    Raises:
+        UnservableModelError: The model has no heads, or takes no draft model.
+    """
+    if draft == MTP:
+        if not _names_heads(config):
+            raise _no_draft(name, "its `config.json` names no MTP heads")
+        if not _files_of_heads(config):
+            reason = "vllm-mlx uses the MTP heads of Qwen3.5, Qwen3.6 and Qwen3-Next only"
+            raise _no_draft(name, reason)
+        if engine == "simple":
+            raise _no_draft(
+                name, "the simple engine drafts nothing", f"leave `engine` out, or {_OFF}"
+            )
+    elif not is_multimodal(config):
+        raise UnservableModelError(
+            f"`{name}` takes no draft model: the server has a place for one with models that see",
+            hint=f"write `draft=True` where the model has MTP heads, or {_OFF}",
+        )
+
+
+def _no_draft(
+    name: str,
+    reason: str,
+    hint: str = f"choose a conversion with the heads in a `model-mtp.safetensors`, or {_OFF}",
+) -> UnservableModelError:
+    return UnservableModelError(f"`{name}` cannot draft for itself: {reason}", hint=hint)
 
 
 def find_draft(draft: str) -> Path:
@@ -93,15 +118,21 @@ def draft_bytes(draft: str | None) -> int:
     return sum(size or 0 for name, size in files.items() if is_weight(name, MEDIA_WEIGHTS))
 
 
-def _lacks_heads(model: Path, config: Mapping[str, Any]) -> str | None:
+def _names_heads(config: Mapping[str, Any]) -> bool:
     text = config.get("text_config")
     parts = (config, text if isinstance(text, dict) else {})
-    if not any(_is_count(part.get(name)) for part in parts for name in _COUNTS):
-        return "its `config.json` names no MTP heads"
-    kind = str(parts[1].get("model_type") or config.get("model_type"))
-    files = next((files for part, files in _FILES.items() if part in kind), ())
-    if not files:
-        return "vllm-mlx uses the MTP heads of Qwen3.5, Qwen3.6 and Qwen3-Next only"
+    return any(_is_count(part.get(name)) for part in parts for name in _COUNTS)
+
+
+def _files_of_heads(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return where vllm-mlx looks for a model's heads, nothing where it uses none."""
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
+    kind = str(inner or config.get("model_type"))
+    return next((files for part, files in _FILES.items() if part in kind), ())
+
+
+def _lacks_heads(model: Path, files: tuple[str, ...]) -> str | None:
     if any(is_file(model / name) for name in files):
         return None
     weights = (name for name in list_folder(model) if is_weight(name, MEDIA_WEIGHTS))

@@ -31,6 +31,7 @@ from langchain_car_vllm.models.snapshot import hub_cache, served_source
 from langchain_car_vllm.models.speculation import (
     MTP,
     check_draft,
+    check_draft_by_config,
     draft_bytes,
     draft_to_serve,
     find_draft,
@@ -234,21 +235,37 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
         UnservableModelError: It is another kind of model, or its adapter or its draft does not
             belong to it.
     """
-    if spec.draft is not None and directory is not None:
-        check_draft(spec.draft, directory, spec.served_name, engine=spec.engine, trust=spec.trust)
-    elif spec.draft not in (None, MTP):
-        find_draft(str(spec.draft))
-    adapter = find_adapter(spec.adapter) if spec.adapter is not None else None
-    if adapter is not None and directory is not None:
-        multimodal = read_config(directory).multimodal or "--mllm" in spec.server_args
-        check_adapter(adapter, directory, multimodal=multimodal)
-    elif adapter is not None:
-        check_adapter_alone(adapter)
+    _check_draft(spec, directory, hub)
+    _check_adapter(spec, directory)
     if spec.kind == "reranker":
         if directory is not None:
             check_cross_encoder(load_object(directory / "config.json") or {}, spec.served_name)
         elif hub is not None:
             check_cross_encoder(hub.config, spec.served_name)
+
+
+def _check_draft(spec: ServerSpec, directory: Path | None, hub: HubListing | None) -> None:
+    draft, name, engine = spec.draft, spec.served_name, spec.engine
+    if draft is None:
+        return
+    if directory is not None:
+        check_draft(draft, directory, name, engine=engine, trust=spec.trust)
+        return
+    if hub is not None:
+        check_draft_by_config(draft, hub.config, name, engine=engine)
+    if draft != MTP:
+        find_draft(draft)
+
+
+def _check_adapter(spec: ServerSpec, directory: Path | None) -> None:
+    adapter = find_adapter(spec.adapter) if spec.adapter is not None else None
+    if adapter is None:
+        return
+    if directory is None:
+        check_adapter_alone(adapter)
+    else:
+        multimodal = read_config(directory).multimodal or "--mllm" in spec.server_args
+        check_adapter(adapter, directory, multimodal=multimodal)
 
 
 def fitting_context(spec: ServerSpec) -> int | None:

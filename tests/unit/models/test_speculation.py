@@ -18,6 +18,7 @@ from langchain_car_vllm.errors import (
     UnservableModelError,
     UntrustedCodeError,
 )
+from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.remote_code import TRUST
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.server.client.status_look import StatusLook
@@ -91,6 +92,13 @@ def test_a_model_whose_heads_would_not_be_used_is_refused(
         write_tensors(model / file, {"mtp.fc.weight": [4, 4]})
     with pytest.raises(UnservableModelError, match=reason):
         plan_for(ChatVllmMlx(model, draft=True)._spec())
+    absent = ChatVllmMlx("org/to-be-fetched", draft=True)._spec()
+    listing = HubListing(config, 1, 1)
+    if reason in ("hold no MTP heads", "among its other weights"):  # nobody has seen them yet
+        assert plan_for(absent, listing)
+    else:
+        with pytest.raises(UnservableModelError, match=reason):
+            plan_for(absent, listing)
 
 
 def test_a_draft_model_is_for_models_that_see(tmp_path: Path):

@@ -28,6 +28,7 @@ from langchain_car_vllm.runtime.virtual_environment import (
     former_python,
     probe_python,
     python_binary,
+    remove_former_packages,
     runs_here,
     server_binary,
 )
@@ -126,6 +127,8 @@ def _install_and_test(
         raise NotFoundAfterInstallError(work.root)
     work.report.say("testing vllm-mlx")
     _check_installed(work.root, wanted, python, work.report)
+    if ours:
+        remove_former_packages(work.root, python)
     return binary
 
 

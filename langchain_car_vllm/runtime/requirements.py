@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_SPEC
+from langchain_car_vllm.errors import ProvisionError
 
 LOCK = Path(__file__).parent / "requirements.lock"
 
@@ -44,10 +45,13 @@ def wanted_requirements(*, ours: bool, system: str = sys.platform) -> Requiremen
         ours: Whether this package made the environment; into another's the locked set would force
             versions that its maker did not choose.
         system: What it is for, as `sys.platform` says.
+
+    Raises:
+        ProvisionError: The list of the locked set is gone.
     """
     spec = CAR_VLLM_MLX_SPEC.read()
     if spec is None and ours:
-        digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
+        digest = hashlib.sha256(_read_lock()).hexdigest()[:16]
         return Requirements(
             f"lock {digest}",
             ("--no-deps", "--require-hashes", "--requirement", str(LOCK)),
@@ -76,9 +80,20 @@ def locked_versions(environment: dict[str, str]) -> dict[str, str]:
 
     return {
         normalize_name(name): version
-        for name, version, condition in _PIN.findall(LOCK.read_text(encoding="utf-8"))
+        for name, version, condition in _PIN.findall(_read_lock().decode())
         if not condition or Marker(condition).evaluate(environment)
     }
+
+
+def _read_lock() -> bytes:
+    try:
+        return LOCK.read_bytes()
+    except OSError as error:
+        raise ProvisionError(
+            "lock",
+            f"`{LOCK}`: {error.strerror}",
+            hint="this package was removed or upgraded under a running program: restart that",
+        ) from error
 
 
 def normalize_name(name: str) -> str:

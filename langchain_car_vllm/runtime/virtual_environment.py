@@ -237,6 +237,17 @@ def forget_unreadable(python: Python) -> None:
             shutil.rmtree(metadata)
 
 
+def remove_former_packages(root: Path, python: Python) -> None:
+    """Remove the packages of other minor versions than that of an environment's Python.
+
+    Nobody can import them, and they take as much room as those that are used.
+    """
+    used = python.site.parent
+    for folder in (root / "lib").glob("python3.*") if python.site.is_relative_to(root) else ():
+        if folder.name != used.name and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _metadata_of(python: Python) -> list[Path]:
     """Return the metadata folders of all packages.
 

@@ -6,9 +6,10 @@ import sys
 import psutil
 import pytest
 from unit.runtime.process_control import end_tree, wait_until
+from unit.runtime.provisioning import make_foreign
 
 from langchain_car_vllm.errors import ProvisionError
-from langchain_car_vllm.runtime import ensure_runtime, upgrade_runtime
+from langchain_car_vllm.runtime import ensure_runtime, requirements, upgrade_runtime
 from langchain_car_vllm.runtime.marker import read_marker
 
 
@@ -51,6 +52,30 @@ def test_an_upgrade_moves_to_the_locked_set(fake_uv, managed, monkeypatch):
     assert ensure_runtime().version == "0.4.1"
     assert upgrade_runtime().version == "0.6.0"
     assert read_marker(managed).requirements.startswith("lock ")
+
+
+@pytest.mark.parametrize("owner", ["ours", "car"])
+def test_packages_of_a_former_python_go(fake_uv, managed, home, owner):
+    """A new minor version leaves them behind, as large as those that are used; CAR's are CAR's."""
+    if owner == "car":
+        make_foreign(managed, fake_uv, version="0.6.0")
+    ensure_runtime()
+    (elsewhere := home / "elsewhere").mkdir()
+    former, link = managed / "lib" / "python3.9", managed / "lib" / "python3.8"
+    (former / "site-packages" / "mlx").mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    assert upgrade_runtime().version == "0.6.0"
+    assert former.exists() is (owner == "car")
+    assert link.exists()
+    assert ensure_runtime().version == "0.6.0"
+
+
+def test_a_list_of_packages_that_is_gone_is_told(fake_uv, managed, monkeypatch, tmp_path):
+    """As under a supervisor that waits while its virtual environment is removed."""
+    monkeypatch.setattr(requirements, "LOCK", tmp_path / "requirements.lock")
+    with pytest.raises(ProvisionError, match=r"requirements\.lock`: No such file") as caught:
+        ensure_runtime()
+    assert caught.value.hint.endswith("restart that")
 
 
 def test_a_failed_upgrade_keeps_what_works(fake_uv, managed):

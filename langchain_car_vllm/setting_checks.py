@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import iscoroutinefunction
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -70,6 +71,16 @@ def check_positive(name: str, value: float) -> None:
     """Refuse a setting of 0 or less."""
     if not value > 0:
         raise ConfigurationError(f"`{name}` must be more than 0, not {value:g}")
+
+
+def check_listener(function: object) -> None:
+    """Refuse an async `on_progress`, whose coroutines nobody would await."""
+    asked = (function, getattr(function, "__call__", None))  # noqa: B004 - an object's own method
+    if any(map(iscoroutinefunction, asked)):
+        raise ConfigurationError(
+            "`on_progress` must be a plain function: threads call it, where nobody awaits",
+            hint="hand over with `loop.call_soon_threadsafe(...)`, or use `astream_events`",
+        )
 
 
 def list_of_texts(texts: object) -> list[str]:

@@ -31,6 +31,7 @@ from langchain_car_vllm.server.spec import Kind, ServerSpec
 from langchain_car_vllm.setting_checks import (
     EXAMPLE,
     check_endpoint,
+    check_listener,
     check_positive,
     check_server,
     checked_url,
@@ -110,6 +111,7 @@ class ServerFields(CheckedFields):
         if self.revision is not None:
             check_revision(self.revision)
         check_server(self.server_args, self.server_env)
+        check_listener(self.on_progress)
         environment.check_variables()
         self.api_key = check_endpoint(self.api_key, self.default_headers)
         warn_of_no_effect(self)

@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.load import dumpd, load
@@ -377,3 +378,16 @@ def test_the_versions_of_all_layers_are_in_the_traces():
         noted = made.metadata["lc_versions"]
         assert noted["langchain-core"] == version("langchain-core")
         assert noted["langchain-car-vllm"] == version("langchain-car-vllm")
+
+
+class Listener:
+    async def __call__(self, progress: object) -> None: ...
+
+
+async def listen(text: str, progress: object) -> None: ...
+
+
+@pytest.mark.parametrize("listener", [Listener(), Listener().__call__, partial(listen, "a")])
+def test_an_async_listener_is_refused(listener: Any):
+    """Nobody awaits it: it would hear nothing, and nobody would tell."""
+    assert "call_soon_threadsafe" in str(refused("must be a plain function", on_progress=listener))

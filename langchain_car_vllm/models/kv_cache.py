@@ -45,8 +45,8 @@ _UNWRITTEN = dict.fromkeys(("gemma3", "gemma3_text"), _GEMMA_3)
 _UNWRITTEN_INSIDE = dict.fromkeys(("llama", "mistral"), _SEVEN_BILLION)
 # They have a state and keys and values in every layer.
 _TWOFOLD_TYPES = frozenset({"falcon_h1"})
-# They keep every token in layers that are published with a window.
-_WINDOWLESS_TYPES = frozenset({"gemma2", "llama4_text"})
+# They keep every token in layers that are published with a window; the one by itself alone.
+_WINDOWLESS_TYPES, _WINDOWLESS_ALONE = frozenset({"gemma2"}), "llama4_text"
 # They keep the keys and values that a compressed form stands for, not that.
 _EXPANDING_TYPES = frozenset(
     {
@@ -101,7 +101,7 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
     types = {str(part.get("model_type")) for part in (config, text)}
     unwritten = _UNWRITTEN if text is config else {**_UNWRITTEN, **_UNWRITTEN_INSIDE}
     text = {**unwritten.get(str(text.get("model_type")), {}), **text}
-    if str(config.get("model_type")) in _WINDOWLESS_TYPES:
+    if types & _WINDOWLESS_TYPES or config.get("model_type") == _WINDOWLESS_ALONE:
         text = {**text, "sliding_window": None, "attention_chunk_size": None}
     if types & _EXPANDING_TYPES and _number(text, "kv_lora_rank"):
         text = _expanded(text)

@@ -104,7 +104,12 @@ def test_windows_that_an_implementation_does_not_have():
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 8,
     }
-    assert kv_cache_of({"model_type": "gemma2", **config}) == KvCache(64)
+    gemma = {"model_type": "gemma2", **config}
+    assert kv_cache_of(gemma) == KvCache(64)
+    assert kv_cache_of({"model_type": "paligemma", "text_config": gemma}) == KvCache(64)
+    chunked = {**config, "model_type": "llama4_text", "attention_chunk_size": 8}
+    assert kv_cache_of(chunked) == KvCache(64)
+    assert kv_cache_of({"model_type": "llama4", "text_config": chunked}).windows
     assert kv_cache_of({"model_type": "gemma3_text", **config, "head_dim": 4}).windows
 
 

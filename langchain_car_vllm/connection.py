@@ -150,7 +150,7 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
     if target.read_files is not None:
         await run_wait(target.read_files)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(run.end)
+        stack.push_async_exit(run.end)
         shown = stack.enter_context(display_progress(target.spec.served_name, target.on_progress))
         on_progress = _both(shown, run.note)
         on_waiting = _import_meanwhile(target.wire, on_progress)

@@ -78,8 +78,8 @@ class Run:
     def _dispatch(self, event: dict[str, Any], config: RunnableConfig) -> None:
         dispatch_custom_event(EVENT, event, config=config)
 
-    async def end(self) -> None:
-        """Wait until everybody was told."""
+    async def end(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """Wait until everybody was told, or for nobody where the call was cancelled."""
 
 
 class AsyncRun(Run):
@@ -102,10 +102,13 @@ class AsyncRun(Run):
         async with self._turn:  # it lets in one after the other, in their order
             await adispatch_custom_event(EVENT, event, config=config)
 
-    async def end(self) -> None:
-        """Wait until everybody was told."""
+    async def end(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """Wait until everybody was told, or for nobody where the call was cancelled."""
         pending, self._pending = self._pending, []
-        if pending:
+        if kind is not None and not issubclass(kind, Exception):
+            for telling in pending:
+                telling.cancel()
+        elif pending:
             await asyncio.gather(*map(asyncio.wrap_future, pending))
 
 

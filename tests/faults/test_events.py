@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from faults.support import Fake
+from faults.support import PATIENCE, Fake
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -107,6 +107,37 @@ def test_handlers_of_a_loop_are_told_on_it_before_the_call_ends(model: ChatVllmM
         return {asyncio.get_running_loop()}
 
     assert asyncio.run(ask()) == listener.loops
+
+
+class Stuck(AsyncCallbackHandler):
+    """Never comes back, as one that writes to somebody who has gone."""
+
+    def __init__(self) -> None:
+        self.is_asked = asyncio.Event()
+
+    async def on_custom_event(self, name, data, **kwargs):
+        self.is_asked.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("way", ["ainvoke", "astream"])
+async def test_a_cancelled_call_waits_for_no_handler(fake: Fake, way: str):
+    """What it would still have told is left, or a time limit would not end it."""
+    fake.switch(load_gate=fake.gate("load"))
+    model = ChatVllmMlx(model=str(fake.model), on_progress=lambda _: None)
+    listener = Stuck()
+    config: Any = {"callbacks": [listener]}
+
+    async def around(question: str) -> None:
+        async for _ in model.astream(question):
+            pass
+
+    called: Any = model if way == "ainvoke" else RunnableLambda(around)
+    call = asyncio.create_task(called.ainvoke("hi", config=config))
+    await listener.is_asked.wait()
+    call.cancel()
+    await asyncio.wait([call], timeout=PATIENCE / 4)
+    assert call.cancelled()
 
 
 def graph_of(model: ChatVllmMlx, *, blocking: bool) -> Any:

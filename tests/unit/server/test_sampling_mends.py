@@ -1,11 +1,14 @@
 """How the server samples: as each request asks, and within what the model has."""
 
+import gc
 import types
+import weakref
 from typing import NamedTuple
 
 import pytest
 
 from langchain_car_vllm.server.supervisor.mends import batch_rows, sampling
+from langchain_car_vllm.server.supervisor.mends.mend import find
 
 
 class Asked(NamedTuple):
@@ -50,7 +53,7 @@ class Scheduler:
         self.batch_generator = self._create_batch_generator(sampling_params)
 
     def _create_batch_generator(self, sampling_params):
-        return Batches()
+        return self.kind()
 
     def ask(self, asked: Asked) -> None:
         self._ensure_batch_generator(asked)
@@ -63,11 +66,12 @@ def scheduler() -> Scheduler:
     mended = type("Scheduler", (Scheduler,), {})
     module = types.SimpleNamespace(
         Scheduler=mended,
-        BatchGenerator=Batches,
+        BatchGenerator=type("Batches", (Batches,), {}),
         SamplingParams=Asked,
         make_sampler=make_sampler,
         make_logits_processors=make_logits_processors,
     )
+    mended.kind = module.BatchGenerator
     sampling._sample_by_request(module)
     return mended()
 
@@ -85,6 +89,27 @@ def test_each_request_is_sampled_as_it_asks(scheduler: Scheduler):
         ([(1.5, 0.9, 0.0, 20)], [["penalty 0.5", "grammar"]]),
     ]
     assert scheduler.made == [Asked(temperature=1.5)]
+
+
+def test_what_has_answered_is_freed_at_once(scheduler: Scheduler):
+    """It holds the logits of all rows, and a new one is made whenever requests ask otherwise."""
+    scheduler.ask(Asked(temperature=0.5))
+    former = weakref.ref(scheduler.batch_generator)
+    scheduler.running.clear()
+    gc.disable()
+    try:
+        scheduler.ask(Asked())
+        assert former() is None
+    finally:
+        gc.enable()
+
+
+def test_batches_of_others_are_left_alone(scheduler: Scheduler):
+    """Whatever else is made of the class samples as before; the next mend finds what it knows."""
+    batches = scheduler.kind()
+    batches.insert_segments([[1]])
+    assert batches.rows == [(None, None)]
+    assert find(scheduler.kind, "insert_segments", "segments", "samplers")
 
 
 def test_the_first_request_has_all_it_asks_for(scheduler: Scheduler):

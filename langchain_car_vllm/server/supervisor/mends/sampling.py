@@ -86,10 +86,11 @@ def _sample_by_request(module: Any) -> None:
     ensure = find(scheduler, "_ensure_batch_generator", "sampling_params")
     create = find(scheduler, "_create_batch_generator", "sampling_params")
     generator = find(module, "BatchGenerator")
-    find(generator, "insert_segments", "segments", "samplers", "logits_processors")
+    insert = find(generator, "insert_segments", "segments", "samplers", "logits_processors")
     find(module, "SamplingParams", *_WAYS, "presence_penalty")
     find(module, "make_sampler", "temp", *_WAYS[1:])
     find(module, "make_logits_processors", "presence_penalty")
+    signature = inspect.signature(insert)
 
     def ensured(self: Any, sampling_params: Any) -> None:
         self._asked = sampling_params
@@ -98,29 +99,41 @@ def _sample_by_request(module: Any) -> None:
 
     def created(self: Any, sampling_params: Any) -> Any:
         batches = create(self, sampling_params)
-        insert, shared = batches.insert_segments, (*_ways_of(sampling_params)[:-1], 0)
-        signature = inspect.signature(insert)
-
-        def insert_as_asked(*args: Any, **settings: Any) -> Any:
-            given = signature.bind(*args, **settings).arguments
-            count, ways = len(given["segments"]), _ways_of(self._asked)
-            if ways != shared:
-                temperature, top_p, min_p, top_k = ways
-                sampler = module.make_sampler(
-                    temp=temperature, top_p=top_p, min_p=min_p, top_k=top_k
-                )
-                given["samplers"] = [sampler] * count
-            if penalty := self._asked.presence_penalty:
-                made = module.make_logits_processors(presence_penalty=penalty)
-                rows = given.get("logits_processors") or [[]] * count
-                given["logits_processors"] = [[*made, *row] for row in rows]
-            return insert(**given)
-
-        batches.insert_segments = insert_as_asked
+        batches._asking, batches._shared = self, (*_ways_of(sampling_params)[:-1], 0)
         return batches
+
+    @functools.wraps(insert)
+    def insert_as_asked(self: Any, *args: Any, **settings: Any) -> Any:
+        given = signature.bind(self, *args, **settings).arguments
+        if (asking := getattr(self, "_asking", None)) is not None:
+            _sample_as_asked(module, asking._asked, self._shared, given)
+        return insert(**given)
 
     scheduler._ensure_batch_generator = ensured
     scheduler._create_batch_generator = created
+    generator.insert_segments = insert_as_asked
+
+
+def _sample_as_asked(
+    module: Any, asked: Any, shared: "tuple[Any, ...]", given: "dict[str, Any]"
+) -> None:
+    """Add to the arguments of an insertion what the request asks for and the batch does not do.
+
+    Args:
+        module: Makes samplers and logits processors.
+        asked: How the request is to be sampled.
+        shared: How the batch samples.
+        given: The arguments, which are changed.
+    """
+    count, ways = len(given["segments"]), _ways_of(asked)
+    if ways != shared:
+        temperature, top_p, min_p, top_k = ways
+        sampler = module.make_sampler(temp=temperature, top_p=top_p, min_p=min_p, top_k=top_k)
+        given["samplers"] = [sampler] * count
+    if asked.presence_penalty:
+        made = module.make_logits_processors(presence_penalty=asked.presence_penalty)
+        rows = given.get("logits_processors") or [[]] * count
+        given["logits_processors"] = [[*made, *row] for row in rows]
 
 
 def _ways_of(asked: Any) -> "tuple[Any, ...]":

@@ -270,7 +270,7 @@ class Bars:
         self._plain = (SpinnerColumn(), title, TimeElapsedColumn())
         self._bytes = (*self._plain[:2], BarColumn(), DownloadColumn(), TransferSpeedColumn())
         console = Console(file=file)
-        self.can_draw = not (console.is_dumb_terminal or console.options.ascii_only)
+        self.can_draw = console.is_interactive and not console.options.ascii_only
         # What the program itself prints meanwhile stays its own, and goes where it sent it.
         self._bars = Progress(
             *self._plain,

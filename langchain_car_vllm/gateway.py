@@ -37,6 +37,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+HAS_KEY = "car_vllm.has_key"
+"""Is set in the state of a request that sends the key."""
 LARGEST_BODY = 768 * 1024 * 1024
 """Bytes. The server takes videos of up to 500 MB, which grow by a third in base64."""
 # All requests that are held at a time take no more than the largest one; small ones always pass.
@@ -114,6 +116,7 @@ class Gateway:
             hint = "send the key as `Authorization: Bearer ...`"
             await _send_error(send, HTTPStatus.UNAUTHORIZED, "invalid API key", hint=hint)
             return
+        scope.setdefault("state", {})[HAS_KEY] = True
         if not _TARGET.fullmatch(_target(scope)):
             text = "the request does not name a path of this address"
             await _send_error(send, HTTPStatus.BAD_REQUEST, text)

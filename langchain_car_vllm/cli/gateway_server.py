@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 from typing import Any
 
 import h11
@@ -9,10 +10,41 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.gateway import HAS_KEY
 
 _SHUTDOWN_SECONDS = 5
 _SILENT_SECONDS = 30.0
 _UNREAD_SECONDS = 600.0
+_MOST_CONNECTIONS = 4096
+_MOST_AT_ONE_LOOK = 32
+_NO_ROOM = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: 0\r\n\r\n"
+)
+
+
+class _Crowd:
+    """The connections of one gateway, who came or asked first in front.
+
+    Attributes:
+        most: How many there may be.
+        row: The connections.
+    """
+
+    def __init__(self) -> None:
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # The other half is for the server, for locks and for what comes at one look.
+        half = _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft // 2
+        self.most = max(1, min(half, _MOST_CONNECTIONS))
+        self.row: dict[_Connection, None] = {}
+
+    def make_room(self) -> bool:
+        """End the first connection that gives way, and return whether there was one."""
+        found = next((connection for connection in self.row if connection.gives_way), None)
+        if found is not None:
+            del self.row[found]
+            found.transport.abort()
+        return found is not None
 
 
 class _Connection(H11Protocol):
@@ -21,11 +53,22 @@ class _Connection(H11Protocol):
     httptools, which uvicorn prefers where it is installed, takes headers of any length into memory.
     """
 
+    crowd: _Crowd
     _silence: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether no request with the key is under way."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return is_idle or not self.scope["state"].get(HAS_KEY)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.crowd.most and not self.crowd.make_room():
+            transport.write(_NO_ROOM)
+            transport.close()
+            return
         self._await_request()
 
     def on_response_complete(self) -> None:
@@ -42,11 +85,13 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._silence)
-        _cancel(self._unread)
+        self.crowd.row.pop(self, None)
         super().connection_lost(exc)
 
     def _await_request(self) -> None:
         _cancel(self._silence)
+        self.crowd.row.pop(self, None)  # it goes to the end
+        self.crowd.row[self] = None
         self._silence = self.loop.call_later(_SILENT_SECONDS, self._end_if_silent, self.cycle)
 
     def _end_if_silent(self, last: Any) -> None:
@@ -61,9 +106,11 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 def gateway_server(gateway: Any) -> uvicorn.Server:
     """Return what answers for a gateway, to be given its listener."""
+    crowd = _Crowd()
     config = uvicorn.Config(
         gateway,
-        http=_Connection,
+        http=type("Connection", (_Connection,), {"crowd": crowd}),
+        backlog=_MOST_AT_ONE_LOOK,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,

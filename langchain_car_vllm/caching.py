@@ -101,7 +101,8 @@ def _known(files: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _files.reset(token)
+        with suppress(ValueError):  # a task of a closed loop is collected in another context
+            _files.reset(token)
 
 
 def _spelt_out(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,5 +50,7 @@ class _Unmet(Generic[T]):
                 error = None  # its traceback leads here, and from here to the error
             try:
                 yield awaited
+            except GeneratorExit:  # nobody waits any more, and perhaps there is no loop to wait on
+                raise
             except BaseException as thrown:  # noqa: BLE001 - it is the step's
                 error = thrown

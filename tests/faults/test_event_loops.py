@@ -203,3 +203,44 @@ def test_loop_that_ends_with_a_stream_open_says_nothing(
         assert not [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
         assert stop_server(directory, force=False, policy=FAST)
         assert not program.communicate(timeout=PATIENCE)[1]
+
+
+CLOSES_A_LOOP = """
+import asyncio, gc, sys
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.server.client.process_lease import process_leases
+model = ChatVllmMlx(model=sys.argv[1], max_tokens=3)
+async def streamed():
+    async for _ in model.astream("hi"):
+        pass
+async def invoked():
+    await model.ainvoke("hi")
+for way in (streamed, invoked):
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(way())
+    while not (process_leases() and process_leases()[0].holders):
+        loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    del task, loop
+    for _ in range(3):
+        gc.collect()
+"""
+
+
+@pytest.mark.parametrize("multimodal", [False, True])
+def test_tasks_of_a_closed_loop_are_collected_in_silence(
+    fake: Fake, multimodal: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Python says that they were pending; nothing of ours fails while they are taken apart."""
+    monkeypatch.setenv("CAR_VLLM_MLX_PROGRESS", "0")
+    if multimodal:
+        _make_multimodal(fake)
+    fake.switch(token_gate=fake.gate("token"))
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSES_A_LOOP, str(fake.model)],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    assert "Exception ignored" not in done.stderr

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -52,7 +52,8 @@ def sending(deadline: float | None = None) -> Iterator[Sending]:
     try:
         yield current
     finally:
-        _sending.reset(token)
+        with suppress(ValueError):  # a task of a closed loop is collected in another context
+            _sending.reset(token)
 
 
 def note_connected() -> None:

@@ -56,6 +56,7 @@ _NOT_RETURNED = frozenset(b"connection keep-alive transfer-encoding server date"
 _TARGET = re.compile(rb"/[!-~]*")
 # What the model reads and answers at length.
 _PROMPTS = re.compile(r"/v1/(chat/completions|completions|responses|messages)")
+_PLACE = re.compile(rb"\A(?:(?:[a-z][a-z0-9+.-]*:)?//[^/?#]*)?[/\\]*", re.IGNORECASE)
 _BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
 
 
@@ -278,8 +279,7 @@ async def _pass_on(
 ) -> None:
     response = await pool.handle_async_request(request)
     try:
-        headers = [(k.lower(), v) for k, v in response.headers if k.lower() not in _NOT_RETURNED]
-        await send(_start(response.status, headers))
+        await send(_start(response.status, _returned_headers(response.headers)))
         async for piece in response.aiter_stream():
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         if passage is not None:
@@ -287,6 +287,18 @@ async def _pass_on(
         await send({"type": "http.response.body", "body": b""})
     finally:
         await aclose(response)
+
+
+def _returned_headers(headers: Headers) -> Headers:
+    """Return the headers of an answer as they go to the client.
+
+    A redirect of the server's names its own address, which on another machine is anybody's.
+    """
+    found = [(k.lower(), v) for k, v in headers if k.lower() not in _NOT_RETURNED]
+    return [
+        (name, b"/" + _PLACE.sub(b"", value) if name == b"location" else value)
+        for name, value in found
+    ]
 
 
 def _target(scope: Message) -> bytes:

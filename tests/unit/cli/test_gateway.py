@@ -437,6 +437,24 @@ def test_restarts_of_the_server_leave_no_connection(fake: Fake):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("told", "path"),
+    [
+        (b"http://127.0.0.1:9/v1/models?a=%2F", b"/v1/models?a=%2F"),
+        (b"HTTPS://user:pass@host", b"/"),
+        (b"http://127.0.0.1:9//evil.example/x", b"/evil.example/x"),
+        (b"//evil.example/x", b"/x"),
+        (b"/\\evil.example", b"/evil.example"),
+        (b"/v1/models", b"/v1/models"),
+    ],
+)
+def test_a_redirect_names_a_path_alone(told: bytes, path: bytes):
+    """Whatever the server says: the client comes back to the address that it has asked."""
+    headers = [(b"Location", told), (b"connection", b"close"), (b"x-a", told)]
+    found = gateway_module._returned_headers(headers)
+    assert found == [(b"location", path), (b"x-a", told)]
+
+
 def test_a_body_that_breaks_the_rules_is_no_failure_of_the_program(
     fake: Fake, capsys: pytest.CaptureFixture
 ):

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -161,6 +161,19 @@ def test_a_request_leads_to_the_server_and_nowhere_else(fake: Fake):
         with pytest.raises(BlockingIOError):
             other.accept()
         assert raw_request(published, b"/v1/mod%65ls", key) == 200
+
+
+def test_a_redirect_of_the_server_leads_to_the_gateway(fake: Fake):
+    """The server names its own address, which on another machine is somebody else's port."""
+    with serving(str(fake.model)) as (_, published):
+        place = urlsplit(published.base_url)
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=PATIENCE)
+        headers = {"authorization": f"Bearer {published.read_key()}"}
+        with closing(connection):
+            connection.request("GET", "/v1/models/?a=%2F", headers=headers)
+            response = connection.getresponse()
+            assert response.status == 307
+            assert response.headers["location"] == "/v1/models"
 
 
 def test_without_the_key_nothing_is_told(fake: Fake):

@@ -231,7 +231,7 @@ for way in (streamed, invoked):
 def test_tasks_of_a_closed_loop_are_collected_in_silence(
     fake: Fake, multimodal: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """Python says that they were pending; nothing of ours fails while they are taken apart."""
+    """Python says that they were pending, and LangChain may fail; nothing of ours does."""
     monkeypatch.setenv("CAR_VLLM_MLX_PROGRESS", "0")
     if multimodal:
         _make_multimodal(fake)
@@ -243,4 +243,5 @@ def test_tasks_of_a_closed_loop_are_collected_in_silence(
         check=True,
         timeout=PATIENCE,
     )
-    assert "Exception ignored" not in done.stderr
+    assert "different Context" not in done.stderr
+    assert "already running" not in done.stderr

@@ -174,13 +174,15 @@ def turns(addresses: Sequence[str], deadline: float) -> Iterator[tuple[str, floa
 
 
 def connect_to(host: str, port: int, seconds: float) -> socket.socket:
-    """Return a connection to a name, whose addresses share the time.
+    """Return a connection to a name, whose addresses share the time; each read has as much again.
 
     Raises:
         OSError: Nobody answers there, or not in time.
     """
     deadline = time.monotonic() + seconds
-    return _connect_to_one(find_addresses(host, port, deadline), port, deadline)
+    connected = _connect_to_one(find_addresses(host, port, deadline), port, deadline)
+    connected.settimeout(seconds)
+    return connected
 
 
 def _connect_to_one(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:

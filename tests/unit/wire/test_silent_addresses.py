@@ -53,13 +53,9 @@ DOORS: dict[str, Callable[[int, float], None]] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-def test_the_addresses_of_a_name_share_the_time(
-    door: Callable[[int, float], None],
-    listener: socket.socket,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    """Silent ones leave time for the last, and all of them take no longer than was allowed."""
+@pytest.fixture
+def addresses(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the name stands for, which may be changed."""
     port, real = listener.getsockname()[1], socket.getaddrinfo
     addresses = [*SILENT, "127.0.0.1"]
 
@@ -69,6 +65,15 @@ def test_the_addresses_of_a_name_share_the_time(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return addresses
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_the_addresses_of_a_name_share_the_time(
+    door: Callable[[int, float], None], listener: socket.socket, addresses: list[str]
+):
+    """Silent ones leave time for the last, and all of them take no longer than was allowed."""
+    port = listener.getsockname()[1]
     door(port, 4.0)
     listener.settimeout(0)
     listener.accept()[0].close()
@@ -77,3 +82,10 @@ def test_the_addresses_of_a_name_share_the_time(
     with pytest.raises(LATE):
         door(port, 1.0)
     assert time.monotonic() - began < 5
+
+
+def test_an_answer_has_the_whole_time(listener: socket.socket, addresses: list[str]):
+    """The share of one address is for the connection alone: a listing of the Hub takes longer."""
+    addresses.reverse()
+    with connect_to(NAME, listener.getsockname()[1], 9.0) as connected:
+        assert connected.gettimeout() == 9.0

@@ -64,7 +64,7 @@ def learn_working_set(binary: Path) -> None:
         return
     try:
         identity = _identity(binary)
-    except OSError:  # in a sandbox that does not tell of the memory
+    except (OSError, RuntimeError, ValueError):  # a sandbox does not tell of the memory
         return
     kept = _read()
     if kept is not None and all(kept.get(name) == value for name, value in identity.items()):
@@ -118,7 +118,7 @@ def _read() -> dict[str, Any] | None:
         kept = json.loads(_file().read_bytes())
         is_figure = isinstance(kept["bytes"], int) and kept["bytes"] > 0
         is_from_here = all(kept[name] == value for name, value in _machine().items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
     return kept if is_figure and is_from_here else None
 

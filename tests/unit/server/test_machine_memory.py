@@ -60,11 +60,14 @@ def test_budget_is_a_share_of_the_containers_memory(monkeypatch: pytest.MonkeyPa
     assert budget_bytes() == 1 << 60
 
 
-def test_a_sandbox_that_does_not_tell_of_the_memory(monkeypatch: pytest.MonkeyPatch):
-    """The user can say it; nothing raw comes through before that."""
+@pytest.mark.parametrize("kind", [PermissionError, RuntimeError, ValueError])
+def test_a_sandbox_that_does_not_tell_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+):
+    """The user can say it; nothing raw comes through before that, whatever `psutil` makes of it."""
 
     def refused() -> None:
-        raise PermissionError(1, "Operation not permitted")
+        raise kind(1, "Operation not permitted")
 
     monkeypatch.setattr(psutil, "virtual_memory", refused)
     with pytest.raises(ConfigurationError, match="Operation not permitted") as caught:

@@ -35,6 +35,7 @@ from langchain_car_vllm.wire.request.placeholders import (
 from langchain_car_vllm.wire.request.provider_blocks import (
     call_in,
     is_call,
+    is_leftover,
     is_sealed,
     plain_block,
     plain_medium,
@@ -243,13 +244,20 @@ class _Outgoing:
         )
 
     def _said(self, block: Any) -> str:
-        """Return a block of an answer as text, nothing for what stands beside the text."""
+        """Return a block of an answer as text, nothing for what stands beside the text.
+
+        Files are named in a line. What another provider's servers did is left out with a warning:
+        the model would take a line of ours for its own words, and go on in them.
+        """
         if (text := _text(block)) is not None:
             return text
-        if is_thought(block) or call_in(block):
+        if is_thought(block) or call_in(block) or is_leftover(block):
             return ""
-        text = block.get("text") if kind_of(block) is None else None
-        return text if isinstance(text, str) else self._placeholder(block)
+        kind = kind_of(block)
+        if kind is None and isinstance(block.get("text"), str):
+            return str(block["text"])
+        line = self._placeholder(block)
+        return line if kind or block.get("type") in ("file", "document") else ""
 
 
 def _encodable_copy(message: BaseMessage) -> BaseMessage:

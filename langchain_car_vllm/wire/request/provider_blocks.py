@@ -12,7 +12,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.tool import ToolCall
 
 # Blocks that are calls, and what their arguments are called there.
-_CALLS = ("tool_use", "tool_call", "function_call", "tool_call_chunk", "invalid_tool_call")
+_CALLS = (
+    *("tool_use", "tool_call", "function_call", "custom_tool_call"),
+    *("tool_call_chunk", "invalid_tool_call"),
+)
 _ARGUMENTS = ("input", "args", "arguments")
 _RAW_CALLS = ("toolUse", "functionCall", "function_call")
 _RAW_RESULTS = ("toolResult", "functionResponse", "function_response")
@@ -70,6 +73,13 @@ def is_call(block: Any) -> bool:
 def is_sealed(block: Any) -> bool:
     """Whether a block holds nothing that a model could read."""
     return isinstance(block, Mapping) and block.get("type") in _SEALED
+
+
+def is_leftover(block: Any) -> bool:
+    """Whether a block is what streams leave behind: a part of a call, or nothing but its place."""
+    if not isinstance(block, Mapping):
+        return False
+    return block.get("type") == "input_json_delta" or not block.keys() - {"index", "id"}
 
 
 def written_calls(message: AIMessage) -> list[ToolCall]:

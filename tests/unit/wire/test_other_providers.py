@@ -170,6 +170,33 @@ def test_a_raw_file_of_text_is_read_as_text(serve, source):
     assert dialect.requests[0]["messages"][0]["content"] == "a,b"
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "web_search_call", "id": "ws_1", "status": "completed"},
+        {"type": "server_tool_use", "id": "1", "name": "web_search", "input": {"query": "x"}},
+        {"type": "web_search_tool_result", "tool_use_id": "1", "content": []},
+        {"type": "server_tool_call", "id": "1", "name": "x", "args": {}},
+    ],
+)
+def test_no_model_reads_a_line_of_ours_as_its_own_words(serve, block):
+    """What another provider's servers did is left out of the answer, with a warning."""
+    model, dialect = serve(Reply(text="ok"))
+    with pytest.warns(UnsentContentWarning):
+        model.invoke([HumanMessage("?"), AIMessage([block, "It is 3."]), HumanMessage("on")])
+    assert dialect.requests[0]["messages"][1]["content"] == "It is 3."
+
+
+@pytest.mark.parametrize(
+    "block", [{"type": "input_json_delta", "partial_json": "{"}, {"index": 1}, {}]
+)
+def test_what_streams_leave_behind_is_nothing(serve, block):
+    """It has no content, and needs no warning."""
+    model, dialect = serve(Reply(text="ok"))
+    model.invoke([HumanMessage("?"), AIMessage([block, "It is 3."]), HumanMessage("on")])
+    assert dialect.requests[0]["messages"][1]["content"] == "It is 3."
+
+
 KINDS = [
     *("text", "image", "audio", "video", "file", "document", "json", "refusal", "search_result"),
     *("tool_use", "tool_call", "function_call", "tool_result", "server_tool_use", "mcp_call"),

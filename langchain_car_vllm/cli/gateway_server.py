@@ -85,6 +85,7 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._silence)
+        _cancel(self._unread)
         self.crowd.row.pop(self, None)
         super().connection_lost(exc)
 

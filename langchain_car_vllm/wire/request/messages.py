@@ -123,7 +123,7 @@ class _Outgoing:
         if self._unsent:
             warn_user(
                 "in tool results or earlier turns there is what cannot be sent; the model reads a "
-                f"line of text instead: {self._unsent[0]}",
+                f"line of text at most: {self._unsent[0]}",
                 UnsentContentWarning,
             )
 

@@ -3,26 +3,17 @@
 import asyncio
 import json
 import logging
-import shlex
 import socket
-import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
-from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 from faults.support import FAST, PATIENCE, Fake
-from unit.cli.conftest import command
 from unit.cli.test_sharing import question, request, serving
 
 from langchain_car_vllm import gateway as gateway_module
 from langchain_car_vllm.cli import gateway_server
-from langchain_car_vllm.cli.gateway_process import Published
 from langchain_car_vllm.errors import ServerStoppedError
-from langchain_car_vllm.gateway import HAS_KEY, Gateway
+from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import alease
 from langchain_car_vllm.server.client.admission import Admission
@@ -227,123 +218,6 @@ def test_large_uploads_share_the_room_of_one(fake: Fake, monkeypatch: pytest.Mon
     assert gateway._held == 0
 
 
-@asynccontextmanager
-async def listening(gateway: Gateway) -> AsyncIterator[Callable[[], Any]]:
-    """Yield what connects to a gateway."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    server = gateway_server.gateway_server(gateway)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield partial(asyncio.open_connection, *listener.getsockname())
-    finally:
-        server.should_exit = True
-        await serving
-
-
-HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-UPLOAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
-
-
-def test_a_connection_without_a_request_is_ended(fake: Fake, monkeypatch: pytest.MonkeyPatch):
-    """Whoever sends nothing, half a header or half a body holds no connection, before or after."""
-    monkeypatch.setattr(gateway_server, "_SILENT_SECONDS", 0.2)
-
-    async def run():
-        async with listening(Gateway(fake.spec(), KEY)) as connect:
-            for first, status in ((b"", None), (HEALTH, b"200"), (UPLOAD, b"401")):
-                for then in (b"", b"GET /health HTTP/1.1\r\nhost: "):
-                    reader, writer = await connect()
-                    writer.write(first)
-                    if status is not None:
-                        assert (await reader.readline()).split()[1] == status
-                    writer.write(then)
-                    with suppress(ConnectionResetError):
-                        await asyncio.wait_for(reader.read(), PATIENCE)
-                    writer.close()
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("first", [b"", HEALTH[:-2], HEALTH, HEALTH * 3000])
-def test_a_flood_of_connections_holds_nobody_up(fake: Fake, first: bytes):
-    """A local page or program needs no key for them; they give way to whoever comes next."""
-    words = shlex.join(command("serve", str(fake.model), "--port", "0", "--json"))
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", f"ulimit -n 160; exec {words}"], stdout=subprocess.PIPE, text=True
-    )
-    with ExitStack() as stack:
-        stack.callback(process.communicate)
-        stack.callback(process.kill)
-        published = Published(**json.loads(process.stdout.readline()))
-        place = urlsplit(published.base_url)
-        for _ in range(400):
-            flooding = stack.enter_context(socket.create_connection((place.hostname, place.port)))
-            flooding.setblocking(False)
-            with suppress(OSError):
-                flooding.send(first)
-        key = published.read_key()
-        for _ in range(3):
-            status, text = request(
-                published, "/v1/chat/completions", key, question(published, stream=True)
-            )
-            assert status == 200
-            assert text.endswith("data: [DONE]\n\n")
-        assert len(psutil.Process(process.pid).net_connections("tcp4")) < 160
-
-
-def test_where_all_connections_are_at_work_a_new_one_is_told_to_come_again(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-):
-    """Nobody's request is ended for another; clients of OpenAI's repeat what they are told so."""
-    monkeypatch.setattr(gateway_server, "_MOST_CONNECTIONS", 1)
-    gateway = Gateway(fake.spec(), KEY)
-    going_on = asyncio.Event()
-
-    async def run():
-        begun = asyncio.Event()
-
-        async def answer(scope, receive, send):
-            if scope["type"] == "http":
-                scope["state"][HAS_KEY] = True
-                begun.set()
-                await going_on.wait()
-            await gateway(scope, receive, send)
-
-        async with listening(answer) as connect:
-            reader, writer = await connect()
-            writer.write(HEALTH)
-            await begun.wait()
-            refused, other = await connect()
-            told = await asyncio.wait_for(refused.read(), PATIENCE)
-            assert told.startswith(b"HTTP/1.1 503 ")
-            assert b"retry-after: 1" in told
-            going_on.set()
-            assert (await reader.readline()).split()[1] == b"200"
-            for open_ in (writer, other):
-                open_.close()
-
-    asyncio.run(run())
-
-
-def test_a_connection_whose_answers_nobody_reads_is_ended(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-):
-    """It would be held forever, without a key, and one with a key would hold the model."""
-    monkeypatch.setattr(gateway_server, "_UNREAD_SECONDS", 0.2)
-
-    async def run():
-        async with listening(Gateway(fake.spec(), KEY)) as connect:
-            _, writer = await connect()
-            with suppress(ConnectionError):
-                async with asyncio.timeout(PATIENCE):
-                    while True:
-                        writer.write(HEALTH * 100)
-                        await writer.drain()
-
-    asyncio.run(run())
-
-
 def test_a_request_that_http_does_not_allow_is_the_clients_fault(fake: Fake):
     """A web server in front may take what cannot be sent on; the model is not to blame."""
     headers = [(b"x-key", b"hu\nsh"), (b"x key", b"hush"), (b"", b"hush")]
@@ -453,24 +327,6 @@ def test_a_redirect_names_a_path_alone(told: bytes, path: bytes):
     headers = [(b"Location", told), (b"connection", b"close"), (b"x-a", told)]
     found = gateway_module._returned_headers(headers)
     assert found == [(b"location", path), (b"x-a", told)]
-
-
-def test_a_body_that_breaks_the_rules_is_no_failure_of_the_program(
-    fake: Fake, capsys: pytest.CaptureFixture
-):
-    """Whoever can connect could fill the terminal or the log with tracebacks."""
-    broken = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno\r\n"
-
-    async def run():
-        async with listening(Gateway(fake.spec(), KEY)) as connect:
-            reader, writer = await connect()
-            writer.write(broken)
-            assert (await reader.readline()).split()[1] == b"400"
-            await reader.read()
-            writer.close()
-
-    asyncio.run(run())
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_answer_that_is_cut_short_is_told_in_a_sentence(capsys: pytest.CaptureFixture):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import resource
+import socket
 from typing import Any
 
 import h11
@@ -16,7 +17,7 @@ _SHUTDOWN_SECONDS = 5
 _SILENT_SECONDS = 30.0
 _UNREAD_SECONDS = 600.0
 _MOST_CONNECTIONS = 4096
-_MOST_AT_ONE_LOOK = 32
+_MOST_AT_ONE_LOOK, _MOST_IN_QUEUE = 32, 128
 _NO_ROOM = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
     b"content-length: 0\r\n\r\n"
@@ -105,6 +106,15 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
         timer.cancel()
 
 
+class _Server(uvicorn.Server):
+    """Has a queue for bursts, of which the loop takes a few at a time."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():  # asyncio has one bound for both
+            listener.listen(_MOST_IN_QUEUE)
+
+
 def gateway_server(gateway: Any) -> uvicorn.Server:
     """Return what answers for a gateway, to be given its listener."""
     crowd = _Crowd()
@@ -119,7 +129,7 @@ def gateway_server(gateway: Any) -> uvicorn.Server:
         ws="none",  # the server speaks no other protocol
     )
     logging.getLogger("uvicorn.error").addFilter(_tell_in_a_sentence)
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def _tell_in_a_sentence(record: logging.LogRecord) -> bool:

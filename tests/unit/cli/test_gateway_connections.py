@@ -1,10 +1,12 @@
 """The gateway's connections: how many there may be, how long, and what breaks the rules of HTTP."""
 
 import asyncio
+import gc
 import json
 import shlex
 import socket
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -89,6 +91,22 @@ def test_a_flood_of_connections_holds_nobody_up(fake: Fake, first: bytes):
         assert len(psutil.Process(process.pid).net_connections("tcp4")) < 160
 
 
+def test_a_burst_of_connections_waits_in_the_queue(fake: Fake):
+    """Whom the system turns away tries again after a second, as of a batch of a hundred calls."""
+
+    async def run():
+        async with listening(Gateway(fake.spec(), KEY)) as connect:
+            _, first = await connect()
+            first.close()
+            with ExitStack() as stack:
+                for _ in range(100):  # the loop takes none of them meanwhile
+                    waiting = stack.enter_context(socket.socket())
+                    waiting.settimeout(0.5)
+                    waiting.connect(connect.args)
+
+    asyncio.run(run())
+
+
 def test_where_all_connections_are_at_work_a_new_one_is_told_to_come_again(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ):
@@ -139,6 +157,32 @@ def test_a_connection_whose_answers_nobody_reads_is_ended(
                         await writer.drain()
 
     asyncio.run(run())
+
+
+def test_a_reader_that_left_is_forgotten(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """One that had not read all of its answers stayed in memory for ten minutes."""
+    known, pause = weakref.WeakSet(), gateway_server._Connection.pause_writing
+
+    def pause_and_leave(connection):
+        pause(connection)
+        known.add(connection.transport)
+        connection.transport.abort()
+
+    monkeypatch.setattr(gateway_server._Connection, "pause_writing", pause_and_leave)
+
+    async def run():
+        async with listening(Gateway(fake.spec(), KEY)) as connect:
+            _, writer = await connect()
+            with suppress(ConnectionError):
+                async with asyncio.timeout(PATIENCE):
+                    while True:
+                        writer.write(HEALTH * 100)
+                        await writer.drain()
+            writer.close()
+        gc.collect()
+        return len(known)
+
+    assert asyncio.run(run()) == 0
 
 
 def test_a_body_that_breaks_the_rules_is_no_failure_of_the_program(

@@ -18,6 +18,7 @@ from langchain_car_vllm.cli import install_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.lm_studio import lost_folders
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import RECONNECT, car_home, existing_part, lost_disk, run_root
@@ -170,12 +171,16 @@ def _memory() -> str:
     learn_budget()
     budget = budget_bytes()
     set_aside = sum(state.reservation for _, state in running_servers())
-    whole = psutil.virtual_memory()
-    told = (
-        f"models may take {size(budget)} of {size(machine_memory())}; "
-        f"{size(set_aside)} are set aside, "
-        f"{size(whole.available)} are available"
-    )
+    try:
+        whole, available = machine_memory(), psutil.virtual_memory().available
+    except ConfigurationError:
+        # A budget of the user's is enough.
+        told = f"models may take {size(budget)}; {size(set_aside)} are set aside"
+    else:
+        told = (
+            f"models may take {size(budget)} of {size(whole)}; {size(set_aside)} are set aside, "
+            f"{size(available)} are available"
+        )
     figure = known_working_set()
     return f"{told}; Metal recommends at most {size(figure)}" if figure else told
 

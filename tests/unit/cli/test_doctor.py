@@ -13,6 +13,7 @@ from unit.cli.conftest import Cli
 from langchain_car_vllm.cli import machine_checks
 from langchain_car_vllm.cli.doctor import _run
 from langchain_car_vllm.cli.findings import Finding
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server import lease
 
 
@@ -42,6 +43,19 @@ def test_the_selftest(cli: Cli, fake: Fake, home: Path):
     assert len(trials) == 8
     assert {result["verdict"] for result in trials.values()} == {"ok"}, trials
     assert list(home.iterdir()) == []
+
+
+def test_a_budget_of_the_users_is_enough(monkeypatch: pytest.MonkeyPatch):
+    """Where a sandbox does not tell how much memory there is; without one, that is the cure."""
+
+    def refused() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(psutil, "virtual_memory", refused)
+    with pytest.raises(ConfigurationError):
+        machine_checks._memory()
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "8")
+    assert machine_checks._memory().startswith("models may take 8.0 GB; ")
 
 
 def test_what_is_wrong_is_found(cli: Cli, home: Path, tmp_path: Path):

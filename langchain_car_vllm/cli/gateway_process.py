@@ -119,7 +119,8 @@ def shared_gateway(
         options: What else `serve` is told of the server.
     """
     settings = {name: variable.text() for name, variable in VARIABLES.items()}
-    wanted = [model, _began(until_pid), keep_alive, *options, VERSION, settings]
+    folder = os.getcwd() if options else None  # noqa: PTH109 - a file may be named from there
+    wanted = [model, _began(until_pid), keep_alive, *options, folder, VERSION, settings]
     digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
     file = _notes() / f"shared-{digest[:16]}"
     for other in _notes().glob("shared-*"):
@@ -131,8 +132,11 @@ def shared_gateway(
         model, until_pid=until_pid, keep_alive=keep_alive, options=options
     )
     note = {"tag": started.tag, "published": started.published._asdict()}
+    # Another shell that asks at this moment would remove a half note.
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
     with explain_os_errors(file):
-        file.write_text(json.dumps(note), encoding="utf-8")
+        draft.write_text(json.dumps(note), encoding="utf-8")
+        draft.replace(file)
     return started.published
 
 

@@ -306,31 +306,6 @@ def test_variables_for_a_shell(fake: Fake):
     assert shell.stdout == "200\n", shell.stderr
 
 
-def test_a_shell_that_asks_again_gets_the_same_gateway(fake: Fake, home: Path):
-    """A profile or an `.envrc` asks each time; each had started one more process that stayed."""
-    ask = shlex.join(command("env", str(fake.model), "--json"))
-    other = shlex.join(command("env", str(fake.model), "--json", "--keep-alive", "3m"))
-    script = f"{ask}; cd /; {ask}; {other}; rm {home}/.car/run/gateway.key; {ask}; true"
-    found = []
-    for _ in range(2):
-        shell = subprocess.run(
-            ["/bin/sh", "-c", script],
-            capture_output=True,
-            text=True,
-            timeout=8 * PATIENCE,
-            start_new_session=True,
-            check=False,
-        )
-        answers = [json.loads(f"{part}}}") for part in shell.stdout.split("}")[:-1]]
-        assert len(answers) == 4, shell.stderr
-        first, again, another, renewed = answers
-        assert first == again
-        assert len({v["OPENAI_BASE_URL"] for v in (first, another, renewed)}) == 3
-        assert renewed["OPENAI_API_KEY"] != first["OPENAI_API_KEY"]
-        found.append(first)
-    assert found[0]["OPENAI_BASE_URL"] != found[1]["OPENAI_BASE_URL"]
-
-
 def test_the_server_is_the_one_that_is_named(cli: Cli, fake: Fake):
     """The same that a Python program with these settings uses; what contradicts is refused."""
     with serving(str(fake.model), "--engine", "simple", "--server-arg=--max-tokens=77"):

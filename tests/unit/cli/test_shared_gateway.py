@@ -1,0 +1,50 @@
+"""The gateway that `env` starts once for a terminal."""
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+from faults.support import PATIENCE, Fake
+from unit.cli.conftest import command
+
+
+def test_a_shell_that_asks_again_gets_the_same_gateway(fake: Fake, home: Path):
+    """A profile or an `.envrc` asks each time; each had started one more process that stayed."""
+    ask = shlex.join(command("env", str(fake.model), "--json"))
+    other = shlex.join(command("env", str(fake.model), "--json", "--keep-alive", "3m"))
+    script = f"{ask}; cd /; {ask}; {other}; rm {home}/.car/run/gateway.key; {ask}; true"
+    found = []
+    for _ in range(2):
+        shell = subprocess.run(
+            ["/bin/sh", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=8 * PATIENCE,
+            start_new_session=True,
+            check=False,
+        )
+        answers = [json.loads(f"{part}}}") for part in shell.stdout.split("}")[:-1]]
+        assert len(answers) == 4, shell.stderr
+        first, again, another, renewed = answers
+        assert first == again
+        assert len({v["OPENAI_BASE_URL"] for v in (first, another, renewed)}) == 3
+        assert renewed["OPENAI_API_KEY"] != first["OPENAI_API_KEY"]
+        found.append(first)
+    assert found[0]["OPENAI_BASE_URL"] != found[1]["OPENAI_BASE_URL"]
+
+
+def test_a_gateway_of_another_folder_is_another_one(fake: Fake, tmp_path: Path):
+    """What its server is told may name a file from there."""
+    ask = shlex.join(command("env", str(fake.model), "--json", "--server-arg=--max-tokens=77"))
+    shell = subprocess.run(
+        ["/bin/sh", "-c", f"cd /; {ask}; {ask}; cd {shlex.quote(str(tmp_path))}; {ask}; true"],
+        capture_output=True,
+        text=True,
+        timeout=8 * PATIENCE,
+        start_new_session=True,
+        check=False,
+    )
+    answers = [json.loads(f"{part}}}") for part in shell.stdout.split("}")[:-1]]
+    first, again, elsewhere = [answer["OPENAI_BASE_URL"] for answer in answers]
+    assert first == again != elsewhere

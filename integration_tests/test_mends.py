@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beside_mends import told_by
 from prefix_harness import SECOND_PICTURE
 
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
@@ -345,20 +346,13 @@ def test_prompts_of_short_turns_are_kept(
     one that is another is not taken for one that was kept. A new one is read where it stands, but
     by Gemma, which reads all pictures together.
     """
-    install_launcher(ServerDirectory(tmp_path))
-    python, here = str(interpreter_of(ensure_runtime().server)), Path(__file__).parent
     model, architecture = _tiny_vlm(named, smollm2), named.partition("-")[0]
+    harness = Path(__file__).with_name("prefix_harness.py")
 
     def run(mode: str) -> list[tuple[int, int, str, str]]:
-        command = [python, "-W", "ignore", str(here / "prefix_harness.py"), str(tmp_path)]
-        done = subprocess.run(
-            [*command, model, str(chunk), mode, freedom],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=tmp_path,
-        )
-        return [tuple(json.loads(line)) for line in done.stdout.splitlines() if line[0] == "["]
+        return [
+            tuple(line) for line in told_by(harness, tmp_path, model, str(chunk), mode, freedom)
+        ]
 
     mended, cold = run("mended"), run("cold")
     # By itself the server keeps nothing that shows a picture.
@@ -383,18 +377,10 @@ def test_prompts_of_short_turns_are_kept(
 
 
 def _told_by(code: str, folder: Path, **given: object) -> Any:
-    """Return what a program says that runs under the server's Python, beside a folder of mends.
-
-    It is not taken down: a thread of MLX's that lets go of something then ends it by a signal.
-    """
-    install_launcher(ServerDirectory(folder))
-    code = (
-        code.format(folder=str(folder), **given) + "import os\nos._exit(sys.stdout.flush() or 0)\n"
-    )
-    command = [str(interpreter_of(ensure_runtime().server)), "-W", "ignore", "-c", code]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    """Return what a program says at its end, which is given values for its places."""
+    program = folder / "program.py"
+    program.write_text(code.format(folder=str(folder), **given))
+    return told_by(program, folder)[-1]
 
 
 def _tiny_vlm(named: str, smollm2: str) -> str:

@@ -1,17 +1,14 @@
 """Text models with recurrent layers or windows: right answers in company, and flat turns."""
 
-import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from beside_mends import told_by
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
-from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.supervisor.child import install_launcher
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / ".models"
@@ -49,18 +46,8 @@ def test_each_turn_finds_the_one_before_and_company_changes_nothing(
     tmp_path: Path, build: Build, family: str
 ):
     """Without the mends nothing but the first turn is found, and company changes answers."""
-    install_launcher(ServerDirectory(tmp_path))
-    python = str(interpreter_of(ensure_runtime().server))
-    model = build(family)
-
-    def run(mode: str) -> dict[str, Any]:
-        command = [python, "-W", "ignore", str(HERE / "text_prompts_harness.py"), str(tmp_path)]
-        done = subprocess.run(
-            [*command, model, mode], capture_output=True, text=True, check=True, cwd=tmp_path
-        )
-        return json.loads(done.stdout.splitlines()[-1])
-
-    mended, plain = run("mended"), run("plain")
+    model, harness = build(family), HERE / "text_prompts_harness.py"
+    mended, plain = (told_by(harness, tmp_path, model, mode)[-1] for mode in ("mended", "plain"))
     kinds = ("company", "repeated", "other end", "others")
     assert {kind: mended[kind] for kind in kinds} == dict.fromkeys(kinds, 0)
     assert plain["company"] or family not in DIFFERING

@@ -41,7 +41,7 @@ class UnlabelledAnswerWarning(UserWarning):
 
 
 class UnsentContentWarning(UserWarning):
-    """Something in a tool's result or an earlier turn went out as a line of text."""
+    """Something in a tool's result or an earlier turn went out as a line of text or not at all."""
 
 
 _told: set[str] = set()

@@ -119,7 +119,7 @@ class _Outgoing:
         self._unsent: list[str] = []
 
     def warn(self) -> None:
-        """Warn once of all that went out as a line of text."""
+        """Warn once of all that went out as a line of text or not at all."""
         if self._unsent:
             warn_user(
                 "in tool results or earlier turns there is what cannot be sent; the model reads a "

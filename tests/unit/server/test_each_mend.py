@@ -1,9 +1,7 @@
-"""What single mends of the server do: for renderings, tokens, chunks, caches and adapters."""
+"""What single mends of the server do: for tokens, chunks, caches and adapters."""
 
 import asyncio
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 
@@ -23,34 +21,7 @@ from langchain_car_vllm.server.supervisor.mends import (
     request_end,
     text_prompts,
 )
-from langchain_car_vllm.server.supervisor.mends.chat_template import (
-    EndlessTemplateError,
-    RenderWatch,
-)
 from langchain_car_vllm.server.supervisor.mends.mend import UnknownCodeError
-
-
-def test_an_endless_rendering_is_interrupted():
-    """The thread that renders gets an exception, and goes on afterwards as if nothing was."""
-
-    def loop() -> None:
-        with RenderWatch(0.3):
-            while True:
-                pass
-
-    with pytest.raises(EndlessTemplateError):
-        loop()
-    with RenderWatch(60):
-        pass
-    for timer in [t for t in threading.enumerate() if isinstance(t, threading.Timer)]:
-        timer.join(5)
-        assert not timer.is_alive()
-
-
-def test_a_rendering_that_waits_is_not_interrupted():
-    """A process that slept or was suspended used no time of its own."""
-    with RenderWatch(0.05):
-        time.sleep(0.3)
 
 
 async def test_only_failures_close_the_connection():

@@ -11,10 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
-from types import TracebackType
 from typing import Any
 
 from .mend import Mend, find
@@ -29,7 +27,26 @@ class EndlessTemplateError(Exception):
     """Raised in the thread that renders, by the watch below."""
 
 
-class RenderWatch:
+def watched(seconds: float, render: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what a rendering returns, and interrupt it where it takes too long.
+
+    The interruption comes once, and may come as the rendering ends, in the middle of the first end
+    of the watch: the second one is never disturbed.
+
+    Raises:
+        EndlessTemplateError: It took too long.
+    """
+    watch = _RenderWatch(seconds)
+    try:
+        try:
+            return render(*args, **kwargs)
+        finally:
+            watch.end()
+    finally:
+        watch.end()
+
+
+class _RenderWatch:
     """Interrupts a rendering that takes too long, and ends the process if that does not help.
 
     Both wall and CPU time must have passed: a machine that slept or a suspended process is not a
@@ -45,15 +62,7 @@ class RenderWatch:
         self._interrupted = False
         self._timer = self._start_timer()
 
-    def __enter__(self) -> None:
-        """Watch the thread that enters."""
-
-    def __exit__(
-        self,
-        kind: "type[BaseException] | None",
-        error: "BaseException | None",
-        trace: "TracebackType | None",
-    ) -> None:
+    def end(self) -> None:
         """Stop watching; an interruption that is still on its way is called back."""
         with self._mutex:
             self._ended = True
@@ -94,8 +103,7 @@ def _refuse_what_the_template_refuses(module: Any) -> None:
     render = find(module, "render_jinja_template", "conversations", "chat_template")
 
     def rendered(*args: Any, **kwargs: Any) -> Any:
-        with _refused_as_a_request():
-            return render(*args, **kwargs)
+        return _refused_as_a_request(render, *args, **kwargs)
 
     module.render_jinja_template = rendered
 
@@ -108,8 +116,7 @@ def _confine_templates(module: Any) -> None:
 
     class Confined(template):  # type: ignore[misc, valid-type]
         def render(self, *args: Any, **kwargs: Any) -> str:
-            with _refused_as_a_request():
-                return super().render(*args, **kwargs)  # type: ignore[no-any-return]
+            return _refused_as_a_request(super().render, *args, **kwargs)  # type: ignore[no-any-return]
 
     class Sandbox(sandbox):  # type: ignore[misc]
         template_class = Confined
@@ -118,11 +125,9 @@ def _confine_templates(module: Any) -> None:
     module.Template, module.Environment = Confined, Sandbox
 
 
-@contextmanager
-def _refused_as_a_request() -> Iterator[None]:
+def _refused_as_a_request(render: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
-        with RenderWatch(_SECONDS):
-            yield
+        return watched(_SECONDS, render, *args, **kwargs)
     except EndlessTemplateError as error:
         reason = f"the chat template did not finish within {_SECONDS:g} s"
         raise refusal(reason, error) from error

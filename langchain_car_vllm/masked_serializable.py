@@ -26,8 +26,20 @@ class MaskedSerializable(Serializable):
         """Return what LangChain writes down, without the secrets that hide in settings."""
         found = super().to_json()
         if found["type"] == "constructor":
-            found["kwargs"] = masked_settings(found["kwargs"])
+            found["kwargs"] = masked_settings({**found["kwargs"], **self._refused_variables()})
         return found
+
+    def _refused_variables(self) -> dict[str, None]:
+        """Return the settings that were set to nothing although a variable may bring them.
+
+        LangChain leaves them out, and whoever loads the model would get the variable's.
+        """
+        fields = type(self).model_fields
+        return {
+            name: None
+            for name in self.model_fields_set & fields.keys()
+            if getattr(self, name) is None and fields[name].default_factory is not None
+        }
 
     @property
     def lc_secrets(self) -> dict[str, str]:

@@ -113,7 +113,9 @@ class ServerFields(CheckedFields):
         check_server(self.server_args, self.server_env)
         check_listener(self.on_progress)
         environment.check_variables()
-        self.api_key = check_endpoint(self.api_key, self.default_headers)
+        key = check_endpoint(self.api_key, self.default_headers)
+        if key is not None:  # else nobody set it
+            self.api_key = key
         warn_of_no_effect(self)
         self._has_unread_files = self.base_url is None and is_on_loop()
         return self

@@ -6,9 +6,10 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.load import dumps, loads
 from unit.refusals import refused
 
-from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm import ChatVllmMlx, VllmMlxDecisions
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.setting_checks import endpoint_url
 
@@ -62,3 +63,33 @@ def test_a_variable_that_cannot_work_is_named(name, value, setting, monkeypatch)
     monkeypatch.setenv(name, "http://localhost:9/v1")
     with pytest.raises(ConfigurationError, match=f"^`{setting}` "):
         ChatVllmMlx(model="m", **{setting: value})
+
+
+@pytest.mark.filterwarnings("ignore:.*is in beta")
+@pytest.mark.parametrize("cls", [ChatVllmMlx, VllmMlxDecisions])
+def test_a_model_that_was_kept_from_the_environments_endpoint_is_loaded_as_one(cls, monkeypatch):
+    """An address or a key that is refused in code is refused wherever the model is loaded."""
+    changed = cls(model="org/model")
+    changed.base_url = None
+    own = [
+        cls(model="org/model", base_url=None),
+        cls(model="org/model").model_copy(update={"base_url": None}),
+        changed,
+    ]
+    keyless = cls(model="m", base_url="http://127.0.0.1:9/v1", api_key=None)
+    open_ = cls(model="org/model")
+    monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", "http://127.0.0.1:8/v1")
+    monkeypatch.setenv("CAR_VLLM_MLX_API_KEY", "hush")
+    own.append(cls(model="org/model", base_url=None))
+    assert [loaded(model).base_url for model in own] == [None] * 4
+    assert loaded(keyless).api_key is None
+    assert loaded(open_).base_url == endpoint_url()
+
+
+def loaded(model):
+    return loads(
+        dumps(model),
+        allowed_objects=[type(model)],
+        secrets_from_env=True,
+        valid_namespaces=["langchain_car_vllm"],
+    )

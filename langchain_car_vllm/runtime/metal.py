@@ -1,13 +1,14 @@
 """What Metal gives: its own figure, asked once for each install, Mac and macOS, and kept.
 
 Only MLX can ask, and importing it takes a second, so whoever starts a server asks and everybody
-else reads what was kept.
+else reads what was kept. Where nothing answers, that is kept for some minutes.
 """
 
 import ctypes
 import json
 import os
 import platform
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import psutil
 from langchain_car_vllm import paths
 from langchain_car_vllm.runtime.commands import clean_environment
 from langchain_car_vllm.runtime.console_scripts import installed_version, interpreter_of
+from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.programs import ask_program
 
 _FILE = "metal.json"
 _SECONDS = 60.0
+_UNANSWERED_SECONDS = 600.0
 _ASK = (
     "import mlx.core as mx; info = getattr(mx, 'device_info', None) or mx.metal.device_info; "
     "print('bytes', int(info()['max_recommended_working_set_size']))"
@@ -66,13 +69,25 @@ def learn_working_set(binary: Path) -> None:
         identity = _identity(binary)
     except (OSError, RuntimeError, ValueError):  # a sandbox does not tell of the memory
         return
-    kept = _read()
-    if kept is not None and all(kept.get(name) == value for name, value in identity.items()):
+    kept, unanswered = _read(), _note().get("unanswered")
+    if _is_about(identity, kept) or (_is_about(identity, unanswered) and _is_recent(unanswered)):
         return
     interpreter = interpreter_of(binary)
-    figure = _ask(interpreter) if interpreter else None
-    if figure:
-        _write({**identity, "bytes": figure})
+    if interpreter is None:
+        return
+    if figure := _ask(interpreter):
+        _write({"unanswered": unanswered, **identity, "bytes": figure})
+    else:
+        _write({**(kept or {}), "unanswered": {**identity, "at": time.time()}})
+
+
+def _is_about(identity: dict[str, Any], kept: Any) -> bool:
+    return isinstance(kept, dict) and all(kept.get(name) == of for name, of in identity.items())
+
+
+def _is_recent(unanswered: dict[str, Any]) -> bool:
+    at = unanswered.get("at")
+    return isinstance(at, float) and 0 <= time.time() - at < _UNANSWERED_SECONDS
 
 
 def _ask(interpreter: Path) -> int | None:
@@ -114,13 +129,21 @@ def _file() -> Path:
 
 def _read() -> dict[str, Any] | None:
     """Return what was kept, None where it was asked of another macOS or another Mac."""
+    kept = _note()
     try:
-        kept = json.loads(_file().read_bytes())
         is_figure = isinstance(kept["bytes"], int) and kept["bytes"] > 0
-        is_from_here = all(kept[name] == value for name, value in _machine().items())
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        is_from_here = _is_about(_machine(), kept)
+    except (OSError, RuntimeError, ValueError, KeyError):
         return None
     return kept if is_figure and is_from_here else None
+
+
+def _note() -> dict[str, Any]:
+    """Return the file, nothing where it cannot be read."""
+    try:
+        return read_json_object(_file().read_bytes()) or {}
+    except (OSError, RuntimeError, ValueError):
+        return {}
 
 
 def _write(kept: dict[str, Any]) -> None:

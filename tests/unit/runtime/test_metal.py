@@ -50,7 +50,11 @@ class Mac:
         )
 
     def breaks(self) -> None:
-        (self._mlx / "core.py").write_text("raise ImportError('no Metal device')")
+        shutil.rmtree(self._mlx / "__pycache__", ignore_errors=True)
+        (self._mlx / "__init__.py").touch()
+        (self._mlx / "core.py").write_text(
+            f"open({str(self._log)!r}, 'a').write('x')\nraise ImportError('no Metal device')"
+        )
 
     def limit(self, megabytes: int) -> None:
         self._monkeypatch.setattr(metal, "_wired_limit_mb", lambda: megabytes)
@@ -149,7 +153,35 @@ def test_no_answer_changes_nothing(mac: Mac):
     assert working_set_limit(64 * GIB, 48 * GIB) == 48 * GIB
 
 
-@pytest.mark.parametrize("kept", ["", "[]", "{}", json.dumps({"bytes": "many"})])
+def test_a_metal_that_does_not_answer_is_left_alone_for_a_while(mac: Mac, home: Path):
+    """Each plan would wait for it; what another install told meanwhile is kept."""
+    learn_working_set(mac.binary)
+    other = mac.binary.with_name("vllm-mlx-of-another-name")
+    shutil.copy(mac.binary, other)
+    mac.breaks()
+    for _ in range(3):
+        learn_working_set(other)
+    assert mac.asked == 2
+    assert known_working_set() == 11 * GIB
+    mac.updated()
+    learn_working_set(other)
+    assert mac.asked == 3
+    for days in (1, -1):
+        file = home / ".car" / "run" / "metal.json"
+        kept = json.loads(file.read_text())
+        kept["unanswered"]["at"] -= days * 86_400
+        file.write_text(json.dumps(kept))
+        learn_working_set(other)
+    assert mac.asked == 5
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *("", "[]", "{}", json.dumps({"bytes": "many"})),
+        *(json.dumps({"unanswered": found}) for found in (None, [], {}, {"at": "x"}, "x")),
+    ],
+)
 def test_a_damaged_note_is_none(mac: Mac, home: Path, kept: str):
     """What cannot be read is asked again."""
     file = home / ".car" / "run" / "metal.json"

@@ -70,7 +70,7 @@ def learn_working_set(binary: Path) -> None:
     except (OSError, RuntimeError, ValueError):  # a sandbox does not tell of the memory
         return
     kept, unanswered = _read(), _note().get("unanswered")
-    if _is_about(identity, kept) or (_is_about(identity, unanswered) and _is_recent(unanswered)):
+    if _is_about(identity, kept) or (_is_recent(unanswered) and _is_about(identity, unanswered)):
         return
     interpreter = interpreter_of(binary)
     if interpreter is None:
@@ -85,8 +85,8 @@ def _is_about(identity: dict[str, Any], kept: Any) -> bool:
     return isinstance(kept, dict) and all(kept.get(name) == of for name, of in identity.items())
 
 
-def _is_recent(unanswered: dict[str, Any]) -> bool:
-    at = unanswered.get("at")
+def _is_recent(unanswered: Any) -> bool:
+    at = unanswered.get("at") if isinstance(unanswered, dict) else None
     return isinstance(at, float) and 0 <= time.time() - at < _UNANSWERED_SECONDS
 
 

@@ -54,6 +54,56 @@ except mend.EndlessTemplateError:
 """
 
 
+def test_an_interruption_leaves_nothing_in_the_interpreter():
+    """One that is called back has it look for one at every step; a profiler hangs (3.11)."""
+    command = [sys.executable, "-c", _PROFILED]
+    told = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (told.stdout.strip(), told.stderr) == (b"profiled", b"")
+
+
+_PROFILED = """
+import sys
+from langchain_car_vllm.server.supervisor.mends import chat_template as mend
+
+def loop():
+    while True:
+        pass
+
+try:
+    mend.watched(0.1, loop)
+except mend.EndlessTemplateError:
+    sys.setprofile(lambda *_: None)
+    mend.watched(60, print, "profiled")
+"""
+
+
+def test_an_interruption_comes_before_the_watch_ends():
+    """However close it is to the end of the rendering, nothing of it comes later."""
+    told = subprocess.run(
+        [sys.executable, "-c", _CLOSE], capture_output=True, check=False, timeout=120
+    )
+    assert (told.stdout.strip(), told.stderr) == (b"went on", b"")
+
+
+_CLOSE = """
+import random, time
+from langchain_car_vllm.server.supervisor.mends import chat_template as mend
+
+def spin(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+for _ in range(200):
+    try:
+        mend.watched(0.004, spin, random.uniform(0.003, 0.006))
+    except mend.EndlessTemplateError:
+        pass
+    spin(0.001)
+print("went on")
+"""
+
+
 def check_no_watch_goes_on() -> None:
     for timer in [t for t in threading.enumerate() if isinstance(t, threading.Timer)]:
         timer.join(5)

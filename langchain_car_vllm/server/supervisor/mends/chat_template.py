@@ -30,8 +30,8 @@ class EndlessTemplateError(Exception):
 def watched(seconds: float, render: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return what a rendering returns, and interrupt it where it takes too long.
 
-    The interruption comes once, and may come as the rendering ends, in the middle of the first end
-    of the watch: the second one is never disturbed.
+    The interruption comes once. One that is on its way as the rendering ends comes in the middle of
+    the first end of the watch: the second one is never disturbed.
 
     Raises:
         EndlessTemplateError: It took too long.
@@ -63,11 +63,13 @@ class _RenderWatch:
         self._timer = self._start_timer()
 
     def end(self) -> None:
-        """Stop watching; an interruption that is still on its way is called back."""
+        """Stop watching.
+
+        An interruption that is on its way is not called back: the interpreter (CPython 3.11 and
+        3.12) would look for it at every step from then on.
+        """
         with self._mutex:
             self._ended = True
-            if self._interrupted:
-                _raise_in(self._thread, None)
         self._timer.cancel()
 
     def _start_timer(self) -> threading.Timer:
@@ -89,13 +91,13 @@ class _RenderWatch:
                 os._exit(_STOPPED)
             self._interrupted = True
             self._cpu = time.process_time()
-            _raise_in(self._thread, EndlessTemplateError)
+            _interrupt(self._thread)
             self._timer = self._start_timer()
 
 
-def _raise_in(thread: int, error: Any) -> None:
+def _interrupt(thread: int) -> None:
     set_error = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    set_error(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+    set_error(ctypes.c_ulong(thread), ctypes.py_object(EndlessTemplateError))
 
 
 def _refuse_what_the_template_refuses(module: Any) -> None:

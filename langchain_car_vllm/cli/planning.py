@@ -190,7 +190,7 @@ def _host_problem() -> CarVllmError | None:
 def _hints(plan_: Plan, hub: CarVllmError | None) -> list[str]:
     """Return what to do about each thing that stands in the way."""
     problems = [_host_problem(), hub]
-    for check in (plan_.check_disk, plan_.check_memory):
+    for check in (plan_.check_memory, plan_.check_disk):
         try:
             check()
         except CarVllmError as error:

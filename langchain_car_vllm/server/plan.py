@@ -100,14 +100,14 @@ class Plan:
         return self.download + RESERVE <= self.disk
 
     def check(self) -> None:
-        """Refuse what is known not to fit.
+        """Refuse what is known not to fit; room on the disk helps nobody who lacks the memory.
 
         Raises:
-            ModelDownloadError: The disk is too small.
             InsufficientMemoryError: It needs more memory than all servers may take.
+            ModelDownloadError: The disk is too small.
         """
-        self.check_disk()
         self.check_memory()
+        self.check_disk()
 
     def check_disk(self) -> None:
         """Refuse what is known not to fit on the disk.

@@ -1,5 +1,6 @@
 import base64
 import json
+import shutil
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
@@ -162,8 +163,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("faults", "said"), FAULTS.values(), ids=FAULTS)
-def test_what_stands_in_the_way_is_told(hub, faults, said):
+def test_what_stands_in_the_way_is_told(hub, monkeypatch, faults, said):
     """Each obstacle is told before anything is fetched, with its cure."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "10000000")
     for name, value in faults.items():
         setattr(hub, name, value)
     with pytest.raises(ModelDownloadError, match=said) as caught:
@@ -329,8 +331,14 @@ def test_the_profile_says_what_fits_here(tmp_path, monkeypatch):
     assert found[-1] == 40_960
 
 
-def test_the_catalog_is_enough_to_refuse(monkeypatch):
-    """A 16-bit repository is refused by its true size, and the hint names its 4-bit sibling."""
+@pytest.mark.parametrize("free", [1, 1000])
+def test_the_catalog_is_enough_to_refuse(monkeypatch, free):
+    """A 16-bit repository is refused by its true size, and the hint names its 4-bit sibling.
+
+    Whoever would have to free the disk too is told first what that cannot mend.
+    """
+    disk = shutil.disk_usage("/")._replace(free=free * 10**9)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: disk)
     monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "20")
     large = plan_for(ServerSpec("google/gemma-4-26B-A4B-it", "gemma-4-26b-a4b-it"))
     with pytest.raises(InsufficientMemoryError, match=r"weights take 51\.6 GB") as caught:

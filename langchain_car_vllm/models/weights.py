@@ -96,7 +96,10 @@ def indexed_shards(index: Mapping[str, Any] | None, names: Collection[str]) -> l
     shards = shard_names(index or {})
     if any(shard in names for shard in shards):
         return shards
-    counted = [name for name in names if is_weight(name, TEXT_WEIGHTS) and _SHARD.fullmatch(name)]
+    # What lies beside the weights, such as a part for pictures, is counted by itself.
+    stems = {"model-", *(parts[1] for parts in map(_SHARD.fullmatch, shards) if parts)}
+    found = {name: _SHARD.fullmatch(name) for name in names if is_weight(name, TEXT_WEIGHTS)}
+    counted = [name for name, parts in found.items() if parts and parts[1] in stems]
     is_whole = _ONE_FILE in names or (counted and not missing_shards(counted))
     return [] if is_whole else shards
 

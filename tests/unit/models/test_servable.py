@@ -142,6 +142,19 @@ def test_an_index_of_an_earlier_form_is_none(whole_model, config, parts):
     assert not holds_model(folder)
 
 
+@pytest.mark.parametrize("stem", ["model-vision-", "model_mtp-", "model"])
+def test_a_whole_part_beside_the_weights_is_no_other_form_of_them(whole_model, stem):
+    """It may arrive before them, and the model is not here yet."""
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    folder = whole_model(
+        model__safetensors=None,
+        model__safetensors__index__json=index,
+        **{f"{stem}00001-of-00001__safetensors": weights_of(300)},
+    )
+    assert find_obstacle(folder) is not None
+    assert not holds_model(folder)
+
+
 def test_shards_that_are_counted_beyond_reason_are_missing():
     """No name makes the look take long."""
     assert len(missing_shards(["model-1-of-999999999.safetensors"])) <= 10_001

@@ -10,6 +10,7 @@ from typing import Any, Self
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.globals import get_llm_cache
+from langchain_core.load import dumpd
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from pydantic import ConfigDict
@@ -18,6 +19,7 @@ from langchain_car_vllm.delegation import DelegatingChatModel
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.file_stamps import current_stamp
 from langchain_car_vllm.secrets_masking import masked_settings, secrets_digest
+from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.output_parser import response_format_of
 from langchain_car_vllm.wire.request.tools import openai_tools
@@ -35,7 +37,13 @@ class CachingChatModel(DelegatingChatModel):
     Added are parameters as they are sent, a digest of what is never shown, and stamps of files.
     """
 
-    model_config = ConfigDict(defer_build=True)
+    model_config = ConfigDict(defer_build=True, ignored_types=(KeptProperty,))
+
+    @KeptProperty
+    def _serialized(self) -> dict[str, Any]:
+        """What LangChain writes down of the model, in its traces too."""
+        found: dict[str, Any] = dumpd(self)
+        return found
 
     # LangChain keeps what it wrote down in the object: a copy with another setting would get the
     # answer that was cached for the old one.

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +34,7 @@ from langchain_car_vllm.server.prefix_caches import (
     remove_prefix_cache,
 )
 from langchain_car_vllm.server.process import host_name
+from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.version import VERSION
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class _EngineTrial:
         check(not running_servers(), "a server still runs")
         return f"{size(held)} are free"
 
-    @cached_property
+    @KeptProperty
     def _llm(self) -> "ChatVllmMlx":
         from langchain_car_vllm import ChatVllmMlx  # noqa: PLC0415 - LangChain, for this alone
 

@@ -7,7 +7,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from langchain_car_vllm.errors import StateDirectoryError
@@ -20,6 +19,7 @@ from langchain_car_vllm.paths import (
     run_root,
 )
 from langchain_car_vllm.support.os_limits import HINTS
+from langchain_car_vllm.support.process_state import KeptProperty
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
@@ -38,22 +38,22 @@ class ServerDirectory:
 
     path: Path
 
-    @cached_property
+    @KeptProperty
     def key(self) -> str:
         """The server key."""
         return self.path.name
 
-    @cached_property
+    @KeptProperty
     def state(self) -> Path:
         """Written by the holder of `supervisor_lock` only."""
         return self.path / "state.json"
 
-    @cached_property
+    @KeptProperty
     def start_lock(self) -> Path:
         """Held over check, spawn and handshake."""
         return self.path / "start.lock"
 
-    @cached_property
+    @KeptProperty
     def supervisor_lock(self) -> Path:
         """Held by the supervisor for its whole life."""
         return self.path / "supervisor.lock"
@@ -65,52 +65,52 @@ class ServerDirectory:
         """
         return self.path / f"life-{tag}.lock"
 
-    @cached_property
+    @KeptProperty
     def server_lock(self) -> Path:
         """Held by the server process itself for its whole life."""
         return self.path / "server.lock"
 
-    @cached_property
+    @KeptProperty
     def lease_lock(self) -> Path:
         """Shared by clients with a request under way, exclusive while stopping when idle."""
         return self.path / "lease.lock"
 
-    @cached_property
+    @KeptProperty
     def turn_lock(self) -> Path:
         """Held for the time of a decision which request may be sent."""
         return self.path / "turn.lock"
 
-    @cached_property
+    @KeptProperty
     def memory_room(self) -> Path:
         """Bytes of memory that the running server keeps to, once they changed."""
         return self.path / "memory-room"
 
-    @cached_property
+    @KeptProperty
     def turns(self) -> Path:
         """Tickets of the requests that wait for their turn or are under way."""
         return self.path / "turns"
 
-    @cached_property
+    @KeptProperty
     def clients(self) -> Path:
         """One record per client process: its keep_alive, touched when a request ends."""
         return self.path / "clients"
 
-    @cached_property
+    @KeptProperty
     def blame(self) -> Path:
         """Crashes that a single request caused again and again, named by their times."""
         return self.path / "blame"
 
-    @cached_property
+    @KeptProperty
     def log(self) -> Path:
         """The server's output."""
         return self.path / "server.log"
 
-    @cached_property
+    @KeptProperty
     def supervisor_log(self) -> Path:
         """The supervisor's own output."""
         return self.path / "supervisor.log"
 
-    @cached_property
+    @KeptProperty
     def launcher(self) -> Path:
         """The copy of `launch.py` that outlives the client's virtual environment."""
         return self.path / "launch.py"

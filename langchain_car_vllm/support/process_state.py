@@ -1,8 +1,8 @@
 """What belongs to one process: a forked child begins without it.
 
 A child has its parent's memory, but neither its threads nor its connections and leases. Locks of
-the package are `ProcessLock`s, and whatever else a child must drop is registered with
-`reset_after_fork`; no other module has a hook of its own.
+the package are `ProcessLock`s, what an object computes once is a `KeptProperty`, and whatever else
+a child must drop is registered with `reset_after_fork`; no other module has a hook of its own.
 """
 
 import os
@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from operator import attrgetter
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
+T = TypeVar("T")
 _IMPORT_SECONDS = 60.0
 _importing = threading.RLock()
 _locks: "WeakSet[ProcessLock]" = WeakSet()
@@ -57,6 +58,30 @@ class ProcessLock:
         """Free the lock, unless the thread that forked holds it and will give it back."""
         if self._make is threading.Lock or not self.is_mine():
             self._lock = self._make()
+
+
+class KeptProperty(Generic[T]):
+    """A property that is computed once and kept in the object; two threads may both compute it.
+
+    `functools.cached_property` holds a lock of all objects meanwhile (Python 3.11), for which a
+    child that is forked then would wait forever.
+
+    Args:
+        compute: Returns what the property is of an object.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, holder: Any, owner: type | None = None) -> T:
+        if holder is None:
+            return self  # type: ignore[return-value]
+        found: T = vars(holder).setdefault(self._name, self._compute(holder))
+        return found
 
 
 def reset_after_fork(reset: Callable[[], object]) -> None:

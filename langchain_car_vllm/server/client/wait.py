@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
-from functools import cache, cached_property, partial
+from functools import cache, partial
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import (
@@ -39,7 +39,7 @@ from langchain_car_vllm.server.state import (
     is_of_this_container,
     read_header,
 )
-from langchain_car_vllm.support.process_state import ProcessLock
+from langchain_car_vllm.support.process_state import KeptProperty, ProcessLock
 from langchain_car_vllm.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,11 @@ class Waiting:
         self._startup_timeout = startup_timeout
         self._teller = Teller(on_progress)
 
-    @cached_property
+    @KeptProperty
     def _process_lease(self) -> ProcessLease:
         return self._find_process_lease()
 
-    @cached_property
+    @KeptProperty
     def _replacement(self) -> Replacement:
         return Replacement(self._process_lease, self._spec, self.policy)
 

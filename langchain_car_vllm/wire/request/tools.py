@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from langchain_core.runnables import Runnable
@@ -14,6 +13,7 @@ from pydantic import BaseModel, PydanticUserError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.printable import format_value
+from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.wire.request.schema import (
     JsonGenerator,
     Schema,
@@ -52,7 +52,7 @@ class PreparedTool(dict[str, Any]):
     With twenty of them, to convert and write them anew would be a tenth of a warm call.
     """
 
-    @cached_property
+    @KeptProperty
     def size(self) -> int:
         """How many bytes it is sent in, about.
 

@@ -6,7 +6,7 @@ import pkgutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,8 @@ from types import FrameType
 import pytest
 
 import langchain_car_vllm
-from langchain_car_vllm.support.process_state import ProcessLock, import_whole
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.support.process_state import KeptProperty, ProcessLock, import_whole
 
 # Programs, and what runs in the server's Python alone.
 _NOT_IMPORTED = (".__main__", ".supervisor.launch", ".downloader", ".tiny_server")
@@ -184,3 +185,66 @@ def test_a_fork_waits_for_what_is_being_imported(tmp_path: Path, monkeypatch: py
     importing.join()
     for descriptor in (is_begun, waiting):
         os.close(descriptor)
+
+
+begun, may_go_on = threading.Event(), threading.Event()
+
+
+def wait_to_go_on() -> None:
+    begun.set()
+    may_go_on.wait(30)
+
+
+class Keeping:
+    """Keeps a value that another thread is just computing."""
+
+    def __init__(self, compute: Callable[[], object]) -> None:
+        self._compute = compute
+
+    @KeptProperty
+    def value(self) -> object:
+        """What is kept."""
+        return self._compute()
+
+
+class SlowModel(ChatVllmMlx):
+    """A model that another thread is just writing down for a trace."""
+
+    def to_json(self):
+        wait_to_go_on()
+        return super().to_json()
+
+
+ENDPOINT = {"model": "m", "base_url": "http://127.0.0.1:9/v1"}
+KEPT: dict[str, Callable[[bool], object]] = {
+    "a property": lambda is_slow: Keeping(wait_to_go_on if is_slow else object).value,
+    "a model": lambda is_slow: (SlowModel if is_slow else ChatVllmMlx)(**ENDPOINT)._serialized,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("name", KEPT)
+def test_a_child_computes_what_its_parent_was_computing(name: str):
+    """Python's and LangChain's properties hold a lock of all objects meanwhile (Python 3.11)."""
+
+    def is_had() -> bool:
+        signal.alarm(10)
+        return KEPT[name](False) is not None
+
+    begun.clear()
+    may_go_on.clear()
+    computing = threading.Thread(target=KEPT[name], args=(True,))
+    computing.start()
+    assert begun.wait(30)
+    try:
+        assert code_of_child(is_had) == 0
+    finally:
+        may_go_on.set()
+        computing.join()
+
+
+def test_what_is_kept_is_computed_once():
+    """It shows in the object, and the class shows the property."""
+    keeping = Keeping(object)
+    assert keeping.value is keeping.value is vars(keeping)["value"]
+    assert Keeping.value.__doc__ == "What is kept."

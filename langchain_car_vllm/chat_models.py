@@ -20,6 +20,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.secrets_masking import masked_settings
+from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
     Method,
@@ -178,7 +179,7 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
 
     def _fitting_context(self) -> int | None:
         """Return how many tokens fit this machine."""
-        # Not needed for a model that is served elsewhere.
+        import_whole("langchain_car_vllm.server.plan")  # not needed where it is served elsewhere
         from langchain_car_vllm.server.plan import fitting_context  # noqa: PLC0415
 
         try:

@@ -24,6 +24,8 @@ from langchain_car_vllm.wire.transport.remote import describe, find_description
 from langchain_car_vllm.wire.transport.request_progress import Watch
 
 log = logging.getLogger("langchain_car_vllm")
+_SERVER = "langchain_car_vllm.server.client.lease"
+_RUNTIME = "langchain_car_vllm.runtime.runtime"
 
 
 class Connection(Protocol):
@@ -128,8 +130,8 @@ def connect(target: Target, run: Run | None = None) -> Iterator[Watched]:
         if target.endpoint is not None:
             connection = Attached(describe(target.endpoint, target.headers, target.patience))
         else:
-            # Not needed for construction.
-            from langchain_car_vllm import server  # noqa: PLC0415
+            import_whole(_SERVER)
+            from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
             connection = stack.enter_context(
                 server.lease(
@@ -161,8 +163,9 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
                 known = await run_wait(describe, target.endpoint, target.headers, target.patience)
             connection = Attached(known)
         else:
-            # Not needed for construction.
-            from langchain_car_vllm import server  # noqa: PLC0415
+            if _SERVER not in sys.modules:
+                await run_wait(import_whole, _SERVER)
+            from langchain_car_vllm import server  # noqa: PLC0415 - not needed for construction
 
             connection = await stack.enter_async_context(
                 server.alease(
@@ -244,7 +247,7 @@ def _installation(endpoint: Endpoint) -> tuple[str | None, str | None]:
 def _warn_of(endpoint: Endpoint) -> None:
     """Log what is worth knowing of a server's installation, once per process; looks at files."""
     _warned.add(_installation(endpoint))
-    # Not needed for construction.
+    import_whole(_RUNTIME)  # not needed for construction
     from langchain_car_vllm.runtime.runtime import (  # noqa: PLC0415
         warn_about_what_is_passed_over,
     )

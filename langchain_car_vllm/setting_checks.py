@@ -11,6 +11,7 @@ from langchain_car_vllm import environment
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.spec import can_be_passed, check_arguments
 from langchain_car_vllm.support.printable import format_value
+from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
@@ -258,6 +259,7 @@ def _check_host(url: str, parts: SplitResult) -> None:
         except UnicodeError as error:
             raise ValueError(f"its host is not a name ({error})") from error
     if not _PLAIN_URL.fullmatch(url):
+        import_whole("httpx2")
         import httpx2  # noqa: PLC0415 - the client's own reading, which takes long to import
 
         try:

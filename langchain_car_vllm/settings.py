@@ -38,6 +38,7 @@ from langchain_car_vllm.setting_checks import (
     endpoint_key,
     warn_of_no_effect,
 )
+from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.reasoning import Reasoning
 from langchain_car_vllm.wire.request import parameters
@@ -219,7 +220,7 @@ class ServerFields(CheckedFields):
                 f"`{without_credentials(self.base_url)}` is run by somebody else "
                 "and cannot be unloaded from here"
             )
-        # Not needed for construction.
+        import_whole("langchain_car_vllm.server.client.stop")  # not needed for construction
         from langchain_car_vllm import server  # noqa: PLC0415
 
         server.stop_server(server.directory_of(spec), force=force)
@@ -342,7 +343,7 @@ class ChatSettings(ServerFields):
         if endpoint := self._external(None):
             check_served(endpoint, self._header_items())
             return
-        # Not needed by a construction that asks nobody.
+        import_whole("langchain_car_vllm.server.plan")  # not needed where nobody is asked
         from langchain_car_vllm.server.plan import asked_plan  # noqa: PLC0415
 
         asked_plan(self._spec(engine=self.engine)).check()

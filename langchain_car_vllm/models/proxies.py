@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from langchain_car_vllm.support.bounded_http import connect_to
+from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.proxy_variables import is_socks
 
 Connect = Callable[..., socket.socket]
@@ -67,6 +68,7 @@ def connect_with(proxy: str | None) -> Connect:
 
 
 def _connect_through(proxy: str, address: tuple[str, int], timeout: float) -> socket.socket:
+    import_whole("python_socks.sync")
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError  # noqa: PLC0415
     from python_socks.sync import Proxy  # noqa: PLC0415
 

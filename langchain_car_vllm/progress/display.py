@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from langchain_car_vllm.environment import CAR_VLLM_MLX_PROGRESS
 from langchain_car_vllm.progress import OnProgress, Progress, Stage
 from langchain_car_vllm.support.printable import printable
-from langchain_car_vllm.support.process_state import ProcessLock
+from langchain_car_vllm.support.process_state import ProcessLock, import_whole
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -253,6 +253,7 @@ class Bars:
     """
 
     def __init__(self, name: str, file: TextIO) -> None:
+        import_whole("rich.progress")
         from rich.console import Console  # noqa: PLC0415 - only where there is a wait to show
         from rich.progress import (  # noqa: PLC0415
             BarColumn,

@@ -45,6 +45,7 @@ from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervision import supervised_servers
 from langchain_car_vllm.server.wiring import wiring_mode
+from langchain_car_vllm.support.process_state import import_whole
 
 _GB = 1e9
 _MB = 1_000_000
@@ -167,6 +168,7 @@ def asked_plan(spec: ServerSpec) -> Plan:
         return plan_for(spec)
     check_may_fetch(spec)
     # A supervisor, which makes plans too, must not even import what asks.
+    import_whole("langchain_car_vllm.models.hub")
     from langchain_car_vllm.models.hub import ask_hub_model  # noqa: PLC0415
 
     return plan_for(spec, ask_hub_model(spec.source, spec.revision, trust=spec.trust))

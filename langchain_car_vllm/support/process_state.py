@@ -18,6 +18,7 @@ T = TypeVar("T")
 _IMPORT_SECONDS = 60.0
 _importing = threading.RLock()
 _locks: "WeakSet[ProcessLock]" = WeakSet()
+_whole: set[str] = set()
 _resets: list[Callable[[], object]] = []
 
 
@@ -90,13 +91,15 @@ def reset_after_fork(reset: Callable[[], object]) -> None:
 
 
 def import_whole(module: str) -> None:
-    """Import what takes long, which a fork waits for.
+    """Import what only some calls need, which a fork waits for.
 
     A child has its parent's memory without the other threads: what one of them was importing would
     stay half imported there, and whoever needs it would wait forever.
     """
-    with _importing:
-        import_module(module)
+    if module not in _whole:
+        with _importing:
+            import_module(module)
+            _whole.add(module)
 
 
 def _release_imports() -> None:

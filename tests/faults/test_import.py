@@ -58,3 +58,49 @@ llm.unload(force=True)
     done = subprocess.run(command, timeout=50, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "tok0 tok1 tok2"
+
+
+WATCHED = """
+import asyncio, sys
+from pathlib import Path
+import langchain_car_vllm
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.support.process_state import _importing
+
+HOME = str(Path(langchain_car_vllm.__file__).parent)
+found = []
+
+
+class Watcher:
+    def find_spec(self, name, path=None, target=None):
+        frame = sys._getframe(1)
+        while "importlib" in frame.f_code.co_filename:
+            if frame.f_globals["__name__"] == "importlib.util":
+                return  # it is only looked for
+            frame = frame.f_back
+        is_ours = frame.f_code.co_filename.startswith(HOME) or name == "langchain_core.tools"
+        if is_ours and not _importing._is_owned():
+            found.append(name)
+
+
+def weather(city: str) -> str:
+    "Return the weather."
+
+
+sys.meta_path.insert(0, Watcher())
+llm = ChatVllmMlx(model=sys.argv[1], max_tokens=3)
+llm.bind_tools([weather])
+print(llm.invoke("hi").text)
+print(asyncio.run(llm.ainvoke("hi")).text)
+llm.unload(force=True)
+assert "langchain_core.tools" in sys.modules and "anyio._backends._asyncio" in sys.modules
+print(found)
+"""
+
+
+def test_a_fork_waits_for_whatever_a_call_imports(fake: Fake):
+    """A child would wait forever for what another thread was importing when it was forked."""
+    command = [sys.executable, "-c", WATCHED, str(fake.model)]
+    done = subprocess.run(command, timeout=100, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["tok0 tok1 tok2 "] * 2 + ["[]"]

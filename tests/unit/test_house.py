@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +219,35 @@ def test_each_slow_run_has_tests():
     for folder in folders:
         files = (root / folder).rglob("*.py")
         assert any("pytest.mark.full" in file.read_text(encoding="utf-8") for file in files), folder
+
+
+# The supervisor, programs, what only others' code calls, and what an `import_whole` brought along.
+_NEVER_FORKED = ("cli/", "server/supervisor/", "runtime/uv_settings.py", "runtime/requirements.py")
+_IMPORTED_BEFORE = (
+    *("wire/request/schema.py", "wire/request/tools.py"),
+    *("embeddings.py", "reranker.py", "deep_agents.py"),
+)
+
+
+def test_what_a_call_imports_is_imported_whole():
+    """A child that is forked meanwhile would wait for it forever: see `import_whole`."""
+    offenders = [
+        f"{relative(module)}:{function.lineno}: {function.name}"
+        for module in MODULES
+        if not relative(module).startswith((*_NEVER_FORKED, *_ALONE, *_IMPORTED_BEFORE))
+        for function in nodes(module)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        and function.name != "__getattr__"  # of a module: the program's own import
+        and any(map(is_late_import, ast.walk(function)))
+        and not any(
+            isinstance(node, ast.Name) and node.id == "import_whole" for node in ast.walk(function)
+        )
+    ]
+    assert not offenders
+
+
+def is_late_import(node: ast.AST) -> bool:
+    """Whether a node imports more than Python's own modules."""
+    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    return any(name.partition(".")[0] not in sys.stdlib_module_names for name in names)

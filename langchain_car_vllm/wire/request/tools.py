@@ -13,7 +13,7 @@ from pydantic import BaseModel, PydanticUserError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.printable import format_value
-from langchain_car_vllm.support.process_state import KeptProperty
+from langchain_car_vllm.support.process_state import KeptProperty, import_whole
 from langchain_car_vllm.wire.request.schema import (
     JsonGenerator,
     Schema,
@@ -126,6 +126,7 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
     if isinstance(tool, Mapping):
         tool = _in_openais_form(tool)
     refuse_enum(tool)
+    import_whole("langchain_core.tools")  # the conversion looks whether it is one of these
     found = convert_to_openai_tool(tool, strict=strict)
     _mend_parameters(found["function"], tool, strict=strict)
     return found

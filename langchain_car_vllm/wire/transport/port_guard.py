@@ -10,12 +10,12 @@ event loop's threads are everybody's.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from typing import Any
 
 import httpcore2
 
 from langchain_car_vllm.support.bounded_http import as_address, find_addresses, turns
+from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import run_step, run_wait
 from langchain_car_vllm.wire.transport.network_streams import (
     AsyncStream,
@@ -85,7 +85,7 @@ class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
         self._backend = backend or httpcore2.AnyIOBackend()
         # anyio imports it at its first step, on the loop; backends are made in a thread.
         with suppress(ImportError):
-            import_module("anyio._backends._asyncio")
+            import_whole("anyio._backends._asyncio")
 
     async def connect_tcp(
         self,

@@ -11,6 +11,7 @@ from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.globals import get_llm_cache
 from langchain_core.load import dumpd
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from pydantic import ConfigDict
@@ -45,8 +46,8 @@ class CachingChatModel(DelegatingChatModel):
         found: dict[str, Any] = dumpd(self)
         return found
 
-    # LangChain keeps what it wrote down in the object: a copy with another setting would get the
-    # answer that was cached for the old one.
+    # What was written down is kept in the object: a copy with another setting would be traced as
+    # the old one.
     def __copy__(self) -> Self:
         copied = super().__copy__()
         copied.__dict__.pop("_serialized", None)
@@ -61,9 +62,19 @@ class CachingChatModel(DelegatingChatModel):
         super().__setattr__(name, value)
         self.__dict__.pop("_serialized", None)
 
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """Return what LangChain writes down, parameters as they are sent."""
+        found = super().to_json()
+        if found["type"] == "constructor" and (given := found["kwargs"].get("model_kwargs")):
+            found["kwargs"]["model_kwargs"] = _spelt_out(given)
+        return found
+
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        told = super()._get_llm_string(stop=stop, **masked_settings(_spelt_out(kwargs)))
-        return told + secrets_digest({**vars(self), **kwargs}) + _files.get()
+        vars(self).pop("_serialized", None)  # a setting may have been changed in place
+        given = masked_settings(_spelt_out(kwargs))
+        told = super()._get_llm_string(stop=self._stops(stop), **given)
+        settings = {**vars(self), "model_kwargs": _spelt_out(self.model_kwargs)}
+        return told + secrets_digest({**settings, **kwargs}) + _files.get()
 
     def _generate_with_cache(
         self,

@@ -222,7 +222,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
             raise ConfigurationError(
                 f"`stop` must be a string or a list of strings, not `{given!r}`"
             )
-        return found
+        return sorted(found) if isinstance(given, set | frozenset) else found
 
 
 _seen: dict[ServerSpec, Endpoint] = {}

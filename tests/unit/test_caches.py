@@ -3,7 +3,10 @@
 import asyncio
 import copy
 import gc
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +49,26 @@ def test_a_changed_setting_misses_the_cache(change: str, socket_enabled: None):
         assert copy.copy(model).invoke("hi").text == "None"
         assert len(server.dialect.requests) == 1
         assert CHANGES[change](model).invoke("hi").text == "0.5"
+
+
+IN_PLACE: dict[str, tuple[dict[str, Any], Callable[[ChatVllmMlx], object]]] = {
+    "model_kwargs": ({"top_p": 0.1}, lambda model: model.model_kwargs.update(top_p=0.5)),
+    "extra_body": ({"a": {"b": 1}}, lambda model: model.extra_body["a"].update(b=2)),
+    "stop": (["one"], lambda model: model.stop.append("two")),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_so_does_one_that_was_changed_in_place(name: str, socket_enabled: None):
+    """Nobody tells the model of that."""
+    value, change = IN_PLACE[name]
+    with Server(Dialect("m")) as server:
+        model = ChatVllmMlx("m", base_url=server.base_url, cache=InMemoryCache(), **{name: value})
+        for number in range(2):
+            model.invoke("hi")
+            model.invoke("hi")
+            assert len(server.dialect.requests) == number + 1
+            change(model)
 
 
 HIDDEN = {
@@ -116,16 +139,18 @@ PARAMETERS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("is_bound", [True, False])
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_objects_of_one_name_are_told_apart(name: str, socket_enabled: None):
+def test_objects_of_one_name_are_told_apart(name: str, is_bound: bool, socket_enabled: None):
     """By what they say: a later one may lie where a former one lay. What says the same hits."""
     cache = InMemoryCache()
     with Server(Dialect("m", script=lambda body: Reply("{}"))) as server:
-        model = ChatVllmMlx(model="m", cache=cache, base_url=server.base_url)
         for text in ("one", "one", "another", "one"):
-            bound = model.bind(**PARAMETERS[name](text))
+            given = PARAMETERS[name](text)
+            always = {} if is_bound else {"model_kwargs": given}
+            model = ChatVllmMlx(model="m", cache=cache, base_url=server.base_url, **always)
             with suppress(StructuredOutputError):
-                bound.invoke("hi")
+                model.invoke("hi", **(given if is_bound else {}))
             gc.collect()
         assert len(server.dialect.requests) == 2
         assert " at 0x" not in str(list(cache._cache))
@@ -207,3 +232,36 @@ def test_without_a_cache_no_file_is_looked_at_for_one(tmp_path: Path):
     model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:1/v1", cache=True)
     with pytest.raises(ValueError, match="no cache found"):
         WAYS["invoke"](model, [{"type": "image", "path": tmp_path / "a.png"}])
+
+
+KEY = """
+from langchain_car_vllm import ChatVllmMlx
+from pydantic import BaseModel
+
+class Moon(BaseModel):
+    names: frozenset[str] = frozenset({"a", "b", "c", "d"})
+
+def tool(names: set[str] = {"a", "b", "c", "d"}) -> None:
+    "Take names."
+
+given = {"tools": [tool, Moon], "response_format": Moon}
+for place in ({"model_kwargs": given}, {}):
+    model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", api_key="hush", **place)
+    print(model._get_llm_string(stop={"a", "b", "c", "d"}, **({} if place else given)))
+"""
+
+
+def test_another_process_finds_what_this_one_kept():
+    """Whatever order its sets have, and wherever its objects lie."""
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", KEY],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(keys) == 1
+    assert "hush" not in str(keys)

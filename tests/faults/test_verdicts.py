@@ -86,7 +86,7 @@ def hub(
     [
         (0, "64", None),
         (4 * 10**9, "1.0", "InsufficientMemoryError"),
-        (10**15, "64", "ModelDownloadError"),
+        (10**15, "64", "InsufficientMemoryError"),
         (10**15, "10000000", "ModelDownloadError"),
     ],
 )

@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DecimalSchema
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.support.json_objects import copy_json
 from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dict_model
 
 Schema = dict[str, Any]
@@ -48,9 +49,9 @@ def json_schema(schema: Any) -> Schema:
         ConfigurationError: It is nothing that a schema can be made of.
     """
     if isinstance(schema, Mapping):
-        schema = _unwrap(schema)
-        if _is_json_schema(schema):
-            return dict(schema)
+        schema = own = _own(_unwrap(schema))
+        if _is_json_schema(own):
+            return own
     refuse_enum(schema)
     try:
         if _is_bare(schema):
@@ -64,6 +65,15 @@ def json_schema(schema: Any) -> Schema:
         return convert_to_json_schema(schema)
     except _INDESCRIBABLE as error:
         raise _unreadable(schema) from error
+
+
+def _own(schema: Mapping[str, Any]) -> Schema:
+    """Return a copy, since whoever gave it may go on to change it."""
+    try:
+        found: Schema = copy_json(schema)
+    except RecursionError as error:
+        raise ConfigurationError("the schema nests too deeply") from error
+    return found
 
 
 def _unreadable(schema: Any) -> ConfigurationError:

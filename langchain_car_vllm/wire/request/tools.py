@@ -12,6 +12,7 @@ from langchain_core.utils.json_schema import dereference_refs
 from pydantic import BaseModel, PydanticUserError
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.support.json_objects import copy_json
 from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.support.process_state import KeptProperty, import_whole
 from langchain_car_vllm.wire.request.schema import (
@@ -125,10 +126,17 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
         tool = {"description": "", **json_schema(tool)}
     if isinstance(tool, Mapping):
         tool = _in_openais_form(tool)
+        if strict and "name" in tool and not {"parameters", "input_schema"} & tool.keys():
+            tool = {**tool, "parameters": {"type": "object", "properties": {}}}
     refuse_enum(tool)
     import_whole("langchain_core.tools")  # the conversion looks whether it is one of these
     found = convert_to_openai_tool(tool, strict=strict)
-    _mend_parameters(found["function"], tool, strict=strict)
+    if isinstance(tool, Mapping):
+        found = copy_json(found)  # whoever gave it may go on to change it
+    function = found["function"]
+    if function.get("parameters", ...) is None:
+        del function["parameters"]  # the server's parsers look into what is there
+    _mend_parameters(function, tool, strict=strict)
     return found
 
 
@@ -222,8 +230,6 @@ def _check_form(tool: dict[str, Any]) -> None:
         raise ConfigurationError(
             "there is a tool without a name", hint="give it a `name`, or a JSON schema a `title`"
         )
-    if tool["function"].get("parameters", ...) is None:
-        del tool["function"]["parameters"]  # the server's parsers look into what is there
     parameters = tool["function"].get("parameters")
     kind = parameters.get("type", "object") if isinstance(parameters, Mapping) else None
     if parameters is not None and "object" not in (kind if isinstance(kind, list) else [kind]):

@@ -335,6 +335,16 @@ def test_a_schema_that_nests_too_deeply_is_refused(serve, method):
         model.with_structured_output({**schema, "title": "x"}, method=method).invoke("go")
 
 
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", CALLING])
+def test_a_schema_is_what_it_was_when_it_was_given(serve, method):
+    """A program may change its dictionary for the next one."""
+    schema = {"title": "P", "type": "object", "properties": {"age": {"type": "integer"}}}
+    model, _ = serve(helpful)
+    chain = model.with_structured_output(schema, method=method)
+    schema["properties"]["name"] = schema["properties"].pop("age")
+    assert chain.invoke("go").keys() == {"age"}
+
+
 @pytest.mark.parametrize("tools", [None, [LOOK]])
 @pytest.mark.parametrize(
     "inner", [{}, {"json_schema": None}, {"json_schema": 5}, {"json_schema": {"schema": []}}]

@@ -55,6 +55,35 @@ def test_bound_tools_are_prepared_once_and_sent_as_they_are_then(serve):
     assert dialect.requests[-1]["tools"][0]["function"]["description"] == "Adds."
 
 
+FORMS = [
+    {"type": "function", "function": {"name": "f", "description": "Old.", "parameters": TAKING}},
+    {"type": "function", "function": {"name": "f", "description": "Old.", "parameters": None}},
+    {"type": "function", "name": "f", "description": "Old.", "parameters": TAKING},
+    {"name": "f", "description": "Old.", "input_schema": TAKING},
+    {"name": "f", "description": "Old.", "inputSchema": TAKING},
+    {"title": "f", "description": "Old.", **TAKING},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=json.dumps)
+def test_a_tool_and_its_dictionary_are_told_apart_once_it_is_bound(serve, form):
+    """A program may use one dictionary for many tools; none is changed under its hands."""
+    model, dialect = serve(Reply("hello"))
+    tool = copy.deepcopy(form)
+    bound = model.bind_tools([tool])
+    bound.invoke("hi")
+    model.invoke("hi", tools=[tool])
+    assert tool == form
+    level = [tool]
+    while level:
+        inner = level.pop()
+        level += [part for part in inner.values() if isinstance(part, dict)]
+        inner.clear()
+    bound.invoke("hi")
+    first, given_in_the_call, last = (request["tools"] for request in dialect.requests)
+    assert first == given_in_the_call == last
+
+
 @pytest.mark.parametrize(
     "name", ["has space", "ümlaut", "x" * 65, "calendar.list", "计算器", "a/b"]
 )
@@ -112,14 +141,17 @@ def test_tools_of_other_providers_are_said_not_to_exist_here(serve, tool):
         {"name": "f", "input_schema": {"type": "object", "properties": {}}},
         {"type": "custom", "name": "f", "input_schema": {"type": "object", "properties": {}}},
         {"type": "function", "function": {"name": "f"}},
+        {"type": "function", "name": "f"},
         {"name": "f", "description": "Needs nothing."},
         {"title": "f", "type": "object", "properties": {}},
     ],
 )
-def test_whatever_says_what_it_takes_is_a_tool(serve, tool):
+@pytest.mark.parametrize("strict", [None, True, False])
+def test_whatever_says_what_it_takes_is_a_tool(serve, tool, strict):
     """In the forms of OpenAI and Anthropic, and as a JSON schema."""
     model, _ = serve()
-    assert [t["function"]["name"] for t in model.bind_tools([tool]).kwargs["tools"]] == ["f"]
+    bound = model.bind_tools([tool], strict=strict)
+    assert [t["function"]["name"] for t in bound.kwargs["tools"]] == ["f"]
 
 
 @pytest.mark.parametrize(

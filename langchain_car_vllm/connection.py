@@ -3,7 +3,6 @@
 import logging
 import sys
 import threading
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
@@ -17,6 +16,7 @@ from langchain_car_vllm.progress.display import display_progress
 from langchain_car_vllm.progress.run_events import Run
 from langchain_car_vllm.progress.timings import Stopwatch
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.support.closed_loops import ended_with_loop
 from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.errors import ConnectionFailedError, ServerFailedError
@@ -88,8 +88,6 @@ class Watched:
         self.was_alone = connection.was_alone
         self.take_blame = connection.take_blame
         self.watch = Watch(connection.endpoint, on_progress, stopwatch)
-        # A loop that is closed with an open stream never comes back to it.
-        weakref.finalize(self, self.watch.end).atexit = False
 
 
 class Target(NamedTuple):
@@ -177,6 +175,7 @@ async def aconnect(target: Target, run: Run | None = None) -> AsyncIterator[Watc
         run.stopwatch.note_ready()
         watched = Watched(connection, on_progress, run.stopwatch)
         stack.callback(watched.watch.end)
+        stack.enter_context(ended_with_loop(watched.watch.end))
         yield watched
 
 

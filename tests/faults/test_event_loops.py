@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 from fakes.published_configs import CROSS_ENCODER
-from faults.support import FAST, PATIENCE, Fake
+from faults.support import FAST, PATIENCE, Fake, eventually
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.server import stop_server
@@ -134,14 +134,65 @@ def test_stream_left_open_on_a_closed_loop_holds_nothing(fake: Fake):
         stderr=subprocess.DEVNULL,
         text=True,
     ) as program:
-        assert program.stdout is not None
-        assert program.stdout.readline() == "closed\n"
-        directory, port = fake.directory(), fake.state().port
-        assert not holders(directory.clients)
-        assert not [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
-        open_ones = psutil.Process(program.pid).net_connections("tcp")
-        assert port not in [c.raddr.port for c in open_ones if c.status == "ESTABLISHED"]
-        assert stop_server(directory, force=False, policy=FAST)
+        check_nothing_is_held(fake, program)
+
+
+LEAVES_A_TASK_WAITING = """
+import asyncio, sys
+from langchain_car_vllm import ChatVllmMlx
+seen = []
+def note(progress):
+    if way is invoked and progress.stage == "ready":
+        seen.append(True)
+model = ChatVllmMlx(model=sys.argv[1], max_tokens=3, on_progress=note)
+async def streamed():
+    async for _ in model.astream("hi"):
+        seen.append(True)
+async def invoked():
+    await model.ainvoke("hi")
+way = {"streamed": streamed, "invoked": invoked}[sys.argv[2]]
+loop = asyncio.new_event_loop()
+task = loop.create_task(way())
+while not seen:
+    loop.run_until_complete(asyncio.sleep(0.01))
+loop.close()
+print("closed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("multimodal", [False, True])
+@pytest.mark.parametrize("way", ["streamed", "invoked"])
+def test_task_that_waits_on_a_closed_loop_holds_nothing(fake: Fake, way: str, multimodal: bool):
+    """Also where the program keeps it, and the loop: nobody will ever read the answer."""
+    if multimodal:
+        _make_multimodal(fake)
+    fake.switch(token_gate=fake.gate("token"))
+    with subprocess.Popen(
+        [sys.executable, "-c", LEAVES_A_TASK_WAITING, str(fake.model), way],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        check_nothing_is_held(fake, program)
+
+
+def check_nothing_is_held(fake: Fake, program: "subprocess.Popen[str]") -> None:
+    """Once the program says that it has closed its loop."""
+    assert program.stdout is not None
+    assert program.stdout.readline() == "closed\n"
+    directory = fake.directory()
+
+    def is_free() -> bool:
+        tickets = [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
+        return not holders(directory.clients) and not tickets
+
+    eventually(is_free, "lease and turn")  # a step that was under way gives them back at its end
+    port = fake.state().port
+    open_ones = psutil.Process(program.pid).net_connections("tcp")
+    assert port not in [c.raddr.port for c in open_ones if c.status == "ESTABLISHED" and c.raddr]
+    assert stop_server(directory, force=False, policy=FAST)
 
 
 ENDS_WITH_A_STREAM_OPEN = """

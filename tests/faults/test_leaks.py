@@ -71,7 +71,7 @@ def test_cancellation_at_the_end_of_a_step_leaks_no_lease(fake: Fake):
             self.lock.acquire()
 
         def __exit__(self, *_: object) -> None:
-            waiting.give_up()
+            waiting.hold.give_up()
             self.lock.release()
 
         def acquire(self, blocking: bool = True) -> bool:
@@ -80,7 +80,7 @@ def test_cancellation_at_the_end_of_a_step_leaks_no_lease(fake: Fake):
         def release(self) -> None:
             self.lock.release()
 
-    waiting._mutex = Late()
+    waiting.hold.mutex = Late()
     waiting.step()
     assert process_lease.holders == 0
 

@@ -2,6 +2,7 @@
 
 from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.process_lease import ProcessLease
+from langchain_car_vllm.support.process_state import ProcessLock
 
 
 class Hold:
@@ -10,12 +11,18 @@ class Hold:
     Args:
         keep_alive: Seconds that the request wants the server to stay.
         request: Told whether the lease is held.
+
+    Attributes:
+        mutex: Held while the lease is taken, by whoever waits for it.
+        is_given_up: Whether nobody waits any more.
     """
 
     def __init__(self, keep_alive: float, request: Request) -> None:
         self._keep_alive = keep_alive
         self._request = request
         self._lease: ProcessLease | None = None
+        self.mutex = ProcessLock(reentrant=False)
+        self.is_given_up = False
 
     @property
     def is_taken(self) -> bool:
@@ -34,6 +41,15 @@ class Hold:
             return False
         self._request.is_leased = True
         return True
+
+    def give_up(self) -> None:
+        """Give the lease back for good. Never blocks: a step under way does it at its end."""
+        self.is_given_up = True
+        if self.mutex.acquire(blocking=False):
+            try:
+                self.release()
+            finally:
+                self.mutex.release()
 
     def release(self) -> None:
         """Give the lease back, if it is held."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.support.closed_loops import ended_with_loop
 from langchain_car_vllm.support.threads import run_step, submit_step
 
 
@@ -106,7 +106,7 @@ def lease(
         finally:
             gate.close()
     finally:
-        waiting.give_up()
+        waiting.hold.give_up()
 
 
 @asynccontextmanager
@@ -120,21 +120,21 @@ async def alease(
     """Do what `lease` does without blocking the event loop; cancelling it cancels no start."""
     waiting = _wait(spec, policy, startup_timeout, on_progress)
     try:
-        while (endpoint := await run_step(waiting.step)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(waiting.tick)
-        gate = _admission(waiting, endpoint, on_progress)
-        # As for the hold: a loop that is closed with an open stream never comes back to it.
-        weakref.finalize(waiting, gate.close).atexit = False
-        try:
-            yield Lease(endpoint, gate, waiting)
-        finally:
-            if gate.holds_place:
-                # A stream that was closed early has left a ticket, which is torn up off the loop.
-                submit_step(gate.close)
-            else:
-                gate.close()
+        with ended_with_loop(waiting.hold.give_up):
+            while (endpoint := await run_step(waiting.step)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(waiting.tick)
+            gate = _admission(waiting, endpoint, on_progress)
+            try:
+                with ended_with_loop(gate.close):
+                    yield Lease(endpoint, gate, waiting)
+            finally:
+                if gate.holds_place:
+                    # A stream that was closed early has left a ticket, torn up off the loop.
+                    submit_step(gate.close)
+                else:
+                    gate.close()
     finally:
-        waiting.give_up()
+        waiting.hold.give_up()
 
 
 def _admission(waiting: Waiting, endpoint: Endpoint, on_progress: OnProgress | None) -> Admission:

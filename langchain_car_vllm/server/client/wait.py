@@ -2,7 +2,6 @@
 
 import logging
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
@@ -39,7 +38,7 @@ from langchain_car_vllm.server.state import (
     is_of_this_container,
     read_header,
 )
-from langchain_car_vllm.support.process_state import KeptProperty, ProcessLock
+from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -63,6 +62,9 @@ class Waiting:
         policy: How long to wait for what.
         startup_timeout: Seconds to wait at most, None for no limit.
         on_progress: Called in the waiting thread with every change.
+
+    Attributes:
+        hold: The lease, once it is taken; whoever gives it up ends the wait.
     """
 
     def __init__(
@@ -78,11 +80,7 @@ class Waiting:
         self._spec = spec
         request = Request()
         self._memory_turn = MemoryTurn(request, spec.served_name, policy)
-        self._mutex = ProcessLock(reentrant=False)
-        self._given_up = False
-        self._hold = Hold(spec.keep_alive, request)
-        # A loop that is closed with an open stream never comes back to it.
-        weakref.finalize(self, self._hold.release).atexit = False
+        self.hold = Hold(spec.keep_alive, request)
         self._start: Start | None = None
         self._known: int | None = None
         self._lost = 0
@@ -113,15 +111,15 @@ class Waiting:
             CarVllmError: The server cannot be had, for the reason that its type tells.
             ServerStartingError: `startup_timeout` ran out; the start goes on.
         """
-        with self._mutex:
+        with self.hold.mutex:
             try:
-                endpoint = None if self._given_up else self._advance()
+                endpoint = None if self.hold.is_given_up else self._advance()
             finally:
-                if self._given_up:
-                    self._hold.release()
-        if self._given_up:
+                if self.hold.is_given_up:
+                    self.hold.release()
+        if self.hold.is_given_up:
             # It was given up between the look above and the end of the guard.
-            self.give_up()
+            self.hold.give_up()
         if endpoint is None:
             self._check_timeout()
         return endpoint
@@ -134,15 +132,6 @@ class Waiting:
                 "`car-vllm stop` ends it at once",
                 self._spec.served_name,
             )
-
-    def give_up(self) -> None:
-        """Give the lease back. Never blocks: a step under way does it at its end."""
-        self._given_up = True
-        if self._mutex.acquire(blocking=False):
-            try:
-                self._hold.release()
-            finally:
-                self._mutex.release()
 
     @property
     def directory(self) -> ServerDirectory:
@@ -175,7 +164,7 @@ class Waiting:
 
     def _advance(self) -> Endpoint | None:
         self._look_up()
-        if not self._hold.is_taken and (obstacle := self._try_lease()):
+        if not self.hold.is_taken and (obstacle := self._try_lease()):
             if (state := self._process_lease.state()) is not None:
                 self._watch(state)
             self._teller.tell(Progress("queued", obstacle))
@@ -216,7 +205,7 @@ class Waiting:
         known = self.__dict__.get("_process_lease")
         self._process_lease = self._find_process_lease()
         if known is not None and known is not self._process_lease:
-            self._hold.release()
+            self.hold.release()
             self._start = None
             self.__dict__.pop("_replacement", None)
 
@@ -226,7 +215,7 @@ class Waiting:
             return "waiting for the former server to stop"
         if self._memory_turn.is_others(self._process_lease):
             return "waiting for a turn: another model gets the memory first"
-        is_had = self._hold.take(self._process_lease)
+        is_had = self.hold.take(self._process_lease)
         return None if is_had else "waiting for the server to stop"
 
     def _note_generation(self, state: State | None, *, supervised: bool) -> None:

@@ -12,15 +12,16 @@ Those to many other addresses ago are closed too, and made anew for whoever come
 import asyncio
 import atexit
 import resource
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import httpcore2
 import httpx2
 
 from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
+from langchain_car_vllm.support.closed_loops import ended_with_loop
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.transport.port_guard import AsyncGuardedBackend, GuardedBackend, IsOurs
@@ -129,9 +130,7 @@ class Pools:
             pools = _loop_pools.setdefault(loop, {})
             if self._address not in pools:
                 backend = AsyncGuardedBackend(self._is_ours)
-                pools[self._address] = _AsyncPool(
-                    httpcore2.AsyncConnectionPool(network_backend=backend, **_limits(self._address))
-                )
+                pools[self._address] = _AsyncPool(backend, _limits(self._address))
             return pools[self._address]
 
 
@@ -169,21 +168,19 @@ class _Pool:
 class _AsyncPool:
     """The same for one event loop; nothing here is called from another."""
 
-    def __init__(self, pool: httpcore2.AsyncConnectionPool) -> None:
-        self.pool = pool
+    def __init__(self, backend: AsyncGuardedBackend, limits: dict[str, Any]) -> None:
+        self.pool = httpcore2.AsyncConnectionPool(network_backend=backend, **limits)
+        self._backend = backend
         self._users = 0
         self._is_retired = False
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[httpcore2.AsyncConnectionPool]:
         self._users += 1
-        use = _Use()
-        # A loop that is closed with an open stream never comes back to it.
-        left_behind = weakref.finalize(use, _drop_closed_loops)
         try:
-            yield self.pool
+            with ended_with_loop(partial(_end_with_loop, self._backend)):
+                yield self.pool
         finally:
-            left_behind.detach()
             self._users -= 1
             await self._close_unused()
 
@@ -194,10 +191,6 @@ class _AsyncPool:
     async def _close_unused(self) -> None:
         if self._is_retired and self._users == 0:
             await self.pool.aclose()
-
-
-class _Use:
-    """The time of one request: it ends with whatever waits for the answer."""
 
 
 _lock = ProcessLock()
@@ -239,6 +232,11 @@ def _drop_closed_loops() -> None:
         for gone in [known for known in list(_loop_pools) if known.is_closed()]:
             _loop_pools.pop(gone, None)
             _closers.pop(gone, None)
+
+
+def _end_with_loop(backend: AsyncGuardedBackend) -> None:
+    backend.hang_up()
+    _drop_closed_loops()
 
 
 def _begin(closer: AsyncGenerator[None, None]) -> None:

@@ -7,10 +7,12 @@ Names are looked up in threads of our own: the system's resolver knows no limit 
 event loop's threads are everybody's.
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 import httpcore2
 
@@ -83,6 +85,7 @@ class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
     ) -> None:
         self._is_ours = is_ours
         self._backend = backend or httpcore2.AnyIOBackend()
+        self._streams: WeakSet[AsyncStream] = WeakSet()
         # anyio imports it at its first step, on the loop; backends are made in a thread.
         with suppress(ImportError):
             import_whole("anyio._backends._asyncio")
@@ -101,7 +104,15 @@ class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
         async with closed_on_failure(stream):
             if self._is_ours is not None:
                 await run_step(_ask, self._is_ours, _ports(stream))
-        return AsyncStream(stream)
+        made = AsyncStream(stream)
+        self._streams.add(made)
+        return made
+
+    def hang_up(self) -> None:
+        """End all connections at once, since their loop is closed: whoever waits may be kept."""
+        for stream in list(self._streams):
+            with suppress(OSError, AttributeError, TypeError):  # it is closed, or of another loop
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     async def _connect(
         self, host: str, port: int, deadline: float, *args: Any, **options: Any

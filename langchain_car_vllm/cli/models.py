@@ -15,9 +15,10 @@ from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.lm_studio import lm_studio_folders, lost_folders
 from langchain_car_vllm.models.model_files import list_folder
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
+from langchain_car_vllm.models.text_writer import only_reads
 from langchain_car_vllm.paths import lost_disk
 from langchain_car_vllm.server.plan import Plan, learn_budget, plan_for
-from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.spec import Kind, ServerSpec
 
 
 class ShelvedModel(NamedTuple):
@@ -63,7 +64,8 @@ def show(model: ModelArgument, *, revision: Revision = None, as_json: AsJson = F
     """Show what is known of a model."""
     found = parse_model_id(model)
     learn_budget()
-    plan_ = plan_for(ServerSpec(found.source, found.name, revision=revision))
+    directory = find_snapshot(found.source, revision)
+    plan_ = plan_for(_spec(found.source, found.name, directory, revision))
     if as_json:
         print_json(known_facts(plan_))
         return
@@ -128,12 +130,20 @@ def _find_model(repository: str, *, absent: bool) -> ShelvedModel | None:
             window = entry.context_window if entry else None
             begun = ShelvedModel(name, repository, None, _begun_bytes(repository), window)
             return begun if begun.size else None
-        plan_ = plan_for(ServerSpec(repository, entry.name if entry else repository))
+        plan_ = plan_for(_spec(repository, entry.name if entry else repository, directory))
     except ConfigurationError as error:
         return ShelvedModel(name, repository, problem=error.message)
     fitting = 0 if plan_.fits_memory is False else plan_.launch.serving.max_input_tokens
     window = plan_.facts.context_window
     return ShelvedModel(name, repository, directory, plan_.weights or 0, window, fitting)
+
+
+def _spec(
+    source: str, name: str, directory: Path | None, revision: str | None = None
+) -> ServerSpec:
+    """Return how a model is served that may embed or rerank only, and is not refused for that."""
+    kind: Kind = "embeddings" if only_reads(directory) else "chat"
+    return ServerSpec(source, name, revision=revision, kind=kind)
 
 
 def _begun_bytes(repository: str) -> int:

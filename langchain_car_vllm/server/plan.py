@@ -36,6 +36,7 @@ from langchain_car_vllm.models.speculation import (
     draft_to_serve,
     find_draft,
 )
+from langchain_car_vllm.models.text_writer import check_writes_text
 from langchain_car_vllm.paths import existing_part
 from langchain_car_vllm.runtime import installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
@@ -239,11 +240,14 @@ def check_kind(spec: ServerSpec, directory: Path | None, hub: HubListing | None 
     """
     _check_draft(spec, directory, hub)
     _check_adapter(spec, directory)
-    if spec.kind == "reranker":
-        if directory is not None:
-            check_cross_encoder(load_object(directory / "config.json") or {}, spec.served_name)
-        elif hub is not None:
-            check_cross_encoder(hub.config, spec.served_name)
+    check = _KIND_CHECKS.get(spec.kind)
+    if check is not None and directory is not None:
+        check(load_object(directory / "config.json"), spec.served_name)
+    elif check is not None and hub is not None:
+        check(hub.config, spec.served_name)
+
+
+_KIND_CHECKS = {"chat": check_writes_text, "reranker": check_cross_encoder}
 
 
 def _check_draft(spec: ServerSpec, directory: Path | None, hub: HubListing | None) -> None:

@@ -87,6 +87,19 @@ def test_show_tells_every_fact_that_clients_are_told(cli_here: Cli, fake: Fake):
     assert known["media"] == []
 
 
+def test_a_model_that_only_reads_is_listed_and_refused_a_conversation(cli_here: Cli, cache: Path):
+    """It embeds or reranks; `plan` is about conversations."""
+    folder = download(cache, "org/encoder")
+    config = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    (entry,) = json.loads(cli_here("list", "--json").stdout)
+    assert (entry["problem"], entry["directory"]) == (None, str(folder))
+    assert cli_here("show", "org/encoder").returncode == 0
+    refused = cli_here("plan", "org/encoder")
+    assert refused.returncode == 1
+    assert "`org/encoder` writes no text: it is a `BertModel`" in refused.stderr
+
+
 def test_an_odd_repository_does_not_hide_the_others(cli_here: Cli, cache: Path):
     """It is listed with what is wrong with it."""
     download(cache, "org/fine")

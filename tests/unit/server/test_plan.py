@@ -57,6 +57,15 @@ def test_a_model_that_can_be_had_passes(hub, home):
     assert not (home / ".cache").exists()
 
 
+def test_a_model_that_writes_no_text_is_refused_before_it_is_fetched(hub):
+    """For chat; its vectors can be had."""
+    (hub.repositories[REPOSITORY] / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UnservableModelError, match="writes no text"):
+        check_model()
+    asked_plan(ServerSpec(REPOSITORY, REPOSITORY, kind="embeddings")).check()
+    assert fetched(hub) == {"config.json"}
+
+
 def test_the_hub_lists_files_with_sizes(hub):
     """The sizes that disk and memory are checked with are the Hub's."""
     found = ask_hub_model(REPOSITORY)

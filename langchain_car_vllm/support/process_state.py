@@ -7,6 +7,7 @@ a child must drop is registered with `reset_after_fork`; no other module has a h
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -16,7 +17,9 @@ from weakref import WeakSet
 
 T = TypeVar("T")
 _IMPORT_SECONDS = 60.0
-_importing = threading.RLock()
+_gate = threading.RLock()
+_imports: dict[str, Any] = {}
+"""A lock for each module that is imported whole: a fork takes them all."""
 _locks: "WeakSet[ProcessLock]" = WeakSet()
 _whole: set[str] = set()
 _resets: list[Callable[[], object]] = []
@@ -96,15 +99,28 @@ def import_whole(module: str) -> None:
     A child has its parent's memory without the other threads: what one of them was importing would
     stay half imported there, and whoever needs it would wait forever.
     """
-    if module not in _whole:
-        with _importing:
-            import_module(module)
-            _whole.add(module)
+    if module in _whole:
+        return
+    with _gate:
+        lock = _imports.setdefault(module, threading.RLock())
+    with lock:
+        import_module(module)
+        _whole.add(module)
+
+
+def _await_imports() -> None:
+    """Wait until no other thread imports, a minute at most, and let none begin."""
+    deadline = time.monotonic() + _IMPORT_SECONDS
+    _gate.acquire()
+    for lock in _imports.values():
+        lock.acquire(timeout=max(deadline - time.monotonic(), 0))
 
 
 def _release_imports() -> None:
-    with suppress(RuntimeError):  # the wait was given up
-        _importing.release()
+    for lock in _imports.values():
+        with suppress(RuntimeError):  # the wait was given up
+            lock.release()
+    _gate.release()
 
 
 def _reset() -> None:
@@ -116,7 +132,7 @@ def _reset() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which knows no fork
     os.register_at_fork(
-        before=lambda: _importing.acquire(timeout=_IMPORT_SECONDS),
+        before=_await_imports,
         after_in_parent=_release_imports,
         after_in_child=_release_imports,
     )

@@ -65,7 +65,7 @@ import asyncio, sys
 from pathlib import Path
 import langchain_car_vllm
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.support.process_state import _importing
+from langchain_car_vllm.support.process_state import _imports
 
 HOME = str(Path(langchain_car_vllm.__file__).parent)
 found = []
@@ -79,7 +79,7 @@ class Watcher:
                 return  # it is only looked for
             frame = frame.f_back
         is_ours = frame.f_code.co_filename.startswith(HOME) or name == "langchain_core.tools"
-        if is_ours and not _importing._is_owned():
+        if is_ours and not any(lock._is_owned() for lock in _imports.values()):
             found.append(name)
 
 

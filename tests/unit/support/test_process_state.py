@@ -21,7 +21,7 @@ from langchain_car_vllm.support.process_state import KeptProperty, ProcessLock, 
 _NOT_IMPORTED = (".__main__", ".supervisor.launch", ".downloader", ".tiny_server")
 if "VllmMlxDecisions" not in langchain_car_vllm.__all__:  # langchain-core before 1.8
     _NOT_IMPORTED += (".decisions",)
-_WAITED_FOR = ("_importing",)  # by a fork, so that no child is born while it is held
+_WAITED_FOR = ("_gate",)  # by a fork, so that no child is born while it is held
 _KINDS = (ProcessLock, type(threading.Lock()), type(threading.RLock()))
 
 
@@ -165,26 +165,45 @@ os.read(int(gate), 1)
 """
 
 
+@contextmanager
+def slow_import(name: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Have another thread import a module, and yield what lets it come to its end."""
+    (folder / f"{name}.py").write_text(SLOW)
+    patch.syspath_prepend(folder)
+    (is_begun, began), (waiting, gate) = os.pipe(), os.pipe()
+    patch.setenv("SLOW_IMPORT", f"{began} {waiting}")
+    importing = threading.Thread(target=import_whole, args=(name,))
+    importing.start()
+    assert os.read(is_begun, 1) == b""
+    yield lambda: os.close(gate)
+    importing.join()
+    for descriptor in (is_begun, waiting):
+        os.close(descriptor)
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_waits_for_what_is_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The child has not the thread that imports, and would wait forever for it to end."""
-    (tmp_path / "slow_import.py").write_text(SLOW)
-    monkeypatch.syspath_prepend(tmp_path)
-    (is_begun, began), (waiting, gate) = os.pipe(), os.pipe()
-    monkeypatch.setenv("SLOW_IMPORT", f"{began} {waiting}")
 
     def is_imported() -> bool:
         signal.alarm(10)
         return bool(importlib.import_module("slow_import"))
 
-    importing = threading.Thread(target=import_whole, args=("slow_import",))
-    importing.start()
-    assert os.read(is_begun, 1) == b""
-    threading.Timer(0.2, os.close, args=(gate,)).start()
-    assert code_of_child(is_imported) == 0
-    importing.join()
-    for descriptor in (is_begun, waiting):
-        os.close(descriptor)
+    with slow_import("slow_import", tmp_path, monkeypatch) as end:
+        threading.Timer(0.2, end).start()
+        assert code_of_child(is_imported) == 0
+
+
+def test_no_import_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What takes seconds holds up neither what is shown meanwhile nor an event loop."""
+    (tmp_path / "quick_import.py").write_text("")
+    with slow_import("slower_import", tmp_path, monkeypatch) as end:
+        other = threading.Thread(target=import_whole, args=("quick_import",))
+        other.start()
+        other.join(10)
+        is_over = not other.is_alive()
+        end()
+    assert is_over
 
 
 begun, may_go_on = threading.Event(), threading.Event()

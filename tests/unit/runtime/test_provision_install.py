@@ -1,4 +1,4 @@
-"""Installations: what is done, with which Python, where, and what a failure says."""
+"""Installations: what is done, with which Python, and what a failure says."""
 
 import json
 import pickle
@@ -23,11 +23,9 @@ from langchain_car_vllm.runtime import (
     resolve_existing,
     upgrade_runtime,
 )
-from langchain_car_vllm.runtime.host import Host
 from langchain_car_vllm.runtime.marker import read_marker
 from langchain_car_vllm.runtime.provision import provision
 from langchain_car_vllm.runtime.virtual_environment import probe_python
-from langchain_car_vllm.support import backups
 
 
 def test_a_runtime_is_installed_where_there_is_none(fake_uv, managed):
@@ -149,73 +147,6 @@ def test_auto_install_false_refuses(fake_uv):
     with pytest.raises(RuntimeMissingError, match="auto_install=False"):
         ensure_runtime(auto_install=False)
     assert fake_uv.calls == []
-
-
-def test_no_home(fake_uv, monkeypatch):
-    """Without HOME there is no place to install to, and the error says so."""
-    monkeypatch.delenv("HOME")
-    with pytest.raises(ProvisionError, match="HOME is not set") as caught:
-        ensure_runtime()
-    assert caught.value.step == "resolve-home"
-
-
-def test_a_home_that_cannot_be_written(fake_uv, home):
-    """A folder that cannot be made is an error that names it."""
-    (home / ".car").write_text("in the way")
-    with pytest.raises(ProvisionError) as caught:
-        ensure_runtime()
-    assert caught.value.step == "mkdir"
-    assert str(home / ".car") in str(caught.value)
-
-
-def test_a_folder_whose_disk_is_gone(fake_uv, managed):
-    """A runtime that was moved to another disk is not installed in its link's place."""
-    managed.parent.mkdir()
-    managed.symlink_to("/Volumes/Models/runtime")
-    with pytest.raises(ProvisionError, match="is a link to `/Volumes/Models/runtime`") as caught:
-        ensure_runtime()
-    assert caught.value.hint == "connect the disk, or remove what leads to it"
-    assert not fake_uv.calls
-
-
-def test_too_little_disk(fake_uv, monkeypatch, managed):
-    """Too little disk is refused with the numbers, before anything is downloaded."""
-    monkeypatch.setattr("langchain_car_vllm.runtime.provision.needed_mb", lambda **_: 10**12)
-    with pytest.raises(ProvisionError, match="needs 1000000000000 MB") as caught:
-        ensure_runtime()
-    assert caught.value.step == "disk"
-    assert fake_uv.calls == []
-
-
-def test_what_is_there_needs_no_more_disk(fake_uv, managed, monkeypatch):
-    """An interrupted install needs the rest of its space only, a finished one none."""
-    fake_uv.set(fail="pip")
-    with pytest.raises(ProvisionError):
-        ensure_runtime()
-    with (managed / "packages").open("wb") as file:
-        file.truncate(3 * 10**12)
-    free = shutil.disk_usage(managed).free // 1_000_000
-    needed = "langchain_car_vllm.runtime.provision.needed_mb"
-    monkeypatch.setattr(needed, lambda **_: free + 3_100_000)
-    with pytest.raises(ProvisionError, match="the runtime needs") as caught:
-        ensure_runtime()
-    assert caught.value.step == "disk"
-    fake_uv.set(fail=None)
-    monkeypatch.setattr(needed, lambda **_: free + 2_900_000)
-    ensure_runtime()
-    monkeypatch.setattr(needed, lambda **_: 10**12)
-    assert upgrade_runtime().version == "0.6.0"
-
-
-def test_an_unlocked_install_needs_more_disk(fake_uv, monkeypatch, home):
-    """On Linux it brings torch, which the refusal has to know of."""
-    usage = shutil.disk_usage("/")._replace(free=2_000_000_000)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    monkeypatch.setenv("CAR_VLLM_MLX_SPEC", "vllm-mlx==0.6.0")
-    with pytest.raises(ProvisionError, match="needs 6000 MB"):
-        ensure_runtime()
-    monkeypatch.delenv("CAR_VLLM_MLX_SPEC")
-    assert ensure_runtime().server.exists()
 
 
 def test_a_requirement_of_the_users(fake_uv, managed, monkeypatch):
@@ -395,73 +326,3 @@ def test_errors_survive_pickling(error):
     assert str(copy) == str(error)
     assert isinstance(copy, CarVllmError)
     assert copy.__dict__ == error.__dict__
-
-
-def test_one_variable_moves_all_of_it(fake_uv, home, tmp_path, monkeypatch):
-    """Where `~/.car` cannot be made, `CAR_HOME` is enough: state and runtime lie there."""
-    (home / ".car").touch()
-    with pytest.raises(ProvisionError) as caught:
-        ensure_runtime()
-    assert "CAR_VLLM_MLX_RUNTIME" in caught.value.hint
-    monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
-    assert ensure_runtime().server == tmp_path / "elsewhere" / "visual-runtime" / "bin" / "vllm-mlx"
-
-
-def test_no_home_but_a_car_home(fake_uv, tmp_path, monkeypatch):
-    """Without HOME the hint names the variable that ends the problem, and it does."""
-    monkeypatch.delenv("HOME")
-    with pytest.raises(ProvisionError) as caught:
-        ensure_runtime()
-    assert "CAR_HOME" in caught.value.hint
-    monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
-    assert ensure_runtime().version == "0.6.0"
-
-
-def test_the_runtime_can_lie_elsewhere(fake_uv, home, tmp_path, monkeypatch):
-    """`CAR_VLLM_MLX_RUNTIME` names its folder, whatever the home allows."""
-    monkeypatch.setenv("CAR_VLLM_MLX_RUNTIME", str(tmp_path / "own"))
-    assert ensure_runtime().server == tmp_path / "own" / "bin" / "vllm-mlx"
-    assert not (home / ".car").exists()
-
-
-@pytest.mark.parametrize("run", [ensure_runtime, upgrade_runtime])
-@pytest.mark.parametrize("name", ["letter.txt", "Photos", "bin", "share"])
-def test_a_folder_of_other_things_is_no_place_for_it(fake_uv, tmp_path, monkeypatch, run, name):
-    """What is installed there would be removed with all of it by `uninstall`."""
-    root = tmp_path / "disk"
-    (root / ".Spotlight-V100").mkdir(parents=True)
-    (root / name).mkdir()
-    monkeypatch.setenv("CAR_VLLM_MLX_RUNTIME", str(root))
-    with pytest.raises(ProvisionError, match=f"holds other files, such as `{name}`") as caught:
-        run()
-    assert "a folder of its own" in caught.value.hint
-    assert fake_uv.commands == []
-    assert sorted(path.name for path in root.iterdir()) == [".Spotlight-V100", name]
-    (root / name).rmdir()
-    assert run().version == "0.6.0"
-
-
-def test_a_home_with_a_car_home_keeps_the_shared_runtime(fake_uv, managed, tmp_path, monkeypatch):
-    """A home that can be written keeps the runtime, which CAR shares, wherever the state goes."""
-    monkeypatch.setenv("CAR_HOME", str(tmp_path / "elsewhere"))
-    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
-
-
-def test_purgeable_space_is_told_on_a_mac(fake_uv, monkeypatch):
-    """The Finder counts space as free that no program gets."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1_000_000))
-    with pytest.raises(ProvisionError, match="MB free") as caught:
-        provision(host=Host("darwin", "arm64", (15, 0)))
-    assert "purgeable" in caught.value.hint
-
-
-def test_the_runtime_stays_out_of_backups(fake_uv, managed, tmp_path, monkeypatch):
-    """Time Machine is told, whose tool is imitated, and others find a tag."""
-    (tmp_path / "tmutil").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/told\n')
-    (tmp_path / "tmutil").chmod(0o755)
-    monkeypatch.setattr(backups, "PLATFORM", "darwin")
-    monkeypatch.setattr(backups, "_TMUTIL", str(tmp_path / "tmutil"))
-    ensure_runtime()
-    ensure_runtime()
-    assert (tmp_path / "told").read_text() == f"addexclusion {managed}\n"
-    assert (managed / backups.TAG).exists()

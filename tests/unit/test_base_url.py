@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from langchain_core.load import dumps, loads
 from unit.refusals import refused
 
-from langchain_car_vllm import ChatVllmMlx, VllmMlxDecisions
+import langchain_car_vllm
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.setting_checks import endpoint_url
 
@@ -66,9 +67,12 @@ def test_a_variable_that_cannot_work_is_named(name, value, setting, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore:.*is in beta")
-@pytest.mark.parametrize("cls", [ChatVllmMlx, VllmMlxDecisions])
-def test_a_model_that_was_kept_from_the_environments_endpoint_is_loaded_as_one(cls, monkeypatch):
+@pytest.mark.parametrize(
+    "name", [n for n in langchain_car_vllm.__all__ if n in ("ChatVllmMlx", "VllmMlxDecisions")]
+)
+def test_a_model_that_was_kept_from_the_environments_endpoint_is_loaded_as_one(name, monkeypatch):
     """An address or a key that is refused in code is refused wherever the model is loaded."""
+    cls = getattr(langchain_car_vllm, name)
     changed = cls(model="org/model")
     changed.base_url = None
     own = [

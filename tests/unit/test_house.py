@@ -9,7 +9,8 @@ from pathlib import Path
 
 from langchain_car_vllm.environment import VARIABLES
 
-PACKAGE = Path(__file__).parents[2] / "langchain_car_vllm"
+TESTS = Path(__file__).parents[1]
+PACKAGE = TESTS.parent / "langchain_car_vllm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # They run alone in the server's Python and cannot import the declarations.
 _ALONE = (
@@ -227,6 +228,21 @@ _IMPORTED_BEFORE = (
     *("wire/request/schema.py", "wire/request/tools.py"),
     *("embeddings.py", "reranker.py", "deep_agents.py"),
 )
+
+
+def test_tests_begin_without_what_an_older_core_lacks():
+    """A module that imports it at its head is an error where LangChain knows no decisions."""
+    optional = ("VllmMlxDecisions", "typed_program", "langchain_core.decisions")
+    found = [
+        f"{module.name}:{node.lineno}"
+        for folder in ("unit", "standard")
+        for module in sorted((TESTS / folder).rglob("*.py"))
+        for node in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+        if name in optional
+    ]
+    assert found == []
 
 
 def test_what_a_call_imports_is_imported_whole():

@@ -3,12 +3,14 @@
 import io
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from faults.support import FAST, PATIENCE, Fake, eventually, processes_of
@@ -28,6 +30,18 @@ class Cli(Protocol):
 def command(*arguments: str) -> list[str]:
     """Return the command line of `car-vllm`."""
     return [sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", *arguments]
+
+
+def interrupt(process: subprocess.Popen[Any]) -> int:
+    """Press Ctrl-C until the process ends, and return its exit code.
+
+    Python may lose the first one: in the instant before it begins to wait for something.
+    """
+    for _ in range(int(PATIENCE)):
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(1)
+    raise AssertionError("Ctrl-C did not end it")
 
 
 def runtime_that_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -1,7 +1,6 @@
 """`pull`: downloads."""
 
 import os
-import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ import psutil
 import pytest
 from fakes.hub import running_hub
 from faults.support import PATIENCE, Fake, eventually
-from unit.cli.conftest import Cli, command
+from unit.cli.conftest import Cli, command, interrupt
 from unit.cli.model_folders import COMMIT, download
 
 
@@ -181,8 +180,7 @@ def test_ctrl_c_ends_the_download(fake: Fake, tmp_path: Path):
     pulling = subprocess.Popen(command("pull", "org/slow"))
     try:
         eventually(started.exists, "the download")
-        os.kill(pulling.pid, signal.SIGINT)
-        assert pulling.wait(PATIENCE) == 130
+        assert interrupt(pulling) == 130
     finally:
         pulling.kill()
         pulling.wait()

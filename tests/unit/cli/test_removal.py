@@ -3,13 +3,12 @@
 import json
 import os
 import pty
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, PATIENCE, Fake
-from unit.cli.conftest import Cli, command
+from faults.support import FAST, Fake
+from unit.cli.conftest import Cli, command, interrupt
 
 from langchain_car_vllm.server import lease, running_servers
 
@@ -61,8 +60,7 @@ def test_ctrl_c_at_the_question(cached: Path):
         assert asking.stderr is not None
         while b"[y/N]" not in os.read(asking.stderr.fileno(), 1 << 16):
             pass
-        asking.send_signal(signal.SIGINT)
-        assert asking.wait(PATIENCE) == 130
+        assert interrupt(asking) == 130
     os.close(ours)
     os.close(theirs)
     assert cached.exists()

@@ -5,7 +5,6 @@ import os
 import pty
 import select
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from fakes.dialect_server import Server
 from fakes.reply import Reply
 from faults.support import PATIENCE, Fake, eventually
 from langchain_core.messages import AIMessageChunk
-from unit.cli.conftest import Cli, command
+from unit.cli.conftest import Cli, command, interrupt
 
 from langchain_car_vllm.cli.conversation import Conversation
 from langchain_car_vllm.errors import ServerCrashedError
@@ -189,8 +188,7 @@ def test_ctrl_c_ends_an_answer(fake: Fake, tmp_path: Path):
     try:
         # An empty standard input adds nothing to the prompt.
         eventually(lambda: output.read_text() == "tok0 ", "the first token")
-        os.kill(running.pid, signal.SIGINT)
-        assert running.wait(PATIENCE) == 130
+        assert interrupt(running) == 130
     finally:
         running.kill()
         running.wait()

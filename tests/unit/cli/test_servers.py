@@ -3,14 +3,13 @@
 import json
 import os
 import pty
-import signal
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from faults.support import FAST, PATIENCE, Fake, eventually
-from unit.cli.conftest import Cli, command
+from unit.cli.conftest import Cli, command, interrupt
 
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.port import is_free
@@ -175,8 +174,7 @@ def test_logs_are_followed_into_the_next_start(fake: Fake, tmp_path: Path):
         eventually(lambda: "Saving prefix cache" in output.read_text(), "what was added")
         start(fake)
         eventually(lambda: output.read_text().count("Uvicorn running") == 2, "the second log")
-        os.kill(following.pid, signal.SIGINT)
-        assert following.wait(PATIENCE) == 130
+        assert interrupt(following) == 130
     finally:
         following.kill()
         following.wait()

@@ -23,6 +23,7 @@ from langchain_car_vllm.secrets_masking import masked_settings, secrets_digest
 from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.output_parser import response_format_of
+from langchain_car_vllm.wire.request import parameters
 from langchain_car_vllm.wire.request.tools import openai_tools
 
 _Medium = Path | memoryview
@@ -71,10 +72,13 @@ class CachingChatModel(DelegatingChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         vars(self).pop("_serialized", None)  # a setting may have been changed in place
-        given = masked_settings(_spelt_out(kwargs))
-        told = super()._get_llm_string(stop=self._stops(stop), **given)
         settings = {**vars(self), "model_kwargs": _spelt_out(self.model_kwargs)}
-        return told + secrets_digest({**settings, **kwargs}) + _files.get()
+        given = masked_settings(_spelt_out(kwargs))
+        try:
+            told = super()._get_llm_string(stop=self._stops(stop), **given)
+            return told + secrets_digest({**settings, **kwargs}) + _files.get()
+        except RecursionError as error:
+            raise ConfigurationError("a parameter of the call nests too deeply") from error
 
     def _generate_with_cache(
         self,
@@ -105,6 +109,7 @@ class CachingChatModel(DelegatingChatModel):
         is_cached = isinstance(self.cache, BaseCache) or get_llm_cache() is not None
         if not is_cached or self.cache is False:
             return None
+        parameters.check_values(given)
         weights: tuple[str, ...] = ()
         with suppress(ConfigurationError):  # the call itself refuses it
             spec = self._spec(given.get("model"))

@@ -20,6 +20,7 @@ from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import warn_beside_endpoint
 from langchain_car_vllm.settings import ChatSettings
 from langchain_car_vllm.support.owned_generators import owned
+from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.support.threads import is_on_loop, run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
@@ -220,7 +221,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         found = list(given or ()) if is_list else [given]
         if not all(isinstance(text, str) for text in found):
             raise ConfigurationError(
-                f"`stop` must be a string or a list of strings, not `{given!r}`"
+                f"`stop` must be a string or a list of strings, not `{format_value(given)}`"
             )
         return sorted(found) if isinstance(given, set | frozenset) else found
 

@@ -13,6 +13,7 @@ from pydantic import InstanceOf, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType, TypedDict
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.support.printable import format_value
 
 _QUESTION: TypeAdapter[Any] = TypeAdapter(Question)
 _Value = TypeAliasType(
@@ -54,7 +55,9 @@ def check_questions(questions: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigurationError("there are no questions", hint="give at least one")
     for name in questions:
         if not isinstance(name, str):
-            raise ConfigurationError(f"the name of a question must be a text, not `{name!r}`")
+            raise ConfigurationError(
+                f"the name of a question must be a text, not `{format_value(name)}`"
+            )
     try:
         return {name: _QUESTION.validate_python(q) for name, q in questions.items()}
     except ValidationError as error:

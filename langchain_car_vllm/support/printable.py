@@ -98,3 +98,5 @@ def format_value(value: object) -> str:
         return repr(value)[:_MOST_OF_A_VALUE]
     except ValueError:  # of an integer of more than some thousand digits
         return "a number of thousands of digits"
+    except RecursionError:
+        return f"a {type(value).__name__} that nests too deeply"

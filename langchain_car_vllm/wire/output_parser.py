@@ -15,7 +15,7 @@ from langchain_core.utils.json import parse_json_markdown, parse_partial_json
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.support.printable import encodable_value
+from langchain_car_vllm.support.printable import encodable_value, format_value
 from langchain_car_vllm.wire.answer.held_text import check_not_cut
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.raw_output import RawAndParsed
@@ -198,7 +198,7 @@ def response_format_of(given: Any) -> Any:
         with suppress(ConfigurationError):
             return response_format(given)
     raise ConfigurationError(
-        f"`response_format` cannot be `{given!r}`",
+        f"`response_format` cannot be `{format_value(given)}`",
         hint="give a class, a schema of an object, or what the server takes: "
         '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
     )

@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.block_translators import register_translator
 
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.support.printable import format_value
 
 PROVIDER = "vllm_mlx"
 REASONING = "reasoning_content"
@@ -41,7 +42,7 @@ def reasoning_parameters(reasoning: Reasoning, budget: int | None) -> dict[str, 
     """
     if not (reasoning is None or isinstance(reasoning, bool) or reasoning in EFFORTS):
         raise ConfigurationError(
-            f"`reasoning` cannot be `{reasoning!r}`",
+            f"`reasoning` cannot be `{format_value(reasoning)}`",
             hint=f"use True, False, None or {', '.join(EFFORTS)}",
         )
     fields: dict[str, Any] = {}

@@ -23,7 +23,8 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, create_model
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.wire.errors import StructuredOutputError
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.wire.errors import InvalidRequestError, StructuredOutputError
 
 
 def assigned(model: ChatVllmMlx) -> ChatVllmMlx:
@@ -265,3 +266,31 @@ def test_another_process_finds_what_this_one_kept():
     }
     assert len(keys) == 1
     assert "hush" not in str(keys)
+
+
+HOLDING_ITSELF: dict[str, Any] = {}
+HOLDING_ITSELF["a"] = HOLDING_ITSELF
+DEEP: list[Any] = []
+for _ in range(3000):
+    DEEP = [DEEP]
+REFUSED: list[dict[str, Any]] = [
+    {"model": 5},
+    {"model": Path("m")},
+    {"stop": DEEP},
+    {"reasoning": DEEP},
+    {"logprobs": DEEP},
+    {"response_format": DEEP},
+    {"extra_body": HOLDING_ITSELF},
+    {"extra_body": {"token": HOLDING_ITSELF}},
+    {"chat_template_kwargs": {"a": DEEP}},
+]
+
+
+@pytest.mark.parametrize("cache", [False, InMemoryCache()], ids=["no cache", "a cache"])
+@pytest.mark.parametrize("given", REFUSED, ids=lambda given: next(iter(given)))
+def test_what_no_call_can_take_is_refused_in_words(given: dict[str, Any], cache: Any):
+    """With a cache as without: its key is made of what nobody has looked at yet."""
+    model = ChatVllmMlx(model="m", base_url="http://127.0.0.1:9/v1", cache=cache)
+    for call in (model.invoke, lambda text, **given: asyncio.run(model.ainvoke(text, **given))):
+        with pytest.raises((ConfigurationError, InvalidRequestError)):
+            call("hi", **given)

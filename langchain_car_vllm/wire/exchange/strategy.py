@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeGuard
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.wire.answer.reader import Filter
 from langchain_car_vllm.wire.answer.stop_texts import StopFilter
 from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
@@ -143,7 +144,7 @@ def _constrains(form: Any) -> TypeGuard[Mapping[str, Any]]:
         return False
     if not isinstance(form, Mapping) or form.get("type") not in ("json_schema", "json_object"):
         raise ConfigurationError(
-            f"`response_format` cannot be `{form!r}`",
+            f"`response_format` cannot be `{format_value(form)}`",
             hint="use `with_structured_output(...)`, which takes classes and schemas",
         )
     return True

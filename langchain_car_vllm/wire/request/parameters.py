@@ -256,7 +256,7 @@ def logprob_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     wanted, most = given.get("logprobs"), given.get("top_logprobs")
     if wanted is not None and not isinstance(wanted, bool):
-        raise ConfigurationError(f"`logprobs` must be True or False, not `{wanted!r}`")
+        raise ConfigurationError(f"`logprobs` must be True or False, not `{format_value(wanted)}`")
     if most is not None and not 0 <= most <= MOST_TOP_LOGPROBS:
         raise ConfigurationError(
             f"`top_logprobs` must be from 0 to {MOST_TOP_LOGPROBS}, not {most}"

@@ -17,6 +17,7 @@ from pydantic_core.core_schema import DecimalSchema
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.json_objects import copy_json
+from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dict_model
 
 Schema = dict[str, Any]
@@ -80,7 +81,7 @@ def _unreadable(schema: Any) -> ConfigurationError:
     hint = "give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`"
     if _is_bare(schema) or get_origin(schema) is not None:
         hint = "give pydantic's `RootModel[...]` of it: a class, whose `root` is the answer"
-    return ConfigurationError(f"no JSON schema can be made of `{schema!r}`", hint=hint)
+    return ConfigurationError(f"no JSON schema can be made of `{format_value(schema)}`", hint=hint)
 
 
 def _is_bare(schema: Any) -> bool:

@@ -117,10 +117,9 @@ def _await_imports() -> None:
 
 
 def _release_imports() -> None:
-    for lock in _imports.values():
+    for lock in (*_imports.values(), _gate):
         with suppress(RuntimeError):  # the wait was given up
             lock.release()
-    _gate.release()
 
 
 def _reset() -> None:

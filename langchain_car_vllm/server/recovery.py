@@ -1,5 +1,8 @@
 """What a lost supervisor left: its server is ended, its state says so."""
 
+import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -8,7 +11,7 @@ from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.process import is_this_boot, kill_group
+from langchain_car_vllm.server.process import Identity, is_this_boot, kill_group
 from langchain_car_vllm.server.state import (
     Reason,
     State,
@@ -33,12 +36,29 @@ def end_lost_server(state: State, directory: ServerDirectory, policy: Policy) ->
     Returns:
         Whether nobody of its group is left.
     """
-    if state.server is None or not is_this_boot(state.boot_id):
+    if state.server is None:
         return True
-    process = state.server.find()
-    if process is None or _is_of_original(process, directory):
-        return True
-    return kill_group(state.server.pid, policy.kill_grace)
+    process = state.server.find() if is_this_boot(state.boot_id) else None
+    if process is not None:
+        if _is_of_original(process, directory):
+            return True
+        if not kill_group(state.server.pid, policy.kill_grace):
+            return False
+    remove_temporary_files(state.server)
+    return True
+
+
+def remove_temporary_files(server: Identity) -> None:
+    """Remove what a server that has ended left among the system's temporary files.
+
+    Its launcher has their names begin with its tag. Pictures, sounds and films of requests are such
+    files, and a server that was killed removes none.
+    """
+    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"car-vllm-{server.tag}-"):
+                with suppress(OSError):
+                    os.unlink(entry)  # noqa: PTH108 - not a Path
 
 
 def _is_of_original(process: psutil.Process, directory: ServerDirectory) -> bool:

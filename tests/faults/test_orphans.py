@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -51,6 +52,31 @@ def test_supervisor_killed_takes_the_whole_group_along(fake: Fake):
     assert len(list(group_members(state.server.pid))) > 1
     os.kill(state.supervisor.pid, signal.SIGKILL)
     eventually(lambda: not list(group_members(state.server.pid)), "the last of the group")
+
+
+@pytest.mark.parametrize("killed", [None, "server", "supervisor"])
+@pytest.mark.parametrize("successor", ["start", "stop"])
+def test_pictures_of_requests_go_with_the_server(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str | None, successor: str
+):
+    """However it ends: what was killed with its supervisor is removed by who comes next."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # a program of its own would look by itself
+    fake.switch(media=True)
+    others = tmp_path / "car-vllm-another-picture.png"
+    others.touch()
+    with lease(fake.spec(), policy=FAST):
+        left = list(tmp_path.glob("*.png"))
+    assert len(left) == 2
+    if killed is not None:
+        os.kill(getattr(fake.state(), killed).pid, signal.SIGKILL)
+        nobody_left(fake)
+    fake.switch()
+    if successor == "stop" or killed is None:
+        stop_server(fake.directory(), policy=FAST)
+    else:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert list(tmp_path.glob("*.png")) == [others]
 
 
 def test_server_that_dies_takes_what_it_started_along(fake: Fake):

@@ -21,6 +21,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +35,7 @@ def main() -> None:
     if sys.argv[1:] == ["check"]:
         _print_mends()
         return
-    _, mode, binary, *arguments = sys.argv[1:]
+    tag, mode, binary, *arguments = sys.argv[1:]
     key = os.environ.pop("CAR_VLLM_LAUNCH_KEY", None)
     pipe = int(os.environ.pop("CAR_VLLM_LAUNCH_PIPE"))
     parent = int(os.environ.pop("CAR_VLLM_LAUNCH_PARENT"))
@@ -53,6 +54,8 @@ def main() -> None:
     if arguments[0] == "download" or os.environ.pop("CAR_VLLM_LAUNCH_TEXT_ONLY", ""):
         # Its import takes as long as all others together, and text models never use it.
         sys.modules["torch"] = None  # type: ignore[assignment]
+    # A server that is killed leaves pictures of requests behind, which are found by that.
+    tempfile.template = f"car-vllm-{tag}-"
     _install_mends("mends.json" if arguments[0] == "serve" else None)
     runpy.run_path(binary, run_name="__main__")
 

@@ -18,6 +18,7 @@ from langchain_car_vllm.server.directory import hint_of
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.prefix_caches import keep_out_of_backups
+from langchain_car_vllm.server.recovery import remove_temporary_files
 from langchain_car_vllm.server.supervisor.adapter_stage import check_adapter_is_used
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, SupervisorContext
@@ -126,6 +127,7 @@ class Server:
         """
         policy = self._context.policy
         is_gone = self.child.interrupt(policy) if gently else self.child.kill(policy)
+        remove_temporary_files(self.child.identity)
         keep_out_of_backups()
         # Whoever still listens after that is a stranger, and may stay.
         deadline = time.monotonic() + _PORT_GRACE

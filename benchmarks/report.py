@@ -102,7 +102,11 @@ def _check(check: Check | None) -> str:
 
 
 def _beside(check: Check | None) -> str:
-    return "" if check is None else f"{_figure(check.value)} {check.unit}, {check.verdict}"
+    return (
+        ""
+        if check is None
+        else f"{_figure(check.value)} {check.unit}".rstrip() + f", {check.verdict}"
+    )
 
 
 def _figure(value: float) -> str:

@@ -5,6 +5,7 @@ is new every time, and at the end nothing of it may live.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -26,8 +27,11 @@ _FOREIGN = ("CAR_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let small models end a turn at once, which is their own weakness."""
+    """Let small models end a turn at once, their own weakness, and SIGTERM end a run as Ctrl-C."""
     config.addinivalue_line("filterwarnings", "ignore:the answer is empty. the model ended")
+    # However the run is ended, fixtures end what they started: servers without a supervisor too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

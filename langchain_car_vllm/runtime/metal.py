@@ -46,7 +46,7 @@ def working_set_limit(total: int, share: int) -> int:
     """
     if platform.system() != "Darwin":
         return share
-    kept, chosen = _read(), _wired_limit_mb() * _MIB
+    kept, chosen = _figure_in(_note()), _wired_limit_mb() * _MIB
     if kept is None and chosen > 0:
         return min(chosen, total)
     if kept is None:
@@ -57,7 +57,7 @@ def working_set_limit(total: int, share: int) -> int:
 
 def known_working_set() -> int | None:
     """Return Metal's figure in bytes, None where it has not been asked, or is not there."""
-    kept = _read() if platform.system() == "Darwin" else None
+    kept = _figure_in(_note()) if platform.system() == "Darwin" else None
     return int(kept["bytes"]) if kept else None
 
 
@@ -69,7 +69,8 @@ def learn_working_set(binary: Path) -> None:
         identity = _identity(binary)
     except (OSError, RuntimeError, ValueError):  # a sandbox does not tell of the memory
         return
-    kept, unanswered = _read(), _note().get("unanswered")
+    note = _note()
+    kept, unanswered = _figure_in(note), note.get("unanswered")
     if _is_about(identity, kept) or (_is_recent(unanswered) and _is_about(identity, unanswered)):
         return
     interpreter = interpreter_of(binary)
@@ -127,9 +128,8 @@ def _file() -> Path:
     return paths.car_home() / "run" / _FILE
 
 
-def _read() -> dict[str, Any] | None:
+def _figure_in(kept: dict[str, Any]) -> dict[str, Any] | None:
     """Return what was kept, None where it was asked of another macOS or another Mac."""
-    kept = _note()
     try:
         is_figure = isinstance(kept["bytes"], int) and kept["bytes"] > 0
         is_from_here = _is_about(_machine(), kept)

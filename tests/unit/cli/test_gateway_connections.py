@@ -44,6 +44,15 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 UPLOAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
 
 
+async def ask_until_closed(writer: asyncio.StreamWriter) -> None:
+    """Send requests and read no answer."""
+    with suppress(ConnectionError):
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                writer.write(HEALTH * 100)
+                await writer.drain()
+
+
 def test_a_connection_without_a_request_is_ended(fake: Fake, monkeypatch: pytest.MonkeyPatch):
     """Whoever sends nothing, half a header or half a body holds no connection, before or after."""
     monkeypatch.setattr(gateway_server, "_SILENT_SECONDS", 0.2)
@@ -150,11 +159,7 @@ def test_a_connection_whose_answers_nobody_reads_is_ended(
     async def run():
         async with listening(Gateway(fake.spec(), KEY)) as connect:
             _, writer = await connect()
-            with suppress(ConnectionError):
-                async with asyncio.timeout(PATIENCE):
-                    while True:
-                        writer.write(HEALTH * 100)
-                        await writer.drain()
+            await ask_until_closed(writer)
 
     asyncio.run(run())
 
@@ -173,11 +178,7 @@ def test_a_reader_that_left_is_forgotten(fake: Fake, monkeypatch: pytest.MonkeyP
     async def run():
         async with listening(Gateway(fake.spec(), KEY)) as connect:
             _, writer = await connect()
-            with suppress(ConnectionError):
-                async with asyncio.timeout(PATIENCE):
-                    while True:
-                        writer.write(HEALTH * 100)
-                        await writer.drain()
+            await ask_until_closed(writer)
             writer.close()
         gc.collect()
         return len(known)

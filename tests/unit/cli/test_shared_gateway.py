@@ -9,6 +9,21 @@ from faults.support import PATIENCE, Fake
 from unit.cli.conftest import command
 
 
+def answers_in_shell(script: str, count: int) -> list[dict[str, str]]:
+    """Return what `env --json` says in a terminal of its own."""
+    shell = subprocess.run(
+        ["/bin/sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=8 * PATIENCE,
+        start_new_session=True,
+        check=False,
+    )
+    answers = [json.loads(f"{part}}}") for part in shell.stdout.split("}")[:-1]]
+    assert len(answers) == count, shell.stderr
+    return answers
+
+
 def test_a_shell_that_asks_again_gets_the_same_gateway(fake: Fake, home: Path):
     """A profile or an `.envrc` asks each time; each had started one more process that stayed."""
     ask = shlex.join(command("env", str(fake.model), "--json"))
@@ -16,17 +31,7 @@ def test_a_shell_that_asks_again_gets_the_same_gateway(fake: Fake, home: Path):
     script = f"{ask}; cd /; {ask}; {other}; rm {home}/.car/run/gateway.key; {ask}; true"
     found = []
     for _ in range(2):
-        shell = subprocess.run(
-            ["/bin/sh", "-c", script],
-            capture_output=True,
-            text=True,
-            timeout=8 * PATIENCE,
-            start_new_session=True,
-            check=False,
-        )
-        answers = [json.loads(f"{part}}}") for part in shell.stdout.split("}")[:-1]]
-        assert len(answers) == 4, shell.stderr
-        first, again, another, renewed = answers
+        first, again, another, renewed = answers_in_shell(script, 4)
         assert first == again
         assert len({v["OPENAI_BASE_URL"] for v in (first, another, renewed)}) == 3
         assert renewed["OPENAI_API_KEY"] != first["OPENAI_API_KEY"]
@@ -37,14 +42,7 @@ def test_a_shell_that_asks_again_gets_the_same_gateway(fake: Fake, home: Path):
 def test_a_gateway_of_another_folder_is_another_one(fake: Fake, tmp_path: Path):
     """What its server is told may name a file from there."""
     ask = shlex.join(command("env", str(fake.model), "--json", "--server-arg=--max-tokens=77"))
-    shell = subprocess.run(
-        ["/bin/sh", "-c", f"cd /; {ask}; {ask}; cd {shlex.quote(str(tmp_path))}; {ask}; true"],
-        capture_output=True,
-        text=True,
-        timeout=8 * PATIENCE,
-        start_new_session=True,
-        check=False,
-    )
-    answers = [json.loads(f"{part}}}") for part in shell.stdout.split("}")[:-1]]
+    script = f"cd /; {ask}; {ask}; cd {shlex.quote(str(tmp_path))}; {ask}; true"
+    answers = answers_in_shell(script, 3)
     first, again, elsewhere = [answer["OPENAI_BASE_URL"] for answer in answers]
     assert first == again != elsewhere

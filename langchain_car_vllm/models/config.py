@@ -86,14 +86,17 @@ def config_of(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def architectures_of(values: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that a `config.json` is for."""
+    found = values.get("architectures")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def is_multimodal(values: Mapping[str, Any]) -> bool:
     """Return whether the server will serve a model of this `config.json` as multimodal."""
-    architectures = values.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
     return any(key in values for key in _MULTIMODAL_KEYS) or any(
         mark in name.lower()
-        for name in names
-        if isinstance(name, str)
+        for name in architectures_of(values)
         for mark in _MULTIMODAL_ARCHITECTURES
     )
 

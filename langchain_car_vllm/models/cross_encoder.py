@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.models.config import architectures_of
 
 # What `vllm_mlx/rerank_forward.py` computes (vllm-mlx 0.6.0); it fails at the first request, or
 # gives wrong scores, with anything else.
@@ -24,8 +25,7 @@ def check_cross_encoder(config: Mapping[str, Any], name: str) -> None:
 
 
 def _obstacle(config: Mapping[str, Any]) -> str | None:
-    found = config.get("architectures")
-    names = [n for n in found if isinstance(n, str)] if isinstance(found, list) else []
+    names = architectures_of(config)
     if not any(n.endswith("ForSequenceClassification") for n in names):
         kind = f"a `{names[0]}`" if names else "a model without a classifier"
         return f"it is {kind}, not a cross-encoder"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.models.config import architectures_of
 from langchain_car_vllm.models.model_files import read_object
 
 # The server (vllm-mlx 0.6.0) fails to load an encoder. Of others it loads what fits and leaves the
@@ -48,8 +49,7 @@ def _reading_kind(config: Mapping[str, Any]) -> str | None:
     """Return what a model is that only reads, None for one that may write."""
     if config.get("model_file") is not None:  # code of its own decides, where it is trusted
         return None
-    found = config.get("architectures")
-    names = [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    names = architectures_of(config)
     if names and all(name.endswith(_READING_HEADS) or name in _WITHOUT_HEAD for name in names):
         return names[0]
     model_type = config.get("model_type")

@@ -25,6 +25,7 @@ from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.server.directory import explain_os_errors, make_checked
 from langchain_car_vllm.server.locks import is_file_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.support.replaced_files import replaced_file
 from langchain_car_vllm.version import VERSION
 
 _END_SECONDS = 10.0
@@ -133,10 +134,8 @@ def shared_gateway(
     )
     note = {"tag": started.tag, "published": started.published._asdict()}
     # Another shell that asks at this moment would remove a half note.
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with explain_os_errors(file):
-        draft.write_text(json.dumps(note), encoding="utf-8")
-        draft.replace(file)
+    with explain_os_errors(file), replaced_file(file, many_writers=True) as draft:
+        draft.write(json.dumps(note).encode())
     return started.published
 
 

@@ -8,7 +8,6 @@ or the sandbox's, such as want of memory, is kept by nobody but who met it.
 import errno
 import json
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import CarVllmError, ProvisionError
 from langchain_car_vllm.runtime.commands import OnLine, run_step
+from langchain_car_vllm.support.replaced_files import replaced_file
 
 IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
 """What a Python runs that is to run the server."""
@@ -118,7 +118,6 @@ def _read_verdicts() -> dict[str, Verdict]:
 def _write_verdicts(verdicts: dict[str, Verdict]) -> None:
     file = _file()
     paths.make_private(file.parent)
-    draft = file.with_name(f"{_FILE}.{secrets.token_hex(4)}")
     kept = {b: v._asdict() for b, v in verdicts.items() if os.path.isfile(b)}  # noqa: PTH113
-    draft.write_text(json.dumps(kept), encoding="utf-8")
-    draft.replace(file)
+    with replaced_file(file, many_writers=True) as note:
+        note.write(json.dumps(kept).encode())

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from langchain_car_vllm.support.replaced_files import replaced_file
+
 MARKER = ".langchain-car-vllm.json"
 
 State = Literal["installing", "complete"]
@@ -56,9 +58,7 @@ def write_marker(root: Path, marker: Marker) -> None:
     Raises:
         OSError: The environment cannot be written to.
     """
-    draft = root / f"{MARKER}.new"
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(marker._asdict(), file)
+    with replaced_file(root / MARKER, mode=0o644) as file:
+        file.write(json.dumps(marker._asdict()).encode())
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(root / MARKER)

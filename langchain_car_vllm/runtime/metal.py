@@ -20,6 +20,7 @@ from langchain_car_vllm.runtime.commands import clean_environment
 from langchain_car_vllm.runtime.console_scripts import installed_version, interpreter_of
 from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.programs import ask_program
+from langchain_car_vllm.support.replaced_files import replaced_file
 
 _FILE = "metal.json"
 _SECONDS = 60.0
@@ -150,6 +151,5 @@ def _write(kept: dict[str, Any]) -> None:
     file = _file()
     with suppress(OSError):
         paths.make_private(file.parent)
-        draft = file.with_name(f"{_FILE}.{os.getpid()}")
-        draft.write_text(json.dumps(kept), encoding="utf-8")
-        draft.replace(file)
+        with replaced_file(file, many_writers=True) as note:
+            note.write(json.dumps(kept).encode())

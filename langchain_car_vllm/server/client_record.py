@@ -14,6 +14,7 @@ import psutil
 
 from langchain_car_vllm.server.idle import Use
 from langchain_car_vllm.server.locks import is_file_held
+from langchain_car_vllm.support.replaced_files import replaced_file
 
 _MARK = ".held-"
 
@@ -28,10 +29,10 @@ def record_name() -> str:
 
 def write_record(path: Path, keep_alive: float) -> None:
     """Replace this process's record."""
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(f"{keep_alive!r}\n", encoding="ascii")
-    _stamp(scratch)
-    scratch.replace(path)
+    with replaced_file(path) as file:
+        file.write(f"{keep_alive!r}\n".encode("ascii"))
+        file.flush()
+        _stamp(file.fileno())
 
 
 def touch_record(path: Path, keep_alive: float) -> None:
@@ -120,6 +121,6 @@ def _is_locked(path: Path) -> bool:
         return False
 
 
-def _stamp(path: Path) -> None:
+def _stamp(file: Path | int) -> None:
     now = time.monotonic_ns()
-    os.utime(path, ns=(now, now))
+    os.utime(file, ns=(now, now))

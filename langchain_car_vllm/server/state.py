@@ -15,6 +15,7 @@ from langchain_car_vllm.endpoint import Endpoint, Serving
 from langchain_car_vllm.server.disk import is_on_local_disk
 from langchain_car_vllm.server.process import Identity, boot_id, is_this_machine, namespace
 from langchain_car_vllm.server.spec import PROTOCOL
+from langchain_car_vllm.support.replaced_files import replaced_file
 
 Phase = Literal["queued", "install", "download", "load", "ready", "stopping", "stopped"]
 Reason = Literal["user", "idle", "evicted", "crash", "failed", "lost"]
@@ -226,17 +227,14 @@ def mark_stopped(path: Path, reason: Reason) -> None:
 
 
 def _write(path: Path, values: dict[str, Any]) -> tuple[int, int]:
-    scratch = path.with_suffix(".new")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(values, file)
+    with replaced_file(path) as file:
+        file.write(json.dumps(values).encode())
         file.flush()
         # The file system's own stamps are coarse and its numbers come again: readers could not tell
         # two states that follow each other closely.
         now = time.time_ns()
         os.utime(file.fileno(), ns=(now, now))
         found = os.fstat(file.fileno())
-    scratch.replace(path)
     return found.st_ino, found.st_mtime_ns
 
 

@@ -16,7 +16,7 @@ from langchain_car_vllm.server import lease
 FATAL_WRITE = """
 opened = os.open
 def open_or_die(path, *rest, **named):
-    if str(path).endswith("state.new") and not os.path.exists({once!r}):
+    if str(path).endswith(".state.json.new") and not os.path.exists({once!r}):
         os.close(opened({once!r}, os.O_CREAT | os.O_WRONLY))
         os.kill(os.getpid(), 9)
     return opened(path, *rest, **named)

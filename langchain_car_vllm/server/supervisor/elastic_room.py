@@ -11,6 +11,7 @@ from langchain_car_vllm.server.supervision import supervised_servers
 from langchain_car_vllm.server.supervisor.context import SupervisorContext
 from langchain_car_vllm.server.supervisor.reservation import grow_reservation
 from langchain_car_vllm.server.tickets import kv_tokens, read_tickets
+from langchain_car_vllm.support.replaced_files import replaced_file
 
 
 class ElasticRoom:
@@ -77,7 +78,5 @@ class ElasticRoom:
     def _tell_server(self, memory: Memory) -> None:
         """Have the server keep to it as well; see the mend `memory-limits`."""
         path = self._context.directory.memory_room
-        draft = path.with_suffix(".new")
-        with suppress(OSError):
-            draft.write_text(str(memory.needed), encoding="ascii")
-            draft.replace(path)
+        with suppress(OSError), replaced_file(path) as file:
+            file.write(b"%d" % memory.needed)

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -112,6 +113,7 @@ def main() -> None:
         try:
             app(prog_name=PROGRAM)
         finally:
+            _take_last_interrupt()
             sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
@@ -130,6 +132,12 @@ def main() -> None:
         if log := _log_fault():
             say(f"log: {log}")
         sys.exit(3)
+
+
+def _take_last_interrupt() -> None:
+    """Have a further Ctrl-C end at once what is ending, without a traceback of where it was."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _discard_output() -> None:

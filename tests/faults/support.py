@@ -141,6 +141,18 @@ def error_of_lease(fake: Fake, **changes: object) -> BaseException | None:
 
 
 @contextmanager
+def run_in_this_process(*arguments: str) -> Iterator[None]:
+    """Have the command line, run here, see the arguments, and keep its ending from ending us."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["car-vllm", *arguments])
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def forked_child() -> Iterator[None]:
     """Fork a child that does nothing until the end of the block."""
     reading, writing = os.pipe()

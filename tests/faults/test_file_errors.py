@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake, eventually
+from faults.support import FAST, Fake, eventually, run_in_this_process
 from faults.turns import Make, Server, enter, enters
 
 from langchain_car_vllm.cli.app import main
@@ -275,11 +275,14 @@ def test_what_the_system_refuses_a_command_is_no_fault_of_the_program(
     home: Path, monkeypatch, capsys: pytest.CaptureFixture, error: int
 ):
     """It is told in three lines, and no bug is reported."""
-    monkeypatch.setattr(sys, "argv", ["car-vllm", "service", "status"])
     monkeypatch.setattr(logging.getLogger("langchain_car_vllm"), "handlers", [])
     refusals = Refusals(home)
     refusals.refuse(error, 1)
-    with refusals.installed(), pytest.raises(SystemExit) as end:
+    with (
+        run_in_this_process("service", "status"),
+        refusals.installed(),
+        pytest.raises(SystemExit) as end,
+    ):
         main()
     said = capsys.readouterr().err
     assert end.value.code == 1

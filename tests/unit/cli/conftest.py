@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from faults.support import FAST, PATIENCE, Fake, eventually, processes_of
+from faults.support import (
+    FAST,
+    PATIENCE,
+    Fake,
+    eventually,
+    processes_of,
+    run_in_this_process,
+)
 
 from langchain_car_vllm.cli.app import main
 from langchain_car_vllm.server import running_servers, stop_server
@@ -33,14 +40,16 @@ def command(*arguments: str) -> list[str]:
 
 
 def interrupt(process: subprocess.Popen[Any]) -> int:
-    """Press Ctrl-C until the process ends, and return its exit code.
+    """Press Ctrl-C until the process ends, and return its exit code as a shell tells it.
 
-    Python may lose the first one: in the instant before it begins to wait for something.
+    Python may lose the first one: in the instant before it begins to wait for something. A further
+    one may find it ending, which it then does of the signal.
     """
-    for _ in range(int(PATIENCE)):
+    for number in range(int(PATIENCE)):
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            return process.wait(1)
+            code = process.wait(1)
+            return 128 - code if number and code < 0 else code
     raise AssertionError("Ctrl-C did not end it")
 
 
@@ -84,8 +93,7 @@ def cli_here(capsys: pytest.CaptureFixture[str]) -> Cli:
         *arguments: str, given: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         handlers, level = log.handlers[:], log.level
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["car-vllm", *arguments])
+        with run_in_this_process(*arguments), pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdin", io.StringIO(given))
             for name, value in environment.items():
                 patch.setenv(name, value)

@@ -4,13 +4,14 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, Fake
+from faults.support import FAST, PATIENCE, Fake
 from typer.main import get_command
 from unit.cli.conftest import Cli, command
 
@@ -235,3 +236,41 @@ def test_a_table_fits_its_terminal(columns: str, names: str):
     header = os.read(ours, 1000).decode().splitlines()[0]
     os.close(ours)
     assert header.split() == list(names)
+
+
+ENDS_SLOWLY = """
+import atexit, sys, time
+from langchain_car_vllm.cli import main
+
+def end_slowly():
+    print("ending", flush=True)
+    time.sleep(600)
+
+atexit.register(end_slowly)
+main()
+"""
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_ctrl_c_while_it_ends(is_heard: bool):
+    """It ends at once, and shows no traceback of what was going on; `nohup` still holds."""
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler if is_heard else signal.SIG_IGN
+    )
+    try:
+        ending = subprocess.Popen(
+            [sys.executable, "-c", ENDS_SLOWLY, "--version"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with ending:
+        assert ending.stdout is not None
+        assert "ending\n" in ending.stdout
+        ending.send_signal(signal.SIGINT)
+        ending.send_signal(signal.SIGTERM)
+        assert ending.wait(PATIENCE) == -(signal.SIGINT if is_heard else signal.SIGTERM)
+        assert ending.stderr is not None
+        assert ending.stderr.read() == ""

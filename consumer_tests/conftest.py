@@ -1,6 +1,7 @@
 """An empty home, servers that say what a test wants, and the real one."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,12 @@ from langchain_car_vllm.server import running_servers, stop_server
 ROOT = Path(__file__).parents[1]
 _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 Serve = Callable[..., tuple[ChatVllmMlx, Server]]
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end a run as Ctrl-C does: fixtures end the servers that they started."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -271,7 +271,7 @@ def test_another_process_finds_what_this_one_kept():
 HOLDING_ITSELF: dict[str, Any] = {}
 HOLDING_ITSELF["a"] = HOLDING_ITSELF
 DEEP: list[Any] = []
-for _ in range(3000):
+for _ in range(100_000):
     DEEP = [DEEP]
 REFUSED: list[dict[str, Any]] = [
     {"model": 5},

@@ -42,6 +42,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.server.spec import ServerSpec, check_arguments
+from langchain_car_vllm.support.proxy_variables import proxy_exceptions
 
 DEFAULT_PORT = 8000
 _WATCH_SECONDS = 1.0
@@ -175,7 +176,9 @@ def launch(
     with closing(GatewayProcess.start(model, until_pid=os.getpid(), options=options)) as gateway:
         command, variables = entry.invocation(gateway.published, gateway.published.read_key())
         words = [program, *command[1:], *context.args]
-        raise typer.Exit(_run_in_foreground(words, inherited_environment() | variables))
+        inherited = inherited_environment()
+        variables |= proxy_exceptions(inherited)
+        raise typer.Exit(_run_in_foreground(words, inherited | variables))
 
 
 class _Tool(NamedTuple):
@@ -212,15 +215,17 @@ def _tools() -> dict[str, _Tool]:
 
 
 def shared_variables(published: Published) -> dict[str, str]:
-    """Return the variables that OpenAI's and Anthropic's clients read."""
+    """Return the variables that OpenAI's and Anthropic's clients read, and those of proxies."""
     key = published.read_key()
     return {
         "OPENAI_BASE_URL": published.base_url,
+        "OPENAI_API_BASE": published.base_url,
         "OPENAI_API_KEY": key,
         "OPENAI_MODEL": published.model,
         "ANTHROPIC_BASE_URL": published.base_url.removesuffix("/v1"),
         "ANTHROPIC_AUTH_TOKEN": key,
         "ANTHROPIC_MODEL": published.model,
+        **proxy_exceptions(inherited_environment()),
     }
 
 
@@ -259,8 +264,9 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
         print(json.dumps(published._asdict()), flush=True)
         return
     question = {"model": published.model, "messages": [{"role": "user", "content": "Say hello"}]}
+    direct = "--noproxy '*' " if proxy_exceptions(inherited_environment()) else ""
     words = [
-        f"curl {published.base_url}/chat/completions",
+        f"curl {direct}{published.base_url}/chat/completions",
         f'-H "Authorization: Bearer $(cat {shlex.quote(published.api_key_file)})"',
         "-H 'Content-Type: application/json'",
         f"-d {shlex.quote(json.dumps(question))}",

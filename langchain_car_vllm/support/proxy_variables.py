@@ -26,14 +26,19 @@ def proxy_variables(inherited: Mapping[str, str]) -> dict[str, str]:
     """
     found = {name: value for name, value in inherited.items() if is_proxy_variable(name) and value}
     proxies = {n: _known(v) for n, v in found.items() if n.lower() != _EXCEPTIONS}
-    if not proxies:
-        # Exceptions alone would hide the proxies that macOS knows of from Python.
-        return found
-    exceptions = found.get(_EXCEPTIONS) or found.get(_EXCEPTIONS.upper()) or ""
+    # Exceptions alone would hide the proxies that macOS knows of from Python.
+    return proxies | proxy_exceptions(inherited) if proxies else found
+
+
+def proxy_exceptions(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that except this machine from the proxies; none without a proxy."""
+    if not any(value and name.lower() in _PROXIES for name, value in inherited.items()):
+        return {}
+    exceptions = inherited.get(_EXCEPTIONS) or inherited.get(_EXCEPTIONS.upper()) or ""
     if exceptions.strip() != "*":
         listed = [name for part in exceptions.split(",") if (name := part.strip())]
         exceptions = ",".join(dict.fromkeys([*listed, *_LOOPBACK]))
-    return proxies | dict.fromkeys((_EXCEPTIONS, _EXCEPTIONS.upper()), exceptions)
+    return dict.fromkeys((_EXCEPTIONS, _EXCEPTIONS.upper()), exceptions)
 
 
 def _known(proxy: str) -> str:

@@ -289,8 +289,21 @@ def test_an_address_that_is_not_this_machines(cli: Cli, fake: Fake, tmp_path: Pa
     assert "hint: leave --host out" in done.stderr
 
 
+ELSEWHERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def led_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of a user's that lead programs to other servers, or through a proxy."""
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE", "ANTHROPIC_BASE_URL"):
+        monkeypatch.setenv(name, f"{ELSEWHERE}/v1")
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, ELSEWHERE)
+
+
+@pytest.mark.usefixtures("led_elsewhere")
 def test_variables_for_a_shell(fake: Fake):
-    """`eval "$(car-vllm env MODEL)"` is all that another program needs."""
+    """`eval "$(car-vllm env MODEL)"` is all that another program needs, wherever it went before."""
     script = (
         f'eval "$({shlex.join(command("env", str(fake.model)))})"; '
         f"{shlex.quote(sys.executable)} -c {shlex.quote(_ASKS)}"
@@ -303,7 +316,19 @@ def test_variables_for_a_shell(fake: Fake):
         start_new_session=True,
         check=False,
     )
-    assert shell.stdout == "200\n", shell.stderr
+    assert shell.stdout == "200\n200\n", shell.stderr
+
+
+@pytest.mark.usefixtures("led_elsewhere")
+def test_the_line_to_try_goes_through_no_proxy(fake: Fake):
+    """A proxy would hear key and prompt, and knows no address of this machine."""
+    with subprocess.Popen(
+        command("serve", str(fake.model), "--port", "0"), stdout=subprocess.PIPE, text=True
+    ) as process:
+        line = next(line for line in process.stdout if line.startswith("try it"))
+        words = shlex.split(line.removeprefix("try it"))
+        process.terminate()
+    assert words[words.index("--noproxy") + 1] == "*"
 
 
 def test_the_server_is_the_one_that_is_named(cli: Cli, fake: Fake):
@@ -336,26 +361,37 @@ def test_nothing_is_imported_from_the_current_folder(fake: Fake, tmp_path: Path)
 
 _ASKS = """
 import os, urllib.request
-request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/models")
-request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
-print(urllib.request.urlopen(request).status)
+for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE"):  # each is the first that some library reads
+    request = urllib.request.Request(os.environ[name] + "/models")
+    request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
+    print(urllib.request.urlopen(request).status)
 """
 
 
-def test_a_tool_is_launched_on_a_model(cli: Cli, fake: Fake, tmp_path: Path):
+@pytest.mark.parametrize("name", ["aider", "dcode"])
+@pytest.mark.usefixtures("led_elsewhere")
+def test_a_tool_is_launched_on_a_model(cli: Cli, fake: Fake, tmp_path: Path, name: str):
     """The tool gets address, key and model, its own arguments, and its exit code comes back."""
-    tool = tmp_path / "bin" / "aider"
+    tool = tmp_path / "bin" / name
     tool.parent.mkdir()
-    asks = f"{shlex.quote(sys.executable)} -c {shlex.quote(_TOOL)}"
+    asks = f"{shlex.quote(sys.executable)} -c {shlex.quote(_ASKS)}"
     tool.write_text(f'#!/bin/sh\necho "$@"\n{asks}\nexit 7\n')
     tool.chmod(0o755)
     path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
-    done = cli("launch", "aider", str(fake.model), "--", "--no-git", PATH=path)
+    done = cli("launch", name, str(fake.model), "--", "--no-git", PATH=path)
     assert done.returncode == 7, done.stderr
-    assert done.stdout.splitlines() == [f"--model openai/{fake.model} --no-git", "200"]
+    said, *statuses = done.stdout.splitlines()
+    assert said.endswith(f"{fake.model} --no-git")
+    assert statuses == ["200", "200"]
 
 
-_TOOL = _ASKS.replace("OPENAI_BASE_URL", "OPENAI_API_BASE")
+def test_all_that_claude_code_asks_goes_to_the_model(cli: Cli):
+    """Its subagents and its work in the background ask for models by their rank."""
+    done = cli("launch", "claude", "org/model", "--dry-run", CLAUDE_CODE_USE_BEDROCK="1")
+    said = dict(line.split("=", 1) for line in done.stdout.splitlines()[:-1])
+    ranks = [said[f"ANTHROPIC_DEFAULT_{rank}_MODEL"] for rank in ("HAIKU", "SONNET", "OPUS")]
+    assert [*ranks, said["CLAUDE_CODE_SUBAGENT_MODEL"]] == ["org/model"] * 4
+    assert said["CLAUDE_CODE_USE_BEDROCK"] == "''"
 
 
 @pytest.mark.parametrize("tool", ["aider", "claude", "codex", "dcode", "opencode"])

@@ -26,7 +26,8 @@ def failure_from(error: Any) -> Exception:
     """Return the failure that an `error` tells of, in any server's form."""
     if not isinstance(error, dict):
         return ServerFailedError(f"the server failed: {error}")
-    text = str(error.get("message") or error.get("type") or "")
+    said = error.get("message") or error.get("type") or (None if error.get("code") else error)
+    text = str(said or "")
     told = [str(error[key]) for key in ("code", "status", "type") if error.get(key)]
     status = next((word for word in told if _A_STATUS.fullmatch(word)), None)
     if status is None and (code := error.get("code")):

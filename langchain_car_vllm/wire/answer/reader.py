@@ -83,6 +83,7 @@ class Answer:
         usage: The tokens, None where the server does not tell. The server tells twice (on the
             finish chunk and on one of its own); the last counts.
         done: Nothing more is wanted: the connection may be closed.
+        is_ended: The server has said that nothing more follows.
         id: The server's name for the answer.
         model: The model's name as the server gives it.
         drafts: Tokens that were drafted and accepted, None where the server does not tell.
@@ -109,7 +110,7 @@ class Answer:
         self._is_begun = False
         self._filters = filters
         self._calls = CallReader(names)
-        self._ended = False
+        self.is_ended = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.done = False
@@ -150,7 +151,7 @@ class Answer:
             deltas = [] if self.done else self._events(self._reader.end())
         else:
             deltas = self._events([b"".join(self._whole).lstrip(_BLANKS)])
-        if self.finish_reason is None and not self.done and self._ended:
+        if self.finish_reason is None and not self.done and self.is_ended:
             self.finish_reason = "stop"  # some servers give no reason, only an end
         if self.finish_reason is None and not self.done:
             raise IncompleteAnswerError(
@@ -212,7 +213,7 @@ class Answer:
             if self.done:
                 break
             if payload == _DONE:
-                self._ended = True
+                self.is_ended = True
                 continue
             delta = self._event(payload) if payload or not self._streamed else None
             if delta is not None:
@@ -253,7 +254,7 @@ class Answer:
             self.usage = usage
         if choice is None:
             return None
-        self._ended = self._ended or not self._streamed  # a document that came whole has its end
+        self.is_ended |= not self._streamed  # a document that came whole has its end
         self._read_end(event, choice)
         if self._lacks_logprobs or choice.get("logprobs"):
             self._lacks_logprobs &= not self._logprobs.read(choice.get("logprobs"))
@@ -293,10 +294,11 @@ class Answer:
         return {} if self.events else choice.get("message") or {}
 
     def _read_end(self, event: dict[str, Any], choice: dict[str, Any]) -> None:
-        reason = choice.get("finish_reason")
-        if not reason:
+        if not (reason := choice.get("finish_reason")):
             return
         reason = str(reason).lower()
+        if reason in _NOT_YET:
+            return
         if reason in _FAILED:
             if error := choice.get("error"):
                 raise failure_from(error)
@@ -316,6 +318,7 @@ _REASONS = {
     **dict.fromkeys(("tool_use", "tool_call"), "tool_calls"),
     **dict.fromkeys(("safety", "sensitive", "content_filtered"), "content_filter"),
 }
+_NOT_YET = ("null", "none")
 # In the words of DeepSeek and Zhipu, too.
 _FAILED = ("error", "insufficient_system_resource", "network_error")
 _BROKEN_OFF = ("abort", "aborted", "cancelled", "canceled", "user_cancel")

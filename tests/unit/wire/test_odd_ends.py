@@ -14,6 +14,7 @@ from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.wire.answer.token_usage import Usage, read_usage
 from langchain_car_vllm.wire.errors import (
     AuthenticationError,
+    IncompleteAnswerError,
     InvalidRequestError,
     PromptTooLongError,
     RateLimitError,
@@ -49,6 +50,45 @@ def test_half_an_answer_is_no_whole_one(serve, events):
     model, _ = serve(stream(*events), max_retries=0)
     with pytest.raises(CarVllmError, match=r"boom|failed|broke|error"):
         list(model.stream("go"))
+
+
+@pytest.mark.parametrize("word", ["null", "None"])
+def test_a_word_for_no_reason_is_none(serve, word):
+    """Some send it with each event, also with the last one that came through."""
+    event = {"choices": [{**HELLO["choices"][0], "finish_reason": word}]}
+    model, _ = serve(stream(event, done=False), max_retries=0)
+    with pytest.raises(IncompleteAnswerError):
+        model.invoke("go")
+
+
+FAILURE_LINES = {
+    "llama.cpp": b'error: {"code":400,"message":"boom","type":"invalid_request_error"}',
+    "llama.cpp, a text": b"error: boom",
+    "bare": b'{"error":{"message":"boom"}}',
+    "an event": b'event: error\ndata: {"message":"boom"}',
+    "an event of several lines": b'event: error\ndata: {\ndata: "reason": "boom"\ndata: }',
+    "an event, a text": b'event: error\ndata: "boom"',
+    "an event, no JSON": b"event: error\ndata: boom",
+    "an event without a word": b"event: error\ndata:",
+}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("line", FAILURE_LINES.values(), ids=FAILURE_LINES)
+def test_a_failure_outside_of_the_data_is_one(serve, line, end):
+    """It was passed over, and the end behind it made half an answer a whole one."""
+    raw = b"\n\n".join([stream(HELLO, done=False).raw.strip(), line, b"data: [DONE]", b""])
+    model, _ = serve(Reply(raw=raw.replace(b"\n", end)), max_retries=0)
+    with pytest.raises(CarVllmError, match=r"boom|no reason given"):
+        list(model.stream("go"))
+
+
+def test_an_event_after_that_of_another_name_is_read(serve):
+    """The name holds for one event alone, and a text may have the word in it."""
+    word = {"choices": [{"index": 0, "delta": {"content": "an error: none"}}]}
+    raw = b"event: errors\n" + stream(word, STOP).raw
+    model, _ = serve(Reply(raw=raw))
+    assert model.invoke("go").text == "an error: none"
 
 
 @pytest.mark.parametrize(

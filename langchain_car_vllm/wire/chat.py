@@ -56,7 +56,13 @@ from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
 from langchain_car_vllm.wire.transport.refusal import Refusal, Refusals
-from langchain_car_vllm.wire.transport.send import ChatRequest, aopen_stream, open_stream
+from langchain_car_vllm.wire.transport.send import (
+    ChatRequest,
+    aopen_stream,
+    aread_rest,
+    open_stream,
+    read_rest,
+)
 from langchain_car_vllm.wire.transport.simple_engine import (
     BusyWaits,
     aturn,
@@ -233,7 +239,8 @@ class WireChat(CountingChat):
                 noted_cuts(self.endpoint),
                 self._send(attempt, terms) as body,
             ):
-                for data in body:
+                parts = iter(body)
+                for data in parts:
                     deltas = attempt.feed(data)
                     clock.check(attempt.answer.events)
                     passage.note(attempt.answer.events)
@@ -243,6 +250,8 @@ class WireChat(CountingChat):
                     if attempt.done:
                         note_cut(self.endpoint)
                         break
+                    if attempt.is_ended:
+                        read_rest(parts)
             passage.is_over = not attempt.done
             yield from attempt.end()
 
@@ -271,7 +280,8 @@ class WireChat(CountingChat):
                 self._asend(attempt, terms) as body,
             ):
                 with noted_cuts(self.endpoint):
-                    async for data in body:
+                    parts = aiter(body)
+                    async for data in parts:
                         deltas = attempt.feed(data)
                         clock.check(attempt.answer.events)
                         passage.note(attempt.answer.events)
@@ -282,6 +292,8 @@ class WireChat(CountingChat):
                         if attempt.done:
                             note_cut(self.endpoint)
                             break
+                        if attempt.is_ended:
+                            await aread_rest(parts)
             passage.is_over = not attempt.done
             for delta in attempt.end():
                 yield delta

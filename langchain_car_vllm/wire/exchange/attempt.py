@@ -102,6 +102,11 @@ class Attempt:
         """Nothing more is wanted: the connection may be closed."""
         return self.answer.done
 
+    @property
+    def is_ended(self) -> bool:
+        """The server has said that nothing more follows."""
+        return self.answer.is_ended
+
     def feed(self, data: bytes) -> list[Delta]:
         """Return what `data` completes for the user."""
         return self._note(self.answer.feed(data))

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ _MOST_REPEATS = 2
 _STALE_SECONDS = 5.0
 _MOST_ERROR_BYTES = 1 << 20
 _ERROR_SECONDS = 5.0
+_REST_SECONDS = 0.5
 
 
 class ChatRequest:
@@ -147,6 +148,24 @@ async def aopen_stream(
         yield _decoded(response, body).aiter_bytes() if b"content-encoding" in headers else body
     finally:
         await aclose(response)
+
+
+def read_rest(parts: Iterator[bytes]) -> None:
+    """Read what follows the last event of an answer, which lets its connection be used again.
+
+    Some servers keep the connection open, or break it off. That takes nothing from the answer.
+    """
+    with suppress(*TRANSPORT_ERRORS), sending(time.monotonic() + _REST_SECONDS):
+        for _ in parts:
+            pass
+
+
+async def aread_rest(parts: AsyncIterator[bytes]) -> None:
+    """Do what `read_rest` does without blocking the event loop."""
+    with suppress(*TRANSPORT_ERRORS, TimeoutError):
+        async with asyncio.timeout(_REST_SECONDS):
+            async for _ in parts:
+                pass
 
 
 async def aclose(response: httpcore2.Response) -> None:

@@ -6,6 +6,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -197,3 +198,34 @@ def test_too_many_open_files_is_told_as_such(serve):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "ulimit" in str(caught.value)
     assert not caught.value.refused
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("rest", ["open", "broken", "later"])
+def test_an_answer_that_has_ended_waits_for_nothing(way: str, rest: str):
+    """Some servers keep its connection open or break it off; one that is whole is used again."""
+    chunk = {"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}
+    events = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    is_over = threading.Event()
+
+    def serve(connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            if not is_chat(request):
+                connection.sendall(whole(b"{}"))
+                continue
+            connection.sendall(head + b"%x\r\n%b\r\n" % (len(events), events))
+            if rest == "later":
+                connection.sendall(b"0\r\n\r\n")
+            else:
+                is_over.wait(30 if rest == "open" else 0)
+                return
+
+    with raw(serve) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url, max_retries=0, timeout=20)
+        for ask in caller(model, way):
+            assert ask().text == "yes"
+            before = server.connections
+            assert ask().text == "yes"
+            assert server.connections == before + (rest != "later")
+        is_over.set()

@@ -35,24 +35,33 @@ METHODS: Sequence[str] = ("json_schema", "function_calling", "json_mode")
 
 
 class _CheckedAtItsEnd(BaseCumulativeTransformOutputParser[Any]):
-    """Validates a streamed answer once it is whole: its parts are let through unchecked."""
+    """Validates a streamed answer once it is whole: its parts are let through unchecked.
+
+    LangChain has its own way to read parts, and what the last of them gives may be nothing: the
+    object of the whole follows where it is another one.
+    """
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002
         whole: list[Any] = []
-        yield from super()._transform(_tee(input, whole))
-        self._check_end(whole)
+        found = None
+        for found in super()._transform(_tee(input, whole)):
+            yield found
+        if (last := self._read_whole(whole)) != found:
+            yield last
 
     async def _atransform(
         self,
         input: AsyncIterator[str | BaseMessage],  # noqa: A002
     ) -> AsyncIterator[Any]:
         whole: list[Any] = []
-        async for part in super()._atransform(_atee(input, whole)):
-            yield part
-        self._check_end(whole)
+        found = None
+        async for found in super()._atransform(_atee(input, whole)):
+            yield found
+        if (last := self._read_whole(whole)) != found:
+            yield last
 
-    def _check_end(self, parts: list[Any]) -> None:
-        """Raise what is wrong with the whole of it."""
+    def _read_whole(self, parts: list[Any]) -> Any:
+        """Return the object of the whole of it, None for none, or raise what is wrong with it."""
         raise NotImplementedError
 
 
@@ -126,16 +135,16 @@ class AnswerParser(_CheckedAtItsEnd):
             )
         return encodable_value(value)
 
-    def _check_end(self, parts: list[Any]) -> None:
+    def _read_whole(self, parts: list[Any]) -> Any:
         messages = [part for part in parts if isinstance(part, BaseMessage)]
         if not messages:
-            return
+            return None
         text = "".join(message.text for message in messages)
         called = any(getattr(message, "tool_call_chunks", ()) for message in messages)
         if called and not text:
-            return
+            return None
         last = AIMessage(content=text, response_metadata=messages[-1].response_metadata)
-        self.parse_result([ChatGeneration(message=last)])
+        return self.parse_result([ChatGeneration(message=last)])
 
 
 class InstanceToolParser(_CheckedAtItsEnd, JsonOutputKeyToolsParser):
@@ -152,11 +161,12 @@ class InstanceToolParser(_CheckedAtItsEnd, JsonOutputKeyToolsParser):
         """The type of the objects, by which LangServe and others describe a chain's output."""
         return _described(self.target)
 
-    def _check_end(self, parts: list[Any]) -> None:
+    def _read_whole(self, parts: list[Any]) -> Any:
         chunks = [part for part in parts if isinstance(part, AIMessageChunk)]
-        if chunks:
-            whole = chunks[0] + chunks[1:] if len(chunks) > 1 else chunks[0]
-            self.parse_result([ChatGeneration(message=whole)])
+        if not chunks:
+            return None
+        whole = chunks[0] + chunks[1:] if len(chunks) > 1 else chunks[0]
+        return self.parse_result([ChatGeneration(message=whole)])
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Return the instance, None where the tool was not called, or not yet in full.

@@ -1,5 +1,6 @@
 """A gateway in a process of its own, for as long as another process lives, and its key."""
 
+import errno
 import hashlib
 import ipaddress
 import json
@@ -29,6 +30,8 @@ from langchain_car_vllm.support.replaced_files import replaced_file
 from langchain_car_vllm.version import VERSION
 
 _END_SECONDS = 10.0
+# More does not pass as a header.
+_MOST_OF_A_KEY = 4096
 # Nothing is imported from the folder that somebody happens to be in, such as a cloned repository.
 SERVE = (sys.executable, "-P", "-c", "from langchain_car_vllm.cli import main; main()", "serve")
 
@@ -222,14 +225,15 @@ def find_key_file(given: Path | None, host: str) -> Path:
 
 def _checked_key_file(path: Path) -> Path:
     try:
-        text, mode = path.read_text().strip(), path.stat().st_mode
+        text, mode = _read_key(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not text" if isinstance(error, ValueError) else error.strerror
         raise ConfigurationError(
             f"the key file `{path}` cannot be read: {reason}",
             hint="make one with `openssl rand -hex 32 > FILE && chmod 600 FILE`",
         ) from error
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
+    is_line = text.isascii() and text.isprintable() and " " not in text
+    if not 0 < len(text) <= _MOST_OF_A_KEY or not is_line:
         raise ConfigurationError(
             f"`{path}` does not hold a key: one line of ASCII, no spaces",
             hint="write one into it; `car-vllm` makes its own anew where it is missing",
@@ -237,6 +241,19 @@ def _checked_key_file(path: Path) -> Path:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         say(f"warning: others can read `{path}`; `chmod 600` changes that")
     return path
+
+
+def _read_key(path: Path) -> tuple[str, int]:
+    """Return what may be a key, and the mode of its file; the key of a pipe could be read once.
+
+    Raises:
+        OSError: It is not a file, or cannot be read.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a file on a disk")
+    with path.open(encoding="utf-8") as file:
+        return file.read(_MOST_OF_A_KEY + 2).strip(), mode
 
 
 def _own_key_file() -> Path:

@@ -258,7 +258,7 @@ def test_other_machines_need_a_key_of_the_users(cli: Cli, fake: Fake, tmp_path: 
         assert request(local, "/v1/models")[0] == 401
 
 
-@pytest.mark.parametrize("text", ["", "two words", "\u00e9", "a\nb"])
+@pytest.mark.parametrize("text", ["", "two words", "\u00e9", "a\nb", "a" * 4097])
 def test_a_file_without_a_key(cli: Cli, fake: Fake, tmp_path: Path, text: str):
     """What cannot be a key is refused before anything starts."""
     file = tmp_path / "key"
@@ -266,6 +266,15 @@ def test_a_file_without_a_key(cli: Cli, fake: Fake, tmp_path: Path, text: str):
     done = cli("serve", str(fake.model), "--api-key-file", str(file))
     assert (done.returncode, fake.starts()) == (1, [])
     assert "does not hold a key" in done.stderr
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_key_lies_in_a_file_on_a_disk(cli: Cli, fake: Fake, tmp_path: Path, make):
+    """A pipe, as of `<(pass show key)`, gives it once or never, and a device has no end."""
+    make(tmp_path / "key")
+    done = cli("serve", str(fake.model), "--api-key-file", str(tmp_path / "key"))
+    assert (done.returncode, fake.starts()) == (1, [])
+    assert "cannot be read: it is not a file on a disk" in done.stderr
 
 
 def test_a_port_that_is_taken(cli: Cli, fake: Fake):

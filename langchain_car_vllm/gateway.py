@@ -25,6 +25,7 @@ from langchain_car_vllm.server import Lease, ServerSpec, alease
 from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.errors import PromptTooLongError
+from langchain_car_vllm.wire.request.foreign_bounds import may_need_bound, with_bound
 from langchain_car_vllm.wire.request.token_count import measure_foreign_request
 from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import CONNECT_SECONDS, TRANSPORT_ERRORS
@@ -129,6 +130,8 @@ class Gateway:
                 return
             whole, size = bytes(body), len(body)
             body.clear()  # it may be hundreds of megabytes, once more
+            if scope["path"] == "/v1/chat/completions" and may_need_bound(whole):
+                whole = await run_wait(with_bound, whole)
             await _run_until_disconnect(self._forward(scope, whole, send), receive)
         except _ClientLeftError:
             return

@@ -274,6 +274,17 @@ def test_what_the_model_reads_waits_for_its_turn(fake: Fake):
     asyncio.run(run())
 
 
+def test_a_bound_holds_under_either_of_openais_names(fake: Fake):
+    """ChatOpenAI and others send `max_completion_tokens` alone, which the server passes over."""
+    for name in ("max_tokens", "max_completion_tokens"):
+        body = body_of(fake, **{name: 2})
+        sent = asyncio.run(
+            answer_of(Gateway(fake.spec(), KEY), scope_of("/v1/chat/completions"), [body])
+        )
+        answer = json.loads(b"".join(message.get("body", b"") for message in sent))
+        assert answer["choices"][0]["message"]["content"] == "tok0 tok1 "
+
+
 def test_a_prompt_that_can_never_fit_is_refused(fake: Fake, monkeypatch: pytest.MonkeyPatch):
     """It would end the server that others use; an answer that may be long is no reason."""
     rules = Rules(room=500)

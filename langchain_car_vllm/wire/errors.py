@@ -180,12 +180,19 @@ _NOT_FOUND = 404
 _FAILED = 500
 NO_PATH = re.compile(r"(not found.?|404.{0,30}|a web page.*|File Not Found.*)?", re.IGNORECASE)
 """What servers say of an address that they do not know."""
-# LiteLLM: of a model that it does not have, and, without a database, of any key but its master key.
-_NO_MODEL = re.compile(r"Invalid model name passed", re.IGNORECASE)
+# What LiteLLM, llama-swap, llama.cpp's router, OpenRouter, DeepSeek and Mistral call a bad request:
+# a model that they do not have.
+_NO_MODEL = re.compile(
+    r"Invalid model name passed|could not find real modelID|^model '.{1,200}' not found"
+    r"|is not a valid model ID|^Model Not Exist|^Invalid model: ",
+    re.IGNORECASE,
+)
+# LiteLLM without a database: of any key but its master key.
 _WRONG_KEY = re.compile(r"No connected db", re.IGNORECASE)
 _TYPE = re.compile(r"content.? type|not.{0,20}supported", re.IGNORECASE)
 # OpenAI, vLLM, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic, Gemini, Groq, in this order, then
-# vLLM and SGLang of today, TGI, xAI, TensorRT-LLM and Cohere.
+# vLLM and SGLang of today, TGI, xAI, TensorRT-LLM, Cohere, Ollama's engine, Moonshot, vLLM for
+# media, ds4, Copilot, DashScope and Volcano.
 _TOO_LONG = re.compile(
     r"context_length_exceeded|maximum context length|ContextWindowExceeded"
     r"|exceed(s|ed)? (the )?(available |model'?s? |maximum )?context|exceed_context_size"
@@ -194,7 +201,11 @@ _TOO_LONG = re.compile(
     r"|prompt is too long|input (is|prompt is) too long|input token count.{0,40}exceeds"
     r"|reduce the length of the messages"
     r"|longer than the (maximum model|model'?s context) length|`inputs` (tokens|must have less)"
-    r"|maximum prompt length|exceeds? max_input_len|too many tokens: |exceed context limit",
+    r"|maximum prompt length|exceeds? max_input_len|too many tokens: |exceed context limit"
+    r"|exceeded max context length|exceeded model token limit"
+    r"|prompt \([^()]{1,60}\) is too long|prompt has [\d,]{1,20} tokens?, but the configured"
+    r"|prompt token count.{0,40}exceeds|range of input length should be"
+    r"|(input|prompt) length.{0,40}(exceeds the maximum|greater than max_seq_len)",
     re.IGNORECASE,
 )
 

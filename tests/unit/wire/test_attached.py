@@ -146,6 +146,14 @@ TOO_LONG = [
     "input length and `max_tokens` exceed context limit: 9000 + 20 > 8192",
     "Your input exceeds the context window of this model.",
     "The input token count (9000) exceeds the maximum number of tokens allowed (8192).",
+    "prompt too long; exceeded max context length by 17 tokens",
+    "Invalid request: Your request exceeded model token limit: 262144 (requested: 291351)",
+    "The prompt (total length 9000) is too long to fit into the model (context length 4096).",
+    "Prompt has 9,000 tokens, but the configured context size is 4,096 tokens",
+    "prompt token count of 9000 exceeds the limit of 8192",
+    "Range of input length should be [1, 30720]",
+    "Input length 40000 exceeds the maximum length 32768",
+    "Prompt length 9000 is greater than max_seq_len 4096",
 ]
 
 
@@ -210,6 +218,30 @@ def test_a_404_for_something_else_is_not_a_missing_model():
     assert type(error) is InvalidRequestError
     named = error_for_status(404, "The model `x` does not exist.")
     assert isinstance(named, ModelMissingError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/chat/completions: Invalid model name passed in model=x. Call `/v1/models` to view them",
+        "could not find real modelID for x",
+        "model 'x' not found",
+        "x is not a valid model ID",
+        "Model Not Exist",
+        "Invalid model: x",
+    ],
+)
+def test_a_bad_request_for_a_model_that_is_not_there(text: str):
+    """Gateways call it that, and what may help is another name."""
+    error = error_for_status(400, text)
+    assert isinstance(error, ModelMissingError)
+    assert not error.is_retryable
+    assert "name" in (error.hint or "")
+
+
+def test_a_bad_request_for_a_file_that_is_not_there():
+    """It is named like a model, and is none."""
+    assert type(error_for_status(400, "image of the model 'x' not found")) is InvalidRequestError
 
 
 def test_a_wrong_key_for_a_gateway_without_a_database():

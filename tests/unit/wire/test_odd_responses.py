@@ -116,6 +116,8 @@ LONG = {
     "titles": ("500 Oh no", "<html>" + "<title>" * (MANY // 7)),
     "blanks-before-a-page": ("500 Oh no", " " * MANY + "<html"),
     "words": ("400 Bad", "context length " * (MANY // 15)),
+    "lengths": ("400 Bad", "prompt length (" * (MANY // 15)),
+    "models": ("400 Bad", "model '" + "x" * MANY),
     "addresses": ("400 Bad", "http://a:" * (MANY // 9)),
     "parameters": ("400 Bad", "?key=" * (MANY // 5)),
     "users": ("400 Bad", "//" + "a@" * (MANY // 2)),

@@ -55,7 +55,7 @@ def json_schema(schema: Any) -> Schema:
             return own
     refuse_enum(schema)
     try:
-        if _is_bare(schema):
+        if is_bare_type(schema):
             raise TypeError("neither an object nor a function")
         if is_typed_dict(schema):
             schema = typed_dict_model(schema)
@@ -79,13 +79,19 @@ def _own(schema: Mapping[str, Any]) -> Schema:
 
 def _unreadable(schema: Any) -> ConfigurationError:
     hint = "give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`"
-    if _is_bare(schema) or get_origin(schema) is not None:
+    if is_bare_type(schema):
         hint = "give pydantic's `RootModel[...]` of it: a class, whose `root` is the answer"
     return ConfigurationError(f"no JSON schema can be made of `{format_value(schema)}`", hint=hint)
 
 
-def _is_bare(schema: Any) -> bool:
-    """Whether a type says nothing of what it holds: LangChain would call it for a function."""
+def is_bare_type(schema: Any) -> bool:
+    """Whether a type is not a class with fields, such as `int`, a list or a union.
+
+    LangChain would take it for a function: a list for the one that makes lists, with arguments too
+    from Python 3.14 on.
+    """
+    if get_origin(schema) is not None:
+        return not is_typed_dict(schema)
     return schema is Any or (isinstance(schema, type) and schema.__module__ == "builtins")
 
 

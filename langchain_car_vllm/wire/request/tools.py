@@ -19,6 +19,7 @@ from langchain_car_vllm.wire.request.schema import (
     JsonGenerator,
     Schema,
     inline_root,
+    is_bare_type,
     is_dataclass,
     is_recursive,
     json_schema,
@@ -129,6 +130,8 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
         if strict and "name" in tool and not {"parameters", "input_schema"} & tool.keys():
             tool = {**tool, "parameters": {"type": "object", "properties": {}}}
     refuse_enum(tool)
+    if is_bare_type(tool):
+        raise TypeError(f"`{format_value(tool)}` is a type without names for what it takes")
     import_whole("langchain_core.tools")  # the conversion looks whether it is one of these
     found = convert_to_openai_tool(tool, strict=strict)
     if isinstance(tool, Mapping):

@@ -3,6 +3,8 @@
 import json
 import sys
 import typing
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
@@ -272,15 +274,28 @@ def test_an_agent_ends_in_one_of_two_classes(serve, give):
     assert getattr(found, "root", found) == Crate[int](item=3)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [Crate[int] | Price, Optional[Price], list[Price], list, int, typing.Any],  # noqa: UP045
-)
+BARE_TYPES = [
+    *(Crate[int] | Price, Optional[Price], list[Price], list, int, typing.Any),  # noqa: UP045
+    *(typing.List[Price], dict[str, Price], tuple[Price, ...], set[int], deque[Price]),  # noqa: UP006
+    *(Sequence[Price], OrderedDict[str, Price], Literal["a", "b"], Annotated[Price, "x"]),
+]
+
+
+@pytest.mark.parametrize("kind", BARE_TYPES, ids=str)
 def test_a_type_that_is_no_class_is_answered_with_how_to_make_one(serve, kind):
-    """A union or a list by itself; what the hint says works."""
+    """Not taken for a function that makes what is asked for, and what the hint says is a schema."""
     model, _ = serve()
     with pytest.raises(ConfigurationError, match="RootModel"):
         model.with_structured_output(kind)
+    with pytest.raises(ConfigurationError):
+        model.bind_tools([kind])
+    model.with_structured_output(RootModel[kind])
+
+
+@pytest.mark.parametrize("kind", BARE_TYPES[:6], ids=str)
+def test_a_class_that_is_made_of_a_bare_type_is_answered_with(serve, kind):
+    """As the hint says."""
+    model, _ = serve()
     made = RootModel[kind]
     assert isinstance(model.with_structured_output(made).invoke("go"), made)
 

@@ -26,6 +26,7 @@ from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.server.directory import explain_os_errors, make_checked
 from langchain_car_vllm.server.locks import is_file_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.support.file_presence import entries_of, is_present
 from langchain_car_vllm.support.replaced_files import replaced_file
 from langchain_car_vllm.version import VERSION
 
@@ -127,7 +128,7 @@ def shared_gateway(
     wanted = [model, _began(until_pid), keep_alive, *options, folder, VERSION, settings]
     digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
     file = _notes() / f"shared-{digest[:16]}"
-    for other in _notes().glob("shared-*"):
+    for other in entries_of(_notes(), "shared-*"):
         if (found := _running(other)) and other == file:
             return found
         if found is None:
@@ -192,7 +193,7 @@ def _held_note(file: Path) -> Iterator[None]:
 
 def end_gateways() -> None:
     """End all that were started here and are detached from a terminal."""
-    for file in _notes().glob("gateway-*"):
+    for file in entries_of(_notes(), "gateway-*"):
         with suppress(OSError, ValueError, psutil.Error):
             if not is_file_held(file):
                 continue
@@ -259,7 +260,7 @@ def _read_key(path: Path) -> tuple[str, int]:
 def _own_key_file() -> Path:
     path = run_root().with_name("gateway.key")
     make_checked(path.parent)
-    if not path.exists():
+    if not is_present(path):
         # Whoever reads it finds a whole key or no file, also on a full disk.
         with NamedTemporaryFile("w", dir=path.parent, prefix=".key-", encoding="ascii") as draft:
             draft.write(f"{secrets.token_urlsafe(32)}\n")

@@ -34,6 +34,7 @@ from langchain_car_vllm.server.plan import learn_budget
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.process import Identity, boot_id, host_name, machine_id
 from langchain_car_vllm.server.state import is_of_this_machine
+from langchain_car_vllm.support.file_presence import entries_of, is_present
 
 _MB = 1_000_000
 _MOST_NAMED = 3
@@ -185,6 +186,13 @@ def _memory() -> str:
     return f"{told}; Metal recommends at most {size(figure)}" if figure else told
 
 
+def _holds_models(cache: Path) -> bool:
+    try:
+        return bool(entries_of(cache, "models--*"))
+    except OSError:  # what cannot be read cannot be served either
+        return False
+
+
 def _models() -> str:
     cache = hub_cache()
     if cache is None:
@@ -194,7 +202,7 @@ def _models() -> str:
     folder = existing_part(cache)
     if not os.access(folder, os.W_OK):
         unwritable, hint = f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours"
-        if not any(cache.glob("models--*")):
+        if not _holds_models(cache):
             raise Finding(unwritable, hint)
         raise Warned(f"{unwritable}: what is there is served, and nothing downloaded", hint)
     if odd := odd_models():
@@ -233,8 +241,8 @@ def _servers() -> str:
 def _scratch_folder() -> Iterator[Path]:
     """Yield a new folder in CAR_HOME; a CAR_HOME that had to be made for it goes too."""
     home = car_home()
-    is_new = not home.exists()
-    make_checked(home, *([run_root()] if run_root().exists() else []))
+    is_new = not is_present(home)
+    make_checked(home, *([run_root()] if is_present(run_root()) else []))
     with explain_os_errors(home):
         folder = TemporaryDirectory(dir=home, prefix=".doctor-")
     with folder:

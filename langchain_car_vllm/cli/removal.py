@@ -19,6 +19,7 @@ from langchain_car_vllm.server import running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.prefix_caches import PrefixCache, prefix_caches, remove_prefix_cache
 from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.support.file_presence import is_folder, is_link
 
 
 class _Removal(NamedTuple):
@@ -112,10 +113,12 @@ def is_there(path: Path) -> bool:
 def disk_bytes(folder: Path) -> int:
     """Return what a folder takes on the disk; a file with several names counts once."""
     seen: dict[tuple[int, int], int] = {}
-    inside = () if folder.is_symlink() else folder.rglob("*")
-    for path in (folder, *inside):
+    paths = [str(folder)]
+    for place, folders, files in os.walk(folder) if not os.path.islink(folder) else ():  # noqa: PTH114
+        paths += [f"{place}/{name}" for name in (*folders, *files)]
+    for path in paths:
         with suppress(FileNotFoundError):
-            found = path.lstat()
+            found = os.lstat(path)
             seen[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(seen.values())
 
@@ -140,7 +143,7 @@ def remove_path(path: Path) -> None:
         ConfigurationError: It cannot be removed.
     """
     try:
-        if path.is_symlink() or not path.is_dir():
+        if is_link(path) or not is_folder(path):
             path.unlink(missing_ok=True)
         else:
             shutil.rmtree(path)

@@ -26,6 +26,7 @@ from langchain_car_vllm.server import running_servers
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.supervisor.child import install_launcher
+from langchain_car_vllm.support.file_presence import entries_of, is_file
 from langchain_car_vllm.support.printable import printable
 from langchain_car_vllm.support.proxy_variables import is_socks
 
@@ -65,7 +66,7 @@ def check_files() -> str:
 def check_certificates() -> str:
     """Tell whose certificates are trusted by what leaves the machine."""
     if named := SSL_CERT_FILE.read():
-        if not Path(named).is_file():
+        if not is_file(Path(named)):
             raise Finding(f"SSL_CERT_FILE=`{named}` is not a file", "unset or correct it")
         return f"those in `{named}` are trusted"
     if not has_system_certificates():
@@ -154,8 +155,12 @@ def check_panics() -> str:
     if platform.system() != "Darwin":
         return "only macOS keeps reports of them"
     since = time.time() - _DAYS * 86_400
+    try:
+        reports = entries_of(_REPORTS, "*.panic")
+    except OSError as error:
+        return f"`{_REPORTS}` cannot be read: {error.strerror}"
     found, unread = [], 0
-    for report in sorted(_REPORTS.glob("*.panic")):
+    for report in reports:
         try:
             modified = report.stat().st_mtime
             if modified < since:

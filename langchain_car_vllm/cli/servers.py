@@ -24,6 +24,7 @@ from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.client.stop import idle_seconds
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.state import State, is_used_elsewhere, read_state
+from langchain_car_vllm.support.file_presence import is_present
 
 _FOLLOW = 0.1
 _STATUS_SECONDS = 2.0
@@ -148,7 +149,7 @@ def _only_model() -> str:
         raise typer.BadParameter(f"name one of {', '.join(running)}", param_hint="MODEL")
     if running:
         return running[0]
-    logged = [directory for directory in server_directories() if directory.log.exists()]
+    logged = [directory for directory in server_directories() if is_present(directory.log)]
     logged.sort(key=lambda directory: directory.log.stat().st_mtime)
     state = read_state(logged[-1].state) if logged else None
     if state is None:
@@ -173,7 +174,7 @@ def _follow(log: Path, position: int, number: int, print_part: Callable[[bytes],
 def _log_of(model: str) -> Path | None:
     """Return the log of the running server, else of the one that was started last."""
     states = [(d, s) for d in server_directories() if (s := read_state(d.state)) is not None]
-    found = [directory for directory, _ in _of_model(model, states) if directory.log.exists()]
+    found = [directory for directory, _ in _of_model(model, states) if is_present(directory.log)]
     running = {directory.path for directory, _ in running_servers()}
     found.sort(key=lambda directory: (directory.path in running, directory.log.stat().st_mtime))
     return found[-1].log if found else None

@@ -38,6 +38,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
+from langchain_car_vllm.support.file_presence import is_present
 from langchain_car_vllm.support.programs import ask_program
 
 _LABEL = "dev.car.vllm-mlx"
@@ -158,7 +159,7 @@ def install(
     log = paths.run_root().with_name("gateway.log")
     make_checked(log.parent)
     supervisor = _ours()
-    if supervisor.file.exists():
+    if is_present(supervisor.file):
         _end(supervisor)
     check_can_listen(host, port)
     supervisor.file.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +173,7 @@ def install(
 def status(*, as_json: AsJson = False) -> None:
     """Tell whether a model is served; the exit code is 1 where none is."""
     supervisor = _ours()
-    runs = supervisor.file.exists() and _runs(supervisor)
+    runs = is_present(supervisor.file) and _runs(supervisor)
     if as_json:
         print_json({"file": str(supervisor.file), "running": runs})
     else:
@@ -187,7 +188,7 @@ def status(*, as_json: AsJson = False) -> None:
 def remove() -> None:
     """Serve no model any more, neither now nor from login on."""
     supervisor = _ours()
-    if not supervisor.file.exists():
+    if not is_present(supervisor.file):
         say("there is no service")
         return
     _end(supervisor)

@@ -30,6 +30,7 @@ from langchain_car_vllm.server.prefix_caches import (
     remove_prefix_cache,
 )
 from langchain_car_vllm.server.state import read_state
+from langchain_car_vllm.support.file_presence import entries_of
 
 # What lies beside the run state of the servers in `run`, other packages' things apart.
 _KEPT_BESIDE = (
@@ -117,7 +118,7 @@ def _models(names: list[str]) -> Iterator[_Kept]:
 def _model_names() -> set[str]:
     """Return the repositories in the Hub's cache that were downloaded or served from here."""
     pulled = paths.run_root().with_name("pull")
-    names = {path.name.replace("--", "/", 1) for path in pulled.glob("*--*")}
+    names = {path.name.replace("--", "/", 1) for path in entries_of(pulled, "*--*")}
     states = (read_state(directory.state) for directory in server_directories())
     names |= {state.source for state in states if state is not None}
     return {name for name in names if repository_files(name)}

@@ -35,6 +35,7 @@ from langchain_car_vllm.models.snapshot import (
 from langchain_car_vllm.paths import RECONNECT, lost_disk
 from langchain_car_vllm.runtime import interpreter_of
 from langchain_car_vllm.runtime.console_scripts import console_script
+from langchain_car_vllm.support.file_presence import entries_of
 
 _SCRIPT = Path(__file__).with_name("downloader.py").read_text(encoding="utf-8")
 _BLOB = re.compile(r"[\w\-]{1,128}", re.ASCII)
@@ -192,7 +193,7 @@ def _blobs(folder: Path, entry: Mapping[str, Any]) -> list[Path]:
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
     with suppress(OSError):
-        return list(folder.glob(pattern))
+        return entries_of(folder, pattern)
     return []
 
 

@@ -100,7 +100,7 @@ def _continue_partial_files() -> None:
     def continued(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs).arguments
         destination, part = call["destination_path"], call["incomplete_path"]
-        if destination.exists() or call.get("force_download"):
+        if os.path.exists(destination) or call.get("force_download"):  # noqa: PTH110
             return original(*args, **kwargs)
         if _fetch(module, call) and not _has_hash(part, destination.name):
             part.unlink()
@@ -218,7 +218,7 @@ def _kind_of(error: Exception) -> str:
 def _check_code(snapshot: Path) -> None:
     """End the process where a model's settings have the server run code of the model's own."""
     own = os.environ.get("CAR_VLLM_DOWNLOAD_OWN_CODE", "").split(",")
-    for file in sorted(snapshot.glob("*.json")):
+    for file in _entries_of(snapshot, "*.json"):
         if file.name in _DATA:
             continue
         # Disks that ignore case, as macOS's do, take the names for the same.
@@ -303,9 +303,17 @@ def _missing(blobs: Path, snapshot: Path, file: Any) -> int:
     """
     name = (file.lfs.sha256 if file.lfs else file.blob_id) or "unknown"
     whole = snapshot / file.rfilename
-    present = [path.stat().st_size for path in blobs.glob(f"{name}*")]
-    present += [whole.stat().st_size] if whole.is_file() else []
+    present = [path.stat().st_size for path in _entries_of(blobs, f"{name}*")]
+    present += [whole.stat().st_size] if os.path.isfile(whole) else []  # noqa: PTH113
     return max(0, (file.size or 0) - max(present, default=0))
+
+
+def _entries_of(folder: Path, pattern: str) -> list[Path]:
+    """Return what lies in a folder; one that cannot be read is none that holds nothing."""
+    try:
+        return sorted(path for path in folder.iterdir() if fnmatch(path.name, pattern))
+    except FileNotFoundError:
+        return []
 
 
 def _end(kind: str, error: Exception | str | None, **facts: Any) -> None:

@@ -33,6 +33,7 @@ from langchain_car_vllm.runtime.virtual_environment import (
     server_binary,
 )
 from langchain_car_vllm.support.backups import exclude_from_backups
+from langchain_car_vllm.support.file_presence import is_present
 
 _PROVEN_RANGE = "cpython>={}.{},<{}.{}".format(
     *OLDEST_PYTHON, PROVEN_PYTHON[0], PROVEN_PYTHON[1] + 1
@@ -90,7 +91,7 @@ def install(work: Work) -> Path:
     """
     root = work.root
     former = read_marker(root)
-    ours = former.ours if former else not (root / "pyvenv.cfg").exists()
+    ours = former.ours if former else not is_present(root / "pyvenv.cfg")
     wanted = wanted_requirements(ours=ours, system=work.host.system)
     check_unused(root)
     worked = former.version if former else ""

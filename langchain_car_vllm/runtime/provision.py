@@ -27,6 +27,7 @@ from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import needed_mb, wanted_requirements
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.runtime.virtual_environment import check_imports, is_known_to_hold_server
+from langchain_car_vllm.support.file_presence import is_present
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _space_hint(missing: int, host: Host) -> str:
 def _missing_mb(root: Path, host: Host) -> int:
     """Return the disk space in MB that the rest of an installation needs at most."""
     former = read_marker(root)
-    ours = former.ours if former else not (root / "pyvenv.cfg").exists()
+    ours = former.ours if former else not is_present(root / "pyvenv.cfg")
     wanted = wanted_requirements(ours=ours, system=host.system)
     needed = needed_mb(system=host.system, is_locked=wanted.is_locked)
     if former is None:

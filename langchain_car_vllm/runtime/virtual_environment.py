@@ -24,6 +24,7 @@ from langchain_car_vllm.runtime.import_verdicts import (
 )
 from langchain_car_vllm.runtime.locate import SERVER_BINARY
 from langchain_car_vllm.runtime.requirements import locked_versions, normalize_name
+from langchain_car_vllm.support.file_presence import entries_of, is_file, is_link
 from langchain_car_vllm.support.os_limits import hint_for_limit
 
 # What has wheels of the whole locked set; Apple's own Python is 3.9.
@@ -129,7 +130,7 @@ def holds_server(root: Path) -> bool:
         ProvisionError: A limit of the system keeps anybody from running it.
     """
     python = probe_python(root)
-    return python is not None and any(python.site.glob("vllm_mlx-*.dist-info"))
+    return python is not None and bool(entries_of(python.site, "vllm_mlx-*.dist-info"))
 
 
 def is_known_to_hold_server(root: Path) -> bool:
@@ -233,7 +234,7 @@ def forget_unreadable(python: Python) -> None:
     the package anew. Without them it installs over what is there.
     """
     for metadata in _metadata_of(python):
-        if not (metadata / "METADATA").is_file() or not _rows(metadata / "RECORD"):
+        if not is_file(metadata / "METADATA") or not _rows(metadata / "RECORD"):
             shutil.rmtree(metadata)
 
 
@@ -243,8 +244,8 @@ def remove_former_packages(root: Path, python: Python) -> None:
     Nobody can import them, and they take as much room as those that are used.
     """
     used = python.site.parent
-    for folder in (root / "lib").glob("python3.*") if python.site.is_relative_to(root) else ():
-        if folder.name != used.name and not folder.is_symlink():
+    for folder in entries_of(root / "lib", "python3.*") if python.site.is_relative_to(root) else ():
+        if folder.name != used.name and not is_link(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ import psutil
 
 from langchain_car_vllm.server.idle import Use
 from langchain_car_vllm.server.locks import is_file_held
+from langchain_car_vllm.support.file_presence import entries_of
 from langchain_car_vllm.support.replaced_files import replaced_file
 
 _MARK = ".held-"
@@ -68,7 +69,7 @@ def is_promised(folder: Path, generation: int) -> bool:
 
 def has_live_client(folder: Path) -> bool:
     """Tell whether a process that used the server lives and may come back."""
-    return any(is_client_alive(path.name) for path in folder.glob("[!.]*"))
+    return any(is_client_alive(path.name) for path in entries_of(folder, "[!.]*"))
 
 
 def is_client_alive(name: str) -> bool:
@@ -85,7 +86,7 @@ def is_client_alive(name: str) -> bool:
 def read_uses(folder: Path) -> list[Use]:
     """Return what all clients last wished and when, on the machine's monotonic clock."""
     uses = []
-    for path in folder.glob("[!.]*"):
+    for path in entries_of(folder, "[!.]*"):
         with suppress(OSError, ValueError):
             uses.append(Use(float(path.read_text(encoding="ascii")), path.stat().st_mtime))
     return uses
@@ -110,7 +111,7 @@ def remove_dead_marks(folder: Path) -> None:
 
 def _marks(folder: Path) -> Iterator[tuple[Path, int]]:
     with suppress(OSError, ValueError):
-        for path in folder.glob(f"{_MARK}*"):
+        for path in entries_of(folder, f"{_MARK}*"):
             yield path, int(path.name.removeprefix(_MARK).partition("-")[0])
 
 

@@ -18,6 +18,7 @@ from langchain_car_vllm.paths import (
     private_parts,
     run_root,
 )
+from langchain_car_vllm.support.file_presence import is_folder
 from langchain_car_vllm.support.os_limits import HINTS
 from langchain_car_vllm.support.process_state import KeptProperty
 
@@ -184,7 +185,7 @@ def foreign_directories() -> list[ServerDirectory]:
 def _key_directories() -> list[ServerDirectory]:
     root = run_root()
     with explain_os_errors(root):
-        if not root.is_dir():
+        if not is_folder(root):
             return []
         with os.scandir(root) as entries:
             names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import psutil
 
 from langchain_car_vllm.server.locks import is_file_held
+from langchain_car_vllm.support.file_presence import entries_of
 
 _LOOKS = 5
 _WORDS = ("new", "kept", "lock")
@@ -161,7 +162,7 @@ def remove_leftovers(folder: Path) -> None:
 
     Such a file has the order of the ticket that it was, or was to be, behind a word.
     """
-    for path in folder.glob("*-*"):
+    for path in entries_of(folder, "*-*"):
         word, _, order = path.name.partition("-")
         if word in _WORDS and not psutil.pid_exists(_pid_in(order)):
             path.unlink(missing_ok=True)

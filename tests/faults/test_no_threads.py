@@ -145,10 +145,14 @@ threading.Thread(target=late).start()
 """
 
 
+# On Python 3.14; `-W` takes the beginning of a message.
+LANGSMITHS = "ignore:'asyncio.iscoroutinefunction' is deprecated:DeprecationWarning"
+
+
 def test_a_program_that_ends_is_answered(server):
     """In a thread that outlives the main one, and in what `atexit` runs."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, server.base_url],
+        [sys.executable, "-W", "error", "-W", LANGSMITHS, "-c", PROGRAM, server.base_url],
         capture_output=True,
         text=True,
         check=False,

@@ -19,6 +19,7 @@ from langchain_car_vllm.server.process import Identity, send_signal
 from langchain_car_vllm.server.recovery import clean_up
 from langchain_car_vllm.server.state import State, decode_error, read_any_state
 from langchain_car_vllm.server.supervision import is_supervised
+from langchain_car_vllm.support.file_presence import is_folder
 from langchain_car_vllm.support.threads import submit_wait
 
 _LOOK_PATIENCE = 0.05
@@ -88,7 +89,7 @@ def stop_server(
     """
     policy = policy or policy_from_environment()
     with explain_os_errors(directory.path):
-        if not directory.path.is_dir():
+        if not is_folder(directory.path):
             return False
     with explain_os_errors(directory.path), opened_lock(directory.start_lock) as start:
         # A supervisor that is just being started is to be stopped as well.

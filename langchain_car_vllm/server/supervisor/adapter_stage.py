@@ -12,6 +12,7 @@ from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+from langchain_car_vllm.support.file_presence import is_present
 
 _FETCH = """
 import sys
@@ -74,7 +75,7 @@ def check_adapter_is_used(context: SupervisorContext) -> None:
         ServerStartError: The launcher does not know this version, or the binary is not Python.
     """
     adapter = context.spec.adapter
-    if adapter is None or (context.directory.path / _LOADED).exists():
+    if adapter is None or is_present(context.directory.path / _LOADED):
         return
     raise ServerStartError(
         f"`{context.spec.served_name}` runs without its adapter: this package does not know how "

@@ -40,12 +40,13 @@ from langchain_car_vllm.server.process import (
     reap_group,
     wait_until_group_gone,
 )
+from langchain_car_vllm.support.file_presence import entries_of, is_present
 
 _HERE = Path(__file__).parent
 # Read at import: the virtual environment may be gone when they are needed.
 _LAUNCHER = {
     path.relative_to(_HERE): path.read_bytes()
-    for path in (_HERE / "launch.py", *sorted((_HERE / "mends").glob("*.py")))
+    for path in (_HERE / "launch.py", *entries_of(_HERE / "mends", "*.py"))
 }
 _LOCK_PATIENCE = 5.0
 _KEPT_LOGS = 3
@@ -66,9 +67,9 @@ def install_launcher(directory: ServerDirectory) -> None:
     for name, content in _LAUNCHER.items():
         path = directory.launcher.parent / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        if not path.exists() or path.read_bytes() != content:
+        if not is_present(path) or path.read_bytes() != content:
             path.write_bytes(content)
-            for bytecode in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            for bytecode in entries_of(path.parent / "__pycache__", f"{path.stem}.*"):
                 bytecode.unlink(missing_ok=True)
 
 
@@ -302,7 +303,7 @@ def _read_at(file: BinaryIO, position: int) -> bytes:
 def _rotate(log: Path) -> None:
     for number in range(_KEPT_LOGS - 1, 0, -1):
         older = log.with_name(f"{log.name}.{number}")
-        if older.exists():
+        if is_present(older):
             older.replace(log.with_name(f"{log.name}.{number + 1}"))
-    if log.exists():
+    if is_present(log):
         log.replace(log.with_name(f"{log.name}.1"))

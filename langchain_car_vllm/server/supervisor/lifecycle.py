@@ -56,6 +56,7 @@ from langchain_car_vllm.server.supervisor.serve import serve
 from langchain_car_vllm.server.supervisor.usage import ClientRecords
 from langchain_car_vllm.server.tickets import remove_leftovers
 from langchain_car_vllm.server.wakefulness import Wakefulness
+from langchain_car_vllm.support.file_presence import entries_of
 
 
 class Supervisor:
@@ -201,7 +202,7 @@ class Supervisor:
 
 def _clean_up_after(predecessor: State | None, directory: ServerDirectory, policy: Policy) -> None:
     """Kill the server of a supervisor that was lost, if it is the one that was recorded."""
-    for life in directory.path.glob("life-*.lock"):
+    for life in entries_of(directory.path, "life-*.lock"):
         life.unlink(missing_ok=True)
     remove_leftovers(directory.turns)
     if predecessor is not None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.server.policy import Policy
+from langchain_car_vllm.support.file_presence import entries_of
 
 
 def recent_crashes(crashes: Sequence[float], now: float, policy: Policy) -> tuple[float, ...]:
@@ -16,7 +17,7 @@ def recent_crashes(crashes: Sequence[float], now: float, policy: Policy) -> tupl
 def take_blamed(folder: Path, now: float, policy: Policy) -> set[float]:
     """Return the crashes that single requests took the blame for; old entries are removed."""
     blamed = set()
-    for entry in folder.glob("*"):
+    for entry in entries_of(folder):
         with suppress(ValueError, OSError):
             crash = float(entry.name)
             if now - crash < policy.crash_window:

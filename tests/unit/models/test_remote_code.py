@@ -1,6 +1,7 @@
 """No file of a model is run or fetched as code unless the user trusts it by name."""
 
 import json
+import sys
 
 import pytest
 from fakes.hub import running_hub, write_model
@@ -142,7 +143,7 @@ def test_a_download_that_met_code_says_so(tmp_path):
 def test_only_a_trusting_download_brings_code(tmp_path):
     """The child is told, and so is who looks for the copy afterwards."""
     binary = tmp_path / "vllm-mlx"
-    binary.write_text("#!/usr/bin/python3\n")
+    binary.write_text(f"#!{sys.executable}\n")
     usual = download_command(tmp_path, binary, "org/x").environment
     trusting = download_command(tmp_path, binary, "org/x", trust=True).environment
     assert "CAR_VLLM_DOWNLOAD_TRUST" not in usual

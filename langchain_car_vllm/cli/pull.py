@@ -65,7 +65,7 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
     if snapshot is None or update:
         check_may_download(source, purpose="model" if snapshot is None else "update")
         if snapshot is None:
-            _check_hub(source, revision, trust=trust_remote_code)
+            check_hub_gives(spec)
         with Wakefulness(), closing(Display(source)) as display:
             runtime = ensure_runtime(on_progress=display)
             _download(spec, runtime.server, display, update=update)
@@ -82,12 +82,16 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
     print(snapshot)
 
 
-def _check_hub(source: str, revision: str | None, *, trust: bool) -> None:
-    """Refuse what the Hub does not give, before anything is installed."""
+def check_hub_gives(spec: ServerSpec) -> None:
+    """Refuse what the Hub says that it does not give, before anything is installed or started.
+
+    Raises:
+        CarVllmError: The model cannot be had; the type tells why.
+    """
     # No other command line asks the Hub by itself.
     from langchain_car_vllm.models.hub import find_certain_refusal  # noqa: PLC0415
 
-    refusal = find_certain_refusal(source, revision, trust=trust)
+    refusal = find_certain_refusal(spec.source, spec.revision, trust=spec.trust)
     if refusal is not None:
         raise refusal
 

@@ -27,6 +27,7 @@ from langchain_car_vllm.cli.options import (
     options_of_server,
 )
 from langchain_car_vllm.cli.output import print_facts, print_json, say
+from langchain_car_vllm.cli.pull import check_hub_gives
 from langchain_car_vllm.cli.sharing import (
     DEFAULT_PORT,
     check_can_listen,
@@ -35,9 +36,12 @@ from langchain_car_vllm.cli.sharing import (
 )
 from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
+from langchain_car_vllm.server.plan import check_may_fetch, learn_budget, plan_for
+from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.support.file_presence import is_present
 from langchain_car_vllm.support.programs import ask_program
 
@@ -150,6 +154,16 @@ def install(
     meant = model_anywhere(model)  # it is started from another folder
     # It would be started again and again, and fail each time where nobody looks.
     check_can_serve(host, api_key_file, keep_alive, server_arg)
+    found = parse_model_id(meant)
+    _check_can_start(
+        ServerSpec(
+            found.source,
+            found.name,
+            revision=revision,
+            engine=engine,
+            server_args=tuple(server_arg or ()),
+        )
+    )
     command = [*SERVE, meant, "--host", host, "--port", str(port)]
     command += options_of_server(revision, engine, server_arg)
     if keep_alive is not None:
@@ -194,6 +208,19 @@ def remove() -> None:
     _end(supervisor)
     supervisor.file.unlink()
     say("the service is removed")
+
+
+def _check_can_start(spec: ServerSpec) -> None:
+    """Refuse a model that is known not to start here.
+
+    Raises:
+        CarVllmError: It would not; the type tells why.
+    """
+    learn_budget()
+    if spec.find_snapshot() is None:
+        check_may_fetch(spec)
+        check_hub_gives(spec)
+    plan_for(spec).check()
 
 
 def service_file() -> Path | None:

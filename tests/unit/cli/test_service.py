@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.hub import running_hub, write_model
 from unit.cli.conftest import Cli
 from unit.cli.model_folders import fill
 
@@ -21,6 +22,19 @@ SERVICE = Service(
     {"CAR_HOME": "/srv/car home/$x%"},
     Path("/srv/100%.log"),
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "64")
+
+
+@pytest.fixture
+def _folder_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "folder")
+    (tmp_path / "folder" / "model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
 
 
 def free_port() -> str:
@@ -234,6 +248,30 @@ def test_what_cannot_be_served_is_no_service(
     assert "hint: " in done.stderr
     assert not notes.exists()
     assert not (home / ".config").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+@pytest.mark.parametrize(
+    ("model", "variables", "said"),
+    [
+        ("mlx-community/Qwen3-4B-4bt", {}, "the Hub has no such repository"),
+        ("mlx-community/Qwen3-4B-4bit", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+        ("vllm-mlx/gemma-4-12b-it", {"CAR_VLLM_MLX_MEMORY_GB": "1"}, "all models together"),
+        ("./folder", {}, "safetensors"),
+    ],
+)
+@pytest.mark.usefixtures("socket_enabled", "_folder_without_weights")
+def test_what_cannot_start_is_no_service(
+    cli_here: Cli, notes: Path, model: str, variables: dict[str, str], said: str
+):
+    """A misspelt model, one without weights, one that does not fit or may not be fetched."""
+    with running_hub() as hub:
+        hub.repositories["mlx-community/gemma-4-12B-it-4bit"] = write_model(notes.parent / "origin")
+        given = {"HF_ENDPOINT": hub.endpoint, "PATH": f"{notes.parent / 'bin'}:/bin", **variables}
+        done = cli_here("service", "install", model, "--port", free_port(), **given)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not notes.exists()
 
 
 @pytest.mark.parametrize(("word", "meant"), [("uninstall", "remove"), ("start", "install")])

@@ -249,14 +249,16 @@ async def _serve(
 
 
 async def _end_with(pid: int, server: Any) -> None:
-    """End the service when a process is gone."""
-    try:
+    """End the service when a process is gone, or is only not reaped yet."""
+    with suppress(psutil.NoSuchProcess):
         watched = psutil.Process(pid)
-        while watched.is_running():  # noqa: ASYNC110 - the kernel tells nobody else
+        while _lives(watched):  # noqa: ASYNC110 - the kernel tells nobody else
             await asyncio.sleep(_WATCH_SECONDS)
-    except psutil.NoSuchProcess:
-        pass
     server.should_exit = True
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def _announce(published: Published, host: str, *, as_json: bool) -> None:

@@ -5,7 +5,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from faults.support import PATIENCE, Fake
+import psutil
+from faults.support import PATIENCE, Fake, eventually
 from unit.cli.conftest import command
 
 
@@ -37,6 +38,19 @@ def test_a_shell_that_asks_again_gets_the_same_gateway(fake: Fake, home: Path):
         assert renewed["OPENAI_API_KEY"] != first["OPENAI_API_KEY"]
         found.append(first)
     assert found[0]["OPENAI_BASE_URL"] != found[1]["OPENAI_BASE_URL"]
+
+
+def test_a_gateway_ends_with_a_process_that_nobody_reaps(fake: Fake):
+    """As in a container whose first process reaps none: the model stayed in memory for good."""
+    with subprocess.Popen(["true"]) as ended:
+        eventually(lambda: psutil.Process(ended.pid).status() == "zombie", "the end")
+        done = subprocess.run(
+            command("serve", str(fake.model), "--port", "0", "--until-pid", str(ended.pid)),
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_gateway_of_another_folder_is_another_one(fake: Fake, tmp_path: Path):

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkstemp
@@ -108,6 +109,7 @@ def main() -> None:
     """
     _open_output()
     _show_log_records()
+    _show_warnings()
     _accept_any_character()
     try:
         try:
@@ -186,6 +188,12 @@ def _show_log_records() -> None:
     log = logging.getLogger("langchain_car_vllm")
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)
+
+
+def _show_warnings() -> None:
+    """Tell a warning in a sentence, each time: the line that it is about is none of the user's."""
+    warnings.filterwarnings("always", category=UserWarning, append=True)
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
 
 
 def _accept_any_character() -> None:

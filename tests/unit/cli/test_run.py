@@ -266,6 +266,25 @@ def test_a_conversation_on_a_terminal(socket_enabled: None):
     ]
 
 
+def test_a_warning_is_a_sentence_and_comes_each_time(cli: Cli, socket_enabled: None):
+    """Python names a line of a library, and says the same of a second empty answer no more."""
+    with (
+        Server(Dialect(served_model="m", script=lambda _: Reply(""))) as server,
+        talking_on_a_terminal(server) as (terminal, _),
+    ):
+        screen = Screen(terminal)
+        eventually(lambda: screen.shows(">>>"), "the prompt", 3 * PATIENCE)
+        for _ in range(2):
+            os.write(terminal, b"go\r")
+            eventually(lambda: screen.shows("warning: ", ">>>"), screen.text, PATIENCE)
+        silenced = {"CAR_VLLM_MLX_BASE_URL": server.base_url, "PYTHONWARNINGS": "ignore"}
+        assert cli("run", "m", "go", **silenced).stderr == ""
+        del silenced["PYTHONWARNINGS"]
+        said = cli("run", "m", "go", **silenced).stderr
+        assert said.startswith("warning: ")
+        assert said.count("\n") == 1
+
+
 def test_an_answer_gives_a_terminal_no_orders(cli: Cli, socket_enabled: None):
     """Escape sequences of a model are shown as text; what is no terminal gets them as they are."""
     evil = "a\x1b]52;c;aGk=\x07b\r\n\x9b2Jc"

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain_car_vllm.models.catalog import PREFIX
@@ -25,9 +26,10 @@ def model_id(name: str) -> str:
 
 
 def say(text: str) -> None:
-    """Tell a person something that is not data; nobody where standard error is closed."""
+    """Tell a person something that is not data; nobody where standard error takes nothing."""
     if sys.stderr is not None:  # `print` would take standard output instead
-        print(printable(text), file=sys.stderr)
+        with suppress(OSError, ValueError):  # it is closed, or on a full disk
+            print(printable(text), file=sys.stderr)
 
 
 def print_answer(text: str) -> None:

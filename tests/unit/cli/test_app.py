@@ -149,6 +149,17 @@ def test_a_full_disk_is_no_fault_of_the_program(words: list[str]):
     assert done.stderr.startswith("error: the disk is full")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="macOS has no disk that is always full")
+@pytest.mark.parametrize(("words", "code"), [(["ps"], 0), (["list"], 0), (["show", "nope"], 1)])
+def test_what_cannot_be_said_ends_nothing(words: list[str], code: int):
+    """A server that is started with its messages sent to a full disk had ended over one."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(*words), stdout=subprocess.PIPE, stderr=full, text=True, check=False
+        )
+    assert (done.returncode, done.stdout) == (code, "")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "data"),
     [(("list", "--json"), 0, "[]\n"), (("list",), 0, ""), (("show", "nope"), 1, "")],

@@ -23,6 +23,12 @@ _NO_ROOM = (
     b"content-length: 0\r\n\r\n"
 )
 
+_NOISE = "Invalid HTTP request received."
+_NOISE_IN_WORDS = (
+    "something that is not HTTP came, as from a program that says https:// for http://; "
+    "it is told this once"
+)
+
 
 class _Crowd:
     """The connections of one gateway, who came or asked first in front.
@@ -128,14 +134,25 @@ def gateway_server(gateway: Any) -> uvicorn.Server:
         server_header=False,
         ws="none",  # the server speaks no other protocol
     )
-    logging.getLogger("uvicorn.error").addFilter(_tell_in_a_sentence)
+    logging.getLogger("uvicorn.error").filters[:] = [_Sentences()]
     return _Server(config)
 
 
-def _tell_in_a_sentence(record: logging.LogRecord) -> bool:
-    """Tell of an answer that ended early without the way through the program."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, CarVllmError):
-        record.msg, record.args, record.exc_info = f"an answer was cut short: {error}", (), None
-    # uvicorn has answered already what broke the rules of HTTP within its body.
-    return not isinstance(error, h11.LocalProtocolError)
+class _Sentences(logging.Filter):
+    """Tells what happens in sentences, and once what anybody who can connect may repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_told_of_noise = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell of an answer that ended early without the way through the program."""
+        if record.msg == _NOISE:
+            is_first, self._has_told_of_noise = not self._has_told_of_noise, True
+            record.msg = _NOISE_IN_WORDS
+            return is_first
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, CarVllmError):
+            record.msg, record.args, record.exc_info = f"an answer was cut short: {error}", (), None
+        # uvicorn has answered already what broke the rules of HTTP within its body.
+        return not isinstance(error, h11.LocalProtocolError)

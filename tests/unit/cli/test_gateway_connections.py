@@ -202,3 +202,19 @@ def test_a_body_that_breaks_the_rules_is_no_failure_of_the_program(
 
     asyncio.run(run())
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_not_http_is_told_once(fake: Fake, capsys: pytest.CaptureFixture):
+    """A page that asks for https:// again and again could fill the log of a service."""
+
+    async def run():
+        async with listening(Gateway(fake.spec(), KEY)) as connect:
+            for _ in range(3):
+                reader, writer = await connect()
+                writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+                assert (await reader.readline()).split()[1] == b"400"
+                writer.close()
+
+    asyncio.run(run())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "https:// for http://" in line

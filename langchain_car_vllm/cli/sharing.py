@@ -203,7 +203,8 @@ class _Tool(NamedTuple):
             "base_url": published.base_url,
             "root": published.base_url.removesuffix("/v1"),
         }
-        words |= {f"{name}_json": json.dumps(value) for name, value in words.items()}
+        # TOML, which codex reads, knows no surrogate pairs.
+        words |= {f"{n}_json": json.dumps(value, ensure_ascii=False) for n, value in words.items()}
         command = [part.format_map(words) for part in self.command]
         variables = {name: value.format_map(words) for name, value in self.environment.items()}
         return command, variables | dict.fromkeys(self.key_in, key)

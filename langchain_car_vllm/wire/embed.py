@@ -1,8 +1,8 @@
 """Embeddings over the wire. Importing this module imports httpcore."""
 
-import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.whole_answers import WholeAnswers
@@ -28,11 +28,11 @@ class Embedder(WholeAnswers):
         return _vectors(await self.apost(_PATH, {"input": list(texts)}), len(texts))
 
 
-def _vectors(answer: bytearray, expected: int) -> list[list[float]]:
+def _vectors(answer: dict[str, Any], expected: int) -> list[list[float]]:
     try:
-        entries = json.loads(answer)["data"]
+        entries = answer["data"]
         found = {int(entry["index"]): list(map(float, entry["embedding"])) for entry in entries}
-    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ServerFailedError("the server did not send a list of vectors") from error
     if found.keys() != set(range(expected)) or len(entries) != expected:
         raise ServerFailedError(

@@ -178,7 +178,12 @@ _TOO_MANY = "max_tokens exceeds server limit"
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
 _FAILED = 500
-NO_PATH = re.compile(r"(not found.?|404.{0,30}|a web page.*|File Not Found.*)?", re.IGNORECASE)
+NO_ENDPOINT = re.compile(r"Unexpected endpoint or method")
+"""What LM Studio says of an address that it does not know, and only of such."""
+NO_PATH = re.compile(
+    rf"(not found.?|404.{{0,30}}|a web page.*|File Not Found.*|{NO_ENDPOINT.pattern}.*)?",
+    re.IGNORECASE,
+)
 """What servers say of an address that they do not know."""
 # What LiteLLM, llama-swap, llama.cpp's router, OpenRouter, DeepSeek and Mistral call a bad request:
 # a model that they do not have.

@@ -1,6 +1,5 @@
 """Scores of documents for a query over the wire. Importing this module imports httpcore."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -31,11 +30,11 @@ def _body(query: str, texts: Sequence[str]) -> dict[str, Any]:
     return {"query": query, "documents": list(texts), "return_documents": False}
 
 
-def _scores(answer: bytearray, expected: int) -> list[float]:
+def _scores(answer: dict[str, Any], expected: int) -> list[float]:
     try:
-        results = json.loads(answer)["results"]
+        results = answer["results"]
         found = {int(result["index"]): float(result["relevance_score"]) for result in results}
-    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ServerFailedError("the server did not send a list of scores") from error
     if found.keys() != set(range(expected)) or len(results) != expected:
         raise ServerFailedError(f"the server did not send one score for each of {expected} texts")

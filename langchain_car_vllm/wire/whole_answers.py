@@ -7,6 +7,8 @@ from typing import Any
 import httpcore2
 
 from langchain_car_vllm.endpoint import Endpoint, Headers
+from langchain_car_vllm.support.json_objects import read_json_object
+from langchain_car_vllm.wire.answer.event_failures import failure_of
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
@@ -31,8 +33,8 @@ class WholeAnswers:
         self._pools = Pools(self._address, endpoint.is_ours)
         self._timeout = timeout
 
-    def post(self, path: str, body: Mapping[str, Any]) -> bytearray:
-        """Return the bytes that answer a request.
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the JSON object that answers a request, an empty one where none does.
 
         Raises:
             AnswerError: The server refuses or fails, with its own words.
@@ -45,9 +47,9 @@ class WholeAnswers:
                 for part in parts:
                     clock.check(0)
                     _add(answer, part)
-        return answer
+            return _read(answer)
 
-    async def apost(self, path: str, body: Mapping[str, Any]) -> bytearray:
+    async def apost(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the same without blocking the event loop."""
         clock = Clock(self.endpoint, self._timeout, total=True)
         answer = bytearray()
@@ -58,7 +60,7 @@ class WholeAnswers:
                     async for part in parts:
                         clock.check(0)
                         _add(answer, part)
-        return answer
+            return _read(answer)
 
     def _map_errors(self) -> AbstractContextManager[None]:
         return map_errors(self.endpoint, self._timeout, sent=lambda: dict(self._address.headers))
@@ -73,3 +75,15 @@ def _add(answer: bytearray, part: bytes) -> None:
     answer += part
     if len(answer) > _MOST_BYTES:
         raise ServerFailedError(f"the answer is longer than {_MOST_BYTES >> 20} MB")
+
+
+def _read(answer: bytearray) -> dict[str, Any]:
+    """Return what an answer says.
+
+    Raises:
+        AnswerError: It tells of a failure, as some do with a status of success.
+    """
+    found = read_json_object(answer) or {}
+    if (failure := failure_of(found)) is not None:
+        raise failure
+    return found

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from langchain_car_vllm.wire.errors import ServerFailedError, error_for_status
+from langchain_car_vllm.wire.errors import NO_ENDPOINT, error_for_status
 
 
 def failure_of(event: dict[str, Any]) -> Exception | None:
@@ -25,13 +25,15 @@ def failure_of(event: dict[str, Any]) -> Exception | None:
 def failure_from(error: Any) -> Exception:
     """Return the failure that an `error` tells of, in any server's form."""
     if not isinstance(error, dict):
-        return ServerFailedError(f"the server failed: {error}")
+        error = {"message": error}
     said = error.get("message") or error.get("type") or (None if error.get("code") else error)
     text = str(said or "")
     told = [str(error[key]) for key in ("code", "status", "type") if error.get(key)]
     status = next((word for word in told if _A_STATUS.fullmatch(word)), None)
     if status is None and (code := error.get("code")):
         text = f"{text} ({code})"  # some say in it alone that a prompt is too long
+    if NO_ENDPOINT.match(text):
+        status = "404"  # LM Studio tells it with a status of success
     return error_for_status(status or _status_of(" ".join(told)), text)
 
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.wire.errors import PromptTooLongError
 from langchain_car_vllm.wire.request.tools import size_of_tools
 
@@ -36,9 +35,9 @@ def count_request(
     }
 
 
-def read_count(answer: bytes | bytearray) -> int | None:
+def read_count(answer: Mapping[str, Any]) -> int | None:
     """Return the number in an answer, None where there is none."""
-    found = (read_json_object(answer) or {}).get("input_tokens")
+    found = answer.get("input_tokens")
     return found if isinstance(found, int) else None
 
 

@@ -10,6 +10,7 @@ import httpx2
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.support.os_limits import hint_for_limit, limit_of
 from langchain_car_vllm.wire.errors import (
+    NO_ENDPOINT,
     AnswerError,
     ConnectionFailedError,
     InvalidRequestError,
@@ -56,6 +57,8 @@ def map_errors(
         _hide_secrets(error, endpoint, sent())
         if error.log_path is None:
             error.log_path = endpoint.log_path
+        if NO_ENDPOINT.search(error.message):
+            error.hint = hint_for_path(endpoint.shown_url, "")
         translated = translate(error) if translate else error
         if translated is error:
             raise

@@ -149,10 +149,10 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
             refused.hint = hint_for_path(endpoint.shown_url, text)
         raise refused
     found = read_json_object(response.body)
-    if found is None:
+    if found is None or "data" not in found:  # LM Studio tells a wrong path in such an object
         raise ServerFailedError(
             f"{endpoint.shown_url}/models is not the list of models of an OpenAI API",
-            hint="`base_url` is its root, such as `http://127.0.0.1:8000/v1`",
+            hint=hint_for_path(endpoint.shown_url, ""),
         )
     served = [str(entry.get("id")) for entry in _entries(found)]
     if endpoint.served_model not in served:

@@ -10,6 +10,7 @@ from langchain_core.decisions import Box, Choice, Noul, Score
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_car_vllm.errors import ConfigurationError, InvalidRequestError
+from langchain_car_vllm.support.printable import encodable
 
 MOST_LABELS = 20
 _MEDIA = ("image", "image_url", "audio", "input_audio", "video", "file")
@@ -176,6 +177,8 @@ def _human(text: str, media: Sequence[dict[str, Any]]) -> HumanMessage:
 def to_text(value: Any, media: list[dict[str, Any]] | None = None) -> str:
     """Return a value of a request as text, with its media collected beside.
 
+    Half a character in it is replaced: a state holds what models and tools have written.
+
     Args:
         value: Text, messages, or JSON with such in it.
         media: Gets the blocks of media, None where they have no place.
@@ -184,7 +187,7 @@ def to_text(value: Any, media: list[dict[str, Any]] | None = None) -> str:
         ConfigurationError: There is a medium where none can be, or what no text says.
     """
     try:
-        return _text(value, media)
+        return encodable(_text(value, media))
     except RecursionError as error:
         raise ConfigurationError(
             "a state or a question is nested too deeply, or holds itself"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from langchain_car_vllm.support.printable import encodable
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.whole_answers import WholeAnswers
 
@@ -21,11 +22,15 @@ class Embedder(WholeAnswers):
         Raises:
             AnswerError: The server refuses or fails, with its own words.
         """
-        return _vectors(self.post(_PATH, {"input": list(texts)}), len(texts))
+        return _vectors(self.post(_PATH, _body(texts)), len(texts))
 
     async def aembed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the same without blocking the event loop."""
-        return _vectors(await self.apost(_PATH, {"input": list(texts)}), len(texts))
+        return _vectors(await self.apost(_PATH, _body(texts)), len(texts))
+
+
+def _body(texts: Sequence[str]) -> dict[str, Any]:
+    return {"input": [encodable(text) for text in texts]}
 
 
 def _vectors(answer: dict[str, Any], expected: int) -> list[list[float]]:

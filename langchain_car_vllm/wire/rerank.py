@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from langchain_car_vllm.support.printable import encodable
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.whole_answers import WholeAnswers
 
@@ -27,7 +28,8 @@ class Ranker(WholeAnswers):
 
 
 def _body(query: str, texts: Sequence[str]) -> dict[str, Any]:
-    return {"query": query, "documents": list(texts), "return_documents": False}
+    documents = [encodable(text) for text in texts]
+    return {"query": encodable(query), "documents": documents, "return_documents": False}
 
 
 def _scores(answer: dict[str, Any], expected: int) -> list[float]:

@@ -77,6 +77,17 @@ def test_texts_may_come_in_anything_that_yields_them(embeddings):
     assert asyncio.run(embeddings.aembed_documents(iter("abcd"))) == wanted
 
 
+def test_half_a_character_in_a_document_ends_nothing(embeddings, server):
+    """Whoever reads a thousand pages did not write them."""
+    texts, whole = ["a\ud800b", "\ud83d\ude00"], ["a\N{REPLACEMENT CHARACTER}b", "\U0001f600"]
+    assert embeddings.embed_documents(texts) == embeddings.embed_documents(whole)
+    assert asyncio.run(embeddings.aembed_query(texts[0])) == embeddings.embed_query(whole[0])
+    reranker = VllmMlxReranker(model="e", base_url=server.base_url)
+    expected = reranker.rerank(whole, whole[0])
+    assert reranker.rerank(texts, texts[0]) == expected
+    assert asyncio.run(reranker.arerank(texts, texts[0])) == expected
+
+
 @pytest.mark.parametrize(
     "odd", [None, 5, {"a": "b"}, [None], ["a", 5], [b"x"], [["a"]], [[1, 2]], [Document("a")]]
 )

@@ -93,6 +93,14 @@ def test_states_of_every_form_reach_the_model(decide, server):
     assert "look [image 1]" in content[-1]["text"]
 
 
+def test_half_a_character_in_a_state_ends_no_thread(decide, server):
+    """A tool has written it, and the chat model of the same agent was given it, too."""
+    state = [HumanMessage("hi"), ToolMessage("a\ud800b", tool_call_id="1")]
+    for found in (state, {"messages": state}, "a\ud800b", {"\ud800": "b"}):
+        ask(decide, found, q={"type": "noul", "instructions": "Fine?"})
+        assert "\N{REPLACEMENT CHARACTER}" in asked(server.dialect.requests[-1])
+
+
 def test_a_box_is_found_in_an_image_alone(decide, server):
     """Edges come as fractions of the image, in their order."""
     edges = {"top": 500, "left": 0, "bottom": 100, "right": 1000}

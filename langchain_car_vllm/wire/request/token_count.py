@@ -127,7 +127,8 @@ def measure_foreign_request(body: Mapping[str, Any]) -> RequestSize:
     while level:
         inner = level.pop()
         if isinstance(inner, Mapping):
-            level += inner.values()
+            # The model reads the names in a tool's schema, and those of a call's arguments.
+            level += [*inner, *inner.values()]
         elif isinstance(inner, list):
             level += inner
         elif isinstance(inner, str) and (data := _DATA.match(inner)):

@@ -1,5 +1,7 @@
 """Whether a request fits: what is known before anybody counts, and what a count says."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,4 +97,14 @@ def test_what_another_programs_request_holds_is_measured_wherever_it_stands():
     assert size.text_bytes in range(len(text), len(text) + 100)
     assert (size.media_tokens, size.answer_tokens) == (1500, 9)
     sound = {"audio_url": {"url": "data:audio/wav;base64,AAAA"}}
-    assert measure_foreign_request({"input": [sound]}) == (0, 4000, None)
+    found = measure_foreign_request({"input": [sound]})
+    assert (found.text_bytes < 50, found.media_tokens, found.answer_tokens) == (True, 4000, None)
+
+
+def test_a_tools_schema_is_measured_with_its_names():
+    """They are a third of it and more, and the model reads all of them."""
+    properties = {f"name_of_parameter_{n}": {"type": "string"} for n in range(100)}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    tool = {"name": "t", "input_schema": schema}
+    size = measure_foreign_request({"messages": [], "tools": [tool]})
+    assert size.text_bytes > 0.7 * len(json.dumps(tool, separators=(",", ":")))

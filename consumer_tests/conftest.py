@@ -22,8 +22,12 @@ _FOREIGN = ("CAR_", "UV_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMI
 Serve = Callable[..., tuple[ChatVllmMlx, Server]]
 
 
-def pytest_configure() -> None:
-    """Let SIGTERM end a run as Ctrl-C does: fixtures end the servers that they started."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let SIGTERM end a run as Ctrl-C does: fixtures end the servers that they started.
+
+    Before each test, since what one of them runs may take the signal away.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
 

@@ -27,9 +27,16 @@ _FOREIGN = ("CAR_", "VLLM_MLX_", "HF_", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let small models end a turn at once, their own weakness, and SIGTERM end a run as Ctrl-C."""
+    """Let small models end a turn at once: that is their own weakness."""
     config.addinivalue_line("filterwarnings", "ignore:the answer is empty. the model ended")
-    # However the run is ended, fixtures end what they started: servers without a supervisor too.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let SIGTERM end a run as Ctrl-C does, so that fixtures end what they started.
+
+    Before each test, since what one of them runs may take the signal away.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
 

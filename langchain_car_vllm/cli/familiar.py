@@ -45,18 +45,16 @@ _MEANT = {
     "cache": "`car-vllm uninstall --dry-run` shows what lies where, `car-vllm rm MODEL` removes a "
     "model",
 }
-_MODEL_FIRST = "the model is the first argument: `car-vllm run MODEL PROMPT`"
+_MODEL_OPTIONS = ("-m", "--model")
+_MODEL_FIRST = "the model is the first argument: `car-vllm {} MODEL`"
 # Options of other tools, by the command that they are typed after; "" is the program itself.
 _MEANT_OPTIONS = {
     "": {
-        "-m": _MODEL_FIRST,
-        "--model": _MODEL_FIRST,
+        **dict.fromkeys(_MODEL_OPTIONS, _MODEL_FIRST.format("run")),
         "--install-completion": "`car-vllm completion SHELL` prints a completion script",
         "--show-completion": "`car-vllm completion SHELL` prints a completion script",
     },
     "run": {
-        "-m": _MODEL_FIRST,
-        "--model": _MODEL_FIRST,
         "-c": "a conversation goes on until /bye, and none is kept; without a PROMPT it begins",
         "--continue": "a conversation goes on until /bye, and none is kept",
         "--num-predict": "--max-tokens bounds the answer",
@@ -154,8 +152,12 @@ def _refuse_foreign(command: Any, ctx: Any, args: list[str], name: str) -> None:
     """
     if ctx.resilient_parsing:  # a shell asks what could be typed
         return
-    own = {option for parameter in command.get_params(ctx) for option in parameter.opts}
+    parameters = command.get_params(ctx)
+    own = {option for parameter in parameters for option in parameter.opts}
     foreign = _MEANT_OPTIONS.get(name, {})
+    takes_model = "MODEL" in [getattr(parameter, "metavar", None) for parameter in parameters]
+    if takes_model and not ctx.ignore_unknown_options:  # what is unknown is a tool's
+        foreign = foreign | dict.fromkeys(_MODEL_OPTIONS, _MODEL_FIRST.format(name))
     for word in args[: args.index("--")] if "--" in args else args:
         option = word.partition("=")[0]
         if option in foreign and option not in own:

@@ -83,6 +83,16 @@ def test_a_value_that_cannot_be_is_refused_in_plain_words(cli_here: Cli, words: 
     assert "Input should" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["-m", "--model"])
+def test_every_command_tells_where_the_model_stands(cli_here: Cli, option: str):
+    """Servers of others take it as an option; what a tool takes is its own."""
+    for command_ in ("run", "serve", "env", "plan", "show", "bench", "logs", "pull", "stop", "rm"):
+        said = cli_here(command_, option, "org/model").stderr
+        assert f"the model is the first argument: `car-vllm {command_} MODEL`" in said
+    done = cli_here("launch", "codex", "org/model", "--dry-run", option, "x")
+    assert done.stdout.rstrip().endswith(f" {option} x")
+
+
 def test_a_prompt_may_hold_the_options_of_other_tools(cli_here: Cli):
     """After `--` nothing is an option."""
     done = cli_here("run", "none", "--", "-m", "--num-ctx")

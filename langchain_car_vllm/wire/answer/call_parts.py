@@ -90,6 +90,8 @@ class _Call:
         arguments: The parts of its arguments.
         held: Arguments that wait because they may be none, None once some went out.
         nesting: What is open in the arguments.
+        is_named_again: Whether the name came once more with nothing behind it: of this call, which
+            was whole by then, or of another one of the tool, if arguments follow.
     """
 
     index: int
@@ -99,6 +101,7 @@ class _Call:
     arguments: list[str] = field(default_factory=list)
     held: WaitingText | None = field(default_factory=WaitingText)
     nesting: _Nesting = field(default_factory=_Nesting)
+    is_named_again: bool = False
 
     def add(self, text: str) -> None:
         """Add a part of the arguments."""
@@ -164,9 +167,12 @@ class CallReader:
             call = self._by_id.get(id_, call)
         sent_id: str | None = None  # LangChain would join what is told again
         if call is None or _begins_another(call, name, id_, given):
-            call = _Call(len(self._calls), id_)
+            is_unnamed = call is not None and call.is_named_again and not name
+            call = _Call(len(self._calls), id_, call.name if call and is_unnamed else "")
             self._calls.append(call)
             sent_id = new_call_id() if id_ is None or id_ in self._by_id else id_
+        elif name == call.name and not given:
+            call.is_named_again = call.is_named_again or call.is_whole
         self._at[at] = call
         if id_:
             self._by_id[id_] = call
@@ -221,12 +227,15 @@ class CallReader:
 
 def _begins_another(call: _Call, name: str | None, id_: str | None, given: str | None) -> bool:
     """Whether a part is of another call than the one at its index."""
-    if not name or not call.name:
+    if not call.name or not (name or (call.is_named_again and given)):
         return False
-    if id_ and call.id == id_:  # some have one id for all calls, others send a call once more
-        return bool(given) and call.is_whole and given != "".join(call.arguments)
-    if id_ and call.id:
+    if id_ and call.id and id_ != call.id:
         return True
+    if id_ and call.id:  # some have one id for all calls, others send a call once more
+        is_other = name not in (None, call.name)
+        return call.is_whole and (is_other or given not in (None, "".join(call.arguments)))
+    if name == call.name and not given:
+        return False
     if not call.arguments or call.is_whole:
         return bool(call.arguments)
     return name != call.name and not call.is_begun

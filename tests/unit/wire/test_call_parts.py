@@ -61,6 +61,46 @@ def test_calls_of_one_id_are_two_with_two_ids(serve, number):
         assert len({call["id"] for call in message.tool_calls}) == len(texts)
 
 
+@pytest.mark.parametrize("ids", [True, False], ids=["an id", "no id"])
+@given(data=st.data())
+def test_a_name_that_comes_again_makes_no_call_of_its_own(ids, data):
+    """With nothing behind it, an agent would run the tool once more, without arguments."""
+    texts = data.draw(st.lists(st.text(max_size=3), min_size=1, max_size=3))
+    reader, collector = CallReader(), CallCollector()
+    for place, text in enumerate(texts):
+        mark = {"index": place, **({"id": f"call-{place}"} if ids else {})}
+        whole = json.dumps({"a": text})
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+        pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+        for number, piece in enumerate([*pieces, ""]):
+            is_told = number == 0 or data.draw(st.booleans())
+            sent = mark if is_told else {"index": place}
+            collector.feed(reader.read([part("f", piece, **sent)]))
+    collector.feed(reader.end())
+    valid, invalid = collector.parse(whole=True)
+    assert not invalid
+    assert [call["args"] for call in valid] == [{"a": text} for text in texts]
+
+
+@pytest.mark.parametrize("mark", [{}, {"index": 0}, {"id": "call"}, {"index": 0, "id": "call"}])
+@given(data=st.data())
+def test_calls_that_nothing_tells_apart_begin_with_a_name(mark, data):
+    """Also where the arguments follow it, and the tool is the one that was called before."""
+    wanted = data.draw(
+        st.lists(st.tuples(st.sampled_from("fg"), st.integers(0, 99)), min_size=1, unique=True)
+    )
+    reader, collector = CallReader(), CallCollector()
+    for name, number in wanted:
+        whole = json.dumps({"a": number})
+        at = data.draw(st.integers(0, len(whole)))
+        for told, piece in ((name, ""), (None, whole[:at]), (None, whole[at:]), (None, "")):
+            collector.feed(reader.read([part(told, piece, **mark)]))
+    collector.feed(reader.end())
+    valid, invalid = collector.parse(whole=True)
+    assert not invalid
+    assert [(call["name"], call["args"]["a"]) for call in valid] == wanted
+
+
 def test_a_call_in_openais_former_shape_is_one(serve):
     """Some gateways still send it, and a list that is none."""
     former = [{"name": "shout", "arguments": ""}, {"arguments": WHOLE}]

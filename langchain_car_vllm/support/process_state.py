@@ -25,12 +25,26 @@ _whole: set[str] = set()
 _resets: list[Callable[[], object]] = []
 
 
+def _take(lock: Any, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
+    """Take a lock and return whether it was had; whoever is interrupted meanwhile has it not."""
+    taken: list[bool] = []
+    try:
+        # One call takes the lock and notes it: no signal is heard between the two.
+        taken.extend(map(lock.acquire, (blocking,), (timeout,)))
+        return taken[0]
+    except BaseException:
+        if any(taken):
+            lock.release()
+        raise
+
+
 class ProcessLock:
     """A lock that is free in a forked child where another thread of the parent held it.
 
-    A block takes and gives it back in one step of the interpreter, so that Ctrl-C at any moment
-    leaves no lock behind. What the garbage collector ends, such as a stream that nobody read to its
-    end, is ended in any thread and at any moment: the thread that holds a lock may take it again.
+    Ctrl-C leaves no lock of a block behind, also where it comes between taking the lock and the
+    block: Python 3.14 looks for signals there, so that its own locks stay taken. What the garbage
+    collector ends, such as a stream that nobody read to its end, is ended in any thread and at any
+    moment: the thread that holds a lock may take it again.
 
     Args:
         reentrant: False for a lock that nobody takes twice, and that any thread may give back.
@@ -43,7 +57,7 @@ class ProcessLock:
 
     def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock and return whether it was had."""
-        return bool(self._lock.acquire(blocking, timeout))
+        return _take(self._lock, blocking, timeout)
 
     def release(self) -> None:
         """Give the lock back; in a forked child, what its parent's threads held is free already."""
@@ -54,8 +68,10 @@ class ProcessLock:
         """Tell whether this very thread holds the lock, which has to be reentrant."""
         return bool(self._lock._is_owned())  # noqa: SLF001 - as `threading.Condition` asks
 
-    # Functions of Python's own would be interrupted between the lock and the block.
-    __enter__ = property(attrgetter("_lock.__enter__"))
+    def __enter__(self) -> None:
+        _take(self._lock)
+
+    # A function of Python's own would be interrupted before it gives the lock back.
     __exit__ = property(attrgetter("_lock.__exit__"))
 
     def reset(self) -> None:
@@ -101,11 +117,17 @@ def import_whole(module: str) -> None:
     """
     if module in _whole:
         return
-    with _gate:
+    _take(_gate)
+    try:
         lock = _imports.setdefault(module, threading.RLock())
-    with lock:
+    finally:
+        _gate.release()
+    _take(lock)
+    try:
         import_module(module)
         _whole.add(module)
+    finally:
+        lock.release()
 
 
 def _await_imports() -> None:

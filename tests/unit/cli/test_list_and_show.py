@@ -133,7 +133,8 @@ def test_what_may_not_be_read_keeps_no_listing_from_its_end(
     (cache / "models--org--tiny" / "blobs").mkdir()
     fill(home / ".lmstudio" / "models" / "some" / "other")
     before = WITHOUT_ITS_RIGHTS if os.geteuid() == 0 else ()
-    (cache / closed).chmod(0)
+    folder = (cache / closed).resolve()  # nothing leads through it afterwards
+    folder.chmod(0)
     try:
         done = subprocess.run(
             [*before, sys.executable, "-m", "langchain_car_vllm", *form],
@@ -143,7 +144,7 @@ def test_what_may_not_be_read_keeps_no_listing_from_its_end(
             check=False,
         )
     finally:
-        (cache / closed).chmod(0o700)
+        folder.chmod(0o700)
     assert done.returncode == 0, done.stderr
     if form[0] == "list":
         assert "some/other" in done.stdout

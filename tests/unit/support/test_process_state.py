@@ -3,8 +3,8 @@
 import importlib
 import os
 import pkgutil
+import random
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -125,25 +125,63 @@ def test_what_the_collector_ends_does_not_block_its_own_thread():
         assert not lock.acquire(blocking=False)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_nothing_can_be_interrupted_between_a_lock_and_its_block(reentrant: bool):
-    """Ctrl-C is looked for where Python runs: none of it takes or frees a lock."""
-    lock = ProcessLock(reentrant=reentrant)
-    called = []
+class SignalError(Exception):
+    """What Ctrl-C raises here."""
 
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        if event == "call":
-            called.append(frame.f_code.co_name)
 
-    sys.setprofile(profile)
-    try:
+def use_lock(lock: ProcessLock) -> None:
+    for _ in range(10_000):
         with lock:
             pass
+
+
+def take_at_once(lock: ProcessLock) -> bool:
+    """Tell whether another thread gets the lock, and give it back."""
+    had = []
+
+    def take() -> None:
+        had.append(lock.acquire(blocking=False))
+        if had[0]:
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return had[0]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_signal_at_any_moment_leaves_no_lock_behind(reentrant: bool):
+    """Whoever was to have it for a block has not got it, or gives it back."""
+    lock = ProcessLock(reentrant=reentrant)
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.wait(random.uniform(0.0001, 0.0005)):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code is not use_lock.__code__:
+            frame = frame.f_back
+        if frame is not None:
+            raise SignalError
+
+    usual = signal.signal(signal.SIGUSR1, interrupt)
+    sender = threading.Thread(target=send)
+    sender.start()
+    heard = left = 0
+    try:
+        while heard < 200:
+            try:
+                use_lock(lock)
+            except SignalError:
+                heard += 1
+                left += not take_at_once(lock)
     finally:
-        sys.setprofile(None)
-    assert not called
-    assert lock.acquire(blocking=False)
-    lock.release()
+        over.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, usual)
+    assert left == 0
 
 
 def test_other_locks_are_taken_once():

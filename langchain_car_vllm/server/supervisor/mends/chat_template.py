@@ -66,10 +66,16 @@ class _RenderWatch:
         """Stop watching.
 
         An interruption that is on its way is not called back: the interpreter (CPython 3.11 and
-        3.12) would look for it at every step from then on.
+        3.12) would look for it at every step from then on. It may come between the lock and the
+        block (CPython 3.14), so that one call takes the lock and notes it.
         """
-        with self._mutex:
+        taken: list[bool] = []
+        try:
+            taken.extend(map(self._mutex.acquire, (True,)))
             self._ended = True
+        finally:
+            if taken:
+                self._mutex.release()
         self._timer.cancel()
 
     def _start_timer(self) -> threading.Timer:

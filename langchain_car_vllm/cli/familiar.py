@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from langchain_car_vllm.cli.completion import PROGRAM
+
 # The same thing under another name.
 _SAME = {
     "ls": "list",
@@ -46,7 +48,7 @@ _MEANT = {
     "model",
 }
 _MODEL_OPTIONS = ("-m", "--model")
-_MODEL_FIRST = "the model is the first argument: `car-vllm {} MODEL`"
+_MODEL_FIRST = f"the model is the first argument: `{PROGRAM} {{}} MODEL`"
 # Options of other tools, by the command that they are typed after; "" is the program itself.
 _MEANT_OPTIONS = {
     "": {

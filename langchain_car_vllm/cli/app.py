@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Annotated
@@ -107,6 +108,13 @@ def main() -> None:
     Exit codes: 0, 1 for an error that is told in one sentence, 2 for wrong usage, 3 for a fault of
     this program, 130 for Ctrl-C.
     """
+    try:
+        _run_to_its_end()
+    finally:
+        _discard_what_was_not_said()
+
+
+def _run_to_its_end() -> None:
     _open_output()
     _show_log_records()
     _show_warnings()
@@ -140,6 +148,16 @@ def _take_last_interrupt() -> None:
     """Have a further Ctrl-C end at once what is ending, without a traceback of where it was."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _discard_what_was_not_said() -> None:
+    """Have Python not fail when it ends over messages that went nowhere, as on a full disk."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            discard(sys.stderr.fileno())
 
 
 def _discard_output() -> None:

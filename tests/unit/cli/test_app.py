@@ -160,12 +160,18 @@ def test_a_full_disk_is_no_fault_of_the_program(words: list[str]):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="macOS has no disk that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("words", "code"), [(["ps"], 0), (["list"], 0), (["show", "nope"], 1)])
-def test_what_cannot_be_said_ends_nothing(words: list[str], code: int):
+def test_what_cannot_be_said_ends_nothing(words: list[str], code: int, unbuffered: str):
     """A server that is started with its messages sent to a full disk had ended over one."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            command(*words), stdout=subprocess.PIPE, stderr=full, text=True, check=False
+            command(*words),
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )
     assert (done.returncode, done.stdout) == (code, "")
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from importlib.resources import files
@@ -282,6 +283,7 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
             ("try it", " ".join(words)),
         ]
     )
+    sys.stdout.flush()  # whoever reads a pipe waits for it, and nothing follows
     if not is_loopback(host):
         say(
             f"listens on `{host}`: every machine that reaches this one and has the key can use the "

@@ -53,11 +53,16 @@ def test_variables_for_a_shell(fake: Fake):
 def test_the_line_to_try_goes_through_no_proxy(fake: Fake):
     """A proxy would hear key and prompt, and knows no address of this machine."""
     with subprocess.Popen(
-        command("serve", str(fake.model), "--port", "0"), stdout=subprocess.PIPE, text=True
+        command("serve", str(fake.model), "--port", "0"),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
     ) as process:
-        line = next(line for line in process.stdout if line.startswith("try it"))
-        words = shlex.split(line.removeprefix("try it"))
-        process.terminate()
+        try:
+            line = next(line for line in process.stdout if line.startswith("try it"))
+        finally:
+            process.terminate()
+    words = shlex.split(line.removeprefix("try it"))
     assert words[words.index("--noproxy") + 1] == "*"
 
 

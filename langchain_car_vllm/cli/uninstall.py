@@ -31,6 +31,7 @@ from langchain_car_vllm.server.prefix_caches import (
 )
 from langchain_car_vllm.server.state import read_state
 from langchain_car_vllm.support.file_presence import entries_of
+from langchain_car_vllm.support.replaced_files import draft_name
 
 # What lies beside the run state of the servers in `run`, other packages' things apart.
 _KEPT_BESIDE = (
@@ -99,7 +100,9 @@ def _find_kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
     if (file := service_file()) is not None and is_there(file):
         yield _Kept("service", file, disk_bytes(file))
     root = paths.run_root()
-    for path in (root, *(root.with_name(name) for name in _KEPT_BESIDE)):
+    beside = [root.with_name(name) for name in _KEPT_BESIDE]
+    drafts = [d for path in beside for d in entries_of(path.parent, draft_name(path.name, "*"))]
+    for path in (root, *beside, *drafts):
         if is_there(path):
             yield _Kept("run state", path, disk_bytes(path))
     for cache in caches:

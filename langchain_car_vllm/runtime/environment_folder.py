@@ -6,12 +6,13 @@ from pathlib import Path
 
 from langchain_car_vllm.runtime.marker import MARKER
 from langchain_car_vllm.support.backups import TAG
+from langchain_car_vllm.support.replaced_files import draft_name
 
 OF_ITS_OWN = "set CAR_VLLM_MLX_RUNTIME to a folder of its own, or move what is there away"
 _PARTS = frozenset(
     {
         *("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg"),
-        *(".gitignore", ".lock", ".DS_Store", TAG, MARKER, f"{MARKER}.new"),
+        *(".gitignore", ".lock", ".DS_Store", TAG, MARKER, draft_name(MARKER)),
     }
 )
 

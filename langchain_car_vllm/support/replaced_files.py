@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import IO
 
 
+def draft_name(name: str, tag: str = "new") -> str:
+    """Return what the draft of a file is called, which a killed writer leaves beside it.
+
+    Args:
+        name: Of the file.
+        tag: Tells drafts of many writers apart; `*` is the pattern of all.
+    """
+    return f".{name}.{tag}"
+
+
 @contextmanager
 def replaced_file(
     path: Path, *, many_writers: bool = False, mode: int = 0o600
@@ -25,7 +35,7 @@ def replaced_file(
     Raises:
         OSError: It cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4) if many_writers else 'new'}")
+    draft = path.with_name(draft_name(path.name, secrets.token_hex(4) if many_writers else "new"))
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         with os.fdopen(os.open(draft, flags, mode), "wb") as file:

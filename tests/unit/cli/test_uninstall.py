@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from faults.support import FAST, Fake
 from unit.cli.conftest import Cli
 
 from langchain_car_vllm.runtime.install_lock import install_lock
-from langchain_car_vllm.runtime.marker import Marker, write_marker
+from langchain_car_vllm.runtime.marker import MARKER, Marker, write_marker
 from langchain_car_vllm.server import lease, running_servers
 
 REPOSITORY = "org/model"
@@ -201,3 +202,22 @@ def test_nothing_is_kept(cli_here: Cli):
     """It says so, and that is no error."""
     done = cli_here("uninstall")
     assert (done.returncode, done.stderr) == (0, "nothing is kept on this machine\n")
+
+
+def test_what_killed_writers_left_goes_too(cli_here: Cli, home: Path, runtime: Path):
+    """A draft of the runtime's marker, or of a note beside the run state, is none of the user's."""
+    run = home / ".car" / "run"
+    run.mkdir(exist_ok=True)
+    for path in (runtime / MARKER, run / "metal.json", run / "tested-installs.json"):
+        for many_writers in (False, True) if path.parent == run else (False,):
+            script = f"""
+import os, pathlib
+from langchain_car_vllm.support.replaced_files import replaced_file
+with replaced_file(pathlib.Path({str(path)!r}), many_writers={many_writers}):
+    os.kill(os.getpid(), 9)
+"""
+            assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert len([path for path in home.rglob(".*.*") if path.is_file()]) == 6
+    assert cli_here("uninstall", "--yes").returncode == 0
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    assert not runtime.exists()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from langchain_core.messages.tool import ToolCallChunk
 
 from langchain_car_vllm.wire.answer.call_parts import whole_calls
+from langchain_car_vllm.wire.answer.other_json import OtherJson
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.answer.written_calls import (
@@ -19,8 +20,10 @@ from langchain_car_vllm.wire.answer.written_calls import (
     OPENING,
     TAG_ENDS,
     TAGS,
+    WRAPPERS,
     CallNames,
     any_of,
+    begins_other_json,
     brackets_of,
     may_be_call,
     read_calls,
@@ -51,6 +54,7 @@ class TextCallFilter(Filter):
         self._waiting = WaitingText()
         self._held = ""  # what is looked through now
         self._code = False
+        self._json: OtherJson | None = None
         self._is_written = False
         self._is_native = False
         self._is_after_call = False
@@ -107,8 +111,8 @@ class TextCallFilter(Filter):
             self._held = without_ends(self._held)
             if OPENING.fullmatch(self._held):  # a tag that opens nothing
                 self._held = ""
-        if self._code:
-            return self._inside_code(last=last)
+        if self._code or self._json:
+            return self._inside(last=last)
         found = _START.search(self._held)
         if found is None:
             cut = len(self._held) if last else _partial_start(self._held)
@@ -132,17 +136,22 @@ class TextCallFilter(Filter):
         self._calls += len(chunks)
         return "" if chunks else piece, chunks, False
 
-    def _inside_code(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
-        """Let the text of a code block that is not a call go, until its end."""
-        end = _FENCE_END.search(self._held, 1)
-        if end is not None and (last or end.end() < len(self._held)):
-            self._code = False
-            text, self._held = self._held[: end.end()], self._held[end.end() :]
-            return text, [], False
-        keep = 0 if last else len(self._held) - len(self._held.rstrip(" \t\n`"))
-        cut = len(self._held) - keep
+    def _inside(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
+        """Let JSON and code that are not a call go, until their end."""
+        cut, goes_on = self._json.read(self._held) if self._json else self._read_code()
+        if goes_on and last:
+            cut = len(self._held)
+        if not goes_on:
+            self._json, self._code = None, False
         text, self._held = self._held[:cut], self._held[cut:]
-        return text, [], True
+        return text, [], goes_on
+
+    def _read_code(self) -> tuple[int, bool]:
+        """Return how much of what is held is the code block's, and whether it goes on."""
+        end = _FENCE_END.search(self._held, 1)
+        if end is not None and end.end() < len(self._held):
+            return end.end(), False
+        return len(self._held.rstrip(" \t\n`")), True
 
     def _size(self, *, last: bool) -> int | None:
         """Return how much of what is held is one piece, None where it has not ended yet."""
@@ -188,7 +197,11 @@ class TextCallFilter(Filter):
 
     def _json_size(self, body: str, margin: int, *, last: bool) -> int | None:
         if not may_be_call(body):
-            return margin + brackets_of(body)
+            size = brackets_of(body)
+            if begins_other_json(body):
+                self._json = OtherJson(WRAPPERS)
+                self._json.read(body[:size])
+            return margin + size
         found = read_json(body, last=last)
         if found is not None:
             return margin + found[1]

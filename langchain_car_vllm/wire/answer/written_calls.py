@@ -32,8 +32,8 @@ BRACES = " \t\r\n}"
 _MARKS = re.compile(rf"(?:\s|{any_of((*TAGS, *TAG_ENDS))}|```[ \t]*\w*)*")
 _ENDS = re.compile(rf"(?:[{BRACES}]|{any_of(TAG_ENDS)})*")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input")
-_WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
-_CALL_KEYS = (*_WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
+WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
+_CALL_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
 _BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
@@ -67,6 +67,11 @@ def may_be_call(text: str) -> bool:
     if key := _FIRST_KEY.match(text):
         return key[1] in _CALL_KEYS
     return bool(_FIRST_KEY_BEGUN.match(text))
+
+
+def begins_other_json(text: str) -> bool:
+    """Whether a text begins as an object whose first key is told, and none of a call's."""
+    return _FIRST_KEY.match(text) is not None and not may_be_call(text)
 
 
 def brackets_of(text: str) -> int:
@@ -179,7 +184,7 @@ def _complete(text: str, start: int) -> tuple[Any, int] | None:
 
 def _calls_of(value: Any, names: CallNames) -> list[WrittenCall]:
     """Return the calls in a value, none unless all of it is calls."""
-    if isinstance(value, Mapping) and len(value) == 1 and (key := next(iter(value))) in _WRAPPERS:
+    if isinstance(value, Mapping) and len(value) == 1 and (key := next(iter(value))) in WRAPPERS:
         value = value[key]
     entries = value if isinstance(value, list) else [value]
     calls = [_call(entry, names) for entry in entries]
@@ -192,13 +197,22 @@ def _call(entry: Any, names: CallNames) -> WrittenCall | None:
     if isinstance(entry.get("function"), Mapping):
         entry = entry["function"]
     written = entry.get("name") or entry.get("tool") or entry.get("function")
-    if not isinstance(written, str):
+    if not isinstance(written, str) or _is_definition(entry):
         return None
     name = names.tools.get(written) or names.tools.get(written.removeprefix(_SPACE))
     if name is None:
         return None
     arguments = _arguments(entry, may_lack=name in names.without_arguments)
     return None if arguments is None else WrittenCall(name, arguments)
+
+
+def _is_definition(entry: Mapping[str, Any]) -> bool:
+    """Whether it says what a tool takes, as models do that are asked for their tools."""
+    given = entry.get("parameters")
+    if not isinstance(given, Mapping):
+        return False
+    is_schema = given.get("type") == "object" or "required" in given
+    return ("properties" in given and is_schema) or (not given and "description" in entry)
 
 
 def _arguments(entry: Mapping[str, Any], *, may_lack: bool) -> dict[str, Any] | None:

@@ -58,6 +58,25 @@ TEXTS = [
     "  \n\n  ",
     '```json\n{"name": "other", "arguments": {}}\n```',
 ]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+DEFINITION = {"name": "add", "description": "Adds.", "parameters": SCHEMA}
+DEFINITIONS = [
+    json.dumps({"type": "function", "function": DEFINITION}),
+    json.dumps([DEFINITION]),
+    json.dumps({"name": "add", "parameters": {"properties": {}, "required": []}}),
+    json.dumps({"name": "now", "description": "The time.", "parameters": {}}),
+    f"<tools>\n{json.dumps({'type': 'function', 'function': DEFINITION})}\n</tools>",
+    f"I have these:\n\n```json\n{json.dumps([DEFINITION], indent=2)}\n```\nAsk!",
+]
+DOCUMENTS = [
+    json.dumps({"plan": [CALL], "done": False}),
+    json.dumps({"plan": [{"step": 1, "what": [CALL, "and"]}, CALL]}),
+    json.dumps([[1], {"said": "\\", "next": CALL}]),
+    json.dumps({"said": '"}', "next": {"of": CALL}}, indent=2),
+    json.dumps({"tools": [{"type": "function", "function": DEFINITION}]}),
+    '{"plan": {"broken": true, }, "next": ' + TEXT + "}",
+    '{"said": "<tool_call>' + TEXT.replace('"', '\\"') + '</tool_call>"}',
+]
 
 
 NAMES = CallNames({"add": "add", "now": "now", "a_b_1": "a.b"}, {"now"})
@@ -135,12 +154,30 @@ def test_a_tag_in_an_argument_is_no_end():
         assert run(list(text)) == ("", [("add", call["arguments"])])
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", [*TEXTS, *DEFINITIONS, *DOCUMENTS])
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 1000])
 def test_other_text_stays_as_it_is(text, cut):
     """Not a letter is lost or added."""
     pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
     assert run(pieces) == (text, [])
+
+
+@pytest.mark.parametrize("before", ['{"a": 1}', '{"a": [', '{"a"} is a set.', '{"a": {}'])
+@pytest.mark.parametrize("cut", [1, 5, 1000])
+def test_a_call_behind_json_is_a_call(before, cut):
+    """Also where the JSON before it ends as none does: only what is in it is text."""
+    text = f"{before}\n<tool_call>\n{TEXT}\n</tool_call>"
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    told, calls = run(pieces)
+    assert (told.rstrip(), calls) == (before, [("add", CALL["arguments"])])
+
+
+@pytest.mark.parametrize("cut", [1, 5, 1000])
+def test_calls_of_a_message_that_a_model_wrote_out_are_calls(cut):
+    """Small models imitate the whole answer of an API."""
+    text = json.dumps({"role": "assistant", "content": None, "tool_calls": [CALL]})
+    _, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
+    assert calls == [("add", CALL["arguments"])]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 1000])

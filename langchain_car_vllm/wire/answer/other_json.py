@@ -11,7 +11,7 @@ _LONGEST_KEY = 20
 
 
 class OtherJson:
-    """One value whose beginning shows that it is no call.
+    """One value whose beginning shows that it is not a call.
 
     It ends with its last bracket, at what no JSON has, and before the value of a key that says
     that calls follow: small models write out the whole answer of an API.

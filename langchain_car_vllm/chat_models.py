@@ -179,8 +179,8 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
 
     def _fitting_context(self) -> int | None:
         """Return how many tokens fit this machine."""
-        import_whole("langchain_car_vllm.server.plan")  # not needed where it is served elsewhere
-        from langchain_car_vllm.server.plan import fitting_context  # noqa: PLC0415
+        import_whole("langchain_car_vllm.server.known_model")  # for a server of ours alone
+        from langchain_car_vllm.server.known_model import fitting_context  # noqa: PLC0415
 
         try:
             return fitting_context(self._spec(engine=self.engine))

@@ -4,7 +4,6 @@ Only MLX can ask, and importing it takes a second, so whoever starts a server as
 else reads what was kept. Where nothing answers, that is kept for some minutes.
 """
 
-import ctypes
 import json
 import os
 import platform
@@ -116,6 +115,8 @@ def _machine() -> dict[str, Any]:
 
 def _wired_limit_mb() -> int:
     """Return the limit that the user set, 0 where it is the system's own."""
+    import ctypes  # noqa: PLC0415 - only a Mac is asked
+
     value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
     try:
         ask = ctypes.CDLL(None).sysctlbyname

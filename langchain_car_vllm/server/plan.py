@@ -7,51 +7,42 @@ else the catalog, else the name.
 
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from langchain_car_vllm.endpoint import Parsers, Serving
-from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import InsufficientMemoryError, UnknownModelError
-from langchain_car_vllm.models import ModelFacts, family_facts, read_model_facts
+from langchain_car_vllm.models import ModelFacts
 from langchain_car_vllm.models.adapter import check_adapter, check_adapter_alone, find_adapter
-from langchain_car_vllm.models.catalog import CatalogEntry, catalog, small_sibling
+from langchain_car_vllm.models.catalog import small_sibling
 from langchain_car_vllm.models.compatibility import facts_for_version
 from langchain_car_vllm.models.config import read_config
 from langchain_car_vllm.models.cross_encoder import check_cross_encoder
 from langchain_car_vllm.models.download import check_may_download, measure_download
 from langchain_car_vllm.models.download_diagnosis import download_error
 from langchain_car_vllm.models.downloader import RESERVE
-from langchain_car_vllm.models.facts import facts_of_config
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.model_files import load_object
 from langchain_car_vllm.models.servable import check_servable
-from langchain_car_vllm.models.snapshot import hub_cache, served_source
+from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.models.speculation import (
     MTP,
     check_draft,
     check_draft_by_config,
-    draft_bytes,
-    draft_to_serve,
     find_draft,
 )
 from langchain_car_vllm.models.text_writer import check_writes_text
 from langchain_car_vllm.paths import existing_part
-from langchain_car_vllm.runtime import installed_version, interpreter_of
+from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
-from langchain_car_vllm.runtime.metal import known_working_set, learn_working_set
-from langchain_car_vllm.server.command import Launch, launch_for
+from langchain_car_vllm.runtime.metal import learn_working_set
+from langchain_car_vllm.server.command import Launch
+from langchain_car_vllm.server.known_model import Origin, find_facts, plan_launch
 from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervision import supervised_servers
-from langchain_car_vllm.server.wiring import wiring_mode
 from langchain_car_vllm.support.process_state import import_whole
 
 _GB = 1e9
-_MB = 1_000_000
-
-Origin = Literal["files", "hub", "catalog", "name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +198,7 @@ def plan_for(
         UnservableModelError: The server cannot load what is there.
         UntrustedCodeError: The model brings code that nobody trusts.
     """
-    origin, directory, facts = _find_facts(spec, hub)
+    origin, directory, facts = find_facts(spec, hub)
     if directory is not None:
         check_servable(directory, spec.served_name, trust=spec.trust)
     check_kind(spec, directory, hub)
@@ -221,7 +212,7 @@ def plan_for(
         origin,
         directory,
         facts,
-        _launch(spec, facts, directory, budget, version=version, binary=binary),
+        plan_launch(spec, facts, directory, budget, version=version, binary=binary),
         facts.weights_bytes or None,
         budget,
         taken_bytes(spec),
@@ -274,97 +265,12 @@ def _check_adapter(spec: ServerSpec, directory: Path | None) -> None:
         check_adapter(adapter, directory, multimodal=multimodal)
 
 
-def fitting_context(spec: ServerSpec) -> int | None:
-    """Return how many tokens a conversation can have on this machine, as far as is known here.
-
-    The model's own limit where its layers are unknown, or where nothing of it would fit; None where
-    that is unknown too.
-
-    Raises:
-        ConfigurationError: The model's own files cannot be read.
-    """
-    _, directory, facts = _find_facts(spec, None)
-    budget = budget_bytes()
-    memory = _launch(spec, facts, directory, budget).memory
-    fits = facts.weights_bytes and memory.needed <= budget
-    return memory.context if fits else facts.context_window
-
-
-def _find_facts(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path | None, ModelFacts]:
-    """Return what is known of a model, from the best source."""
-    directory = spec.find_snapshot()
-    if directory is not None:
-        return "files", directory, read_model_facts(directory, spec.served_name, trust=spec.trust)
-    if hub is not None:
-        facts = replace(_facts_of_config(spec, hub.config), weights_bytes=hub.weights)
-        return "hub", None, facts
-    entry = catalog().by_repository(spec.source)
-    return "catalog" if entry else "name", None, _facts_of_name(spec, entry)
-
-
 def taken_bytes(spec: ServerSpec) -> int:
     """Return what servers but this one have set aside."""
     binary = overriding_binary()
     key = spec.key(str(binary) if binary else None)
     return sum(
         state.reservation for _, state in supervised_servers(key, lambda state: state.reservation)
-    )
-
-
-def _launch(
-    spec: ServerSpec,
-    facts: ModelFacts,
-    directory: Path | None,
-    budget: int,
-    *,
-    version: str | None = None,
-    binary: Path | None = None,
-) -> Launch:
-    here = directory is not None
-    model = served_source(directory, spec.source, spec.revision) if directory else spec.source
-    loaded = facts.weights_bytes * facts.widening
-    if spec.kind != "chat":
-        serving = Serving(version=version, engine="simple", parsers=Parsers())
-        return Launch(model, here, serving, memory=Memory(loaded))
-    facts = replace(facts, weights_bytes=loaded + draft_bytes(spec.draft))
-    launch = launch_for(
-        spec,
-        facts,
-        model,
-        offline=here,
-        budget_bytes=budget,
-        version=version,
-        mlx_vlm=installed_version(binary, "mlx_vlm") if binary else None,
-        python=str(interpreter_of(binary) or "") if binary else None,
-        wiring=wiring_mode(spec, inherited_environment()),
-        working_set=known_working_set(),
-    )
-    serving = replace(launch.serving, draft=draft_to_serve(spec.draft))
-    return replace(launch, serving=serving)
-
-
-def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:
-    """Return what a `config.json` alone tells, and the family's name."""
-    facts = facts_of_config(config, spec.served_name)
-    family = family_facts(spec.served_name)
-    return replace(facts, reasoning_parser=family.reasoning_parser if family.thinks else None)
-
-
-def _facts_of_name(spec: ServerSpec, entry: CatalogEntry | None) -> ModelFacts:
-    if entry is not None:
-        return replace(
-            _facts_of_config(spec, entry.config),
-            multimodal="vision" in entry.capabilities,
-            context_window=entry.context_window,
-            weights_bytes=entry.size_mb * _MB,
-        )
-    family = family_facts(spec.served_name)
-    return ModelFacts(
-        tool_call_parser=family.tool_call_parser,
-        reasoning_parser=family.reasoning_parser if family.thinks else None,
-        multimodal=bool(family.media),
-        context_window=None,
-        family=family.name,
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.printable import encodable_value, format_value
-from langchain_car_vllm.wire.answer.held_text import check_not_cut
+from langchain_car_vllm.wire.answer.constrained_json import check_not_cut
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.raw_output import RawAndParsed
 from langchain_car_vllm.wire.request.schema import (

@@ -13,12 +13,12 @@ from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.support.version_numbers import is_at_least
 from langchain_car_vllm.wire.answer.call_collector import CallCollector
 from langchain_car_vllm.wire.answer.call_parts import whole_calls
-from langchain_car_vllm.wire.answer.held_text import (
-    CollectingFilter,
+from langchain_car_vllm.wire.answer.constrained_json import (
     check_not_cut,
     read_constrained,
     unconstrained_error,
 )
+from langchain_car_vllm.wire.answer.held_text import CollectingFilter
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.errors import (
     AnswerError,

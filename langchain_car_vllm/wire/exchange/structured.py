@@ -9,11 +9,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_car_vllm.wire.answer.held_text import (
-    CollectingFilter,
-    check_not_cut,
-    read_constrained,
-)
+from langchain_car_vllm.wire.answer.constrained_json import check_not_cut, read_constrained
+from langchain_car_vllm.wire.answer.held_text import CollectingFilter
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError, StructuredOutputError
 from langchain_car_vllm.wire.exchange.attempt import Attempt, Body, Names

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models.adapter import check_adapter, find_adapter
 from langchain_car_vllm.server.command import Launch
 from langchain_car_vllm.server.launch_settings import launch_settings
-from langchain_car_vllm.server.plan import Serving, plan_for
+from langchain_car_vllm.server.plan import plan_for
 from langchain_car_vllm.server.supervisor.mends import adapters
 from langchain_car_vllm.server.supervisor.mends.mend import UnknownCodeError
 

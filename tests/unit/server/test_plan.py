@@ -22,7 +22,8 @@ from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.hub import ask_hub_model
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.server import ServerSpec
-from langchain_car_vllm.server.plan import asked_plan, fitting_context, plan_for
+from langchain_car_vllm.server.known_model import fitting_context
+from langchain_car_vllm.server.plan import asked_plan, plan_for
 
 REPOSITORY = "mlx-community/Qwen3-4B-4bit"
 WEIGHTS = 256_000

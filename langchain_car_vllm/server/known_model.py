@@ -1,0 +1,126 @@
+"""What is known of a model, its files or less, and how a server of it would be launched.
+
+It says nothing of what stands in the way, so that constructing a model imports this alone; whether
+it can be served here is the question of a `Plan`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from langchain_car_vllm.endpoint import Parsers, Serving
+from langchain_car_vllm.environment import inherited_environment
+from langchain_car_vllm.models import ModelFacts, family_facts, read_model_facts
+from langchain_car_vllm.models.catalog import CatalogEntry, catalog
+from langchain_car_vllm.models.facts import facts_of_config
+from langchain_car_vllm.models.hub_listing import HubListing
+from langchain_car_vllm.models.snapshot import served_source
+from langchain_car_vllm.models.speculation import draft_bytes, draft_to_serve
+from langchain_car_vllm.runtime import installed_version, interpreter_of
+from langchain_car_vllm.runtime.metal import known_working_set
+from langchain_car_vllm.server.command import Launch, launch_for
+from langchain_car_vllm.server.memory import Memory, budget_bytes
+from langchain_car_vllm.server.spec import ServerSpec
+from langchain_car_vllm.server.wiring import wiring_mode
+
+_MB = 1_000_000
+
+Origin = Literal["files", "hub", "catalog", "name"]
+
+
+def fitting_context(spec: ServerSpec) -> int | None:
+    """Return how many tokens a conversation can have on this machine, as far as is known here.
+
+    The model's own limit where its layers are unknown, or where nothing of it would fit; None where
+    that is unknown too.
+
+    Raises:
+        ConfigurationError: The model's own files cannot be read.
+    """
+    _, directory, facts = find_facts(spec, None)
+    budget = budget_bytes()
+    memory = plan_launch(spec, facts, directory, budget).memory
+    fits = facts.weights_bytes and memory.needed <= budget
+    return memory.context if fits else facts.context_window
+
+
+def find_facts(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path | None, ModelFacts]:
+    """Return what is known of a model, from the best source."""
+    directory = spec.find_snapshot()
+    if directory is not None:
+        return "files", directory, read_model_facts(directory, spec.served_name, trust=spec.trust)
+    if hub is not None:
+        facts = replace(_facts_of_config(spec, hub.config), weights_bytes=hub.weights)
+        return "hub", None, facts
+    entry = catalog().by_repository(spec.source)
+    return "catalog" if entry else "name", None, _facts_of_name(spec, entry)
+
+
+def plan_launch(
+    spec: ServerSpec,
+    facts: ModelFacts,
+    directory: Path | None,
+    budget: int,
+    *,
+    version: str | None = None,
+    binary: Path | None = None,
+) -> Launch:
+    """Return how a server would be launched, with the memory that it would set aside.
+
+    Args:
+        spec: What the user wants.
+        facts: What is known of the model.
+        directory: The complete local copy, None where there is none.
+        budget: Bytes that all servers may take together.
+        version: Of the `vllm-mlx` that will run, None where unknown.
+        binary: That `vllm-mlx`, None where it is not known which.
+
+    Raises:
+        ServerStartError: The user wants an engine that this install would answer wrongly with.
+    """
+    here = directory is not None
+    model = served_source(directory, spec.source, spec.revision) if directory else spec.source
+    loaded = facts.weights_bytes * facts.widening
+    if spec.kind != "chat":
+        serving = Serving(version=version, engine="simple", parsers=Parsers())
+        return Launch(model, here, serving, memory=Memory(loaded))
+    facts = replace(facts, weights_bytes=loaded + draft_bytes(spec.draft))
+    launch = launch_for(
+        spec,
+        facts,
+        model,
+        offline=here,
+        budget_bytes=budget,
+        version=version,
+        mlx_vlm=installed_version(binary, "mlx_vlm") if binary else None,
+        python=str(interpreter_of(binary) or "") if binary else None,
+        wiring=wiring_mode(spec, inherited_environment()),
+        working_set=known_working_set(),
+    )
+    serving = replace(launch.serving, draft=draft_to_serve(spec.draft))
+    return replace(launch, serving=serving)
+
+
+def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:
+    """Return what a `config.json` alone tells, and the family's name."""
+    facts = facts_of_config(config, spec.served_name)
+    family = family_facts(spec.served_name)
+    return replace(facts, reasoning_parser=family.reasoning_parser if family.thinks else None)
+
+
+def _facts_of_name(spec: ServerSpec, entry: CatalogEntry | None) -> ModelFacts:
+    if entry is not None:
+        return replace(
+            _facts_of_config(spec, entry.config),
+            multimodal="vision" in entry.capabilities,
+            context_window=entry.context_window,
+            weights_bytes=entry.size_mb * _MB,
+        )
+    family = family_facts(spec.served_name)
+    return ModelFacts(
+        tool_call_parser=family.tool_call_parser,
+        reasoning_parser=family.reasoning_parser if family.thinks else None,
+        multimodal=bool(family.media),
+        context_window=None,
+        family=family.name,
+    )

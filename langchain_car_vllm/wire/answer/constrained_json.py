@@ -1,0 +1,52 @@
+"""JSON that a grammar was to shape, and what tells that it did not, or that the end is missing."""
+
+import json
+from typing import Any
+
+from langchain_car_vllm.wire.errors import StructuredOutputError
+
+
+def check_not_cut(finish_reason: str | None, text: str) -> None:
+    """Refuse JSON that ran out of tokens: the server closes its brackets (vllm-mlx 0.6.0).
+
+    Prose that ran out is told as prose: more tokens would not make it JSON.
+
+    Raises:
+        StructuredOutputError: It was cut off.
+    """
+    if finish_reason != "length":
+        return
+    if text.lstrip()[:1].isalpha():
+        raise unconstrained_error(text)
+    raise StructuredOutputError(
+        "the answer was cut off before its end: `max_tokens` is too small",
+        answer=text,
+        hint="raise `max_tokens`",
+    )
+
+
+def read_constrained(text: str, name: str = "answer") -> Any:
+    """Return the JSON value of a text that a grammar was to shape.
+
+    Raises:
+        StructuredOutputError: It is not JSON, or not the whole of it.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if not text.lstrip().startswith(("{", "[")):
+            raise unconstrained_error(text) from error
+        raise StructuredOutputError(
+            f"the {name} is not whole JSON",
+            answer=text,
+            hint="raise `max_tokens`: it may have been cut off",
+        ) from error
+
+
+def unconstrained_error(text: str, wanted: str = "JSON") -> StructuredOutputError:
+    """Return the error for an answer that a grammar would not have let through."""
+    return StructuredOutputError(
+        f"this server does not constrain its answers: what it sent is not {wanted}",
+        answer=text,
+        hint="use a server that does, such as vllm-mlx, or a larger model",
+    )

@@ -139,37 +139,6 @@ def test_a_secret_that_cannot_work_is_not_shown(name):
     assert "very secret" not in str(error)
 
 
-@pytest.mark.parametrize(
-    ("name", "right"),
-    [
-        ("num_predict", "max_tokens"),
-        ("max_completion_tokens", "max_tokens"),
-        ("num_ctx", "max_input_tokens"),
-        ("repeat_penalty", "repetition_penalty"),
-        ("format", "with_structured_output"),
-        ("model_name", "model"),
-        ("request_timeout", "timeout"),
-        ("stop_sequences", "stop"),
-        ("openai_api_base", "base_url"),
-        ("top_kk", "top_k"),
-        ("num_gpu", "leave it out"),
-        ("use_responses_api", "leave it out"),
-        ("nonsense", "extra_body"),
-    ],
-)
-def test_an_unknown_argument_is_refused_with_the_right_one(name, right):
-    """A parameter of Ollama's or OpenAI's is answered with the name it has here."""
-    assert right in (refused(f"`{name}`", **{name: 1}).hint or "")
-
-
-def test_an_unknown_argument_of_a_call_is_refused_too():
-    """`bind` cannot smuggle in what the constructor refuses; nothing is sent."""
-    model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
-    with pytest.raises(ConfigurationError, match="num_predict") as caught:
-        model.invoke("hi", num_predict=3)
-    assert "max_tokens" in (caught.value.hint or "")
-
-
 @pytest.mark.parametrize("name", ["server_args", "engine", "base_url", "startup_timeout"])
 def test_what_only_the_constructor_takes_is_said_to_be_that(name):
     """A call cannot change which server it is that answers, or how it is waited for."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.support.user_warnings import warn_user_once
+from langchain_car_vllm.wire.request.foreign_names import hint_for
 from langchain_car_vllm.wire.request.headers import check_headers
 
 SAMPLING = (
@@ -113,57 +114,6 @@ IGNORED = frozenset(
     }
 )
 """The server takes and forgets them."""
-
-_MEANT = {
-    "num_predict": "`max_tokens`",
-    "max_completion_tokens": "`max_tokens`",
-    "max_new_tokens": "`max_tokens`",
-    "max_output_tokens": "`max_tokens`",
-    "num_ctx": '`profile={"max_input_tokens": ...}`; the context window itself is the model\'s',
-    "n_ctx": '`profile={"max_input_tokens": ...}`; the context window itself is the model\'s',
-    "context_window": '`profile={"max_input_tokens": ...}`',
-    "repeat_penalty": "`repetition_penalty`",
-    "repeat_last_n": "`repetition_penalty`",
-    "format": "`with_structured_output(...)` or `response_format`",
-    "json_schema": "`with_structured_output(...)` or `response_format`",
-    "stop_sequences": "`stop`",
-    "model_name": "`model`",
-    "model_id": "`model`",
-    "model_path": "`model`",
-    "request_timeout": "`timeout`",
-    "think": "`reasoning`",
-    "reasoning_effort": '`reasoning="low"`, `"medium"` or `"high"`',
-    "thinking": "`reasoning`",
-    "functions": "`bind_tools(...)`",
-    "function_call": "`bind_tools(..., tool_choice=...)`",
-    "openai_api_key": "`api_key`",
-    "openai_api_base": "`base_url`",
-    "api_base": "`base_url`",
-    "endpoint": "`base_url`",
-    "host": "`base_url`",
-    "port": "`base_url`",
-    "validate_model": "`validate_model_on_init`",
-    "idle_timeout": "`keep_alive`",
-    "draft_model": "`draft`",
-    "speculative_model": "`draft`",
-    "adapter_path": "`adapter`",
-    "lora": "`adapter`",
-    "headers": "`default_headers`",
-}
-
-_NOT_NEEDED = {
-    "organization": "a server on this machine knows none",
-    "openai_organization": "a server on this machine knows none",
-    "openai_proxy": "the standard variables of proxies are heeded",
-    "num_gpu": "the whole model runs on the GPU",
-    "num_thread": "the server decides",
-    "stream_usage": "usage is told, unless a call says `bind(stream_usage=False)`",
-    "use_responses_api": "the server's API is that of chat completions",
-}
-
-_HINTS = {name: f"use {meant}" for name, meant in _MEANT.items()} | {
-    name: f"leave it out: {reason}" for name, reason in _NOT_NEEDED.items()
-}
 
 
 class _Kind(NamedTuple):
@@ -274,7 +224,7 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hint(name: str, known: set[str]) -> str | None:
-    if hint := _HINTS.get(name.lower()):
+    if hint := hint_for(name, known):
         return hint
     if name in IN_A_CALL and "extra_body" in known:
         return f"give it in the call, or with `bind({name}=...)`"
@@ -284,7 +234,7 @@ def _hint(name: str, known: set[str]) -> str | None:
     if near:
         return f"did you mean `{near[0]}`?"
     if "extra_body" in known:
-        return "fields of the server's own that are not listed go into `extra_body`"
+        return "leave it out; a field of the server's own requests goes into `extra_body`"
     return None
 
 

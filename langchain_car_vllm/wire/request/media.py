@@ -28,6 +28,7 @@ _JPEG_END, _MOST_SEGMENTS = b"\xff\xd9", 10_000
 # Characters for a byte, line breaks included.
 _IN_BASE64, _QUOTED = 2, 3
 _PUBLIC = MediaAccess()
+_NAMES = {"image": "an image", "audio": "audio", "video": "a video"}
 _KINDS: dict[str, Kind] = {
     "image": "image",
     "image_url": "image",
@@ -133,7 +134,7 @@ def _read(source: str | bytes | Path, kind: Kind, access: MediaAccess, *, is_own
         return access.fetch(source, _MOST[kind], is_own=is_own)
     # Text may come from anybody, so it never names a file of this machine.
     raise InvalidRequestError(
-        f"`{shorten_url(source)}` is not an address of an {kind}",
+        f"`{shorten_url(source)}` is not an address of {_NAMES[kind]}",
         hint="give a `Path`, or an address that begins with data:, http: or https:",
     )
 

@@ -45,6 +45,7 @@ from langchain_car_vllm.wire.request.tools import server_name
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("text", "text-plain", "input_text", "output_text")
+_FILES = ("file", "input_file", "document", "media")
 _OF_A_RESULT = ("type", "tool_use_id", "is_error", "cache_control")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
 _PUBLIC = MediaAccess()
@@ -178,11 +179,7 @@ class _Outgoing:
     def _medium(self, block: Any, *, is_own: bool) -> list[dict[str, Any]]:
         kind = kind_of(block) if isinstance(block, dict) else None
         if kind is None:
-            name = block.get("type") if isinstance(block, dict) else type(block).__name__
-            raise InvalidRequestError(
-                f"a block of type `{name}` cannot be sent to this server",
-                hint="it takes text, images, audio and video, as the model does",
-            )
+            raise _refusal(block)
         self._check_taken(kind)
         medium = read_medium(block, self._access, is_own=is_own)
         return [*self._label(medium), medium.block()]
@@ -258,6 +255,16 @@ class _Outgoing:
             return str(block["text"])
         line = self._placeholder(block)
         return line if kind or block.get("type") in ("file", "document") else ""
+
+
+def _refusal(block: Any) -> InvalidRequestError:
+    name = block.get("type") if isinstance(block, dict) else type(block).__name__
+    return InvalidRequestError(
+        f"a block {f'of type `{name}`' if name else 'without a `type`'} cannot be sent",
+        hint="send its text, as a document loader reads it, or pictures of its pages"
+        if name in _FILES
+        else "a model takes text, images, audio and video, each in a block of its `type`",
+    )
 
 
 def _encodable_copy(message: BaseMessage) -> BaseMessage:

@@ -180,6 +180,43 @@ def test_only_the_users_last_message_is_refused(serve, name):
     assert dialect.requests[0]["messages"][0]["content"].startswith("[")
 
 
+@pytest.mark.parametrize(
+    ("block", "said", "hint"),
+    [
+        (BLOCKS["pdf"], "a block of type `file`", "loader"),
+        ({"type": "document", "source": {"type": "url", "url": URL}}, "`document`", "loader"),
+        ({"type": "input_file", "file_id": "f"}, "`input_file`", "loader"),
+        ({"type": "reasoning", "reasoning": "x"}, "`reasoning`", "a model takes text"),
+        ({"image": "a.png"}, "a block without a `type`", "a model takes text"),
+        (
+            {"type": "non_standard", "value": {"a": 1}},
+            "a block without a `type`",
+            "a model takes text",
+        ),
+        ({}, "a block without a `type`", "a model takes text"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_is_named_with_what_to_do(serve, block, said, hint):
+    """Of a file, the model can read the text."""
+    model, _ = serve()
+    with pytest.raises(InvalidRequestError) as caught:
+        model.invoke([HumanMessage([block])])
+    assert said in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("image", "an image"), ("audio", "audio"), ("video", "a video")]
+)
+def test_a_medium_that_is_only_named_is_told_what_it_should_be(serve, kind, said):
+    """Text names no file."""
+    model, _ = serve(dialect={"multimodal": True})
+    with pytest.raises(InvalidRequestError, match=f"is not an address of {said}\n") as caught:
+        model.invoke([HumanMessage([{"type": kind, "url": "moon.bin"}])])
+    assert "`Path`" in (caught.value.hint or "")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_answer_with_a_picture_and_a_strange_role_are_no_end_either(serve):
     """Other models made them, and the thread goes on here."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.ids import written
@@ -44,8 +44,9 @@ class CheckedFields(BaseModel):
             if isinstance(given.get(name), os.PathLike):
                 given[name] = written(given[name])
         check_texts(given)
-        parameters.check_names(given, type(self).model_fields)
-        if "model" not in given:
+        fields = type(self).model_fields
+        parameters.check_names(given, [name for field in fields for name in self._names(field)])
+        if "model" not in given and fields["model"].is_required():
             raise ConfigurationError("`model` is missing", hint=EXAMPLE)
         try:
             super().__init__(**given)
@@ -65,7 +66,8 @@ class CheckedFields(BaseModel):
         if update:
             given = {k: v for k, v in vars(copied).items() if k in type(self).model_fields}
             copied._is_checked = False  # noqa: SLF001
-            CheckedFields.__init__(copied, **{**given, **update})
+            named = {self._names(k)[0]: v for k, v in {**given, **update}.items()}
+            CheckedFields.__init__(copied, **named)
             copied.__pydantic_fields_set__ = self.model_fields_set | update.keys()
         return copied
 
@@ -84,6 +86,13 @@ class CheckedFields(BaseModel):
             self._set_unchecked(changed, getattr(checked, changed))
         if name in _OF_PROFILE:
             self._has_unread_files = checked._has_unread_files  # noqa: SLF001
+
+    @classmethod
+    def _names(cls, field: str) -> list[str]:
+        """Return what a constructor calls a field: subclasses may have other names for theirs."""
+        found = cls.model_fields[field].validation_alias if field in cls.model_fields else None
+        choices = found.choices if isinstance(found, AliasChoices) else [found]
+        return [*(name for name in choices if isinstance(name, str)), field]
 
     def _set_unchecked(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

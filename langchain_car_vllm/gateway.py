@@ -94,7 +94,7 @@ class Gateway:
         Raises:
             CarVllmError: The server cannot be had; the type tells why.
         """
-        async with self._lease() as held:
+        async with self._lease(is_request=False) as held:
             yield held.endpoint
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -199,8 +199,8 @@ class Gateway:
                 await _send_error(send, HTTPStatus.BAD_REQUEST, text)
 
     @asynccontextmanager
-    async def _lease(self) -> AsyncIterator[Lease]:
-        async with alease(self._spec, on_progress=self._on_progress) as held:
+    async def _lease(self, *, is_request: bool = True) -> AsyncIterator[Lease]:
+        async with alease(self._spec, on_progress=self._on_progress, is_request=is_request) as held:
             self.endpoint = held.endpoint
             yield held
 

@@ -17,7 +17,8 @@ from langchain_car_vllm.server.locks import is_file_held
 from langchain_car_vllm.support.file_presence import entries_of
 from langchain_car_vllm.support.replaced_files import replaced_file
 
-_MARK = ".held-"
+_REQUEST, _KEPT = ".held-", ".kept-"
+"""Marks of the processes with requests under way, and of those that only keep a server."""
 
 
 def record_name() -> str:
@@ -92,27 +93,38 @@ def read_uses(folder: Path) -> list[Use]:
     return uses
 
 
-def mark_path(folder: Path) -> Path:
-    """Return the file that this process holds locked while it has requests under way."""
-    return folder / f"{_MARK}{record_name()}"
+def mark_path(folder: Path, *, is_request: bool) -> Path:
+    """Return the file that this process holds locked while it uses the server in this way."""
+    return folder / f"{_REQUEST if is_request else _KEPT}{record_name()}"
 
 
 def holders(folder: Path) -> list[int]:
+    """Return the process ids of the clients that hold the lease, for whatever reason."""
+    return _owners(folder, _REQUEST, _KEPT)
+
+
+def requesters(folder: Path) -> list[int]:
     """Return the process ids of the clients that have requests under way."""
-    return [pid for path, pid in _marks(folder) if _is_locked(path)]
+    return _owners(folder, _REQUEST)
 
 
 def remove_dead_marks(folder: Path) -> None:
     """Remove the marks of processes that are gone."""
-    for path, pid in _marks(folder):
-        if not psutil.pid_exists(pid):
-            path.unlink(missing_ok=True)
+    for kind in (_REQUEST, _KEPT):
+        for path, pid in _marks(folder, kind):
+            if not psutil.pid_exists(pid):
+                path.unlink(missing_ok=True)
 
 
-def _marks(folder: Path) -> Iterator[tuple[Path, int]]:
+def _owners(folder: Path, *kinds: str) -> list[int]:
+    marks = [mark for kind in kinds for mark in _marks(folder, kind)]
+    return list(dict.fromkeys(pid for path, pid in marks if _is_locked(path)))
+
+
+def _marks(folder: Path, kind: str) -> Iterator[tuple[Path, int]]:
     with suppress(OSError, ValueError):
-        for path in entries_of(folder, f"{_MARK}*"):
-            yield path, int(path.name.removeprefix(_MARK).partition("-")[0])
+        for path in entries_of(folder, f"{kind}*"):
+            yield path, int(path.name.removeprefix(kind).partition("-")[0])
 
 
 def _is_locked(path: Path) -> bool:

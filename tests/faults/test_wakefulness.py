@@ -1,5 +1,6 @@
 """A Mac is kept awake while it works for somebody, and no longer; `caffeinate` is imitated."""
 
+import asyncio
 import dataclasses
 import os
 import shlex
@@ -12,7 +13,9 @@ import psutil
 import pytest
 from faults.support import FAST, Fake, eventually
 
+from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.server import lease, stop_server, wakefulness
+from langchain_car_vllm.server.client_record import holders, requesters
 from langchain_car_vllm.server.state import read_state
 from langchain_car_vllm.server.wakefulness import Wakefulness
 
@@ -87,6 +90,29 @@ def test_awake_for_a_load_and_a_lease_and_no_longer(fake: Fake, notes: Notes):
         eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake again")
         stop_server(fake.directory(), policy=FAST)
     eventually(lambda: not notes.alive(), "nobody to be left after a stop")
+
+
+def test_a_server_that_is_only_kept_lets_the_mac_sleep(fake: Fake, notes: Notes):
+    """`car-vllm serve` holds a lease from login on; what it answers alone keeps the Mac awake."""
+    policy = dataclasses.replace(FAST, awake_linger=0.05)
+    with lease(fake.spec(), policy=policy, is_request=False):
+        eventually(lambda: not notes.alive(), "the Mac to be let asleep")
+        with lease(fake.spec(), policy=policy):
+            eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake for a request")
+        eventually(lambda: not notes.alive(), "the Mac to be let asleep after it")
+        assert fake.state().phase == "ready"
+
+
+def test_a_gateway_makes_no_request_of_its_own(fake: Fake):
+    """It is seen as one that keeps the server, until something is asked of it."""
+    clients = fake.directory().clients
+
+    async def keep() -> tuple[list[int], list[int]]:
+        async with Gateway(fake.spec(), "key").hold():
+            return holders(clients), requesters(clients)
+
+    assert asyncio.run(keep()) == ([os.getpid()], [])
+    assert holders(clients) == []
 
 
 def test_off_by_its_variable(fake: Fake, notes: Notes, monkeypatch: pytest.MonkeyPatch):

@@ -11,14 +11,16 @@ class Hold:
     Args:
         keep_alive: Seconds that the request wants the server to stay.
         request: Told whether the lease is held.
+        is_request: False for one that asks nothing of the server, and only keeps it.
 
     Attributes:
         mutex: Held while the lease is taken, by whoever waits for it.
         is_given_up: Whether nobody waits any more.
     """
 
-    def __init__(self, keep_alive: float, request: Request) -> None:
+    def __init__(self, keep_alive: float, request: Request, *, is_request: bool = True) -> None:
         self._keep_alive = keep_alive
+        self._is_request = is_request
         self._request = request
         self._lease: ProcessLease | None = None
         self.mutex = ProcessLock(reentrant=False)
@@ -36,7 +38,7 @@ class Hold:
             StateDirectoryError: This process's record cannot be written.
         """
         self._lease = lease  # first, so that it is given back wherever this is interrupted
-        if not lease.acquire(self, self._keep_alive):
+        if not lease.acquire(self, self._keep_alive, is_request=self._is_request):
             self._lease = None
             return False
         self._request.is_leased = True

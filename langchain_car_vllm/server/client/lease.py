@@ -79,6 +79,7 @@ def lease(
     startup_timeout: float | None = None,
     on_progress: OnProgress | None = None,
     policy: Policy | None = None,
+    is_request: bool = True,
 ) -> Iterator[Lease]:
     """Hold a ready server, starting it if nobody has.
 
@@ -87,12 +88,14 @@ def lease(
         startup_timeout: Seconds to wait at most, None for no limit.
         on_progress: Called in this thread with every change while waiting.
         policy: The timings, by default those of the environment.
+        is_request: False for what only keeps the server in memory and asks nothing of it: the Mac
+            may sleep meanwhile.
 
     Raises:
         CarVllmError: The server cannot be had; the type tells why.
         ServerStartingError: `startup_timeout` ran out; the start goes on.
     """
-    waiting = _wait(spec, policy, startup_timeout, on_progress)
+    waiting = _wait(spec, policy, startup_timeout, on_progress, is_request=is_request)
     try:
         try:
             while (endpoint := waiting.step()) is None:
@@ -116,9 +119,10 @@ async def alease(
     startup_timeout: float | None = None,
     on_progress: OnProgress | None = None,
     policy: Policy | None = None,
+    is_request: bool = True,
 ) -> AsyncIterator[Lease]:
     """Do what `lease` does without blocking the event loop; cancelling it cancels no start."""
-    waiting = _wait(spec, policy, startup_timeout, on_progress)
+    waiting = _wait(spec, policy, startup_timeout, on_progress, is_request=is_request)
     try:
         with ended_with_loop(waiting.hold.give_up):
             while (endpoint := await run_step(waiting.step)) is None:  # noqa: ASYNC110
@@ -173,6 +177,8 @@ def _wait(
     policy: Policy | None,
     startup_timeout: float | None,
     on_progress: OnProgress | None,
+    *,
+    is_request: bool,
 ) -> Waiting:
     @cache
     def directory() -> ServerDirectory:
@@ -182,5 +188,10 @@ def _wait(
         return process_lease_of(directory())
 
     return Waiting(
-        find_process_lease, spec, policy or policy_from_environment(), startup_timeout, on_progress
+        find_process_lease,
+        spec,
+        policy or policy_from_environment(),
+        startup_timeout,
+        on_progress,
+        is_request=is_request,
     )

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from langchain_car_vllm.server.client.spawn import Start
+from langchain_car_vllm.server.client.use_mark import UseMark
 from langchain_car_vllm.server.client_record import (
     mark_path,
     record_name,
@@ -14,7 +15,6 @@ from langchain_car_vllm.server.client_record import (
 )
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.locks import (
-    acquire_exclusive,
     close_lock,
     is_held,
     is_same_file,
@@ -30,9 +30,6 @@ from langchain_car_vllm.server.process import reap_orphans
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.state import State, known_state
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
-
-_MARK_PATIENCE = 0.1
-"""The supervisor looks at a mark by taking it for an instant."""
 
 
 class ProcessLease:
@@ -57,7 +54,8 @@ class ProcessLease:
             self._supervisor = open_lock(directory.supervisor_lock)
             self._server = open_lock(directory.server_lock)
         self._is_abandoned = self._is_retired = False
-        self._holders: set[object] = set()
+        # What each of them holds it for: a request, or to keep the server.
+        self._holders: dict[object, bool] = {}
         self._ended: deque[tuple[object, float]] = deque()
         self._record: Path | None = None
         self._keep_alive: float | None = None
@@ -65,36 +63,45 @@ class ProcessLease:
         self._start: Start | None = None
         self._ours: set[int] = set()
         self._orphans: set[int] = set()
-        self._mark: int | None = None
-        self._mark_path = mark_path(directory.clients)
+        self._marks = {
+            is_request: UseMark(mark_path(directory.clients, is_request=is_request))
+            for is_request in (True, False)
+        }
 
     @property
     def holders(self) -> int:
-        """How many requests of this process hold the lease."""
+        """How many requests, and others, of this process hold the lease."""
         return len(self._holders)
 
-    def acquire(self, holder: object, keep_alive: float) -> bool:
+    @property
+    def requests(self) -> int:
+        """How many requests of this process hold the lease."""
+        return list(self._holders.values()).count(True)
+
+    def acquire(self, holder: object, keep_alive: float, *, is_request: bool = True) -> bool:
         """Take the lease for one request; False while the server is stopping for idleness.
 
         Args:
             holder: Who gives it back, also where this was interrupted and nobody knows how far.
             keep_alive: Seconds that the request wants the server to stay.
+            is_request: False for one that asks nothing of the server, and only keeps it.
 
         Raises:
             StateDirectoryError: This process's record cannot be written.
         """
         with self._guarded(), self._explained():
             try:
-                if not self._holders:
-                    if not try_shared(self._lease):
-                        return False
-                    self._mark_use()
+                if not self._holders and not try_shared(self._lease):
+                    return False
+                if is_request not in self._holders.values():
+                    self._marks[is_request].show()
                 if keep_alive != self._keep_alive:
                     self._write_record(keep_alive)
-                self._holders.add(holder)
+                self._holders[holder] = is_request
             except BaseException:
+                if is_request not in self._holders.values():
+                    self._marks[is_request].hide()
                 if not self._holders:
-                    self._unmark_use()
                     release(self._lease)
                 raise
             return True
@@ -142,10 +149,12 @@ class ProcessLease:
         except OSError:
             self._keep_alive = None
         finally:
+            is_request = self._holders[holder]
+            if list(self._holders.values()).count(is_request) == 1:
+                self._marks[is_request].hide()
             if len(self._holders) == 1:
-                self._unmark_use()
                 release(self._lease)
-            self._holders.discard(holder)
+            del self._holders[holder]
             if self._is_retired and not self._holders:
                 self._close()
 
@@ -225,7 +234,8 @@ class ProcessLease:
 
     def _close(self) -> None:
         self._is_abandoned = True
-        self._close_mark()
+        for mark in self._marks.values():
+            mark.close()
         author = [self._author[1]] if self._author else []
         for descriptor in (self._lease, self._supervisor, self._server, *author):
             close_lock(descriptor)
@@ -233,23 +243,6 @@ class ProcessLease:
     def abandon(self) -> None:
         """Forget everything after `fork`: the lease is the parent's."""
         self._is_abandoned = True
-
-    def _mark_use(self) -> None:
-        """Let the supervisor see which processes hold the lease; the lock itself does not tell."""
-        path = self._mark_path
-        if self._mark is None or not is_same_file(self._mark, path):
-            self._close_mark()
-            self._mark = open_lock(path)
-        acquire_exclusive(self._mark, _MARK_PATIENCE)
-
-    def _unmark_use(self) -> None:
-        if self._mark is not None:
-            release(self._mark)
-
-    def _close_mark(self) -> None:
-        if self._mark is not None:
-            close_lock(self._mark)
-            self._mark = None
 
     def _tell_end(self, keep_alive: float) -> None:
         if keep_alive != self._keep_alive:

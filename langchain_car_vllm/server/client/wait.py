@@ -62,6 +62,7 @@ class Waiting:
         policy: How long to wait for what.
         startup_timeout: Seconds to wait at most, None for no limit.
         on_progress: Called in the waiting thread with every change.
+        is_request: False for one that asks nothing of the server, and only keeps it.
 
     Attributes:
         hold: The lease, once it is taken; whoever gives it up ends the wait.
@@ -74,13 +75,15 @@ class Waiting:
         policy: Policy,
         startup_timeout: float | None,
         on_progress: OnProgress | None,
+        *,
+        is_request: bool = True,
     ) -> None:
         self.policy = policy
         self._find_process_lease = find_process_lease
         self._spec = spec
         request = Request()
         self._memory_turn = MemoryTurn(request, spec.served_name, policy)
-        self.hold = Hold(spec.keep_alive, request)
+        self.hold = Hold(spec.keep_alive, request, is_request=is_request)
         self._start: Start | None = None
         self._known: int | None = None
         self._lost = 0
@@ -140,7 +143,7 @@ class Waiting:
 
     def was_alone(self, crash: ServerCrashedError) -> bool:
         """Tell whether no other request of any process was under way at a crash."""
-        return crash.clients == 1 and self._process_lease.holders == 1
+        return crash.clients == 1 and self._process_lease.requests == 1
 
     def explain_step(self, endpoint: Endpoint, waited: float) -> tuple[CarVllmError | None] | None:
         """Look at what became of a server whose connection broke.

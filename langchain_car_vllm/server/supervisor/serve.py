@@ -44,12 +44,12 @@ def serve(
         code = child.exit_code()
         try:
             if code is not None or faults.found():
-                served = len(clients.holders())
+                served = len(clients.requesters())
                 _report_crash(context, child, code, was_used=idleness.was_used, served=served)
             if not child.is_findable():
                 raise StageEnded("lost")
             if awake.is_possible:
-                awake.look(is_working=bool(clients.holders()))
+                awake.look(is_working=bool(clients.requesters()))
             child.trim_log(context.policy.log_limit)
             context.pause(min(idleness.seconds_to_next_look(), room.seconds_to_next_look()))
             refused_since = None

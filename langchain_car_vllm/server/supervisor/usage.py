@@ -10,6 +10,7 @@ from langchain_car_vllm.server.client_record import (
     is_client_alive,
     promise_path,
     remove_dead_marks,
+    requesters,
 )
 from langchain_car_vllm.server.idle import Use
 
@@ -52,8 +53,12 @@ class ClientRecords:
         return happened
 
     def holders(self) -> list[int]:
-        """Return the process ids of the clients that have requests under way."""
+        """Return the process ids of the clients that hold the lease, for whatever reason."""
         return holders(self._folder)
+
+    def requesters(self) -> list[int]:
+        """Return the process ids of the clients that have requests under way."""
+        return requesters(self._folder)
 
     def forget_dead(self, before: float = math.inf) -> None:
         """Remove the records of processes that are gone.

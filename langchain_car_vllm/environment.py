@@ -10,10 +10,9 @@ This is the only module that touches `os.environ`; `models/downloader.py` and
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.errors import ConfigurationError
@@ -30,8 +29,7 @@ def is_off(value: str) -> bool:
     return value.strip().lower() in _OFF
 
 
-@dataclass(frozen=True, slots=True)
-class Variable(Generic[T]):
+class Variable(NamedTuple, Generic[T]):
     """One environment variable.
 
     Attributes:

@@ -3,8 +3,6 @@
 Read from the wheels of vllm-mlx 0.3.0 to 0.6.0.
 """
 
-from dataclasses import replace
-
 from langchain_car_vllm.models.facts import ModelFacts
 from langchain_car_vllm.support.version_numbers import Version, is_at_least
 
@@ -35,8 +33,7 @@ def facts_for_version(facts: ModelFacts, version: str | None) -> ModelFacts:
     """
     if version is None:
         return facts
-    return replace(
-        facts,
+    return facts._replace(
         tool_call_parser=_available(facts.tool_call_parser, _TOOL_CALL_PARSERS, version),
         reasoning_parser=_available(facts.reasoning_parser, _REASONING_PARSERS, version),
         sampling={

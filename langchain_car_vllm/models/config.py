@@ -1,9 +1,8 @@
 """What `config.json` says, as a typed record whose numbers are in ranges that a model can have."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_car_vllm.models.model_files import bounded_integer, load_object
 
@@ -45,8 +44,7 @@ _MOST_LAYERS = 10_000
 _MOST_TOKENS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ModelConfig(NamedTuple):
     """What a model's `config.json` says.
 
     Attributes:

@@ -1,9 +1,8 @@
 """What a model's own files say about how to serve it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import UnservableModelError, UntrustedCodeError
 from langchain_car_vllm.models.config import ModelConfig, config_of, text_part
@@ -38,8 +37,7 @@ _SAMPLING = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelFacts(NamedTuple):
     """How a model wants to be served.
 
     Attributes:
@@ -64,7 +62,7 @@ class ModelFacts:
     reasoning_parser: str | None
     multimodal: bool
     context_window: int | None
-    sampling: dict[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, float] = {}
     preserve_thinking: bool = False
     linear_attention: bool = False
     weights_bytes: int = 0
@@ -98,7 +96,7 @@ def read_model_facts(directory: Path, name: str, *, trust: bool = False) -> Mode
         raise UntrustedCodeError(name, code)
     facts = facts_of_config(values, name, directory.name, read_chat_template(directory))
     weights = _weights_bytes(directory, files, multimodal=facts.multimodal)
-    return replace(facts, sampling=_sampling(directory), weights_bytes=weights)
+    return facts._replace(sampling=_sampling(directory), weights_bytes=weights)
 
 
 def facts_of_config(

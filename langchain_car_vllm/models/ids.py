@@ -4,9 +4,9 @@ import difflib
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
 from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalize
@@ -34,8 +34,7 @@ _MOST_ENTRIES = 1000
 _SIZE = re.compile(r"(?<![a-z0-9.])[ea]?\d+(?:\.\d+)?b(?![a-z])")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelId:
+class ModelId(NamedTuple):
     """A model as it is served.
 
     Attributes:
@@ -243,4 +242,4 @@ def _hub_model(name: str, repository: str, entry: CatalogEntry | None) -> ModelI
     model = ModelId(name, repository, is_local=False)
     if entry is None:
         return model
-    return replace(model, context_window=entry.context_window, capabilities=entry.capabilities)
+    return model._replace(context_window=entry.context_window, capabilities=entry.capabilities)

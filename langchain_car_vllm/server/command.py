@@ -1,8 +1,8 @@
 """From what is known of a model to the server's command line. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
+from typing import NamedTuple
 
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.models.facts import ModelFacts
@@ -25,8 +25,7 @@ _CHUNK, _LINEAR_CHUNK = 512, 256
 _LEAST_SHARE = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """What is known of the model once it lies on the disk.
 
     Attributes:
@@ -42,10 +41,10 @@ class Launch:
     model: str
     offline: bool
     serving: Serving
-    sampling: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, float] = {}
     preserve_thinking: bool = False
     linear_attention: bool = False
-    memory: Memory = field(default_factory=partial(Memory, 0))
+    memory: Memory = Memory(0)
 
 
 def launch_for(
@@ -105,7 +104,7 @@ def launch_for(
 
 def launch_with(launch: Launch, memory: Memory) -> Launch:
     """Return the same launch with other memory: what clients and the server are told follows."""
-    return replace(launch, memory=memory, serving=serving_within(launch.serving, memory))
+    return launch._replace(memory=memory, serving=serving_within(launch.serving, memory))
 
 
 def serving_within(serving: Serving, memory: Memory) -> Serving:

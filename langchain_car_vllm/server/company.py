@@ -64,7 +64,7 @@ def _smaller(plan: Plan, context: int, agents: int) -> str | None:
     if share is None or plan.weights is None:
         return None
     loaded = plan.weights * plan.facts.widening
-    facts = replace(plan.facts, weights_bytes=int(loaded * share), bits=4)
+    facts = plan.facts._replace(weights_bytes=int(loaded * share), bits=4)
     launch = launch_for(
         plan.spec, facts, plan.launch.model, offline=False, budget_bytes=plan.budget
     )

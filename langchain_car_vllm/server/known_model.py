@@ -50,7 +50,7 @@ def find_facts(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path |
     if directory is not None:
         return "files", directory, read_model_facts(directory, spec.served_name, trust=spec.trust)
     if hub is not None:
-        facts = replace(_facts_of_config(spec, hub.config), weights_bytes=hub.weights)
+        facts = _facts_of_config(spec, hub.config)._replace(weights_bytes=hub.weights)
         return "hub", None, facts
     entry = catalog().by_repository(spec.source)
     return "catalog" if entry else "name", None, _facts_of_name(spec, entry)
@@ -84,7 +84,7 @@ def plan_launch(
     if spec.kind != "chat":
         serving = Serving(version=version, engine="simple", parsers=Parsers())
         return Launch(model, here, serving, memory=Memory(loaded))
-    facts = replace(facts, weights_bytes=loaded + draft_bytes(spec.draft))
+    facts = facts._replace(weights_bytes=loaded + draft_bytes(spec.draft))
     launch = launch_for(
         spec,
         facts,
@@ -98,20 +98,19 @@ def plan_launch(
         working_set=known_working_set(),
     )
     serving = replace(launch.serving, draft=draft_to_serve(spec.draft))
-    return replace(launch, serving=serving)
+    return launch._replace(serving=serving)
 
 
 def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:
     """Return what a `config.json` alone tells, and the family's name."""
     facts = facts_of_config(config, spec.served_name)
     family = family_facts(spec.served_name)
-    return replace(facts, reasoning_parser=family.reasoning_parser if family.thinks else None)
+    return facts._replace(reasoning_parser=family.reasoning_parser if family.thinks else None)
 
 
 def _facts_of_name(spec: ServerSpec, entry: CatalogEntry | None) -> ModelFacts:
     if entry is not None:
-        return replace(
-            _facts_of_config(spec, entry.config),
+        return _facts_of_config(spec, entry.config)._replace(
             multimodal="vision" in entry.capabilities,
             context_window=entry.context_window,
             weights_bytes=entry.size_mb * _MB,

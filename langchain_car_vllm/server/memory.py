@@ -8,7 +8,7 @@ where another model needs the room. Pure but for `budget_bytes`.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MEMORY_GB
 from langchain_car_vllm.models.kv_cache import KvCache
@@ -35,8 +35,7 @@ _LEAST_SEQUENCE = 1024
 _MOST_ROOM = _MOST_SEQUENCES * _LEAST_CONTEXT
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(NamedTuple):
     """What a server sets aside, in bytes but for the tokens.
 
     Attributes:
@@ -61,7 +60,7 @@ class Memory:
     sequences: int | None = None
     company: int = 0
     spare_cache: int = 0
-    cost: KvCache | None = field(default=None, repr=False)
+    cost: KvCache | None = None
 
     @property
     def needed(self) -> int:
@@ -91,7 +90,7 @@ class Memory:
         missing = min(self.spare_cache, max(0, self.least - available))
         cache = (self.cache - missing) // _MB * _MB if missing else self.cache
         spare_cache = max(0, self.spare_cache - (self.cache - cache))
-        less = replace(self, cache=cache, spare_cache=spare_cache)
+        less = self._replace(cache=cache, spare_cache=spare_cache)
         if self.cost is None or not self.company or self.room is None or self.context is None:
             return less
         limit = min(self.company, max(0, available - self.least))
@@ -105,7 +104,7 @@ class Memory:
             room = self.context * sequences
         company = grown * self.cost.per_token + (sequences - 1) * self.cost.overhead
         kv = self.kv - self.company + company
-        return replace(less, kv=kv, room=room, sequences=sequences, company=company)
+        return less._replace(kv=kv, room=room, sequences=sequences, company=company)
 
     @property
     def cache_mb(self) -> int:

@@ -40,6 +40,7 @@ __all__ = [
     "ServerFailedError",
     "StructuredOutputError",
     "error_for_status",
+    "says_no_path",
 ]
 
 
@@ -178,27 +179,23 @@ _TOO_MANY = "max_tokens exceeds server limit"
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
 _FAILED = 500
-NO_ENDPOINT = re.compile(r"Unexpected endpoint or method")
+NO_ENDPOINT = "Unexpected endpoint or method"
 """What LM Studio says of an address that it does not know, and only of such."""
-NO_PATH = re.compile(
-    rf"(not found.?|404.{{0,30}}|a web page.*|File Not Found.*|{NO_ENDPOINT.pattern}.*)?",
-    re.IGNORECASE,
-)
-"""What servers say of an address that they do not know."""
+# The expressions below are compiled when an error first asks for them.
+_NO_PATH = rf"(not found.?|404.{{0,30}}|a web page.*|File Not Found.*|{NO_ENDPOINT}.*)?"
 # What LiteLLM, llama-swap, llama.cpp's router, OpenRouter, DeepSeek and Mistral call a bad request:
 # a model that they do not have.
-_NO_MODEL = re.compile(
+_NO_MODEL = (
     r"Invalid model name passed|could not find real modelID|^model '.{1,200}' not found"
-    r"|is not a valid model ID|^Model Not Exist|^Invalid model: ",
-    re.IGNORECASE,
+    r"|is not a valid model ID|^Model Not Exist|^Invalid model: "
 )
 # LiteLLM without a database: of any key but its master key.
-_WRONG_KEY = re.compile(r"No connected db", re.IGNORECASE)
-_TYPE = re.compile(r"content.? type|not.{0,20}supported", re.IGNORECASE)
+_WRONG_KEY = "No connected db"
+_TYPE = r"content.? type|not.{0,20}supported"
 # OpenAI, vLLM, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic, Gemini, Groq, in this order, then
 # vLLM and SGLang of today, TGI, xAI, TensorRT-LLM, Cohere, Ollama's engine, Moonshot, vLLM for
 # media, ds4, Copilot, DashScope and Volcano.
-_TOO_LONG = re.compile(
+_TOO_LONG = (
     r"context_length_exceeded|maximum context length|ContextWindowExceeded"
     r"|exceed(s|ed)? (the )?(available |model'?s? |maximum )?context|exceed_context_size"
     r"|context (window|length|size)\W.{0,40}exceed|exceeds? the (maximum )?context"
@@ -210,8 +207,7 @@ _TOO_LONG = re.compile(
     r"|exceeded max context length|exceeded model token limit"
     r"|prompt \([^()]{1,60}\) is too long|prompt has [\d,]{1,20} tokens?, but the configured"
     r"|prompt token count.{0,40}exceeds|range of input length should be"
-    r"|(input|prompt) length.{0,40}(exceeds the maximum|greater than max_seq_len)",
-    re.IGNORECASE,
+    r"|(input|prompt) length.{0,40}(exceeds the maximum|greater than max_seq_len)"
 )
 
 
@@ -225,11 +221,11 @@ def error_for_status(status: object, text: str) -> AnswerError:
     """
     code = _code(status)
     message = f"the server answered {code}: {text.strip() or 'no reason given'}"
-    if code not in _BY_STATUS and _TOO_LONG.search(text):
+    if code not in _BY_STATUS and _says(_TOO_LONG, text):
         too_long = PromptTooLongError(said=message)
         too_long.status = code
         return too_long
-    if code == _BAD_REQUEST and _WRONG_KEY.search(text):
+    if code == _BAD_REQUEST and _says(_WRONG_KEY, text):
         code, message = 401, f"{message} (a gateway's words for a wrong key)"
     hint = _HINTS.get(code)
     cls = _BY_STATUS.get(code)
@@ -237,12 +233,21 @@ def error_for_status(status: object, text: str) -> AnswerError:
         cls = ServerFailedError if code >= _FAILED else InvalidRequestError
     if _TOO_MANY in text:
         hint = "lower `max_tokens`, or give the server a higher `--max-request-tokens`"
-    is_missing = code == _BAD_REQUEST and bool(_NO_MODEL.search(text))
-    if code == _NOT_FOUND and not NO_PATH.fullmatch(text.strip()) and not _TYPE.search(text):
+    is_missing = code == _BAD_REQUEST and _says(_NO_MODEL, text)
+    if code == _NOT_FOUND and not says_no_path(text) and not _says(_TYPE, text):
         is_missing = True
     if is_missing:
         cls, hint = ModelMissingError, "the model's name must be the one the endpoint serves"
     return cls(message, hint=hint, status=code)
+
+
+def says_no_path(text: str) -> bool:
+    """Return whether a text is what servers say of an address that they do not know."""
+    return re.fullmatch(_NO_PATH, text.strip(), re.IGNORECASE) is not None
+
+
+def _says(words: str, text: str) -> bool:
+    return re.search(words, text, re.IGNORECASE) is not None
 
 
 def _code(status: object) -> int:

@@ -32,7 +32,7 @@ def failure_from(error: Any) -> Exception:
     status = next((word for word in told if _A_STATUS.fullmatch(word)), None)
     if status is None and (code := error.get("code")):
         text = f"{text} ({code})"  # some say in it alone that a prompt is too long
-    if NO_ENDPOINT.match(text):
+    if text.startswith(NO_ENDPOINT):
         status = "404"  # LM Studio tells it with a status of success
     return error_for_status(status or _status_of(" ".join(told)), text)
 

@@ -57,7 +57,7 @@ def map_errors(
         _hide_secrets(error, endpoint, sent())
         if error.log_path is None:
             error.log_path = endpoint.log_path
-        if NO_ENDPOINT.search(error.message):
+        if NO_ENDPOINT in error.message:
             error.hint = hint_for_path(endpoint.shown_url, "")
         translated = translate(error) if translate else error
         if translated is error:

@@ -13,11 +13,11 @@ from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.os_limits import hint_for_limit
 from langchain_car_vllm.support.process_state import ProcessLock
 from langchain_car_vllm.wire.errors import (
-    NO_PATH,
     ConnectionFailedError,
     ModelMissingError,
     ServerFailedError,
     error_for_status,
+    says_no_path,
 )
 from langchain_car_vllm.wire.transport.refusal import Refusal
 
@@ -170,7 +170,7 @@ def hint_for_path(url: str, text: str) -> str | None:
             return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
     if not re.search(r"/v\d+(/|$)", url):
         return f"did you mean `{url.removesuffix('/api')}/v1`?"  # Ollama's own API is at /api
-    if NO_PATH.fullmatch(text.strip()):
+    if says_no_path(text):
         return "`base_url` must be the root of an OpenAI API, such as `http://127.0.0.1:8000/v1`"
     return None
 

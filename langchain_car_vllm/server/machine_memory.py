@@ -69,5 +69,5 @@ def _limit(file: Path) -> int | None:
 
 def _text(file: Path) -> str:
     with suppress(OSError, UnicodeDecodeError):
-        return file.read_text(encoding="ascii")
+        return file.read_text(encoding="utf-8")
     return ""

@@ -33,6 +33,7 @@ V1 = "9:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n1:name=systemd:/docker/ab
         (V2, {"memory.max": "0"}, None),
         ("0::/../../other\n", {"memory.max": "7000"}, 7000),
         ("nonsense\n::\n", {"memory.max": "7000"}, None),
+        ("0::/größe\n", {"größe/memory.max": "7000"}, 7000),
         (None, {}, None),
     ],
 )

@@ -18,12 +18,11 @@ _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
 # The Hub's own rule for repository names (huggingface_hub, `validate_repo_id`).
 _REPOSITORY = re.compile(r"^\b[\w\-.]+\b/\b[\w\-.]+\b$", re.ASCII)
 _LONGEST_REPOSITORY = 96
+# What is compiled here, each use needs; the others serve errors alone.
 _ADDRESSES = (
-    re.compile(
-        r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
-        r"/(?!(?:datasets|spaces|collections|docs|papers)/)([^/\s]+/[^/?#\s]+)"
-    ),
-    re.compile(r"(?!vllm-mlx/)([^/\s]+/[^/@\s]+)@[^/\s]+$"),
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
+    r"/(?!(?:datasets|spaces|collections|docs|papers)/)([^/\s]+/[^/?#\s]+)",
+    r"(?!vllm-mlx/)([^/\s]+/[^/@\s]+)@[^/\s]+$",
 )
 """A repository's page, and a repository with a revision as other programs write it."""
 _NEAREST = 3
@@ -31,7 +30,7 @@ _LIKENESS = 0.5
 _SHORTEST_STEM = 3
 _MOST_ENTRIES = 1000
 # Such as `4b`, `e2b` and `a3b`; `4bit` is not a size.
-_SIZE = re.compile(r"(?<![a-z0-9.])[ea]?\d+(?:\.\d+)?b(?![a-z])")
+_SIZE = r"(?<![a-z0-9.])[ea]?\d+(?:\.\d+)?b(?![a-z])"
 
 
 class ModelId(NamedTuple):
@@ -113,7 +112,7 @@ def is_repository(name: str) -> bool:
 
 def _named_by_address(text: str) -> tuple[str, ...]:
     """Return the repository whose page on the Hub was pasted, or that stands before a revision."""
-    found = [match[1] for address in _ADDRESSES if (match := address.match(text))]
+    found = [match[1] for address in _ADDRESSES if (match := re.match(address, text))]
     return tuple(name for name in found if is_repository(name))
 
 
@@ -134,15 +133,15 @@ def nearest_ids(text: str) -> tuple[str, ...]:
 
 def _likeness(text: str, name: str) -> tuple[bool, bool, float] | None:
     """Return how well a name fits a text, None where it does not."""
-    sizes = set(_SIZE.findall(text))
-    stem = _letters(_SIZE.sub("", text))
+    sizes = set(re.findall(_SIZE, text))
+    stem = _letters(re.sub(_SIZE, "", text))
     begins = len(stem) >= _SHORTEST_STEM and _letters(name).startswith(stem)
     ratio = difflib.SequenceMatcher(None, text, name).ratio()
     family = family_facts(text)
     is_relative = family is not UNKNOWN and family.name == family_facts(name).name
     if not (begins or is_relative or ratio >= _LIKENESS):
         return None
-    return bool(sizes) and sizes <= set(_SIZE.findall(name)), begins, ratio
+    return bool(sizes) and sizes <= set(re.findall(_SIZE, name)), begins, ratio
 
 
 def _letters(text: str) -> str:

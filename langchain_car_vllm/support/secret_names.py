@@ -5,30 +5,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 MASK = "***"
-_SECRET = re.compile(
-    r"keys?(?![a-z])|token|secret|passw|passphrase|passcode|pwd|credential|auth(?!or(?!iz))|bearer|jwt|cookie"
-    r"|signature|(?<![a-z])(?:sig|pass)$",
-    re.IGNORECASE,
+# Compiled when a name is first looked at.
+_SECRET = (
+    r"(?i)keys?(?![a-z])|token|secret|passw|passphrase|passcode|pwd|credential|auth(?!or(?!iz))|bearer"
+    r"|jwt|cookie|signature|(?<![a-z])(?:sig|pass)$"
 )
 # Parameters that count tokens, or name those of a vocabulary.
-_HARMLESS = re.compile(
-    r"tokens?_|tokens$|tokeni[sz]|(?:max|min|num|new|per|first|next|stop|start|end|special|mask|eos"
-    r"|bos|pad|unk|sep|cls|image|audio|video)[_-]?token$",
-    re.IGNORECASE,
+_HARMLESS = (
+    r"(?i)tokens?_|tokens$|tokeni[sz]|(?:max|min|num|new|per|first|next|stop|start|end|special|mask"
+    r"|eos|bos|pad|unk|sep|cls|image|audio|video)[_-]?token$"
 )
-_BETWEEN_WORDS = re.compile(r"[\s;,=]+")
 _SHORTEST = 12  # what is shorter is a word that somebody gave for a key, such as `ollama`
 
 
 def is_secret_name(name: str) -> bool:
     """Return whether what stands under a name is to be shown to nobody."""
-    return bool(_SECRET.search(name)) and not _HARMLESS.search(name)
+    return bool(re.search(_SECRET, name)) and not re.search(_HARMLESS, name)
 
 
 def secrets_of_headers(headers: Mapping[str, str]) -> set[str]:
     """Return the secrets in headers: values, and their words, as behind `Bearer`."""
     values = [value for name, value in headers.items() if is_secret_name(name)]
-    return {*values, *(word for value in values for word in _BETWEEN_WORDS.split(value))}
+    return {*values, *(word for value in values for word in re.split(r"[\s;,=]+", value))}
 
 
 def secrets_of_body(value: Any) -> dict[str, str]:

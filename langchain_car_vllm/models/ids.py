@@ -20,8 +20,10 @@ _REPOSITORY = re.compile(r"^\b[\w\-.]+\b/\b[\w\-.]+\b$", re.ASCII)
 _LONGEST_REPOSITORY = 96
 # What is compiled here, each use needs; the others serve errors alone.
 _ADDRESSES = (
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
-    r"/(?!(?:datasets|spaces|collections|docs|papers)/)([^/\s]+/[^/?#\s]+)",
+    (
+        r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
+        r"/(?!(?:datasets|spaces|collections|docs|papers)/)([^/\s]+/[^/?#\s]+)"
+    ),
     r"(?!vllm-mlx/)([^/\s]+/[^/@\s]+)@[^/\s]+$",
 )
 """A repository's page, and a repository with a revision as other programs write it."""

@@ -6,7 +6,7 @@ from typing import Any
 
 MASK = "***"
 # Compiled when a name is first looked at.
-_SECRET = (
+_TELLING = (
     r"(?i)keys?(?![a-z])|token|secret|passw|passphrase|passcode|pwd|credential|auth(?!or(?!iz))|bearer"
     r"|jwt|cookie|signature|(?<![a-z])(?:sig|pass)$"
 )
@@ -20,7 +20,7 @@ _SHORTEST = 12  # what is shorter is a word that somebody gave for a key, such a
 
 def is_secret_name(name: str) -> bool:
     """Return whether what stands under a name is to be shown to nobody."""
-    return bool(re.search(_SECRET, name)) and not re.search(_HARMLESS, name)
+    return bool(re.search(_TELLING, name)) and not re.search(_HARMLESS, name)
 
 
 def secrets_of_headers(headers: Mapping[str, str]) -> set[str]:

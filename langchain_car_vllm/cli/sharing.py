@@ -47,6 +47,8 @@ from langchain_car_vllm.support.proxy_variables import proxy_exceptions
 
 DEFAULT_PORT = 8000
 _WATCH_SECONDS = 1.0
+_CONNECT_SECONDS = 1.0
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def serve(
@@ -335,10 +337,33 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if address.version == 6 else host  # noqa: PLR2004
 
 
+def _check_nobody_answers(address: str, port: int) -> None:
+    """Refuse a port that another program listens on, be it on other addresses as well.
+
+    macOS lets one program listen on all addresses and another on a single one, which takes the
+    requests of the first away.
+
+    Raises:
+        OSError: Somebody answers there.
+    """
+    try:
+        place = (_LOOPBACK.get(address, address), port)
+        connected = socket.create_connection(place, _CONNECT_SECONDS)
+    except OSError:
+        return
+    with connected:
+        # Where nobody listens, Linux may connect a port to itself.
+        if connected.getsockname() != connected.getpeername():
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
 @contextmanager
 def _listener(host: str, port: int) -> Iterator[socket.socket]:
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server((host, 0), family=family).close()  # it is an address of this machine
+        if port:
+            _check_nobody_answers(str(place[0]), port)
         listener = socket.create_server((host, port), family=family, backlog=128)
     except (OSError, UnicodeError) as error:
         code = error.errno if isinstance(error, OSError) else None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from faults.support import PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.cli.gateway_process import Published
+from langchain_car_vllm.cli.sharing import check_can_listen
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.server import running_servers
@@ -283,6 +285,26 @@ def test_a_port_that_is_taken(cli: Cli, fake: Fake):
         done = cli("serve", str(fake.model), "--port", port)
     assert done.returncode == 1
     assert "hint: name another port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("::", "::1")],
+)
+def test_a_port_that_a_mac_would_give_to_both(
+    monkeypatch: pytest.MonkeyPatch, theirs: str, ours: str
+):
+    """There one program may listen on all addresses while another takes a single one from it."""
+    listen = partial(socket.create_server, reuse_port=True)  # Linux lets such share a port, too
+    family = socket.AF_INET6 if ":" in theirs else socket.AF_INET
+    is_dual = theirs == "::"
+    with listen((theirs, 0), family=family, dualstack_ipv6=is_dual) as stranger:
+        port = stranger.getsockname()[1]
+        monkeypatch.setattr(socket, "create_server", listen)
+        with pytest.raises(ConfigurationError, match="in use") as caught:
+            check_can_listen(ours, port)
+    assert "--port" in (caught.value.hint or "")
+    check_can_listen(ours, port)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.9", "a" * 70])

@@ -43,6 +43,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.server.spec import ServerSpec, check_arguments
+from langchain_car_vllm.server.supervisor.limits import allow_files
 from langchain_car_vllm.support.proxy_variables import proxy_exceptions
 
 DEFAULT_PORT = 8000
@@ -80,6 +81,7 @@ def serve(
     Answers at an OpenAI-compatible address, `/v1/messages` of Anthropic's included. The server is
     the one that your Python programs use as well.
     """
+    allow_files()
     key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive, server_arg)
     found = parse_model_id(model)
     spec = ServerSpec(

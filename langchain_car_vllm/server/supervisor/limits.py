@@ -23,7 +23,8 @@ def shed_limits() -> list[str]:
         if (nice := os.getpriority(os.PRIO_PROCESS, 0)) > 0:
             left.append(f"nice {nice}")
     left += [name for name in _LIMITS if not _lift(name)]
-    _allow_files()
+    _lift_hard_limit_of_files()
+    allow_files()
     return left
 
 
@@ -40,15 +41,19 @@ def _lift(name: str) -> bool:
     return name == "RLIMIT_NPROC" or resource.getrlimit(number)[0] == resource.RLIM_INFINITY
 
 
-def _allow_files() -> None:
-    """Raise the number of open files to what a server with many connections needs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _lift_hard_limit_of_files() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES.get(sys.platform, _MANY_FILES)
-    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
     with suppress(OSError, ValueError):
         if hard != resource.RLIM_INFINITY and hard < most:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-            return
+
+
+def allow_files() -> None:
+    """Let this process open as many files as one with many connections needs, within its limits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES.get(sys.platform, _MANY_FILES)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
     if soft == resource.RLIM_INFINITY or soft < wanted:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

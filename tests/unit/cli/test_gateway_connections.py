@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -98,6 +99,31 @@ def test_a_flood_of_connections_holds_nobody_up(fake: Fake, first: bytes):
             assert status == 200
             assert text.endswith("data: [DONE]\n\n")
         assert len(psutil.Process(process.pid).net_connections("tcp4")) < 160
+
+
+def test_many_requests_at_once_where_few_files_may_be_open(fake: Fake):
+    """Programs of a Mac begin with 256, which they may raise themselves."""
+    gate = fake.gate("tokens")
+    fake.switch(token_gate=gate)
+    words = shlex.join(command("serve", str(fake.model), "--port", "0", "--json"))
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"ulimit -S -n 256; exec {words}"], stdout=subprocess.PIPE, text=True
+    )
+    with ExitStack() as stack:
+        stack.callback(process.communicate)
+        stack.callback(process.kill)
+        published = Published(**json.loads(process.stdout.readline()))
+        parts = urlsplit(published.base_url)
+        headers = {"authorization": f"Bearer {published.read_key()}"}
+        body = json.dumps(question(published, stream=True))
+        calls = []
+        for _ in range(150):
+            call = HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE)
+            stack.callback(call.close)
+            call.request("POST", "/v1/chat/completions", body, headers)
+            calls.append(call)
+        assert {call.getresponse().status for call in calls} == {200}
+        fake.open_gate("tokens")
 
 
 def test_a_burst_of_connections_waits_in_the_queue(fake: Fake):

@@ -16,6 +16,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.support.printable import alternatives
 
 T = TypeVar("T")
 Group = Literal["own", "shared", "internal"]
@@ -61,7 +62,14 @@ class Variable(NamedTuple, Generic[T]):
         Raises:
             ConfigurationError: It is set to what cannot work.
         """
-        text = self.text()
+        return self.value_of(self.text())
+
+    def value_of(self, text: str | None) -> T:
+        """Return what a text of the variable stands for; none stands for the default.
+
+        Raises:
+            ConfigurationError: It cannot work.
+        """
         if text is None:
             return self.default
         try:
@@ -100,8 +108,8 @@ def _folder(name: str, meaning: str, default_text: str) -> Variable[Path | None]
     return _declare(Variable(name, meaning, None, _absolute_path, default_text))
 
 
-def _flag(name: str, meaning: str, *, default: bool) -> Variable[bool]:
-    return _declare(Variable(name, meaning, default, _switch, str(int(default))))
+def _switch(name: str, meaning: str) -> Variable[bool]:
+    return _declare(Variable(name, meaning, True, _yes_or_no, "1"))  # noqa: FBT003
 
 
 def _number(name: str, meaning: str, default: float) -> Variable[float]:
@@ -123,7 +131,7 @@ def _duration(name: str, meaning: str, default: str) -> Variable[str]:
 def _choice(name: str, meaning: str, choices: tuple[str, ...]) -> Variable[str]:
     def parse(text: str) -> str:
         if text.lower() not in choices:
-            raise ValueError(" or ".join(f"`{choice}`" for choice in choices))
+            raise ValueError(alternatives(choices))
         return text.lower()
 
     return _declare(Variable(name, meaning, choices[0], parse, choices[0]))
@@ -140,7 +148,7 @@ def _absolute_path(text: str) -> Path:
     return path
 
 
-def _switch(text: str) -> bool:
+def _yes_or_no(text: str) -> bool:
     if text.strip().lower() in _ON | _OFF:
         return not is_off(text)
     raise ValueError("`1` or `0`")
@@ -190,8 +198,8 @@ CAR_VLLM_MLX_KEEP_ALIVE = _duration(
     "how long a server outlives its last request, such as `30m`, `0` or `-1` for forever",
     "10m",
 )
-CAR_VLLM_MLX_AUTO_INSTALL = _flag(
-    "CAR_VLLM_MLX_AUTO_INSTALL", "`0` forbids installing `vllm-mlx`", default=True
+CAR_VLLM_MLX_AUTO_INSTALL = _switch(
+    "CAR_VLLM_MLX_AUTO_INSTALL", "`0` forbids installing `vllm-mlx`"
 )
 CAR_VLLM_MLX_SPEC = _text(
     "CAR_VLLM_MLX_SPEC",
@@ -202,10 +210,8 @@ CAR_VLLM_MLX_MEMORY_GB = _gigabytes(
     "memory in GB that all servers may take together",
     "three quarters of the machine's, on a Mac at most what Metal recommends",
 )
-CAR_VLLM_MLX_ADMISSION = _flag(
-    "CAR_VLLM_MLX_ADMISSION",
-    "`0` lets requests ask for more memory than was set aside for them",
-    default=True,
+CAR_VLLM_MLX_ADMISSION = _switch(
+    "CAR_VLLM_MLX_ADMISSION", "`0` lets requests ask for more memory than was set aside for them"
 )
 CAR_VLLM_MLX_MAX_QUEUE = _number(
     "CAR_VLLM_MLX_MAX_QUEUE",
@@ -227,13 +233,11 @@ CAR_VLLM_MLX_LOAD_STALL = _number(
     "seconds without a sign of life before a load is given up; `0` waits forever",
     300,
 )
-CAR_VLLM_MLX_PROGRESS = _flag(
-    "CAR_VLLM_MLX_PROGRESS", "`0` shows nothing of installs, downloads and loads", default=True
+CAR_VLLM_MLX_PROGRESS = _switch(
+    "CAR_VLLM_MLX_PROGRESS", "`0` shows nothing of installs, downloads and loads"
 )
-CAR_VLLM_MLX_CAFFEINATE = _flag(
-    "CAR_VLLM_MLX_CAFFEINATE",
-    "`0` lets a Mac fall asleep although it downloads, loads or answers",
-    default=True,
+CAR_VLLM_MLX_CAFFEINATE = _switch(
+    "CAR_VLLM_MLX_CAFFEINATE", "`0` lets a Mac fall asleep although it downloads, loads or answers"
 )
 CAR_UV = _program(
     "CAR_UV", "the `uv` to install with; ignored where it does not run", "the first one found"

@@ -8,11 +8,9 @@ The mend `memory-limits` decides by the same rule with what Metal says at that m
 from collections.abc import Mapping
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_WIRED
-from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.spec import ServerSpec
 
 _SHARE = 0.8
-_MODES = ("auto", "0", "1")
 
 
 def wiring_mode(spec: ServerSpec, inherited: Mapping[str, str]) -> str:
@@ -22,10 +20,9 @@ def wiring_mode(spec: ServerSpec, inherited: Mapping[str, str]) -> str:
         ConfigurationError: `CAR_VLLM_MLX_WIRED` is none of them.
     """
     name = CAR_VLLM_MLX_WIRED.name
-    mode = dict(spec.server_env).get(name) or inherited.get(name) or "auto"
-    if mode not in _MODES:
-        raise ConfigurationError(f"{name} must be `auto`, `0` or `1`, not `{mode}`")
-    return mode
+    return CAR_VLLM_MLX_WIRED.value_of(
+        dict(spec.server_env).get(name) or inherited.get(name) or None
+    )
 
 
 def wired_bytes(weights: int, mode: str, working_set: int | None, by_others: int = 0) -> int:

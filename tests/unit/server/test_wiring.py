@@ -53,6 +53,7 @@ def test_a_wrong_mode_is_a_clear_error():
     own = ServerSpec("m", "m", server_env=(("CAR_VLLM_MLX_WIRED", "1"),))
     assert wiring_mode(own, {"CAR_VLLM_MLX_WIRED": "0"}) == "1"
     assert wiring_mode(SPEC, {}) == "auto"
+    assert wiring_mode(SPEC, {"CAR_VLLM_MLX_WIRED": "AUTO"}) == "auto"
     with pytest.raises(ConfigurationError, match="`auto`, `0` or `1`, not `yes`"):
         wiring_mode(SPEC, {"CAR_VLLM_MLX_WIRED": "yes"})
 

@@ -13,14 +13,10 @@ if TYPE_CHECKING:
         lease,
     )
     from langchain_car_vllm.server.client.liveness import health_ok
-    from langchain_car_vllm.server.client.stop import (
-        lost_servers,
-        running_servers,
-        stop_server,
-        stop_servers,
-    )
+    from langchain_car_vllm.server.client.stop import stop_server, stop_servers
     from langchain_car_vllm.server.policy import Policy
     from langchain_car_vllm.server.spec import ServerSpec
+    from langchain_car_vllm.server.supervision import lost_servers, running_servers
 
 __all__ = [
     "Endpoint",
@@ -48,8 +44,8 @@ _HOMES = {
     "ensure_server": "langchain_car_vllm.server.client.lease",
     "health_ok": "langchain_car_vllm.server.client.liveness",
     "lease": "langchain_car_vllm.server.client.lease",
-    "lost_servers": "langchain_car_vllm.server.client.stop",
-    "running_servers": "langchain_car_vllm.server.client.stop",
+    "lost_servers": "langchain_car_vllm.server.supervision",
+    "running_servers": "langchain_car_vllm.server.supervision",
     "stop_server": "langchain_car_vllm.server.client.stop",
     "stop_servers": "langchain_car_vllm.server.client.stop",
 }

@@ -4,7 +4,7 @@ One that lives holds a kernel lock, for its whole life.
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,16 +33,41 @@ def supervised_servers(
     Raises:
         StateDirectoryError: The system refuses a look at one of them.
     """
-    found = []
+    return [
+        (directory, state)
+        for directory, state, lives in _look(is_wanted, apart_from=apart_from)
+        if lives
+    ]
+
+
+def running_servers() -> list[tuple[ServerDirectory, State]]:
+    """Return every server key of this CAR_HOME that has a living supervisor, with its state."""
+    return supervised_servers("", _is_not_stopped)
+
+
+def lost_servers() -> list[tuple[ServerDirectory, State]]:
+    """Return every server key whose state says that it runs, though nobody supervises it."""
+    return [(directory, state) for directory, state, lives in _look(_is_not_stopped) if not lives]
+
+
+def _is_not_stopped(state: State) -> bool:
+    return state.phase != "stopped"
+
+
+def _look(
+    is_wanted: Callable[[State], object], *, apart_from: str = ""
+) -> Iterator[tuple[ServerDirectory, State, bool]]:
+    """Yield the servers whose states say what is looked for, and whether a supervisor lives."""
     for directory in server_directories():
-        # One that is removed in this instant has nothing.
-        with explain_os_errors(directory.path), suppress(FileNotFoundError):
-            state = read_any_state(directory.state)
-            if state is None or directory.key == apart_from or not is_wanted(state):
+        with explain_os_errors(directory.path):
+            try:
+                state = read_any_state(directory.state)
+                if state is None or directory.key == apart_from or not is_wanted(state):
+                    continue
+                lives = is_supervised(directory)
+            except (FileNotFoundError, NotADirectoryError):  # removed in this instant
                 continue
-            if is_supervised(directory):
-                found.append((directory, state))
-    return found
+        yield directory, state, lives
 
 
 def ask_to_make_room(path: Path, seen: State) -> None:

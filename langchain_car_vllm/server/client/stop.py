@@ -7,11 +7,7 @@ from concurrent.futures import as_completed
 
 from langchain_car_vllm.errors import CarVllmError, ServerBusyError, ServerError
 from langchain_car_vllm.server.client_record import read_uses
-from langchain_car_vllm.server.directory import (
-    ServerDirectory,
-    explain_os_errors,
-    server_directories,
-)
+from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock, release
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
@@ -24,29 +20,6 @@ from langchain_car_vllm.support.threads import submit_wait
 
 _LOOK_PATIENCE = 0.05
 """Others look at the lease by taking it for an instant."""
-
-
-def running_servers() -> list[tuple[ServerDirectory, State]]:
-    """Return every server key of this CAR_HOME that has a living supervisor, with its state."""
-    return [(directory, state) for directory, state, supervised in _servers() if supervised]
-
-
-def lost_servers() -> list[tuple[ServerDirectory, State]]:
-    """Return every server key whose state says that it runs, though nobody supervises it."""
-    return [(directory, state) for directory, state, supervised in _servers() if not supervised]
-
-
-def _servers() -> Iterator[tuple[ServerDirectory, State, bool]]:
-    """Yield every server key whose state says that it runs, and whether it has a supervisor."""
-    for directory in server_directories():
-        with explain_os_errors(directory.path):
-            try:
-                state = read_any_state(directory.state)
-                supervised = state is not None and is_supervised(directory)
-            except (FileNotFoundError, NotADirectoryError):  # removed in the meantime
-                continue
-        if state is not None and state.phase != "stopped":
-            yield directory, state, supervised
 
 
 def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float | None:

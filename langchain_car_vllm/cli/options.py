@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.snapshot import check_revision
-from langchain_car_vllm.server.spec import Engine
+from langchain_car_vllm.server.spec import Engine, ServerSpec, check_arguments
 
 
 def checked_revision(revision: str | None) -> str | None:
@@ -40,6 +41,25 @@ Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit", callback=checked_revision)
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+
+
+def server_of_options(
+    model: str, revision: str | None, engine: Engine, server_arg: Sequence[str] | None
+) -> ServerSpec:
+    """Return the server that a command line names.
+
+    Raises:
+        ConfigurationError: There is none of that name, or it cannot be given an argument.
+    """
+    check_arguments(server_arg or ())
+    found = parse_model_id(model)
+    return ServerSpec(
+        found.source,
+        found.name,
+        revision=revision,
+        engine=engine,
+        server_args=tuple(server_arg or ()),
+    )
 
 
 def options_of_server(

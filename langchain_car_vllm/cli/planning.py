@@ -13,6 +13,7 @@ from langchain_car_vllm.cli.options import (
     ModelArgument,
     Revision,
     ServerArguments,
+    server_of_options,
 )
 from langchain_car_vllm.cli.output import print_facts, print_json, say, size
 from langchain_car_vllm.errors import (
@@ -22,7 +23,6 @@ from langchain_car_vllm.errors import (
     RuntimeProvisioningError,
     UnknownModelError,
 )
-from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.host import check_host, current_host
 from langchain_car_vllm.runtime.locate import binary_to_launch
@@ -30,7 +30,7 @@ from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.company import Company, company_of
 from langchain_car_vllm.server.plan import Plan, asked_plan, plan_for
-from langchain_car_vllm.server.spec import ServerSpec, check_arguments
+from langchain_car_vllm.server.spec import ServerSpec
 
 _TOKENS = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([km]?)", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
@@ -56,16 +56,7 @@ def plan(
     The exit code is 1 where it would not, or where `--context` and `--agents` do not fit.
     """
     wanted = _read_company(context, agents)
-    check_arguments(server_arg or ())
-    found = parse_model_id(model)
-    spec = ServerSpec(
-        found.source,
-        found.name,
-        revision=revision,
-        engine=engine,
-        server_args=tuple(server_arg or ()),
-    )
-    plan_, problem = _hub_plan(spec)
+    plan_, problem = _hub_plan(server_of_options(model, revision, engine, server_arg))
     company = None if wanted is None else company_of(plan_, wanted[0] or _longest(plan_), wanted[1])
     host = _host_problem()
     verdicts = {

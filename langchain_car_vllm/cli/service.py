@@ -25,6 +25,7 @@ from langchain_car_vllm.cli.options import (
     Revision,
     ServerArguments,
     options_of_server,
+    server_of_options,
 )
 from langchain_car_vllm.cli.output import print_facts, print_json, say
 from langchain_car_vllm.cli.pull import check_hub_gives
@@ -36,7 +37,6 @@ from langchain_car_vllm.cli.sharing import (
 )
 from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
@@ -153,17 +153,8 @@ def install(
     """Serve a model now and from every login on."""
     meant = model_anywhere(model)  # it is started from another folder
     # It would be started again and again, and fail each time where nobody looks.
-    check_can_serve(host, api_key_file, keep_alive, server_arg)
-    found = parse_model_id(meant)
-    _check_can_start(
-        ServerSpec(
-            found.source,
-            found.name,
-            revision=revision,
-            engine=engine,
-            server_args=tuple(server_arg or ()),
-        )
-    )
+    check_can_serve(host, api_key_file, keep_alive)
+    _check_can_start(server_of_options(meant, revision, engine, server_arg))
     command = [*SERVE, meant, "--host", host, "--port", str(port)]
     command += options_of_server(revision, engine, server_arg)
     if keep_alive is not None:

@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -35,6 +36,7 @@ from langchain_car_vllm.cli.options import (
     Revision,
     ServerArguments,
     options_of_server,
+    server_of_options,
 )
 from langchain_car_vllm.cli.output import discard, print_facts, print_json, say
 from langchain_car_vllm.durations import seconds
@@ -42,7 +44,6 @@ from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.progress.display import Display
-from langchain_car_vllm.server.spec import ServerSpec, check_arguments
 from langchain_car_vllm.server.supervisor.limits import allow_files
 from langchain_car_vllm.support.proxy_variables import proxy_exceptions
 
@@ -82,19 +83,14 @@ def serve(
     the one that your Python programs use as well.
     """
     allow_files()
-    key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive, server_arg)
-    found = parse_model_id(model)
-    spec = ServerSpec(
-        found.source,
-        found.name,
-        revision=revision,
-        engine=engine,
-        server_args=tuple(server_arg or ()),
-        keep_alive=idle_seconds,
-    )
+    key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive)
+    spec = server_of_options(model, revision, engine, server_arg)
+    spec = replace(spec, keep_alive=idle_seconds)
     with closing(Display(model)) as display, _listener(host, port) as listener, noted_gateway(tag):
         number = listener.getsockname()[1]
-        published = Published(f"http://{_reachable(host)}:{number}/v1", str(key_file), found.name)
+        published = Published(
+            f"http://{_reachable(host)}:{number}/v1", str(key_file), spec.served_name
+        )
 
         def announce() -> None:
             display.close()
@@ -303,17 +299,13 @@ def model_anywhere(model: str) -> str:
 
 
 def check_can_serve(
-    host: str,
-    api_key_file: Path | None,
-    keep_alive: str | None,
-    server_arg: Sequence[str] | None = None,
+    host: str, api_key_file: Path | None, keep_alive: str | None
 ) -> tuple[Path, float]:
     """Return the file with the key, and the seconds that the model outlives a request.
 
     Raises:
         ConfigurationError: A model cannot be served so.
     """
-    check_arguments(server_arg or ())
     lasting = 0.0 if keep_alive is None else seconds(keep_alive, "keep_alive", lowest=-1)
     return find_key_file(api_key_file, host), lasting
 

@@ -1,6 +1,5 @@
 """`Endpoint`: address, key and facts of a ready server."""
 
-import base64
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+from langchain_car_vllm.support.bounded_http import basic_credentials
 from langchain_car_vllm.support.secret_names import secrets_of_headers, without_secrets
 
 Headers = tuple[tuple[str, str], ...]
@@ -130,13 +130,6 @@ class Endpoint(Serving):
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown_url!r}, served_model={self.served_model!r})"
-
-
-def basic_credentials(url: str) -> str:
-    """Return the user and password of an address as a `Basic` header has them."""
-    parts = urlsplit(url)
-    said = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    return base64.b64encode(said.encode()).decode()
 
 
 def without_credentials(url: str) -> str:

@@ -19,7 +19,6 @@ from typing import IO, Any, Self
 
 import truststore
 
-from langchain_car_vllm.endpoint import basic_credentials
 from langchain_car_vllm.environment import SSL_CERT_FILE
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, UnservableModelError
 from langchain_car_vllm.models.config import is_multimodal
@@ -32,6 +31,7 @@ from langchain_car_vllm.models.remote_code import may_ask_for_code
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import listed_size, wanted_names
 from langchain_car_vllm.models.weights import weight_names
+from langchain_car_vllm.support.bounded_http import basic_credentials
 from langchain_car_vllm.support.printable import encodable, on_one_line
 
 _TIMEOUT = 10.0

@@ -86,7 +86,9 @@ def fetch(
         parts = urlsplit(url)
         connection = _Connection(parts, deadline, may_connect, is_ours)
         try:
-            sent = {"accept-encoding": "identity", **(headers or {}), **_credentials(parts)}
+            sent = {"accept-encoding": "identity", **(headers or {})}
+            if parts.username is not None:
+                sent["authorization"] = f"Basic {basic_credentials(url)}"
             connection.request("GET", _target(parts), headers=sent)
             with connection.getresponse() as response:
                 body = _read(response, most_bytes)
@@ -110,11 +112,11 @@ def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
     return bytes(body[:most_bytes])
 
 
-def _credentials(parts: SplitResult) -> dict[str, str]:
-    if parts.username is None and parts.password is None:
-        return {}
+def basic_credentials(url: str) -> str:
+    """Return the user and password of an address as a `Basic` header has them."""
+    parts = urlsplit(url)
     said = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    return {"authorization": f"Basic {base64.b64encode(said.encode()).decode()}"}
+    return base64.b64encode(said.encode()).decode()
 
 
 def _target(parts: SplitResult) -> str:

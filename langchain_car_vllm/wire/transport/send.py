@@ -18,7 +18,7 @@ import httpcore2
 import httpx2
 
 from langchain_car_vllm import __version__
-from langchain_car_vllm.endpoint import basic_credentials
+from langchain_car_vllm.support.bounded_http import basic_credentials
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.connection_pools import Address
 from langchain_car_vllm.wire.transport.error_mapping import TRANSPORT_ERRORS

@@ -48,6 +48,25 @@ def test_first_client_lends_neither_niceness_nor_limits(fake: Fake):
         )
 
 
+BACKGROUND = """
+import os
+from langchain_car_vllm.server.supervisor.limits import shed_limits
+calls = []
+os.setpriority = lambda *call: calls.append(call)
+shed_limits("darwin")
+print((4, 0, 0) in calls)
+calls.clear()
+shed_limits("linux")
+print((4, 0, 0) in calls)
+"""
+
+
+def test_a_mac_leaves_the_background_of_its_first_client():
+    """Children inherit what `taskpolicy -b` and `setpriority(PRIO_DARWIN_PROCESS, ...)` set."""
+    said = subprocess.check_output([sys.executable, "-c", BACKGROUND], text=True, timeout=PATIENCE)
+    assert said.split() == ["True", "False"]
+
+
 CURES = {
     errno.EMFILE: "ulimit -n",
     errno.ENFILE: "open files",

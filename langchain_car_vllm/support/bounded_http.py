@@ -10,6 +10,8 @@ import errno
 import http.client
 import io
 import ipaddress
+import os
+import re
 import socket
 import ssl
 import threading
@@ -20,12 +22,17 @@ from email.message import Message
 from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from langchain_car_vllm.support.process_state import import_whole
+
 MayConnect = Callable[[str], bool]
+Trust = Callable[[], ssl.SSLContext]
 IsOurs = Callable[[int, int], bool]
 _PART = 1 << 16
 _ONE_OF_SEVERAL_SECONDS = 2.0
 """For an address to answer where there is another one to try."""
 _SAFE = "/%:=&?~#+!$,;'@()*[]|"
+_HASHED = re.compile(r"[0-9a-f]{8}\.\d")
+"""How OpenSSL finds a certificate in a folder."""
 
 
 class HttpError(Exception):
@@ -64,6 +71,7 @@ def fetch(
     headers: Mapping[str, str] | None = None,
     may_connect: MayConnect | None = None,
     is_ours: IsOurs | None = None,
+    trust: Trust | None = None,
 ) -> HttpResponse:
     """Get an address once.
 
@@ -76,6 +84,8 @@ def fetch(
             very address that was asked for.
         is_ours: Asked once the connection stands, before a byte is sent: whether it leads from its
             own port to the server that is meant, at the other port.
+        trust: Returns what tells whose certificates are trusted, by default those that Python
+            brings, or else those of the system.
 
     Raises:
         ForbiddenAddressError: `may_connect` refused every address.
@@ -84,7 +94,7 @@ def fetch(
     deadline = time.monotonic() + seconds
     try:
         parts = urlsplit(url)
-        connection = _Connection(parts, deadline, may_connect, is_ours)
+        connection = _Connection(parts, deadline, may_connect, is_ours, trust or _usual_trust)
         try:
             sent = {"accept-encoding": "identity", **(headers or {})}
             if parts.username is not None:
@@ -103,6 +113,18 @@ def fetch(
         raise late from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise HttpError(str(error) or type(error).__name__) from error
+
+
+def _usual_trust() -> ssl.SSLContext:
+    """Return what trusts the certificates that Python brings; python.org's for macOS has none."""
+    paths = ssl.get_default_verify_paths()
+    hashed = os.listdir(paths.capath) if paths.capath else []  # noqa: PTH208
+    if paths.cafile or any(map(_HASHED.fullmatch, hashed)):
+        return ssl.create_default_context()
+    import_whole("truststore")
+    import truststore  # noqa: PLC0415 - it enters Apple's frameworks
+
+    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
@@ -259,6 +281,7 @@ class _Connection(http.client.HTTPConnection):
         deadline: float,
         may_connect: MayConnect | None,
         is_ours: IsOurs | None,
+        trust: Trust,
     ) -> None:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise HttpError("it is not an http: or https: address")
@@ -269,6 +292,7 @@ class _Connection(http.client.HTTPConnection):
         self._deadline = deadline
         self._may_connect = may_connect
         self._is_ours = is_ours
+        self._trust = trust
         self._connected: socket.socket | None = None
 
     def connect(self) -> None:
@@ -277,8 +301,7 @@ class _Connection(http.client.HTTPConnection):
             self._check(connected)
             if self._is_secure:
                 connected.settimeout(_left(self._deadline))
-                context = ssl.create_default_context()
-                connected = context.wrap_socket(connected, server_hostname=self.host)
+                connected = self._trust().wrap_socket(connected, server_hostname=self.host)
         except BaseException:
             connected.close()
             raise

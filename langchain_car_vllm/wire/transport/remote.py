@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+import httpx2
+
 from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fetch
 from langchain_car_vllm.support.json_objects import read_json_object
@@ -217,4 +219,5 @@ def _get(
         most_bytes=_MOST_BYTES,
         headers={**bearer, **{name.lower(): value for name, value in headers}},
         is_ours=is_ours,
+        trust=lambda: httpx2.create_ssl_context(trust_env=False),  # as calls do
     )

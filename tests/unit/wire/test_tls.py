@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import truststore
 from fakes.certificates import make_certificate
 from fakes.dialect import Dialect
 from fakes.dialect_server import Server
@@ -14,6 +15,7 @@ from unit.wire.calling import WAYS
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import ConnectionFailedError
+from langchain_car_vllm.support.bounded_http import fetch
 
 Certificate = tuple[ssl.SSLContext, Path]
 
@@ -42,6 +44,37 @@ def test_an_endpoint_behind_tls_answers(
     monkeypatch.setattr(httpx2, "create_ssl_context", lambda **_: trusting)
     for _ in range(2):
         assert WAYS[way](model, "hi").text == "one two three"
+
+
+def test_what_is_asked_before_a_call_trusts_whom_the_call_does(
+    model: ChatVllmMlx, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+):
+    """A Mac's keychain may trust what Python itself does not, whatever the environment says."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    fields = {"model": "m", "base_url": model.base_url, "validate_model_on_init": True}
+    with pytest.raises(ConnectionFailedError, match="certificate verify failed"):
+        ChatVllmMlx(**fields)
+    trusting = ssl.create_default_context(cafile=certificate[1])
+    monkeypatch.setattr(httpx2, "create_ssl_context", lambda **_: trusting)
+    assert ChatVllmMlx(**fields).invoke("hi").text == "one two three"
+
+
+@pytest.mark.parametrize("folder", [None, "empty"])
+def test_a_python_without_certificates_trusts_whom_the_system_does(
+    certificate: Certificate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str | None,
+):
+    """As python.org's for macOS before its `Install Certificates` was run."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / (folder or "missing")))
+    trusting = ssl.create_default_context(cafile=certificate[1])
+    monkeypatch.setattr(truststore, "SSLContext", lambda _: trusting)
+    with Server(Dialect(), certificate[0]) as server:
+        found = fetch(f"{server.base_url}/models", seconds=20, most_bytes=1 << 16)
+    assert found.status in (200, 401)
 
 
 @pytest.mark.parametrize("scheme", ["https", "HTTPS"])

@@ -83,6 +83,10 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[P
             converted.append(tool)
             continue
         _check_runs_here(tool)
+        if how := _how_to_make_one(tool):
+            raise ConfigurationError(
+                f"a value of type `{type(tool).__name__}` is not a tool", hint=how
+            )
         try:
             converted.append(PreparedTool(_convert(tool, strict=strict)))
         except ConfigurationError:
@@ -120,6 +124,18 @@ def _check_runs_here(tool: Any) -> None:
             f"`{kind}` is a tool of another provider's servers, which does not exist here",
             hint="bind a function that does the same",
         )
+
+
+def _how_to_make_one(given: Any) -> str | None:
+    """Return how a tool is made of what is none yet, None for anything else."""
+    if isinstance(given, type | Mapping) or hasattr(given, "tool_call_schema"):
+        return None
+    if isinstance(given, Runnable):
+        return "make one of it: `.as_tool(name=..., description=...)`"
+    if hasattr(given, "get_tools"):
+        return "bind what it holds: `bind_tools(toolkit.get_tools())`"
+    is_nameless = callable(given) and not hasattr(given, "__name__")
+    return "write a function that calls it" if is_nameless else None
 
 
 def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
@@ -306,7 +322,7 @@ def normalize_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str
         raise ConfigurationError("`tool_choice` forces a call, but no tool is bound")
     if word is not None:
         return word
-    if not isinstance(said, str):
+    if not isinstance(said, str) or (isinstance(choice, dict) and not is_name):
         raise ConfigurationError(
             f"`tool_choice` cannot be `{format_value(choice)}`",
             hint='use "auto", "none", "any" or the name of a tool',

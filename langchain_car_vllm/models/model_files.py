@@ -23,11 +23,20 @@ _MOST_BYTES = 64 * _MB
 _MOST_ENTRIES = 100_000
 # What macOS says of a file that a cloud keeps and that it cannot fetch.
 _ABSENT = (errno.EDEADLK, errno.ETIMEDOUT)
-_CLOUD_HINT = (
+CLOUD_HINT = (
     "if it lies in iCloud Drive or another cloud, have it downloaded in the Finder, "
     "or keep the model in a folder of this disk alone"
 )
 _INVALID = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
+
+
+# Python knows the name since 3.13.
+_SF_DATALESS = 0x40000000
+
+
+def is_in_cloud(found: os.stat_result) -> bool:
+    """Tell whether a file is here by name alone; whoever reads of it waits until all of it came."""
+    return bool(getattr(found, "st_flags", 0) & _SF_DATALESS)
 
 
 def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
@@ -164,7 +173,7 @@ def file_error(path: Path, error: OSError | ValueError) -> UnservableModelError:
         return _problem(path, "does not exist", is_missing=True)
     if isinstance(error, PermissionError):
         return _problem(path, f"may not be read: {error.strerror}", hint=_access_hint(path))
-    hint = _CLOUD_HINT if getattr(error, "errno", None) in _ABSENT else None
+    hint = CLOUD_HINT if getattr(error, "errno", None) in _ABSENT else None
     return _problem(path, f"cannot be read: {_reason(error)}", hint=hint)
 
 

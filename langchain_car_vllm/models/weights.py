@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from langchain_car_vllm.errors import UnservableModelError
-from langchain_car_vllm.models.model_files import file_error, open_regular, read_bytes
+from langchain_car_vllm.models.model_files import (
+    CLOUD_HINT,
+    file_error,
+    is_in_cloud,
+    open_regular,
+    read_bytes,
+)
 
 INDEX = "model.safetensors.index.json"
 # On the route for text, and on the one for media.
@@ -137,6 +143,8 @@ def find_damage(path: Path) -> Damage | None:
     """
     try:
         found = path.stat()
+        if is_in_cloud(found):
+            return Damage("is kept by a cloud, not on this disk", CLOUD_HINT)
         return _damage(path, found.st_size, found.st_mtime_ns, found.st_ino)
     except (OSError, ValueError) as error:
         wrong = file_error(path, error)
@@ -183,7 +191,10 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
     """Return the shape of each tensor in a file of weights, nothing where it cannot be read."""
     try:
         with open_regular(path) as file:
-            length = _header_length(file.read(_LENGTH.size), path.stat().st_size)
+            found = path.stat()
+            if is_in_cloud(found):
+                return {}
+            length = _header_length(file.read(_LENGTH.size), found.st_size)
             header = json.loads(file.read(length)) if length else {}
         return {
             name: [int(size) for size in entry["shape"]]

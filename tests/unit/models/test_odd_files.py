@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes.weights import weights_of
@@ -279,6 +280,29 @@ def test_a_file_that_a_cloud_keeps_is_told(whole_model, monkeypatch, number):
 
     monkeypatch.setattr(Path, "open", absent_weights)
     assert "iCloud Drive" in find_obstacle(folder).hint
+
+
+def test_weights_that_are_not_on_the_disk_are_not_read(whole_model, monkeypatch):
+    """iCloud Drive leaves names and sizes; a look at a header would fetch the whole file."""
+    folder, stat, reading, read = whole_model(), os.stat, Path.open, []
+
+    def evicted(path, *arguments, **keywords):
+        found = stat(path, *arguments, **keywords)
+        fields = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        flags = 0x40000000 if str(path).endswith(".safetensors") else 0
+        return SimpleNamespace(**{**fields, "st_flags": flags})
+
+    def noted(path, *arguments, **keywords):
+        read.append(Path(path).suffix)
+        return reading(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "stat", evicted)
+    monkeypatch.setattr(Path, "open", noted)
+    obstacle = find_obstacle(folder)
+    assert "kept by a cloud" in obstacle.reason
+    assert "Finder" in obstacle.hint
+    assert ".safetensors" not in read
+    assert read_shapes(folder / "model.safetensors") == {}
 
 
 def test_a_cache_that_may_not_be_entered_is_told(home, monkeypatch):

@@ -1,6 +1,7 @@
 """Limits of the operating system that a program can run into, and what to do about them."""
 
 import errno
+from collections.abc import Iterator
 
 HINTS = {
     errno.EMFILE: "raise the limit with `ulimit -n 4096`, or close what the program keeps open",
@@ -10,16 +11,22 @@ HINTS = {
 }
 
 
-def limit_of(error: BaseException | None) -> OSError | None:
-    """Return the limit that an error comes from, itself or what caused it, None for no limit."""
-    first, seen = error, set[int]()
+def os_errors_of(error: BaseException | None) -> Iterator[OSError]:
+    """Yield what the operating system said: the error itself, or what caused it."""
+    seen = set[int]()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        is_limit = isinstance(error, OSError) and error.errno in HINTS
-        # Sockets that do not block say EAGAIN all the time, in the context of other errors.
-        if is_limit and (error is first or error.errno != errno.EAGAIN):  # type: ignore[attr-defined]
-            return error  # type: ignore[return-value]
+        if isinstance(error, OSError):
+            yield error
         error = error.__cause__ or error.__context__
+
+
+def limit_of(error: BaseException | None) -> OSError | None:
+    """Return the limit that an error comes from, itself or what caused it, None for no limit."""
+    for found in os_errors_of(error):
+        # Sockets that do not block say EAGAIN all the time, in the context of other errors.
+        if found.errno in HINTS and (found is error or found.errno != errno.EAGAIN):
+            return found
     return None
 
 

@@ -20,7 +20,11 @@ from langchain_car_vllm.wire.errors import (
     error_for_status,
 )
 from langchain_car_vllm.wire.transport.refusal import Refusal
-from langchain_car_vllm.wire.transport.remote import HINT_FOR_ADDRESS, hint_for_path
+from langchain_car_vllm.wire.transport.remote import (
+    HINT_FOR_ADDRESS,
+    hint_for_connection,
+    hint_for_path,
+)
 
 CONNECT_SECONDS = 10.0
 """Most seconds that a connection may take to stand."""
@@ -115,7 +119,7 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
 def _hint_for_connection(endpoint: Endpoint, error: Exception) -> str | None:
     if endpoint.managed or not isinstance(error, httpcore2.ConnectError):
         return None
-    return HINT_FOR_ADDRESS
+    return hint_for_connection(error)
 
 
 def _text_of(error: BaseException) -> str:

@@ -1,7 +1,9 @@
 """What an endpoint that somebody else runs says of itself."""
 
 import dataclasses
+import errno
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -12,7 +14,7 @@ import httpx2
 from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.support.bounded_http import HttpError, HttpResponse, fetch
 from langchain_car_vllm.support.json_objects import read_json_object
-from langchain_car_vllm.support.os_limits import hint_for_limit
+from langchain_car_vllm.support.os_limits import hint_for_limit, os_errors_of
 from langchain_car_vllm.support.process_state import ProcessLock
 from langchain_car_vllm.wire.errors import (
     ConnectionFailedError,
@@ -29,6 +31,10 @@ _MOST_BYTES = 4 << 20
 _MOST_NAMES = 20
 _OWNER = "vllm-mlx"
 HINT_FOR_ADDRESS = "check `base_url`, and that the server behind it runs"
+_HINT_FOR_NEIGHBOUR = (
+    "macOS may keep this program from the local network: allow its terminal or editor in System "
+    "Settings, Privacy & Security, Local Network"
+)
 
 
 class _Description(NamedTuple):
@@ -141,7 +147,7 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
     except HttpError as error:
         raise ConnectionFailedError(
             f"{endpoint.shown_url} does not answer: {error}",
-            hint=hint_for_limit(error) or HINT_FOR_ADDRESS,
+            hint=hint_for_limit(error) or hint_for_connection(error),
         ) from error
     if response.status != HTTPStatus.OK:
         said = Refusal(response.status, content=response.body).words
@@ -163,6 +169,12 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
             f"the endpoint does not serve `{endpoint.served_model}`",
             hint=f"it serves {names or 'nothing'}",
         )
+
+
+def hint_for_connection(error: BaseException, platform: str = sys.platform) -> str:
+    """Return what may be wrong where nobody answers at an address."""
+    is_unreachable = any(found.errno == errno.EHOSTUNREACH for found in os_errors_of(error))
+    return _HINT_FOR_NEIGHBOUR if is_unreachable and platform == "darwin" else HINT_FOR_ADDRESS
 
 
 def hint_for_path(url: str, text: str) -> str | None:

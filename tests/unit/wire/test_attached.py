@@ -1,7 +1,10 @@
 """Endpoints that somebody else runs: who they are, what their failures mean, what they cost."""
 
 import asyncio
+import errno
 import json
+import os
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +28,7 @@ from langchain_car_vllm.wire.errors import (
     ServerFailedError,
     error_for_status,
 )
+from langchain_car_vllm.wire.transport.remote import hint_for_connection
 
 
 class Gateway(Dialect):
@@ -281,6 +285,29 @@ def test_a_refused_connection_names_the_address():
         model.invoke("hi")
     assert "secret" not in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda **fields: ChatVllmMlx(**fields).invoke("hi"),
+        lambda **fields: asyncio.run(ChatVllmMlx(**fields).ainvoke("hi")),
+        lambda **fields: ChatVllmMlx(**fields, validate_model_on_init=True),
+    ],
+)
+def test_a_neighbour_that_a_mac_keeps_a_program_from_is_told(monkeypatch, way):
+    """What may not use the local network hears that there is no route; loopback is not meant."""
+
+    def deny(*_: object) -> None:
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    monkeypatch.setattr(socket.socket, "connect", deny)
+    with pytest.raises(ConnectionFailedError, match="192.0.2.1") as caught:
+        way(model="m", base_url="http://192.0.2.1:8000/v1")
+    assert caught.value.hint == hint_for_connection(caught.value)
+    assert "Local Network" in hint_for_connection(caught.value, "darwin")
+    assert "base_url" in hint_for_connection(caught.value, "linux")
+    assert "base_url" in hint_for_connection(ConnectionRefusedError(), "darwin")
 
 
 def test_escape_sequences_of_a_server_are_shown_as_text(serve):

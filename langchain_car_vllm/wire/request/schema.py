@@ -29,6 +29,21 @@ _INDESCRIBABLE = (
     PydanticUserError,
 )
 _VALUES = ("enum", "const", "default", "examples")
+# JSON's types, by what they are called: in Python, and by Gemini, which writes them in capitals.
+_TYPES = {
+    **dict.fromkeys(("string", "str", "text"), "string"),
+    **dict.fromkeys(("integer", "int"), "integer"),
+    **dict.fromkeys(("number", "float", "double", "decimal"), "number"),
+    **dict.fromkeys(("boolean", "bool"), "boolean"),
+    **dict.fromkeys(("array", "list", "tuple", "set"), "array"),
+    **dict.fromkeys(("object", "dict"), "object"),
+    **dict.fromkeys(("null", "none"), "null"),
+}
+_MAPS = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
+_PARTS = {
+    *("anyOf", "oneOf", "allOf", "prefixItems", "items", "additionalProperties"),
+    *("not", "if", "then", "else", "contains"),
+}
 _EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 _DEEP = 50
 """Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
@@ -52,6 +67,7 @@ def json_schema(schema: Any) -> Schema:
     if isinstance(schema, Mapping):
         schema = own = _own(_unwrap(schema))
         if _is_json_schema(own):
+            _check_types(own)
             return own
     refuse_enum(schema)
     try:
@@ -63,9 +79,11 @@ def json_schema(schema: Any) -> Schema:
             return schema.model_json_schema(schema_generator=JsonGenerator)
         if is_dataclass(schema):
             return TypeAdapter(schema).json_schema(schema_generator=JsonGenerator)
-        return convert_to_json_schema(schema)
+        found: Schema = convert_to_json_schema(schema)
     except _INDESCRIBABLE as error:
         raise _unreadable(schema) from error
+    _check_types(found)
+    return found
 
 
 def _own(schema: Mapping[str, Any]) -> Schema:
@@ -75,6 +93,38 @@ def _own(schema: Mapping[str, Any]) -> Schema:
     except RecursionError as error:
         raise ConfigurationError("the schema nests too deeply") from error
     return found
+
+
+def _check_types(schema: Schema) -> None:
+    """Refuse a type that JSON lacks: no grammar takes it, and no answer can be checked by it.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    left: list[Any] = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left.extend(part)
+        if not isinstance(part, Mapping):
+            continue
+        kinds = part.get("type", [])
+        for kind in kinds if isinstance(kinds, list) else [kinds]:
+            if kind not in _TYPES.values():
+                raise _unknown_type(kind)
+        left.extend(part[word] for word in _PARTS & part.keys())
+        maps = [part[word] for word in _MAPS & part.keys()]
+        left.extend(
+            inner for found in maps if isinstance(found, Mapping) for inner in found.values()
+        )
+
+
+def _unknown_type(kind: Any) -> ConfigurationError:
+    meant = _TYPES.get(kind.lower()) if isinstance(kind, str) else None
+    hint = f"write `{meant}`" if meant else f"use {', '.join(dict.fromkeys(_TYPES.values()))}"
+    if kind == "json_object":
+        hint = 'for any object, give `method="json_mode"` and no schema'
+    return ConfigurationError(f"`{format_value(kind)}` is not a type of JSON Schema", hint=hint)
 
 
 def _unreadable(schema: Any) -> ConfigurationError:

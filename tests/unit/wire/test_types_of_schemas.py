@@ -1,0 +1,92 @@
+"""A schema that is written by hand has JSON's types, or is refused where it is given."""
+
+from typing import Any
+
+import pytest
+from fakes.reply import helpful
+
+from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.wire.request.grammar import grammar_schema
+from langchain_car_vllm.wire.request.schema import json_schema
+
+PYTHONS = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "dict": "object",
+    "None": "null",
+    "STRING": "string",
+    "OBJECT": "object",
+}
+
+
+def places(kind: Any) -> list[dict[str, Any]]:
+    """Return schemas that have a type in each place where one can stand."""
+    part = {"type": kind}
+    return [
+        part,
+        {"type": "object", "properties": {"a": part}},
+        {"type": "array", "items": part},
+        {"type": "array", "prefixItems": [{"type": "string"}, part]},
+        {"anyOf": [{"type": "null"}, part]},
+        {"type": ["null", kind]},
+        {"type": "object", "properties": {}, "additionalProperties": part},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"b": part}}}},
+        {"type": "object", "patternProperties": {"^a": part}},
+    ]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+@pytest.mark.parametrize(("wrong", "right"), PYTHONS.items())
+def test_a_type_of_pythons_is_answered_with_that_of_json(serve, wrong, right, method):
+    """The server would say so after it has been started, and others would take any answer."""
+    model, _ = serve()
+    part = {"type": "object", "properties": {"a": {"type": wrong}}}
+    wrapped = [{"name": "f", "parameters": part}, {"name": "f", "schema": part}]
+    for schema in [*places(wrong), *wrapped]:
+        with pytest.raises(ConfigurationError, match=f"`'?{wrong}'?`") as caught:
+            model.with_structured_output(schema, method=method)
+        assert f"`{right}`" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("kind", ["date", "any", 5, None, {"type": "string"}, [[]]])
+def test_a_type_that_is_nothing_is_answered_with_all(kind):
+    """Whatever stands in its place."""
+    for schema in places(kind):
+        with pytest.raises(ConfigurationError, match="type") as caught:
+            json_schema(schema)
+        assert "boolean" in (caught.value.hint or "")
+
+
+def test_a_form_of_openais_is_answered_with_the_method(serve):
+    """Whoever wants any object needs no schema."""
+    model, _ = serve()
+    with pytest.raises(ConfigurationError, match="json_object") as caught:
+        model.with_structured_output({"type": "json_object"})
+    assert "json_mode" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("kind", sorted({*PYTHONS.values()}))
+def test_jsons_own_types_are_taken(kind):
+    """In every place."""
+    for schema in places(kind):
+        assert grammar_schema(json_schema(schema))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"type": {"type": "string"}, "items": {"type": "null"}}},
+        {"type": "object", "properties": {"a": {"enum": [{"type": "car"}]}}},
+        {"type": "object", "properties": {"a": {"const": {"type": "car"}}}},
+        {"type": "object", "properties": {"a": {"type": "object", "default": {"type": "car"}}}},
+        {"type": "object", "properties": {"a": {}, "b": True}, "examples": [{"type": "car"}]},
+    ],
+)
+def test_what_is_not_a_type_may_be_called_so(serve, schema):
+    """A property, a value, an example."""
+    model, _ = serve(helpful)
+    assert json_schema(schema) == schema
+    assert model.with_structured_output(schema)

@@ -302,7 +302,7 @@ def test_a_neighbour_that_a_mac_keeps_a_program_from_is_told(monkeypatch, way):
         raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
 
     monkeypatch.setattr(socket.socket, "connect", deny)
-    with pytest.raises(ConnectionFailedError, match="192.0.2.1") as caught:
+    with pytest.raises(ConnectionFailedError, match="192") as caught:
         way(model="m", base_url="http://192.0.2.1:8000/v1")
     assert caught.value.hint == hint_for_connection(caught.value)
     assert "Local Network" in hint_for_connection(caught.value, "darwin")

@@ -102,7 +102,11 @@ def launchd(home: Path, uid: int) -> Supervisor:
         file,
         _encode_agent,
         lambda content: str(plistlib.loads(content)["ProgramArguments"][0]),
-        start=[["launchctl", "bootstrap", domain, str(file)]],
+        # One that was ever disabled would be refused with an input/output error.
+        start=[
+            ["launchctl", "enable", f"{domain}/{_LABEL}"],
+            ["launchctl", "bootstrap", domain, str(file)],
+        ],
         stop=["launchctl", "bootout", f"{domain}/{_LABEL}"],
         status=["launchctl", "print", f"{domain}/{_LABEL}"],
         is_idle=_is_idle_agent,

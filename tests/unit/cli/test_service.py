@@ -298,7 +298,10 @@ def test_the_agent_of_a_mac(tmp_path: Path):
     assert content["ProgramArguments"] == SERVICE.command
     assert content["EnvironmentVariables"] == SERVICE.environment
     assert content["RunAtLoad"] is True
-    assert agent.start == [["launchctl", "bootstrap", "gui/501", str(agent.file)]]
+    assert agent.start == [
+        ["launchctl", "enable", "gui/501/dev.car.vllm-mlx"],
+        ["launchctl", "bootstrap", "gui/501", str(agent.file)],
+    ]
     assert agent.stop == ["launchctl", "bootout", "gui/501/dev.car.vllm-mlx"]
 
 

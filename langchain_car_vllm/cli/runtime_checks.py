@@ -156,7 +156,8 @@ def check_panics() -> str:
         return "only macOS keeps reports of them"
     since = time.time() - _DAYS * 86_400
     try:
-        reports = entries_of(_REPORTS, "*.panic")
+        # Those that were sent to Apple are put away.
+        reports = [r for f in (_REPORTS, _REPORTS / "Retired") for r in entries_of(f, "*.panic")]
     except OSError as error:
         return f"`{_REPORTS}` cannot be read: {error.strerror}"
     found, unread = [], 0

@@ -38,7 +38,8 @@ def test_panics_of_the_gpu_under_python_are_told(reports: Path):
     """Recent ones that name both, with what to do."""
     write(reports, "panic-full-1.panic", "IOGPUMemory", "Python", days=2)
     write(reports, "panic-full-2.panic", "IOGPUMemory", "python3.12")
-    with pytest.raises(Warned, match=r"panicked 2 times.*panic-full-2\.panic") as caught:
+    write(reports / "Retired", "panic-full-0.panic", "IOGPUMemory", "Python", days=3)
+    with pytest.raises(Warned, match=r"panicked 3 times.*panic-full-2\.panic") as caught:
         runtime_checks.check_panics()
     assert "CAR_VLLM_MLX_WIRED=0" in (caught.value.hint or "")
 

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import ipaddress
 import json
 import os
 import secrets
@@ -26,6 +25,7 @@ from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.server.directory import explain_os_errors, make_checked
 from langchain_car_vllm.server.locks import is_file_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.process import Identity
+from langchain_car_vllm.support.bounded_http import is_loopback
 from langchain_car_vllm.support.file_presence import entries_of, is_present
 from langchain_car_vllm.support.replaced_files import replaced_file
 from langchain_car_vllm.version import VERSION
@@ -268,13 +268,3 @@ def _own_key_file() -> Path:
             with suppress(FileExistsError):
                 os.link(draft.name, path)
     return _checked_key_file(path)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or a name is of this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

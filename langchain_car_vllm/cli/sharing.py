@@ -25,7 +25,6 @@ from langchain_car_vllm.cli.gateway_process import (
     GatewayProcess,
     Published,
     find_key_file,
-    is_loopback,
     noted_gateway,
     shared_gateway,
 )
@@ -45,6 +44,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.server.supervisor.limits import allow_files
+from langchain_car_vllm.support.bounded_http import is_loopback
 from langchain_car_vllm.support.proxy_variables import proxy_exceptions
 
 DEFAULT_PORT = 8000

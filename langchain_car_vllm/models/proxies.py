@@ -1,13 +1,12 @@
 """The way to the Hub through a proxy: that of its own client, SOCKS and `ALL_PROXY` too."""
 
-import ipaddress
 import socket
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from langchain_car_vllm.support.bounded_http import connect_to
+from langchain_car_vllm.support.bounded_http import connect_to, is_loopback
 from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.proxy_variables import is_socks
 
@@ -29,14 +28,7 @@ def find_proxy(url: str) -> str | None:
 
 
 def _is_direct(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        if ipaddress.ip_address(host).is_loopback:
-            return True
-    except ValueError:
-        pass
-    return bool(urllib.request.proxy_bypass(host))
+    return is_loopback(host) or bool(urllib.request.proxy_bypass(host))
 
 
 class HttpProxies(urllib.request.ProxyHandler):

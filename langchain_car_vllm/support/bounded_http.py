@@ -153,6 +153,16 @@ def as_address(host: str) -> str | None:
     return None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address or a name is of this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def find_addresses(host: str, port: int, deadline: float) -> list[str]:
     """Return what a name stands for; the resolver knows no limit of time, so a thread asks it.
 

@@ -11,7 +11,6 @@ from langchain_car_vllm.paths import RECONNECT, can_be_made, lost_disk, managed_
 from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.commands import run_step
 from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
-from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import Host, check_host, current_host, is_translated
 from langchain_car_vllm.runtime.locate import (
     binary_passed_over,
@@ -20,6 +19,7 @@ from langchain_car_vllm.runtime.locate import (
     overriding_binary,
 )
 from langchain_car_vllm.runtime.marker import is_incomplete
+from langchain_car_vllm.runtime.mounts import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.runtime.versions import version_warning
 from langchain_car_vllm.runtime.virtual_environment import holds_server

@@ -1,10 +1,20 @@
-"""The mounted filesystem that a file or folder lies on."""
+"""The mounted filesystem that a file or folder lies on, and what it is good for."""
 
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+ELSEWHERE = "set CAR_VLLM_MLX_RUNTIME to a folder on another disk"
+_NOEXEC = getattr(os, "ST_NOEXEC", 0)
+# Of what Linux calls filesystems, those that lie on another machine, or may.
+_REMOTE = (
+    *("nfs", "cifs", "smb", "afs", "ceph", "gfs", "glusterfs", "lustre", "gpfs", "beegfs", "9p"),
+    *("virtiofs", "vboxsf", "vmhgfs", "prl_fs", "ocfs", "orangefs", "pvfs", "davfs", "ncpfs"),
+    "fuse",
+)
 
 
 class Mount(NamedTuple):
@@ -40,3 +50,31 @@ def mount_of(path: str, mounts: list[Mount]) -> Mount | None:
     fitting = [m for m in mounts if os.path.commonpath([path, m.point]) == m.point]
     longest = max((len(m.point) for m in fitting), default=0)
     return next((m for m in reversed(fitting) if len(m.point) == longest), None)
+
+
+def is_on_local_disk(path: Path) -> bool:
+    """Tell whether a folder is this machine's alone; where nobody says so, it is not."""
+    mount = find_mount(path)
+    return mount is not None and is_local(mount)
+
+
+def is_local(mount: Mount, platform: str = sys.platform) -> bool:
+    """Tell whether a mount is of this machine's own disk."""
+    if platform == "darwin":
+        return mount.has_option("local")
+    return not mount.kind.startswith(_REMOTE)
+
+
+def is_noexec(path: Path) -> bool:
+    """Tell whether a file or folder, there already or not, lies on a disk mounted `noexec`."""
+    place = Path(os.path.realpath(path))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        if _NOEXEC:
+            return bool(os.statvfs(place).f_flag & _NOEXEC)
+        # macOS tells it among the options of the mount alone.
+        mount = find_mount(place)
+        return mount is not None and mount.has_option("noexec")
+    except OSError:
+        return False

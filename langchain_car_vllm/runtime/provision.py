@@ -17,12 +17,12 @@ from langchain_car_vllm.errors import ConfigurationError, ProvisionError, Runtim
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.console_scripts import installed_version
 from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
-from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
 from langchain_car_vllm.runtime.install_steps import Work, install
 from langchain_car_vllm.runtime.locate import binary_to_launch, is_managed, resolve_existing
 from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
+from langchain_car_vllm.runtime.mounts import ELSEWHERE, is_noexec
 from langchain_car_vllm.runtime.reporter import Reporter
 from langchain_car_vllm.runtime.requirements import needed_mb, wanted_requirements
 from langchain_car_vllm.runtime.uv_binary import find_uv

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from langchain_car_vllm import errors
 from langchain_car_vllm.endpoint import Endpoint, Serving
-from langchain_car_vllm.server.disk import is_on_local_disk
+from langchain_car_vllm.runtime.mounts import is_on_local_disk
 from langchain_car_vllm.server.process import Identity, boot_id, is_this_machine, namespace
 from langchain_car_vllm.server.spec import PROTOCOL
 from langchain_car_vllm.support.replaced_files import replaced_file

@@ -22,8 +22,8 @@ from langchain_car_vllm.errors import (
     UnknownModelError,
 )
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.runtime import executable_disk, install_runtime
-from langchain_car_vllm.runtime.executable_disk import is_noexec
+from langchain_car_vllm.runtime import install_runtime, mounts
+from langchain_car_vllm.runtime.mounts import is_noexec
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
 
@@ -218,7 +218,7 @@ def test_override_whose_first_line_leads_nowhere(fake: Fake, line: str):
 def test_disks_that_let_no_program_run(mount, monkeypatch: pytest.MonkeyPatch, is_told_by: str):
     """Linux tells it of the filesystem, macOS among the options of the mount."""
     if is_told_by == "options":
-        monkeypatch.setattr(executable_disk, "_FLAG", 0)
+        monkeypatch.setattr(mounts, "_NOEXEC", 0)
     folder = mount("size=1m,noexec")
     assert is_noexec(folder)
     assert is_noexec(folder / "not" / "there" / "yet")

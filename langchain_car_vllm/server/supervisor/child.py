@@ -21,7 +21,7 @@ from langchain_car_vllm.environment import (
 )
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.runtime import interpreter_of
-from langchain_car_vllm.runtime.executable_disk import ELSEWHERE, is_noexec
+from langchain_car_vllm.runtime.mounts import ELSEWHERE, is_noexec
 from langchain_car_vllm.server.directory import ServerDirectory, hint_of
 from langchain_car_vllm.server.locks import (
     acquire_exclusive,

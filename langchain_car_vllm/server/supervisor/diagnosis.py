@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_car_vllm.models.download_diagnosis import log_tail
-from langchain_car_vllm.runtime.executable_disk import ELSEWHERE
+from langchain_car_vllm.runtime.mounts import ELSEWHERE
 from langchain_car_vllm.server.supervisor.gpu_verdicts import MetalVerdict, find_verdict
 
 _TAIL_BYTES = 64 * 1024

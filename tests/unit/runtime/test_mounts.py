@@ -5,8 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from langchain_car_vllm.runtime.mounts import Mount, mount_of
-from langchain_car_vllm.server.disk import is_local, is_on_local_disk
+from langchain_car_vllm.runtime.mounts import Mount, is_local, is_on_local_disk, mount_of
 
 MAC = [
     Mount("/", "apfs", "ro,local,rootfs,dovolfs,journaled,multilabel"),

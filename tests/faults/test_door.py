@@ -18,8 +18,7 @@ from langchain_core.messages import HumanMessage
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.server import Endpoint, lease, stop_server
-from langchain_car_vllm.server.client.liveness import is_serving
-from langchain_car_vllm.server.client.peer import holds_other_end
+from langchain_car_vllm.server.client.liveness import holds_other_end, is_serving
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.wire.embed import Embedder
 from langchain_car_vllm.wire.errors import ConnectionFailedError

@@ -3,10 +3,10 @@
 import os
 from contextlib import suppress
 
-from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.endpoint import Endpoint, Serving
+from langchain_car_vllm.environment import CAR_VLLM_MLX_ADMISSION, CAR_VLLM_MLX_MAX_QUEUE
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.place import Place
-from langchain_car_vllm.server.client.rules import rules_of
 from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.state import known_state
@@ -143,3 +143,23 @@ class Admission:
         if self._on_progress is not None:
             text = _TEXTS.get(verdict)
             self._on_progress(Progress("queued", text) if text else Progress("ready"))
+
+
+def rules_of(endpoint: Serving) -> Rules:
+    """Return what a server can take, as far as this package has to look after it.
+
+    A batched multimodal server answers wrongly where a short prompt arrives while another one is
+    read (vllm-mlx 0.6.0). The memory is looked after unless `CAR_VLLM_MLX_ADMISSION` is off. Where
+    the queue has an end, so that others are refused, the one of the simple engine is kept here.
+    """
+    batched = endpoint.engine == "batched"
+    serial = batched and bool(endpoint.multimodal)
+    if endpoint.engine == "simple" and CAR_VLLM_MLX_MAX_QUEUE.read():
+        return Rules(sequences=1)  # its own queue has no end
+    if not CAR_VLLM_MLX_ADMISSION.read():
+        return Rules(serial)
+    return Rules(
+        serial,
+        endpoint.kv_room_tokens if batched else None,
+        endpoint.max_sequences if batched else None,
+    )

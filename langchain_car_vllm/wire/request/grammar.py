@@ -16,7 +16,12 @@ from urllib.parse import quote, unquote
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.open_objects import keep_parts_open
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
-from langchain_car_vllm.wire.request.schema import Schema, references_in, target_of
+from langchain_car_vllm.wire.request.schema import (
+    Schema,
+    json_types,
+    references_in,
+    target_of,
+)
 
 _DEFS = ("$defs", "definitions")
 _MAPS = ("properties", "dependentSchemas")
@@ -140,11 +145,13 @@ def _number_items(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_beyond(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a bound is beyond what the grammar can count to, or the server's check of it.
+    """Whether a type is not JSON's, or a bound beyond what the grammar or the server's check takes.
 
-    That refuses 19.99 for a multiple of 0.01, and takes what OpenAPI and former drafts of JSON
-    Schema write as `"exclusiveMinimum": true` for the number 1.
+    The check refuses 19.99 for a multiple of 0.01, and takes what OpenAPI and former drafts of
+    JSON Schema write as `"exclusiveMinimum": true` for the number 1.
     """
+    if key == "type":
+        return json_types(value) is None
     if key in _SIZES:
         return isinstance(value, int) and value > _MOST_SIZE
     if key not in _BOUNDS or not isinstance(value, int | float):
@@ -187,6 +194,8 @@ def _convert_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[
     """Convert the value of one of a schema's words."""
     if key == "$ref":
         return _reference(str(value), names)
+    if key == "type":
+        return json_types(value)
     if key in _MAPS and isinstance(value, Mapping):
         return {
             name: _drop_title(_convert(part, defs, names), name) for name, part in value.items()

@@ -119,8 +119,17 @@ def _check_types(schema: Schema) -> None:
         )
 
 
+def json_types(given: Any) -> Any:
+    """Return what a schema's `type` says in JSON's words, None where they lack one for it."""
+    kinds = given if isinstance(given, list) else [given]
+    found = [_TYPES.get(kind.lower()) if isinstance(kind, str) else None for kind in kinds]
+    if None in found:
+        return None
+    return found if isinstance(given, list) else found[0]
+
+
 def _unknown_type(kind: Any) -> ConfigurationError:
-    meant = _TYPES.get(kind.lower()) if isinstance(kind, str) else None
+    meant = None if isinstance(kind, list) else json_types(kind)
     hint = f"write `{meant}`" if meant else f"use {', '.join(dict.fromkeys(_TYPES.values()))}"
     if kind == "json_object":
         hint = 'for any object, give `method="json_mode"` and no schema'
@@ -274,7 +283,7 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
         unique: Whether `uniqueItems` counts. Of a set pydantic takes an element twice, and no
             grammar keeps a model from writing it so.
     """
-    from jsonschema.exceptions import SchemaError, UnknownType  # noqa: PLC0415 - not at construction
+    from jsonschema.exceptions import SchemaError  # noqa: PLC0415 - not at construction
     from jsonschema.validators import extend, validator_for  # noqa: PLC0415
     from referencing.exceptions import Unresolvable  # noqa: PLC0415
 
@@ -282,13 +291,14 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
     if not unique:
         words["uniqueItems"] = lambda *_: ()
     base = validator_for(schema)
+    words["type"] = _type_checker(base.VALIDATORS["type"])
     words |= {
         word: _bound_checker(bound, base.VALIDATORS.get(word)) for word, bound in _EXCLUSIVE.items()
     }
     kind = extend(base, words)  # type: ignore[no-untyped-call]
     try:
         errors = list(kind(schema).iter_errors(value))
-    except (SchemaError, UnknownType, Unresolvable, *_UNREADABLE):
+    except (SchemaError, Unresolvable, *_UNREADABLE):
         return None  # a schema that cannot be checked forbids nothing
     except RecursionError:  # of a deep answer, or of a schema that refers to itself alone
         return "it nests too deeply" if _depth(value) > _DEEP else None
@@ -297,6 +307,18 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
     worst = min(errors, key=lambda error: len(error.absolute_path))
     place = ".".join(str(part) for part in worst.absolute_path)
     return f"{place}: {worst.message}" if place else worst.message
+
+
+def _type_checker(check: Any) -> Callable[..., Iterator[Any]]:
+    """Return what yields why a value is not of a type; one that JSON lacks forbids nothing."""
+
+    def errors(validator: Any, kinds: Any, value: Any, schema: Any) -> Iterator[Any]:
+        from jsonschema.exceptions import UnknownType  # noqa: PLC0415
+
+        with suppress(UnknownType, *_UNREADABLE):
+            yield from check(validator, kinds, value, schema) or ()
+
+    return errors
 
 
 def _pattern_errors(_validator: Any, pattern: Any, value: Any, _schema: Any) -> Iterator[Any]:

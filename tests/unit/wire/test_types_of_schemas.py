@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from fakes.reply import helpful
+from fakes.calls import add
+from fakes.reply import Reply, helpful
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.grammar import grammar_schema
@@ -90,3 +91,35 @@ def test_what_is_not_a_type_may_be_called_so(serve, schema):
     model, _ = serve(helpful)
     assert json_schema(schema) == schema
     assert model.with_structured_output(schema)
+
+
+ODD = ["any", "datetime", "STRING", "int", 5, None, ["str", "null"], ["date", "null"]]
+
+
+@pytest.mark.parametrize("kind", ODD, ids=str)
+def test_a_tool_with_any_type_can_be_forced(serve, kind):
+    """Tools of MCP servers come as they are; what else they say holds all the same."""
+    parameters = {
+        "type": "object",
+        "properties": {"when": {"type": kind}, "count": {"type": "integer"}},
+        "required": ["count"],
+    }
+    tool = {"type": "function", "function": {"name": "find", "parameters": parameters}}
+    first = Reply(calls=[("find", {"when": "now"})])
+    model, dialect = serve(lambda body: helpful(body) if "response_format" in body else first)
+    found = model.bind_tools([tool, add], tool_choice="any").invoke("go")
+    assert found.tool_calls[0]["name"] == "find"
+    assert "count" in found.tool_calls[0]["args"]
+    sent = dialect.requests[1]["response_format"]["json_schema"]["schema"]
+    assert types_in(sent) <= {*PYTHONS.values()}
+
+
+def types_in(schema: Any) -> set[str]:
+    """Return all types that a grammar is asked for."""
+    if isinstance(schema, list):
+        return set().union(*map(types_in, schema))
+    if not isinstance(schema, dict):
+        return set()
+    kinds = schema.get("type", [])
+    own = set(kinds) if isinstance(kinds, list) else {kinds} if isinstance(kinds, str) else set()
+    return own.union(*map(types_in, schema.values()))

@@ -42,6 +42,7 @@ _NEWER = f"cpython=={NEWEST_PYTHON[0]}.{NEWEST_PYTHON[1]}.*"
 # uv's own for Apple silicon: nobody upgrades it away, and under Rosetta it stays what it is.
 _MANAGED_MAC_PYTHON = "cpython-3.12-macos-aarch64-none"
 _APPLE_STUBS = "/usr/bin"
+_VENV = "venv"
 
 
 class Work(NamedTuple):
@@ -68,7 +69,8 @@ class Work(NamedTuple):
             ProvisionError: It failed.
         """
         with uv_environment(clean_environment()) as variables:
-            if self.host.system == "darwin" and PATH.name in variables:
+            looks_for_python = step == _VENV and self.host.system == "darwin"
+            if looks_for_python and PATH.name in variables:
                 variables[PATH.name] = _without_apples_python(variables[PATH.name])
             run_step(
                 step,
@@ -178,7 +180,7 @@ def _ensure_python(work: Work, *, ours: bool) -> Python:
         options = ("--quiet", "--allow-existing", "--no-project", *request.options)
         try:
             work.run_uv(
-                "venv",
+                _VENV,
                 *("venv", *options, "--python", request.version),
                 root,
                 directory=root.parent,
@@ -228,7 +230,8 @@ def _python_requests(former: str | None, host: Host) -> list[_PythonRequest]:
 
 def _without_apples_python(path: str) -> str:
     """Return a PATH without Apple's stub, which asks in a window to install developer tools."""
-    return os.pathsep.join(folder for folder in path.split(os.pathsep) if folder != _APPLE_STUBS)
+    folders = path.split(os.pathsep)
+    return os.pathsep.join(f for f in folders if os.path.normpath(f) != _APPLE_STUBS)
 
 
 def _keep_former(root: Path, former: Marker) -> None:

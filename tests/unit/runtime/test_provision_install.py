@@ -284,11 +284,15 @@ def test_a_newer_python_comes_last_and_is_tried(fake_uv, managed, monkeypatch):
 
 
 def test_apples_stub_is_never_run(fake_uv, managed, monkeypatch, tmp_path):
-    """uv does not see `/usr/bin` on a Mac: the Python there may open a window."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    """uv looks for no Python in `/usr/bin` on a Mac: the one there may open a window.
+
+    What it installs may need git, or be built, with what lies there.
+    """
+    whole = f"{tmp_path}:/usr/bin:/usr/bin/:/bin"
+    monkeypatch.setenv("PATH", whole)
     fake_uv.set(path=str(tmp_path / "path"))
     provision(host=MAC)
-    assert (tmp_path / "path").read_text() == f"{tmp_path}:/bin"
+    assert (tmp_path / "path").read_text().splitlines() == [f"{tmp_path}:/bin", whole]
 
 
 def test_a_python_for_intel_is_passed_over(fake_uv, managed):

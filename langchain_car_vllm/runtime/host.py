@@ -9,8 +9,8 @@ from langchain_car_vllm.runtime.mac import KernelAnswer, ask_kernel
 
 # MLX has wheels for macOS 14 and newer on Apple silicon, and for glibc 2.35 and newer on Linux.
 _OLDEST_MACOS = (14, 0)
-# What macOS calls itself towards programs that were built for an old one.
-_COMPATIBLE_MACOS = "10.16"
+# What macOS 11 and 26 call themselves towards programs that were built for an older one.
+_COMPATIBLE_MACOS = ("10.16", "16.")
 _OLDEST_GLIBC = (2, 35)
 _LINUX_MACHINES = ("x86_64", "aarch64", "arm64")
 _ELSEWHERE = "pass `base_url` to talk to a vllm-mlx server on another machine"
@@ -57,7 +57,7 @@ def mac_host(machine: str, kernel: str, product: str, answer: KernelAnswer) -> H
     """Return a Mac, as far as anybody says what it is; what nobody says is left empty.
 
     A Python for Intel under Rosetta calls the machine `x86_64`, and an old one calls every macOS
-    10.16. The kernel tells the truth to both, unless a sandbox keeps it from answering.
+    10.16 or 16.0. The kernel tells the truth to both, unless a sandbox keeps it from answering.
 
     Args:
         machine: What Python calls the processor; `arm64` is proof.

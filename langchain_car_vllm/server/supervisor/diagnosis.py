@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +55,13 @@ class Diagnosis:
         return not self.unsupported and (self.metal is None or self.metal.is_retryable)
 
 
-def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
+def diagnose(exit_code: int | None, log: Path, platform: str = sys.platform) -> Diagnosis:
     """Read the log of a server that ended.
 
     Args:
         exit_code: As `Popen.returncode` gives it, None where it is not known.
         log: The log of this start alone.
+        platform: As `sys.platform` says.
     """
     lines = re.split(r"[\r\n]+", log_tail(log, _TAIL_BYTES).strip("\r\n"))
     text = "\n".join(lines)
@@ -70,7 +72,7 @@ def diagnose(exit_code: int | None, log: Path) -> Diagnosis:
     return Diagnosis(
         ending=_ending(exit_code),
         verdict=verdict,
-        hint=_hint(text, exit_code, metal=metal, unsupported=unsupported),
+        hint=_hint(text, exit_code, platform, metal=metal, unsupported=unsupported),
         tail=tuple(line for line in lines if not _NOISE.match(line))[-_TAIL_LINES:],
         port_taken=_PORT_TAKEN.search(text) is not None,
         metal=metal,
@@ -100,7 +102,10 @@ _HINTS = (
     ),
     (("No space left on device",), "free some disk space"),
     (
-        ("not found in local cache", "LocalEntryNotFoundError", "Name or service not known"),
+        (
+            *("not found in local cache", "LocalEntryNotFoundError"),
+            *("Name or service not known", "nodename nor servname"),
+        ),
         "the model is not on this machine and the Hub cannot be reached; go online once",
     ),
     (
@@ -142,7 +147,12 @@ _HINTS = (
 
 
 def _hint(
-    text: str, exit_code: int | None, *, metal: MetalVerdict | None, unsupported: bool
+    text: str,
+    exit_code: int | None,
+    platform: str,
+    *,
+    metal: MetalVerdict | None,
+    unsupported: bool,
 ) -> str | None:
     if unsupported:
         return "upgrade with `car-vllm install --upgrade`, or choose another model"
@@ -151,6 +161,11 @@ def _hint(
     for marks, hint in _HINTS:
         if any(mark in text for mark in marks):
             return hint
+    if exit_code == -signal.SIGKILL and platform == "darwin" and not text.strip():
+        return (
+            "macOS ends a program of whose signature it does not approve at once: repair the "
+            "install with `car-vllm install --upgrade`"
+        )
     if exit_code == -signal.SIGKILL:
         return "unless somebody killed it, the system did for want of memory: try a smaller model"
     return None

@@ -250,6 +250,12 @@ DEATHS = {
         "HF_TOKEN",
     ),
     "killed": (-9, "INFO: fine so far", "killed by SIGKILL", "memory"),
+    "a name that a Mac cannot look up": (
+        1,
+        "OSError: [Errno 8] nodename nor servname provided, or not known",
+        "exit code 1: OSError: [Errno 8] nodename nor servname provided, or not known",
+        "go online",
+    ),
     "disk": (
         1,
         "OSError: [Errno 28] No space left on device",
@@ -286,6 +292,15 @@ def test_death_is_diagnosed(tmp_path: Path, death: str):
     found = diagnose(code, log)
     assert found.sentence == sentence
     assert hint in (found.hint or "")
+
+
+def test_a_signature_that_a_mac_does_not_take_is_no_want_of_memory(tmp_path: Path):
+    """The system kills such a program before its first word."""
+    log = tmp_path / "server.log"
+    for text, hint in (("", "signature"), ("\n", "signature"), ("loading", "smaller model")):
+        log.write_text(text)
+        assert hint in (diagnose(-9, log, "darwin").hint or "")
+        assert "memory" in (diagnose(-9, log, "linux").hint or "")
 
 
 def test_lost_port_is_told_by_the_text(tmp_path: Path):

@@ -152,6 +152,7 @@ SETTINGS = IN_A_CALL.union(
 # Parameters of methods, of LangChain's functions, LangServe's and Ollama's.
 FOREIGN_SETTINGS = {
     "allowed_objects",
+    "config",
     "config_keys",
     "force",
     "format",

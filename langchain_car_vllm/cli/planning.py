@@ -83,7 +83,7 @@ def plan(
                 ("disk", _disk(plan_)),
                 ("memory", _memory(plan_)),
                 ("context", _context(plan_)),
-                *([] if company is None else [("company", _format_company(company))]),
+                *([] if company is None else [("company", _format_company(company, plan_))]),
                 ("engine", serving.engine or "unknown"),
                 ("tool calls", parsers["tool_call_parser"] or "no parser"),
                 ("thinking", parsers["reasoning_parser"] or "no parser"),
@@ -225,10 +225,12 @@ def _context(plan_: Plan) -> str:
     return f"{memory.context:,} tokens fit here{together}, {at_once}; {made_for}"
 
 
-def _format_company(company: Company) -> str:
+def _format_company(company: Company, plan_: Plan) -> str:
     asked = f"{company.agents} x {company.context:,} tokens"
     if company.fits is None:
-        return f"{asked}: unknown until the model is downloaded"
+        is_here = plan_.directory is not None
+        until = ", since its config.json does not say" if is_here else " until it is downloaded"
+        return f"{asked}: unknown{until}"
     if company.fits:
         return f"{asked} fit"
     told = [f"{asked} do not fit"]

@@ -95,6 +95,17 @@ def test_a_plan_tells_the_context_and_the_company_that_fit(cli_here: Cli, tmp_pa
     assert "a 4-bit quantisation of it would" in smaller
 
 
+def test_what_a_config_does_not_tell_is_not_said_to_come_with_a_download(
+    cli_here: Cli, tmp_path: Path
+):
+    """The model is here, and its layers are not described."""
+    model = tmp_path / "model"
+    fill(model)
+    done = cli_here("plan", str(model), "--agents", "4")
+    assert "4 x 4,096 tokens: unknown, since its config.json does not say" in done.stdout
+    assert "download" not in done.stdout
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

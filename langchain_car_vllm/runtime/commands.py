@@ -10,6 +10,7 @@ from pathlib import Path
 
 from langchain_car_vllm.environment import UV_OFFLINE, inherited_environment, is_off
 from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.runtime.mounts import ELSEWHERE
 
 _TICK = 0.5
 _TAIL = 200
@@ -135,6 +136,10 @@ _HINTS = (
     (
         ("Permission denied", "os error 13", "Read-only file system", "os error 30"),
         "make the folder writable for you, or set CAR_VLLM_MLX_RUNTIME to another one",
+    ),
+    (
+        ("Operation not supported", "os error 45", "os error 95"),
+        f"its disk lacks what an environment needs, such as links: {ELSEWHERE}",
     ),
     (("No interpreter found",), "run `uv python install 3.12` and try again"),
     (

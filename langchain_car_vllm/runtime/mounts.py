@@ -17,6 +17,10 @@ _REMOTE = (
 )
 
 
+# macOS calls FAT `msdos`.
+_WITHOUT_PERMISSIONS = ("exfat", "msdos", "vfat", "ntfs", "fuseblk")
+
+
 class Mount(NamedTuple):
     """A mounted filesystem.
 
@@ -29,6 +33,11 @@ class Mount(NamedTuple):
     point: str
     kind: str
     options: str
+
+    @property
+    def keeps_permissions(self) -> bool:
+        """Whether files there belong to somebody; on disks made for Windows all are everybody's."""
+        return not self.kind.lower().startswith(_WITHOUT_PERMISSIONS)
 
     def has_option(self, name: str) -> bool:
         """Tell whether it is mounted with an option."""

@@ -18,6 +18,7 @@ from langchain_car_vllm.paths import (
     private_parts,
     run_root,
 )
+from langchain_car_vllm.runtime.mounts import find_mount
 from langchain_car_vllm.support.file_presence import is_folder
 from langchain_car_vllm.support.os_limits import HINTS
 from langchain_car_vllm.support.process_state import KeptProperty
@@ -158,9 +159,16 @@ def _check_private(folder: Path, *, may_be_link: bool) -> None:
     elif found.st_uid != os.getuid() and not (may_be_link and found.st_uid == 0):
         detail = "it belongs to another user"
     elif is_shared:
-        detail, hint = "others may write to it", f"run `chmod go-w {shlex.quote(str(folder))}`"
+        detail, hint = "others may write to it", _closing_hint(folder)
     if detail is not None:
         raise StateDirectoryError(folder, detail, hint=hint)
+
+
+def _closing_hint(folder: Path) -> str:
+    mount = find_mount(folder)
+    if mount is not None and not mount.keeps_permissions:
+        return f"its disk ({mount.kind}) keeps no permissions: set CAR_HOME to one on another disk"
+    return f"run `chmod go-w {shlex.quote(str(folder))}`"
 
 
 def server_directory(key: str) -> ServerDirectory:

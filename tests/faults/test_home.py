@@ -6,7 +6,9 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from faults.support import FAST, Fake, ask, can_mount, eventually, fill
 
@@ -222,6 +224,22 @@ def test_folder_that_others_may_write_to_is_refused(fake: Fake, home: Path, part
     assert caught.value.hint == f"run `chmod go-w {folder}`"
     subprocess.run(caught.value.hint.removeprefix("run `").removesuffix("`").split(), check=True)
     fake.directory().create()
+
+
+@pytest.mark.parametrize("kind", ["exfat", "msdos"])
+def test_a_disk_without_permissions_is_told(
+    fake: Fake, home: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """On disks made for Windows all is everybody's, and no `chmod` changes that."""
+    fake.directory().create()
+    (home / ".car").chmod(0o777)
+    disk = SimpleNamespace(mountpoint=str(home), fstype=kind, opts="rw,local,noowners")
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [disk])
+    with pytest.raises(StateDirectoryError, match="others may write to it") as caught:
+        fake.directory().create()
+    assert caught.value.hint == (
+        f"its disk ({kind}) keeps no permissions: set CAR_HOME to one on another disk"
+    )
 
 
 def test_home_whose_disk_is_gone_is_told(fake: Fake, home: Path):

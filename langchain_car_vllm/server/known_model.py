@@ -16,7 +16,6 @@ from langchain_car_vllm.models.facts import facts_of_config
 from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.snapshot import served_source
 from langchain_car_vllm.models.speculation import draft_bytes, draft_to_serve
-from langchain_car_vllm.runtime import installed_version, interpreter_of
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes
@@ -63,7 +62,8 @@ def plan_launch(
     budget: int,
     *,
     version: str | None = None,
-    binary: Path | None = None,
+    mlx_vlm: str | None = None,
+    python: str | None = None,
 ) -> Launch:
     """Return how a server would be launched, with the memory that it would set aside.
 
@@ -73,7 +73,8 @@ def plan_launch(
         directory: The complete local copy, None where there is none.
         budget: Bytes that all servers may take together.
         version: Of the `vllm-mlx` that will run, None where unknown.
-        binary: That `vllm-mlx`, None where it is not known which.
+        mlx_vlm: The version of mlx-vlm in its install, None where unknown.
+        python: The install's Python, None where it is not known which.
 
     Raises:
         ServerStartError: The user wants an engine that this install would answer wrongly with.
@@ -92,8 +93,8 @@ def plan_launch(
         offline=here,
         budget_bytes=budget,
         version=version,
-        mlx_vlm=installed_version(binary, "mlx_vlm") if binary else None,
-        python=str(interpreter_of(binary) or "") if binary else None,
+        mlx_vlm=mlx_vlm,
+        python=python,
         wiring=wiring_mode(spec, inherited_environment()),
         working_set=known_working_set(),
     )

@@ -32,9 +32,9 @@ from langchain_car_vllm.models.speculation import (
 )
 from langchain_car_vllm.models.text_writer import check_writes_text
 from langchain_car_vllm.paths import existing_part
-from langchain_car_vllm.runtime import installed_version
+from langchain_car_vllm.runtime import installed_version, interpreter_of
 from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
-from langchain_car_vllm.runtime.metal import learn_working_set
+from langchain_car_vllm.runtime.metal_question import learn_working_set
 from langchain_car_vllm.server.command import Launch
 from langchain_car_vllm.server.known_model import Origin, find_facts, plan_launch
 from langchain_car_vllm.server.memory import Memory, budget_bytes
@@ -212,7 +212,15 @@ def plan_for(
         origin,
         directory,
         facts,
-        plan_launch(spec, facts, directory, budget, version=version, binary=binary),
+        plan_launch(
+            spec,
+            facts,
+            directory,
+            budget,
+            version=version,
+            mlx_vlm=installed_version(binary, "mlx_vlm") if binary else None,
+            python=str(interpreter_of(binary) or "") if binary else None,
+        ),
         facts.weights_bytes or None,
         budget,
         taken_bytes(spec),

@@ -16,7 +16,7 @@ from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.machine_checks import _models, _servers
 from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
 from langchain_car_vllm.paths import car_home, make_private, managed_root
-from langchain_car_vllm.runtime import metal
+from langchain_car_vllm.runtime import metal_question
 from langchain_car_vllm.server import lease, running_servers
 from langchain_car_vllm.server.directory import (
     foreign_directories,
@@ -203,7 +203,7 @@ def test_whoever_comes_first_makes_the_home_private(fake: Fake, home: Path, firs
         if first == "runtime":
             make_private(managed_root())
         if first == "notes":
-            metal._write({})
+            metal_question._write({})
             assert (home / ".car" / "run" / "metal.json").exists()
         fake.directory().create()
     finally:

@@ -21,7 +21,7 @@ _ALONE = (
 # Its names are data: what is let through to a child, whoever declares it.
 _LISTS = ("environment.py", "server/child_environment.py", "runtime/uv_settings.py")
 # They run in a folder of their own; Python 3.10 knows no `-P`, and `-I` not what a user installed.
-_ELSEWHERE = ("runtime/import_verdicts.py", "runtime/metal.py")
+_ELSEWHERE = ("runtime/import_verdicts.py", "runtime/metal_question.py")
 _MOST_LINES = 400
 _MOST_MODULES = 30
 # Where English says "is not a", "forever", "progress" and "takes long".

@@ -10,7 +10,7 @@ from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.progress import Progress
 from langchain_car_vllm.runtime import VllmRuntime, ensure_runtime
-from langchain_car_vllm.runtime.metal import learn_working_set
+from langchain_car_vllm.runtime.metal_question import learn_working_set
 from langchain_car_vllm.server.plan import (
     Plan,
     check_kind,

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from langchain_car_vllm.runtime import metal
-from langchain_car_vllm.runtime.metal import known_working_set, learn_working_set, working_set_limit
+from langchain_car_vllm.runtime.metal import known_working_set, working_set_limit
+from langchain_car_vllm.runtime.metal_question import learn_working_set
 
 GIB = 2**30
 

@@ -7,7 +7,8 @@ import psutil
 import pytest
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.runtime.metal import known_working_set, learn_working_set
+from langchain_car_vllm.runtime.metal import known_working_set
+from langchain_car_vllm.runtime.metal_question import learn_working_set
 from langchain_car_vllm.server import machine_memory
 from langchain_car_vllm.server.machine_memory import container_limit
 from langchain_car_vllm.server.memory import budget_bytes

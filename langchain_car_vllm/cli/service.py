@@ -49,6 +49,7 @@ _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
 _PATIENCE = 60
 _LOOK = 0.2
+_PRIVATE = ("Desktop", "Documents", "Downloads", "Library/Mobile Documents")
 
 app = typer.Typer(
     cls=ServiceGroup,
@@ -172,10 +173,17 @@ def install(
         _end(supervisor)
     check_can_listen(host, port)
     supervisor.file.parent.mkdir(parents=True, exist_ok=True)
-    supervisor.file.write_bytes(supervisor.encode(Service(command, _variables(), log)))
+    service = Service(command, _variables(), log)
+    supervisor.file.write_bytes(supervisor.encode(service))
     _run_all(supervisor.start)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")
+    if closed := private_folders(service, paths.home(), sys.platform):
+        say(
+            f"macOS keeps {', '.join(f'`{folder}`' for folder in closed)} from services: where "
+            f"`{log}` says that an operation is not permitted, move what lies there, or give "
+            f"`{command[0]}` Full Disk Access in System Settings"
+        )
 
 
 @app.command(cls=FamiliarCommand)
@@ -244,6 +252,19 @@ _KEPT = (
     environment.SSL_CERT_FILE,
     environment.PATH,
 )
+
+
+def private_folders(service: Service, home: Path | None, platform: str) -> list[str]:
+    """Return the folders that macOS lets a service read with leave only, of those that it needs.
+
+    A terminal has such a leave, or asks for it; a service cannot.
+    """
+    if platform != "darwin" or home is None:
+        return []
+    words = [*service.command, *service.environment.values(), str(service.log)]
+    places = [*(home / name for name in _PRIVATE), Path("/Volumes")]
+    found = [next((p for p in places if Path(word).is_relative_to(p)), None) for word in words]
+    return list(dict.fromkeys(str(place) for place in found if place is not None))
 
 
 def _variables() -> dict[str, str]:

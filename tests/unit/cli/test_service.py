@@ -14,7 +14,14 @@ from fakes.hub import running_hub, write_model
 from unit.cli.conftest import Cli
 from unit.cli.model_folders import fill
 
-from langchain_car_vllm.cli.service import Service, Supervisor, find_supervisor, launchd, systemd
+from langchain_car_vllm.cli.service import (
+    Service,
+    Supervisor,
+    find_supervisor,
+    launchd,
+    private_folders,
+    systemd,
+)
 from langchain_car_vllm.errors import ConfigurationError
 
 SERVICE = Service(
@@ -303,6 +310,18 @@ def test_the_agent_of_a_mac(tmp_path: Path):
         ["launchctl", "bootstrap", "gui/501", str(agent.file)],
     ]
     assert agent.stop == ["launchctl", "bootout", "gui/501/dev.car.vllm-mlx"]
+
+
+def test_what_macos_keeps_from_services_is_told():
+    """A terminal may read the folders where projects lie, and what launchd starts may not."""
+    home = Path("/Users/me")
+    words = ["/Users/me/Documents/x/.venv/bin/python", "-c", "org/model", "/Users/me/Documents/key"]
+    service = Service(words, {"HF_HOME": "/Volumes/ssd/hf"}, Path("/Users/me/.car/log"))
+    assert private_folders(service, home, "darwin") == ["/Users/me/Documents", "/Volumes"]
+    assert private_folders(service, home, "linux") == []
+    assert private_folders(service, None, "darwin") == []
+    elsewhere = service._replace(command=["/Users/me/Documentation/python"], environment={})
+    assert private_folders(elsewhere, home, "darwin") == []
 
 
 def test_the_unit_is_one_that_systemd_reads(tmp_path: Path):

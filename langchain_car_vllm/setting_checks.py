@@ -22,6 +22,7 @@ EXAMPLE = (
 """What to do where no model is named."""
 
 _PLAIN_URL = re.compile(r"\w+://[A-Za-z0-9._~-]+(:\d+)?(/[A-Za-z0-9._~-]+)*/*", re.ASCII)
+_HOST = re.compile(r"[^\s/:*@?#\[\]]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*")
 _MODEL_FOLDERS = frozenset(
     variable.name
     for variable in (
@@ -82,6 +83,16 @@ def check_listener(function: object) -> None:
             "`on_progress` must be a plain function: threads call it, where nobody awaits",
             hint="hand over with `loop.call_soon_threadsafe(...)`, or use `astream_events`",
         )
+
+
+def check_hosts(hosts: object) -> None:
+    """Refuse what no host is called: it would allow nothing, without a word."""
+    for host in hosts if isinstance(hosts, list) else ():
+        if not _HOST.fullmatch(host):
+            raise ConfigurationError(
+                f"`fetch_media` holds `{host.rpartition('@')[2]}`, which is not a host",
+                hint="name the host alone, such as `images.lan`: without scheme, port and path",
+            )
 
 
 def list_of_texts(texts: object) -> list[str]:
@@ -292,8 +303,8 @@ def configuration_error(error: ValidationError) -> ConfigurationError:
     cause = (first.get("ctx") or {}).get("error")
     if isinstance(cause, ConfigurationError):
         return cause
-    # Of a union, pydantic names the member too.
-    parts = [str(part) for part in first["loc"] if part not in _MEMBERS]
+    # Of a union, pydantic names the member too, such as `is-instance[BaseCache]`.
+    parts = [part for part in map(str, first["loc"]) if part not in _MEMBERS and part[-1:] != "]"]
     name = ".".join(parts) or "the configuration"
     if first["type"] == "missing":
         return ConfigurationError(f"`{name}` is missing")

@@ -31,6 +31,7 @@ from langchain_car_vllm.server.spec import Kind, ServerSpec
 from langchain_car_vllm.setting_checks import (
     EXAMPLE,
     check_endpoint,
+    check_hosts,
     check_listener,
     check_positive,
     check_server,
@@ -309,6 +310,7 @@ class ChatSettings(ServerFields):
         parameters.check_names(self.model_kwargs, parameters.IN_A_CALL)
         parameters.check_values(self.model_kwargs)
         parameters.logprob_fields({"logprobs": self.logprobs, "top_logprobs": self.top_logprobs})
+        check_hosts(self.fetch_media)
         return self
 
     @model_validator(mode="after")

@@ -95,6 +95,35 @@ def test_a_wrong_value_is_answered_with_what_may_be_written(name, value, right):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("cache", "x"), ("callbacks", "x"), ("rate_limiter", 5), ("metadata", [])]
+)
+def test_a_wrong_value_of_langchains_is_named_as_the_user_names_it(name, value):
+    """Without pydantic's words for the members of a union."""
+    with pytest.raises(ConfigurationError, match=f"`{name}`") as caught:
+        ChatVllmMlx(model=MODEL, **{name: value})
+    assert "BaseC" not in caught.value.message.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["http://images.lan", "images.lan:80", "images.lan/a", "*.lan", "", "a b", "[::1]", "u@h"],
+)
+def test_what_is_not_a_host_is_refused_where_hosts_are_listed(host):
+    """It would be none of the hosts that are asked, and nobody would know why."""
+    error = refused("not a host", fetch_media=["images.lan", host])
+    assert "`images.lan`" in (error.hint or "")
+    assert "u@" not in error.message
+
+
+@pytest.mark.parametrize(
+    "host", ["images.lan", "localhost", "127.0.0.1", "::1", "fe80::1", "bücher.example"]
+)
+def test_a_host_may_be_a_name_or_an_address(host):
+    """In a list, for which it is asked."""
+    assert ChatVllmMlx(model=MODEL, fetch_media=[host]).fetch_media == [host]
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         *[(name, bad) for name in parameters.SAMPLING for bad in (math.nan, math.inf, -math.inf)],

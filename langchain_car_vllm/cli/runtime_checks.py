@@ -26,8 +26,10 @@ from langchain_car_vllm.server import running_servers
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.supervisor.child import install_launcher
+from langchain_car_vllm.server.wakefulness import Wakefulness
 from langchain_car_vllm.support.file_presence import entries_of, is_file
 from langchain_car_vllm.support.printable import printable
+from langchain_car_vllm.support.programs import ask_program
 from langchain_car_vllm.support.proxy_variables import is_socks
 
 _ENOUGH_FILES = 1024
@@ -36,6 +38,8 @@ _DAYS = 30
 _MOST_BYTES = 4_000_000
 _PYTHON, _GPU = re.compile(rb"\bpython", re.IGNORECASE), re.compile(rb"IOGPU")
 _DONE = ("applied", "not needed")
+_PMSET = "/usr/bin/pmset"
+_PATIENCE = 5.0
 _COMPANY = ("ollama", "lm studio", "lms", "mlx_lm", "mlx_vlm", "vllm-mlx", "llama-server")
 _ONE_OPERATION = """
 import json
@@ -135,6 +139,29 @@ def check_mlx() -> str:
     )
 
 
+def check_sleep() -> str:
+    """Have a Mac kept awake for a moment, and let it sleep again."""
+    with Wakefulness() as awake:
+        keeper = awake.keeper
+        if keeper is None:
+            return "this machine is not kept awake while it works"
+        give_up_at = time.monotonic() + _PATIENCE
+        while not (is_kept := _prevents_sleep(keeper)) and time.monotonic() < give_up_at:
+            time.sleep(0.1)
+    if not is_kept or _prevents_sleep(keeper):
+        raise Warned(
+            "the Mac may fall asleep while it works, or may not afterwards",
+            "look at `pmset -g assertions`, and report what it says",
+        )
+    return "the Mac is kept awake while it works, and no longer"
+
+
+def _prevents_sleep(pid: int) -> bool:
+    done = ask_program([_PMSET, "-g", "assertions"], _PATIENCE)
+    lines = done.stdout.splitlines() if done else []
+    return any(f"pid {pid}(" in line and "PreventUserIdleSystemSleep" in line for line in lines)
+
+
 def check_company() -> str:
     """Tell which other servers of models hold memory."""
     ours = {state.server.pid for _, state in running_servers() if state.server}
@@ -231,6 +258,7 @@ CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
 TRIALS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("mlx", check_mlx),
     ("mends", check_mends),
+    ("sleep", check_sleep),
     ("company", check_company),
 )
 """They take seconds, or judge what else runs; `--selftest` includes them."""

@@ -33,6 +33,11 @@ class Wakefulness:
         self._worked_at = 0.0
         self.is_possible = PLATFORM == "darwin" and CAR_VLLM_MLX_CAFFEINATE.read()
 
+    @property
+    def keeper(self) -> int | None:
+        """The process id of the `caffeinate` that was started last, None for none."""
+        return None if self._process is None else self._process.pid
+
     def __enter__(self) -> Self:
         """Keep awake until the end of the block."""
         self.look(is_working=True)

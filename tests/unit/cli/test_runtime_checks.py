@@ -9,6 +9,7 @@ from unit.cli.conftest import runtime_that_says
 from langchain_car_vllm.cli import install_checks, runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.runtime.host import Host
+from langchain_car_vllm.server import wakefulness
 
 
 @pytest.mark.parametrize("release", [(26, 0, 1), (26, 1), (26, 0)])
@@ -39,6 +40,32 @@ def test_certificates_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     with pytest.raises(Finding, match=r"none\.pem"):
         runtime_checks.check_certificates()
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_mac_that_is_kept_awake(tmp_path, monkeypatch, is_kept):
+    """macOS itself is asked who keeps it awake, during and after."""
+    awake = tmp_path / "awake"
+    kind = "PreventUserIdleSystemSleep" if is_kept else "PreventUserIdleDisplaySleep"
+    programs = {
+        "caffeinate": f"echo $$ > {awake}; exec sleep 60",
+        "pmset": f"kill -0 $(cat {awake}) || exit 0\n"
+        f'echo "   pid $(cat {awake})(caffeinate): [0x1] 00:00:01 {kind} named: x"',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(wakefulness, "PLATFORM", "darwin")
+    monkeypatch.setattr(runtime_checks, "_PMSET", str(tmp_path / "pmset"))
+    monkeypatch.setattr(runtime_checks, "_PATIENCE", 5.0 if is_kept else 0.3)
+    if is_kept:
+        assert "no longer" in runtime_checks.check_sleep()
+    else:
+        with pytest.raises(Warned, match="fall asleep"):
+            runtime_checks.check_sleep()
+    monkeypatch.setattr(wakefulness, "PLATFORM", "linux")
+    assert "not kept awake" in runtime_checks.check_sleep()
 
 
 def test_mlx_on_a_gpu(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models
 from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models.identity import real_path
 from langchain_car_vllm.models.lm_studio import lost_folders
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import RECONNECT, car_home, existing_part, lost_disk, run_root
@@ -61,10 +62,24 @@ def _home() -> str:
     with _scratch_folder() as folder:
         if home.stat().st_uid != os.getuid():
             raise Finding(f"`{home}` belongs to another user", "set CAR_HOME to one of your own")
+        _check_spellings(folder)
         free = shutil.disk_usage(folder).free
     if free < needed_mb() * _MB and binary_to_launch() is None:
         raise Warned(f"`{home}` has {size(free)} free, the runtime needs {needed_mb()} MB")
     return f"`{home}` is writable, {size(free)} are free"
+
+
+def _check_spellings(folder: Path) -> None:
+    """Prove that one folder is one, where the disk takes several spellings for it."""
+    kept = folder / "\u00e9t\u00e9"
+    kept.mkdir()
+    for other in (folder / "\u00c9T\u00c9", folder / "e\u0301te\u0301"):
+        if is_present(other) and real_path(str(other)) != real_path(str(kept)):
+            raise Finding(
+                f"the disk of `{folder.parent}` takes several names for one folder and does not "
+                "tell which it keeps: a model may be loaded twice",
+                "name each model in one spelling",
+            )
 
 
 def _locks() -> str:

@@ -1,7 +1,9 @@
 """`doctor` on good and bad machines."""
 
 import json
+import os
 import socket
+import unicodedata
 from contextlib import closing
 from pathlib import Path
 
@@ -197,6 +199,23 @@ def test_a_home_that_others_may_write_to_is_found(cli: Cli, home: Path):
     found = verdicts(cli)["home"]
     assert found["verdict"] == "failed"
     assert found["hint"] == f"run `chmod go-w {folder / 'vllm-py'}`"
+
+
+def test_a_disk_that_takes_several_names_for_a_folder_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It has to tell which of them it keeps, or two programs load one model twice."""
+    machine_checks._check_spellings(tmp_path)
+    (tmp_path / "\u00e9t\u00e9").rmdir()
+    stat = os.stat
+
+    def of_any_spelling(path, *arguments, **keywords):
+        plain = unicodedata.normalize("NFC", str(path)).replace("\u00c9T\u00c9", "\u00e9t\u00e9")
+        return stat(plain, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "stat", of_any_spelling)
+    with pytest.raises(Finding, match="several names"):
+        machine_checks._check_spellings(tmp_path)
 
 
 def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: Path):

@@ -63,7 +63,7 @@ class RequestSize(NamedTuple):
         """
         # A token has at least one byte, so fewer bytes surely fit.
         may_overflow = limit is not None and self.text_bytes > limit
-        return may_overflow or (room is not None and self._estimate() > room)
+        return may_overflow or (room is not None and self._prompt() + self._answer() > room)
 
     def asked_tokens(
         self, limit: int | None = None, room: int | None = None, counted: int | None = None
@@ -81,11 +81,9 @@ class RequestSize(NamedTuple):
         if counted is not None and limit is not None and counted > limit:
             raise PromptTooLongError(counted, limit)
         prompt = self._prompt() if counted is None else counted + self.media_tokens
-        answer = self.answer_tokens
-        if answer is None:
-            answer = _USUAL_ANSWER
-            if room is not None:
-                answer = min(answer, max(room - prompt, 1))
+        answer = self._answer()
+        if self.answer_tokens is None and room is not None:
+            answer = min(answer, max(room - prompt, 1))
         if room is None:
             return prompt + answer
         least = (self.text_bytes // _MOST_BYTES if counted is None else prompt) + answer
@@ -101,7 +99,7 @@ class RequestSize(NamedTuple):
         Raises:
             PromptTooLongError: Its prompt alone cannot fit.
         """
-        answer = max(1, _USUAL_ANSWER if self.answer_tokens is None else self.answer_tokens)
+        answer = max(1, self._answer())
         if room is not None:
             answer = min(answer, max(room - self._prompt(), 1))
         return self._replace(answer_tokens=answer).asked_tokens(room=room)
@@ -109,10 +107,8 @@ class RequestSize(NamedTuple):
     def _prompt(self) -> int:
         return self.text_bytes // _BYTES_PER_TOKEN + self.media_tokens
 
-    def _estimate(self) -> int:
-        return self._prompt() + (
-            _USUAL_ANSWER if self.answer_tokens is None else self.answer_tokens
-        )
+    def _answer(self) -> int:
+        return _USUAL_ANSWER if self.answer_tokens is None else self.answer_tokens
 
 
 def measure_request(body: Mapping[str, Any]) -> RequestSize:

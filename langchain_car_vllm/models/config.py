@@ -1,10 +1,9 @@
 """What `config.json` says, as a typed record whose numbers are in ranges that a model can have."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from langchain_car_vllm.models.model_files import bounded_integer, load_object
+from langchain_car_vllm.models.model_files import bounded_integer
 
 # The server's own rule for its multimodal route (vllm-mlx 0.6.0, `vllm_mlx/api/utils.py`).
 _MULTIMODAL_KEYS = (
@@ -58,15 +57,6 @@ class ModelConfig(NamedTuple):
     multimodal: bool = False
     context_window: int | None = None
     linear_attention: bool = False
-
-
-def read_config(directory: Path) -> ModelConfig:
-    """Return what the `config.json` of a directory says.
-
-    Raises:
-        UnservableModelError: There is none, or it cannot be read.
-    """
-    return config_of(load_object(directory / "config.json"))
 
 
 def config_of(values: Mapping[str, Any]) -> ModelConfig:

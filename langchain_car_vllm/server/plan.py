@@ -15,7 +15,7 @@ from langchain_car_vllm.models import ModelFacts
 from langchain_car_vllm.models.adapter import check_adapter, check_adapter_alone, find_adapter
 from langchain_car_vllm.models.catalog import small_sibling
 from langchain_car_vllm.models.compatibility import facts_for_version
-from langchain_car_vllm.models.config import read_config
+from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.cross_encoder import check_cross_encoder
 from langchain_car_vllm.models.download import check_may_download, measure_download
 from langchain_car_vllm.models.download_diagnosis import download_error
@@ -269,7 +269,8 @@ def _check_adapter(spec: ServerSpec, directory: Path | None) -> None:
     if directory is None:
         check_adapter_alone(adapter)
     else:
-        multimodal = read_config(directory).multimodal or "--mllm" in spec.server_args
+        config = load_object(directory / "config.json")
+        multimodal = is_multimodal(config) or "--mllm" in spec.server_args
         check_adapter(adapter, directory, multimodal=multimodal)
 
 

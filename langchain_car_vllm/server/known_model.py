@@ -6,14 +6,13 @@ it can be served here is the question of a `Plan`.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.models import ModelFacts, family_facts, read_model_facts
 from langchain_car_vllm.models.catalog import CatalogEntry, catalog
 from langchain_car_vllm.models.facts import facts_of_config
-from langchain_car_vllm.models.hub_listing import HubListing
 from langchain_car_vllm.models.snapshot import served_source
 from langchain_car_vllm.models.speculation import draft_bytes, draft_to_serve
 from langchain_car_vllm.runtime.metal import known_working_set
@@ -21,6 +20,9 @@ from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.wiring import wiring_mode
+
+if TYPE_CHECKING:
+    from langchain_car_vllm.models.hub_listing import HubListing
 
 _MB = 1_000_000
 
@@ -43,7 +45,9 @@ def fitting_context(spec: ServerSpec) -> int | None:
     return memory.context if fits else facts.context_window
 
 
-def find_facts(spec: ServerSpec, hub: HubListing | None) -> tuple[Origin, Path | None, ModelFacts]:
+def find_facts(
+    spec: ServerSpec, hub: "HubListing | None"
+) -> tuple[Origin, Path | None, ModelFacts]:
     """Return what is known of a model, from the best source."""
     directory = spec.find_snapshot()
     if directory is not None:

@@ -45,7 +45,7 @@ def test_missing_interpreter_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatc
 
 def test_a_program_that_is_no_python_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch):
     """It ends without a word of ours."""
-    monkeypatch.setenv("CAR_VLLM_PYTHON", "/bin/true")
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(shutil.which("true")))
     found = error_of_lease(fake)
     assert isinstance(found, ServerStartError)
     assert "unset CAR_VLLM_PYTHON" in (found.hint or "")

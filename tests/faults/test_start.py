@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import shutil
 import socket
 import threading
 import time
@@ -135,7 +136,7 @@ def test_every_failed_start_has_a_cure(fake: Fake, last_words: str, cure: str):
 
 def test_a_binary_that_is_something_else_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch):
     """It ends at once and says nothing, whatever its exit code."""
-    monkeypatch.setenv("CAR_VLLM_MLX_BIN", "/bin/true")
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(shutil.which("true")))
     with pytest.raises(ServerStartError, match="exit code 0") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
     assert "unset CAR_VLLM_MLX_BIN" in (caught.value.hint or "")

@@ -134,7 +134,10 @@ _HINTS = (
         "connect to the network and try again (HTTPS_PROXY and UV_DEFAULT_INDEX are respected)",
     ),
     (
-        ("Permission denied", "os error 13", "Read-only file system", "os error 30"),
+        (
+            *("Permission denied", "os error 13", "Read-only file system", "os error 30"),
+            *("Operation not permitted", "(os error 1)"),
+        ),
         "make the folder writable for you, or set CAR_VLLM_MLX_RUNTIME to another one",
     ),
     (

@@ -88,6 +88,7 @@ def test_a_failing_step_is_named(fake_uv, command, step):
         ("  cause: dns error: failed to lookup address", "connect to the network"),
         ("Hash mismatch for `mlx==1`", "uv cache clean"),
         ("Read-only file system (os error 30)", "writable"),
+        ("failed to create directory: Operation not permitted (os error 1)", "writable"),
         ("failed to symlink file: Operation not supported (os error 45)", "on another disk"),
         ("error: No interpreter found for CPython >=3.10, <3.14", "uv python install 3.12"),
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -46,6 +47,25 @@ def test_first_client_lends_neither_niceness_nor_limits(fake: Fake):
         assert process.rlimit(resource.RLIMIT_NOFILE)[0] >= min(
             65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         )
+
+
+MANY = """
+import asyncio, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from langchain_car_vllm import ChatVllmMlx
+model = ChatVllmMlx(model=sys.argv[1], keep_alive=60)
+print(len(asyncio.run(model.abatch(["hi"] * 300))))
+"""
+
+
+def test_three_hundred_calls_wait_under_a_small_limit_of_files(fake: Fake):
+    """A Mac's usual one: each that waits for its turn had a file open, beside the connections."""
+    layers = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config = {"model_type": "llama", "max_position_embeddings": 2048, "hidden_size": 576, **layers}
+    (fake.model / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-c", MANY, str(fake.model)]
+    assert subprocess.check_output(command, text=True, timeout=PATIENCE).split() == ["300"]
+    assert fake.state().serving.max_sequences
 
 
 BACKGROUND = """

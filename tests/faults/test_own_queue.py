@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.strategies import integers
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.server.client import place
 from langchain_car_vllm.server.client.admission import Admission
 from langchain_car_vllm.server.directory import ServerDirectory
 
@@ -81,9 +82,9 @@ class OwnQueue(RuleBasedStateMachine):
         self.try_one(-1)
 
     @precondition(lambda self: self.waiting)
-    @rule(place=integers(0, 9))
-    def try_one(self, place: int) -> None:
-        gate = self.waiting[place % len(self.waiting)]
+    @rule(number=integers(0, 9))
+    def try_one(self, number: int) -> None:
+        gate = self.waiting[number % len(self.waiting)]
         is_first = gate is self.waiting[0]
         if enters(gate):
             assert is_first, "it overtook an older one"
@@ -91,19 +92,27 @@ class OwnQueue(RuleBasedStateMachine):
             self.waiting.remove(gate)
 
     @precondition(lambda self: self.waiting)
-    @rule(place=integers(0, 9))
-    def give_up(self, place: int) -> None:
-        self.waiting.pop(place % len(self.waiting)).close()
+    @rule(number=integers(0, 9))
+    def give_up(self, number: int) -> None:
+        self.waiting.pop(number % len(self.waiting)).close()
 
     @precondition(lambda self: self.inside)
-    @rule(place=integers(0, 9))
-    def end(self, place: int) -> None:
-        self.inside.pop(place % len(self.inside)).leave(is_over=True)
+    @rule(number=integers(0, 9))
+    def end(self, number: int) -> None:
+        self.inside.pop(number % len(self.inside)).leave(is_over=True)
 
     @precondition(lambda self: self.inside)
-    @rule(place=integers(0, 9))
-    def ask_again(self, place: int) -> None:
-        gate = self.inside.pop(place % len(self.inside))
+    @rule(number=integers(0, 9), given_up=integers(0, 2))
+    def come_before_others_have_seen_an_end(self, number: int, given_up: int) -> None:
+        self.end(number)
+        for _ in range(min(given_up, len(self.waiting))):
+            self.give_up(0)
+        self.come()
+
+    @precondition(lambda self: self.inside)
+    @rule(number=integers(0, 9))
+    def ask_again(self, number: int) -> None:
+        gate = self.inside.pop(number % len(self.inside))
         gate.leave(is_over=True)
         self.waiting.append(gate)
         self.try_one(-1)
@@ -122,4 +131,21 @@ class OwnQueue(RuleBasedStateMachine):
         self.home.cleanup()
 
 
+class LongQueue(OwnQueue):
+    """More wait than may be shown to others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, place._MOST_SHOWN = place._MOST_SHOWN, 1
+
+    @invariant()
+    def few_are_shown(self) -> None:
+        assert tickets(self.directory).count("waiting") <= 1
+
+    def teardown(self) -> None:
+        place._MOST_SHOWN = self.most
+        super().teardown()
+
+
 TestOwnQueue = OwnQueue.TestCase
+TestLongQueue = LongQueue.TestCase

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import resource
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,10 +43,20 @@ _RELEASE = 0.5
 _SLOWNESS = 10
 """Times as long as it takes to tell its status, a server takes to show a request that was sent."""
 _OWN_PATIENCE = 1.0
+_SHARE = 4
+_MOST_SHOWN = 256
 _numbers = itertools.count()
 _deciding: dict[Path, ProcessLock] = {}
-_waiting: dict[str, set[str]] = {}
-"""The orders of this process's tickets that wait, by the folder of their server."""
+_waiting: dict[str, dict[str, bool]] = {}
+"""The orders of this process's tickets that wait, by the folder of their server, and whether others
+see them."""
+
+
+def _most_shown() -> int:
+    """Return how many tickets that wait may be open: a part of the files that this process may."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    is_endless = soft == resource.RLIM_INFINITY
+    return _MOST_SHOWN if is_endless else max(1, min(soft // _SHARE, _MOST_SHOWN))
 
 
 @contextmanager
@@ -69,6 +80,7 @@ class Place:
 
     Others see it from when it has to wait, or has entered: who decides has them look afterwards.
     Of the requests of one process that wait only the first looks at the tickets: nobody overtakes.
+    Where many wait, the last of them are seen by their own process alone until their turn is near.
     """
 
     def __init__(
@@ -93,12 +105,12 @@ class Place:
         order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
         self._file: TicketFile | None = None
-        self._own_queue = _waiting.setdefault(self._folder, set())
+        self._own_queue = _waiting.setdefault(self._folder, {})
 
     def _is_behind(self) -> bool:
         """Tell whether it waits behind an older request of this process."""
         order = self._ticket.order
-        return self._file is not None and min(self._own_queue, default=order) < order
+        return min(self._own_queue, default=order) < order
 
     @property
     def is_read(self) -> bool:
@@ -119,7 +131,8 @@ class Place:
             return "enter" if self._is_noted() else "prefill"
         with ExitStack() as stack:
             stack.enter_context(_alone_here(self._turn_lock))
-            if not self._is_new and self._is_behind():
+            is_behind = self._is_behind()
+            if is_behind and self._ticket.order in self._own_queue and not self._is_new:
                 return "behind"
             mutex = stack.enter_context(opened_lock(self._turn_lock))
             if not self._has_turn(mutex):
@@ -131,7 +144,8 @@ class Place:
             others = read_tickets(self._folder, generation, leave_out=mine.order)
             lost = self._suspensions.lost(others)
             tickets = self._read_notes([*self._without(lost, others), mine])
-            self._verdict = decide(self._ticket, tickets, self._rules)
+            # Others may not see the older ones of this process.
+            self._verdict = "behind" if is_behind else decide(mine, tickets, self._rules)
             if self._verdict != "enter":
                 self._check_queue(tickets)
             if self._verdict == "abandoned":
@@ -157,8 +171,8 @@ class Place:
         most, self._is_new, is_new = CAR_VLLM_MLX_MAX_QUEUE.read(), False, self._is_new
         if not (most and is_new):
             return
-        before = [t for t in tickets if t.stage == "waiting" and t.live]
-        waiting = sum(t.order != self._ticket.order for t in before)
+        before = {t.order for t in tickets if t.stage == "waiting" and t.live}
+        waiting = len((before | set(self._own_queue)) - {self._ticket.order})
         if waiting >= most:
             raise ServerBusyError(
                 f"{waiting} requests wait for `{self._endpoint.served_model}` already",
@@ -202,7 +216,7 @@ class Place:
     def leave(self, *, is_over: bool) -> None:
         """Take the ticket back; that of a prompt that may still be read stays without an owner."""
         file, self._file = self._file, None
-        self._own_queue.discard(self._ticket.order)
+        self._own_queue.pop(self._ticket.order, None)
         if file is None:
             return
         if is_over or not self.is_read:
@@ -215,17 +229,20 @@ class Place:
 
         The ticket of a program that was suspended for too long was torn up: it shows a new one.
         """
-        file = self._file
+        file, is_waiting = self._file, ticket.stage == "waiting"
+        if file is None and is_waiting and sum(list(self._own_queue.values())) >= _most_shown():
+            self._own_queue[ticket.order] = False
+            return
         if file is None or not file.show(ticket):
             self._file = None
             if file is not None:
                 file.let_go()
             self._file = publish(self._folder, ticket)
         self._ticket = ticket
-        if ticket.stage == "waiting":
-            self._own_queue.add(ticket.order)
+        if is_waiting:
+            self._own_queue[ticket.order] = True
         else:
-            self._own_queue.discard(ticket.order)
+            self._own_queue.pop(ticket.order, None)
 
     def _enter(self, *, arrives_late: bool) -> None:
         """Take the place; note what the server worked on before where others cannot see it."""

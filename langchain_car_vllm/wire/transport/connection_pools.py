@@ -245,12 +245,16 @@ def _begin(closer: AsyncGenerator[None, None]) -> None:
 
 
 async def _until_shutdown(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+    # A loop that never met it leaves it to the interpreter, which has taken the names away by then.
+    closers, loop_pools = _closers, _loop_pools
     try:
         yield
     finally:
-        _closers.pop(loop, None)
-        for pool in _loop_pools.pop(loop, {}).values():
-            await pool.pool.aclose()
+        closers.pop(loop, None)
+        pools = loop_pools.pop(loop, {})
+        if loop.is_running():
+            for pool in pools.values():
+                await pool.pool.aclose()
 
 
 def most_connections(soft_limit: int) -> int:

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -18,6 +20,39 @@ def test_a_second_event_loop_works_and_leaves_no_socket(serve):
     model, _ = serve()
     for _ in range(3):
         assert asyncio.run(model.ainvoke("hi")).content
+
+
+TAKES_ITS_OWN_STEPS = """
+import asyncio, atexit, sys
+
+@atexit.register
+def forget():  # as the interpreter does it at its end to modules that somebody still holds
+    module = sys.modules["langchain_car_vllm.wire.transport.connection_pools"]
+    vars(module).update({name: None for name in vars(module) if name != "__builtins__"})
+
+from langchain_car_vllm import ChatVllmMlx
+model = ChatVllmMlx(model="m", base_url=sys.argv[1])
+loop = asyncio.new_event_loop()
+task = loop.create_task(model.ainvoke("hi"))
+asyncio._set_running_loop(loop)
+while not task.done():
+    loop._run_once()
+asyncio._set_running_loop(None)
+assert task.result()
+"""
+
+
+def test_a_loop_that_takes_its_own_steps_ends_in_silence(serve):
+    """As nest_asyncio's do in notebooks: not the loop ends its generators, the interpreter does."""
+    model, _ = serve()
+    done = subprocess.run(
+        [sys.executable, "-c", TAKES_ITS_OWN_STEPS, model.base_url],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
+    )
+    assert not done.stderr
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h", "socks", "nonsense"])

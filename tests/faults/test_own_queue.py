@@ -57,6 +57,23 @@ def test_a_forked_child_waits_behind_no_request_that_was_given_up(
     assert tickets(directory) == []
 
 
+def test_the_files_are_for_the_requests_of_all_servers(
+    admission: Make, directory: ServerDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of one server take them from those of another, but for its first one."""
+    monkeypatch.setattr(place, "_MOST_SHOWN", 3)
+    other = ServerDirectory(tmp_path / "other")
+    other.create()
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "k", "m", engine="batched", max_sequences=1)
+    there = [Admission(other, endpoint, None, 0.001) for _ in range(4)]
+    here = [admission(multimodal=False, max_sequences=1) for _ in range(4)]
+    assert list(map(enters, here)) == list(map(enters, there)) == [True, False, False, False]
+    assert tickets(directory).count("waiting") == 3
+    assert tickets(other).count("waiting") == 1
+    for gate in there:
+        gate.close()
+
+
 class OwnQueue(RuleBasedStateMachine):
     """Requests of one program come, try, give up and end in any order."""
 

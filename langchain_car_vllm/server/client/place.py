@@ -230,7 +230,7 @@ class Place:
         The ticket of a program that was suspended for too long was torn up: it shows a new one.
         """
         file, is_waiting = self._file, ticket.stage == "waiting"
-        if file is None and is_waiting and sum(list(self._own_queue.values())) >= _most_shown():
+        if file is None and is_waiting and not self._may_be_seen():
             self._own_queue[ticket.order] = False
             return
         if file is None or not file.show(ticket):
@@ -243,6 +243,11 @@ class Place:
             self._own_queue[ticket.order] = True
         else:
             self._own_queue.pop(ticket.order, None)
+
+    def _may_be_seen(self) -> bool:
+        """Tell whether there is a file for it, as for one at each server in any case."""
+        shown = sum(sum(list(queue.values())) for queue in list(_waiting.values()))
+        return shown < _most_shown() or not any(list(self._own_queue.values()))
 
     def _enter(self, *, arrives_late: bool) -> None:
         """Take the place; note what the server worked on before where others cannot see it."""

@@ -13,8 +13,9 @@ _LONGEST_KEY = 20
 class OtherJson:
     """One value whose beginning shows that it is not a call.
 
-    It ends with its last bracket, at what no JSON has, and before the value of a key that says
-    that calls follow: small models write out the whole answer of an API.
+    It ends with its last bracket, at what no JSON has, such as a value behind another without a
+    comma, and before the value of a key that says that calls follow: small models write out the
+    whole answer of an API.
 
     Args:
         call_keys: These keys.
@@ -24,7 +25,8 @@ class OtherJson:
         self._call_keys = call_keys
         self._depth = 0
         self._is_quoted = False
-        self._text = ""  # the last one, which is a key where a value follows
+        self._text = ""  # the last one, which is a key where a colon follows
+        self._last = ""
 
     def read(self, text: str) -> tuple[int, bool]:
         """Return how much of what comes next belongs to it, and whether it goes on."""
@@ -33,7 +35,7 @@ class OtherJson:
             found = (_QUOTED if self._is_quoted else _PIECES).match(text, at)
             if found is None:  # half an escape waits for its other half
                 return at, self._is_quoted
-            if found[0] in "{[" and not self._is_quoted and self._text in self._call_keys:
+            if found[0] in "{[" and not self._is_quoted and self._ends_here():
                 return at, False
             at = found.end()
             self._take(found[0])
@@ -41,13 +43,17 @@ class OtherJson:
                 return at, False
         return at, True
 
+    def _ends_here(self) -> bool:
+        """Tell whether the bracket that comes next is not of it."""
+        are_calls = self._last == ":" and self._text in self._call_keys
+        return are_calls or self._last not in ",:[{"
+
     def _take(self, piece: str) -> None:
         if piece == '"':
             self._is_quoted = not self._is_quoted
             self._text = "" if self._is_quoted else self._text
         elif self._is_quoted:
             self._text = (self._text + piece)[:_LONGEST_KEY]
-        elif piece in _STEPS:
-            self._depth += _STEPS[piece]
-        elif "," in piece:
-            self._text = ""
+            return
+        self._depth += _STEPS.get(piece, 0)
+        self._last = piece.strip()[-1:] or self._last

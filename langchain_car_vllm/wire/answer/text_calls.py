@@ -169,6 +169,7 @@ class TextCallFilter(Filter):
         inner = body[start:]
         if inner.startswith(("{", "[")):
             size = self._json_size(inner, margin + start, last=last)
+            self._json = None  # in a tag of calls, a call is one however deep it stands
         elif inner.startswith("`"):
             ends = [found for end in TAG_ENDS if (found := inner.find(end)) >= 0]
             size = margin + start + min(ends) if ends else None

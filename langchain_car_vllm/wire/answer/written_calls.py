@@ -32,8 +32,11 @@ BRACES = " \t\r\n}"
 _MARKS = re.compile(rf"(?:\s|{any_of((*TAGS, *TAG_ENDS))}|```[ \t]*\w*)*")
 _ENDS = re.compile(rf"(?:[{BRACES}]|{any_of(TAG_ENDS)})*")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input")
-WRAPPERS = ("tool_calls", "tool_call", "function_call", "calls")
-_CALL_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id")
+WRAPPERS = (
+    *("tool_calls", "tool_call", "toolCalls", "toolCall", "tool_use", "tool_uses", "calls"),
+    *("function_calls", "function_call", "functionCalls", "functionCall"),
+)
+_CALL_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index")
 _BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')

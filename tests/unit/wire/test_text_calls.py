@@ -172,10 +172,38 @@ def test_a_call_behind_json_is_a_call(before, cut):
     assert (told.rstrip(), calls) == (before, [("add", CALL["arguments"])])
 
 
+@pytest.mark.parametrize("before", ['{"a": "b"', '{"a": {}', '{"a": 1', '{"a": [1]'])
 @pytest.mark.parametrize("cut", [1, 5, 1000])
-def test_calls_of_a_message_that_a_model_wrote_out_are_calls(cut):
+def test_a_bare_call_behind_json_without_an_end_is_a_call(before, cut):
+    """A value does not follow another one without a comma, so it is not of that JSON."""
+    text = f"{before}\n{TEXT}"
+    told, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
+    assert (told.rstrip(), calls) == (before, [("add", CALL["arguments"])])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"tool_calls": [CALL]},
+        {"tool_calls": [{"index": 0, "id": "1", "type": "function", "function": CALL}]},
+        {"function_calls": [CALL]},
+        {"toolCalls": [CALL]},
+        {"parts": [{"functionCall": {"name": "add", "args": CALL["arguments"]}}]},
+        {"tool_use": {"name": "add", "input": CALL["arguments"]}},
+    ],
+)
+@pytest.mark.parametrize("cut", [1, 5, 1000])
+def test_calls_of_a_message_that_a_model_wrote_out_are_calls(written, cut):
     """Small models imitate the whole answer of an API."""
-    text = json.dumps({"role": "assistant", "content": None, "tool_calls": [CALL]})
+    text = json.dumps({"role": "assistant", "content": None, **written})
+    _, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
+    assert calls == [("add", CALL["arguments"])]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 1000])
+def test_a_call_in_a_tag_of_calls_is_one_within_other_json(cut):
+    """The tag says that it is meant."""
+    text = f'<tool_call>\n{{"action": {TEXT}}}\n</tool_call>'
     _, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
     assert calls == [("add", CALL["arguments"])]
 

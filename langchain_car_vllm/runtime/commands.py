@@ -1,5 +1,6 @@
 """Running one step of an installation: its environment, its output line by line, its failure."""
 
+import errno
 import os
 import selectors
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from langchain_car_vllm.environment import UV_OFFLINE, inherited_environment, is_off
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.mounts import ELSEWHERE
+from langchain_car_vllm.support.os_limits import HINTS
 
 _TICK = 0.5
 _TAIL = 200
@@ -115,6 +117,7 @@ _UV_CAUSES = ("cause:", "Caused by:", "\u251c\u2500\u25b6", "\u2570\u2500\u25b6"
 _UV_ERRORS = ("error:", "  \u00d7 ")
 _HINTS = (
     (("No space left on device", "os error 28"), "free some disk space and try again"),
+    (("Too many open files", "(os error 24)"), HINTS[errno.EMFILE]),
     (
         ("invalid peer certificate", "UnknownIssuer", "certificate verify failed"),
         "a proxy seems to inspect TLS: have the system trust its certificate, or set SSL_CERT_FILE",

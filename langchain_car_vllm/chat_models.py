@@ -93,7 +93,7 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
     Reasoning, where the model thinks:
         ```python
         answer = llm.bind(reasoning=True, thinking_budget=512).invoke("17 * 23?")
-        answer.additional_kwargs["reasoning_content"]  # and `reasoning` in `content_blocks`
+        answer.additional_kwargs.get("reasoning_content")  # and `reasoning` in `content_blocks`
         ```
 
     Images, from bytes, a `Path` or an address, where the model takes them:
@@ -368,4 +368,4 @@ _WARMING_TEXT = "(warm-up)"
 
 
 def _warming_parameters(tools: Sequence[Tool] | None) -> dict[str, Any]:
-    return {"max_tokens": 1, **({"tools": list(tools)} if tools else {})}
+    return {"max_tokens": 1, "tools": openai_tools(tools or ())}

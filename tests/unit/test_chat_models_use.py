@@ -199,6 +199,8 @@ def test_warm_up_sends_the_prompt_with_another_last_text(server):
     assert warm["messages"][1] != real["messages"][1]
     assert warm["tools"] == real["tools"]
     assert warm["temperature"] == real["temperature"]
+    with pytest.raises(ConfigurationError, match="a list of tools"):
+        model.warm_up(prompt, len)
 
 
 def test_an_endpoint_of_somebody_elses_is_not_unloaded(model):

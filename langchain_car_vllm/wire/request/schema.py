@@ -44,6 +44,8 @@ _PARTS = {
     *("anyOf", "oneOf", "allOf", "prefixItems", "items", "additionalProperties"),
     *("not", "if", "then", "else", "contains"),
 }
+# Of these a part that fits anything forbids.
+_TURNING = {"oneOf", "not", "if"}
 _EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 _DEEP = 50
 """Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
@@ -101,6 +103,13 @@ def _check_types(schema: Schema) -> None:
     Raises:
         ConfigurationError: There is one.
     """
+    for kind in _types_in(schema):
+        if kind not in _TYPES.values():
+            raise _unknown_type(kind)
+
+
+def _types_in(schema: Any) -> Iterator[Any]:
+    """Yield all types that a schema, or a list of some, names in itself and its parts."""
     left: list[Any] = [schema]
     while left:
         part = left.pop()
@@ -109,9 +118,7 @@ def _check_types(schema: Schema) -> None:
         if not isinstance(part, Mapping):
             continue
         kinds = part.get("type", [])
-        for kind in kinds if isinstance(kinds, list) else [kinds]:
-            if kind not in _TYPES.values():
-                raise _unknown_type(kind)
+        yield from kinds if isinstance(kinds, list) else [kinds]
         left.extend(part[word] for word in _PARTS & part.keys())
         maps = [part[word] for word in _MAPS & part.keys()]
         left.extend(
@@ -283,7 +290,7 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
         unique: Whether `uniqueItems` counts. Of a set pydantic takes an element twice, and no
             grammar keeps a model from writing it so.
     """
-    from jsonschema.exceptions import SchemaError  # noqa: PLC0415 - not at construction
+    from jsonschema.exceptions import SchemaError, UnknownType  # noqa: PLC0415 - not at construction
     from jsonschema.validators import extend, validator_for  # noqa: PLC0415
     from referencing.exceptions import Unresolvable  # noqa: PLC0415
 
@@ -293,12 +300,16 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
     base = validator_for(schema)
     words["type"] = _type_checker(base.VALIDATORS["type"])
     words |= {
+        word: _known_types_checker(base.VALIDATORS[word])
+        for word in _TURNING & base.VALIDATORS.keys()
+    }
+    words |= {
         word: _bound_checker(bound, base.VALIDATORS.get(word)) for word, bound in _EXCLUSIVE.items()
     }
     kind = extend(base, words)  # type: ignore[no-untyped-call]
     try:
         errors = list(kind(schema).iter_errors(value))
-    except (SchemaError, Unresolvable, *_UNREADABLE):
+    except (SchemaError, UnknownType, Unresolvable, *_UNREADABLE):
         return None  # a schema that cannot be checked forbids nothing
     except RecursionError:  # of a deep answer, or of a schema that refers to itself alone
         return "it nests too deeply" if _depth(value) > _DEEP else None
@@ -313,10 +324,19 @@ def _type_checker(check: Any) -> Callable[..., Iterator[Any]]:
     """Return what yields why a value is not of a type; one that JSON lacks forbids nothing."""
 
     def errors(validator: Any, kinds: Any, value: Any, schema: Any) -> Iterator[Any]:
-        from jsonschema.exceptions import UnknownType  # noqa: PLC0415
+        meant = json_types(kinds)  # as the grammar has it
+        if meant is not None:
+            yield from check(validator, meant, value, schema) or ()
 
-        with suppress(UnknownType, *_UNREADABLE):
-            yield from check(validator, kinds, value, schema) or ()
+    return errors
+
+
+def _known_types_checker(check: Any) -> Callable[..., Iterator[Any]]:
+    """Return what checks a value by a word such as `not`, where all types under it are known."""
+
+    def errors(validator: Any, parts: Any, value: Any, schema: Any) -> Iterator[Any]:
+        if all(json_types(kind) is not None for kind in _types_in(parts)):
+            yield from check(validator, parts, value, schema) or ()
 
     return errors
 

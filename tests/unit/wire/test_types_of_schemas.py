@@ -8,7 +8,7 @@ from fakes.reply import Reply, helpful
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.grammar import grammar_schema
-from langchain_car_vllm.wire.request.schema import json_schema
+from langchain_car_vllm.wire.request.schema import json_schema, validation_error
 
 PYTHONS = {
     "str": "string",
@@ -123,3 +123,28 @@ def types_in(schema: Any) -> set[str]:
     kinds = schema.get("type", [])
     own = set(kinds) if isinstance(kinds, list) else {kinds} if isinstance(kinds, str) else set()
     return own.union(*map(types_in, schema.values()))
+
+
+@pytest.mark.parametrize("kind", ["date", "any", 5, None, ["date", "null"]], ids=str)
+def test_a_type_that_nobody_knows_forbids_nothing(kind):
+    """Also under words that a part forbids by what fits it, and in a part of another draft."""
+    part = {"type": kind}
+    draft = {"$schema": "http://json-schema.org/draft-07/schema#", **part}
+    words = [part, draft, {"oneOf": [part, {}]}, {"oneOf": [part, {"type": "string"}]}]
+    words += [{"not": part}, {"not": {"properties": {"b": part}}}, {"if": part, "then": False}]
+    for word in words:
+        schema = {"type": "object", "properties": {"a": word}}
+        for value in ("x", 1, None, {}):
+            assert validation_error({"a": value}, schema) is None
+
+
+@pytest.mark.parametrize(("wrong", "right"), PYTHONS.items())
+def test_a_type_of_pythons_or_geminis_is_checked_as_jsons(wrong, right):
+    """As the grammar is asked for it."""
+    values = ["x", 1, 1.5, True, [], {}, None]
+    for schema, plain in zip(places(wrong), places(right), strict=True):
+        for value in (*values, *({"a": value} for value in values), *([v, v] for v in values)):
+            fits = [validation_error(value, found) is None for found in (schema, plain)]
+            assert fits[0] == fits[1]
+    choice = {"oneOf": [{"type": wrong}, {"type": "array" if right == "object" else "OBJECT"}]}
+    assert sum(validation_error(value, choice) is None for value in values) >= 1

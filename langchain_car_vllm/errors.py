@@ -185,9 +185,9 @@ class UnknownModelError(ConfigurationError):
         hint = (
             f"did you mean {alternatives(nearest)}?"
             if nearest
-            else "write `vllm-mlx/<catalog name>`, `<org>/<repo>` on the Hub, where `mlx-community` "
-            "has most models, or a directory that starts with `/`, `./`, `../` or `~`; `car-vllm "
-            "recommend` names models that fit here"
+            else "write `vllm-mlx/<catalog name>`, `<org>/<repo>` on the Hub, where "
+            "`mlx-community` has most, or a directory that starts with `/`, `./`, `../` or `~`; "
+            "`car-vllm recommend` names models that fit here"
         )
         super().__init__(f"`{model}` is not a model id: {detail}", hint=hint)
         self.model = model

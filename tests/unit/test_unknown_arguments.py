@@ -106,6 +106,24 @@ def test_a_hint_of_a_call_names_what_a_call_takes(name):
     assert not {"default_headers", "profile"} & set(named)
 
 
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("stop_sequences", "use `stop`"),
+        ("openai_api_base", "use `base_url` where the model is made"),
+        ("openai_api_key", "use `api_key` where the model is made"),
+        ("lora", "use `adapter` where the model is made"),
+        ("draft_model", "use `draft` where the model is made"),
+    ],
+)
+def test_a_hint_of_a_call_says_where_a_setting_belongs(name, right):
+    """Whoever is told to leave it out loses what was meant."""
+    model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        model.invoke("hi", **{name: "x"})
+    assert caught.value.hint == right
+
+
 def test_an_unknown_argument_of_a_call_is_refused_too():
     """`bind` cannot smuggle in what the constructor refuses; nothing is sent."""
     model = ChatVllmMlx(model=MODEL, base_url="http://127.0.0.1:9/v1")

@@ -224,11 +224,14 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hint(name: str, known: set[str]) -> str | None:
-    if hint := hint_for(name, known):
+    is_of_call = known >= IN_A_CALL
+    if hint := hint_for(name, known | {"stop"} if is_of_call else known):
         return hint
     if name in IN_A_CALL and "extra_body" in known:
         return f"give it in the call, or with `bind({name}=...)`"
-    if name in AT_CONSTRUCTION and known >= IN_A_CALL:
+    if is_of_call and (hint := hint_for(name, AT_CONSTRUCTION)):
+        return f"{hint} where the model is made"
+    if is_of_call and name in AT_CONSTRUCTION:
         return "set it where the model is made, or by `model_copy(update=...)`"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if near:

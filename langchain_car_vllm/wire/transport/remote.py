@@ -32,8 +32,8 @@ _MOST_NAMES = 20
 _OWNER = "vllm-mlx"
 HINT_FOR_ADDRESS = "check `base_url`, and that the server behind it runs"
 _HINT_FOR_NEIGHBOUR = (
-    "macOS may keep this program from the local network: allow its terminal or editor in System "
-    "Settings, Privacy & Security, Local Network"
+    f"{HINT_FOR_ADDRESS}; if it does, macOS may keep this program from the local network: allow "
+    "its terminal or editor in System Settings, Privacy & Security, Local Network"
 )
 
 

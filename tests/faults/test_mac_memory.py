@@ -4,6 +4,7 @@ import stat
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from fakes.weights import write_sparse_weights
 from faults.support import FAST, Background, Fake, ask, eventually
@@ -78,3 +79,13 @@ def test_a_stop_does_not_wait_for_metal(mac: Fake):
     assert stop_server(mac.directory(), policy=FAST)
     with pytest.raises(ServerStoppedError):
         call.result()
+
+
+@pytest.mark.parametrize(("written", "meant"), [("AUTO", "auto"), ("", "auto"), ("1", "1")])
+def test_the_server_wires_as_its_supervisor_counts(fake: Fake, written: str, meant: str):
+    """Its own mend knows the plain words alone, and wires at any other."""
+    given = {"server_env": (("CAR_VLLM_MLX_WIRED", written),)}
+    with lease(fake.spec(**given), policy=FAST):
+        server = fake.state(**given).server
+        assert server
+        assert psutil.Process(server.pid).environ()["CAR_VLLM_MLX_WIRED"] == meant

@@ -58,11 +58,11 @@ class Server:
                 runtime.server,
                 serve_arguments(spec, launch, self._port.number, known_working_set()),
                 {
-                    **launch_settings(
-                        spec, launch, inherited_environment(), wired_by_others(context)
-                    ),
                     **server_environment(
                         inherited_environment(), dict(spec.server_env), offline=launch.offline
+                    ),
+                    **launch_settings(
+                        spec, launch, inherited_environment(), wired_by_others(context)
                     ),
                 },
                 log=context.directory.log,

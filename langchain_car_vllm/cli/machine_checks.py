@@ -16,11 +16,11 @@ import psutil
 
 from langchain_car_vllm.cli import install_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
-from langchain_car_vllm.cli.models import odd_models
+from langchain_car_vllm.cli.models import odd_models, refusal_of
 from langchain_car_vllm.cli.output import model_id, size
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.identity import real_path
-from langchain_car_vllm.models.lm_studio import lost_folders
+from langchain_car_vllm.models.lm_studio import lm_studio_folders, lost_folders
 from langchain_car_vllm.models.snapshot import hub_cache
 from langchain_car_vllm.paths import RECONNECT, car_home, existing_part, lost_disk, run_root
 from langchain_car_vllm.runtime.locate import binary_to_launch
@@ -214,6 +214,8 @@ def _models() -> str:
         raise Finding("there is no folder for models: HOME is not set", "set HOME, or HF_HOME")
     if broken := lost_disk(cache):
         raise Finding(broken, f"{RECONNECT}, or set HF_HOME")
+    if refusal := refusal_of(cache):
+        raise Finding(refusal.message, f"{refusal.hint}; or set HF_HOME")
     folder = existing_part(cache)
     if not os.access(folder, os.W_OK):
         unwritable, hint = f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours"
@@ -227,9 +229,15 @@ def _models() -> str:
             f"what cannot be served: {names}{f'; and {more} more' if more > 0 else ''}",
             "the others are well; `car-vllm rm` removes one, `car-vllm pull` fetches it again",
         )
+    _check_lm_studio()
+    return f"`{cache}`, {size(shutil.disk_usage(folder).free)} are free"
+
+
+def _check_lm_studio() -> None:
+    for refusal in filter(None, map(refusal_of, lm_studio_folders())):
+        raise Warned(refusal.message, refusal.hint)
     if lost := lost_folders():
         raise Warned("; ".join(lost), f"{RECONNECT}: what is on it would be downloaded again")
-    return f"`{cache}`, {size(shutil.disk_usage(folder).free)} are free"
 
 
 def _servers() -> str:

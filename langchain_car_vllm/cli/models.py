@@ -86,11 +86,17 @@ def _tell_unreadable_folders() -> None:
     for said in (*([lost] if lost else []), *lost_folders()):
         say(f"{said}\n")
     for folder in filter(None, (cache, *lm_studio_folders())):
-        try:
-            list_folder(folder)
-        except UnservableModelError as error:
-            if not error.is_missing:
-                say(f"{error}\n")
+        if refusal := refusal_of(folder):
+            say(f"{refusal}\n")
+
+
+def refusal_of(folder: Path) -> UnservableModelError | None:
+    """Return why nobody can see what is in a folder, None where it can be seen or is not there."""
+    try:
+        list_folder(folder)
+    except UnservableModelError as error:
+        return None if error.is_missing else error
+    return None
 
 
 def _local_names() -> set[str]:

@@ -124,7 +124,9 @@ def _plan(spec: ServerSpec) -> Plan | None:
     try:
         return plan_for(spec)
     except ConfigurationError as error:
-        say(f"{error.message}; `car-vllm rm {spec.source}` removes it\n")
+        is_private = isinstance(error.__cause__, PermissionError)
+        cure = error.hint if is_private else f"`car-vllm rm {spec.source}` removes it"
+        say(f"{error.message}; {cure}\n")
         return None
 
 

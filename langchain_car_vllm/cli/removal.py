@@ -80,8 +80,7 @@ def _find_removal(name: str) -> _Removal:
             hint="remove it as you made it; `car-vllm stop` ends its server",
         )
     files = repository_files(model.source)
-    snapshot = find_snapshot(model.source)
-    if not files and snapshot is not None:
+    if not files and (snapshot := find_snapshot(model.source)) is not None:
         raise ConfigurationError(
             f"`{model.source}` lies in `{snapshot}`, which another program keeps",
             hint="remove it there, for instance in LM Studio",

@@ -82,8 +82,9 @@ def _resolve_links(path: str) -> str:
 
 def _repository_of(path: Path) -> str | None:
     """Return the Hub repository whose default copy on this machine a directory is."""
-    for name in (_in_hub_cache(path), _in_lm_studio(path)):
+    for name_of in (_in_hub_cache, _in_lm_studio):
         try:
+            name = name_of(path)
             found = find_snapshot(name) if name else None
         except UnservableModelError:
             found = None

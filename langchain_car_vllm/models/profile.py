@@ -83,10 +83,8 @@ def _media(model: ModelId) -> frozenset[str]:
 
 
 def _local_facts(model: ModelId) -> ModelFacts | None:
-    directory: Path | None = find_snapshot(model.source)
-    if directory is None:
-        return None
     try:
-        return read_model_facts(directory, model.name)
+        directory: Path | None = find_snapshot(model.source)
+        return read_model_facts(directory, model.name) if directory is not None else None
     except ConfigurationError:
         return None

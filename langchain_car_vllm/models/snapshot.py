@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm import environment
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models.config import is_multimodal
 from langchain_car_vllm.models.hub_account import expand, hub_home
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
@@ -17,8 +17,8 @@ from langchain_car_vllm.models.model_files import (
     file_error,
     is_file,
     list_folder,
+    read_bytes,
     read_object,
-    read_text,
 )
 from langchain_car_vllm.models.remote_code import CODE
 from langchain_car_vllm.models.weights import (
@@ -140,12 +140,24 @@ def find_commit(source: str, revision: str | None = None) -> str | None:
     """Return the commit that the Hub cache has for a revision, None where none can be meant.
 
     What stands in the cache is somebody else's text: nothing but the name of a folder is taken.
+
+    Raises:
+        UnservableModelError: There may be one, and this user may not look.
     """
     folder, revision = repository_folder(source), revision or _DEFAULT_REVISION
     if folder is None or not _REVISION.fullmatch(revision) or ".." in revision:
         return None
-    commit = (read_text(folder / "refs" / revision, most=1000) or "").strip() or revision
+    commit = _read_branch(folder / "refs" / revision).strip() or revision
     return commit if _COMMIT.fullmatch(commit) and ".." not in commit else None
+
+
+def _read_branch(file: Path) -> str:
+    try:
+        return read_bytes(file, most=1000).decode("utf-8", errors="replace")
+    except UnservableModelError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        return ""
 
 
 def check_revision(revision: str) -> None:

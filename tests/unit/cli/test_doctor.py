@@ -6,6 +6,7 @@ import socket
 import unicodedata
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from unit.cli.conftest import Cli
 
 from langchain_car_vllm.cli import machine_checks
 from langchain_car_vllm.cli.doctor import _run
-from langchain_car_vllm.cli.findings import Finding
+from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server import lease
 
@@ -225,6 +226,31 @@ def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: P
     moved = verdicts(cli, PATH="/usr/bin:/bin", CAR_HOME=str(tmp_path / "elsewhere"))
     assert moved["runtime"]["verdict"] == "warning"
     assert str(tmp_path / "elsewhere") in moved["runtime"]["said"]
+
+
+@pytest.mark.parametrize("folder", [".cache/huggingface/hub", ".lmstudio/models"])
+def test_a_folder_of_models_that_may_not_be_read_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+):
+    """As by the privacy settings of macOS, which hide what is in a folder, not the folder."""
+    refused = home / folder
+    refused.mkdir(parents=True)
+    scandir, listdir = os.scandir, os.listdir
+
+    def refuse(look: Any) -> Any:
+        def refusing(path: Any = ".") -> Any:
+            if Path(path) == refused:
+                raise PermissionError(1, "Operation not permitted", str(path))
+            return look(path)
+
+        return refusing
+
+    monkeypatch.setattr(os, "scandir", refuse(scandir))
+    monkeypatch.setattr(os, "listdir", refuse(listdir))
+    with pytest.raises(Finding, match="may not be read: Operation not permitted") as found:
+        machine_checks._models()
+    assert isinstance(found.value, Warned) == ("lmstudio" in folder)
+    assert found.value.hint
 
 
 def test_a_model_that_cannot_be_served_is_named(cli: Cli, home: Path):

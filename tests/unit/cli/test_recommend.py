@@ -1,7 +1,9 @@
 """`recommend` for machines of every size."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unit.cli.conftest import Cli
@@ -51,6 +53,24 @@ def test_a_copy_that_cannot_be_served_is_told(cli_here: Cli, cache: Path):
     assert found[damaged]["estimated"]
     assert "mlx-community/Qwen3-8B-4bit" in found
     assert f"`{damaged}` cannot be served" in done.stderr
+
+
+def test_a_copy_that_may_not_be_read_is_not_said_to_be_damaged(
+    cli_here: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is well, and its removal would be a loss."""
+    private = "mlx-community/Qwen3-4B-4bit"
+    branch, opened = download(cache, private).parents[1] / "refs" / "main", os.open
+
+    def refuse(path: Any, *arguments: Any, **keywords: Any) -> int:
+        if str(path) == str(branch):
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return opened(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refuse)
+    done = cli_here("recommend", "--json", CAR_VLLM_MLX_MEMORY_GB="24")
+    assert f"`{branch}` may not be read" in done.stderr
+    assert "car-vllm rm" not in done.stderr
 
 
 def test_nothing_fits(cli_here: Cli):

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
 from langchain_car_vllm.errors import CarVllmError, UnservableModelError
 from langchain_car_vllm.models import find_snapshot, model_profile, parse_model_id, read_model_facts
+from langchain_car_vllm.models.adapter import find_adapter
 from langchain_car_vllm.models.download import measure_download
+from langchain_car_vllm.models.identity import identity_of
 from langchain_car_vllm.models.model_files import load_object, read_bytes
 from langchain_car_vllm.models.servable import find_obstacle
 from langchain_car_vllm.models.snapshot import find_commit, served_source
@@ -323,6 +325,30 @@ def test_a_cache_that_may_not_be_entered_is_told(home, monkeypatch):
     with pytest.raises(UnservableModelError, match="may not be read") as caught:
         find_snapshot("org/odd")
     assert "chown" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_cache_whose_branches_may_not_be_read_is_told(home, monkeypatch, number):
+    """macOS tells the size of private files, and opens none: the model was called absent."""
+    folder = home / ".cache/huggingface/hub/models--org--odd"
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    usual = os.open
+
+    def refuse(path, *arguments, **keywords):
+        if str(path).startswith(str(folder)):
+            raise PermissionError(number, os.strerror(number), str(path))
+        return usual(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refuse)
+    for look_for in (find_snapshot, find_adapter):
+        with pytest.raises(UnservableModelError, match="may not be read") as caught:
+            look_for("org/odd")
+        assert caught.value.hint
+    assert ChatVllmMlx("org/odd", base_url="http://127.0.0.1:9/v1").model == "org/odd"
+    snapshot = str(folder / "snapshots" / COMMIT)
+    assert identity_of(snapshot) == (snapshot, None)
 
 
 def test_a_model_that_may_not_be_looked_at_is_not_said_to_be_missing(tmp_path, monkeypatch):

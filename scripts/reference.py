@@ -39,9 +39,10 @@ ERRORS = """\
 # Errors
 
 Every error of this package is a `CarVllmError` and can be imported from
-`langchain_car_vllm.errors`. Its `message` says what happened, its `hint` what to do, and
-`is_retryable` whether the same call can succeed later without a change; LangChain's retry
-middleware reads that. Errors of the server also have `exit_code`, `log_tail` and `log_path`.
+`langchain_car_vllm.errors`. Its `message` says what happened, and its `hint` what to do; where the
+message says that already, it is None. `is_retryable` says whether the same call can succeed later
+without a change; LangChain's retry middleware reads that. Errors of the server also have
+`exit_code`, `log_tail` and `log_path`.
 
 ```python
 from langchain_car_vllm.errors import CarVllmError, InsufficientMemoryError

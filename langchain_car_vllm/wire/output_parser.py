@@ -16,7 +16,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.printable import encodable_value, format_value
-from langchain_car_vllm.wire.answer.constrained_json import check_not_cut
+from langchain_car_vllm.wire.answer.constrained_json import (
+    check_not_cut,
+    misfit_error,
+    read_constrained,
+)
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.raw_output import RawAndParsed
 from langchain_car_vllm.wire.request.schema import (
@@ -120,19 +124,16 @@ class AnswerParser(_CheckedAtItsEnd):
         return "vllm_mlx_answer"
 
     def _whole(self, text: str) -> Any:
+        bare = _without_fence(text)
         if self.target is not None:
             try:
-                return _instance(self.target, _without_fence(text))
+                return _instance(self.target, bare)
             except ValueError as error:
+                read_constrained(bare)  # what is not JSON at all is told as that
                 raise _misfit(self.target, error, text) from error
-        try:
-            value = json.loads(_without_fence(text))
-        except (ValueError, RecursionError) as error:
-            raise StructuredOutputError("the answer is not JSON", answer=text) from error
+        value = read_constrained(bare)
         if self.expected is not None and (misfit := validation_error(value, self.expected)):
-            raise StructuredOutputError(
-                f"the answer does not fit the schema: {misfit}", answer=text
-            )
+            raise misfit_error("the schema", misfit, text)
         return encodable_value(value)
 
     def _read_whole(self, parts: list[Any]) -> Any:
@@ -300,10 +301,7 @@ def _described(kind: Any) -> Any:
 
 
 def _misfit(kind: Any, error: ValueError, answer: str) -> StructuredOutputError:
-    name = getattr(kind, "__name__", kind)
-    return StructuredOutputError(
-        f"the answer does not fit `{name}`: {_first(error)}", answer=answer
-    )
+    return misfit_error(f"`{getattr(kind, '__name__', kind)}`", _first(error), answer)
 
 
 def _first(error: ValueError) -> str:

@@ -34,7 +34,8 @@ def read_constrained(text: str, name: str = "answer") -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        if not text.lstrip().startswith(("{", "[")):
+        has_more = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        if has_more or not text.lstrip().startswith(("{", "[")):
             raise unconstrained_error(text) from error
         raise StructuredOutputError(
             f"the {name} is not whole JSON",
@@ -49,4 +50,19 @@ def unconstrained_error(text: str, wanted: str = "JSON") -> StructuredOutputErro
         f"this server does not constrain its answers: what it sent is not {wanted}",
         answer=text,
         hint="use a server that does, such as vllm-mlx, or a larger model",
+    )
+
+
+def misfit_error(what: str, reason: str, text: str) -> StructuredOutputError:
+    """Return the error for JSON that does not fit what was asked for.
+
+    Args:
+        what: The class or the schema.
+        reason: What does not fit.
+        text: The answer.
+    """
+    return StructuredOutputError(
+        f"the answer does not fit {what}: {reason}",
+        answer=text,
+        hint="say in a `description` what is wanted; `include_raw=True` returns the answer as well",
     )

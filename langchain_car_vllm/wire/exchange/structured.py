@@ -9,7 +9,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_car_vllm.wire.answer.constrained_json import check_not_cut, read_constrained
+from langchain_car_vllm.wire.answer.constrained_json import (
+    check_not_cut,
+    misfit_error,
+    read_constrained,
+)
 from langchain_car_vllm.wire.answer.held_text import CollectingFilter
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.errors import AnswerError, InvalidRequestError, StructuredOutputError
@@ -146,9 +150,7 @@ class SchemaFilter(CollectingFilter):
         whole = super().end(finish_reason)
         value = read_constrained(self.text)
         if misfit := validation_error(value, self._schema, unique=False):
-            raise StructuredOutputError(
-                f"the answer does not fit the schema: {misfit}", answer=self.text
-            )
+            raise misfit_error("the schema", misfit, self.text)
         return whole
 
 

@@ -225,9 +225,8 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hint(name: str, known: set[str]) -> str | None:
     is_of_call = known >= IN_A_CALL
-    if hint := hint_for(name, known | {"stop"} if is_of_call else known):
-        return hint
-    if is_of_call and (hint := _hint_of_setting(name)):
+    hint = hint_for(name, known | {"stop"} if is_of_call else known)
+    if hint := hint or (_hint_of_setting(name) if is_of_call else None):
         return hint
     if name in IN_A_CALL and "extra_body" in known:
         return f"give it in the call, or with `bind({name}=...)`"

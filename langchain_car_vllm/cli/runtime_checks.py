@@ -145,15 +145,21 @@ def check_sleep() -> str:
         keeper = awake.keeper
         if keeper is None:
             return "this machine is not kept awake while it works"
-        give_up_at = time.monotonic() + _PATIENCE
-        while not (is_kept := _prevents_sleep(keeper)) and time.monotonic() < give_up_at:
-            time.sleep(0.1)
-    if not is_kept or _prevents_sleep(keeper):
+        is_kept = _comes_to_prevent_sleep(keeper, wanted=True)
+    if not (is_kept and _comes_to_prevent_sleep(keeper, wanted=False)):
         raise Warned(
             "the Mac may fall asleep while it works, or may not afterwards",
             "look at `pmset -g assertions`, and report what it says",
         )
     return "the Mac is kept awake while it works, and no longer"
+
+
+def _comes_to_prevent_sleep(pid: int, *, wanted: bool) -> bool:
+    """Tell whether a program keeps the Mac awake, or does not, as is wanted, before long."""
+    give_up_at = time.monotonic() + _PATIENCE
+    while not (is_so := _prevents_sleep(pid) == wanted) and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+    return is_so
 
 
 def _prevents_sleep(pid: int) -> bool:

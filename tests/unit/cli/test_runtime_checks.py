@@ -49,7 +49,9 @@ def test_a_mac_that_is_kept_awake(tmp_path, monkeypatch, is_kept):
     kind = "PreventUserIdleSystemSleep" if is_kept else "PreventUserIdleDisplaySleep"
     programs = {
         "caffeinate": f"echo $$ > {awake}; exec sleep 60",
-        "pmset": f"kill -0 $(cat {awake}) || exit 0\n"
+        # It hears of the end of a program a moment later.
+        "pmset": f"kill -0 $(cat {awake}) || {{ [ -e {awake}-no-more ] && exit; }}\n"
+        f"kill -0 $(cat {awake}) || touch {awake}-no-more\n"
         f'echo "   pid $(cat {awake})(caffeinate): [0x1] 00:00:01 {kind} named: x"',
     }
     for name, script in programs.items():

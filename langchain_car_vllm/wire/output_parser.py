@@ -38,7 +38,7 @@ _FORMS = ("text", "json_object", "json_schema")
 METHODS: Sequence[str] = ("json_schema", "function_calling", "json_mode")
 
 
-class _CheckedAtItsEnd(BaseCumulativeTransformOutputParser[Any], defer_build=True):
+class _CheckedAtItsEnd(BaseCumulativeTransformOutputParser[Any]):
     """Validates a streamed answer once it is whole: its parts are let through unchecked.
 
     LangChain has its own way to read parts, and what the last of them gives may be nothing: the

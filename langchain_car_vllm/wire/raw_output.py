@@ -25,7 +25,7 @@ class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
         parser: What turns its message into the object.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     bound: Runnable[Any, Any]
     parser: Runnable[Any, Any]

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.environment import VARIABLES
 
 TESTS = Path(__file__).parents[1]
@@ -284,3 +287,20 @@ def is_late_import(node: ast.AST) -> bool:
     names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
     names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
     return any(name.partition(".")[0] not in sys.stdlib_module_names for name in names)
+
+
+def test_what_threads_make_is_built_when_it_is_imported():
+    """Not all releases of pydantic build a class for two threads at once, nor let a fork do it."""
+    assert ChatVllmMlx
+    assert VllmMlxEmbeddings
+    assert VllmMlxReranker
+    left: list[type[BaseModel]] = [BaseModel]
+    deferred = []
+    while left:
+        found = left.pop()
+        left += found.__subclasses__()
+        ours = [c for c in found.__subclasses__() if c.__module__.startswith(PACKAGE.name)]
+        is_made = found.__module__.startswith(PACKAGE.name) and not ours
+        if is_made and not found.__pydantic_complete__:
+            deferred.append(found.__name__)
+    assert not deferred

@@ -20,6 +20,7 @@ from langchain_car_vllm.wire.answer.constrained_json import (
     check_not_cut,
     misfit_error,
     read_constrained,
+    without_fence,
 )
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.raw_output import RawAndParsed
@@ -124,7 +125,7 @@ class AnswerParser(_CheckedAtItsEnd):
         return "vllm_mlx_answer"
 
     def _whole(self, text: str) -> Any:
-        bare = _without_fence(text)
+        bare = without_fence(text)
         if self.target is not None:
             try:
                 return _instance(self.target, bare)
@@ -267,13 +268,6 @@ def _finish_reason(generation: Generation) -> str | None:
 def _only_calls(generation: Generation) -> bool:
     message = generation.message if isinstance(generation, ChatGeneration) else None
     return not generation.text and bool(getattr(message, "tool_calls", ()))
-
-
-def _without_fence(text: str) -> str:
-    text = text.strip()
-    if text.startswith("```"):
-        text = text.partition("\n")[2].rstrip().removesuffix("```")
-    return text
 
 
 def _instance(kind: Any, text: str) -> Any:

@@ -31,17 +31,26 @@ def read_constrained(text: str, name: str = "answer") -> Any:
     Raises:
         StructuredOutputError: It is not JSON, or not the whole of it.
     """
+    text = without_fence(text)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         has_more = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-        if has_more or not text.lstrip().startswith(("{", "[")):
+        if has_more or not text.startswith(("{", "[")):
             raise unconstrained_error(text) from error
         raise StructuredOutputError(
             f"the {name} is not whole JSON",
             answer=text,
             hint="raise `max_tokens`: it may have been cut off",
         ) from error
+
+
+def without_fence(text: str) -> str:
+    """Return JSON without the code block that models put it into which nobody constrains."""
+    text = text.strip()
+    if text.startswith("```"):
+        text = text.partition("\n")[2].rstrip().removesuffix("```").rstrip()
+    return text
 
 
 def unconstrained_error(text: str, wanted: str = "JSON") -> StructuredOutputError:

@@ -13,6 +13,7 @@ from langchain_car_vllm.wire.answer.constrained_json import (
     check_not_cut,
     misfit_error,
     read_constrained,
+    without_fence,
 )
 from langchain_car_vllm.wire.answer.held_text import CollectingFilter
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
@@ -126,12 +127,13 @@ class DraftFilter(CollectingFilter):
         """Return the text where it fits the schema as it is."""
         if self._called:
             return []
+        bare = without_fence(self.text)
         try:
-            misfit = validation_error(json.loads(self.text), self._schema, unique=False)
+            misfit = validation_error(json.loads(bare), self._schema, unique=False)
         except (ValueError, RecursionError):
             return []
         self.fits = misfit is None
-        return [Delta(self.text)] if self.fits else []
+        return [Delta(bare)] if self.fits else []
 
 
 class SchemaFilter(CollectingFilter):
@@ -147,11 +149,11 @@ class SchemaFilter(CollectingFilter):
         Raises:
             StructuredOutputError: It is not JSON, or does not fit.
         """
-        whole = super().end(finish_reason)
+        super().end(finish_reason)
         value = read_constrained(self.text)
         if misfit := validation_error(value, self._schema, unique=False):
             raise misfit_error("the schema", misfit, self.text)
-        return whole
+        return [Delta(without_fence(self.text))]
 
 
 def _check_not_stopped(text: str) -> None:
@@ -161,7 +163,7 @@ def _check_not_stopped(text: str) -> None:
         StructuredOutputError: It is not whole.
     """
     try:
-        json.loads(text)
+        json.loads(without_fence(text))
     except (ValueError, RecursionError) as error:
         raise StructuredOutputError(
             "a `stop` text came before the end of the JSON, and cut it off",

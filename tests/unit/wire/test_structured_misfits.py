@@ -1,6 +1,9 @@
 """What is not the object that was asked for is told as what it is, with what to do."""
 
+import json
+
 import pytest
+from fakes.calls import add
 from fakes.reply import Reply
 from pydantic import BaseModel
 
@@ -44,8 +47,29 @@ def test_a_misfit_is_told_as_what_it_is(serve, text, said, hint, *, method, sche
         assert caught.value.llm_output
 
 
+FENCED = [WHOLE, f"```json\n{WHOLE}\n```", f"```\n{WHOLE}```\n", f"\n{WHOLE}\n"]
+
+
+@pytest.mark.parametrize("text", FENCED)
+def test_a_step_with_tools_takes_it_so_as_well(serve, text):
+    """LangChain reads the content of the last step itself, which is the object alone."""
+    for first in (text, "I know one."):
+        model, _ = serve(lambda body, first=first: Reply(text if "tools" not in body else first))
+        answer = model.bind_tools([add], response_format=Moon).invoke("go")
+        assert json.loads(answer.text) == json.loads(WHOLE)
+
+
+@pytest.mark.parametrize("text", FENCED)
+def test_so_does_a_forced_call(serve, text):
+    """The grammar's second chance, on a server that has none."""
+    call = text.replace(WHOLE, json.dumps([{"name": "Moon", "arguments": json.loads(WHOLE)}]))
+    model, _ = serve(Reply(call))
+    found = model.with_structured_output(Moon, method="function_calling").invoke("go")
+    assert found == Moon(name="Io", size=1)
+
+
 @pytest.mark.parametrize("schema", [Moon, SCHEMA], ids=["class", "schema"])
-@pytest.mark.parametrize("text", [WHOLE, f"```json\n{WHOLE}\n```", f"\n{WHOLE}\n"])
+@pytest.mark.parametrize("text", FENCED)
 def test_what_fits_is_taken_in_a_fence_and_among_blanks(serve, text, schema):
     """As models write it that nobody constrains."""
     model, _ = serve(Reply(text=text))

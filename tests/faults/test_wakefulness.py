@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults.support import FAST, Fake, eventually
+from faults.support import FAST, ClientProcess, Fake, eventually
 
 from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.server import lease, stop_server, wakefulness
@@ -101,6 +101,18 @@ def test_a_server_that_is_only_kept_lets_the_mac_sleep(fake: Fake, notes: Notes)
             eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake for a request")
         eventually(lambda: not notes.alive(), "the Mac to be let asleep after it")
         assert fake.state().phase == "ready"
+
+
+def test_a_suspended_request_lets_the_mac_sleep(fake: Fake, notes: Notes):
+    """Ctrl-Z in the middle of an answer, and the lid stays open for the night."""
+    client = ClientProcess(fake, policy=dataclasses.replace(FAST, awake_linger=0.05))
+    assert [client.read()[:5] for _ in range(2)] == ["began", "lease"]
+    eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake")
+    os.kill(client.pid, signal.SIGSTOP)
+    eventually(lambda: not notes.alive(), "the Mac to be let asleep")
+    os.kill(client.pid, signal.SIGCONT)
+    eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake again")
+    client.finish()
 
 
 def test_a_gateway_makes_no_request_of_its_own(fake: Fake):

@@ -8,6 +8,7 @@ from typing import NoReturn
 from langchain_car_vllm.errors import ServerCrashedError, StateDirectoryError
 from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import release, try_exclusive
+from langchain_car_vllm.server.process import is_suspended
 from langchain_car_vllm.server.supervisor.child import Child, log_size
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import diagnose
@@ -49,7 +50,7 @@ def serve(
             if not child.is_findable():
                 raise StageEnded("lost")
             if awake.is_possible:
-                awake.look(is_working=bool(clients.requesters()))
+                awake.look(is_working=not all(map(is_suspended, clients.requesters())))
             child.trim_log(context.policy.log_limit)
             context.pause(min(idleness.seconds_to_next_look(), room.seconds_to_next_look()))
             refused_since = None

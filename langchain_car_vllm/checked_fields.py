@@ -44,9 +44,8 @@ class CheckedFields(BaseModel):
             if isinstance(given.get(name), os.PathLike):
                 given[name] = written(given[name])
         check_texts(given)
-        fields = type(self).model_fields
-        parameters.check_names(given, [name for field in fields for name in self._names(field)])
-        if "model" not in given and fields["model"].is_required():
+        parameters.check_names(given, _argument_names(type(self)))
+        if "model" not in given and type(self).model_fields["model"].is_required():
             raise ConfigurationError("`model` is missing", hint=EXAMPLE)
         try:
             super().__init__(**given)
@@ -66,7 +65,7 @@ class CheckedFields(BaseModel):
         if update:
             given = {k: v for k, v in vars(copied).items() if k in type(self).model_fields}
             copied._is_checked = False  # noqa: SLF001
-            named = {self._names(k)[0]: v for k, v in {**given, **update}.items()}
+            named = {_names_of(type(self), k)[0]: v for k, v in {**given, **update}.items()}
             CheckedFields.__init__(copied, **named)
             copied.__pydantic_fields_set__ = self.model_fields_set | update.keys()
         return copied
@@ -87,15 +86,21 @@ class CheckedFields(BaseModel):
         if name in _OF_PROFILE:
             self._has_unread_files = checked._has_unread_files  # noqa: SLF001
 
-    @classmethod
-    def _names(cls, field: str) -> list[str]:
-        """Return what a constructor calls a field: subclasses may have other names for theirs."""
-        found = cls.model_fields[field].validation_alias if field in cls.model_fields else None
-        choices = found.choices if isinstance(found, AliasChoices) else [found]
-        return [*(name for name in choices if isinstance(name, str)), field]
-
     def _set_unchecked(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
+
+
+def _names_of(cls: type[CheckedFields], field: str) -> list[str]:
+    """Return what a constructor calls a field: subclasses may have other names for theirs."""
+    found = cls.model_fields[field].validation_alias if field in cls.model_fields else None
+    choices = found.choices if isinstance(found, AliasChoices) else [found]
+    return [*(name for name in choices if isinstance(name, str)), field]
+
+
+@lru_cache
+def _argument_names(cls: type[CheckedFields]) -> frozenset[str]:
+    """Return all that a constructor takes."""
+    return frozenset(name for field in cls.model_fields for name in _names_of(cls, field))
 
 
 @lru_cache

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from langchain_car_vllm.support.bounded_http import basic_credentials
@@ -14,7 +14,8 @@ Headers = tuple[tuple[str, str], ...]
 """Names and values that are sent with every request to an endpoint."""
 
 
-class Parsers(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Parsers:
     """The parsers the server was started with, None where it has none."""
 
     tool_call: str | None = None

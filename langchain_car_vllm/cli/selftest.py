@@ -4,6 +4,7 @@ It proves on a user's own machine what the package promises of processes and por
 `CAR_HOME`, without a model or `vllm-mlx`.
 """
 
+import dataclasses
 import http.client
 import json
 import os
@@ -146,7 +147,7 @@ class _Trial:
     def kill_client(self) -> str:
         """A client that is killed under a request keeps no server alive."""
         # Of a key of its own: the wishes of this very process keep the other server alive.
-        spec = self._spec._replace(keep_alive=0.5, server_args=("--of-client",))
+        spec = dataclasses.replace(self._spec, keep_alive=0.5, server_args=("--of-client",))
         directory = directory_of(spec)
         with self._client(spec) as client:
             _first_line(client)

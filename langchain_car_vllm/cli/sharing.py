@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -84,7 +85,7 @@ def serve(
     allow_files()
     key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive)
     spec = server_of_options(model, revision, engine, server_arg)
-    spec = spec._replace(keep_alive=idle_seconds)
+    spec = replace(spec, keep_alive=idle_seconds)
     with closing(Display(model)) as display, _listener(host, port) as listener, noted_gateway(tag):
         number = listener.getsockname()[1]
         published = Published(

@@ -1,10 +1,12 @@
 """What makes two users share one server."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.identity import identity_of
@@ -18,7 +20,8 @@ PROTOCOL = 1
 _CHOSEN = ("--host", "--port", "--api-key", "--served-model-name")
 
 
-class ServerSpec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
     """A server as the user asked for it, before anything was located or downloaded.
 
     Attributes:
@@ -94,11 +97,11 @@ class ServerSpec(NamedTuple):
     @property
     def settings(self) -> "ServerSpec":
         """What the identity is made of, as it was written, without a look at the disk."""
-        return self._replace(keep_alive=0.0, auto_install=True, auto_pull=True)
+        return dataclasses.replace(self, keep_alive=0.0, auto_install=True, auto_pull=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return self._asdict()
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ServerSpec":

@@ -67,7 +67,7 @@ def test_relative_folder_in_the_servers_environment_is_the_users(
     """`server_env={"HF_HOME": "./hf"}` means the folder from which the program was started."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    spec = SPEC._replace(server_env=(("HF_HOME", "./hf"),))
+    spec = dataclasses.replace(SPEC, server_env=(("HF_HOME", "./hf"),))
     assert call(spec)
     assert (tmp_path / "work/hf/hub/models--org--model/snapshots/c0ffee/config.json").is_file()
     stop_server(directory_of(spec), policy=POLICY)
@@ -248,4 +248,4 @@ def test_supervisor_killed_while_downloading_takes_the_child_along(hub: Fake):
 def test_download_can_be_forbidden(hub: Fake):
     """`auto_pull=False` refuses before anything is fetched."""
     with pytest.raises(ModelDownloadError, match="auto_pull=False"):
-        call(SPEC._replace(auto_pull=False))
+        call(dataclasses.replace(SPEC, auto_pull=False))

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main() -> None:
     adopt(absolute_folders(inherited_environment()) | absolute_settings(inherited_environment()))
     # What the user wrote is meant from where he started; the supervisor and its children leave it.
     added = dict(spec.server_env) | absolute_folders(dict(spec.server_env))
-    spec = spec._replace(server_env=tuple(added.items()))
+    spec = replace(spec, server_env=tuple(added.items()))
     _detach(directory)
     adopt_orphans()
     left = shed_limits()

@@ -1,5 +1,6 @@
 """One server for one set of weights, however they are named."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -114,10 +115,10 @@ def test_other_settings_are_another_server():
         {"server_env": (("A", "b"),)},
         {"kind": "embeddings"},
     ]
-    keys = {spec.key(), *(spec._replace(**change).key() for change in changes)}
+    keys = {spec.key(), *(dataclasses.replace(spec, **change).key() for change in changes)}
     assert len(keys) == len(changes) + 1
-    assert spec._replace(revision="main").key() == spec.key()
-    assert spec._replace(served_name="another").key() == spec.key()
+    assert dataclasses.replace(spec, revision="main").key() == spec.key()
+    assert dataclasses.replace(spec, served_name="another").key() == spec.key()
 
 
 def test_macos_tells_how_a_folder_is_kept(tmp_path, monkeypatch):

@@ -36,7 +36,8 @@ WRAPPERS = (
     *("tool_calls", "tool_call", "toolCalls", "toolCall", "tool_use", "tool_uses", "calls"),
     *("function_calls", "function_call", "functionCalls", "functionCall"),
 )
-_CALL_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index")
+CALL_KEYS = (*WRAPPERS, "tool", "action")  # their values are calls in other JSON, too
+_FIRST_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index")
 _BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
@@ -68,7 +69,7 @@ class CallNames(NamedTuple):
 def may_be_call(text: str) -> bool:
     """Whether JSON that begins so may be a call: an object whose first key is one of a call's."""
     if key := _FIRST_KEY.match(text):
-        return key[1] in _CALL_KEYS
+        return key[1] in _FIRST_KEYS
     return bool(_FIRST_KEY_BEGUN.match(text))
 
 

@@ -190,11 +190,13 @@ def test_a_bare_call_behind_json_without_an_end_is_a_call(before, cut):
         {"toolCalls": [CALL]},
         {"parts": [{"functionCall": {"name": "add", "args": CALL["arguments"]}}]},
         {"tool_use": {"name": "add", "input": CALL["arguments"]}},
+        {"thought": "I add.", "action": CALL},
+        {"thought": "I add.", "tool": CALL},
     ],
 )
 @pytest.mark.parametrize("cut", [1, 5, 1000])
 def test_calls_of_a_message_that_a_model_wrote_out_are_calls(written, cut):
-    """Small models imitate the whole answer of an API."""
+    """Small models imitate the whole answer of an API, or a step of former agents."""
     text = json.dumps({"role": "assistant", "content": None, **written})
     _, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
     assert calls == [("add", CALL["arguments"])]

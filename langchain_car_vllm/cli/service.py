@@ -29,16 +29,14 @@ from langchain_car_vllm.cli.options import (
 )
 from langchain_car_vllm.cli.output import print_facts, print_json, say
 from langchain_car_vllm.cli.pull import check_hub_gives
+from langchain_car_vllm.cli.service_variables import lasting_variables
 from langchain_car_vllm.cli.sharing import (
     DEFAULT_PORT,
     check_can_listen,
     check_can_serve,
     model_anywhere,
 )
-from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.models.hub_account import absolute_folders
-from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.server.directory import make_checked
 from langchain_car_vllm.server.plan import check_may_fetch, learn_budget, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
@@ -49,6 +47,11 @@ _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
 _PATIENCE = 60
 _LOOK = 0.2
+_BY_HAND = "run it by hand to see more; the file of the service was written"
+_NOBODY_IN = (
+    "nobody is logged in at this Mac's screen: the service starts at the next login there, or by "
+    "Screen Sharing; until then run `car-vllm serve`"
+)
 _PRIVATE = ("Desktop", "Documents", "Downloads", "Library/Mobile Documents")
 
 app = typer.Typer(
@@ -84,6 +87,7 @@ class Supervisor(NamedTuple):
         stop: The command that ends the service and makes it forget the file.
         status: The command whose exit code is 0 while the service is known.
         is_idle: Tells by what that command says whether one that is known does not run.
+        session: A command that fails where there is nothing yet to keep a service in.
     """
 
     file: Path
@@ -93,6 +97,7 @@ class Supervisor(NamedTuple):
     stop: list[str]
     status: list[str]
     is_idle: Callable[[str], bool]
+    session: list[str] | None = None
 
 
 def launchd(home: Path, uid: int) -> Supervisor:
@@ -111,6 +116,7 @@ def launchd(home: Path, uid: int) -> Supervisor:
         stop=["launchctl", "bootout", f"{domain}/{_LABEL}"],
         status=["launchctl", "print", f"{domain}/{_LABEL}"],
         is_idle=_is_idle_agent,
+        session=["launchctl", "print", domain],
     )
 
 
@@ -173,9 +179,9 @@ def install(
         _end(supervisor)
     check_can_listen(host, port)
     supervisor.file.parent.mkdir(parents=True, exist_ok=True)
-    service = Service(command, _variables(), log)
+    service = Service(command, lasting_variables(), log)
     supervisor.file.write_bytes(supervisor.encode(service))
-    _run_all(supervisor.start)
+    _start(supervisor)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")
     if closed := private_folders(service, paths.home(), sys.platform):
@@ -239,21 +245,6 @@ def remove_service() -> None:
     supervisor.file.unlink(missing_ok=True)
 
 
-# What of other programs' variables decides where things are and who is asked.
-_KEPT = (
-    environment.HF_HOME,
-    environment.HF_HUB_CACHE,
-    environment.HUGGINGFACE_HUB_CACHE,
-    environment.XDG_CACHE_HOME,
-    environment.HF_TOKEN_PATH,
-    environment.HF_ENDPOINT,
-    environment.HF_HUB_OFFLINE,
-    environment.TRANSFORMERS_OFFLINE,
-    environment.SSL_CERT_FILE,
-    environment.PATH,
-)
-
-
 def private_folders(service: Service, home: Path | None, platform: str) -> list[str]:
     """Return the folders that macOS lets a service read with leave only, of those that it needs.
 
@@ -265,18 +256,6 @@ def private_folders(service: Service, home: Path | None, platform: str) -> list[
     places = [*(home / name for name in _PRIVATE), Path("/Volumes")]
     found = [next((p for p in places if Path(word).is_relative_to(p)), None) for word in words]
     return list(dict.fromkeys(str(place) for place in found if place is not None))
-
-
-def _variables() -> dict[str, str]:
-    """Return the settings that a service needs to find what this terminal finds.
-
-    Keys, tokens and addresses with a password in them stay out of a file that lasts.
-    """
-    own = [n for n, v in environment.VARIABLES.items() if v.group == "own" and not v.is_secret]
-    kept = {n: environment.VARIABLES[n].text() for n in (*own, *(v.name for v in _KEPT))}
-    set_here = {name: text for name, text in kept.items() if text is not None}
-    set_here |= absolute_folders(set_here) | absolute_settings(set_here)
-    return {name: text for name, text in set_here.items() if without_credentials(text) == text}
 
 
 def _runs(supervisor: Supervisor) -> bool:
@@ -313,13 +292,14 @@ def _ours() -> Supervisor:
     return find_supervisor(sys.platform, paths.home(), os.getuid())
 
 
-def _run_all(commands: list[list[str]]) -> None:
-    for command in commands:
+def _start(supervisor: Supervisor) -> None:
+    for command in supervisor.start:
         done = _run(command)
         if done.returncode:
+            nobody_in = supervisor.session is not None and _run(supervisor.session).returncode
             raise ConfigurationError(
                 f"`{shlex.join(command)}` failed: {(done.stderr or done.stdout).strip()}",
-                hint="run it by hand to see more; the file of the service was written",
+                hint=_NOBODY_IN if nobody_in else _BY_HAND,
             )
 
 

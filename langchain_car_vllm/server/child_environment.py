@@ -28,7 +28,7 @@ _PREFIXES = (
 )
 # What stays behind although its prefix is let through: keys, the address of the Hub, which may hold
 # a password, and a file of commands that the server would run.
-_SECRET_WORDS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "CREDENTIAL")
+SECRET_WORDS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 _REFUSED = frozenset({"HF_ENDPOINT", "VLLM_MLX_MCP_CONFIG"})
 _DOWNLOAD_NAMES = frozenset(
     {
@@ -77,6 +77,6 @@ def download_environment(
 def _is_let_through(name: str) -> bool:
     if name in _NAMES:
         return True
-    if name in _REFUSED or any(word in name.upper() for word in _SECRET_WORDS):
+    if name in _REFUSED or any(word in name.upper() for word in SECRET_WORDS):
         return False
     return name.startswith(_PREFIXES)

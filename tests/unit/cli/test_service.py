@@ -14,6 +14,7 @@ from fakes.hub import running_hub, write_model
 from unit.cli.conftest import Cli
 from unit.cli.model_folders import fill
 
+from langchain_car_vllm.cli import service
 from langchain_car_vllm.cli.service import (
     Service,
     Supervisor,
@@ -125,6 +126,16 @@ def test_what_is_meant_here_is_meant_there(
         "HF_TOKEN": "hf_secret",
         "HF_ENDPOINT": "https://me:secret@hub.example.com",
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HTTPS_PROXY": "http://proxy.example.com:3128",
+        "http_proxy": "me:secret@proxy.example.com:3128",
+        "NO_PROXY": "intern.example.com",
+        "UV_DEFAULT_INDEX": "https://pypi.example.com/simple",
+        "UV_INDEX": "a=https://a.example.com b=https://me:secret@b.example.com",
+        "UV_INDEX_A_PASSWORD": "secret",
+        "UV_GITHUB_TOKEN": "secret",
+        "UV_KEYRING_PROVIDER": "subprocess",
+        "REQUESTS_CA_BUNDLE": "/etc/company.pem",
     }
     done = cli_here(
         "service",
@@ -148,6 +159,12 @@ def test_what_is_meant_here_is_meant_there(
         f"CAR_UV={tmp_path}/bin/uv",
         f"HUGGINGFACE_HUB_CACHE={tmp_path}/models",
         "HF_HUB_OFFLINE=1",
+        "HF_HUB_DISABLE_XET=1",
+        "HTTPS_PROXY=http://proxy.example.com:3128",
+        "NO_PROXY=intern.example.com",
+        "UV_DEFAULT_INDEX=https://pypi.example.com/simple",
+        "UV_KEYRING_PROVIDER=subprocess",
+        "REQUESTS_CA_BUNDLE=/etc/company.pem",
     ):
         assert f'Environment="{kept}"' in unit
     assert "secret" not in unit
@@ -312,15 +329,36 @@ def test_the_agent_of_a_mac(tmp_path: Path):
     assert agent.stop == ["launchctl", "bootout", "gui/501/dev.car.vllm-mlx"]
 
 
+@pytest.mark.parametrize("logged_in", [True, False])
+def test_a_mac_that_nobody_is_logged_in_to_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, logged_in: bool
+):
+    """Over SSH alone launchd has no session to keep a service in, and says so in riddles."""
+    program = tmp_path / "launchctl"
+    program.write_text(
+        f"""#!/bin/sh
+case "$1 $2" in
+bootstrap*) echo "Bootstrap failed: 5: Input/output error" >&2; exit 5 ;;
+"print gui/501") exit {0 if logged_in else 125} ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    with pytest.raises(ConfigurationError, match="Input/output error") as caught:
+        service._start(find_supervisor("darwin", tmp_path, 501))
+    assert ("screen" in caught.value.hint) is not logged_in
+
+
 def test_what_macos_keeps_from_services_is_told():
     """A terminal may read the folders where projects lie, and what launchd starts may not."""
     home = Path("/Users/me")
     words = ["/Users/me/Documents/x/.venv/bin/python", "-c", "org/model", "/Users/me/Documents/key"]
-    service = Service(words, {"HF_HOME": "/Volumes/ssd/hf"}, Path("/Users/me/.car/log"))
-    assert private_folders(service, home, "darwin") == ["/Users/me/Documents", "/Volumes"]
-    assert private_folders(service, home, "linux") == []
-    assert private_folders(service, None, "darwin") == []
-    elsewhere = service._replace(command=["/Users/me/Documentation/python"], environment={})
+    meant = Service(words, {"HF_HOME": "/Volumes/ssd/hf"}, Path("/Users/me/.car/log"))
+    assert private_folders(meant, home, "darwin") == ["/Users/me/Documents", "/Volumes"]
+    assert private_folders(meant, home, "linux") == []
+    assert private_folders(meant, None, "darwin") == []
+    elsewhere = meant._replace(command=["/Users/me/Documentation/python"], environment={})
     assert private_folders(elsewhere, home, "darwin") == []
 
 

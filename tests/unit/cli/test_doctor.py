@@ -219,6 +219,12 @@ def test_a_disk_that_takes_several_names_for_a_folder_is_tried(
         machine_checks._check_spellings(tmp_path)
 
 
+def test_a_program_that_knows_plain_names_alone_has_a_home(cli: Cli, fake: Fake):
+    """A shell without a locale is no fault of the folder."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert verdicts(cli, **plain)["home"]["verdict"] == "ok"
+
+
 def test_a_home_that_takes_no_runtime_is_found(cli: Cli, home: Path, tmp_path: Path):
     """Where the first call could not install the runtime, doctor says so, and its cure is one."""
     (home / ".car").touch()

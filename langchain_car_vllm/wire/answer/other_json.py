@@ -19,10 +19,13 @@ class OtherJson:
 
     Args:
         call_keys: These keys.
+        outer_keys: Those that say so of a value in the outermost object alone: a step of an agent
+            has one call, where a plan has many.
     """
 
-    def __init__(self, call_keys: Collection[str]) -> None:
+    def __init__(self, call_keys: Collection[str], outer_keys: Collection[str] = ()) -> None:
         self._call_keys = call_keys
+        self._outer_keys = outer_keys
         self._depth = 0
         self._is_quoted = False
         self._text = ""  # the last one, which is a key where a colon follows
@@ -45,8 +48,12 @@ class OtherJson:
 
     def _ends_here(self) -> bool:
         """Tell whether the bracket that comes next is not of it."""
-        are_calls = self._last == ":" and self._text in self._call_keys
-        return are_calls or self._last not in ",:[{"
+        if self._last not in ",:[{":
+            return True
+        is_told = self._text in self._call_keys or (
+            self._depth == 1 and self._text in self._outer_keys
+        )
+        return self._last == ":" and is_told
 
     def _take(self, piece: str) -> None:
         if piece == '"':

@@ -16,11 +16,12 @@ from langchain_car_vllm.wire.answer.other_json import OtherJson
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.answer.written_calls import (
-    CALL_KEYS,
     FENCE,
     OPENING,
+    STEP_KEYS,
     TAG_ENDS,
     TAGS,
+    WRAPPERS,
     CallNames,
     any_of,
     begins_other_json,
@@ -200,7 +201,7 @@ class TextCallFilter(Filter):
         if not may_be_call(body):
             size = brackets_of(body)
             if begins_other_json(body):
-                self._json = OtherJson(CALL_KEYS)
+                self._json = OtherJson(WRAPPERS, STEP_KEYS)
                 self._json.read(body[:size])
             return margin + size
         found = read_json(body, last=last)

@@ -36,7 +36,7 @@ WRAPPERS = (
     *("tool_calls", "tool_call", "toolCalls", "toolCall", "tool_use", "tool_uses", "calls"),
     *("function_calls", "function_call", "functionCalls", "functionCall"),
 )
-CALL_KEYS = (*WRAPPERS, "tool", "action")  # their values are calls in other JSON, too
+STEP_KEYS = ("tool", "action")  # beside a thought their value is a call, too
 _FIRST_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index")
 _BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')

@@ -71,6 +71,7 @@ DEFINITIONS = [
 DOCUMENTS = [
     json.dumps({"plan": [CALL], "done": False}),
     json.dumps({"plan": [{"step": 1, "what": [CALL, "and"]}, CALL]}),
+    json.dumps({"plan": [{"step": 1, "action": CALL}, {"step": 2, "tool": CALL}]}),
     json.dumps([[1], {"said": "\\", "next": CALL}]),
     json.dumps({"said": '"}', "next": {"of": CALL}}, indent=2),
     json.dumps({"tools": [{"type": "function", "function": DEFINITION}]}),

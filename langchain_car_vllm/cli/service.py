@@ -178,9 +178,11 @@ def install(
     if is_present(supervisor.file):
         _end(supervisor)
     check_can_listen(host, port)
-    supervisor.file.parent.mkdir(parents=True, exist_ok=True)
+    supervisor.file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     service = Service(command, lasting_variables(), log)
     supervisor.file.write_bytes(supervisor.encode(service))
+    # Whatever the umask: launchd refuses what a group may write to.
+    supervisor.file.chmod(0o644)
     _start(supervisor)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")

@@ -1,6 +1,7 @@
 """`service`, with the system's own programs replaced by executables that note their arguments."""
 
 import json
+import os
 import plistlib
 import shlex
 import shutil
@@ -168,6 +169,22 @@ def test_what_is_meant_here_is_meant_there(
     ):
         assert f'Environment="{kept}"' in unit
     assert "secret" not in unit
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_nobody_else_may_write_what_is_to_run(cli_here: Cli, notes: Path, home: Path, port: str):
+    """Whatever the umask: launchd refuses a file that a group may write to."""
+    former = os.umask(0)
+    try:
+        done = cli_here(
+            *("service", "install", "mlx-community/Qwen3-4B-4bit", "--port", port),
+            PATH=f"{notes.parent / 'bin'}:/usr/bin:/bin",
+        )
+    finally:
+        os.umask(former)
+    assert done.returncode == 0, done.stderr
+    unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
+    assert [path.stat().st_mode & 0o777 for path in (unit.parent, unit)] == [0o755, 0o644]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")

@@ -215,8 +215,12 @@ def _is_definition(entry: Mapping[str, Any]) -> bool:
     given = entry.get("parameters")
     if not isinstance(given, Mapping):
         return False
-    is_schema = given.get("type") == "object" or "required" in given
-    return ("properties" in given and is_schema) or (not given and "description" in entry)
+    parts = given.get("properties")
+    are_described = isinstance(parts, Mapping) and all(
+        isinstance(p, Mapping) for p in parts.values()
+    )
+    is_schema = are_described and (given.get("type") == "object" or "required" in given)
+    return is_schema or (not given and "description" in entry)
 
 
 def _arguments(entry: Mapping[str, Any], *, may_lack: bool) -> dict[str, Any] | None:

@@ -203,6 +203,13 @@ def test_calls_of_a_message_that_a_model_wrote_out_are_calls(written, cut):
     assert calls == [("add", CALL["arguments"])]
 
 
+@pytest.mark.parametrize("properties", [{"colour": "red"}, ["colour"], "colour"])
+def test_a_call_may_take_what_a_definition_has(properties):
+    """Who adds a node to a graph says of what type it is, and what it has."""
+    given = {"type": "object", "properties": properties, "required": True}
+    assert run([json.dumps({"name": "add", "parameters": given})]) == ("", [("add", given)])
+
+
 @pytest.mark.parametrize("cut", [1, 5, 1000])
 def test_a_call_in_a_tag_of_calls_is_one_within_other_json(cut):
     """The tag says that it is meant."""

@@ -172,7 +172,7 @@ def file_error(path: Path, error: OSError | ValueError) -> UnservableModelError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return _problem(path, "does not exist", is_missing=True)
     if isinstance(error, PermissionError):
-        return _problem(path, f"may not be read: {error.strerror}", hint=_access_hint(path))
+        return _problem(path, f"may not be read: {error.strerror}", hint=_access_hint(path, error))
     hint = CLOUD_HINT if getattr(error, "errno", None) in _ABSENT else None
     return _problem(path, f"cannot be read: {_reason(error)}", hint=hint)
 
@@ -183,15 +183,17 @@ def _problem(
     return UnservableModelError(f"`{on_one_line(path)}` {detail}", hint=hint, is_missing=is_missing)
 
 
-def _access_hint(path: Path, platform: str = sys.platform) -> str:
+def _access_hint(path: Path, error: PermissionError) -> str:
     """Return how to get at a file: it is another user's, or macOS keeps it private."""
     owned = next((part for part in (path, *path.parents) if _owner(part) is not None), path)
     if _owner(owned) not in (None, os.getuid()):
         return f'`{on_one_line(owned)}` belongs to another user: sudo chown -R "$USER" it'
-    if platform == "darwin":
+    # Rights are told by EACCES there, and a sandbox as privacy is.
+    if sys.platform == "darwin" and error.errno == errno.EPERM:
         return (
             "allow this program's terminal or editor to read it in System Settings, Privacy & "
-            "Security, Files and Folders"
+            "Security, Files and Folders; over SSH, let remote users have full disk access in "
+            "General, Sharing, Remote Login"
         )
     return f"chmod -R u+rX `{on_one_line(owned)}`"
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import struct
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from langchain_car_vllm.models import find_snapshot, model_profile, parse_model_
 from langchain_car_vllm.models.adapter import find_adapter
 from langchain_car_vllm.models.download import measure_download
 from langchain_car_vllm.models.identity import identity_of
-from langchain_car_vllm.models.model_files import load_object, read_bytes
+from langchain_car_vllm.models.model_files import file_error, load_object, read_bytes
 from langchain_car_vllm.models.servable import find_obstacle
 from langchain_car_vllm.models.snapshot import find_commit, served_source
 from langchain_car_vllm.models.weights import find_damage, missing_shards, read_shapes
@@ -256,6 +257,22 @@ def test_a_forbidden_look_is_told_with_its_cure(whole_model, monkeypatch, number
         with pytest.raises(CarVllmError, match=os.strerror(number)) as caught:
             ask(folder, "org/x")
         assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("platform", "number", "cure"),
+    [
+        ("darwin", errno.EPERM, "Privacy & Security"),
+        ("darwin", errno.EPERM, "over SSH"),
+        ("darwin", errno.EACCES, "chmod"),
+        ("linux", errno.EPERM, "chmod"),
+    ],
+)
+def test_privacy_is_told_from_rights(whole_model, monkeypatch, platform, number, cure):
+    """macOS says EPERM where its settings keep a file private, and EACCES where its rights do."""
+    monkeypatch.setattr(sys, "platform", platform)
+    refused = PermissionError(number, os.strerror(number))
+    assert cure in file_error(whole_model() / "config.json", refused).hint
 
 
 @pytest.mark.parametrize("number", [errno.EDEADLK, errno.ETIMEDOUT])

@@ -1,6 +1,7 @@
 """Why a model cannot be had: what the Hub, or a download's log, says, as cause and cure."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from langchain_car_vllm.errors import CarVllmError, ModelDownloadError, Untruste
 from langchain_car_vllm.models.downloader import VERDICT
 from langchain_car_vllm.models.hub_account import hub_endpoint, hub_token, is_token_kept_back
 from langchain_car_vllm.models.ids import nearest_ids
+from langchain_car_vllm.models.model_files import PRIVACY_HINT
 from langchain_car_vllm.models.servable import find_missing
 from langchain_car_vllm.models.snapshot import repository_folder
 from langchain_car_vllm.paths import RECONNECT, lost_disk
@@ -35,6 +37,9 @@ def diagnose_download(
     verdict = _verdict(text) or _guess(text)
     if exit_code is not None and exit_code < 0 and verdict["kind"] == "unknown":
         verdict = {"kind": "killed", "said": f"signal {-exit_code}"}
+    is_denied = sys.platform == "darwin" and "[Errno 1]" in str(verdict.get("said"))
+    if verdict["kind"] == "folder" and is_denied:
+        verdict["kind"] = "private"
     folder = repository_folder(source)
     if folder is not None and (broken := lost_disk(folder)):
         verdict = {"kind": "unconnected", "said": broken}
@@ -182,6 +187,7 @@ _EXPLANATIONS = {
         "the folder of models cannot be written to: {said}",
         "make it writable for you, or set HF_HOME to a folder that you can write to",
     ),
+    "private": ("the folder of models cannot be written to: {said}", PRIVACY_HINT),
     "unconnected": ("{said}", f"{RECONNECT}, or set HF_HOME"),
     "offline": (
         "the Hub cannot be reached",

@@ -23,6 +23,11 @@ _MOST_BYTES = 64 * _MB
 _MOST_ENTRIES = 100_000
 # What macOS says of a file that a cloud keeps and that it cannot fetch.
 _ABSENT = (errno.EDEADLK, errno.ETIMEDOUT)
+PRIVACY_HINT = (
+    "allow this program's terminal or editor to get at it in System Settings, Privacy & Security, "
+    "Files and Folders; over SSH, let remote users have full disk access in General, Sharing, "
+    "Remote Login"
+)
 CLOUD_HINT = (
     "if it lies in iCloud Drive or another cloud, have it downloaded in the Finder, "
     "or keep the model in a folder of this disk alone"
@@ -190,11 +195,7 @@ def _access_hint(path: Path, error: PermissionError) -> str:
         return f'`{on_one_line(owned)}` belongs to another user: sudo chown -R "$USER" it'
     # Rights are told by EACCES there, and a sandbox as privacy is.
     if sys.platform == "darwin" and error.errno == errno.EPERM:
-        return (
-            "allow this program's terminal or editor to read it in System Settings, Privacy & "
-            "Security, Files and Folders; over SSH, let remote users have full disk access in "
-            "General, Sharing, Remote Login"
-        )
+        return PRIVACY_HINT
     return f"chmod -R u+rX `{on_one_line(owned)}`"
 
 

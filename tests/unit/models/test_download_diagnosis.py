@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import sys
 
 import pytest
 
@@ -139,6 +140,19 @@ def test_a_log_without_a_verdict_is_read(tmp_path, text, message):
     log = tmp_path / "download.log"
     log.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert message in diagnose_download("org/tiny", None, log).message
+
+
+@pytest.mark.parametrize(("number", "cure"), [(1, "Privacy & Security"), (13, "make it writable")])
+def test_a_folder_that_macos_keeps_private_has_another_cure(tmp_path, monkeypatch, number, cure):
+    """Nobody makes a disk writable that a program lacks leave for."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    log = tmp_path / "download.log"
+    for text in (
+        f"PermissionError: [Errno {number}] Operation not permitted: '/Volumes/SSD/hub'",
+        f'{VERDICT}{{"kind": "folder", "said": "[Errno {number}] Operation not permitted"}}',
+    ):
+        log.write_text(f"{text}\n")
+        assert cure in diagnose_download("org/tiny", None, log).hint
 
 
 def test_a_log_that_shows_the_token_keeps_it(tmp_path, monkeypatch):

@@ -87,6 +87,8 @@ _MIX = {
     "cancel in decode": 2,
 }
 _TURNS = 4
+_LONG = 2500, 3800
+"""Words of a prompt that is read in many chunks, so that short ones arrive meanwhile."""
 
 
 class Reading(BaseModel):
@@ -158,9 +160,9 @@ def _request(source: random.Random, name: str, kind: str) -> Request:
     lengths = {
         "short": (1, 40),
         "medium": (100, 600),
-        "long": (1000, 1900),
+        "long": _LONG,
         "schema": (5, 700),
-        "cancel in prefill": (1000, 1900),
+        "cancel in prefill": _LONG,
     }
     least, most = lengths.get(kind, (5, 250))
     if kind == "conversation":

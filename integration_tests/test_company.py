@@ -119,9 +119,9 @@ def test_every_answer_in_company_is_that_of_a_lone_request(load: Load):
 
 
 def test_without_turns_the_same_check_finds_differences(load: Load):
-    """Or the proof above would prove nothing. On a busy machine they do not always meet."""
+    """Or the proof above would prove nothing."""
     found = {}
-    for seed in range(1, 13):
+    for seed in range(1, 4):
         found = load.differing(load.run(seed, "--without-turns"))
         if found:
             break

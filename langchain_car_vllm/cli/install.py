@@ -11,6 +11,7 @@ from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.runtime import VllmRuntime, install_runtime, upgrade_runtime
 from langchain_car_vllm.runtime.locate import binary_to_launch, overriding_binary
 from langchain_car_vllm.server.supervisor.limits import allow_files
+from langchain_car_vllm.server.wakefulness import Wakefulness
 
 
 def install(
@@ -24,7 +25,7 @@ def install(
     Prints where it is.
     """
     allow_files()  # uv opens many, and older ones do not see to it
-    with closing(Display("vllm-mlx")) as display:
+    with Wakefulness(), closing(Display("vllm-mlx")) as display:
         provide = upgrade_runtime if upgrade else install_runtime
         runtime = provide(on_progress=display)
     say(f"vllm-mlx {runtime.version or 'of unknown version'} is installed")

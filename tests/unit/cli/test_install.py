@@ -7,6 +7,8 @@ from faults.support import Fake
 from unit.cli.conftest import Cli
 from unit.runtime.conftest import FakeUv
 
+from langchain_car_vllm.server import wakefulness
+
 
 @pytest.fixture
 def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeUv:
@@ -32,6 +34,21 @@ def test_install_makes_what_is_missing(cli: Cli, uv: FakeUv, home: Path):
     assert "installing vllm-mlx" in done.stderr
     assert cli("install").stdout == done.stdout
     assert uv.commands == ["venv", "pip"]
+
+
+@pytest.mark.timeout(20)
+def test_a_mac_stays_awake_for_it(
+    cli_here: Cli, uv: FakeUv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An install may take as long as a Mac waits before it falls asleep."""
+    program, paused = tmp_path / "caffeinate", uv.paused_at("pip-begin")
+    program.write_text(f"#!/bin/sh\nuntil test -e {paused}; do sleep 0.01; done; rm {paused}\n")
+    program.chmod(0o755)
+    uv.set(pause="pip-begin")
+    monkeypatch.setattr(wakefulness, "PLATFORM", "darwin")
+    done = cli_here("install", PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr
+    assert not paused.exists()
 
 
 def test_upgrade_installs_anew_and_says_what_stays_in_use(

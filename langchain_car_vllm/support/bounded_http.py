@@ -124,7 +124,9 @@ def _usual_trust() -> ssl.SSLContext:
     import_whole("truststore")
     import truststore  # noqa: PLC0415 - it enters Apple's frameworks
 
-    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust.set_default_verify_paths()  # which may be several folders
+    return trust
 
 
 def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:

@@ -1,6 +1,8 @@
 """Endpoints behind TLS, over the same connections as all others."""
 
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,22 @@ def test_a_python_without_certificates_trusts_whom_the_system_does(
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / (folder or "missing")))
     trusting = ssl.create_default_context(cafile=certificate[1])
     monkeypatch.setattr(truststore, "SSLContext", lambda _: trusting)
+    with Server(Dialect(), certificate[0]) as server:
+        found = fetch(f"{server.base_url}/models", seconds=20, most_bytes=1 << 16)
+    assert found.status in (200, 401)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac's keychain is asked instead")
+def test_certificates_in_several_folders_are_trusted(
+    certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """OpenSSL takes a list of folders, which is none of a single one."""
+    command = ["openssl", "x509", "-hash", "-noout", "-in", str(certificate[1])]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / f"{name}.0").write_bytes(certificate[1].read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}:{tmp_path / 'own'}")
     with Server(Dialect(), certificate[0]) as server:
         found = fetch(f"{server.base_url}/models", seconds=20, most_bytes=1 << 16)
     assert found.status in (200, 401)

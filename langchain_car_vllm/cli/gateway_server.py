@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import socket
 from typing import Any
 
@@ -12,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.gateway import HAS_KEY
+from langchain_car_vllm.support.os_limits import most_files
 
 _SHUTDOWN_SECONDS = 5
 _SILENT_SECONDS = 30.0
@@ -39,9 +39,9 @@ class _Crowd:
     """
 
     def __init__(self) -> None:
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        files = most_files()
         # The other half is for the server, for locks and for what comes at one look.
-        half = _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft // 2
+        half = _MOST_CONNECTIONS if files is None else files // 2
         self.most = max(1, min(half, _MOST_CONNECTIONS))
         self.row: dict[_Connection, None] = {}
 

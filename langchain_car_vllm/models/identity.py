@@ -10,6 +10,7 @@ from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
 from langchain_car_vllm.models.model_files import read_text
 from langchain_car_vllm.models.snapshot import find_commit, find_snapshot, hub_cache
+from langchain_car_vllm.support.file_reading import open_to_read
 
 _LONGEST_PATH = 1024
 _MAIN = "main"
@@ -64,7 +65,7 @@ def real_path(path: str) -> str:
         import fcntl  # noqa: PLC0415 - no system but those with kernel locks has it
 
         with suppress(OSError, ValueError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = open_to_read(path)
             try:
                 kept = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_PATH))
             finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.support.file_reading import open_to_read
 from langchain_car_vllm.support.printable import on_one_line
 
 _MB = 1_000_000
@@ -221,8 +222,7 @@ def _size(entry: os.DirEntry[str]) -> int | None:
 
 def _open(path: Path) -> int:
     try:
-        # A pipe would be waited for without the second flag.
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_to_read(path)
     except (OSError, ValueError) as error:
         raise file_error(path, error) from error
 

@@ -2,6 +2,12 @@
 
 import errno
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+# Windows has none: a program may have as many files open there as it likes.
+_resource: Any = import_module("resource") if find_spec("resource") else None
 
 HINTS = {
     errno.EMFILE: "raise the limit with `ulimit -n 4096`, or close what the program keeps open",
@@ -9,6 +15,14 @@ HINTS = {
     errno.EAGAIN: "end other programs, or raise the limit with `ulimit -u`",
     errno.ENOMEM: "memory ran out: end other programs",
 }
+
+
+def most_files() -> int | None:
+    """Return how many files this program may have open, None for no limit."""
+    if _resource is None:
+        return None
+    soft: int = _resource.getrlimit(_resource.RLIMIT_NOFILE)[0]
+    return None if soft == _resource.RLIM_INFINITY else soft
 
 
 def os_errors_of(error: BaseException | None) -> Iterator[OSError]:

@@ -151,12 +151,24 @@ def test_unknown_attribute_is_an_attribute_error():
         _ = langchain_car_vllm.ChatVllm
 
 
-def test_a_system_without_kernel_locks():
+# What the standard library and LangChain find where they are imported, and we must not look for.
+OF_UNIX = """
+    fork register_at_fork getuid geteuid getgid getegid getgroups getpgid getsid setsid killpg
+    statvfs uname sysconf getpriority setpriority posix_spawn fchmod fchown chown mkfifo
+    O_CLOEXEC O_NOFOLLOW O_DIRECTORY O_NONBLOCK WNOHANG sched_getaffinity getloadavg pwrite
+"""
+
+
+def test_a_system_without_kernel_locks(tmp_path: Path):
     """On Windows an endpoint of somebody else's is asked, and a managed one refused in words."""
     code = """
-import sys
+import asyncio, multiprocessing, os, subprocess, sys, tempfile
 from pathlib import Path
-sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "termios"))
+import anyio, httpcore2, httpx2, langchain_openai, psutil
+for name in sys.argv[1:]:
+    if hasattr(os, name):
+        delattr(os, name)
+sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios"))
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.errors import UnsupportedPlatformError
 from langchain_car_vllm.wire.errors import ConnectionFailedError
@@ -169,19 +181,48 @@ for model in (
         model("hi")
     except ConnectionFailedError as error:
         print("asked")
+Path("red.png").write_bytes(bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000a49444154789c63000100"
+    "000500010d0a2db40000000049454e44ae426082"
+))
+try:
+    seen = [{"type": "image", "url": Path("red.png")}]
+    ChatVllmMlx(model="any", base_url="http://127.0.0.1:9/v1").invoke([("user", seen)])
+except ConnectionFailedError:
+    print("seen")
 try:
     ChatVllmMlx(model="org/model").invoke("hi")
 except UnsupportedPlatformError as error:
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, *OF_UNIX.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=tmp_path,
     )
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[:3] == ["asked"] * 3
-    assert lines[3].startswith("vllm-mlx runs on Apple silicon and on Linux, not on")
+    assert lines[:4] == [*["asked"] * 3, "seen"]
+    assert lines[4].startswith("vllm-mlx runs on Apple silicon and on Linux, not on")
     assert lines[-1] == "hint: pass `base_url` to talk to a vllm-mlx server on another machine"
+
+
+def test_the_command_line_says_where_no_server_runs():
+    """On Windows, for every command: it ended with a traceback of an import."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios"))
+from langchain_car_vllm.cli import main
+main()
+"""
+    for command in ("doctor", "--help"):
+        arguments = [sys.executable, "-c", code, command]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: vllm-mlx runs on Apple silicon and on Linux, not on")
 
 
 def test_what_a_model_that_is_constructed_brings_along_is_known():

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +33,7 @@ from langchain_car_vllm.server.tickets import (
     tear_up,
     tear_up_abandoned,
 )
+from langchain_car_vllm.support.os_limits import most_files
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 
 _PAUSE = 0.1
@@ -54,9 +54,8 @@ see them."""
 
 def _most_shown() -> int:
     """Return how many tickets that wait may be open: a part of the files that this process may."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    is_endless = soft == resource.RLIM_INFINITY
-    return _MOST_SHOWN if is_endless else max(1, min(soft // _SHARE, _MOST_SHOWN))
+    most = most_files()
+    return _MOST_SHOWN if most is None else max(1, min(most // _SHARE, _MOST_SHOWN))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from langchain_car_vllm.support.bounded_http import (
     HttpResponse,
     fetch,
 )
+from langchain_car_vllm.support.file_reading import open_to_read
 from langchain_car_vllm.wire.errors import InvalidRequestError
 
 _SECONDS = 60.0
@@ -151,8 +152,7 @@ def read_file(path: Path, most_bytes: int) -> bytes:
     """
     try:
         path = path.expanduser()
-        # A pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise InvalidRequestError(f"`{path}` is not a regular file")

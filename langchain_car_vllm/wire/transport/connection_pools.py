@@ -11,7 +11,6 @@ Those to many other addresses ago are closed too, and made anew for whoever come
 
 import asyncio
 import atexit
-import resource
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -22,6 +21,7 @@ import httpx2
 
 from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
 from langchain_car_vllm.support.closed_loops import ended_with_loop
+from langchain_car_vllm.support.os_limits import most_files
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.transport.port_guard import AsyncGuardedBackend, GuardedBackend, IsOurs
@@ -257,15 +257,17 @@ async def _until_shutdown(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[Non
                 await pool.pool.aclose()
 
 
-def most_connections(soft_limit: int) -> int:
-    """Return how many connections a pool may have, so that files remain for all else."""
-    if soft_limit == resource.RLIM_INFINITY:
-        return _MOST_CONNECTIONS
-    return max(1, min(soft_limit // _SHARE, _MOST_CONNECTIONS))
+def most_connections(files: int | None) -> int:
+    """Return how many connections a pool may have, so that files remain for all else.
+
+    Args:
+        files: How many the program may have open, None for no limit.
+    """
+    return _MOST_CONNECTIONS if files is None else max(1, min(files // _SHARE, _MOST_CONNECTIONS))
 
 
 def _limits(address: Address) -> dict[str, Any]:
-    most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    most = most_connections(most_files())
     is_secured = address.base_url.lower().startswith("https:")
     return {
         "ssl_context": httpx2.create_ssl_context(trust_env=False) if is_secured else None,

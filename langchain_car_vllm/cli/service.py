@@ -29,7 +29,6 @@ from langchain_car_vllm.cli.options import (
 )
 from langchain_car_vllm.cli.output import print_facts, print_json, say
 from langchain_car_vllm.cli.pull import check_hub_gives
-from langchain_car_vllm.cli.service_variables import lasting_variables
 from langchain_car_vllm.cli.sharing import (
     DEFAULT_PORT,
     check_can_listen,
@@ -39,6 +38,7 @@ from langchain_car_vllm.cli.sharing import (
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.directory import make_checked
 from langchain_car_vllm.server.plan import check_may_fetch, learn_budget, plan_for
+from langchain_car_vllm.server.service_variables import lasting_variables
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.support.file_presence import is_present
 from langchain_car_vllm.support.programs import ask_program

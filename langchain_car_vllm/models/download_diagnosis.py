@@ -122,7 +122,13 @@ _MARKS = (
     ("no-repository", ("Repository Not Found", "RepositoryNotFoundError", "404 Client Error")),
     ("refused", ("401 Client Error", "403 Client Error", "403 Forbidden", "401 Unauthorized")),
     ("busy", ("429 Client Error", "429 Too Many Requests")),
-    ("disk", ("No space left on device", "Not enough free disk space", "Disk quota exceeded")),
+    (
+        "disk",
+        (
+            *("No space left on device", "Not enough free disk space"),
+            *("Disk quota exceeded", "Disc quota exceeded"),
+        ),
+    ),
     (
         "folder",
         (

@@ -116,7 +116,10 @@ def _is_cause(line: str) -> bool:
 _UV_CAUSES = ("cause:", "Caused by:", "\u251c\u2500\u25b6", "\u2570\u2500\u25b6")
 _UV_ERRORS = ("error:", "  \u00d7 ")
 _HINTS = (
-    (("No space left on device", "os error 28"), "free some disk space and try again"),
+    (
+        ("No space left on device", "os error 28", "Disk quota exceeded", "Disc quota exceeded"),
+        "free some disk space and try again",
+    ),
     (("Too many open files", "(os error 24)"), HINTS[errno.EMFILE]),
     (
         ("invalid peer certificate", "UnknownIssuer", "certificate verify failed"),

@@ -100,7 +100,10 @@ _HINTS = (
         ("gated repo", "GatedRepoError", "401 Client Error", "403 Client Error"),
         "accept the model's licence on the Hub and set HF_TOKEN",
     ),
-    (("No space left on device",), "free some disk space"),
+    (
+        ("No space left on device", "Disk quota exceeded", "Disc quota exceeded"),
+        "free some disk space",
+    ),
     (
         (
             *("not found in local cache", "LocalEntryNotFoundError"),

@@ -117,6 +117,8 @@ LOGS = {
         "too many requests",
     ),
     "disk": ("OSError: [Errno 28] No space left on device", "the disk is full"),
+    "quota": ("OSError: [Errno 122] Disk quota exceeded", "the disk is full"),
+    "mac's quota": ("OSError: [Errno 69] Disc quota exceeded", "the disk is full"),
     "folder": (
         "PermissionError: [Errno 13] Permission denied: '/Volumes/SSD/hub'",
         "cannot be written to: PermissionError: [Errno 13] Permission denied: '/Volumes/SSD/hub'",

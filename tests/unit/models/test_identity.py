@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 from fakes.hub import write_model
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.models import identity
 from langchain_car_vllm.models.identity import identity_of, real_path
 from langchain_car_vllm.server.client.lease import directory_of
 from langchain_car_vllm.server.spec import ServerSpec
@@ -126,6 +126,14 @@ def test_macos_tells_how_a_folder_is_kept(tmp_path, monkeypatch):
     kept = tmp_path / unicodedata.normalize("NFC", "modèle")
     kept.mkdir()
 
+    if sys.platform != "darwin":
+        _imitate_apfs(kept, monkeypatch)
+    spellings = [kept, tmp_path / "MODÈLE", tmp_path / unicodedata.normalize("NFD", "modèle")]
+    assert {real_path(str(spelling)) for spelling in spellings} == {str(kept)}
+    assert real_path(str(tmp_path / "none")) == str(tmp_path / "none")
+
+
+def _imitate_apfs(kept, monkeypatch):
     def fold(text):
         return unicodedata.normalize("NFC", str(text)).lower()
 
@@ -140,13 +148,10 @@ def test_macos_tells_how_a_folder_is_kept(tmp_path, monkeypatch):
             len(argument), b"\0"
         )
 
-    monkeypatch.setattr(identity.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(fcntl, "F_GETPATH", 50, raising=False)
     monkeypatch.setattr(fcntl, "fcntl", ask)
     monkeypatch.setattr(os, "open", open_any_spelling)
-    spellings = [kept, tmp_path / "MODÈLE", tmp_path / unicodedata.normalize("NFD", "modèle")]
-    assert {real_path(str(spelling)) for spelling in spellings} == {str(kept)}
-    assert real_path(str(tmp_path / "none")) == str(tmp_path / "none")
 
 
 @pytest.mark.parametrize("source", ["/x\0y", "/" + "a" * 5000, "/none"])

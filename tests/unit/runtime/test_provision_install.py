@@ -84,6 +84,7 @@ def test_a_failing_step_is_named(fake_uv, command, step):
     ("says", "hint"),
     [
         ("error: No space left on device (os error 28)", "free some disk space"),
+        ("error: Disc quota exceeded (os error 69)", "free some disk space"),
         ("  Caused by: Too many open files (os error 24)", "ulimit -n"),
         ("Because there is no version of mlx==9", "UV_DEFAULT_INDEX"),
         ("  cause: dns error: failed to lookup address", "connect to the network"),

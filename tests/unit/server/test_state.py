@@ -262,6 +262,12 @@ DEATHS = {
         "exit code 1: OSError: [Errno 28] No space left on device",
         "disk",
     ),
+    "a Mac's quota": (
+        1,
+        "OSError: [Errno 69] Disc quota exceeded",
+        "exit code 1: OSError: [Errno 69] Disc quota exceeded",
+        "disk",
+    ),
     "weights of another form": (
         1,
         "ValueError: Received 224 parameters not in model: \nmodel.layers.0.q_proj.qweight.",

@@ -162,8 +162,8 @@ def connected_peers(host: str, port: int) -> list[str]:
 def test_each_address_of_a_name_is_tried(listener: Listener, monkeypatch: pytest.MonkeyPatch):
     """A name may stand for one that nobody listens on, as `localhost` does."""
     entries = [
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, listener.port))
-        for address in ("127.0.0.2", "127.0.0.1")
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", listener.port, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", listener.port)),
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
     assert connected_peers("name.example", listener.port) == ["127.0.0.1"] * 2

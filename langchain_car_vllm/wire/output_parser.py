@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, get_origin
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -206,9 +205,12 @@ def response_format_of(given: Any) -> Any:
     """
     if given is None or (isinstance(given, Mapping) and given.get("type") in _FORMS):
         return given
-    if not isinstance(given, Mapping) or given.get("type", "object") == "object":
-        with suppress(ConfigurationError):
-            return response_format(given)
+    if isinstance(given, Mapping):
+        is_schema = bool(given) and given.get("type", "object") == "object"
+    else:
+        is_schema = callable(given) or get_origin(given) is not None
+    if is_schema:
+        return response_format(given)
     raise ConfigurationError(
         f"`response_format` cannot be `{format_value(given)}`",
         hint="give a class, a schema of an object, or what the server takes: "

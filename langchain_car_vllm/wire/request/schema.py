@@ -28,6 +28,7 @@ _INDESCRIBABLE = (
     *(AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
     PydanticUserError,
 )
+FIELDS_HINT = "give its fields types that are defined and that JSON can hold"
 _VALUES = ("enum", "const", "default", "examples")
 # JSON's types, by what they are called: in Python, and by Gemini, which writes them in capitals.
 _TYPES = {
@@ -83,7 +84,7 @@ def json_schema(schema: Any) -> Schema:
             return TypeAdapter(schema).json_schema(schema_generator=JsonGenerator)
         found: Schema = convert_to_json_schema(schema)
     except _INDESCRIBABLE as error:
-        raise _unreadable(schema) from error
+        raise _unreadable(schema, error) from error
     _check_types(found)
     return found
 
@@ -143,11 +144,22 @@ def _unknown_type(kind: Any) -> ConfigurationError:
     return ConfigurationError(f"`{format_value(kind)}` is not a type of JSON Schema", hint=hint)
 
 
-def _unreadable(schema: Any) -> ConfigurationError:
+def _unreadable(schema: Any, error: Exception) -> ConfigurationError:
+    if isinstance(schema, type) and not is_bare_type(schema):
+        return ConfigurationError(
+            f"no JSON schema can be made of `{schema.__name__}`: {reason_of(error)}",
+            hint=FIELDS_HINT,
+        )
     hint = "give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`"
     if is_bare_type(schema):
         hint = "give pydantic's `RootModel[...]` of it: a class, whose `root` is the answer"
     return ConfigurationError(f"no JSON schema can be made of `{format_value(schema)}`", hint=hint)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says in one line; that of a key is only the key."""
+    text = " ".join(str(error).split()).partition(" For further information")[0]
+    return f"it refers to {text}, which is not there" if isinstance(error, KeyError) else text
 
 
 def is_bare_type(schema: Any) -> bool:

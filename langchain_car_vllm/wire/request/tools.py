@@ -16,6 +16,7 @@ from langchain_car_vllm.support.json_objects import copy_json
 from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.support.process_state import KeptProperty, import_whole
 from langchain_car_vllm.wire.request.schema import (
+    FIELDS_HINT,
     JsonGenerator,
     Schema,
     inline_root,
@@ -23,6 +24,7 @@ from langchain_car_vllm.wire.request.schema import (
     is_dataclass,
     is_recursive,
     json_schema,
+    reason_of,
     refuse_enum,
 )
 from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict
@@ -93,19 +95,15 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[P
             raise
         except _UNDESCRIBED as error:
             raise ConfigurationError(
-                f"a tool cannot be described: {_reason(error)}",
-                hint="give functions, pydantic classes, TypedDicts, LangChain tools or JSON "
+                f"a tool cannot be described: {reason_of(error)}",
+                hint=FIELDS_HINT
+                if isinstance(tool, type)
+                else "give functions, pydantic classes, TypedDicts, LangChain tools or JSON "
                 "schemas, with all definitions under `$defs` at the root",
             ) from error
     for tool in converted:
         _check_form(tool)
     return converted
-
-
-def _reason(error: Exception) -> str:
-    """Return what an error says in one line; that of a key is only the key."""
-    text = " ".join(str(error).split())
-    return f"it refers to {text}, which is not there" if isinstance(error, KeyError) else text
 
 
 def _check_runs_here(tool: Any) -> None:

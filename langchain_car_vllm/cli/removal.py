@@ -14,6 +14,7 @@ from langchain_car_vllm.cli.output import say, size
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.models.identity import identity_of
+from langchain_car_vllm.models.model_files import PRIVACY_HINT, is_private
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server import running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
@@ -147,7 +148,8 @@ def remove_path(path: Path) -> None:
         else:
             shutil.rmtree(path)
     except OSError as error:
+        cure = "end the programs that use it, and look who owns what is in it"
         raise ConfigurationError(
             f"`{path}` cannot be removed: {error.strerror}",
-            hint="end the programs that use it, and look who owns what is in it",
+            hint=PRIVACY_HINT if is_private(error) else cure,
         ) from error

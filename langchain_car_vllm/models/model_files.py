@@ -183,6 +183,11 @@ def file_error(path: Path, error: OSError | ValueError) -> UnservableModelError:
     return _problem(path, f"cannot be read: {_reason(error)}", hint=hint)
 
 
+def is_private(error: OSError) -> bool:
+    """Tell whether macOS keeps a file from this program; it says EACCES of a lack of rights."""
+    return sys.platform == "darwin" and error.errno == errno.EPERM
+
+
 def _problem(
     path: Path, detail: str, *, hint: str | None = None, is_missing: bool = False
 ) -> UnservableModelError:
@@ -194,8 +199,7 @@ def _access_hint(path: Path, error: PermissionError) -> str:
     owned = next((part for part in (path, *path.parents) if _owner(part) is not None), path)
     if _owner(owned) not in (None, os.getuid()):
         return f'`{on_one_line(owned)}` belongs to another user: sudo chown -R "$USER" it'
-    # Rights are told by EACCES there, and a sandbox as privacy is.
-    if sys.platform == "darwin" and error.errno == errno.EPERM:
+    if is_private(error):
         return PRIVACY_HINT
     return f"chmod -R u+rX `{on_one_line(owned)}`"
 

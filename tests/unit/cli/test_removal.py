@@ -1,15 +1,19 @@
 """`rm` removes what was downloaded, and nothing that is the user's own."""
 
+import errno
 import json
 import os
 import pty
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from faults.support import FAST, Fake
 from unit.cli.conftest import Cli, command, interrupt
 
+from langchain_car_vllm.cli.removal import remove_path
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server import lease, running_servers
 
 REPOSITORY = "org/model"
@@ -126,3 +130,21 @@ def test_what_is_not_here(cli_here: Cli):
     done = cli_here("rm", REPOSITORY, "--yes")
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: `{REPOSITORY}` is not on this machine\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"), [(errno.EPERM, "Privacy & Security"), (errno.EACCES, "who owns")]
+)
+def test_what_macos_keeps_private_is_told(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, number: int, cure: str
+):
+    """No program that ends lets a terminal at a folder that it lacks leave for."""
+
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with pytest.raises(ConfigurationError, match="cannot be removed") as caught:
+        remove_path(cached)
+    assert cure in caught.value.hint

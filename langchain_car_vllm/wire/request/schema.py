@@ -28,7 +28,7 @@ _INDESCRIBABLE = (
     *(AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
     PydanticUserError,
 )
-FIELDS_HINT = "give its fields types that are defined and that JSON can hold"
+FIELDS_HINT = "give what it holds or takes types that are defined and that JSON can hold"
 _VALUES = ("enum", "const", "default", "examples")
 # JSON's types, by what they are called: in Python, and by Gemini, which writes them in capitals.
 _TYPES = {

@@ -95,9 +95,9 @@ def openai_tools(tools: Sequence[Tool], *, strict: bool | None = None) -> list[P
             raise
         except _UNDESCRIBED as error:
             raise ConfigurationError(
-                f"a tool cannot be described: {reason_of(error)}",
+                f"{_told(tool)} cannot be described: {reason_of(error)}",
                 hint=FIELDS_HINT
-                if isinstance(tool, type)
+                if callable(tool) or hasattr(tool, "tool_call_schema")
                 else "give functions, pydantic classes, TypedDicts, LangChain tools or JSON "
                 "schemas, with all definitions under `$defs` at the root",
             ) from error
@@ -122,6 +122,16 @@ def _check_runs_here(tool: Any) -> None:
             f"`{kind}` is a tool of another provider's servers, which does not exist here",
             hint="bind a function that does the same",
         )
+
+
+def _told(tool: Any) -> str:
+    """Return what a tool is called in an error: there may be many of them."""
+    if isinstance(tool, Mapping):
+        function = tool.get("function")
+        name = (function if isinstance(function, Mapping) else tool).get("name")
+    else:
+        name = getattr(tool, "name", None) or getattr(tool, "__name__", None)
+    return f"the tool `{name}`" if isinstance(name, str) else "a tool"
 
 
 def _how_to_make_one(given: Any) -> str | None:

@@ -57,6 +57,14 @@ class Data:
     held: Custom
 
 
+def held(x: Custom) -> str:
+    """It takes an object."""
+
+
+def lacks(x: "Nowhere") -> str:  # noqa: F821
+    """It takes what is nowhere."""
+
+
 GIVEN: list[tuple[Any, str]] = [
     (Calls, "Callable"),
     (Holds, "Custom"),
@@ -83,3 +91,21 @@ def test_the_cause_is_told_and_no_class_is_asked_for(kind, cause):
         assert kind.__name__ in told
         assert "give a pydantic class" not in told
         assert "errors.pydantic.dev" not in told
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "cause"),
+    [
+        (held, "held", "Custom"),
+        (lacks, "lacks", "Nowhere"),
+        (Lacks, "Lacks", "Nowhere"),
+        ({"name": "open", "takes": {"a": {}}}, "open", "takes"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_of_many_tools_it_is_told_which(given, name, cause):
+    """Whoever binds those of a whole server looks for one."""
+    fine = {"title": "fine", "type": "object", "properties": {}}
+    with pytest.raises(ConfigurationError, match=f"^the tool `{name}` cannot be") as caught:
+        MODEL.bind_tools([fine, given, fine])
+    assert cause in caught.value.message

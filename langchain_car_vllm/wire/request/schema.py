@@ -151,6 +151,8 @@ def _unreadable(schema: Any, error: Exception) -> ConfigurationError:
             hint=FIELDS_HINT,
         )
     hint = "give a pydantic class, a TypedDict, a dataclass or a JSON schema with a `title`"
+    if isinstance(schema, BaseModel):
+        hint = f"give the class itself: `{type(schema).__name__}`"
     if is_bare_type(schema):
         hint = "give pydantic's `RootModel[...]` of it: a class, whose `root` is the answer"
     return ConfigurationError(f"no JSON schema can be made of `{format_value(schema)}`", hint=hint)

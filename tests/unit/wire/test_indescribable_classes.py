@@ -109,3 +109,14 @@ def test_of_many_tools_it_is_told_which(given, name, cause):
     with pytest.raises(ConfigurationError, match=f"^the tool `{name}` cannot be") as caught:
         MODEL.bind_tools([fine, given, fine])
     assert cause in caught.value.message
+
+
+def test_an_instance_is_answered_with_its_class():
+    """A pair of brackets too many."""
+
+    class Moon(BaseModel):
+        name: str = "Io"
+
+    with pytest.raises(ConfigurationError) as caught:
+        MODEL.with_structured_output(Moon())
+    assert caught.value.hint == "give the class itself: `Moon`"

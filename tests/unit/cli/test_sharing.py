@@ -1,22 +1,26 @@
 """`serve`, `env` and `launch`, for programs that know nothing of this package."""
 
+import errno
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from faults.support import PATIENCE, Fake, eventually
+from faults.support import PATIENCE, Background, Fake, eventually
 from unit.cli.conftest import Cli, command
 
 from langchain_car_vllm.cli.gateway_process import Published
@@ -305,6 +309,33 @@ def test_a_port_that_a_mac_would_give_to_both(
             check_can_listen(ours, port)
     assert "--port" in (caught.value.hint or "")
     check_can_listen(ours, port)
+
+
+def test_a_port_whose_owner_hangs_up_is_taken_as_well(monkeypatch: pytest.MonkeyPatch):
+    """A connection that was reset tells no more whom it led to, on a Mac not even where from."""
+    listener, connect = socket.create_server(("127.0.0.1", 0)), socket.create_connection
+
+    def hang_up() -> None:
+        connected, _ = listener.accept()
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connected.close()
+
+    def connect_and_be_reset(*arguments: Any) -> socket.socket:
+        connected = connect(*arguments)
+        select.select([connected], [], [], PATIENCE)
+        return connected
+
+    def unknown(_: socket.socket) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    owner = Background(hang_up)
+    with listener, monkeypatch.context() as patch:
+        port = listener.getsockname()[1]
+        patch.setattr(socket, "create_connection", connect_and_be_reset)
+        patch.setattr(socket.socket, "getsockname", unknown, raising=False)
+        with pytest.raises(ConfigurationError, match="in use"):
+            check_can_listen("127.0.0.1", port)
+    owner.result()
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.9", "a" * 70])

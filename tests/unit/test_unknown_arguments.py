@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 import pytest
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import BaseModel
 
 from langchain_car_vllm import (
     ChatVllmMlx,
@@ -70,10 +71,24 @@ def test_an_unknown_argument_is_refused_with_the_right_one(name, right):
     assert right in (error.hint or "")
 
 
-def of_openai() -> set[str]:
-    """Return the names that ChatOpenAI's constructor takes."""
-    fields = ChatOpenAI.model_fields
+def of_openai(kind: type[BaseModel] = ChatOpenAI) -> set[str]:
+    """Return the names that a constructor takes."""
+    fields = kind.model_fields
     return {*fields, *(field.alias for field in fields.values() if field.alias)}
+
+
+# Of HuggingFaceEmbeddings.
+SENTENCES = "cache_folder encode_kwargs query_encode_kwargs multi_process show_progress model_name"
+
+
+@pytest.mark.parametrize("name", sorted({*of_openai(OpenAIEmbeddings), *SENTENCES.split()}))
+def test_arguments_of_other_embeddings_are_answered_too(name):
+    """Who calls LM Studio sets a few of them."""
+    if name in VllmMlxEmbeddings.model_fields:
+        return
+    hint = refused(VllmMlxEmbeddings, **{name: 1}).hint
+    assert hint
+    assert "did you mean" not in hint
 
 
 @pytest.mark.parametrize("name", sorted({*of_openai(), *OLLAMA.split(), *OTHERS.split()}))

@@ -24,6 +24,8 @@ _CALLED = {
     "default_headers": "headers",
     "extra_headers": "headers",
     "custom_get_token_ids": "tiktoken_model_name",
+    "batch_size": "chunk_size",
+    "on_progress": "show_progress show_progress_bar",
 }
 # What a chat model is told in another way.
 _OF_CHAT = {
@@ -60,6 +62,20 @@ _OF_ALL = {
         "use_previous_response_id"
     ),
     "leave it out: the server knows no such parameter": "typical_p disabled_params",
+    "leave it out: a refusal is not repeated here": (
+        "max_retries retry_min_seconds retry_max_seconds"
+    ),
+    "leave it out: texts go out as they are, and one that is too long is an error": (
+        "allowed_special disallowed_special check_embedding_ctx_length embedding_ctx_length "
+        "skip_empty tiktoken_enabled tiktoken_model_name"
+    ),
+    "leave it out: vectors have the length that the model gives them": "dimensions",
+    "leave it out: nothing is computed in this program": (
+        "model_kwargs encode_kwargs query_encode_kwargs multi_process"
+    ),
+    "leave it out: a server on this machine has one": (
+        "deployment api_version openai_api_type openai_api_version"
+    ),
     "leave it out: connections are made here; see `default_headers` and `timeout`": (
         "client async_client root_client root_async_client client_kwargs async_client_kwargs "
         "sync_client_kwargs http_client http_async_client http_socket_options default_query "

@@ -13,7 +13,7 @@ from langchain_car_vllm import (
     VllmMlxReranker,
 )
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.wire.request.parameters import IGNORED
+from langchain_car_vllm.wire.request.parameters import AT_CONSTRUCTION, IGNORED
 
 MODEL = "vllm-mlx/qwen3.6-35b-a3b:4bit"
 # The fields of ChatOllama in langchain-ollama 1.1, and what options of Ollama's own API are called.
@@ -30,6 +30,8 @@ OTHERS = """
     huggingfacehub_api_token repo_id model_path url server_url system_prompt max_tokens_to_sample
     max_concurrency device context_length lora_path budget_tokens proxies
 """
+
+SET = sorted(AT_CONSTRUCTION)
 
 
 def refused(cls: Any = ChatVllmMlx, **given: object) -> ConfigurationError:
@@ -129,6 +131,7 @@ def test_a_hint_of_a_call_names_what_a_call_takes(name):
         ("openai_api_key", "use `api_key` where the model is made"),
         ("lora", "use `adapter` where the model is made"),
         ("draft_model", "use `draft` where the model is made"),
+        *((name, "set it where the model is made, or by `model_copy(update=...)`") for name in SET),
     ],
 )
 def test_a_hint_of_a_call_says_where_a_setting_belongs(name, right):

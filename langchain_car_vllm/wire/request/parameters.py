@@ -225,25 +225,21 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hint(name: str, known: set[str]) -> str | None:
     is_of_call = known >= IN_A_CALL
+    if is_of_call and name in AT_CONSTRUCTION:
+        return "set it where the model is made, or by `model_copy(update=...)`"
     hint = hint_for(name, known | {"stop"} if is_of_call else known)
-    if hint := hint or (_hint_of_setting(name) if is_of_call else None):
+    if hint is None and is_of_call and (hint := hint_for(name, AT_CONSTRUCTION)):
+        hint = f"{hint} where the model is made"
+    if hint is None and name in IN_A_CALL and "extra_body" in known:
+        hint = f"give it in the call, or with `bind({name}=...)`"
+    if hint is not None:
         return hint
-    if name in IN_A_CALL and "extra_body" in known:
-        return f"give it in the call, or with `bind({name}=...)`"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if near:
         return f"did you mean `{near[0]}`?"
     if "extra_body" in known:
         return "leave it out; a field of the server's own requests goes into `extra_body`"
     return None
-
-
-def _hint_of_setting(name: str) -> str | None:
-    """Return where a setting belongs that no call takes, by whatever name; None for no setting."""
-    if name in AT_CONSTRUCTION:
-        return "set it where the model is made, or by `model_copy(update=...)`"
-    hint = hint_for(name, AT_CONSTRUCTION)
-    return f"{hint} where the model is made" if hint else None
 
 
 def warn_once(name: str) -> None:

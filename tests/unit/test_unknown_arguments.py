@@ -148,3 +148,9 @@ def test_an_unknown_argument_of_a_call_is_refused_too():
     with pytest.raises(ConfigurationError, match="num_predict") as caught:
         model.invoke("hi", num_predict=3)
     assert "max_tokens" in (caught.value.hint or "")
+
+
+def test_stop_texts_are_no_parameter_among_others():
+    """LangChain hands them on by themselves, and so does whoever sets them."""
+    error = refused(model_kwargs={"stop": ["."]})
+    assert error.hint == "name it by itself: `stop=...`"

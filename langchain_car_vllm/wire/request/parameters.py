@@ -227,6 +227,8 @@ def _hint(name: str, known: set[str]) -> str | None:
     is_of_call = known >= IN_A_CALL
     if is_of_call and name in AT_CONSTRUCTION:
         return "set it where the model is made, or by `model_copy(update=...)`"
+    if is_of_call and name == "stop":  # among the `model_kwargs`
+        return "name it by itself: `stop=...`"
     hint = hint_for(name, known | {"stop"} if is_of_call else known)
     if hint is None and is_of_call and (hint := hint_for(name, AT_CONSTRUCTION)):
         hint = f"{hint} where the model is made"

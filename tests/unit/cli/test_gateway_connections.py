@@ -7,8 +7,8 @@ import shlex
 import socket
 import subprocess
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from http.client import HTTPConnection
 from typing import Any
@@ -74,17 +74,24 @@ def test_a_connection_without_a_request_is_ended(fake: Fake, monkeypatch: pytest
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("first", [b"", HEALTH[:-2], HEALTH, HEALTH * 3000])
-def test_a_flood_of_connections_holds_nobody_up(fake: Fake, first: bytes):
-    """A local page or program needs no key for them; they give way to whoever comes next."""
+@contextmanager
+def served(fake: Fake, limit: str) -> Iterator[tuple[int, Published]]:
+    """Have the model served within a limit of the shell; yield its process id and address."""
     words = shlex.join(command("serve", str(fake.model), "--port", "0", "--json"))
     process = subprocess.Popen(
-        ["/bin/sh", "-c", f"ulimit -n 160; exec {words}"], stdout=subprocess.PIPE, text=True
+        ["/bin/sh", "-c", f"{limit}; exec {words}"], stdout=subprocess.PIPE, text=True
     )
     with ExitStack() as stack:
         stack.callback(process.communicate)
         stack.callback(process.kill)
-        published = Published(**json.loads(process.stdout.readline()))
+        yield process.pid, Published(**json.loads(process.stdout.readline()))
+
+
+@pytest.mark.parametrize("first", [b"", HEALTH[:-2], HEALTH, HEALTH * 3000])
+def test_a_flood_of_connections_holds_nobody_up(fake: Fake, first: bytes):
+    """A local page or program needs no key for them; they give way to whoever comes next."""
+    with ExitStack() as stack:
+        pid, published = stack.enter_context(served(fake, "ulimit -n 160"))
         place = urlsplit(published.base_url)
         for _ in range(400):
             flooding = stack.enter_context(socket.create_connection((place.hostname, place.port)))
@@ -98,21 +105,15 @@ def test_a_flood_of_connections_holds_nobody_up(fake: Fake, first: bytes):
             )
             assert status == 200
             assert text.endswith("data: [DONE]\n\n")
-        assert len(psutil.Process(process.pid).net_connections("tcp4")) < 160
+        assert len(psutil.Process(pid).net_connections("tcp4")) < 160
 
 
 def test_many_requests_at_once_where_few_files_may_be_open(fake: Fake):
     """Programs of a Mac begin with 256, which they may raise themselves."""
     gate = fake.gate("tokens")
     fake.switch(token_gate=gate)
-    words = shlex.join(command("serve", str(fake.model), "--port", "0", "--json"))
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", f"ulimit -S -n 256; exec {words}"], stdout=subprocess.PIPE, text=True
-    )
     with ExitStack() as stack:
-        stack.callback(process.communicate)
-        stack.callback(process.kill)
-        published = Published(**json.loads(process.stdout.readline()))
+        _, published = stack.enter_context(served(fake, "ulimit -S -n 256"))
         parts = urlsplit(published.base_url)
         headers = {"authorization": f"Bearer {published.read_key()}"}
         body = json.dumps(question(published, stream=True))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -87,9 +87,19 @@ class Load(NamedTuple):
         connection.close()
 
 
+_UNMENDED = """#!{python}
+import runpy, sys
+for finder in sys.meta_path:
+    if hasattr(finder, "_mends"):
+        finder._mends = [mend for mend in finder._mends if mend.name != "prompts-in-order"]
+sys.argv[0] = {server!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module", params=MODELS, ids="-".join)
-def load(request: pytest.FixtureRequest, smollm2: str, fast_cpu: dict[str, str]) -> Iterator[Load]:
-    """A tiny multimodal model, as a user has it who sets nothing else."""
+def folder(request: pytest.FixtureRequest, smollm2: str) -> str:
+    """A tiny multimodal model."""
     family, template = request.param
     folder = ROOT / ".models" / f"tiny-{family}-{template}"
     if not (folder / "config.json").exists():
@@ -97,16 +107,44 @@ def load(request: pytest.FixtureRequest, smollm2: str, fast_cpu: dict[str, str])
         builder = str(Path(__file__).with_name("tiny_vlm.py"))
         command = [python, builder, family, str(folder), "--tokenizer", smollm2]
         subprocess.run([*command, "--template", template], check=True)
-    model = model_for(str(folder), fast_cpu)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def load(folder: str, fast_cpu: dict[str, str]) -> Iterator[Load]:
+    """The model as a user has it who sets nothing else."""
+    yield from _running(folder, fast_cpu)
+
+
+@pytest.fixture(scope="module")
+def unmended(folder: str, fast_cpu: dict[str, str], tmp_path_factory: Any) -> Iterator[Load]:
+    """The model on a server that reads prompts as it was published."""
+    server = ensure_runtime().server
+    script = tmp_path_factory.mktemp("unmended") / "vllm-mlx"
+    script.write_text(_UNMENDED.format(python=interpreter_of(server), server=str(server)))
+    script.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAR_VLLM_MLX_BIN", str(script))
+        yield from _running(folder, fast_cpu, is_mended=False)
+
+
+def _running(folder: str, environment: dict[str, str], *, is_mended: bool = True) -> Iterator[Load]:
+    model = model_for(folder, environment)
     model.warm_up()
-    assert ensure_server(model._spec(engine=model.engine)).engine == "batched"
-    yield Load(model, fast_cpu)
+    endpoint = ensure_server(model._spec(engine=model.engine))
+    assert endpoint.engine == "batched"
+    assert (endpoint.interleaved_tokens is not None) == is_mended
+    yield Load(model, environment)
     model.unload(force=True)
 
 
-def test_every_answer_in_company_is_that_of_a_lone_request(load: Load):
-    """Short and long prompts, agents, thoughts, tools, images, schemas, stops, cancels, a kill."""
-    exchanges = load.run(1)
+@pytest.mark.parametrize("flags", [[], ["--without-turns"]], ids=["turns", "without turns"])
+def test_every_answer_in_company_is_that_of_a_lone_request(load: Load, flags: list[str]):
+    """Short and long prompts, agents, thoughts, tools, images, schemas, stops, cancels, a kill.
+
+    The server keeps them apart by itself, whoever sends out of turn.
+    """
+    exchanges = load.run(1, *flags)
     assert len(exchanges) >= 200
     asked = {r.name: r.kind for worker in range(PROCESSES) for r in requests_of(1, worker)}
     assert {e.kind for e in exchanges} == set(asked.values())
@@ -118,11 +156,16 @@ def test_every_answer_in_company_is_that_of_a_lone_request(load: Load):
     assert load.differing(exchanges) == {}
 
 
-def test_without_turns_the_same_check_finds_differences(load: Load):
-    """Or the proof above would prove nothing."""
+def test_a_server_that_is_not_mended_keeps_them_apart_by_turns(unmended: Load):
+    """As other versions of it do, which the mend does not know."""
+    assert unmended.differing(unmended.run(1)) == {}
+
+
+def test_there_without_turns_the_same_check_finds_differences(unmended: Load):
+    """Or the proofs above would prove nothing."""
     found = {}
     for seed in range(1, 4):
-        found = load.differing(load.run(seed, "--without-turns"))
+        found = unmended.differing(unmended.run(seed, "--without-turns"))
         if found:
             break
     assert found

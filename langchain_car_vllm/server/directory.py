@@ -113,6 +113,11 @@ class ServerDirectory:
         return self.path / "supervisor.log"
 
     @KeptProperty
+    def mends(self) -> Path:
+        """What became of each mend of the running server."""
+        return self.path / "mends.json"
+
+    @KeptProperty
     def launcher(self) -> Path:
         """The copy of `launch.py` that outlives the client's virtual environment."""
         return self.path / "launch.py"

@@ -4,8 +4,10 @@ import secrets
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Literal
 
+from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.models.file_stamps import stamp_files
@@ -13,7 +15,7 @@ from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.child_environment import server_environment
-from langchain_car_vllm.server.command import Launch, serve_arguments
+from langchain_car_vllm.server.command import Launch, interleaved_tokens, serve_arguments
 from langchain_car_vllm.server.directory import hint_of
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
@@ -25,6 +27,7 @@ from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, Supe
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
 from langchain_car_vllm.server.supervisor.readiness import ReadinessStall, failed_test
 from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers, wired_by_others
+from langchain_car_vllm.support.json_objects import read_json_object
 
 _PORT_ATTEMPTS = 3
 _DEATH_ATTEMPTS = 2
@@ -35,6 +38,7 @@ _KILLED = {
     *(_SHELL_BASE + number for number in (signal.SIGKILL, signal.SIGTERM)),
 }
 _PORT_GRACE = 1.0
+_IN_ORDER = "prompts-in-order"
 
 
 class Server:
@@ -179,7 +183,8 @@ def load(
         if server.wait_until_ready():
             check_adapter_is_used(context)
             keep_out_of_backups()
-            context.update(phase="ready", ready_at=time.monotonic())
+            serving = _mended(context, launch)
+            context.update(phase="ready", serving=serving, ready_at=time.monotonic())
             return server
         code, log = server.child.exit_code(), server.child.log
         diagnosis = diagnose(code, log)
@@ -201,6 +206,16 @@ def load(
     )
     error.is_retryable = cause is not None and not diagnosis.out_of_memory
     raise error
+
+
+def _mended(context: SupervisorContext, launch: Launch) -> Serving:
+    """Return what clients are told, with what depends on the mends of the running server."""
+    mends = {}
+    with suppress(FileNotFoundError):  # it is not a Python script
+        mends = read_json_object(context.directory.mends.read_bytes()) or {}
+    is_in_order = mends.get(_IN_ORDER, {}).get("state") == "applied"
+    interleaved = interleaved_tokens(context.spec, launch) if is_in_order else None
+    return replace(context.state.serving, interleaved_tokens=interleaved)
 
 
 def _last_resort(runtime: VllmRuntime, diagnosis: Diagnosis) -> str:

@@ -1,0 +1,96 @@
+"""The order in which the batched engine reads the prompts of models that take media."""
+
+from functools import partial
+from typing import Any
+
+from .mend import Mend, find, tell_that_it_stepped_aside
+
+_NAME = "prompts-in-order"
+
+
+def _read_in_order(module: Any) -> None:
+    """Have prompts be read one at a time, first come, first served, and short ones in between.
+
+    vllm-mlx 0.6.0 reads a long prompt in parts. A short one that arrives meanwhile is read between
+    two of them, but stays in the queue: it is read again after each part, and its answer is mixed
+    up. One of which the cache has all but a few tokens counts as long, and waits. A picture waits
+    until nobody else is answered, and text that comes later goes first. And what is read together
+    with others is not kept for the next turn (`prefix_after_hit`).
+    """
+    generator = find(module, "MLLMBatchGenerator")
+    find(generator, "_process_prompts", "requests")
+    find(generator, "remove", "uids")
+    install = find(module, "install_chunked_prefill_mllm", "batch_gen", "budget")
+    cache = find(module, "MemoryAwarePrefixCache")
+    find(cache, "__contains__", "tokens")
+
+    def installed(batch_gen: Any, budget: int, *args: Any, **kwargs: Any) -> None:
+        install(batch_gen, budget, *args, **kwargs)
+        batch_gen._next = partial(_step, batch_gen, batch_gen._next, budget)
+
+    module.install_chunked_prefill_mllm = installed
+
+
+def _step(generator: Any, step: Any, budget: int) -> Any:
+    """Take a step that sees the prompt whose turn it is, and none of the others."""
+    hidden = sorted(generator.unprocessed_requests, key=lambda request: request.uid)
+    if generator._partial is None:
+        generator.unprocessed_requests, hidden = hidden[:1], hidden[1:]
+    else:
+        if (short := _read_short_one(generator, hidden, budget)) is not None:
+            hidden.remove(short)
+        generator.unprocessed_requests = []
+    try:
+        return step()
+    finally:
+        generator.unprocessed_requests = [*generator.unprocessed_requests, *hidden]
+
+
+def _read_short_one(generator: Any, requests: "list[Any]", budget: int) -> Any:
+    """Read the first short prompt while a long one is read, and return its request."""
+    if not generator._allow_mid_batch_extend:
+        return None
+    short = next((each for each in requests if _is_short(generator, each, budget)), None)
+    if short is None:
+        return None
+    try:
+        batch = generator._process_prompts([short])
+    except Exception as error:  # noqa: BLE001 - it is told when its turn has come
+        short.has_failed = True
+        tell_that_it_stepped_aside(_NAME, error)
+        return None
+    if batch is not None and generator.active_batch is not None:
+        generator.active_batch.extend(batch)
+    elif batch is not None:
+        generator.active_batch = batch
+    return short
+
+
+def _is_short(generator: Any, request: Any, budget: int) -> bool:
+    """Tell whether all that is to be read of a prompt is one part."""
+    if request.images or request.videos or request.audio or request.input_ids is None:
+        return False
+    if getattr(request, "has_failed", False):
+        return False
+    tokens = request.input_ids.reshape(-1).tolist()
+    return len(tokens) - _known(generator.prefix_cache, tokens) <= budget
+
+
+def _known(cache: Any, tokens: "list[int]") -> int:
+    """Return how many tokens at the beginning of a prompt a cache has."""
+    if cache is None:
+        return 0
+    ends = (len(key) for key in cache._entries if len(key) < len(tokens))
+    return max((end for end in ends if tokens[:end] in cache), default=0)
+
+
+MENDS = (
+    Mend(
+        name=_NAME,
+        module="vllm_mlx.mllm_batch_generator",
+        tested="vllm-mlx 0.6.0",
+        purpose="read prompts in their order and short ones between the parts of a long one, so "
+        "that no answer is mixed up and no question waits for somebody else's document",
+        apply=_read_in_order,
+    ),
+)

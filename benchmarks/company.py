@@ -1,14 +1,16 @@
-"""Six agents at once on a multimodal model: prompts in turns, against whole turns.
+"""Six agents at once on a multimodal model, and a short question while a document is read.
 
-One request's prompt is read at a time, and all are answered together. Holding the turn to the end
-of the answer would be right as well, and slower: that is what it is measured against.
+One request's prompt is read at a time, short ones between two parts of a long one, and all are
+answered together. Holding the turn to the end of the answer would be right as well, and slower:
+that is what it is measured against.
 """
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from statistics import median
 from unittest import mock
 
@@ -16,19 +18,28 @@ from benchmarks.agents import Agent
 from benchmarks.home import fast_cpu, real, tiny
 from benchmarks.rows import Check, Row
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.client.admission import Admission
+from langchain_car_vllm.wire.request.read_prompts import ReadPrompts
 
 AGENTS, TURNS, ROUNDS = 6, 3, 3
+QUESTIONS = 5
 TOKENS = 48
 _LENGTHS = (1, 4, 13)
 _SHARE = 0.5
 _PREFILL, _WHOLE = "turns of prompts", "whole turns"
+_ALONE, _MEANWHILE, _REST = "alone", "meanwhile", "rest of the document"
+_WORDS = 6000
+_QUESTION = "Question {number}: how far is the moon?"
 
 
 @contextmanager
 def _whole_turns() -> Iterator[None]:
-    """Have each request keep its turn to its end."""
-    with mock.patch.object(Admission, "begin", return_value=None):
+    """Have each request keep its turn to its end, however short it is."""
+    with (
+        mock.patch.object(Admission, "begin", return_value=None),
+        mock.patch.object(ReadPrompts, "tokens_to_read", return_value=sys.maxsize),
+    ):
         yield
 
 
@@ -45,14 +56,47 @@ def _run(model: ChatVllmMlx, numbers: Iterator[int]) -> tuple[float, float]:
     return median(itertools.chain.from_iterable(firsts)), whole
 
 
-def _row(architecture: str, template: str) -> Row:
-    model = ChatVllmMlx(
-        model=tiny(architecture, template),
-        temperature=0,
-        max_tokens=TOKENS,
-        server_env=fast_cpu(),
+def _first_token(model: ChatVllmMlx, text: str) -> float:
+    """Return the seconds to the first token."""
+    began = time.perf_counter()
+    with closing(model.stream(text)) as chunks:
+        next(chunk for chunk in chunks if chunk.text or chunk.additional_kwargs)
+        return time.perf_counter() - began
+
+
+def _ask_meanwhile(model: ChatVllmMlx, number: int) -> tuple[float, float]:
+    """Return the seconds to a question's first token, and those that a document had still to go."""
+    document = f"Document {number}. " + " ".join(f"word{n}" for n in range(_WORDS))
+    turns = directory_of(model._spec(engine=model.engine)).turns
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_first_token, model, document)
+        while not list(turns.glob("*.prefill")):
+            time.sleep(0.005)
+        began = time.perf_counter()
+        question = _first_token(model, _QUESTION.format(number=number))
+        reading.result()
+        return question, time.perf_counter() - began
+
+
+def _question_row(model: ChatVllmMlx, architecture: str) -> Row:
+    alone, meanwhile, rest = [], [], []
+    for number in range(QUESTIONS):
+        alone.append(_first_token(model, _QUESTION.format(number=f"{number}, alone")))
+        question, left = _ask_meanwhile(model, number)
+        meanwhile.append(question)
+        rest.append(left)
+    share = median(a / b for a, b in zip(meanwhile, rest, strict=True))
+    figures = {_ALONE: alone, _MEANWHILE: meanwhile, _REST: rest}
+    return Row(
+        section="company",
+        what=f"a short question while a document is read, tiny {architecture}",
+        unit="s to the first token",
+        figures={name: median(times) for name, times in figures.items()},
+        checks=(Check("of the rest of the document", share, _SHARE),),
     )
-    model.warm_up()
+
+
+def _agents_row(model: ChatVllmMlx, architecture: str) -> Row:
     numbers = itertools.count(100)
     found: dict[str, list[tuple[float, float]]] = {_PREFILL: [], _WHOLE: []}
     for number in range(ROUNDS):
@@ -62,7 +106,6 @@ def _row(architecture: str, template: str) -> Row:
                     found[name].append(_run(model, numbers))
             else:
                 found[name].append(_run(model, numbers))
-    model.unload(force=True)
     pairs = list(zip(found[_PREFILL], found[_WHOLE], strict=True))
     return Row(
         section="company",
@@ -76,7 +119,20 @@ def _row(architecture: str, template: str) -> Row:
     )
 
 
+def _rows_of(architecture: str, template: str) -> list[Row]:
+    model = ChatVllmMlx(
+        model=tiny(architecture, template),
+        temperature=0,
+        max_tokens=TOKENS,
+        server_env=fast_cpu(),
+    )
+    model.warm_up()
+    found = [_agents_row(model, architecture), _question_row(model, architecture)]
+    model.unload(force=True)
+    return found
+
+
 def rows() -> list[Row]:
     """Measure."""
     with real():
-        return [_row("qwen3_5", "qwen3.6"), _row("gemma4", "plain")]
+        return [*_rows_of("qwen3_5", "qwen3.6"), *_rows_of("gemma4", "plain")]

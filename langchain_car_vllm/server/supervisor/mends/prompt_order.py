@@ -80,7 +80,8 @@ def _known(cache: Any, tokens: "list[int]") -> int:
     """Return how many tokens at the beginning of a prompt a cache has."""
     if cache is None:
         return 0
-    ends = (len(key) for key in cache._entries if len(key) < len(tokens))
+    keys = (key for key in cache._entries if len(key) < len(tokens))
+    ends = (len(key) for key in keys if key[-1] == tokens[len(key) - 1])
     return max((end for end in ends if tokens[:end] in cache), default=0)
 
 

@@ -155,9 +155,9 @@ def rules_of(endpoint: Serving) -> Rules:
     """Return what a server can take, as far as this package has to look after it.
 
     A batched multimodal server reads one prompt at a time, and by itself answers wrongly where a
-    short one arrives meanwhile (vllm-mlx 0.6.0, mended where it reads short ones in between). The
-    memory is looked after unless `CAR_VLLM_MLX_ADMISSION` is off. Where
-    the queue has an end, so that others are refused, the one of the simple engine is kept here.
+    short one arrives meanwhile (vllm-mlx 0.6.0); one that is mended reads it in between. The memory
+    is looked after unless `CAR_VLLM_MLX_ADMISSION` is off. Where the queue has an end, so that
+    others are refused, the one of the simple engine is kept here.
     """
     batched = endpoint.engine == "batched"
     serial = batched and bool(endpoint.multimodal)

@@ -5,7 +5,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.environment import inherited_environment
@@ -210,7 +210,7 @@ def load(
 
 def _mended(context: SupervisorContext, launch: Launch) -> Serving:
     """Return what clients are told, with what depends on the mends of the running server."""
-    mends = {}
+    mends: dict[str, Any] = {}
     with suppress(FileNotFoundError):  # it is not a Python script
         mends = read_json_object(context.directory.mends.read_bytes()) or {}
     is_in_order = mends.get(_IN_ORDER, {}).get("state") == "applied"

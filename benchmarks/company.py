@@ -1,12 +1,11 @@
 """Six agents at once on a multimodal model, and a short question while a document is read.
 
-One request's prompt is read at a time, short ones between two parts of a long one, and all are
-answered together. Holding the turn to the end of the answer would be right as well, and slower:
-that is what it is measured against.
+The server reads one prompt at a time, short ones between two parts of a long one, and answers all
+together. One request after the other would be right as well, and slower: that is what it is
+measured against.
 """
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +18,15 @@ from benchmarks.home import fast_cpu, real, tiny
 from benchmarks.rows import Check, Row
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.server import directory_of
-from langchain_car_vllm.server.client.admission import Admission
-from langchain_car_vllm.wire.request.read_prompts import ReadPrompts
+from langchain_car_vllm.server.client import admission
+from langchain_car_vllm.server.tickets import Rules
 
 AGENTS, TURNS, ROUNDS = 6, 3, 3
 QUESTIONS = 5
 TOKENS = 48
 _LENGTHS = (1, 4, 13)
 _SHARE = 0.5
-_PREFILL, _WHOLE = "turns of prompts", "whole turns"
+_TOGETHER, _WHOLE = "together", "whole turns"
 _ALONE, _MEANWHILE, _REST = "alone", "meanwhile", "rest of the document"
 _WORDS = 6000
 _QUESTION = "Question {number}: how far is the moon?"
@@ -35,11 +34,8 @@ _QUESTION = "Question {number}: how far is the moon?"
 
 @contextmanager
 def _whole_turns() -> Iterator[None]:
-    """Have each request keep its turn to its end, however short it is."""
-    with (
-        mock.patch.object(Admission, "begin", return_value=None),
-        mock.patch.object(ReadPrompts, "tokens_to_read", return_value=sys.maxsize),
-    ):
+    """Have each request keep its turn to its end."""
+    with mock.patch.object(admission, "rules_of", return_value=Rules(sequences=1)):
         yield
 
 
@@ -70,7 +66,7 @@ def _ask_meanwhile(model: ChatVllmMlx, number: int) -> tuple[float, float]:
     turns = directory_of(model._spec(engine=model.engine)).turns
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_first_token, model, document)
-        while not list(turns.glob("*.prefill")):
+        while not list(turns.glob("*.answering")):
             time.sleep(0.005)
         began = time.perf_counter()
         question = _first_token(model, _QUESTION.format(number=number))
@@ -98,7 +94,7 @@ def _question_row(model: ChatVllmMlx, architecture: str) -> Row:
 
 def _agents_row(model: ChatVllmMlx, architecture: str) -> Row:
     numbers = itertools.count(100)
-    found: dict[str, list[tuple[float, float]]] = {_PREFILL: [], _WHOLE: []}
+    found: dict[str, list[tuple[float, float]]] = {_TOGETHER: [], _WHOLE: []}
     for number in range(ROUNDS):
         for name in sorted(found, reverse=number % 2 == 0):
             if name == _WHOLE:
@@ -106,7 +102,7 @@ def _agents_row(model: ChatVllmMlx, architecture: str) -> Row:
                     found[name].append(_run(model, numbers))
             else:
                 found[name].append(_run(model, numbers))
-    pairs = list(zip(found[_PREFILL], found[_WHOLE], strict=True))
+    pairs = list(zip(found[_TOGETHER], found[_WHOLE], strict=True))
     return Row(
         section="company",
         what=f"{AGENTS} agents at once, {TURNS} turns each, tiny {architecture}",

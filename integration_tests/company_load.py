@@ -272,9 +272,10 @@ async def _load(model: ChatVllmMlx, requests: Sequence[Request]) -> None:
 def _die_in_prefill(model: ChatVllmMlx) -> None:
     """Send a long prompt and die by SIGKILL once it is being read."""
     folder = directory_of(model._spec(engine=model.engine)).turns
+    sent = f"*-{os.getpid()}-*.answering"
 
     def watch() -> None:
-        while not list(folder.glob(f"*-{os.getpid()}-*.prefill")):
+        while not [*folder.glob(f"*-{os.getpid()}-*.prefill"), *folder.glob(sent)]:
             time.sleep(0.005)
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)

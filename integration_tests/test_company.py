@@ -133,18 +133,14 @@ def _running(folder: str, environment: dict[str, str], *, is_mended: bool = True
     model.warm_up()
     endpoint = ensure_server(model._spec(engine=model.engine))
     assert endpoint.engine == "batched"
-    assert (endpoint.interleaved_tokens is not None) == is_mended
+    assert endpoint.reads_in_order == is_mended
     yield Load(model, environment)
     model.unload(force=True)
 
 
-@pytest.mark.parametrize("flags", [[], ["--without-turns"]], ids=["turns", "without turns"])
-def test_every_answer_in_company_is_that_of_a_lone_request(load: Load, flags: list[str]):
-    """Short and long prompts, agents, thoughts, tools, images, schemas, stops, cancels, a kill.
-
-    The server keeps them apart by itself, whoever sends out of turn.
-    """
-    exchanges = load.run(1, *flags)
+def test_every_answer_in_company_is_that_of_a_lone_request(load: Load):
+    """Short and long prompts, agents, thoughts, tools, images, schemas, stops, cancels, a kill."""
+    exchanges = load.run(1)
     assert len(exchanges) >= 200
     asked = {r.name: r.kind for worker in range(PROCESSES) for r in requests_of(1, worker)}
     assert {e.kind for e in exchanges} == set(asked.values())

@@ -43,8 +43,8 @@ class Serving:
         kv_room_tokens: Tokens that all live requests can have in it, each padded to the longest.
         max_sequences: Requests that the server works on at the same time.
         draft: What drafts tokens: `mtp`, the model's own heads, or a draft model.
-        interleaved_tokens: Tokens of a prompt that is read between two parts of a longer one; None
-            where every prompt waits for those before it.
+        reads_in_order: Whether it keeps prompts that come at the same time apart by itself, where
+            it takes its multimodal route.
     """
 
     version: str | None = None
@@ -60,7 +60,7 @@ class Serving:
     kv_room_tokens: int | None = None
     max_sequences: int | None = None
     draft: str | None = None
-    interleaved_tokens: int | None = None
+    reads_in_order: bool | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the facts by name."""

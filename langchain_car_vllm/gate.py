@@ -20,13 +20,11 @@ class Gate(Protocol):
     def awaits_beginning(self) -> bool:
         """Whether the first sign of the answer means anything to others."""
 
-    def try_enter(self, tokens: int, *, to_read: int | None = None, arrives_late: bool) -> bool:
+    def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:
         """Return whether the request may be sent now; takes some milliseconds.
 
         Args:
             tokens: Of the prompt and the answer.
-            to_read: Tokens of the prompt that the server does not know yet, about; None where
-                nobody can tell.
             arrives_late: Whether the answer arrives at its end, so that its beginning is not seen.
         """
 
@@ -50,13 +48,7 @@ class OpenGate:
     awaits_beginning: bool = False
     room: int | None = None
 
-    def try_enter(
-        self,
-        tokens: int,  # noqa: ARG002
-        *,
-        to_read: int | None = None,  # noqa: ARG002
-        arrives_late: bool,  # noqa: ARG002
-    ) -> bool:
+    def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:  # noqa: ARG002
         """Return True."""
         return True
 

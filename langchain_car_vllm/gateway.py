@@ -260,21 +260,18 @@ async def _admitted(held: Lease, scope: Message, body: bytes) -> AsyncIterator[P
     if held.gate.is_open or not _PROMPTS.fullmatch(scope["path"]):
         yield None
         return
-    tokens, to_read = await run_wait(_reserved_tokens, body, held.gate.room)
+    tokens = await run_wait(_reserved_tokens, body, held.gate.room)
     clock = Clock(held.endpoint, None, total=True)
     # A stream begins before the model does, in each API's form; the server's status tells more.
-    entry = aenter_gate(held.gate, tokens, clock, to_read=to_read, arrives_late=True)
-    async with entry as passage:
+    async with aenter_gate(held.gate, tokens, clock, arrives_late=True) as passage:
         yield passage
 
 
-def _reserved_tokens(body: bytes, room: int | None) -> tuple[int, int]:
-    """Return what is set aside for a request, and how many tokens its prompt has."""
+def _reserved_tokens(body: bytes, room: int | None) -> int:
     asked = read_json_object(body)
     if asked is None:
-        return 1, 1  # the server refuses it
-    size = measure_foreign_request(asked)
-    return size.reserved_tokens(room), size.prompt_tokens
+        return 1  # the server refuses it
+    return measure_foreign_request(asked).reserved_tokens(room)
 
 
 async def _pass_on(

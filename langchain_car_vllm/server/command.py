@@ -22,7 +22,7 @@ _SERVER_TIMEOUT = 86_400
 # aside, a prompt is stored only where more than that are new, and only caches that can be rewound
 # are stored at the end: linear attention never can, sliding windows until they are full.
 _CHUNK, _LINEAR_CHUNK = 512, 256
-_CHUNK_FLAG = "--chunked-prefill-tokens"
+_PARTS = "--chunked-prefill-tokens"
 _LEAST_SHARE = 0.01
 
 
@@ -167,26 +167,19 @@ def _batching_arguments(launch: Launch, working_set: int | None) -> list[str]:
     if sequences := memory.sequences:
         arguments += ["--max-num-seqs", str(sequences), "--completion-batch-size", str(sequences)]
     if launch.serving.multimodal:
-        arguments += [_CHUNK_FLAG, str(_chunk(launch))]
+        chunk = _LINEAR_CHUNK if launch.linear_attention else _CHUNK
+        arguments += [_PARTS, str(chunk)]
     return arguments
 
 
-def _chunk(launch: Launch) -> int:
-    return _LINEAR_CHUNK if launch.linear_attention else _CHUNK
+def is_read_in_parts(spec: ServerSpec, launch: Launch) -> bool:
+    """Return whether a multimodal server reads long prompts in parts, as it is told to by default.
 
-
-def interleaved_tokens(spec: ServerSpec, launch: Launch) -> int | None:
-    """Return how long a prompt may be that is read between two parts of a longer one.
-
-    None where no prompt is: a draft model's requests join nobody, and text models read together.
+    Some other number of the user's may follow what this package says.
     """
-    is_joined = launch.serving.draft in (None, MTP)
-    if launch.serving.engine != "batched" or not (launch.serving.multimodal and is_joined):
-        return None
-    given = argument_value(spec.server_args, _CHUNK_FLAG)
-    if given is None:
-        return _chunk(launch)
-    return int(given) or None if given.isdecimal() else None
+    if launch.serving.engine != "batched" or not launch.serving.multimodal:
+        return False
+    return argument_value(spec.server_args, _PARTS) != "0"
 
 
 def _draft_arguments(draft: str | None) -> list[str]:

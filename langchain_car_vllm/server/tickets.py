@@ -58,42 +58,27 @@ class Rules(NamedTuple):
         serial_prefill: Whether it may read one prompt at a time only.
         room: Tokens of all requests together, None where it is not known.
         sequences: Requests at the same time, None where it is not known.
-        interleaved: Tokens of a prompt that it reads between two parts of a longer one, None where
-            it does not.
     """
 
     serial_prefill: bool = False
     room: int | None = None
     sequences: int | None = None
-    interleaved: int | None = None
 
 
-def decide(
-    mine: Ticket, tickets: Sequence[Ticket], rules: Rules, *, is_short: bool = False
-) -> Verdict:
+def decide(mine: Ticket, tickets: Sequence[Ticket], rules: Rules) -> Verdict:
     """Return whether a request may be sent, or what it waits for.
 
     First come, first served: nobody overtakes an older request that waits, whatever that waits for,
-    so nobody waits forever. But a short prompt is read between two parts of a longer one: it waits
-    for none, and takes nothing from those that do. A request that was abandoned while its prompt
-    was read counts until the server has let go of it.
+    so nobody waits forever. A request that was abandoned while its prompt was read counts until the
+    server has let go of it.
     """
     others = [t for t in tickets if t.order != mine.order and (t.live or t.stage == "prefill")]
-    older = [t for t in others if t.stage == "waiting" and t.order < mine.order]
-    admitted = [t for t in others if t.stage != "waiting"]
-    if is_short:
-        is_taken = older and _room_beside([*admitted, *older], mine, rules) != "enter"
-        return "behind" if is_taken else _room_beside(admitted, mine, rules)
-    if older:
+    if any(t.stage == "waiting" and t.order < mine.order for t in others):
         return "behind"
+    admitted = [t for t in others if t.stage != "waiting"]
     read = [t for t in admitted if t.stage == "prefill"]
     if rules.serial_prefill and read:
         return "prefill" if any(t.live for t in read) else "abandoned"
-    return _room_beside(admitted, mine, rules)
-
-
-def _room_beside(admitted: Sequence[Ticket], mine: Ticket, rules: Rules) -> Verdict:
-    """Return whether there is room for a request beside others, or what it waits for."""
     if rules.sequences is not None and admitted and len(admitted) >= rules.sequences:
         return "company"
     tokens = kv_tokens([t.tokens for t in (*admitted, mine)])

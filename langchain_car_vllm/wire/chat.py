@@ -232,8 +232,8 @@ class WireChat(CountingChat):
     def _answer(self, attempt: Attempt, terms: Terms) -> Generator[Delta, None, None]:
         clock, gate = terms.clock, terms.gate
         tokens = self._asked_tokens(attempt.body, terms.prompt_limit, gate.room)
-        is_late, to_read = arrives_late(attempt.body), self._tokens_to_read(attempt.body)
-        with enter_gate(gate, tokens, clock, to_read=to_read, arrives_late=is_late) as passage:
+        is_late = arrives_late(attempt.body)
+        with enter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             with (
                 turn(self.endpoint, clock.deadline),
                 noted_cuts(self.endpoint),
@@ -253,7 +253,6 @@ class WireChat(CountingChat):
                     if attempt.is_ended:
                         read_rest(parts)
             passage.is_over = not attempt.done
-            self._note_read(attempt.body)
             yield from attempt.end()
 
     async def _adeltas(self, exchange: Exchange, terms: Terms) -> AsyncGenerator[Delta, None]:
@@ -274,9 +273,8 @@ class WireChat(CountingChat):
     async def _aanswer(self, attempt: Attempt, terms: Terms) -> AsyncGenerator[Delta, None]:
         clock, gate = terms.clock, terms.gate
         tokens = await self._aasked_tokens(attempt.body, terms.prompt_limit, gate.room)
-        is_late, to_read = arrives_late(attempt.body), self._tokens_to_read(attempt.body)
-        entry = aenter_gate(gate, tokens, clock, to_read=to_read, arrives_late=is_late)
-        async with entry as passage:
+        is_late = arrives_late(attempt.body)
+        async with aenter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             async with (
                 aturn(self.endpoint, clock.deadline),
                 self._asend(attempt, terms) as body,
@@ -297,7 +295,6 @@ class WireChat(CountingChat):
                         if attempt.is_ended:
                             await aread_rest(parts)
             passage.is_over = not attempt.done
-            self._note_read(attempt.body)
             for delta in attempt.end():
                 yield delta
 

@@ -15,7 +15,6 @@ from langchain_car_vllm.wire.reasoning import REASONING
 from langchain_car_vllm.wire.request.media_access import NO_ACCESS, MediaAccess
 from langchain_car_vllm.wire.request.message_memo import MessageMemo
 from langchain_car_vllm.wire.request.messages import to_server_messages
-from langchain_car_vllm.wire.request.read_prompts import ReadPrompts
 from langchain_car_vllm.wire.request.token_count import (
     PATH,
     SECONDS,
@@ -38,7 +37,6 @@ class CountingChat(ChatOpenAI):
     endpoint: Endpoint
     address: Address
     _memo: MessageMemo = PrivateAttr(default_factory=MessageMemo)
-    _read: ReadPrompts = PrivateAttr(default_factory=ReadPrompts)
 
     def _use_responses_api(self, payload: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
@@ -98,15 +96,6 @@ class CountingChat(ChatOpenAI):
         size = measure_request(body)
         counted = await self._acount(body) if size.needs_count(limit, room) else None
         return size.asked_tokens(limit, room, counted)
-
-    def _tokens_to_read(self, body: Body) -> int | None:
-        """Return how many tokens of a request the server has not read yet, where that matters."""
-        is_asked = self.endpoint.interleaved_tokens is not None
-        return self._read.tokens_to_read(body) if is_asked else None
-
-    def _note_read(self, body: Body) -> None:
-        if self.endpoint.interleaved_tokens is not None:
-            self._read.note(body)
 
     def _limit(self, given: dict[str, Any]) -> int | None:
         """Return how many tokens a prompt may have: the model's window, or the user's own limit."""

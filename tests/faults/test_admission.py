@@ -40,25 +40,6 @@ def test_prompts_are_read_one_after_the_other(admission: Make, directory: Server
     assert enters(gates[0]), "a gate can be entered again"
 
 
-def test_a_short_prompt_is_read_between_the_parts_of_a_long_one(
-    admission: Make, directory: ServerDirectory
-):
-    """On a server that is mended it waits for nobody, and takes no turn from the long ones.
-
-    A prompt of which nobody knows how much is new counts as long.
-    """
-    read, waiting, short, unknown = (admission(interleaved_tokens=100) for _ in range(4))
-    assert enters(read, to_read=101)
-    assert not enters(waiting, to_read=500)
-    assert not enters(unknown)
-    assert enters(short, to_read=100)
-    assert tickets(directory) == ["prefill", "waiting", "waiting", "answering"]
-    read.begin()
-    assert enters(waiting, to_read=500), "the short one took the turn"
-    plain = admission()
-    assert not enters(plain, to_read=1), "a server that is not mended mixes answers up"
-
-
 def test_who_leaves_the_queue_lets_the_next_through(admission: Make):
     """A waiter that gives up blocks nobody."""
     first, second, third = admission(), admission(), admission()

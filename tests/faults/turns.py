@@ -89,10 +89,8 @@ def admission(directory: ServerDirectory, server: Server) -> Iterator[Make]:
         gate.close()
 
 
-def enters(
-    gate: Admission, tokens: int = 10, *, to_read: int | None = None, late: bool = False
-) -> bool:
-    return gate.try_enter(tokens, to_read=to_read, arrives_late=late)
+def enters(gate: Admission, tokens: int = 10, *, late: bool = False) -> bool:
+    return gate.try_enter(tokens, arrives_late=late)
 
 
 def enter(gate: Admission, tokens: int = 10, *, late: bool = False) -> None:

@@ -59,7 +59,7 @@ class Admission:
         self._is_closed = self._is_leaving = False
         self._shown: Verdict | None = None
 
-    def try_enter(self, tokens: int, *, to_read: int | None = None, arrives_late: bool) -> bool:
+    def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:
         """Return whether the request may be sent now.
 
         Raises:
@@ -77,13 +77,7 @@ class Admission:
                     if self._place is None:
                         suspensions = Suspensions(self._suspended_patience)
                         self._place = Place(
-                            self._directory,
-                            self._endpoint,
-                            self._rules,
-                            tokens,
-                            suspensions,
-                            is_short=to_read is not None
-                            and to_read <= (self._rules.interleaved or 0),
+                            self._directory, self._endpoint, self._rules, tokens, suspensions
                         )
                     verdict = self._place.try_enter(self._current_rules, arrives_late=arrives_late)
             finally:
@@ -154,21 +148,19 @@ class Admission:
 def rules_of(endpoint: Serving) -> Rules:
     """Return what a server can take, as far as this package has to look after it.
 
-    A batched multimodal server reads one prompt at a time, and by itself answers wrongly where a
-    short one arrives meanwhile (vllm-mlx 0.6.0); one that is mended reads it in between. The memory
-    is looked after unless `CAR_VLLM_MLX_ADMISSION` is off. Where the queue has an end, so that
-    others are refused, the one of the simple engine is kept here.
+    A batched multimodal server answers wrongly where a short prompt arrives while another one is
+    read (vllm-mlx 0.6.0), unless it is mended. The memory is looked after unless
+    `CAR_VLLM_MLX_ADMISSION` is off. Where the queue has an end, so that others are refused, the one
+    of the simple engine is kept here.
     """
     batched = endpoint.engine == "batched"
-    serial = batched and bool(endpoint.multimodal)
+    serial = batched and bool(endpoint.multimodal) and not endpoint.reads_in_order
     if endpoint.engine == "simple" and CAR_VLLM_MLX_MAX_QUEUE.read():
         return Rules(sequences=1)  # its own queue has no end
-    interleaved = endpoint.interleaved_tokens if serial else None
     if not CAR_VLLM_MLX_ADMISSION.read():
-        return Rules(serial, interleaved=interleaved)
+        return Rules(serial)
     return Rules(
         serial,
         endpoint.kv_room_tokens if batched else None,
         endpoint.max_sequences if batched else None,
-        interleaved,
     )

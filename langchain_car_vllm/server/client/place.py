@@ -89,11 +89,8 @@ class Place:
         rules: Rules,
         tokens: int,
         suspensions: Suspensions,
-        *,
-        is_short: bool = False,
     ) -> None:
         self._suspensions = suspensions
-        self._is_short = is_short
         self._turn_lock = directory.turn_lock
         self._folder = os.fspath(directory.turns)
         self._endpoint = endpoint
@@ -110,9 +107,9 @@ class Place:
         self._own_queue = _waiting.setdefault(self._folder, {})
 
     def _is_behind(self) -> bool:
-        """Tell whether it waits behind an older request of this process, as long ones do."""
+        """Tell whether it waits behind an older request of this process."""
         order = self._ticket.order
-        return not self._is_short and min(self._own_queue, default=order) < order
+        return min(self._own_queue, default=order) < order
 
     @property
     def is_read(self) -> bool:
@@ -147,11 +144,7 @@ class Place:
             lost = self._suspensions.lost(others)
             tickets = self._read_notes([*self._without(lost, others), mine])
             # Others may not see the older ones of this process.
-            self._verdict = (
-                "behind"
-                if is_behind
-                else decide(mine, tickets, self._rules, is_short=self._is_short)
-            )
+            self._verdict = "behind" if is_behind else decide(mine, tickets, self._rules)
             if self._verdict != "enter":
                 self._check_queue(tickets)
             if self._verdict == "abandoned":
@@ -258,8 +251,7 @@ class Place:
     def _enter(self, *, arrives_late: bool) -> None:
         """Take the place; note what the server worked on before where others cannot see it."""
         self._look = None
-        takes_turn = self._rules.serial_prefill and not self._is_short
-        stage: Stage = "prefill" if takes_turn else "answering"
+        stage: Stage = "prefill" if self._rules.serial_prefill else "answering"
         self._show(self._ticket._replace(stage=stage))
         if self.is_read and arrives_late:
             self._look = StatusLook(self._endpoint)

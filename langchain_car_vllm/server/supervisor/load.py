@@ -15,7 +15,7 @@ from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.child_environment import server_environment
-from langchain_car_vllm.server.command import Launch, interleaved_tokens, serve_arguments
+from langchain_car_vllm.server.command import Launch, is_read_in_parts, serve_arguments
 from langchain_car_vllm.server.directory import hint_of
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
@@ -178,6 +178,7 @@ def load(
     )
     attempts = {"port": _PORT_ATTEMPTS, "death": _DEATH_ATTEMPTS}
     while True:
+        context.directory.mends.unlink(missing_ok=True)
         server = Server(context, runtime, launch)
         servers[:] = [server]
         if server.wait_until_ready():
@@ -213,9 +214,9 @@ def _mended(context: SupervisorContext, launch: Launch) -> Serving:
     mends: dict[str, Any] = {}
     with suppress(FileNotFoundError):  # it is not a Python script
         mends = read_json_object(context.directory.mends.read_bytes()) or {}
-    is_in_order = mends.get(_IN_ORDER, {}).get("state") == "applied"
-    interleaved = interleaved_tokens(context.spec, launch) if is_in_order else None
-    return replace(context.state.serving, interleaved_tokens=interleaved)
+    is_mended = mends.get(_IN_ORDER, {}).get("state") == "applied"
+    reads_in_order = is_mended and is_read_in_parts(context.spec, launch)
+    return replace(context.state.serving, reads_in_order=reads_in_order)
 
 
 def _last_resort(runtime: VllmRuntime, diagnosis: Diagnosis) -> str:

@@ -63,7 +63,7 @@ class RequestSize(NamedTuple):
         """
         # A token has at least one byte, so fewer bytes surely fit.
         may_overflow = limit is not None and self.text_bytes > limit
-        return may_overflow or (room is not None and self.prompt_tokens + self._answer() > room)
+        return may_overflow or (room is not None and self._prompt() + self._answer() > room)
 
     def asked_tokens(
         self, limit: int | None = None, room: int | None = None, counted: int | None = None
@@ -80,7 +80,7 @@ class RequestSize(NamedTuple):
         """
         if counted is not None and limit is not None and counted > limit:
             raise PromptTooLongError(counted, limit)
-        prompt = self.prompt_tokens if counted is None else counted + self.media_tokens
+        prompt = self._prompt() if counted is None else counted + self.media_tokens
         answer = self._answer()
         if self.answer_tokens is None and room is not None:
             answer = min(answer, max(room - prompt, 1))
@@ -101,12 +101,10 @@ class RequestSize(NamedTuple):
         """
         answer = max(1, self._answer())
         if room is not None:
-            answer = min(answer, max(room - self.prompt_tokens, 1))
+            answer = min(answer, max(room - self._prompt(), 1))
         return self._replace(answer_tokens=answer).asked_tokens(room=room)
 
-    @property
-    def prompt_tokens(self) -> int:
-        """How many tokens the prompt has, about."""
+    def _prompt(self) -> int:
         return self.text_bytes // _BYTES_PER_TOKEN + self.media_tokens
 
     def _answer(self) -> int:
@@ -147,7 +145,7 @@ def arrives_late(body: Mapping[str, Any]) -> bool:
 
 def _text_bytes(body: Mapping[str, Any]) -> int:
     """Return the bytes of all texts of a request."""
-    texts = [text for message in body["messages"] for text in texts_of(message)]
+    texts = [text for message in body["messages"] for text in _flat(message)]
     # Half a surrogate pair is measured here and refused where it is sent.
     return size_of_tools(body.get("tools") or ()) + sum(
         len(text) if text.isascii() else len(text.encode(errors="surrogatepass")) for text in texts
@@ -166,10 +164,10 @@ def _media_tokens(body: Mapping[str, Any]) -> int:
 
 
 def _texts(message: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text} for text in texts_of(message)]
+    return [{"type": "text", "text": text} for text in _flat(message)]
 
 
-def texts_of(message: Mapping[str, Any]) -> list[str]:
+def _flat(message: Mapping[str, Any]) -> list[str]:
     """Return all texts of a message; media are not counted."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]

@@ -61,22 +61,19 @@ class _AsyncPassage(Passage):
 
 
 @contextmanager
-def enter_gate(
-    gate: Gate, tokens: int, clock: Clock, *, to_read: int | None = None, arrives_late: bool
-) -> Iterator[Passage]:
+def enter_gate(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> Iterator[Passage]:
     """Wait until the request may be sent, and leave at the end of the block.
 
     Args:
         gate: Where to wait.
         tokens: Of the prompt and the answer.
         clock: The wait does not count.
-        to_read: Tokens of the prompt that the server does not know yet, None where nobody can tell.
         arrives_late: Whether nothing shows when the answer began.
     """
     passage = Passage(gate, clock.stopwatch)
     try:
         began = time.monotonic()
-        while not gate.try_enter(tokens, to_read=to_read, arrives_late=arrives_late):
+        while not gate.try_enter(tokens, arrives_late=arrives_late):
             time.sleep(gate.tick)
         queued = time.monotonic() - began
         clock.leave_out(queued)
@@ -91,16 +88,14 @@ def enter_gate(
 
 @asynccontextmanager
 async def aenter_gate(
-    gate: Gate, tokens: int, clock: Clock, *, to_read: int | None = None, arrives_late: bool
+    gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool
 ) -> AsyncIterator[Passage]:
     """Do what `enter_gate` does without blocking the event loop."""
     passage = _AsyncPassage(gate, clock.stopwatch)
     is_closed = False
     try:
         began = time.monotonic()
-        while not await _try_enter(  # noqa: ASYNC110
-            gate, tokens, to_read=to_read, arrives_late=arrives_late
-        ):
+        while not await _try_enter(gate, tokens, arrives_late=arrives_late):  # noqa: ASYNC110
             await asyncio.sleep(gate.tick)
         queued = time.monotonic() - began
         clock.leave_out(queued)
@@ -119,7 +114,7 @@ async def aenter_gate(
                 await asyncio.shield(asyncio.wrap_future(left))
 
 
-async def _try_enter(gate: Gate, tokens: int, *, to_read: int | None, arrives_late: bool) -> bool:
+async def _try_enter(gate: Gate, tokens: int, *, arrives_late: bool) -> bool:
     if gate.is_open:
         return True
-    return await run_step(gate.try_enter, tokens, to_read=to_read, arrives_late=arrives_late)
+    return await run_step(gate.try_enter, tokens, arrives_late=arrives_late)

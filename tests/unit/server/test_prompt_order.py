@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from langchain_car_vllm.server.supervisor.mends import prompt_order
+from langchain_car_vllm.server.supervisor.mends.mend import UnknownCodeError
 
 
 class Tokens(list):
@@ -53,8 +54,10 @@ class Generator:
         self.seen: list[list[int]] = []
         self.broken: set[int] = set()
 
-    def remove(self, uids: Sequence[int]) -> None:
-        pass
+    def insert(self, requests: Sequence[Request]) -> None:
+        for uid, request in enumerate(requests):
+            request.uid = uid
+            self.unprocessed_requests.append(request)
 
     def _process_prompts(self, requests: list[Request]) -> Batch | None:
         (request,) = requests
@@ -69,13 +72,29 @@ class Generator:
         return ["responses"]
 
 
+def install(batch_gen: Generator, budget: int) -> None:
+    """Have prompts be read in parts."""
+
+    def chunked_next() -> list[str]:
+        assert budget
+        assert (batch_gen.unprocessed_requests, batch_gen.active_batch) is not None
+        return read()
+
+    read, batch_gen._next, batch_gen._partial = batch_gen._next, chunked_next, None
+
+
+def module_of(**other: object) -> types.SimpleNamespace:
+    known = {
+        "MLLMBatchGenerator": Generator,
+        "MemoryAwarePrefixCache": Cache,
+        "install_chunked_prefill_mllm": install,
+    }
+    return types.SimpleNamespace(**{**known, **other})
+
+
 def mended(made: Generator) -> Generator:
     """Return a generator with the mend, whose parts have ten tokens."""
-    module = types.SimpleNamespace(
-        MLLMBatchGenerator=Generator,
-        MemoryAwarePrefixCache=Cache,
-        install_chunked_prefill_mllm=lambda batch_gen, budget: None,
-    )
+    module = module_of()
     prompt_order._read_in_order(module)
     module.install_chunked_prefill_mllm(made, 10)
     return made
@@ -161,3 +180,15 @@ def test_a_step_that_fails_loses_nobody():
     with pytest.raises(MemoryError):
         made._next()
     assert waiting(made) == [1, 2]
+
+
+def test_a_generator_that_works_otherwise_is_left_alone():
+    """Its programs then take turns."""
+
+    def other(batch_gen: Generator, budget: int) -> None:
+        batch_gen._next, batch_gen.unprocessed_requests = None, [budget]
+
+    module = module_of(install_chunked_prefill_mllm=other)
+    with pytest.raises(UnknownCodeError, match="other uses no _partial, active_batch"):
+        prompt_order._read_in_order(module)
+    assert module.install_chunked_prefill_mllm is other

@@ -2,14 +2,12 @@
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
 
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.errors import ServerStartError
-from langchain_car_vllm.models.speculation import MTP
-from langchain_car_vllm.server.command import Launch, interleaved_tokens, serve_arguments
+from langchain_car_vllm.server.command import Launch, is_read_in_parts, serve_arguments
 from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.idle import Use, idle_deadline
 from langchain_car_vllm.server.memory import Memory
@@ -113,20 +111,15 @@ def test_batched_multimodal_prefills_in_chunks():
     assert arguments[arguments.index("--chunked-prefill-tokens") + 1] == "256"
 
 
-def test_prompts_of_one_part_are_read_between_those_of_a_longer_one():
-    """On a multimodal server that reads in parts; a draft model answers alone."""
-    serving = Serving(engine="batched", multimodal=True)
-    linear = Launch("m", True, serving, linear_attention=True)
-    assert interleaved_tokens(SPEC, linear) == 256
-    for draft, expected in ((MTP, 512), ("draft/model", None)):
-        launch = Launch("m", True, replace(serving, draft=draft))
-        assert interleaved_tokens(SPEC, launch) == expected
-    for given, expected in (("100", 100), ("0", None), ("many", None)):
-        flag = "--chunked-prefill-tokens"
-        spec = ServerSpec(source="m", served_name="m", server_args=(flag, given))
-        assert interleaved_tokens(spec, linear) == expected
+def test_long_prompts_are_read_in_parts_unless_the_user_says_otherwise():
+    """On a batched multimodal server; others have ways of their own."""
+    media = Launch("m", True, Serving(engine="batched", multimodal=True))
+    for given, expected in (((), True), (("100",), True), (("0",), False)):
+        arguments = ("--chunked-prefill-tokens", *given) if given else ()
+        spec = ServerSpec(source="m", served_name="m", server_args=arguments)
+        assert is_read_in_parts(spec, media) == expected
     for other in (Serving(engine="batched"), Serving(engine="simple", multimodal=True)):
-        assert interleaved_tokens(SPEC, Launch("m", True, other)) is None
+        assert not is_read_in_parts(SPEC, Launch("m", True, other))
 
 
 def test_sampling_defaults_are_passed_since_the_server_ignores_the_file():

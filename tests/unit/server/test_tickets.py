@@ -49,35 +49,12 @@ def test_decision(others: list[Ticket], rules: Rules, verdict: str):
     assert decide(MINE, [MINE, *others], rules) == verdict
 
 
-@pytest.mark.parametrize(
-    ("others", "rules", "verdict"),
-    [
-        ([Ticket("4", 1, "prefill")], SERIAL, "enter"),
-        ([Ticket("4", 1, "prefill", live=False)], SERIAL, "enter"),
-        ([Ticket("3", 1, "prefill"), Ticket("4", 100, "waiting")], SERIAL, "enter"),
-        ([Ticket("4", 100, "waiting")], Rules(True, room=199), "behind"),
-        ([Ticket("4", 100, "waiting")], Rules(True, room=200), "enter"),
-        ([Ticket("3", 1, "prefill"), Ticket("4", 1, "waiting")], Rules(True, None, 2), "behind"),
-        ([Ticket("3", 1, "prefill"), Ticket("4", 1, "waiting")], Rules(True, None, 3), "enter"),
-        ([Ticket("4", 1, "prefill")], Rules(True, room=199), "room"),
-        ([Ticket("4", 1, "prefill")], Rules(True, None, 1), "company"),
-    ],
-)
-def test_decision_on_a_short_prompt(others: list[Ticket], rules: Rules, verdict: str):
-    """It waits for no prompt, and takes no room that an older request waits for."""
-    assert decide(MINE, [MINE, *others], rules, is_short=True) == verdict
-
-
 @given(st.integers(0, 2**32), st.integers(1, 8), st.booleans())
 def test_everybody_is_served_and_nothing_overflows(seed: int, people: int, serial: bool):
-    """Whatever the order of events: the rules hold at each step, in order, until all are done.
-
-    Short prompts overtake, and are the only ones that do.
-    """
+    """Whatever the order of events: the rules hold at each step, in order, until all are done."""
     source = random.Random(seed)
     rules = Rules(serial, room=100, sequences=source.choice([None, 1, 3]))
     tickets = {str(n): Ticket(str(n), source.randint(1, 100), "waiting") for n in range(people)}
-    short = {name for name in tickets if serial and source.random() < 0.4}
     entered: list[str] = []
     for _ in range(people * 40):
         if not tickets:
@@ -85,9 +62,8 @@ def test_everybody_is_served_and_nothing_overflows(seed: int, people: int, seria
         name = source.choice(sorted(tickets))
         ticket = tickets[name]
         if ticket.stage == "waiting":
-            is_short = name in short
-            if decide(ticket, list(tickets.values()), rules, is_short=is_short) == "enter":
-                tickets[name] = ticket._replace(stage="answering" if is_short else "prefill")
+            if decide(ticket, list(tickets.values()), rules) == "enter":
+                tickets[name] = ticket._replace(stage="prefill")
                 entered.append(name)
         elif ticket.stage == "prefill" and source.random() < 0.7:
             tickets[name] = ticket._replace(stage="answering")
@@ -98,8 +74,7 @@ def test_everybody_is_served_and_nothing_overflows(seed: int, people: int, seria
         assert not serial or sum(t.stage == "prefill" for t in inside) <= 1
         assert rules.sequences is None or len(inside) <= rules.sequences
     assert not tickets
-    in_turn = [name for name in entered if name not in short]
-    assert in_turn == sorted(in_turn)
+    assert entered == sorted(entered)
 
 
 def test_names_are_read_back():

@@ -57,6 +57,22 @@ def find(owner: Any, name: str, *parameters: str) -> Any:
     return found
 
 
+def find_names(function: Any, *names: str) -> None:
+    """Make sure that a function, or one inside of it, uses attributes of some names.
+
+    Raises:
+        UnknownCodeError: It does not.
+    """
+    level, known = [function.__code__], set()
+    while level:
+        code = level.pop()
+        known.update(code.co_names)
+        level += [inner for inner in code.co_consts if inspect.iscode(inner)]
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UnknownCodeError(f"{function.__qualname__} uses no {', '.join(missing)}")
+
+
 def tell_that_it_stepped_aside(name: str, error: Exception) -> None:
     """Say in the log that a mend met what it does not know while the server ran."""
     text = f"car-vllm: the mend `{name}` stepped aside: {type(error).__name__}: {error}"

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from .mend import Mend, find, tell_that_it_stepped_aside
+from .mend import Mend, find, find_names, tell_that_it_stepped_aside
 
 _NAME = "prompts-in-order"
 
@@ -16,13 +16,16 @@ def _read_in_order(module: Any) -> None:
     up. One of which the cache has all but a few tokens counts as long, and waits. A picture waits
     until nobody else is answered, and text that comes later goes first. And what is read together
     with others is not kept for the next turn (`prefix_after_hit`).
+
+    Where this is applied, programs need not take turns: see `Serving.reads_in_order`.
     """
     generator = find(module, "MLLMBatchGenerator")
     find(generator, "_process_prompts", "requests")
-    find(generator, "remove", "uids")
+    find_names(find(generator, "__init__"), "prefix_cache", "_allow_mid_batch_extend")
+    find_names(find(generator, "insert", "requests"), "unprocessed_requests", "uid")
+    find_names(find(module, "MemoryAwarePrefixCache").__contains__, "_entries")
     install = find(module, "install_chunked_prefill_mllm", "batch_gen", "budget")
-    cache = find(module, "MemoryAwarePrefixCache")
-    find(cache, "__contains__", "tokens")
+    find_names(install, "unprocessed_requests", "_partial", "active_batch", "_next")
 
     def installed(batch_gen: Any, budget: int, *args: Any, **kwargs: Any) -> None:
         install(batch_gen, budget, *args, **kwargs)
@@ -47,7 +50,7 @@ def _step(generator: Any, step: Any, budget: int) -> Any:
 
 
 def _read_short_one(generator: Any, requests: "list[Any]", budget: int) -> Any:
-    """Read the first short prompt while a long one is read, and return its request."""
+    """Read the first short prompt while a long one is read; return its request, None for none."""
     if not generator._allow_mid_batch_extend:
         return None
     short = next((each for each in requests if _is_short(generator, each, budget)), None)
@@ -80,9 +83,9 @@ def _known(cache: Any, tokens: "list[int]") -> int:
     """Return how many tokens at the beginning of a prompt a cache has."""
     if cache is None:
         return 0
-    keys = (key for key in cache._entries if len(key) < len(tokens))
-    ends = (len(key) for key in keys if key[-1] == tokens[len(key) - 1])
-    return max((end for end in ends if tokens[:end] in cache), default=0)
+    keys = [key for key in cache._entries if len(key) < len(tokens)]
+    ends = {len(key) for key in keys if key[-1] == tokens[len(key) - 1]}
+    return next((end for end in sorted(ends, reverse=True) if tokens[:end] in cache), 0)
 
 
 MENDS = (

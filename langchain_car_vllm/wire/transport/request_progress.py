@@ -79,7 +79,7 @@ class Watch:
             # Other servers mean other things by it, which say nothing of this request.
             with suppress(ArithmeticError, AttributeError, TypeError, ValueError):
                 entry = entry_of(status, now - self._began)
-                found = progress_of(status, entry)
+                found = progress_of(status, entry, in_order=bool(self.endpoint.reads_in_order))
                 if entry is not None and self._stopwatch is not None:
                     _measure(entry, self._stopwatch)
             if not self._is_over and found is not None:
@@ -101,8 +101,15 @@ def entry_of(status: Mapping[str, Any], elapsed: float) -> Mapping[str, Any] | N
     return None if entry is None or (aged and abs(_age(entry) - elapsed) > _SAME) else entry
 
 
-def progress_of(status: Mapping[str, Any], entry: Mapping[str, Any] | None) -> Progress | None:
+def progress_of(
+    status: Mapping[str, Any], entry: Mapping[str, Any] | None, *, in_order: bool = False
+) -> Progress | None:
     """Return what a server's status says of a request.
+
+    Args:
+        status: The status.
+        entry: What of it is about the request, None where nothing is.
+        in_order: Whether the server reads one prompt after the other.
 
     Returns:
         None where it tells nothing.
@@ -117,6 +124,9 @@ def progress_of(status: Mapping[str, Any], entry: Mapping[str, Any] | None) -> P
         return Progress(stage, f"{int(status.get('num_running') or 0)} are being answered")
     if stage == "generating":
         return Progress(stage)
+    before = [each for each in _entries(status) if _STAGES[each["phase"]] == stage]
+    if in_order and any(_age(each) > _age(entry) for each in before):
+        return Progress("queued", "waiting for another request's prompt to be read")
     total, cached = int(entry.get("prompt_tokens") or 0), int(entry.get("cached_tokens") or 0)
     detail = f"{total:,} tokens" + (f", {cached:,} of them from the cache" if cached else "")
     return Progress(stage, detail if total else "", cached, total or None)

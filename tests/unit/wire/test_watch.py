@@ -248,3 +248,24 @@ def test_the_request_is_told_apart_by_its_age(status, stage, detail):
     """The server numbers requests itself; the simple engine tells no age of those that wait."""
     found = progress_of(status, entry_of(status, 2.0))
     assert (found.stage, found.detail) == (stage, detail) if stage else found is None
+
+
+def test_a_prompt_that_waits_for_another_one_says_so():
+    """Where the server reads one after the other, and calls all of them `prefill`."""
+    older = [entry("generation", 20.0), entry("prefill", 9.0)]
+    ours = entry("prefill", 2.1)
+    status = {"requests": [*older, ours]}
+    found = progress_of(status, ours, in_order=True)
+    assert found is not None
+    assert (found.stage, found.detail) == (
+        "queued",
+        "waiting for another request's prompt to be read",
+    )
+    for requests, in_order in (
+        ([older[0], ours], True),
+        ([ours, entry("prefill", 0.5)], True),
+        ([*older, ours], False),
+    ):
+        found = progress_of({"requests": requests}, ours, in_order=in_order)
+        assert found is not None
+        assert found.stage == "prefill"

@@ -3,6 +3,8 @@
 The quirks of its answers are listed in `docs/dialect.md`.
 """
 
+import json
+
 import pytest
 from faults.support import FAST, Background, Fake, Stream, ask, processes_of
 
@@ -61,3 +63,21 @@ def test_output_that_nobody_reads_does_not_block_the_server(fake: Fake):
     with lease(fake.spec(), policy=FAST) as held:
         assert ask(held.endpoint)
         assert fake.directory().log.stat().st_size > 1_000_000
+
+
+def test_what_became_of_a_former_servers_mends_says_nothing_of_this_one(fake: Fake):
+    """A binary that is not a Python script cannot be mended: its programs take turns."""
+    (fake.model / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048})
+    )
+    real = fake.binary.rename(fake.binary.with_name("real"))
+    fake.binary.write_text(f'#!/bin/sh\nexec "{real}" "$@"\n')
+    fake.binary.chmod(0o755)
+    directory = fake.directory()
+    directory.create()
+    directory.mends.write_text(json.dumps({"prompts-in-order": {"state": "applied"}}))
+    with lease(fake.spec(), policy=FAST) as held:
+        assert (held.endpoint.engine, held.endpoint.multimodal) == ("batched", True)
+        assert held.endpoint.reads_in_order is False
+        assert not held.gate.is_open
+    assert not directory.mends.exists()

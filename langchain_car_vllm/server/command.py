@@ -173,13 +173,11 @@ def _batching_arguments(launch: Launch, working_set: int | None) -> list[str]:
 
 
 def is_read_in_parts(spec: ServerSpec, launch: Launch) -> bool:
-    """Return whether a multimodal server reads long prompts in parts, as it is told to by default.
-
-    Some other number of the user's may follow what this package says.
-    """
+    """Return whether a multimodal server reads long prompts in parts; the user's number wins."""
     if launch.serving.engine != "batched" or not launch.serving.multimodal:
         return False
-    return argument_value(spec.server_args, _PARTS) != "0"
+    given = argument_value(spec.server_args, _PARTS)
+    return given is None or (given.isdecimal() and int(given) > 0)
 
 
 def _draft_arguments(draft: str | None) -> list[str]:

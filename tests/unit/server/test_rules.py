@@ -114,7 +114,7 @@ def test_batched_multimodal_prefills_in_chunks():
 def test_long_prompts_are_read_in_parts_unless_the_user_says_otherwise():
     """On a batched multimodal server; others have ways of their own."""
     media = Launch("m", True, Serving(engine="batched", multimodal=True))
-    for given, expected in (((), True), (("100",), True), (("0",), False)):
+    for given, expected in (((), True), (("100",), True), (("0",), False), (("-1",), False)):
         arguments = ("--chunked-prefill-tokens", *given) if given else ()
         spec = ServerSpec(source="m", served_name="m", server_args=arguments)
         assert is_read_in_parts(spec, media) == expected

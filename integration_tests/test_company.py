@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -110,22 +110,23 @@ def folder(request: pytest.FixtureRequest, smollm2: str) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def load(folder: str, fast_cpu: dict[str, str]) -> Iterator[Load]:
     """The model as a user has it who sets nothing else."""
     yield from _running(folder, fast_cpu)
 
 
-@pytest.fixture(scope="module")
-def unmended(folder: str, fast_cpu: dict[str, str], tmp_path_factory: Any) -> Iterator[Load]:
+@pytest.fixture
+def unmended(
+    folder: str, fast_cpu: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Load]:
     """The model on a server that reads prompts as it was published."""
     server = ensure_runtime().server
-    script = tmp_path_factory.mktemp("unmended") / "vllm-mlx"
+    script = tmp_path / "vllm-mlx"
     script.write_text(_UNMENDED.format(python=interpreter_of(server), server=str(server)))
     script.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CAR_VLLM_MLX_BIN", str(script))
-        yield from _running(folder, fast_cpu, is_mended=False)
+    monkeypatch.setenv("CAR_VLLM_MLX_BIN", str(script))
+    yield from _running(folder, fast_cpu, is_mended=False)
 
 
 def _running(folder: str, environment: dict[str, str], *, is_mended: bool = True) -> Iterator[Load]:

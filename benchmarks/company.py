@@ -17,8 +17,10 @@ from benchmarks.agents import Agent
 from benchmarks.home import fast_cpu, real, tiny
 from benchmarks.rows import Check, Row
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.server import directory_of
+from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.server import ensure_server
 from langchain_car_vllm.server.client import admission
+from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.tickets import Rules
 
 AGENTS, TURNS, ROUNDS = 6, 3, 3
@@ -29,6 +31,7 @@ _SHARE = 0.5
 _TOGETHER, _WHOLE = "together", "whole turns"
 _ALONE, _MEANWHILE, _REST = "alone", "meanwhile", "rest of the document"
 _WORDS = 6000
+_PATIENCE = 60.0
 _QUESTION = "Question {number}: how far is the moon?"
 
 
@@ -60,14 +63,21 @@ def _first_token(model: ChatVllmMlx, text: str) -> float:
         return time.perf_counter() - began
 
 
+def _works(endpoint: Endpoint) -> bool:
+    """Tell whether the server has a request."""
+    look = StatusLook(endpoint)
+    look.wait(_PATIENCE)
+    return bool(look.requests)
+
+
 def _ask_meanwhile(model: ChatVllmMlx, number: int) -> tuple[float, float]:
     """Return the seconds to a question's first token, and those that a document had still to go."""
     document = f"Document {number}. " + " ".join(f"word{n}" for n in range(_WORDS))
-    turns = directory_of(model._spec(engine=model.engine)).turns
+    endpoint = ensure_server(model._spec(engine=model.engine))
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_first_token, model, document)
-        while not list(turns.glob("*.answering")):
-            time.sleep(0.005)
+        while not _works(endpoint):
+            assert not reading.done(), "the document was read too fast"
         began = time.perf_counter()
         question = _first_token(model, _QUESTION.format(number=number))
         reading.result()

@@ -25,6 +25,7 @@ from langchain_car_vllm.server.supervisor.adapter_stage import check_adapter_is_
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
+from langchain_car_vllm.server.supervisor.mends import prompt_order
 from langchain_car_vllm.server.supervisor.readiness import ReadinessStall, failed_test
 from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers, wired_by_others
 from langchain_car_vllm.support.json_objects import read_json_object
@@ -38,7 +39,6 @@ _KILLED = {
     *(_SHELL_BASE + number for number in (signal.SIGKILL, signal.SIGTERM)),
 }
 _PORT_GRACE = 1.0
-_IN_ORDER = "prompts-in-order"
 
 
 class Server:
@@ -214,7 +214,7 @@ def _mended(context: SupervisorContext, launch: Launch) -> Serving:
     mends: dict[str, Any] = {}
     with suppress(FileNotFoundError):  # it is not a Python script
         mends = read_json_object(context.directory.mends.read_bytes()) or {}
-    is_mended = mends.get(_IN_ORDER, {}).get("state") == "applied"
+    is_mended = mends.get(prompt_order.NAME, {}).get("state") == "applied"
     reads_in_order = is_mended and is_read_in_parts(context.spec, launch)
     return replace(context.state.serving, reads_in_order=reads_in_order)
 

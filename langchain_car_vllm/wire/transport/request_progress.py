@@ -124,8 +124,8 @@ def progress_of(
         return Progress(stage, f"{int(status.get('num_running') or 0)} are being answered")
     if stage == "generating":
         return Progress(stage)
-    before = [each for each in _entries(status) if _STAGES[each["phase"]] == stage]
-    if in_order and any(_age(each) > _age(entry) for each in before):
+    read = (each for each in _entries(status) if _STAGES[each["phase"]] == stage)
+    if in_order and any(_age(each) > _age(entry) for each in read):
         return Progress("queued", "waiting for another request's prompt to be read")
     total, cached = int(entry.get("prompt_tokens") or 0), int(entry.get("cached_tokens") or 0)
     detail = f"{total:,} tokens" + (f", {cached:,} of them from the cache" if cached else "")

@@ -5,7 +5,8 @@ from typing import Any
 
 from .mend import Mend, find, find_names, tell_that_it_stepped_aside
 
-_NAME = "prompts-in-order"
+NAME = "prompts-in-order"
+"""Of the mend, as the record has it."""
 
 
 def _read_in_order(module: Any) -> None:
@@ -60,7 +61,7 @@ def _read_short_one(generator: Any, requests: "list[Any]", budget: int) -> Any:
         batch = generator._process_prompts([short])
     except Exception as error:  # noqa: BLE001 - it is told when its turn has come
         short.has_failed = True
-        tell_that_it_stepped_aside(_NAME, error)
+        tell_that_it_stepped_aside(NAME, error)
         return None
     if batch is not None and generator.active_batch is not None:
         generator.active_batch.extend(batch)
@@ -90,7 +91,7 @@ def _known(cache: Any, tokens: "list[int]") -> int:
 
 MENDS = (
     Mend(
-        name=_NAME,
+        name=NAME,
         module="vllm_mlx.mllm_batch_generator",
         tested="vllm-mlx 0.6.0",
         purpose="read prompts in their order and short ones between the parts of a long one, so "

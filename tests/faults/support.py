@@ -75,6 +75,11 @@ class Fake:
         self._starts = root / "starts"
         self.switch()
 
+    def take_media(self) -> None:
+        """Have the model take pictures, so that its server takes its multimodal route."""
+        config = {"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048}
+        (self.model / "config.json").write_text(json.dumps(config))
+
     def switch(self, **faults: object) -> None:
         """Set the fault switches of the next start."""
         path = self.root / "faults.json"

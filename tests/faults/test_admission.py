@@ -1,7 +1,6 @@
 """Admission: who may send to a server that all processes share, and when."""
 
 import asyncio
-import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -204,9 +203,7 @@ def test_servers_that_queue_need_no_gate(admission: Make, directory: ServerDirec
 
 @pytest.fixture
 def multimodal(fake: Fake) -> Fake:
-    (fake.model / "config.json").write_text(
-        json.dumps({"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048})
-    )
+    fake.take_media()
     return fake
 
 

@@ -78,7 +78,7 @@ async def test_full_executor_holds_no_call_up(fake: Fake, model: ChatVllmMlx):
 
 async def test_full_executor_holds_no_turn_up(fake: Fake, model: ChatVllmMlx):
     """Where requests are read one after the other, neither their turn nor a replay needs it."""
-    _make_multimodal(fake)
+    fake.take_media()
     fake.switch(crash_after=0)
     async with full_executor():
         call = asyncio.create_task(_batched(model))
@@ -101,12 +101,6 @@ async def test_full_executor_holds_no_vectors_up(fake: Fake):
         assert await asyncio.wait_for(reranker.arerank(["hi"], "hi"), PATIENCE)
 
 
-def _make_multimodal(fake: Fake) -> None:
-    (fake.model / "config.json").write_text(
-        json.dumps({"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048})
-    )
-
-
 LEAVES_A_STREAM_OPEN = """
 import asyncio, gc, sys
 from langchain_car_vllm import ChatVllmMlx
@@ -125,7 +119,7 @@ sys.stdin.read()
 
 def test_stream_left_open_on_a_closed_loop_holds_nothing(fake: Fake):
     """A loop that is closed without its generators gives lease, turn and connection back."""
-    _make_multimodal(fake)
+    fake.take_media()
     fake.switch(token_gate=fake.gate("token"))
     with subprocess.Popen(
         [sys.executable, "-c", LEAVES_A_STREAM_OPEN, str(fake.model)],
@@ -166,7 +160,7 @@ sys.stdin.read()
 def test_task_that_waits_on_a_closed_loop_holds_nothing(fake: Fake, way: str, multimodal: bool):
     """Also where the program keeps it, and the loop: nobody will ever read the answer."""
     if multimodal:
-        _make_multimodal(fake)
+        fake.take_media()
     fake.switch(token_gate=fake.gate("token"))
     with subprocess.Popen(
         [sys.executable, "-c", LEAVES_A_TASK_WAITING, str(fake.model), way],
@@ -238,7 +232,7 @@ def test_loop_that_ends_with_a_stream_open_says_nothing(
     """It closes what it knows at once, in any order; all is given back, and nothing is printed."""
     monkeypatch.setenv("CAR_VLLM_MLX_PROGRESS", "0")
     if multimodal:
-        _make_multimodal(fake)
+        fake.take_media()
     fake.switch(token_gate=fake.gate("token"))
     with subprocess.Popen(
         [sys.executable, "-c", ENDS_WITH_A_STREAM_OPEN, str(fake.model)],
@@ -285,7 +279,7 @@ def test_tasks_of_a_closed_loop_are_collected_in_silence(
     """Python says that they were pending, and LangChain may fail; nothing of ours does."""
     monkeypatch.setenv("CAR_VLLM_MLX_PROGRESS", "0")
     if multimodal:
-        _make_multimodal(fake)
+        fake.take_media()
     fake.switch(token_gate=fake.gate("token"))
     done = subprocess.run(
         [sys.executable, "-c", CLOSES_A_LOOP, str(fake.model)],

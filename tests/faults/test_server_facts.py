@@ -67,9 +67,7 @@ def test_output_that_nobody_reads_does_not_block_the_server(fake: Fake):
 
 def test_what_became_of_a_former_servers_mends_says_nothing_of_this_one(fake: Fake):
     """A binary that is not a Python script cannot be mended: its programs take turns."""
-    (fake.model / "config.json").write_text(
-        json.dumps({"model_type": "qwen3_5", "vision_config": {}, "max_position_embeddings": 2048})
-    )
+    fake.take_media()
     real = fake.binary.rename(fake.binary.with_name("real"))
     fake.binary.write_text(f'#!/bin/sh\nexec "{real}" "$@"\n')
     fake.binary.chmod(0o755)

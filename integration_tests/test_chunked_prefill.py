@@ -2,13 +2,12 @@
 
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from beside_document import answered_first, words
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel, Field
-from raw_client import RawClient
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
@@ -25,10 +24,6 @@ class Digit(BaseModel):
     """A digit."""
 
     digit: int = Field(ge=0, le=9)
-
-
-def words(count: int) -> str:
-    return " ".join(f"word{n}" for n in range(count))
 
 
 @pytest.fixture(scope="module", params=["qwen3_5", pytest.param("gemma4", marks=pytest.mark.full)])
@@ -72,21 +67,7 @@ def test_a_short_question_does_not_wait_for_a_long_document(model: ChatVllmMlx):
     """Nor does the next turn of a long conversation: each is read between two parts of another."""
     history: list[BaseMessage] = [SystemMessage(words(300)), HumanMessage("one")]
     history += [model.invoke(history), HumanMessage("two")]
-    server, done = RawClient(model), []
-
-    def ask(name: str, what: str | list[BaseMessage]) -> None:
-        assert model.invoke(what).usage_metadata
-        done.append(name)
-
-    with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(ask, "document", words(4000))]
-        while not any(each["phase"] == "prefill" for each in server.get("/v1/status")["requests"]):
-            assert not done, "the document was read too fast"
-        asked += [pool.submit(ask, "turn", history), pool.submit(ask, "question", "three words")]
-        for each in asked:
-            each.result()
-    assert sorted(done) == ["document", "question", "turn"]
-    assert done[-1] == "document"
+    assert answered_first(model, words(4000), history, "three words") == 2
 
 
 def test_forced_calls_on_a_long_prompt(model: ChatVllmMlx):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from beside_document import answered_first, words
 from beside_mends import told_by
 
 from langchain_car_vllm import ChatVllmMlx
@@ -13,6 +14,7 @@ from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 HERE = Path(__file__).parent
 MODELS = HERE.parent / ".models"
 FAMILIES = ["gemma3_text", "gpt_oss", "granitemoehybrid", "jamba", "kimi_linear", "qwen3_next"]
+WINDOWS = {"gemma3_text", "gpt_oss"}
 SLOW = set(FAMILIES) - {"kimi_linear"}
 # In company they answer otherwise without the mends; the others need longer prompts for that, or
 # never do.
@@ -48,7 +50,7 @@ def test_each_turn_finds_the_one_before_and_company_changes_nothing(
     """Without the mends nothing but the first turn is found, and company changes answers."""
     model, harness = build(family), HERE / "text_prompts_harness.py"
     mended, plain = (told_by(harness, tmp_path, model, mode)[-1] for mode in ("mended", "plain"))
-    kinds = ("company", "repeated", "other end", "others")
+    kinds = ("company", "repeated", "other end", "others", "beside")
     assert {kind: mended[kind] for kind in kinds} == dict.fromkeys(kinds, 0)
     assert plain["company"] or family not in DIFFERING
     turns = mended["turns"]
@@ -58,6 +60,8 @@ def test_each_turn_finds_the_one_before_and_company_changes_nothing(
     assert first == 0
     assert others == [system, system]
     assert sum(plain["shared"][1:]) == 0
+    ended, short = mended["ended"]
+    assert ended == short or family in WINDOWS
 
 
 def test_a_batch_is_answered_as_its_questions_are_alone(build: Build, fast_cpu: dict[str, str]):
@@ -69,3 +73,11 @@ def test_a_batch_is_answered_as_its_questions_are_alone(build: Build, fast_cpu: 
     alone = [model.invoke(question).text for question in questions]
     model.unload(force=True)
     assert [answer.text for answer in model.batch(questions)] == alone
+
+
+def test_a_short_question_does_not_wait_for_a_long_document(build: Build, fast_cpu: dict[str, str]):
+    """Although prompts are read one after the other: it is read between two parts of another."""
+    model = ChatVllmMlx(
+        model=build("kimi_linear"), temperature=0, max_tokens=4, server_env=fast_cpu
+    )
+    assert answered_first(model, words(5000), "three words", "two words") == 2

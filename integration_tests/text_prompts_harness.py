@@ -5,17 +5,21 @@
 runs under the runtime's Python. Three conversations are held alone and without a cache. Then each
 turn of all three is asked at once, with a cache; at last each prompt is asked again, and with
 another end. The template opens a thought, which the next prompt leaves out. Other conversations
-begin with one system message then.
+begin with one system message then. And turns of short conversations come while a long prompt is
+read.
 
 It prints a line of JSON: for each turn the tokens of the messages and the tokens that were found;
-the tokens of the system message, and those that each other conversation found; and how many answers
-differ in company, when repeated, with another end, and after a shared message.
+the tokens of the system message, and those that each other conversation found; how many answers
+differ in company, when repeated, with another end, after a shared message, and beside a long
+prompt; and how many of the short ones had ended when the answer to the long one began.
 """
 
 import json
 import sys
 
 TURNS, CONVERSATIONS = 4, 3
+STEP = 256
+"""Tokens that are read at a time."""
 BEGIN, THOUGHT = "<|im_start|>assistant\n", "<think>\n"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -32,10 +36,15 @@ class Asking:
         model: What answers.
         tokenizer: Of the model.
         keeps: Whether prompts are kept.
+
+    Attributes:
+        before: The prompts whose answers had ended when that to the first one began.
     """
 
     def __init__(self, module, model, tokenizer, *, keeps: bool) -> None:
-        settings = module.SchedulerConfig(cache_memory_mb=500, enable_prefix_cache=keeps)
+        settings = module.SchedulerConfig(
+            cache_memory_mb=500, enable_prefix_cache=keeps, prefill_step_size=STEP
+        )
         self._scheduler = module.Scheduler(model, tokenizer, settings)
         self._number = 0
 
@@ -44,7 +53,7 @@ class Asking:
         from vllm_mlx.request import Request, SamplingParams
 
         greedy = SamplingParams(max_tokens=8, temperature=0.0)
-        answers = {}
+        answers, ended, self.before = {}, 0, None
         for prompt in prompts:
             self._number += 1
             answers[str(self._number)] = []
@@ -53,6 +62,9 @@ class Asking:
         while self._scheduler.has_requests():
             for output in self._scheduler.step().outputs:
                 answers[output.request_id] += output.new_token_ids or []
+                ended += output.finished
+            if self.before is None and next(iter(answers.values())):
+                self.before = ended
         return list(answers.values())
 
     def found(self) -> int:
@@ -67,9 +79,9 @@ def main() -> None:
     from vllm_mlx import scheduler
 
     if mode == "mended":
-        from mends import text_prompts
+        from mends import text_order, text_prompts
 
-        for mend in text_prompts.MENDS:
+        for mend in (*text_prompts.MENDS, *text_order.MENDS):
             mend.apply(scheduler)
     model, tokenizer = load(model_folder, tokenizer_config={"chat_template": TEMPLATE})
 
@@ -105,7 +117,12 @@ def main() -> None:
         before = together.found()
         said += together.ask(prompt)
         shared.append(together.found() - before)
+    short = [tokens(_said(8 * number, number) + BEGIN) for number in range(1, CONVERSATIONS + 1)]
+    beside = [tokens(_said(20 * STEP, 1) + BEGIN), *short, *others]
+    answers, ended = together.ask(*beside), together.before
     found = {
+        "beside": _differing(answers, [alone.ask(prompt)[0] for prompt in beside]),
+        "ended": [ended, len(beside) - 1],
         "turns": turns,
         "shared": shared,
         "others": _differing(said, [alone.ask(prompt)[0] for prompt in others]),

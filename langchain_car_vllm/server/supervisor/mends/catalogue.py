@@ -23,6 +23,7 @@ from . import (
     sampling,
     schema_admission,
     served_names,
+    text_order,
     text_prompts,
 )
 
@@ -42,6 +43,7 @@ MENDS = (
     *picture_prompts.MENDS,
     *prepared_pictures.MENDS,
     *text_prompts.MENDS,
+    *text_order.MENDS,
     *prefix_cache_folder.MENDS,
     *served_names.MENDS,
     *request_count.MENDS,

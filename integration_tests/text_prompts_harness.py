@@ -5,8 +5,7 @@
 runs under the runtime's Python. Three conversations are held alone and without a cache. Then each
 turn of all three is asked at once, with a cache; at last each prompt is asked again, and with
 another end. The template opens a thought, which the next prompt leaves out. Other conversations
-begin with one system message then. And turns of short conversations come while a long prompt is
-read.
+begin with one system message then. And short prompts come while a long one is read.
 
 It prints a line of JSON: for each turn the tokens of the messages and the tokens that were found;
 the tokens of the system message, and those that each other conversation found; how many answers
@@ -18,8 +17,8 @@ import json
 import sys
 
 TURNS, CONVERSATIONS = 4, 3
-STEP = 256
-"""Tokens that are read at a time."""
+STEP, SHORT_STEP = 2048, 256
+"""Tokens that are read at a time; fewer where a prompt is read beside others."""
 BEGIN, THOUGHT = "<|im_start|>assistant\n", "<think>\n"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -36,14 +35,15 @@ class Asking:
         model: What answers.
         tokenizer: Of the model.
         keeps: Whether prompts are kept.
+        step: Tokens that are read at a time.
 
     Attributes:
         before: The prompts whose answers had ended when that to the first one began.
     """
 
-    def __init__(self, module, model, tokenizer, *, keeps: bool) -> None:
+    def __init__(self, module, model, tokenizer, *, keeps: bool, step: int = STEP) -> None:
         settings = module.SchedulerConfig(
-            cache_memory_mb=500, enable_prefix_cache=keeps, prefill_step_size=STEP
+            cache_memory_mb=500, enable_prefix_cache=keeps, prefill_step_size=step
         )
         self._scheduler = module.Scheduler(model, tokenizer, settings)
         self._number = 0
@@ -117,11 +117,14 @@ def main() -> None:
         before = together.found()
         said += together.ask(prompt)
         shared.append(together.found() - before)
+    slow = Asking(scheduler, model, tokenizer, keeps=False, step=SHORT_STEP)
+    reading = Asking(scheduler, model, tokenizer, keeps=True, step=SHORT_STEP)
     short = [tokens(_said(8 * number, number) + BEGIN) for number in range(1, CONVERSATIONS + 1)]
-    beside = [tokens(_said(20 * STEP, 1) + BEGIN), *short, *others]
-    answers, ended = together.ask(*beside), together.before
+    beside = [tokens(_said(20 * SHORT_STEP, 1) + BEGIN), *short, others[1]]
+    reading.ask(others[0])
+    answers, ended = reading.ask(*beside), reading.before
     found = {
-        "beside": _differing(answers, [alone.ask(prompt)[0] for prompt in beside]),
+        "beside": _differing(answers, [slow.ask(prompt)[0] for prompt in beside]),
         "ended": [ended, len(beside) - 1],
         "turns": turns,
         "shared": shared,

@@ -31,6 +31,20 @@ _HINTS = HINTS | {
 }
 
 
+class _File:
+    """A path in a server's directory, made when it is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __set_name__(self, _: type, attribute: str) -> None:
+        self._attribute = attribute
+
+    def __get__(self, directory: "ServerDirectory", _: type) -> Path:
+        path = vars(directory)[self._attribute] = directory.path / self._name
+        return path
+
+
 @dataclass(frozen=True)
 class ServerDirectory:
     """Where the run state of one server key lies.
@@ -45,20 +59,34 @@ class ServerDirectory:
         """The server key."""
         return self.path.name
 
-    @KeptProperty
-    def state(self) -> Path:
-        """Written by the holder of `supervisor_lock` only."""
-        return self.path / "state.json"
-
-    @KeptProperty
-    def start_lock(self) -> Path:
-        """Held over check, spawn and handshake."""
-        return self.path / "start.lock"
-
-    @KeptProperty
-    def supervisor_lock(self) -> Path:
-        """Held by the supervisor for its whole life."""
-        return self.path / "supervisor.lock"
+    state = _File("state.json")
+    """Written by the holder of `supervisor_lock` only."""
+    start_lock = _File("start.lock")
+    """Held over check, spawn and handshake."""
+    supervisor_lock = _File("supervisor.lock")
+    """Held by the supervisor for its whole life."""
+    server_lock = _File("server.lock")
+    """Held by the server process itself for its whole life."""
+    lease_lock = _File("lease.lock")
+    """Shared by clients with a request under way, exclusive while stopping when idle."""
+    turn_lock = _File("turn.lock")
+    """Held for the time of a decision which request may be sent."""
+    memory_room = _File("memory-room")
+    """Bytes of memory that the running server keeps to, once they changed."""
+    turns = _File("turns")
+    """Tickets of the requests that wait for their turn or are under way."""
+    clients = _File("clients")
+    """One record per client process: its keep_alive, touched when a request ends."""
+    blame = _File("blame")
+    """Crashes that a single request caused again and again, named by their times."""
+    log = _File("server.log")
+    """The server's output."""
+    supervisor_log = _File("supervisor.log")
+    """The supervisor's own output."""
+    mends = _File("mends.json")
+    """What became of each mend of the running server."""
+    launcher = _File("launch.py")
+    """The copy of `launch.py` that outlives the client's virtual environment."""
 
     def author_lock(self, tag: str) -> Path:
         """Held by the supervisor of that tag for its life, so that its state can be believed.
@@ -66,61 +94,6 @@ class ServerDirectory:
         The name never comes again, so this lock file is removed with its holder.
         """
         return self.path / f"life-{tag}.lock"
-
-    @KeptProperty
-    def server_lock(self) -> Path:
-        """Held by the server process itself for its whole life."""
-        return self.path / "server.lock"
-
-    @KeptProperty
-    def lease_lock(self) -> Path:
-        """Shared by clients with a request under way, exclusive while stopping when idle."""
-        return self.path / "lease.lock"
-
-    @KeptProperty
-    def turn_lock(self) -> Path:
-        """Held for the time of a decision which request may be sent."""
-        return self.path / "turn.lock"
-
-    @KeptProperty
-    def memory_room(self) -> Path:
-        """Bytes of memory that the running server keeps to, once they changed."""
-        return self.path / "memory-room"
-
-    @KeptProperty
-    def turns(self) -> Path:
-        """Tickets of the requests that wait for their turn or are under way."""
-        return self.path / "turns"
-
-    @KeptProperty
-    def clients(self) -> Path:
-        """One record per client process: its keep_alive, touched when a request ends."""
-        return self.path / "clients"
-
-    @KeptProperty
-    def blame(self) -> Path:
-        """Crashes that a single request caused again and again, named by their times."""
-        return self.path / "blame"
-
-    @KeptProperty
-    def log(self) -> Path:
-        """The server's output."""
-        return self.path / "server.log"
-
-    @KeptProperty
-    def supervisor_log(self) -> Path:
-        """The supervisor's own output."""
-        return self.path / "supervisor.log"
-
-    @KeptProperty
-    def mends(self) -> Path:
-        """What became of each mend of the running server."""
-        return self.path / "mends.json"
-
-    @KeptProperty
-    def launcher(self) -> Path:
-        """The copy of `launch.py` that outlives the client's virtual environment."""
-        return self.path / "launch.py"
 
     def create(self) -> None:
         """Make the folders, readable by the user alone.

@@ -40,7 +40,7 @@ sys.path.insert(0, {folder!r})
 import vllm_mlx.models.mllm as mllm
 from mends import named_files
 if {mended!r}:
-    named_files._take_no_paths(mllm)
+    named_files._take_no_paths.apply(mllm)
 os.mkfifo("fifo")
 told = []
 named = [{secret!r}, "file://" + {secret!r}, "fifo", "secret.wav", "."]
@@ -78,7 +78,7 @@ sys.path.insert(0, {folder!r})
 import jinja2
 from mends import chat_template
 if {mended!r}:
-    chat_template._confine_templates(jinja2)
+    chat_template._confine_templates.apply(jinja2)
 
 def render(processor, template):
     spoken = SimpleNamespace(chat_template=template, tokenizer=None)
@@ -126,7 +126,7 @@ sys.path.insert(0, {folder!r})
 from vllm_mlx.engine import simple
 from mends import request_end
 if {mended!r}:
-    request_end._end_abandoned_generations(simple)
+    request_end._end_abandoned_generations.apply(simple)
 
 class Model:
     def __init__(self):
@@ -176,7 +176,7 @@ from mlx_lm import load
 from vllm_mlx import scheduler as module
 from vllm_mlx.request import Request, SamplingParams
 if {mended!r}:
-    request_end._abort_what_waits(module)
+    request_end._abort_what_waits.apply(module)
 scheduler = module.Scheduler(*load({model!r}))
 for name in ("left", "kept"):
     scheduler.add_request(Request(name, "Tell a tale.", SamplingParams(max_tokens=9)))
@@ -205,7 +205,7 @@ from mends import picture_order
 told = []
 for module in (mllm_cache, vision_embedding_cache):
     if {mended!r}:
-        picture_order._tell_orders_apart(module)
+        picture_order._tell_orders_apart.apply(module)
     keys = [module.compute_images_hash(list(names)) for names in ("ab", "ba", "ab", "a", "b", "")]
     told.append([keys.index(key) for key in keys])
 print(json.dumps(told))
@@ -232,7 +232,7 @@ mx.device_info = lambda: {{"max_recommended_working_set_size": {working_set}}}
 mx.metal.is_available = lambda: True
 mx.synchronize = lambda *_: None
 from mends import memory_limits
-memory_limits._limit_memory(mx)
+memory_limits._limit_memory.apply(mx)
 from mlx import nn
 from mlx_lm.generate import wired_limit
 from mlx_vlm.generate.common import wired_limit as vlm_wired_limit

@@ -117,7 +117,7 @@ from mlx_lm.models.cache import KVCache
 from vllm_mlx import memory_cache
 if sys.argv[1] == "mended":
     from mends import prefix_cache_folder
-    assert prefix_cache_folder._save_whole(memory_cache) is None
+    assert prefix_cache_folder._save_whole.apply(memory_cache) is None
 def saved(*entries):
     found = memory_cache.MemoryAwarePrefixCache(None, memory_cache.MemoryCacheConfig())
     for first, count in entries:

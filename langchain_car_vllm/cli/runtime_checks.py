@@ -248,8 +248,7 @@ def check_mends() -> str:
     return ", ".join(parts)
 
 
-def _format_state(name: str, *, state: str, detail: str, purpose: str) -> str:
-    del purpose
+def _format_state(name: str, *, state: str, detail: str) -> str:
     if state == "applied":
         return f"`{name}` applies"
     return f"`{name}` {state}{f' ({detail})' if detail else ''}"

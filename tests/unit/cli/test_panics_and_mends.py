@@ -71,8 +71,8 @@ def test_mends_are_listed_with_what_becomes_of_them(tmp_path, monkeypatch):
 def test_a_mend_that_steps_aside_is_a_warning(tmp_path, monkeypatch):
     """With the reason; the others are listed all the same."""
     said = (
-        '{"a": {"state": "applied", "detail": "", "purpose": "p"}, '
-        '"b": {"state": "stepped aside", "detail": "there is no x", "purpose": "p"}}'
+        '{"a": {"state": "applied", "detail": ""}, '
+        '"b": {"state": "stepped aside", "detail": "there is no x"}}'
     )
     runtime_that_says(tmp_path, monkeypatch, f"echo '{said}'; echo noise >&2")
     with pytest.raises(Warned, match=r"`a` applies, `b` stepped aside \(there is no x\)"):

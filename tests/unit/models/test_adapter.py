@@ -216,7 +216,7 @@ def test_the_adapter_goes_on_the_served_model_and_on_no_other(
         return model
 
     module = SimpleNamespace(load_model=load_model, load_adapters=load_adapters)
-    adapters._load_on_top(module)
+    adapters._load_on_top.apply(module)
     assert module.load_model(served)[0].adapter is None
     assert not (tmp_path / "adapter.loaded").exists()
     monkeypatch.setenv("CAR_VLLM_LAUNCH_ADAPTER", "/tuned")
@@ -225,4 +225,4 @@ def test_the_adapter_goes_on_the_served_model_and_on_no_other(
     assert (model.adapter, config) == ("/tuned", {"path": served})
     assert (tmp_path / "adapter.loaded").read_text() == "/tuned"
     with pytest.raises(UnknownCodeError):
-        adapters._load_on_top(SimpleNamespace(load_model=load_model))
+        adapters._load_on_top.apply(SimpleNamespace(load_model=load_model))

@@ -35,7 +35,7 @@ async def test_only_failures_close_the_connection():
     class Module:
         RequestResponseCycle = Cycle
 
-    request_end._close_after_failure(Module)
+    request_end._close_after_failure.apply(Module)
     for status in (200, 400, 500, 503):
         await Cycle().send({"type": "http.response.start", "status": status, "headers": []})
     await Cycle().send({"type": "http.response.body"})
@@ -143,7 +143,7 @@ def test_the_context_ends_with_the_token_that_is_read():
 
         install_chunked_prefill_mllm = staticmethod(lambda batch_gen, budget=1: None)
 
-    batch_rows._complete_contexts(Module)
+    batch_rows._complete_contexts.apply(Module)
     generator = Generator()
     own, made = [1, 2], [3, 4]
     generator.active_batch = type("B", (), {"requests": [Request(own), Request([3])]})
@@ -243,7 +243,7 @@ def test_what_cannot_be_kept_costs_no_answer():
     module = types.SimpleNamespace(
         MLLMBatchGenerator=Generator, is_text_only_prefix_cache_request=lambda request: True
     )
-    prefix_after_hit._keep_prompts_after_hits(module)
+    prefix_after_hit._keep_prompts_after_hits.apply(module)
     batch = Generator()._process_prompts([types.SimpleNamespace(logits_processors=None)])
     assert batch.logits_processors is None
 
@@ -352,7 +352,7 @@ def test_log_probabilities_of_the_servers_own_are_left_to_it():
     )
     before = dict(vars(module))
     with pytest.raises(UnknownCodeError):
-        logprobs._send_notes(module)
+        logprobs._send_notes.apply(module)
     assert vars(module) == before
 
 
@@ -374,7 +374,7 @@ def picture_cache() -> type:
 def test_prepared_pictures_take_little_memory():
     """The oldest go first, and what is too large for itself is not kept at all."""
     cache = picture_cache()
-    prepared_pictures._keep_few_pictures(types.SimpleNamespace(VisionEmbeddingCache=cache))
+    prepared_pictures._keep_few_pictures.apply(types.SimpleNamespace(VisionEmbeddingCache=cache))
     half, parts = (types.SimpleNamespace(nbytes=n * 2**20) for n in (60, 30))
     kept = cache()
     for prompt in "abcd":
@@ -390,4 +390,6 @@ def test_another_cache_of_pictures_is_left_alone():
     """It may keep them elsewhere, and bound them by itself."""
     cache = type("Other", (picture_cache(),), {"__init__": lambda _: None})
     with pytest.raises(UnknownCodeError):
-        prepared_pictures._keep_few_pictures(types.SimpleNamespace(VisionEmbeddingCache=cache))
+        prepared_pictures._keep_few_pictures.apply(
+            types.SimpleNamespace(VisionEmbeddingCache=cache)
+        )

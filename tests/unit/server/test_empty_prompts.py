@@ -31,7 +31,7 @@ class Scheduler:
 def test_an_empty_prompt_is_refused(monkeypatch: pytest.MonkeyPatch):
     """With a 400, and nothing of it stays in the queue."""
     monkeypatch.setitem(sys.modules, "fastapi", types.SimpleNamespace(HTTPException=HTTPException))
-    text_prompts._refuse_empty_prompts(types.SimpleNamespace(Scheduler=Scheduler))
+    text_prompts._refuse_empty_prompts.apply(types.SimpleNamespace(Scheduler=Scheduler))
     scheduler = Scheduler()
     good = types.SimpleNamespace(request_id="a", prompt="Hi")
     scheduler.add_request(good)

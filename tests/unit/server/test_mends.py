@@ -48,11 +48,11 @@ def test_mends_are_applied_and_recorded(module: str, tmp_path: Path, capfd: pyte
         raise KeyError("x")
 
     mends = [
-        Mend("good", module, "1", "", improve),
-        Mend("unknown", module, "1", "", unknown),
-        Mend("broken", module, "1", "", broken),
-        Mend("idle", module, "1", "", lambda module: "no need"),
-        Mend("later", "another_module", "1", "", improve),
+        Mend("good", module, "1", improve),
+        Mend("unknown", module, "1", unknown),
+        Mend("broken", module, "1", broken),
+        Mend("idle", module, "1", lambda module: "no need"),
+        Mend("later", "another_module", "1", improve),
     ]
     record = tmp_path / "mends.json"
     found = imported(module, record, *mends)
@@ -78,8 +78,8 @@ def test_wrong_results_are_refused(module: str, tmp_path: Path):
         find(module, "answer", "colour")
 
     mends = [
-        Mend("needed", module, "1", "", unknown, needed_for="reranker models"),
-        Mend("other", module, "1", "", improve),
+        Mend("needed", module, "1", unknown, needed_for="reranker models"),
+        Mend("other", module, "1", improve),
     ]
     record = tmp_path / "mends.json"
     with pytest.raises(NotImplementedError) as caught:
@@ -97,7 +97,7 @@ def test_names_are_unique_and_say_what_for():
     """The record and the log tell mends apart by name."""
     names = [mend.name for mend in MENDS]
     assert len(set(names)) == len(names)
-    assert all(mend.purpose and mend.tested for mend in MENDS)
+    assert all(mend.apply.__doc__ and mend.tested for mend in MENDS)
 
 
 @pytest.mark.parametrize("mend", MENDS, ids=lambda mend: mend.name)

@@ -239,7 +239,7 @@ class SavedCache:
 def test_what_was_half_saved_is_never_read(tmp_path: Path):
     """A save that is cut short leaves no index, a whole one nothing old, and nothing is no save."""
     module = types.SimpleNamespace(MemoryAwarePrefixCache=type("Cache", (SavedCache,), {}))
-    prefix_cache_folder._save_whole(module)
+    prefix_cache_folder._save_whole.apply(module)
     cache = module.MemoryAwarePrefixCache
     folder = tmp_path / "of-these-versions"
     assert cache(["one", "two", "three"]).save_to_disk(str(tmp_path))

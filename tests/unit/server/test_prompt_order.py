@@ -95,7 +95,7 @@ def module_of(**other: object) -> types.SimpleNamespace:
 def mended(made: Generator) -> Generator:
     """Return a generator with the mend, whose parts have ten tokens."""
     module = module_of()
-    prompt_order._read_in_order(module)
+    prompt_order._read_in_order.apply(module)
     module.install_chunked_prefill_mllm(made, 10)
     return made
 
@@ -190,5 +190,5 @@ def test_a_generator_that_works_otherwise_is_left_alone():
 
     module = module_of(install_chunked_prefill_mllm=other)
     with pytest.raises(UnknownCodeError, match="other uses no _partial, active_batch"):
-        prompt_order._read_in_order(module)
+        prompt_order._read_in_order.apply(module)
     assert module.install_chunked_prefill_mllm is other

@@ -72,7 +72,7 @@ def scheduler() -> Scheduler:
         make_logits_processors=make_logits_processors,
     )
     mended.kind = module.BatchGenerator
-    sampling._sample_by_request(module)
+    sampling._sample_by_request.apply(module)
     return mended()
 
 
@@ -139,7 +139,7 @@ def test_a_row_keeps_its_sampler(name: str):
             self.samplers += batch.samplers
 
     module = types.SimpleNamespace(PromptProcessingBatch=Batch, GenerationBatch=Batch)
-    batch_rows._keep_processors_in_line(module)
+    batch_rows._keep_processors_in_line.apply(module)
     batch = getattr(module, name)([1, 2, 3], [[], [], []], [None, None, None])
     batch.filter([1])
     batch.extend(Batch([4], [[]], ["own"]))
@@ -186,7 +186,7 @@ def exact_module() -> types.SimpleNamespace:
         apply_top_p=apply_top_p,
         apply_top_k=apply_top_k,
     )
-    sampling._sample_exactly(module)
+    sampling._sample_exactly.apply(module)
     return module
 
 
@@ -237,7 +237,7 @@ def server() -> types.SimpleNamespace:
     )
     for each in sampling._CHECKED:
         setattr(module, f"_resolve_{each}", lambda request_value: request_value)
-    sampling._refuse(module)
+    sampling._refuse.apply(module)
     return module
 
 

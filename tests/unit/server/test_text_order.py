@@ -88,7 +88,7 @@ def _mlx(monkeypatch: pytest.MonkeyPatch) -> None:
 def mended(made: BatchGenerator) -> BatchGenerator:
     scheduler = type("Scheduler", (Scheduler,), {})
     module = types.SimpleNamespace(Scheduler=scheduler, BatchGenerator=BatchGenerator)
-    text_order._read_short_ones_between(module)
+    text_order._read_short_ones_between.apply(module)
     return scheduler()._create_batch_generator(made)
 
 
@@ -170,5 +170,5 @@ def test_a_generator_that_works_otherwise_is_left_alone():
     scheduler = type("Scheduler", (Scheduler,), {})
     module = types.SimpleNamespace(Scheduler=scheduler, BatchGenerator=Other)
     with pytest.raises(UnknownCodeError, match="uses no _currently_processing"):
-        text_order._read_short_ones_between(module)
+        text_order._read_short_ones_between.apply(module)
     assert "_create_batch_generator" not in vars(scheduler)

@@ -4,11 +4,12 @@ import os
 import sys
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _VARIABLE = "CAR_VLLM_LAUNCH_ADAPTER"
 
 
+@mend("adapter", "mlx_lm.utils", "mlx-lm 0.31.3")
 def _load_on_top(module: Any) -> None:
     """Have mlx-lm put the adapter on the model that is served, and on no other, such as a draft.
 
@@ -40,12 +41,4 @@ def _is_served(path: str) -> bool:
     return f"models--{named.replace('/', '--')}".lower() in path.lower().split(os.sep)
 
 
-MENDS = (
-    Mend(
-        name="adapter",
-        module="mlx_lm.utils",
-        tested="mlx-lm 0.31.3",
-        purpose="serve a LoRA adapter on top of the model where one is wanted",
-        apply=_load_on_top,
-    ),
-)
+MENDS = (_load_on_top,)

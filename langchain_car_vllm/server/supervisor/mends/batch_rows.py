@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 
+@mend("batch-processors", "mlx_lm.generate", "mlx-lm 0.31.3")
 def _keep_processors_in_line(module: Any) -> None:
     """Have every row of a batch keep its own logits processors and sampler, or none of either.
 
@@ -42,6 +43,7 @@ def _line_up(batch: Any) -> None:
     batch.samplers = batch.samplers if any(batch.samplers) else [None] * len(batch.uids)
 
 
+@mend("chunked-prefill-context", "vllm_mlx.mllm_batch_generator", "vllm-mlx 0.6.0")
 def _complete_contexts(module: Any) -> None:
     """Hand the logits processors a context that ends with the token that the step reads.
 
@@ -84,18 +86,6 @@ def _complete_contexts(module: Any) -> None:
 
 
 MENDS = (
-    Mend(
-        name="batch-processors",
-        module="mlx_lm.generate",
-        tested="mlx-lm 0.31.3",
-        purpose="keep each request's grammar, penalties and sampler with its own row of a batch",
-        apply=_keep_processors_in_line,
-    ),
-    Mend(
-        name="chunked-prefill-context",
-        module="vllm_mlx.mllm_batch_generator",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep grammars and penalties right while long prompts are read in pieces",
-        apply=_complete_contexts,
-    ),
+    _keep_processors_in_line,
+    _complete_contexts,
 )

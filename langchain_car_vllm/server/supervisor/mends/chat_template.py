@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 # A long conversation takes milliseconds; a machine under heavy load takes a hundred times that.
 _SECONDS = float(os.environ.pop("CAR_VLLM_LAUNCH_TEMPLATE_SECONDS", "10"))
@@ -106,8 +106,9 @@ def _interrupt(thread: int) -> None:
     set_error(ctypes.c_ulong(thread), ctypes.py_object(EndlessTemplateError))
 
 
+@mend("template-refusal", "transformers.utils.chat_template_utils", "transformers 5.23")
 def _refuse_what_the_template_refuses(module: Any) -> None:
-    """Answer 400 with the template's own sentence."""
+    """Answer 400 with the template's own sentence, and stop a template that never ends."""
     render = find(module, "render_jinja_template", "conversations", "chat_template")
 
     def rendered(*args: Any, **kwargs: Any) -> Any:
@@ -116,6 +117,7 @@ def _refuse_what_the_template_refuses(module: Any) -> None:
     module.render_jinja_template = rendered
 
 
+@mend("template-sandbox", "jinja2", "jinja2 3.1.6, mlx-vlm 0.6.12", needed_for="chat templates")
 def _confine_templates(module: Any) -> None:
     """Render in a sandbox whatever a processor renders by itself; transformers has its own."""
     find(module, "Environment")
@@ -143,6 +145,7 @@ def _refused_as_a_request(render: Callable[..., Any], *args: Any, **kwargs: Any)
         raise refusal(f"the chat template refused the messages: {error}", error) from error
 
 
+@mend("template-missing", "transformers.tokenization_utils_base", "transformers 5.23")
 def _refuse_without_template(module: Any) -> None:
     """Answer 400 where the model has no chat template."""
     tokenizer = find(module, "PreTrainedTokenizerBase")
@@ -175,26 +178,7 @@ def refusal(reason: str, error: Exception) -> Exception:
 
 
 MENDS = (
-    Mend(
-        name="template-sandbox",
-        module="jinja2",
-        tested="jinja2 3.1.6, mlx-vlm 0.6.12",
-        purpose="run no code that the chat template of a model brings",
-        apply=_confine_templates,
-        needed_for="chat templates",
-    ),
-    Mend(
-        name="template-refusal",
-        module="transformers.utils.chat_template_utils",
-        tested="transformers 5.23",
-        purpose="answer 400 to what the chat template refuses, and stop a template that never ends",
-        apply=_refuse_what_the_template_refuses,
-    ),
-    Mend(
-        name="template-missing",
-        module="transformers.tokenization_utils_base",
-        tested="transformers 5.23",
-        purpose="answer 400 where the model has no chat template",
-        apply=_refuse_without_template,
-    ),
+    _confine_templates,
+    _refuse_what_the_template_refuses,
+    _refuse_without_template,
 )

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 
+@mend("grammar-kernel", "llguidance.mlx", "llguidance 1.9")
 def _run_grammars_on_cpu(module: Any) -> "str | None":
     """Give llguidance a NumPy kernel where MLX has no Metal, or every grammar is a 500."""
     find(module, "apply_token_bitmask")
@@ -36,12 +37,4 @@ def _apply_token_bitmask(logits: Any, mask: Any) -> Any:
     return mx.where(bits, rows, mx.array(-float("inf"), rows.dtype))
 
 
-MENDS = (
-    Mend(
-        name="grammar-kernel",
-        module="llguidance.mlx",
-        tested="llguidance 1.9",
-        purpose="mask forbidden tokens with NumPy where there is no Metal",
-        apply=_run_grammars_on_cpu,
-    ),
-)
+MENDS = (_run_grammars_on_cpu,)

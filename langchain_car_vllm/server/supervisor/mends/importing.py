@@ -28,10 +28,7 @@ class MendFinder(importlib.abc.MetaPathFinder):
     """
 
     def __init__(self, mends: Sequence[Mend], record: "str | None") -> None:
-        self.states = {
-            mend.name: {"state": "not imported", "detail": "", "purpose": mend.purpose}
-            for mend in mends
-        }
+        self.states = {mend.name: {"state": "not imported", "detail": ""} for mend in mends}
         self.modules = list(dict.fromkeys(mend.module for mend in mends))
         self._mends = mends
         self._record = record

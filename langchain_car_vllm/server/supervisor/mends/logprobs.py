@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
 
-from .mend import Mend, UnknownCodeError, find, tell_that_it_stepped_aside
+from .mend import UnknownCodeError, find, mend, tell_that_it_stepped_aside
 
 _NAME = "logprobs"
 _MOST_ALTERNATIVES = 20
@@ -113,6 +113,7 @@ def _byte_letters() -> "dict[str, int]":
     return {**letters, **{chr(0x100 + place): byte for place, byte in enumerate(others)}}
 
 
+@mend("logprobs-request", "vllm_mlx.api.models", "vllm-mlx 0.6.0")
 def _take_fields(module: Any) -> None:
     """Have the schemas of chat keep what asks for log probabilities, and what answers."""
     request, choice, response = (
@@ -150,6 +151,7 @@ def _take_current() -> "dict[str, Any] | None":
     return None if notes is None else {"content": notes.take()}
 
 
+@mend(_NAME, "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _send_notes(module: Any) -> None:
     """Note log probabilities where a request asks for them, and send them with its events."""
     prepare = find(module, "_prepare_chat_completion_invocation", "engine", "request")
@@ -200,18 +202,6 @@ def _with_notes(event: str, notes: LogprobNotes) -> str:
 
 
 MENDS = (
-    Mend(
-        name="logprobs-request",
-        module="vllm_mlx.api.models",
-        tested="vllm-mlx 0.6.0",
-        purpose="let requests ask for log probabilities",
-        apply=_take_fields,
-    ),
-    Mend(
-        name=_NAME,
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="send the log probabilities of an answer's tokens where they are asked for",
-        apply=_send_notes,
-    ),
+    _take_fields,
+    _send_notes,
 )

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from .mend import Mend, find, tell_that_it_stepped_aside
+from .mend import find, mend, tell_that_it_stepped_aside
 from .prompt_ends import (
     beginnings_of_answers,
     keeps_beginnings,
@@ -24,6 +24,7 @@ from .prompt_ends import (
 _NAME = "prefix-ends-of-messages"
 
 
+@mend(_NAME, "vllm_mlx.mllm_batch_generator", "vllm-mlx 0.6.0")
 def _keep_ends_of_messages(module: Any) -> None:
     """Store what new conversations share, and what the next turn goes on from.
 
@@ -171,13 +172,4 @@ def _keys_of(generator: Any, tokens: "list[int]", found: int) -> "list[list[int]
     return [tokens[:end] for end in sorted({system_end, last_end} - {0})]
 
 
-MENDS = (
-    Mend(
-        name=_NAME,
-        module="vllm_mlx.mllm_batch_generator",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep system messages for other conversations, and prompts up to the last message "
-        "where a template leaves thoughts out later, so that each reads only what is new",
-        apply=_keep_ends_of_messages,
-    ),
-)
+MENDS = (_keep_ends_of_messages,)

@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _SHARE = 0.8
 _ROOM = "memory-room"
@@ -27,6 +27,7 @@ _LOOK_SECONDS = 1.0
 _LEAST_CACHE = 256 * 2**20
 
 
+@mend("memory-limits", "mlx.core", "mlx 0.32")
 def _limit_memory(module: Any) -> "str | None":
     """Have all limits follow from what was set aside, and wire the weights at most."""
     names = ("set_wired_limit", "set_memory_limit", "set_cache_limit", "device_info")
@@ -128,12 +129,4 @@ def weights_bytes(model: str) -> int:
     )
 
 
-MENDS = (
-    Mend(
-        name="memory-limits",
-        module="mlx.core",
-        tested="mlx 0.32",
-        purpose="wire the weights at most, and keep within the memory that was set aside",
-        apply=_limit_memory,
-    ),
-)
+MENDS = (_limit_memory,)

@@ -13,7 +13,6 @@ class Mend(NamedTuple):
         name: Names it in the log and in `mends.json` beside it.
         module: The module that is changed once it has been imported.
         tested: The versions it was tested with.
-        purpose: What it is for, in one sentence.
         apply: Changes the module. It returns why nothing is to be done, else None, and raises
             `UnknownCodeError` before it has changed anything where the code is not what it mends.
         needed_for: What is wrong or unsafe without it, as the subject of a sentence: the import
@@ -23,9 +22,13 @@ class Mend(NamedTuple):
     name: str
     module: str
     tested: str
-    purpose: str
     apply: Callable[[Any], "str | None"]
     needed_for: str = ""
+
+
+def mend(name: str, module: str, tested: str, *, needed_for: str = "") -> "Callable[..., Mend]":
+    """Make a mend of the function that applies it, whose docstring says what it is for."""
+    return lambda apply: Mend(name, module, tested, apply, needed_for)
 
 
 class UnknownCodeError(Exception):

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from .mend import Mend, UnknownCodeError, find
+from .mend import UnknownCodeError, find, mend
 
 _MEDIA = ("data:audio/", "http://", "https://")
 
 
+@mend("named-files", "vllm_mlx.models.mllm", "vllm-mlx 0.6.0")
 def _take_no_paths(module: Any) -> None:
     """Take sounds from data and addresses alone, as images and videos are.
 
@@ -33,12 +34,4 @@ def _take_no_paths(module: Any) -> None:
     module.process_audio_input = process_named
 
 
-MENDS = (
-    Mend(
-        name="named-files",
-        module="vllm_mlx.models.mllm",
-        tested="vllm-mlx 0.6.0",
-        purpose="open no file of this machine that a request names as its sound",
-        apply=_take_no_paths,
-    ),
-)
+MENDS = (_take_no_paths,)

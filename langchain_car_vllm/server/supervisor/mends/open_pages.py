@@ -3,7 +3,7 @@
 import ipaddress
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _KEYED = "/v1/"
 _MISDIRECTED = 421
@@ -47,18 +47,11 @@ def _is_own(host: str) -> bool:
     return True
 
 
+@mend("open-pages", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _refuse_other_names(module: Any) -> None:
-    """Put the look at the name in front of the server."""
+    """Put the look at the name in front of the server, which web pages then cannot read."""
     app = find(module, "app")
     find(app, "add_middleware", "middleware_class")(OwnHosts)
 
 
-MENDS = (
-    Mend(
-        name="open-pages",
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep web pages from reading the name of the model under a name of their own",
-        apply=_refuse_other_names,
-    ),
-)
+MENDS = (_refuse_other_names,)

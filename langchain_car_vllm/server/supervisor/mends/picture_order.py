@@ -3,11 +3,12 @@
 import hashlib
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _DIGITS = 16
 
 
+@mend("pictures-in-order", "vllm_mlx.vision_embedding_cache", "vllm-mlx 0.6.0")
 def _tell_orders_apart(module: Any) -> None:
     """Have the key of several pictures tell their order, which the server sorts out of it.
 
@@ -29,18 +30,8 @@ def _tell_orders_apart(module: Any) -> None:
 
 _PURPOSE = "answer about several pictures in the order in which they were given"
 MENDS = (
-    Mend(
-        name="pictures-in-order",
-        module="vllm_mlx.vision_embedding_cache",
-        tested="vllm-mlx 0.6.0",
-        purpose=_PURPOSE,
-        apply=_tell_orders_apart,
-    ),
-    Mend(
-        name="pictures-in-order-simple",
-        module="vllm_mlx.mllm_cache",
-        tested="vllm-mlx 0.6.0",
-        purpose=f"{_PURPOSE}, on the simple engine too",
-        apply=_tell_orders_apart,
+    _tell_orders_apart,
+    _tell_orders_apart._replace(
+        name="pictures-in-order-simple", module="vllm_mlx.mllm_cache", tested="vllm-mlx 0.6.0"
     ),
 )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
-from .mend import Mend, find, tell_that_it_stepped_aside
+from .mend import find, mend, tell_that_it_stepped_aside
 
 _NAME = "prefix-with-pictures"
 _TESTED = ("gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
@@ -23,6 +23,7 @@ _BY_TOKEN = ("input_ids", "attention_mask", "extra_kwargs")
 _INPUTS = (*_BY_TOKEN, "pixel_values", "image_grid_thw")
 
 
+@mend(_NAME, "vllm_mlx.mllm_batch_generator", "vllm-mlx 0.6.0")
 def _keep_prompts_with_pictures(module: Any) -> None:
     """Have a prompt with pictures kept and found like one of text, under tokens that name them.
 
@@ -256,12 +257,4 @@ def _cut(value: Any, whole: int, size: int) -> Any:
     return value[..., :size] if is_by_token else value
 
 
-MENDS = (
-    Mend(
-        name=_NAME,
-        module="vllm_mlx.mllm_batch_generator",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep prompts that show pictures, so that later turns read only what is new",
-        apply=_keep_prompts_with_pictures,
-    ),
-)
+MENDS = (_keep_prompts_with_pictures,)

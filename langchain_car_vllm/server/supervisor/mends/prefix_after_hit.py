@@ -4,9 +4,10 @@ import functools
 from contextlib import suppress
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 
+@mend("prefix-after-hit", "vllm_mlx.mllm_batch_generator", "vllm-mlx 0.6.0")
 def _keep_prompts_after_hits(module: Any) -> None:
     """Store the prompt of a request that found a prefix and had at most a chunk to read.
 
@@ -82,12 +83,4 @@ def _store(generator: Any, request: Any, cache: Any, said: Any) -> None:
     generator._publish_prefill_checkpoint(request.request_id, entry)
 
 
-MENDS = (
-    Mend(
-        name="prefix-after-hit",
-        module="vllm_mlx.mllm_batch_generator",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep the prompts of short turns, so that the next one finds all of it",
-        apply=_keep_prompts_after_hits,
-    ),
-)
+MENDS = (_keep_prompts_after_hits,)

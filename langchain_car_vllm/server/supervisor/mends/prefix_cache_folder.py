@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _OLDEST_SECONDS = 30 * 86_400
 _MOST_BYTES = 10_000_000_000
@@ -27,8 +27,9 @@ _INDEX = "index.json"
 _PACKAGES = ("vllm-mlx", "mlx", "mlx-lm", "mlx-vlm")
 
 
+@mend("prefix-cache-folder", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _own_the_folder(module: Any) -> None:
-    """Replace the server's choice of a folder by ours."""
+    """Keep the saved cache under what it was computed from, never under a name of the model."""
     original = find(module, "_get_cache_dir")
     folder = CacheFolder(os.path.basename(os.getcwd()), sys.argv[1:])
 
@@ -38,6 +39,7 @@ def _own_the_folder(module: Any) -> None:
     module._get_cache_dir = cache_dir
 
 
+@mend("prefix-cache-saving", "vllm_mlx.memory_cache", "vllm-mlx 0.6.0")
 def _save_whole(module: Any) -> None:
     """Remove what was saved before, its index first, when the cache is saved anew.
 
@@ -228,18 +230,6 @@ def _remove(folder: str) -> bool:
 
 
 MENDS = (
-    Mend(
-        name="prefix-cache-folder",
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep the saved prefix cache under what it was computed from, never under a name",
-        apply=_own_the_folder,
-    ),
-    Mend(
-        name="prefix-cache-saving",
-        module="vllm_mlx.memory_cache",
-        tested="vllm-mlx 0.6.0",
-        purpose="read no prefix cache whose saving was cut short",
-        apply=_save_whole,
-    ),
+    _own_the_folder,
+    _save_whole,
 )

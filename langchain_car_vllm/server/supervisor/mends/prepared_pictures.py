@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from .mend import Mend, UnknownCodeError, find
+from .mend import UnknownCodeError, find, mend
 
 _MOST_BYTES = 128 * 2**20
 
 
+@mend("prepared-pictures", "vllm_mlx.vision_embedding_cache", "vllm-mlx 0.6.0")
 def _keep_few_pictures(module: Any) -> None:
     """Bound what is kept by its bytes: vllm-mlx 0.6.0 keeps the pictures of the last 100 prompts.
 
@@ -40,12 +41,4 @@ def _bytes(found: Any) -> int:
     return size if isinstance(size, int) else 0
 
 
-MENDS = (
-    Mend(
-        name="prepared-pictures",
-        module="vllm_mlx.vision_embedding_cache",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep at most 128 MB of pictures that were prepared for former prompts",
-        apply=_keep_few_pictures,
-    ),
-)
+MENDS = (_keep_few_pictures,)

@@ -3,12 +3,13 @@
 from functools import partial
 from typing import Any
 
-from .mend import Mend, find, find_names, tell_that_it_stepped_aside
+from .mend import find, find_names, mend, tell_that_it_stepped_aside
 
 NAME = "prompts-in-order"
 """Of the mend, as the record has it."""
 
 
+@mend(NAME, "vllm_mlx.mllm_batch_generator", "vllm-mlx 0.6.0")
 def _read_in_order(module: Any) -> None:
     """Have prompts be read one at a time, first come, first served, and short ones in between.
 
@@ -89,13 +90,4 @@ def _known(cache: Any, tokens: "list[int]") -> int:
     return next((end for end in sorted(ends, reverse=True) if tokens[:end] in cache), 0)
 
 
-MENDS = (
-    Mend(
-        name=NAME,
-        module="vllm_mlx.mllm_batch_generator",
-        tested="vllm-mlx 0.6.0",
-        purpose="read prompts in their order and short ones between the parts of a long one, so "
-        "that no answer is mixed up and no question waits for somebody else's document",
-        apply=_read_in_order,
-    ),
-)
+MENDS = (_read_in_order,)

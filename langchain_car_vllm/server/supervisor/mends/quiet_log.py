@@ -4,7 +4,7 @@ import logging
 import re
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _POLLED = re.compile(r'"GET /(?:health|v1/status|v1/models)\b[^"]*" 200')
 _GUARD = re.compile(
@@ -25,6 +25,7 @@ class NoiseFilter(logging.Filter):
         return record.levelno > logging.INFO or not self._pattern.search(record.getMessage())
 
 
+@mend("access-log", "uvicorn.config", "uvicorn 0.54")
 def _drop_polls(module: Any) -> None:
     """Leave successful looks at the server's health out of the access log."""
     config = find(module, "Config")
@@ -39,6 +40,7 @@ def _drop_polls(module: Any) -> None:
     config.configure_logging = patched
 
 
+@mend("connection-log", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _drop_guard(module: Any) -> None:
     """Leave the ticking of the watch over connections out of the log."""
     find(module, "_disconnect_guard", "raw_request")
@@ -46,18 +48,6 @@ def _drop_guard(module: Any) -> None:
 
 
 MENDS = (
-    Mend(
-        name="access-log",
-        module="uvicorn.config",
-        tested="uvicorn 0.54",
-        purpose="keep looks at the server's health out of the log",
-        apply=_drop_polls,
-    ),
-    Mend(
-        name="connection-log",
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep the ticking of the watch over connections out of the log",
-        apply=_drop_guard,
-    ),
+    _drop_polls,
+    _drop_guard,
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _STATUS = "/v1/status"
 HEADER = b"x-requests-under-way"
@@ -42,19 +42,14 @@ class RequestCount:
         return tell
 
 
+@mend("request-count", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _count_requests(module: Any) -> None:
-    """Put the counter in front of the server."""
+    """Put the counter in front of the server, which tells with its status how many have arrived.
+
+    The engine has not been given all of them yet.
+    """
     app = find(module, "app")
     find(app, "add_middleware", "middleware_class")(RequestCount)
 
 
-MENDS = (
-    Mend(
-        name="request-count",
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="tell with the status how many requests there are, those included that the engine "
-        "has not been given yet",
-        apply=_count_requests,
-    ),
-)
+MENDS = (_count_requests,)

@@ -5,14 +5,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _GRACEFUL_SECONDS = 2
 _FAILURE = 500
 
 
+@mend("graceful-shutdown", "uvicorn.config", "uvicorn 0.54")
 def _end_requests_on_shutdown(module: Any) -> None:
-    """Give requests under way two seconds when the server is to end."""
+    """Give requests under way two seconds when the server is to end.
+
+    By itself it waits for them forever, and the prefix cache is never saved.
+    """
     config = find(module, "Config")
     initialise = find(config, "__init__", "timeout_graceful_shutdown")
 
@@ -24,8 +28,12 @@ def _end_requests_on_shutdown(module: Any) -> None:
     config.__init__ = patched
 
 
+@mend("connection-after-failure", "uvicorn.protocols.http.h11_impl", "uvicorn 0.54")
 def _close_after_failure(module: Any) -> None:
-    """Say `connection: close` with every 500: uvicorn closes the connection, said or not."""
+    """Say `connection: close` with every 500, so that nobody uses it again.
+
+    uvicorn closes the connection, said or not.
+    """
     cycle = find(module, "RequestResponseCycle")
     send = find(cycle, "send", "message")
 
@@ -38,6 +46,7 @@ def _close_after_failure(module: Any) -> None:
     cycle.send = patched
 
 
+@mend("abandoned-generations", "vllm_mlx.engine.simple", "vllm-mlx 0.6.0")
 def _end_abandoned_generations(module: Any) -> None:
     """Close a generation and forget it although its client goes away more than once.
 
@@ -72,6 +81,7 @@ def _end_abandoned_generations(module: Any) -> None:
     engine._submit_to_generation_worker = submit_surely
 
 
+@mend("aborts-of-waiting-requests", "vllm_mlx.scheduler", "vllm-mlx 0.6.0")
 def _abort_what_waits(module: Any) -> None:
     """Abort a request that waits although the engine has forgotten it.
 
@@ -94,42 +104,13 @@ def _abort_what_waits(module: Any) -> None:
 
 
 MENDS = (
-    Mend(
-        name="graceful-shutdown",
-        module="uvicorn.config",
-        tested="uvicorn 0.54",
-        purpose="end requests under way on shutdown, or it waits for them forever and the prefix "
-        "cache is never saved",
-        apply=_end_requests_on_shutdown,
-    ),
-    Mend(
-        name="connection-after-failure",
-        module="uvicorn.protocols.http.h11_impl",
-        tested="uvicorn 0.54",
-        purpose="announce that the connection is closed after a failure, so that nobody reuses it",
-        apply=_close_after_failure,
-    ),
-    Mend(
+    _end_requests_on_shutdown,
+    _close_after_failure,
+    _close_after_failure._replace(
         name="connection-after-failure-httptools",
         module="uvicorn.protocols.http.httptools_impl",
         tested="uvicorn 0.54",
-        purpose="the same for uvicorn's other parser",
-        apply=_close_after_failure,
     ),
-    Mend(
-        name="abandoned-generations",
-        module="vllm_mlx.engine.simple",
-        tested="vllm-mlx 0.6.0",
-        purpose="close what the simple engine generated for a client that is gone, in the thread "
-        "that owns it, and list it no longer as running",
-        apply=_end_abandoned_generations,
-    ),
-    Mend(
-        name="aborts-of-waiting-requests",
-        module="vllm_mlx.scheduler",
-        tested="vllm-mlx 0.6.0",
-        purpose="abort a request that waits when its client goes away, or it is answered to its "
-        "end for nobody",
-        apply=_abort_what_waits,
-    ),
+    _end_abandoned_generations,
+    _abort_what_waits,
 )

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 # Above every vocabulary, so that one number can hold a token and its segment.
 _SEGMENT = 1 << 24
@@ -14,6 +14,7 @@ _BAD_REQUEST = 400
 _SHOWN = 40
 
 
+@mend("rerank-folders", "vllm_mlx.rerank", "vllm-mlx 0.6.0")
 def _load_folders(module: Any) -> None:
     """Load the weights of a folder, too, and of every type of float.
 
@@ -42,6 +43,7 @@ def _load_folders(module: Any) -> None:
     engine._load_mlx_model = staticmethod(load)
 
 
+@mend("rerank-segments", "vllm_mlx.rerank", "vllm-mlx 0.6.0", needed_for="reranker models")
 def _tell_segments_apart(module: Any) -> None:
     """Give the model the segment of each token, as in its training.
 
@@ -85,6 +87,7 @@ def _tell_segments_apart(module: Any) -> None:
     forward_module.classifier_forward = forward_with_segments  # type: ignore[attr-defined]
 
 
+@mend("rerank-length", "vllm_mlx.rerank", "vllm-mlx 0.6.0", needed_for="reranker models")
 def _refuse_long_pairs(module: Any) -> None:
     """Answer 400 where a pair has more tokens than the model reads, instead of cutting it off."""
     engine = find(module, "RerankEngine")
@@ -115,27 +118,7 @@ def _refuse_long_pairs(module: Any) -> None:
 
 
 MENDS = (
-    Mend(
-        name="rerank-folders",
-        module="vllm_mlx.rerank",
-        tested="vllm-mlx 0.6.0",
-        purpose="load cross-encoders from folders, and weights in bfloat16",
-        apply=_load_folders,
-    ),
-    Mend(
-        name="rerank-segments",
-        module="vllm_mlx.rerank",
-        tested="vllm-mlx 0.6.0",
-        purpose="tell a cross-encoder which tokens are the query's and which the document's",
-        apply=_tell_segments_apart,
-        needed_for="reranker models",
-    ),
-    Mend(
-        name="rerank-length",
-        module="vllm_mlx.rerank",
-        tested="vllm-mlx 0.6.0",
-        purpose="refuse texts that are too long to rerank, instead of cutting them off",
-        apply=_refuse_long_pairs,
-        needed_for="reranker models",
-    ),
+    _load_folders,
+    _tell_segments_apart,
+    _refuse_long_pairs,
 )

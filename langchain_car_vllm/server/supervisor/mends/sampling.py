@@ -5,7 +5,7 @@ import inspect
 import math
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 # Below it nothing but the likeliest token is ever drawn.
 _COLDEST = 1e-6
@@ -17,6 +17,7 @@ _AT_MOST_ONE = ("min_p",)
 _CHECKED = (*_AT_LEAST_ZERO, "presence_penalty")
 
 
+@mend("sampling", "mlx_lm.sample_utils", "mlx-lm 0.31.3")
 def _sample_exactly(module: Any) -> None:
     """Sample in 32 bits, and leave alone what names more tokens than the model has.
 
@@ -75,6 +76,7 @@ def _bounded(make: Any) -> Any:
     return make_bounded
 
 
+@mend("sampling-by-request", "vllm_mlx.scheduler", "vllm-mlx 0.6.0, mlx-lm 0.31.3")
 def _sample_by_request(module: Any) -> None:
     """Give each request of the batched engine of text models a sampler of its own.
 
@@ -140,6 +142,7 @@ def _ways_of(asked: Any) -> "tuple[Any, ...]":
     return tuple(getattr(asked, name) for name in _WAYS)
 
 
+@mend("sampling-refusal", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _refuse(module: Any) -> None:
     """Answer 400 to what nothing can be sampled with, before it reaches the answers of others.
 
@@ -186,32 +189,10 @@ def _find_problem(name: str, value: float) -> str:
 
 
 MENDS = (
-    Mend(
-        name="sampling",
-        module="mlx_lm.sample_utils",
-        tested="mlx-lm 0.31.3",
-        purpose="sample in 32 bits, and from tokens that the model has",
-        apply=_sample_exactly,
+    _sample_exactly,
+    _sample_exactly._replace(
+        name="sampling-media", module="mlx_vlm.sample_utils", tested="mlx-vlm 0.6.12"
     ),
-    Mend(
-        name="sampling-media",
-        module="mlx_vlm.sample_utils",
-        tested="mlx-vlm 0.6.12",
-        purpose="the same for models that take media, on the simple engine",
-        apply=_sample_exactly,
-    ),
-    Mend(
-        name="sampling-by-request",
-        module="vllm_mlx.scheduler",
-        tested="vllm-mlx 0.6.0, mlx-lm 0.31.3",
-        purpose="sample each answer as its own request asks, in company too",
-        apply=_sample_by_request,
-    ),
-    Mend(
-        name="sampling-refusal",
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="answer 400 to what nothing can be sampled with",
-        apply=_refuse,
-    ),
+    _sample_by_request,
+    _refuse,
 )

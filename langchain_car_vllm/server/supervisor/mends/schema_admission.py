@@ -10,7 +10,7 @@ import re
 import weakref
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 # The processor of each constrained request under way, by the identity of its `response_format`.
 _under_way: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
@@ -24,6 +24,11 @@ class RefusedSchemaError(Exception):
     """A schema that cannot be enforced, with the reason in one sentence."""
 
 
+@mend(
+    "schema-build",
+    "vllm_mlx.constrained.llguidance_schema_processor",
+    "vllm-mlx 0.6.0, llguidance 1.9",
+)
 def _build_before_admission(module: Any) -> None:
     """Build the grammar and take its first step when the processor of a request is made."""
     processor = find(module, "LLGuidanceJSONSchemaLogitsProcessor")
@@ -44,6 +49,7 @@ def _build_before_admission(module: Any) -> None:
     _end_alone(processor)
 
 
+@mend("json-object-failure", "vllm_mlx.constrained.json_schema_processor", "vllm-mlx 0.6.0")
 def _end_json_objects_alone(module: Any) -> None:
     """Have `json_object` requests fail alone, too."""
     _end_alone(find(module, "JSONSchemaLogitsProcessor"))
@@ -80,6 +86,7 @@ def _only_end(processor: Any, logits: Any) -> Any:
     return mask
 
 
+@mend("schema-refusal", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _refuse(module: Any) -> None:
     """Answer 400 to what cannot be built, and fail the answer whose grammar failed later."""
     prepare = find(module, "_prepare_json_logits_processor", "engine", "response_format")
@@ -112,6 +119,7 @@ def _refuse(module: Any) -> None:
     module._apply_response_format_or_raise = finish_or_refuse
 
 
+@mend("schema-patterns", "vllm_mlx.api.tool_calling", "vllm-mlx 0.6.0")
 def _validate_what_python_can(module: Any) -> None:
     """Leave patterns to the grammar, which has enforced them, when an answer is checked.
 
@@ -189,32 +197,8 @@ def _sentence(error: Any) -> str:
 
 
 MENDS = (
-    Mend(
-        name="schema-build",
-        module="vllm_mlx.constrained.llguidance_schema_processor",
-        tested="vllm-mlx 0.6.0, llguidance 1.9",
-        purpose="build a request's grammar before the request is admitted",
-        apply=_build_before_admission,
-    ),
-    Mend(
-        name="json-object-failure",
-        module="vllm_mlx.constrained.json_schema_processor",
-        tested="vllm-mlx 0.6.0",
-        purpose="end the answer whose constraint failed, and no other",
-        apply=_end_json_objects_alone,
-    ),
-    Mend(
-        name="schema-refusal",
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="answer 400 to a schema that cannot be enforced",
-        apply=_refuse,
-    ),
-    Mend(
-        name="schema-patterns",
-        module="vllm_mlx.api.tool_calling",
-        tested="vllm-mlx 0.6.0",
-        purpose="leave patterns to the grammar when an answer is checked",
-        apply=_validate_what_python_can,
-    ),
+    _build_before_admission,
+    _end_json_objects_alone,
+    _refuse,
+    _validate_what_python_can,
 )

@@ -3,11 +3,12 @@
 import sys
 from typing import Any
 
-from .mend import Mend, find
+from .mend import find, mend
 
 _FLAG = "--served-model-name"
 
 
+@mend("served-names", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _answer_to_served_name(module: Any) -> None:
     """Take the served name for the model of `--embedding-model` and `--rerank-model`.
 
@@ -37,12 +38,4 @@ def _served_name() -> "str | None":
     return arguments[arguments.index(_FLAG) + 1] if _FLAG in arguments[:-1] else None
 
 
-MENDS = (
-    Mend(
-        name="served-names",
-        module="vllm_mlx.server",
-        tested="vllm-mlx 0.6.0",
-        purpose="let models for embeddings and reranking answer to the served model name",
-        apply=_answer_to_served_name,
-    ),
-)
+MENDS = (_answer_to_served_name,)

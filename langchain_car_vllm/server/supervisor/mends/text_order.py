@@ -7,11 +7,12 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-from .mend import Mend, find, find_names, tell_that_it_stepped_aside
+from .mend import find, find_names, mend, tell_that_it_stepped_aside
 
 _NAME = "short-prompts-between"
 
 
+@mend(_NAME, "vllm_mlx.scheduler", "vllm-mlx 0.6.0, mlx-lm 0.31.3")
 def _read_short_ones_between(module: Any) -> None:
     """Have nobody wait for somebody else's document.
 
@@ -89,13 +90,4 @@ def _read(batches: Any, step: Any, sequence: Any) -> None:
         answers.extend(begun)
 
 
-MENDS = (
-    Mend(
-        name=_NAME,
-        module="vllm_mlx.scheduler",
-        tested="vllm-mlx 0.6.0, mlx-lm 0.31.3",
-        purpose="read short prompts between the parts of a long one on text models with recurrent "
-        "layers, so that no question waits for somebody else's document",
-        apply=_read_short_ones_between,
-    ),
-)
+MENDS = (_read_short_ones_between,)

@@ -9,7 +9,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
-from .mend import Mend, find, tell_that_it_stepped_aside
+from .mend import find, mend, tell_that_it_stepped_aside
 from .prompt_ends import (
     RECURRENT,
     beginnings_of_answers,
@@ -24,6 +24,7 @@ _NAME = "prefix-each-turn"
 _BAD_REQUEST = 400
 
 
+@mend("recurrent-prompts", "vllm_mlx.scheduler", "vllm-mlx 0.6.0, mlx-lm 0.31.3")
 def _read_one_by_one(module: Any) -> None:
     """Have prompts of models with recurrent layers be read one after the other.
 
@@ -46,6 +47,7 @@ def _read_one_by_one(module: Any) -> None:
     scheduler.__init__ = patched
 
 
+@mend("empty-prompts", "vllm_mlx.scheduler", "vllm-mlx 0.6.0")
 def _refuse_empty_prompts(module: Any) -> None:
     """Answer 400 to a prompt without a token, which ends all answers under way.
 
@@ -67,6 +69,7 @@ def _refuse_empty_prompts(module: Any) -> None:
     scheduler.add_request = added
 
 
+@mend(_NAME, "vllm_mlx.scheduler", "vllm-mlx 0.6.0")
 def _keep_each_prompt(module: Any) -> None:
     """Store each prompt up to where the answer begins, and leave those it began with to the others.
 
@@ -193,27 +196,7 @@ class KeptPrompts:
 
 
 MENDS = (
-    Mend(
-        name="recurrent-prompts",
-        module="vllm_mlx.scheduler",
-        tested="vllm-mlx 0.6.0, mlx-lm 0.31.3",
-        purpose="read the prompts of text models with recurrent layers one after the other, since "
-        "read together all but the longest are answered wrongly",
-        apply=_read_one_by_one,
-    ),
-    Mend(
-        name="empty-prompts",
-        module="vllm_mlx.scheduler",
-        tested="vllm-mlx 0.6.0",
-        purpose="refuse a prompt without a token, which ends all answers under way",
-        apply=_refuse_empty_prompts,
-    ),
-    Mend(
-        name=_NAME,
-        module="vllm_mlx.scheduler",
-        tested="vllm-mlx 0.6.0",
-        purpose="keep each prompt up to where its answer begins, and its system message, on text "
-        "models whose caches cannot be rewound, so that the next one reads only what is new",
-        apply=_keep_each_prompt,
-    ),
+    _read_one_by_one,
+    _refuse_empty_prompts,
+    _keep_each_prompt,
 )

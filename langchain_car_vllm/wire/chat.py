@@ -6,23 +6,9 @@ module imports openai, so only calls do it, never construction, by way of `wire.
 
 import asyncio
 import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Generator,
-    Iterable,
-    Iterator,
-)
-from contextlib import (
-    AbstractContextManager,
-    AsyncExitStack,
-    ExitStack,
-    aclosing,
-    asynccontextmanager,
-    closing,
-    contextmanager,
-)
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AbstractContextManager, aclosing, closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import httpcore2
@@ -55,7 +41,6 @@ from langchain_car_vllm.wire.request.token_count import arrives_late
 from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
-from langchain_car_vllm.wire.transport.refusal import Refusal, Refusals
 from langchain_car_vllm.wire.transport.send import (
     ChatRequest,
     aopen_stream,
@@ -67,7 +52,6 @@ from langchain_car_vllm.wire.transport.simple_engine import (
     BusyWaits,
     aturn,
     note_cut,
-    noted_cuts,
     turn,
 )
 from langchain_car_vllm.wire.transport.timeouts import Clock
@@ -232,12 +216,12 @@ class WireChat(CountingChat):
     def _answer(self, attempt: Attempt, terms: Terms) -> Generator[Delta, None, None]:
         clock, gate = terms.clock, terms.gate
         tokens = self._asked_tokens(attempt.body, terms.prompt_limit, gate.room)
-        is_late = arrives_late(attempt.body)
+        is_late, build = arrives_late(attempt.body), partial(self._request, attempt, terms)
         with enter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             with (
                 turn(self.endpoint, clock.deadline),
-                noted_cuts(self.endpoint),
-                self._send(attempt, terms) as body,
+                self.pools.borrow() as pool,
+                open_stream(pool, build, clock.deadline, self.refusals) as body,
             ):
                 parts = iter(body)
                 for data in parts:
@@ -273,59 +257,30 @@ class WireChat(CountingChat):
     async def _aanswer(self, attempt: Attempt, terms: Terms) -> AsyncGenerator[Delta, None]:
         clock, gate = terms.clock, terms.gate
         tokens = await self._aasked_tokens(attempt.body, terms.prompt_limit, gate.room)
-        is_late = arrives_late(attempt.body)
+        is_late, build = arrives_late(attempt.body), partial(self._request, attempt, terms)
         async with aenter_gate(gate, tokens, clock, arrives_late=is_late) as passage:
             async with (
                 aturn(self.endpoint, clock.deadline),
-                self._asend(attempt, terms) as body,
+                self.pools.aborrow() as pool,
+                aopen_stream(pool, build, clock.deadline, self.refusals) as body,
             ):
-                with noted_cuts(self.endpoint):
-                    parts = aiter(body)
-                    async for data in parts:
-                        deltas = attempt.feed(data)
-                        clock.check(attempt.answer.events)
-                        passage.note(attempt.answer.events)
-                        for delta in deltas:
-                            yield delta
-                        if deltas:
-                            clock.resume()
-                        if attempt.done:
-                            note_cut(self.endpoint)
-                            break
-                        if attempt.is_ended:
-                            await aread_rest(parts)
+                parts = aiter(body)
+                async for data in parts:
+                    deltas = attempt.feed(data)
+                    clock.check(attempt.answer.events)
+                    passage.note(attempt.answer.events)
+                    for delta in deltas:
+                        yield delta
+                    if deltas:
+                        clock.resume()
+                    if attempt.done:
+                        note_cut(self.endpoint)
+                        break
+                    if attempt.is_ended:
+                        await aread_rest(parts)
             passage.is_over = not attempt.done
             for delta in attempt.end():
                 yield delta
-
-    @contextmanager
-    def _send(self, attempt: Attempt, terms: Terms) -> Iterator[Iterable[bytes]]:
-        refusals = Refusals(self.refusals, terms.clock.deadline)
-        with ExitStack() as stack:
-            pool = stack.enter_context(self.pools.borrow())
-            while True:
-                request = self._request(attempt, terms)
-                try:
-                    body = stack.enter_context(open_stream(pool, request, terms.clock.deadline))
-                    break
-                except Refusal as error:
-                    time.sleep(refusals.wait(error))
-            yield body
-
-    @asynccontextmanager
-    async def _asend(self, attempt: Attempt, terms: Terms) -> AsyncIterator[AsyncIterable[bytes]]:
-        refusals = Refusals(self.refusals, terms.clock.deadline)
-        async with AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(self.pools.aborrow())
-            while True:
-                request = self._request(attempt, terms)
-                try:
-                    stream = aopen_stream(pool, request, terms.clock.deadline)
-                    body = await stack.enter_async_context(stream)
-                    break
-                except Refusal as error:
-                    await asyncio.sleep(refusals.wait(error))
-            yield body
 
     def _request(self, attempt: Attempt, terms: Terms) -> httpcore2.Request:
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import httpcore2
@@ -40,10 +41,9 @@ class WholeAnswers:
             AnswerError: The server refuses or fails, with its own words.
         """
         clock = Clock(self.endpoint, self._timeout, total=True)
-        answer = bytearray()
-        with self._map_errors(), self._pools.borrow() as pool:
-            request = self._request(path, body, clock)
-            with open_stream(pool, request, clock.deadline) as parts:
+        build, answer = partial(self._request, path, body, clock), bytearray()
+        with self._map_errors():
+            with self._pools.borrow() as pool, open_stream(pool, build, clock.deadline) as parts:
                 for part in parts:
                     clock.check(0)
                     _add(answer, part)
@@ -52,14 +52,15 @@ class WholeAnswers:
     async def apost(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the same without blocking the event loop."""
         clock = Clock(self.endpoint, self._timeout, total=True)
-        answer = bytearray()
+        build, answer = partial(self._request, path, body, clock), bytearray()
         with self._map_errors():
-            async with self._pools.aborrow() as pool:
-                request = self._request(path, body, clock)
-                async with aopen_stream(pool, request, clock.deadline) as parts:
-                    async for part in parts:
-                        clock.check(0)
-                        _add(answer, part)
+            async with (
+                self._pools.aborrow() as pool,
+                aopen_stream(pool, build, clock.deadline) as parts,
+            ):
+                async for part in parts:
+                    clock.check(0)
+                    _add(answer, part)
             return _read(answer)
 
     def _map_errors(self) -> AbstractContextManager[None]:

@@ -21,7 +21,6 @@ from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.client import hold
 from langchain_car_vllm.server.client import process_lease as process_lease_module
 from langchain_car_vllm.server.client.hold import Hold
-from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.place import Place
 from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.client.suspension import Suspensions
@@ -131,7 +130,7 @@ def test_keyboard_interrupt_at_any_line_of_the_lease(fake: Fake):
     line, last = 0, -1
     while line > last:
         last = line
-        holding = Hold(60.0, Request())
+        holding = Hold(60.0)
 
         def use(holding: Hold = holding) -> None:
             assert holding.take(process_lease)

@@ -1,6 +1,7 @@
 """One request's hold on its process's lease, which is given back once, whoever comes to do it."""
 
-from langchain_car_vllm.server.client.nesting import Request
+from contextvars import ContextVar
+
 from langchain_car_vllm.server.client.process_lease import ProcessLease
 from langchain_car_vllm.support.process_state import ProcessLock
 
@@ -10,7 +11,6 @@ class Hold:
 
     Args:
         keep_alive: Seconds that the request wants the server to stay.
-        request: Told whether the lease is held.
         is_request: False for one that asks nothing of the server, and only keeps it.
 
     Attributes:
@@ -18,10 +18,12 @@ class Hold:
         is_given_up: Whether nobody waits any more.
     """
 
-    def __init__(self, keep_alive: float, request: Request, *, is_request: bool = True) -> None:
+    def __init__(self, keep_alive: float, *, is_request: bool = True) -> None:
         self._keep_alive = keep_alive
         self._is_request = is_request
-        self._request = request
+        # Those of the calls that this one is made from within.
+        self._outer = tuple(hold for hold in _holds.get() if hold.is_taken)
+        _holds.set((*self._outer, self))
         self._lease: ProcessLease | None = None
         self.mutex = ProcessLock(reentrant=False)
         self.is_given_up = False
@@ -41,7 +43,6 @@ class Hold:
         if not lease.acquire(self, self._keep_alive, is_request=self._is_request):
             self._lease = None
             return False
-        self._request.is_leased = True
         return True
 
     def give_up(self) -> None:
@@ -56,6 +57,12 @@ class Hold:
     def release(self) -> None:
         """Give the lease back, if it is held."""
         if self._lease is not None:
-            self._request.is_leased = False
             self._lease.release(self, self._keep_alive)
             self._lease = None
+
+    def is_nested(self) -> bool:
+        """Tell whether a request that this one is part of holds a lease."""
+        return any(hold.is_taken for hold in self._outer)
+
+
+_holds: ContextVar[tuple[Hold, ...]] = ContextVar("holds", default=())

@@ -3,7 +3,7 @@
 import time
 
 from langchain_car_vllm.errors import InsufficientMemoryError
-from langchain_car_vllm.server.client.nesting import Request
+from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_leases
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.state import State
@@ -16,8 +16,8 @@ in their turn be waiting for this process."""
 class MemoryTurn:
     """One request's place among those that want memory."""
 
-    def __init__(self, request: Request, served_name: str, policy: Policy) -> None:
-        self._request = request
+    def __init__(self, hold: Hold, served_name: str, policy: Policy) -> None:
+        self._hold = hold
         self._served_name = served_name
         self._policy = policy
         self._began = time.monotonic()
@@ -34,7 +34,7 @@ class MemoryTurn:
             return False
         waited = time.monotonic() - self._began
         is_own = waited > self._policy.drain_patience and any(h.holders for h in process_leases())
-        if is_own or self._request.is_nested():
+        if is_own or self._hold.is_nested():
             return False
         return process_lease.is_author_alive(state)
 
@@ -55,7 +55,7 @@ class MemoryTurn:
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
         others = sum(size for key, size in state.blocked_by.items() if key not in used)
-        is_sure = self._request.is_nested() and others < state.shortfall
+        is_sure = self._hold.is_nested() and others < state.shortfall
         patience = self._policy.own_memory * (1 if is_sure else _UNSURE)
         if now - self._blocked_since > patience:
             error = InsufficientMemoryError(

@@ -22,7 +22,6 @@ from langchain_car_vllm.progress import OnProgress, Progress, Teller
 from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.memory_turn import MemoryTurn
-from langchain_car_vllm.server.client.nesting import Request
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
 from langchain_car_vllm.server.client.process_lease import ProcessLease
 from langchain_car_vllm.server.client.replacement import Replacement
@@ -81,9 +80,8 @@ class Waiting:
         self.policy = policy
         self._find_process_lease = find_process_lease
         self._spec = spec
-        request = Request()
-        self._memory_turn = MemoryTurn(request, spec.served_name, policy)
-        self.hold = Hold(spec.keep_alive, request, is_request=is_request)
+        self.hold = Hold(spec.keep_alive, is_request=is_request)
+        self._memory_turn = MemoryTurn(self.hold, spec.served_name, policy)
         self._start: Start | None = None
         self._known: int | None = None
         self._lost = 0

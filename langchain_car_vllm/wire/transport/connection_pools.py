@@ -12,7 +12,7 @@ Those to many other addresses ago are closed too, and made anew for whoever come
 import asyncio
 import atexit
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -81,11 +81,9 @@ class Pools:
         self._address = address
         self._is_ours = is_ours
 
-    @contextmanager
-    def borrow(self) -> Iterator[httpcore2.ConnectionPool]:
+    def borrow(self) -> AbstractContextManager[httpcore2.ConnectionPool]:
         """Keep the connections open for the time of a request."""
-        with self._pool().borrow() as pool:
-            yield pool
+        return self._pool().borrow()
 
     @asynccontextmanager
     async def aborrow(self) -> AsyncIterator[httpcore2.AsyncConnectionPool]:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, cast
@@ -23,7 +23,7 @@ from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.connection_pools import Address
 from langchain_car_vllm.wire.transport.error_mapping import TRANSPORT_ERRORS
 from langchain_car_vllm.wire.transport.network_streams import Sending, sending
-from langchain_car_vllm.wire.transport.refusal import Refusal
+from langchain_car_vllm.wire.transport.refusal import Refusal, Refusals
 
 _FAILED = HTTPStatus.MULTIPLE_CHOICES
 """The first status that is not an answer; a redirect would take the prompt to somebody else."""
@@ -103,14 +103,18 @@ def _raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 
 @contextmanager
 def open_stream(
-    pool: httpcore2.ConnectionPool, request: httpcore2.Request, deadline: float | None = None
+    pool: httpcore2.ConnectionPool,
+    build: Callable[[], httpcore2.Request],
+    deadline: float | None = None,
+    most_refusals: int = 0,
 ) -> Iterator[Iterable[bytes]]:
     """Send a request and yield the body of its response, in parts as they come.
 
     Args:
         pool: The connections to send it over.
-        request: The request.
+        build: Returns the request, anew for each time that it is sent.
         deadline: Monotonic seconds by which the headers have to be there.
+        most_refusals: How often it is sent again where the server refuses it for the moment.
 
     Raises:
         Refusal: The server refused.
@@ -118,36 +122,50 @@ def open_stream(
         httpcore2.ProtocolError: What came is not HTTP, or broke off.
         httpcore2.TimeoutException: It took too long.
     """
-    response = _send(pool, request, deadline)
-    process = os.getpid()
-    try:
-        if response.status >= _FAILED:
-            raise Refusal(response.status, response.headers, _error_body(response, deadline))
-        headers = _checked_headers(response)
-        body: Any = response.stream
-        yield _decoded(response, body).iter_bytes() if b"content-encoding" in headers else body
-    finally:
-        # In a forked child another thread of the parent's may hold the pool's lock forever.
-        if os.getpid() == process:
-            if _brought_more(response):
-                response.extensions["network_stream"].close()
-            response.close()
+    refusals, process = Refusals(most_refusals, deadline), os.getpid()
+    while True:
+        response = _send(pool, build(), deadline)
+        try:
+            if response.status < _FAILED:
+                headers = _checked_headers(response)
+                body: Any = response.stream
+                is_plain = b"content-encoding" not in headers
+                yield body if is_plain else _decoded(response, body).iter_bytes()
+                return
+            content = _error_body(response, deadline)
+            seconds = refusals.wait(Refusal(response.status, response.headers, content))
+        finally:
+            # In a forked child another thread of the parent's may hold the pool's lock forever.
+            if os.getpid() == process:
+                if _brought_more(response):
+                    response.extensions["network_stream"].close()
+                response.close()
+        time.sleep(seconds)
 
 
 @asynccontextmanager
 async def aopen_stream(
-    pool: httpcore2.AsyncConnectionPool, request: httpcore2.Request, deadline: float | None = None
+    pool: httpcore2.AsyncConnectionPool,
+    build: Callable[[], httpcore2.Request],
+    deadline: float | None = None,
+    most_refusals: int = 0,
 ) -> AsyncIterator[AsyncIterable[bytes]]:
     """Do what `open_stream` does without blocking the event loop."""
-    response = await _asend(pool, request, deadline)
-    try:
-        if response.status >= _FAILED:
-            raise Refusal(response.status, response.headers, await _aerror_body(response, deadline))
-        headers = _checked_headers(response)
-        body: Any = response.stream
-        yield _decoded(response, body).aiter_bytes() if b"content-encoding" in headers else body
-    finally:
-        await aclose(response)
+    refusals = Refusals(most_refusals, deadline)
+    while True:
+        response = await _asend(pool, build(), deadline)
+        try:
+            if response.status < _FAILED:
+                headers = _checked_headers(response)
+                body: Any = response.stream
+                is_plain = b"content-encoding" not in headers
+                yield body if is_plain else _decoded(response, body).aiter_bytes()
+                return
+            content = await _aerror_body(response, deadline)
+            seconds = refusals.wait(Refusal(response.status, response.headers, content))
+        finally:
+            await aclose(response)
+        await asyncio.sleep(seconds)
 
 
 def read_rest(parts: Iterator[bytes]) -> None:

@@ -35,6 +35,22 @@ class _Line:
         self.holder: object = None
         self.cut_at: float | None = None
 
+    @contextmanager
+    def held(self, me: object, *, is_held: bool) -> Iterator[None]:
+        """Note who has the turn, and that an answer was cut off, be it by a timeout or the user."""
+        self.holder = me if is_held else self.holder
+        try:
+            yield
+        except (ServerFailedError, Refusal):
+            raise
+        except BaseException:
+            self.cut_at = time.monotonic()
+            raise
+        finally:
+            if is_held:
+                self.holder = None
+                self.lock.release()
+
 
 _lines: dict[str, _Line] = {}
 reset_after_fork(_lines.clear)
@@ -53,58 +69,38 @@ def turn(endpoint: Endpoint, deadline: float | None) -> Iterator[None]:
     One that has its answer open in this thread goes first: it would wait for itself.
     """
     line = _line_of(endpoint)
-    me = threading.current_thread()
-    if line is None or line.holder is me:
+    if line is None:
         yield
         return
-    timeout = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-    is_held = line.lock.acquire(timeout=timeout)
-    line.holder = me if is_held else line.holder
-    try:
+    is_held = False
+    if line.holder is not (me := threading.current_thread()):
+        timeout = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        is_held = line.lock.acquire(timeout=timeout)
+    with line.held(me, is_held=is_held):
         yield
-    finally:
-        if is_held:
-            line.holder = None
-            line.lock.release()
 
 
 @asynccontextmanager
 async def aturn(endpoint: Endpoint, deadline: float | None) -> AsyncIterator[None]:
     """Do what `turn` does without blocking the event loop."""
     line = _line_of(endpoint)
-    me = asyncio.current_task()
-    if line is None or line.holder is me:
+    if line is None:
         yield
         return
-    while not (is_held := line.lock.acquire(blocking=False)):
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        await asyncio.sleep(_PAUSE)
-    line.holder = me if is_held else line.holder
-    try:
+    is_held = False
+    if line.holder is not (me := asyncio.current_task()):
+        while not (is_held := line.lock.acquire(blocking=False)):
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_PAUSE)
+    with line.held(me, is_held=is_held):
         yield
-    finally:
-        if is_held:
-            line.holder = None
-            line.lock.release()
 
 
 def note_cut(endpoint: Endpoint) -> None:
     """Note that an answer was cut off, which the engine goes on with for a while."""
     if (line := _line_of(endpoint)) is not None:
         line.cut_at = time.monotonic()
-
-
-@contextmanager
-def noted_cuts(endpoint: Endpoint) -> Iterator[None]:
-    """Note that an answer was cut off by whoever leaves, be it a timeout or the user."""
-    try:
-        yield
-    except (ServerFailedError, Refusal):
-        raise
-    except BaseException:
-        note_cut(endpoint)
-        raise
 
 
 class BusyWaits:

@@ -177,6 +177,6 @@ class OtherRelease:
 def test_a_connection_that_does_not_tell_what_follows_is_not_used_again():
     """The answer is had all the same."""
     pool: Any = OtherRelease()
-    with open_stream(pool, httpcore2.Request("POST", "http://127.0.0.1:9/v1")) as body:
+    with open_stream(pool, lambda: httpcore2.Request("POST", "http://127.0.0.1:9/v1")) as body:
         assert b"".join(body) == b"{}"
     assert pool.is_closed

@@ -158,9 +158,25 @@ def suitable_view(name: str) -> View | None:
     if _is_terminal(sys.stderr):
         bars = Bars(name, sys.stderr)
         return bars if bars.can_draw else Records(name, _print_line)
-    if sys.stderr is None or log.hasHandlers():
+    if sys.stderr is None or _takes_records():
         return Records(name)
     return Records(name, _print_line)
+
+
+def _takes_records() -> bool:
+    """Tell whether a record comes out anywhere, or whoever set our logger wants none of it."""
+    if not log.isEnabledFor(logging.INFO):
+        return log.level > logging.INFO
+    place: logging.Logger | None = log
+    while place is not None:
+        if any(map(_takes_record, place.handlers)):
+            return True
+        place = place.parent if place.propagate else None
+    return False
+
+
+def _takes_record(handler: logging.Handler) -> bool:
+    return handler.level <= logging.INFO and not isinstance(handler, logging.NullHandler)
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -176,7 +192,7 @@ def _log_record(line: str) -> None:
 
 
 def _print_line(line: str) -> None:
-    """Tell whoever set up neither a terminal nor a log: a wait without a word looks like a hang."""
+    """Tell whom neither a bar nor a record reaches: a wait without a word looks like a hang."""
     with suppress(OSError, ValueError):  # standard error may be closed
         sys.stderr.write(f"{line}\n")
 

@@ -14,10 +14,7 @@ import pytest
 from unit.progress.test_display import WAIT
 
 from langchain_car_vllm.progress import Progress, display
-from langchain_car_vllm.progress.display import (
-    display_progress,
-    log,
-)
+from langchain_car_vllm.progress.display import display_progress
 
 
 class Writes:
@@ -70,7 +67,7 @@ STREAMS: dict[str, Callable[[], Any]] = {
 def test_no_stream_fails_a_call(name: str, is_logged: bool, monkeypatch: pytest.MonkeyPatch):
     """Whatever stands for standard error, a wait that cannot be shown goes on all the same."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(log, "hasHandlers", lambda: is_logged)
+    monkeypatch.setattr(display, "_takes_records", lambda: is_logged)
     monkeypatch.setattr(sys, "stderr", STREAMS[name]())
     with display_progress("m", None) as on_progress:
         for step in (*WAIT, Progress("download", done=1, total=2), Progress("ready")):
@@ -80,7 +77,7 @@ def test_no_stream_fails_a_call(name: str, is_logged: bool, monkeypatch: pytest.
 def test_a_stream_that_only_writes_is_written_to(monkeypatch: pytest.MonkeyPatch):
     """A stream without `isatty` or `flush` is no terminal, but somewhere to write."""
     stream = Writes()
-    monkeypatch.setattr(log, "hasHandlers", lambda: False)
+    monkeypatch.setattr(display, "_takes_records", lambda: False)
     monkeypatch.setattr(sys, "stderr", stream)
     with display_progress("m", None) as on_progress:
         on_progress(Progress("install"))
@@ -197,23 +194,36 @@ shown(Progress("ready"))
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "told"),
-    [
-        ("", "loading my-model\n"),
-        (
-            "import logging; logging.basicConfig(level='INFO')",
-            "INFO:langchain_car_vllm:loading my-model\n",
-        ),
-        ("import logging; logging.basicConfig(level='ERROR')", ""),
-    ],
-)
-def test_a_script_without_a_terminal_is_told_on_standard_error(before, told):
-    """Without a log a line for each stage, else a record; standard output is the program's own."""
-    done = subprocess.run(
-        [sys.executable, "-c", before + SHOWS], capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", told)
+LINE = "loading my-model\n"
+RECORD = "INFO:langchain_car_vllm:loading my-model\n"
+OURS = "logging.getLogger('langchain_car_vllm')"
+LOGS = {
+    "": LINE,
+    "logging.basicConfig(level='INFO')": RECORD,
+    "logging.basicConfig(level='DEBUG')": RECORD,
+    f"logging.basicConfig(); {OURS}.setLevel('INFO')": RECORD,
+    "logging.basicConfig()": LINE,
+    "logging.basicConfig(level='ERROR')": LINE,
+    "logging.getLogger().addHandler(logging.NullHandler())": LINE,
+    f"{OURS}.addHandler(logging.NullHandler())": LINE,
+    f"{OURS}.setLevel('INFO')": LINE,
+    f"{OURS}.setLevel('WARNING')": "",
+    f"logging.basicConfig(level='INFO'); {OURS}.setLevel('WARNING')": "",
+    f"logging.basicConfig(level='INFO'); {OURS}.propagate = False": LINE,
+    "logging.basicConfig(level='INFO'); logging.root.handlers[0].setLevel('ERROR')": LINE,
+    "logging.basicConfig(level='INFO'); logging.disable()": LINE,
+    "logging.basicConfig(level='INFO'); "
+    "import logging.config as config, langchain_car_vllm.progress.display; "
+    "config.dictConfig({'version': 1, 'incremental': False})": LINE,
+}
+
+
+@pytest.mark.parametrize("before", LOGS)
+def test_a_script_without_a_terminal_is_told_on_standard_error(before):
+    """A record where one comes out, else a line; standard output is the program's own."""
+    code = f"import logging; {before}\n{SHOWS}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", LOGS[before])
 
 
 def test_closed_standard_error_is_no_trouble():

@@ -312,8 +312,17 @@ def check_variables() -> None:
     Raises:
         ConfigurationError: One is set to what cannot work.
     """
+    for error in refused_variables():
+        raise error
+
+
+def refused_variables() -> Iterator[ConfigurationError]:
+    """Yield what is wrong with each variable that is set to what cannot work."""
     for variable in VARIABLES.values():
-        variable.read()
+        try:
+            variable.read()
+        except ConfigurationError as error:
+            yield error
 
 
 def inherited_environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ import typer
 from langchain_car_vllm.cli.bench import bench
 from langchain_car_vllm.cli.completion import PROGRAM, completion
 from langchain_car_vllm.cli.doctor import doctor
-from langchain_car_vllm.cli.familiar import FamiliarCommand, FamiliarGroup
+from langchain_car_vllm.cli.familiar import FamiliarCommand, FamiliarGroup, StartingCommand
 from langchain_car_vllm.cli.install import install
 from langchain_car_vllm.cli.models import list_models, show
 from langchain_car_vllm.cli.output import discard, say
@@ -85,19 +85,21 @@ def _version() -> None:
     _print_version(wanted=True)
 
 
-def _add(*commands: Callable[..., None]) -> None:
+def _add(cls: type[FamiliarCommand], *commands: Callable[..., None]) -> None:
     for command in commands:
-        app.command(cls=FamiliarCommand)(command)
+        app.command(cls=cls)(command)
 
 
-_add(run, serve, env)
+_add(StartingCommand, run, serve, env)
 app.command(
-    cls=FamiliarCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    cls=StartingCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(launch)
 app.add_typer(service, name="service")
-_add(ps, stop, logs)
+_add(FamiliarCommand, ps, stop, logs)
 app.command("list")(list_models)
-_add(rm, show, plan, pull, install, recommend, bench, doctor, uninstall, completion)
+_add(FamiliarCommand, rm, show)
+_add(StartingCommand, plan, pull, install, recommend, bench)
+_add(FamiliarCommand, doctor, uninstall, completion)
 app.command("help", hidden=True)(_help)
 app.command("version", hidden=True)(_version)
 

@@ -42,8 +42,8 @@ def doctor(
 ) -> None:
     """Check this machine.
 
-    Host, uv, runtime, home, locks, ports, processes, memory, models, files, certificates, proxies,
-    panics.
+    Host, uv, runtime, variables, home, locks, ports, processes, memory, models, files,
+    certificates, proxies, panics.
 
     The exit code is 1 where a check failed.
     """

@@ -1,4 +1,4 @@
-"""Commands and options of other tools, answered with the ones that are meant."""
+"""Kinds of commands: options of other tools are answered, and bad variables refused."""
 
 import re
 from typing import Any, ClassVar
@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from langchain_car_vllm.cli.completion import PROGRAM
+from langchain_car_vllm.environment import check_variables
 
 # The same thing under another name.
 _SAME = {
@@ -94,6 +95,15 @@ class FamiliarCommand(TyperCommand):
         """Return the arguments as they are typed; releases of typer write them differently."""
         arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
         return [self.options_metavar or "", *map(_usage_name, arguments)]
+
+
+class StartingCommand(FamiliarCommand):
+    """A command that starts or decides something, and never by half of what the user has set."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Refuse variables that Python would refuse, those that this command reads or not."""
+        check_variables()
+        return super().invoke(ctx)
 
 
 class ServiceGroup(TyperGroup):

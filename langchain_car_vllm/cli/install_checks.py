@@ -1,12 +1,20 @@
-"""The checks of `doctor` on what is installed: Python, uv and `vllm-mlx`."""
+"""The checks of `doctor` on what is installed or set: Python, uv, `vllm-mlx` and variables."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from langchain_car_vllm.cli.findings import Finding, Warned
-from langchain_car_vllm.environment import CAR_UV, CAR_VLLM_MLX_BIN, inherited_environment
-from langchain_car_vllm.errors import ProvisionError
+from langchain_car_vllm.environment import (
+    CAR_UV,
+    CAR_VLLM_MLX_BASE_URL,
+    CAR_VLLM_MLX_BIN,
+    VARIABLES,
+    inherited_environment,
+    refused_variables,
+)
+from langchain_car_vllm.errors import ConfigurationError, ProvisionError
+from langchain_car_vllm.models.hub_account import checked_endpoint, sendable_token
 from langchain_car_vllm.paths import RECONNECT, can_be_made, lost_disk, managed_root
 from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.commands import run_step
@@ -164,9 +172,44 @@ def _missing_runtime(root: Path | None) -> Finding:
     return Warned(f"vllm-mlx is not installed; the first call installs it into `{root}`")
 
 
+def _variables() -> str:
+    refused = [*refused_variables(), *_refusals()]
+    if refused:
+        cure = refused[0].hint if len(refused) == 1 else "unset them, or set them right"
+        raise Finding("; ".join(error.message for error in refused), cure)
+    ours = [v.name for v in VARIABLES.values() if v.group == "own" and v.text() is not None]
+    return f"{', '.join(ours)} can be used" if ours else "none of this package is set"
+
+
+def _refusals() -> Iterator[ConfigurationError]:
+    """Yield what is wrong with those that are read where they are used."""
+    # No other command line needs pydantic.
+    from langchain_car_vllm.setting_checks import (  # noqa: PLC0415
+        check_endpoint,
+        checked_url,
+        endpoint_key,
+    )
+
+    def check_url() -> None:
+        if url := CAR_VLLM_MLX_BASE_URL.read():
+            checked_url(url)
+
+    def check_key() -> None:
+        check_endpoint(endpoint_key(), {})
+
+    checks: tuple[Callable[[], object], ...]
+    checks = (check_url, check_key, checked_endpoint, sendable_token)
+    for check in checks:
+        try:
+            check()
+        except ConfigurationError as error:
+            yield error
+
+
 CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("host", _host),
     ("python", _python),
     ("uv", _uv),
     ("runtime", _runtime),
+    ("variables", _variables),
 )

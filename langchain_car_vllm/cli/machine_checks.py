@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import psutil
 
@@ -220,11 +220,14 @@ def _models() -> str:
     if refusal := refusal_of(cache):
         raise Finding(refusal.message, f"{refusal.hint}; or set HF_HOME")
     folder = existing_part(cache)
-    if not os.access(folder, os.W_OK):
-        unwritable, hint = f"`{folder}` is not writable for you", "set HF_HOME to a folder of yours"
-        if not _holds_models(cache):
-            raise Finding(unwritable, hint)
-        raise Warned(f"{unwritable}: what is there is served, and nothing downloaded", hint)
+    try:
+        Path(mkdtemp(dir=folder, prefix=".doctor-")).rmdir()
+    except OSError as error:
+        unwritable, hint = f"`{folder}` takes no files", "set HF_HOME to a folder of yours"
+        if _holds_models(cache):
+            said = f"{unwritable}: what is there is served, and nothing downloaded"
+            raise Warned(said, hint) from error
+        raise Finding(f"{unwritable}: {error.strerror}", hint) from error
     if odd := odd_models():
         names = "; ".join(f"`{entry.model}`: {entry.problem}" for entry in odd[:_MOST_NAMED])
         more = len(odd) - _MOST_NAMED

@@ -1,24 +1,45 @@
 """The arguments and options that several commands have."""
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import typer
 
+from langchain_car_vllm.durations import seconds
+from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
+from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.snapshot import check_revision
 from langchain_car_vllm.server.spec import Engine, ServerSpec, check_arguments
 
+T = TypeVar("T")
 
-def checked_revision(revision: str | None) -> str | None:
-    """Return a revision once it can be one.
+
+def checked_by(check: Callable[[T], object]) -> Callable[[T | None], T | None]:
+    """Return what refuses an option's value as wrong usage where a check refuses it.
+
+    Args:
+        check: Raises a ConfigurationError for what cannot be.
+    """
+
+    def checked(value: T | None) -> T | None:
+        if value is not None:
+            try:
+                check(value)
+            except ConfigurationError as error:
+                raise typer.BadParameter(str(error)) from error
+        return value
+
+    return checked
+
+
+def check_keep_alive(text: str) -> None:
+    """Refuse what is not a time that a model can be kept.
 
     Raises:
-        ConfigurationError: It cannot.
+        ConfigurationError: It is none.
     """
-    if revision is not None:
-        check_revision(revision)
-    return revision
+    seconds(text, "--keep-alive", lowest=-1)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
@@ -28,7 +49,29 @@ EngineOption = Annotated[
 ServerArguments = Annotated[
     list[str] | None,
     typer.Option(
-        "--server-arg", help="As in `server_args`; once for each word: `--server-arg=--x`"
+        "--server-arg",
+        help="An option of `vllm-mlx serve`, once for each word: `--server-arg=--x`",
+        callback=checked_by(check_arguments),
+    ),
+]
+KeepAlive = Annotated[
+    str,
+    typer.Option(
+        "--keep-alive",
+        "--keepalive",
+        default_factory=CAR_VLLM_MLX_KEEP_ALIVE.read,
+        show_default=f"{CAR_VLLM_MLX_KEEP_ALIVE.name} or {CAR_VLLM_MLX_KEEP_ALIVE.default}",
+        help="How long the model stays in memory after a request, such as 30s, 10m, 0 or -1",
+        callback=checked_by(check_keep_alive),
+    ),
+]
+HeldKeepAlive = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-alive",
+        help="How long the model stays in memory after a request, such as 10m; without it the "
+        f"model stays as long as it is served, whatever {CAR_VLLM_MLX_KEEP_ALIVE.name} says",
+        callback=checked_by(check_keep_alive),
     ),
 ]
 ModelArgument = Annotated[
@@ -38,7 +81,7 @@ ModelArguments = Annotated[
     list[str], typer.Argument(metavar="MODEL", help="Catalog ids, Hub repositories, directories")
 ]
 Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit", callback=checked_revision)
+    str | None, typer.Option(help="Branch, tag or commit", callback=checked_by(check_revision))
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
@@ -49,9 +92,8 @@ def server_of_options(
     """Return the server that a command line names.
 
     Raises:
-        ConfigurationError: There is none of that name, or it cannot be given an argument.
+        ConfigurationError: There is none of that name.
     """
-    check_arguments(server_arg or ())
     found = parse_model_id(model)
     return ServerSpec(
         found.source,

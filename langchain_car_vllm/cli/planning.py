@@ -13,6 +13,7 @@ from langchain_car_vllm.cli.options import (
     ModelArgument,
     Revision,
     ServerArguments,
+    checked_by,
     server_of_options,
 )
 from langchain_car_vllm.cli.output import print_facts, print_json, say, size
@@ -35,7 +36,22 @@ from langchain_car_vllm.server.spec import ServerSpec
 _TOKENS = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([km]?)", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 _MOST_TOKENS = 10**9
-_MOST_AGENTS = 10_000
+
+
+def tokens(text: str) -> int:
+    """Return a number of tokens, written as a number or with `k` or `m`.
+
+    Raises:
+        ConfigurationError: It is not a number, or not a sensible one.
+    """
+    match = _TOKENS.fullmatch(text.strip().replace("_", ""))
+    count = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if not 0 < count <= _MOST_TOKENS:
+        raise ConfigurationError(
+            f"`--context` must be a number of tokens from 1 to {_MOST_TOKENS}, not `{text}`",
+            hint="write a number such as `65536`, or `64k`",
+        )
+    return count
 
 
 def plan(
@@ -45,9 +61,14 @@ def plan(
     engine: EngineOption = "auto",
     server_arg: ServerArguments = None,
     context: Annotated[
-        str | None, typer.Option(help="Tokens that a conversation is to have, such as `64k`")
+        str | None,
+        typer.Option(
+            help="Tokens that a conversation is to have, such as `64k`", callback=checked_by(tokens)
+        ),
     ] = None,
-    agents: Annotated[int | None, typer.Option(help="Conversations at the same time")] = None,
+    agents: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Conversations at the same time")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a model would start, and with what context.
@@ -96,27 +117,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def tokens(text: str) -> int:
-    """Return a number of tokens, written as a number or with `k` or `m`.
-
-    Raises:
-        ConfigurationError: It is not a number, or not a sensible one.
-    """
-    match = _TOKENS.fullmatch(text.strip().replace("_", ""))
-    count = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
-    if not 0 < count <= _MOST_TOKENS:
-        raise ConfigurationError(
-            f"`--context` must be a number of tokens from 1 to {_MOST_TOKENS}, not `{text}`",
-            hint="write a number such as `65536`, or `64k`",
-        )
-    return count
-
-
 def _read_company(context: str | None, agents: int | None) -> tuple[int | None, int] | None:
-    if agents is not None and not 0 < agents <= _MOST_AGENTS:
-        raise ConfigurationError(
-            f"`--agents` must be a number from 1 to {_MOST_AGENTS}, not `{agents}`"
-        )
     if context is None and agents is None:
         return None
     return None if context is None else tokens(context), agents or 1

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.options import ModelArguments, checked_revision
+from langchain_car_vllm.cli.options import ModelArguments, checked_by
 from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import parse_model_id
@@ -16,6 +16,7 @@ from langchain_car_vllm.models.download_diagnosis import no_model
 from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.remote_code import TRUST
 from langchain_car_vllm.models.servable import check_servable
+from langchain_car_vllm.models.snapshot import check_revision
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.progress.display import Display
 from langchain_car_vllm.runtime import ensure_runtime
@@ -31,7 +32,8 @@ def pull(
     revision: Annotated[
         str | None,
         typer.Option(
-            help="Branch, tag or commit, by default the main branch", callback=checked_revision
+            help="Branch, tag or commit, by default the main branch",
+            callback=checked_by(check_revision),
         ),
     ] = None,
     update: Annotated[

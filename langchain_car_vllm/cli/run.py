@@ -9,13 +9,15 @@ import typer
 from langchain_car_vllm.cli.conversation import GREETING, Conversation, read_questions
 from langchain_car_vllm.cli.options import (
     EngineOption,
+    KeepAlive,
     ModelArgument,
     Revision,
     ServerArguments,
+    checked_by,
 )
 from langchain_car_vllm.cli.output import print_json, say
-from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
 from langchain_car_vllm.progress.display import Display
+from langchain_car_vllm.wire.request.parameters import check_values
 
 
 def run(
@@ -29,9 +31,15 @@ def run(
         str | None, typer.Option("--system", "-s", help="What the model is told first")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", help="0 for no randomness")
+        float | None,
+        typer.Option(
+            "--temperature",
+            "-t",
+            help="0 for no randomness",
+            callback=checked_by(lambda value: check_values({"temperature": value})),
+        ),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer")] = None,
     think: Annotated[
         bool | None, typer.Option("--think/--no-think", help="Whether the model thinks")
     ] = None,
@@ -41,15 +49,7 @@ def run(
     answer_format: Annotated[
         Literal["json"] | None, typer.Option("--format", help="`json` makes the answer an object")
     ] = None,
-    keep_alive: Annotated[
-        str | None,
-        typer.Option(
-            "--keep-alive",
-            "--keepalive",
-            help="How long the server stays afterwards, such as 30s, 10m, 0 or -1",
-            show_default=f"{CAR_VLLM_MLX_KEEP_ALIVE.name} or {CAR_VLLM_MLX_KEEP_ALIVE.default}",
-        ),
-    ] = None,
+    keep_alive: KeepAlive,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell tokens and rates")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the answer with its usage and times as JSON")
@@ -73,7 +73,7 @@ def run(
             temperature=temperature,
             max_tokens=max_tokens,
             reasoning=think,
-            keep_alive=CAR_VLLM_MLX_KEEP_ALIVE.read() if keep_alive is None else keep_alive,
+            keep_alive=keep_alive,
             on_progress=display,
             **_format(answer_format),
         )

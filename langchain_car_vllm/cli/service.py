@@ -16,11 +16,12 @@ from typing import Annotated, NamedTuple
 import typer
 
 from langchain_car_vllm import environment, paths
-from langchain_car_vllm.cli.familiar import FamiliarCommand, ServiceGroup
+from langchain_car_vllm.cli.familiar import FamiliarCommand, ServiceGroup, StartingCommand
 from langchain_car_vllm.cli.gateway_process import SERVE
 from langchain_car_vllm.cli.options import (
     AsJson,
     EngineOption,
+    HeldKeepAlive,
     ModelArgument,
     Revision,
     ServerArguments,
@@ -147,14 +148,12 @@ def find_supervisor(platform: str, home: Path | None, uid: int) -> Supervisor:
     return launchd(home, uid) if platform == "darwin" else systemd(home)
 
 
-@app.command(cls=FamiliarCommand)
+@app.command(cls=StartingCommand)
 def install(
     model: ModelArgument,
     *,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = DEFAULT_PORT,
-    keep_alive: Annotated[
-        str | None, typer.Option(help="As for `serve`; without it the model stays in memory")
-    ] = None,
+    keep_alive: HeldKeepAlive = None,
     api_key_file: Annotated[Path | None, typer.Option(help="As for `serve`")] = None,
     host: Annotated[str, typer.Option(help="As for `serve`")] = "127.0.0.1",
     revision: Revision = None,

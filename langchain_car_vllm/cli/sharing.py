@@ -31,6 +31,8 @@ from langchain_car_vllm.cli.gateway_process import (
 from langchain_car_vllm.cli.options import (
     AsJson,
     EngineOption,
+    HeldKeepAlive,
+    KeepAlive,
     ModelArgument,
     Revision,
     ServerArguments,
@@ -56,13 +58,7 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 def serve(
     model: ModelArgument,
     *,
-    keep_alive: Annotated[
-        str | None,
-        typer.Option(
-            help="How long the model stays in memory after a request, such as 10m; "
-            "without it the model stays until Ctrl-C"
-        ),
-    ] = None,
+    keep_alive: HeldKeepAlive = None,
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any")
@@ -113,9 +109,7 @@ def serve(
 def env(
     model: ModelArgument,
     *,
-    keep_alive: Annotated[
-        str, typer.Option(help="How long the model stays in memory after a request")
-    ] = "10m",
+    keep_alive: KeepAlive,
     revision: Revision = None,
     engine: EngineOption = "auto",
     server_arg: ServerArguments = None,

@@ -61,28 +61,6 @@ def test_options_of_other_tools(cli_here: Cli, words: list[str], meant: str):
     assert meant in done.stderr
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["serve", "M", "--port", "99999"],
-        ["serve", "M", "--port", "x"],
-        ["run", "M", "--temperature", "hot"],
-        ["run", "M", "--engine", "x"],
-        ["logs", "-n", "-1"],
-        ["logs", "-n", "9" * 20],
-        ["completion", "x"],
-        ["service", "install", "M", "--port", "x"],
-    ],
-)
-def test_a_value_that_cannot_be_is_refused_in_plain_words(cli_here: Cli, words: list[str]):
-    """Whichever release of typer says it."""
-    done = cli_here(*words)
-    assert done.returncode == 2
-    assert "Invalid value for" in done.stderr
-    assert "Value error" not in done.stderr
-    assert "Input should" not in done.stderr
-
-
 @pytest.mark.parametrize("option", ["-m", "--model"])
 def test_every_command_tells_where_the_model_stands(cli_here: Cli, option: str):
     """Servers of others take it as an option; what a tool takes is its own."""

@@ -13,8 +13,10 @@ import psutil
 import pytest
 from faults.support import FAST, Fake
 from unit.cli.conftest import Cli
+from unit.test_environment import BAD as BAD_VARIABLES
 
-from langchain_car_vllm.cli import machine_checks
+from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.cli import install_checks, machine_checks
 from langchain_car_vllm.cli.doctor import _run
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.errors import ConfigurationError
@@ -93,6 +95,43 @@ def test_one_check_that_fails_oddly_does_not_end_the_others(error: Exception):
     results = list(_run([("broken", broken), ("good", lambda: "all is well")]))
     assert [result.verdict for result in results] == ["failed", "ok"]
     assert type(error).__name__ in results[0].said
+
+
+@pytest.mark.parametrize("name", BAD_VARIABLES)
+def test_every_variable_that_fails_a_call_fails_the_check(
+    monkeypatch: pytest.MonkeyPatch, name: str
+):
+    """The check is one over what is refused at construction, with the same words."""
+    bad = BAD_VARIABLES[name][0]
+    monkeypatch.setenv(name, bad)
+    with pytest.raises(ConfigurationError) as refused:
+        ChatVllmMlx(model="a/b")
+    with pytest.raises(Finding) as found:
+        install_checks._variables()
+    assert (found.value.said, found.value.hint) == (refused.value.message, refused.value.hint)
+
+
+def test_all_variables_that_fail_are_told_at_once(cli: Cli, home: Path):
+    """Those of the endpoint and of the Hub among them; no secret is shown."""
+    (home / "file").touch()
+    bad = {
+        "CAR_VLLM_MLX_WIRED": "yes",
+        "CAR_VLLM_MLX_MAX_QUEUE": "x",
+        "CAR_VLLM_MLX_BASE_URL": "localhost:8000",
+        "CAR_VLLM_MLX_API_KEY": "secr\u00e9t",
+        "HF_ENDPOINT": "hf-mirror.com",
+        "HF_TOKEN": "secr\u00e9t",
+        "HF_HOME": str(home / "file"),
+    }
+    results = verdicts(cli, **bad)
+    found = results["variables"]
+    assert found["verdict"] == "failed"
+    for name in [*bad][:5]:
+        assert name in found["said"]
+    assert "the token for the Hub" in found["said"]
+    assert "secr" not in str(results)
+    assert results["models"]["verdict"] == "failed"
+    assert "takes no files" in results["models"]["said"]
 
 
 def test_a_python_that_runs_no_supervisor_is_found(cli: Cli, tmp_path: Path):

@@ -245,11 +245,9 @@ def test_a_unit_holds_a_path_that_is_no_text():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--keep-alive", "soon"], "must be a duration"),
         (["--host", "0.0.0.0"], "needs a key of yours"),
         (["--api-key-file", "none"], "the key file `none` cannot be read: No such file"),
         (["--port", "TAKEN"], "cannot listen on"),
-        (["--server-arg=--port=1"], "`--port` is not for `server_args`"),
     ],
 )
 def test_what_cannot_be_served_is_no_service(

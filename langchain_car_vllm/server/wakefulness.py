@@ -5,7 +5,6 @@ sends the Mac to sleep. `-w` ends it with this process, however that dies.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,12 +15,15 @@ from typing import Self
 from langchain_car_vllm.environment import CAR_VLLM_MLX_CAFFEINATE
 
 PLATFORM: str = sys.platform
-_PROGRAM = "caffeinate"
-_USUAL = "/usr/bin/caffeinate"
+PROGRAM: str = "/usr/bin/caffeinate"
+_BETWEEN_STARTS = 60.0
 
 
 class Wakefulness:
     """At most one `caffeinate` of this process; nothing where there is none.
+
+    One that ends by itself is started once a minute at most: its end wakes a supervisor, which
+    looks again at once.
 
     Args:
         linger: Seconds that it outlives the last work, so that a chain of requests needs one.
@@ -31,6 +33,7 @@ class Wakefulness:
         self._linger = linger
         self._process: subprocess.Popen[bytes] | None = None
         self._worked_at = 0.0
+        self._again_at = 0.0
         self.is_possible = PLATFORM == "darwin" and CAR_VLLM_MLX_CAFFEINATE.read()
 
     @property
@@ -59,7 +62,8 @@ class Wakefulness:
         now = time.monotonic()
         if is_working:
             self._worked_at = now
-            if self._process is None or self._process.poll() is not None:
+            if self._process is None or (self._process.poll() is not None and now > self._again_at):
+                self._again_at = now + _BETWEEN_STARTS
                 self._process = self._start()
         elif now - self._worked_at > self._linger:
             self.end()
@@ -72,10 +76,9 @@ class Wakefulness:
             self._process = None
 
     def _start(self) -> "subprocess.Popen[bytes] | None":
-        program = shutil.which(_PROGRAM) or _USUAL
         with suppress(OSError):
             return subprocess.Popen(
-                [program, "-i", "-w", str(os.getpid())],
+                [PROGRAM, "-i", "-w", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults.support import FAST, ClientProcess, Fake, eventually
+from faults.support import FAST, ClientProcess, Fake, ask, eventually
 
 from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.server import lease, stop_server, wakefulness
@@ -23,10 +23,15 @@ _CAFFEINATE = """#!/bin/sh
 echo "$$ $*" >> {notes}
 while kill -0 "$3" 2>/dev/null; do sleep 0.05; done
 """
-_KEEPER = """
-import os
+_REFUSED = """#!/bin/sh
+echo "$$ $*" >> {notes}
+exit 1
+"""
+_MAC = """
 from langchain_car_vllm.server import wakefulness
-wakefulness.PLATFORM = "darwin"
+wakefulness.PLATFORM, wakefulness.PROGRAM = "darwin", {program!r}
+"""
+_KEEPER = """
 with wakefulness.Wakefulness():
     print("awake", flush=True)
     input()
@@ -41,7 +46,7 @@ class Notes:
     """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
 
     def lines(self) -> list[str]:
         """Return the arguments of all, in order."""
@@ -52,28 +57,26 @@ class Notes:
         return [pid for line in self._text() if psutil.pid_exists(pid := int(line.split()[0]))]
 
     def _text(self) -> list[str]:
-        return self._file.read_text().splitlines() if self._file.exists() else []
+        return self.file.read_text().splitlines() if self.file.exists() else []
 
 
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Notes:
-    """A `caffeinate` on PATH, and supervisors that take this machine for a Mac's."""
+    """A `caffeinate`, and supervisors that take this machine for a Mac's."""
     folder = tmp_path / "mac"
     folder.mkdir()
     file = folder / "notes"
     program = folder / "caffeinate"
     program.write_text(_CAFFEINATE.format(notes=shlex.quote(str(file))))
-    (folder / "sitecustomize.py").write_text(
-        "from langchain_car_vllm.server import wakefulness\nwakefulness.PLATFORM = 'darwin'\n"
-    )
+    (folder / "sitecustomize.py").write_text(_MAC.format(program=str(program)))
     python = folder / "python"
     path = f'PYTHONPATH="{folder}:$PYTHONPATH"'
     python.write_text(f'#!/bin/sh\nexport {path}\nexec {sys.executable} "$@"\n')
     for executable in (program, python):
         executable.chmod(0o755)
     monkeypatch.setenv("CAR_VLLM_PYTHON", str(python))
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr(wakefulness, "PLATFORM", "darwin")
+    monkeypatch.setattr(wakefulness, "PROGRAM", str(program))
     return Notes(file)
 
 
@@ -138,7 +141,9 @@ def test_off_by_its_variable(fake: Fake, notes: Notes, monkeypatch: pytest.Monke
 def test_it_ends_with_a_killed_process(notes: Notes):
     """Whoever is killed leaves none behind."""
     keeper = subprocess.Popen(
-        [sys.executable, "-c", _KEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _MAC.format(program=wakefulness.PROGRAM) + _KEEPER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert keeper.stdout is not None
     keeper.stdout.readline()
@@ -148,8 +153,9 @@ def test_it_ends_with_a_killed_process(notes: Notes):
     eventually(lambda: not _running(notes), "it to end with what it watches")
 
 
-def test_one_that_was_ended_is_started_again(notes: Notes):
+def test_one_that_was_ended_is_started_again(notes: Notes, monkeypatch: pytest.MonkeyPatch):
     """Somebody else's kill is noticed, and leaves no zombie."""
+    monkeypatch.setattr(wakefulness, "_BETWEEN_STARTS", 0.0)  # as after a long life
     with Wakefulness() as awake:
         eventually(lambda: len(notes.alive()) == 1, "the first to run")
         [first] = notes.alive()
@@ -159,12 +165,20 @@ def test_one_that_was_ended_is_started_again(notes: Notes):
     assert notes.alive() == []
 
 
+def test_one_that_ends_at_once_is_not_started_again_and_again(fake: Fake, notes: Notes):
+    """Where it is refused, its end wakes the supervisor, which would start it hundreds of times."""
+    Path(wakefulness.PROGRAM).write_text(_REFUSED.format(notes=shlex.quote(str(notes.file))))
+    with lease(fake.spec(), policy=FAST) as held:
+        for _ in range(20):
+            ask(held.endpoint)
+        assert len(notes.lines()) == 1
+
+
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch, platform: str):
     """Nothing is started, and nothing fails."""
     monkeypatch.setattr(wakefulness, "PLATFORM", platform)
-    monkeypatch.setattr(wakefulness, "_USUAL", "/nonexistent/caffeinate")
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(wakefulness, "PROGRAM", "/nonexistent/caffeinate")
     with Wakefulness() as awake:
         assert awake.is_possible is False
 

@@ -46,7 +46,8 @@ def test_a_mac_stays_awake_for_it(
     program.chmod(0o755)
     uv.set(pause="pip-begin")
     monkeypatch.setattr(wakefulness, "PLATFORM", "darwin")
-    done = cli_here("install", PATH=f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(wakefulness, "PROGRAM", str(program))
+    done = cli_here("install")
     assert done.returncode == 0, done.stderr
     assert not paused.exists()
 

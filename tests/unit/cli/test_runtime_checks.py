@@ -57,8 +57,8 @@ def test_a_mac_that_is_kept_awake(tmp_path, monkeypatch, is_kept):
     for name, script in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(wakefulness, "PLATFORM", "darwin")
+    monkeypatch.setattr(wakefulness, "PROGRAM", str(tmp_path / "caffeinate"))
     monkeypatch.setattr(runtime_checks, "_PMSET", str(tmp_path / "pmset"))
     monkeypatch.setattr(runtime_checks, "_PATIENCE", 5.0 if is_kept else 0.3)
     if is_kept:

@@ -6,13 +6,14 @@ reads them must not hold the user's keys; what a server needs beyond this list g
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from langchain_car_vllm.models.hub_account import hub_variables
 from langchain_car_vllm.support.proxy_variables import proxy_variables
 
 _NAMES = frozenset(
     {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TZ"),
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TZ"),
         *("LANG", "LANGUAGE", "XDG_CACHE_HOME", "__CF_USER_TEXT_ENCODING"),
         *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
         "LD_PRELOAD",  # such as a faster BLAS, on Linux
@@ -33,14 +34,14 @@ _REFUSED = frozenset({"HF_ENDPOINT", "VLLM_MLX_MCP_CONFIG"})
 _DOWNLOAD_NAMES = frozenset(
     {
         *("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"),
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        *("HF_HUB_DISABLE_IMPLICIT_TOKEN", "TMPDIR", "TMP", "TEMP"),
     }
 )
 _COMMON = {"PYTHONUNBUFFERED": "1", "TQDM_POSITION": "-1"}
 
 
 def server_environment(
-    inherited: Mapping[str, str], added: Mapping[str, str], *, offline: bool
+    inherited: Mapping[str, str], added: Mapping[str, str], *, temporary: Path, offline: bool
 ) -> dict[str, str]:
     """Return the environment of a server.
 
@@ -48,10 +49,13 @@ def server_environment(
         inherited: Of this process; what is not on the list stays behind, and so do the Hub's token
             and the proxies.
         added: The user's `server_env`, which has the last word.
+        temporary: The server's own folder for temporary files: that of its first client may end
+            with a session.
         offline: Whether the model lies on the disk, so that the Hub need not be asked.
     """
     environment = {name: value for name, value in inherited.items() if _is_let_through(name)}
     environment |= _COMMON | {"VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait"}
+    environment["TMPDIR"] = str(temporary)
     if offline:
         environment["HF_HUB_OFFLINE"] = "1"
     return environment | dict(added)

@@ -85,6 +85,8 @@ class ServerDirectory:
     """The supervisor's own output."""
     mends = _File("mends.json")
     """What became of each mend of the running server."""
+    temporary = _File("tmp")
+    """The server's temporary files, such as pictures of requests; emptied when it ends."""
     launcher = _File("launch.py")
     """The copy of `launch.py` that outlives the client's virtual environment."""
 

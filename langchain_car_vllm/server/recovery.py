@@ -1,7 +1,7 @@
 """What a lost supervisor left: its server is ended, its state says so."""
 
 import os
-import tempfile
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock
 from langchain_car_vllm.server.policy import Policy
-from langchain_car_vllm.server.process import Identity, is_this_boot, kill_group
+from langchain_car_vllm.server.process import is_this_boot, kill_group
 from langchain_car_vllm.server.state import (
     Reason,
     State,
@@ -19,6 +19,7 @@ from langchain_car_vllm.server.state import (
     mark_stopped,
     read_any_state,
 )
+from langchain_car_vllm.support.backups import TAG
 
 _LOCK_PATIENCE = 1.0
 _FIRST_WORDS = 3
@@ -44,19 +45,20 @@ def end_lost_server(state: State, directory: ServerDirectory, policy: Policy) ->
             return True
         if not kill_group(state.server.pid, policy.kill_grace):
             return False
-    remove_temporary_files(state.server)
+    remove_temporary_files(directory)
     return True
 
 
-def remove_temporary_files(server: Identity) -> None:
-    """Remove what a server that has ended left among the system's temporary files.
+def remove_temporary_files(directory: ServerDirectory) -> None:
+    """Remove what a server that has ended left: one that is killed removes nothing itself.
 
-    Its launcher has their names begin with its tag. Pictures, sounds and films of requests are such
-    files, and a server that was killed removes none.
+    Pictures, sounds and films of requests are such files.
     """
-    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+    with suppress(OSError), os.scandir(directory.temporary) as entries:
         for entry in entries:
-            if entry.name.startswith(f"car-vllm-{server.tag}-"):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != TAG:
                 with suppress(OSError):
                     os.unlink(entry)  # noqa: PTH108 - not a Path
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -56,18 +55,34 @@ def test_supervisor_killed_takes_the_whole_group_along(fake: Fake):
 
 @pytest.mark.parametrize("killed", [None, "server", "supervisor"])
 @pytest.mark.parametrize("successor", ["start", "stop"])
+@pytest.mark.parametrize("is_python", [True, False])
 def test_pictures_of_requests_go_with_the_server(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str | None, successor: str
+    fake: Fake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    killed: str | None,
+    successor: str,
+    is_python: bool,
 ):
-    """However it ends: what was killed with its supervisor is removed by who comes next."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)  # a program of its own would look by itself
+    """However it ends: what was killed with its supervisor is removed by who comes next.
+
+    The $TMPDIR of who called first may go with his session, that of who cleans up is another.
+    """
+    session = tmp_path / "session"
+    session.mkdir()
+    monkeypatch.setenv("TMPDIR", str(session))
     fake.switch(media=True)
-    others = tmp_path / "car-vllm-another-picture.png"
-    others.touch()
+    if not is_python:
+        real = fake.binary.rename(fake.binary.with_name("real"))
+        fake.binary.write_text(f'#!/bin/sh\nexec {sys.executable} {real} "$@"\n')
+        fake.binary.chmod(0o755)
+    folder = fake.directory().temporary
     with lease(fake.spec(), policy=FAST):
-        left = list(tmp_path.glob("*.png"))
-    assert len(left) == 2
+        [left] = folder.glob("*.png")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    session.rmdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     if killed is not None:
         os.kill(getattr(fake.state(), killed).pid, signal.SIGKILL)
         nobody_left(fake)
@@ -76,7 +91,8 @@ def test_pictures_of_requests_go_with_the_server(
         stop_server(fake.directory(), policy=FAST)
     else:
         lease(fake.spec(), policy=FAST).__enter__()
-    assert list(tmp_path.glob("*.png")) == [others]
+    assert not left.exists()
+    assert [entry.name for entry in folder.iterdir()] == ["CACHEDIR.TAG"]
 
 
 def test_server_that_dies_takes_what_it_started_along(fake: Fake):

@@ -35,7 +35,7 @@ def main() -> None:
     if sys.argv[1:] == ["check"]:
         _print_mends()
         return
-    tag, mode, binary, *arguments = sys.argv[1:]
+    _, mode, binary, *arguments = sys.argv[1:]
     key = os.environ.pop("CAR_VLLM_LAUNCH_KEY", None)
     pipe = int(os.environ.pop("CAR_VLLM_LAUNCH_PIPE"))
     parent = int(os.environ.pop("CAR_VLLM_LAUNCH_PARENT"))
@@ -54,10 +54,20 @@ def main() -> None:
     if arguments[0] == "download" or os.environ.pop("CAR_VLLM_LAUNCH_TEXT_ONLY", ""):
         # Its import takes as long as all others together, and text models never use it.
         sys.modules["torch"] = None  # type: ignore[assignment]
-    # A server that is killed leaves pictures of requests behind, which are found by that.
-    tempfile.template = f"car-vllm-{tag}-"
+    _keep_temporary_files_apart()
     _install_mends("mends.json" if arguments[0] == "serve" else None)
     runpy.run_path(binary, run_name="__main__")
+
+
+def _keep_temporary_files_apart() -> None:
+    """Have Python's temporary files, such as pictures, in the folder that is emptied at the end.
+
+    What MLX compiles for the CPU lies among the system's, for the next start.
+    """
+    own = os.path.join(os.path.dirname(__file__), "tmp")
+    if os.environ.get("TMPDIR") == own:
+        tempfile.tempdir = own
+        del os.environ["TMPDIR"]
 
 
 def _die_with(parent: int) -> None:

@@ -11,12 +11,13 @@ from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.models.file_stamps import stamp_files
+from langchain_car_vllm.paths import make_own_folder
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, is_read_in_parts, serve_arguments
-from langchain_car_vllm.server.directory import hint_of
+from langchain_car_vllm.server.directory import ServerDirectory, hint_of
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.prefix_caches import keep_out_of_backups
@@ -28,6 +29,7 @@ from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
 from langchain_car_vllm.server.supervisor.mends import prompt_order
 from langchain_car_vllm.server.supervisor.readiness import ReadinessStall, failed_test
 from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers, wired_by_others
+from langchain_car_vllm.support.backups import exclude_from_backups, is_tagged
 from langchain_car_vllm.support.json_objects import read_json_object
 
 _PORT_ATTEMPTS = 3
@@ -57,13 +59,17 @@ class Server:
         self._api_key = secrets.token_hex(32)
         spec = context.spec
         try:
+            _make_temporary_folder(context.directory)
             self.child = Child(
                 context.directory,
                 runtime.server,
                 serve_arguments(spec, launch, self._port.number, known_working_set()),
                 {
                     **server_environment(
-                        inherited_environment(), dict(spec.server_env), offline=launch.offline
+                        inherited_environment(),
+                        dict(spec.server_env),
+                        temporary=context.directory.temporary,
+                        offline=launch.offline,
                     ),
                     **launch_settings(
                         spec, launch, inherited_environment(), wired_by_others(context)
@@ -131,7 +137,7 @@ class Server:
         """
         policy = self._context.policy
         is_gone = self.child.interrupt(policy) if gently else self.child.kill(policy)
-        remove_temporary_files(self.child.identity)
+        remove_temporary_files(self._context.directory)
         keep_out_of_backups()
         # Whoever still listens after that is a stranger, and may stay.
         deadline = time.monotonic() + _PORT_GRACE
@@ -140,6 +146,14 @@ class Server:
                 time.sleep(policy.start_tick)
         self._port.close()
         return is_gone
+
+
+def _make_temporary_folder(directory: ServerDirectory) -> None:
+    """Make the server's folder for temporary files, empty, and kept out of backups."""
+    make_own_folder(directory.temporary)
+    remove_temporary_files(directory)
+    if not is_tagged(directory.temporary):
+        exclude_from_backups(directory.temporary)
 
 
 def _hold_port() -> HeldPort:

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from langchain_car_vllm.server.child_environment import download_environment, server_environment
 
 OURS = {
+    "TMPDIR": "/own",
     "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
     "PYTHONUNBUFFERED": "1",
     "TQDM_POSITION": "-1",
@@ -19,7 +22,7 @@ MISLEADING = (
     *("HTTPS_PROXY", "http_proxy", "ALL_PROXY", "no_proxy", "CAR_VLLM_LAUNCH_PIPE", "UV_INDEX"),
 )
 NEEDED = (
-    *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "XDG_CACHE_HOME"),
+    *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "XDG_CACHE_HOME"),
     *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_VERBOSITY"),
     *("MLX_BUFFER_CACHE_LIMIT", "METAL_DEVICE_WRAPPER_TYPE", "VLLM_MLX_SYSTEM_KV_SLOTS"),
     *(
@@ -32,32 +35,39 @@ NEEDED = (
     "VLLM_MLX_NO_FINAL_CONTENT_TOKEN_LIMIT",
 )
 FOR_DOWNLOADS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT")
+SESSION = ("TMPDIR", "TMP", "TEMP")
 
 
-@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING])
+def environment(inherited, added=None, *, offline=False):
+    return server_environment(inherited, added or {}, temporary=Path("/own"), offline=offline)
+
+
+@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING, *SESSION])
 def test_what_a_server_does_not_need_stays_behind(name):
     """A model's files are read by a process that holds no key of the user's."""
-    assert server_environment({name: "x"}, {}, offline=False) == OURS
+    assert environment({name: "x"}) == OURS
 
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_what_a_server_needs_reaches_it(name):
     """Folders, language, certificates and the settings of MLX are the user's."""
-    assert server_environment({name: "x"}, {}, offline=False) == {name: "x", **OURS}
+    assert environment({name: "x"}) == {name: "x", **OURS}
 
 
-@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING, *NEEDED])
+@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING, *SESSION, *NEEDED])
 def test_server_env_has_the_last_word(name):
     """What the user names by hand reaches the server, whatever it is."""
-    assert server_environment({name: "x"}, {name: "mine"}, offline=True)[name] == "mine"
+    assert environment({name: "x"}, {name: "mine"}, offline=True)[name] == "mine"
 
 
 def test_a_server_that_has_its_model_does_not_ask_the_hub():
     """The variable works where the server's own flag does not."""
-    assert server_environment({}, {}, offline=True) == OURS | {"HF_HUB_OFFLINE": "1"}
+    assert environment({}, offline=True) == OURS | {"HF_HUB_OFFLINE": "1"}
 
 
-@pytest.mark.parametrize("name", [*FOR_DOWNLOADS, "HTTPS_PROXY", "no_proxy", "HF_HOME", "PATH"])
+@pytest.mark.parametrize(
+    "name", [*FOR_DOWNLOADS, *SESSION, "HTTPS_PROXY", "no_proxy", "HF_HOME", "PATH"]
+)
 def test_a_download_gets_the_token_and_the_proxies(name):
     """It alone talks to the Hub."""
     assert download_environment({name: "x"})[name] == "x"

@@ -63,8 +63,11 @@ def try_import(binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLin
     failure = ""
     try:
         # Not in the current folder, whose modules would shadow those of the install.
-        command = [interpreter, "-c", IMPORTS]
-        run_step("smoke-test", command, directory=interpreter.parent, on_line=on_line)
+        run_step(
+            *("smoke-test", [interpreter, "-c", IMPORTS]),
+            directory=interpreter.parent,
+            on_line=on_line,
+        )
     except ProvisionError as error:
         failure = error.detail
     keep_verdict(binary, Verdict(stamp, failure))

@@ -9,7 +9,10 @@ from pathlib import Path
 def ask_program(
     command: Sequence[str | Path], seconds: float, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str] | None":
-    """Return how a program ended and what it said, None where it does not run or does not end."""
+    """Return how a program ended and what it said, None where it does not run or does not end.
+
+    It runs in the root folder: some programs, such as Python, run what lies in the current one.
+    """
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             command,
@@ -19,6 +22,7 @@ def ask_program(
             errors="replace",
             check=False,
             timeout=seconds,
+            cwd="/",
             env=environment,
         )
     return None

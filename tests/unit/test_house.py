@@ -23,8 +23,6 @@ _ALONE = (
 )
 # Its names are data: what is let through to a child, whoever declares it.
 _LISTS = ("environment.py", "server/child_environment.py", "runtime/uv_settings.py")
-# They run in a folder of their own; Python 3.10 knows no `-P`, and `-I` not what a user installed.
-_ELSEWHERE = ("runtime/import_verdicts.py", "runtime/metal_question.py")
 _MOST_LINES = 400
 _MOST_MODULES = 30
 # Where English says "is not a", "forever", "progress" and "takes long".
@@ -42,6 +40,17 @@ def relative(module: Path) -> str:
 def nodes(module: Path) -> Iterator[ast.AST]:
     """Yield all nodes of a module."""
     return ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+
+
+def words_elsewhere(call: ast.AST) -> Iterator[tuple[int, int]]:
+    """Yield where the commands begin that a call runs outside the current folder."""
+    if not isinstance(call, ast.Call):
+        return
+    folders = [ast.unparse(word.value) for word in call.keywords if word.arg == "directory"]
+    is_step = ast.unparse(call.func) == "run_step" and folders != ["Path()"]
+    if is_step or ast.unparse(call.func) == "ask_program":
+        parts = [part for argument in call.args for part in ast.walk(argument)]
+        yield from ((p.lineno, p.col_offset) for p in parts if isinstance(p, ast.List))
 
 
 def test_variables_are_named_in_their_declarations_only():
@@ -168,16 +177,21 @@ def test_foreign_folders_are_looked_at_without_a_surprise():
 
 
 def test_no_child_imports_what_lies_in_the_current_folder():
-    """Python puts it first on its path for `-c` and `-m`, unless it is told not to."""
+    """Python puts it first on its path for `-c` and `-m`, unless it is told not to.
+
+    An install's Python may know no `-P` (3.10), and with `-I` not what a user installed: it runs in
+    another folder, as all that is asked with `ask_program` does.
+    """
     offenders = [
         f"{relative(module)}:{node.lineno}: add `-P`"
         for module in MODULES
+        for elsewhere in [{part for call in nodes(module) for part in words_elsewhere(call)}]
         for node in nodes(module)
         if isinstance(node, ast.List | ast.Tuple)
         if node.elts and ast.unparse(node.elts[0]) in ("sys.executable", "interpreter", "python")
         if (words := [e.value for e in node.elts if isinstance(e, ast.Constant)])
         if {"-c", "-m"} & {*words} and not {"-P", "-I"} & {*words}
-        if relative(module) not in _ELSEWHERE
+        if (node.lineno, node.col_offset) not in elsewhere
     ]
     assert not offenders
 

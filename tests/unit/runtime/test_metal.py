@@ -198,3 +198,16 @@ def test_elsewhere_nobody_is_asked(tmp_path: Path):
     learn_working_set(tmp_path / "vllm-mlx")
     assert known_working_set() is None
     assert working_set_limit(16 * GIB, 12 * GIB) == 12 * GIB
+
+
+def test_what_lies_in_the_current_folder_is_not_asked(
+    mac: Mac, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A clone that holds a folder called `mlx` runs nothing of it in the user's name."""
+    clone = tmp_path / "clone"
+    (clone / "mlx").mkdir(parents=True)
+    (clone / "mlx" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(clone)
+    learn_working_set(mac.binary)
+    assert not (tmp_path / "ran").exists()
+    assert known_working_set() == 11 * GIB

@@ -97,6 +97,17 @@ def make_own_folder(path: Path) -> None:
         path.chmod(0o700)
 
 
+def make_with_parents(folder: Path) -> None:
+    """Make a folder that others may look into; whatever the umask, they may not write to it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` raises
+        make_with_parents(folder.parent)
+        folder.mkdir(mode=0o755, exist_ok=True)
+
+
 def private_parts(folder: Path) -> list[Path]:
     """Return what of the way to a folder is the user's alone: from `CAR_HOME` or `~/.car` on."""
     usual = home()
@@ -113,7 +124,7 @@ def make_private(folder: Path) -> None:
         OSError: It cannot be made.
     """
     parts = private_parts(folder)
-    (parts[0].parent if parts else folder).mkdir(parents=True, exist_ok=True)
+    make_with_parents(parts[0].parent if parts else folder)
     for part in parts:
         make_own_folder(part)
 

@@ -15,6 +15,7 @@ from langchain_car_vllm.paths import (
     car_home,
     lost_disk,
     make_own_folder,
+    make_with_parents,
     private_parts,
     run_root,
 )
@@ -22,8 +23,10 @@ from langchain_car_vllm.runtime.mounts import find_mount
 from langchain_car_vllm.support.file_presence import is_folder
 from langchain_car_vllm.support.os_limits import HINTS
 from langchain_car_vllm.support.process_state import KeptProperty
+from langchain_car_vllm.support.strict_modes import find_exposure
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_OWN_DIRECTORY = "set CAR_HOME to a directory of your own"
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
 _HINTS = HINTS | {
     errno.ENOSPC: "free some disk space, or set CAR_HOME to a directory on another disk",
@@ -116,19 +119,30 @@ def make_checked(*folders: Path) -> None:
     if broken := lost_disk(folders[0]):
         raise StateDirectoryError(folders[0], broken, hint=RECONNECT)
     with explain_os_errors(folders[0]):
-        home.parent.mkdir(parents=True, exist_ok=True)
+        make_with_parents(home.parent)
     parts = [part for folder in folders for part in private_parts(folder) or [folder]]
     for part in dict.fromkeys(parts):
         with explain_os_errors(part):
             with suppress(FileExistsError):
                 make_own_folder(part)
             _check_private(part, may_be_link=part == home)
+    with explain_os_errors(parts[0]):
+        _check_way(parts[0])
+
+
+def _check_way(folder: Path) -> None:
+    """Refuse a folder that somebody else could exchange for theirs."""
+    if (exposure := find_exposure(folder)) is None:
+        return
+    is_mine = not exposure.is_foreign and exposure.place.stat().st_uid == os.getuid()
+    hint = _closing_hint(exposure.place) if is_mine else _OWN_DIRECTORY
+    raise StateDirectoryError(folder, str(exposure), hint=hint)
 
 
 def _check_private(folder: Path, *, may_be_link: bool) -> None:
     """Refuse what somebody else could put files into, as sshd's StrictModes does."""
     found = folder.lstat()
-    detail, hint = None, "set CAR_HOME to a directory of your own"
+    detail, hint = None, _OWN_DIRECTORY
     if stat.S_ISLNK(found.st_mode) and may_be_link and found.st_uid in (0, os.getuid()):
         found = folder.stat()
     is_shared = found.st_mode & _OTHERS_WRITE and not (may_be_link and found.st_mode & stat.S_ISVTX)

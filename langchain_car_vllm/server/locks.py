@@ -27,7 +27,7 @@ _LOOK = (fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_UN)
 
 def open_lock(path: str | Path) -> int:
     """Open a lock file, read-write since some filesystems want that, and return its descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     _open.add(descriptor)
     return descriptor
 
@@ -83,7 +83,7 @@ def file_identity(file: Path | int) -> tuple[int, int] | None:
 def is_same_file(descriptor: int, path: str | Path) -> bool:
     """Tell whether a lock file is still the one that its name leads to."""
     try:
-        named = os.stat(path)  # noqa: PTH116
+        named = os.lstat(path)
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(descriptor), named)

@@ -138,12 +138,26 @@ class State:
 def read_state(path: Path) -> State | None:
     """Return the state, or None where there is none that this version understands."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(_read_own(path))
         if values["protocol"] != PROTOCOL:
             return None
         return _decode_state(values)
     except _UNREADABLE:
         return None
+
+
+def _read_own(path: Path) -> bytes:
+    """Return what a file holds that this user or root wrote.
+
+    Raises:
+        ValueError: It is somebody else's.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        owner, reader = os.fstat(file.fileno()).st_uid, os.geteuid()
+        if owner not in (0, reader) and reader != 0:
+            raise ValueError(owner)
+        return file.read()
 
 
 _read: dict[Path, tuple[tuple[int, int], State]] = {}
@@ -175,7 +189,7 @@ def read_header(path: Path) -> State | None:
     `host`, `machine`, `boot_id`, `network`, `processes`, `supervisor`, `server`, `reservation`.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(_read_own(path))
         return State(
             protocol=int(values["protocol"]),
             package=_text(values.get("package")),
@@ -221,7 +235,7 @@ def state_stamp(path: Path) -> tuple[int, int] | None:
 
 def mark_stopped(path: Path, reason: Reason) -> None:
     """Say in the place of a lost supervisor, of whatever version, that its server is stopped."""
-    values = json.loads(path.read_bytes())
+    values = json.loads(_read_own(path))
     values.update(phase="stopped", reason=reason, server=None, port=None, api_key=None)
     _write(path, {**values, "reservation": 0})
 

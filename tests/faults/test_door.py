@@ -112,6 +112,28 @@ def test_the_other_end_is_asked_of_the_kernel(fake: Fake):
         assert is_serving(fake.directory(), state.generation)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_a_process_of_another_user_is_not_the_server(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """The kernel tells nothing of it, as a sandbox may tell nothing of the user's own."""
+    with lease(fake.spec(), policy=FAST):
+        state = fake.state()
+        assert state.server is not None
+        assert state.port is not None
+        with socket.create_connection(("127.0.0.1", state.port)) as connection:
+            own_port = connection.getsockname()[1]
+
+            def refuse(*_: object) -> None:
+                raise psutil.AccessDenied
+
+            monkeypatch.setattr(psutil.Process, "net_connections", refuse)
+            assert holds_other_end(state.server, state.port, own_port)
+            os.seteuid(12345)
+            try:
+                assert not holds_other_end(state.server, state.port, own_port)
+            finally:
+                os.seteuid(0)
+
+
 @pytest.mark.parametrize("way", ["sync", "async", "embed", "rerank", "arerank"])
 @pytest.mark.parametrize(
     "restarts", [12, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(1200)])]

@@ -18,12 +18,14 @@ from langchain_car_vllm.errors import ConfigurationError, StateDirectoryError
 from langchain_car_vllm.paths import car_home, make_private, managed_root
 from langchain_car_vllm.runtime import metal_question
 from langchain_car_vllm.server import lease, running_servers
+from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.directory import (
     foreign_directories,
     server_directories,
     server_directory,
 )
 from langchain_car_vllm.server.locks import opened_lock, try_shared
+from langchain_car_vllm.server.state import read_any_state
 from langchain_car_vllm.support.backups import TAG
 
 
@@ -224,6 +226,65 @@ def test_folder_that_others_may_write_to_is_refused(fake: Fake, home: Path, part
     assert caught.value.hint == f"run `chmod go-w {folder}`"
     subprocess.run(caught.value.hint.removeprefix("run `").removesuffix("`").split(), check=True)
     fake.directory().create()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_home_that_others_may_exchange_is_refused(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+):
+    """Whoever may write to a folder above it can put another `CAR_HOME` in its place."""
+    home = tmp_path / "shared" / "folder" / "car"
+    monkeypatch.setenv("CAR_HOME", str(home))
+    fake.directory().create()
+    place = home.parents[depth - 1]
+    place.chmod(0o777)
+    with pytest.raises(StateDirectoryError, match=f"others may write to `{place}`") as caught:
+        lease(fake.spec(), policy=FAST).__enter__()
+    assert caught.value.hint == f"run `chmod go-w {place}`"
+    place.chmod(0o1777)
+    fake.directory().create()
+
+
+def test_what_is_made_above_the_home_is_not_for_all_to_write_to(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A umask that lets everybody write makes no folder that is refused afterwards."""
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "new" / "folder" / "car"))
+    before = os.umask(0)
+    try:
+        fake.directory().create()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_lock_file_that_became_a_link_is_not_the_one_that_was_opened(fake: Fake):
+    """Another folder could lead to the former one's files, and hold a state of its own."""
+    directory = fake.directory()
+    former = process_lease_of(directory)
+    directory.lease_lock.rename(directory.lease_lock.with_name("aside"))
+    directory.lease_lock.symlink_to("aside")
+    assert not former.is_current()
+    with pytest.raises(StateDirectoryError, match="symbolic links"):
+        process_lease_of(directory)
+    directory.lease_lock.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+@pytest.mark.parametrize(("owner", "is_believed"), [(12345, True), (0, True), (54321, False)])
+def test_a_state_that_another_user_wrote_is_not_believed(owner: int, is_believed: bool):
+    """It would name a server that key and prompt are sent to."""
+    golden = Path(__file__).parents[1] / "golden" / "protocol-1-55e9e3f" / "ready.json"
+    with tempfile.TemporaryDirectory(dir="/tmp") as reachable:
+        Path(reachable).chmod(0o755)
+        state = Path(shutil.copy(golden, reachable))
+        state.chmod(0o644)
+        os.chown(state, owner, owner)
+        os.seteuid(12345)
+        try:
+            assert (read_any_state(state) is not None) is is_believed
+        finally:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize("kind", ["exfat", "msdos"])

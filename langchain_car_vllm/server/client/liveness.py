@@ -1,5 +1,6 @@
 """Whether a server lives: over HTTP, or by its lock and state."""
 
+import os
 from collections.abc import Iterator
 
 import psutil
@@ -67,8 +68,8 @@ def is_serving(
 def holds_other_end(server: Identity, server_port: int, own_port: int) -> bool:
     """Tell whether a loopback connection of ours leads to a server process or one of its children.
 
-    A connection that was not accepted yet belongs to whoever listens. Where the kernel does not
-    tell, such as without permission, it is taken for the server's.
+    A connection that was not accepted yet belongs to whoever listens. Where the kernel tells
+    nothing of a process of this user's, as in a sandbox, it is taken for the server's.
 
     Args:
         server: The process that was spawned.
@@ -88,7 +89,17 @@ def holds_other_end(server: Identity, server_port: int, own_port: int) -> bool:
     except psutil.NoSuchProcess:
         return False
     except (psutil.Error, OSError):
+        return not _is_foreign(server.pid)
+
+
+def _is_foreign(pid: int) -> bool:
+    """Tell whether a process is known to be another user's."""
+    try:
+        return psutil.Process(pid).uids().effective != os.geteuid()
+    except psutil.NoSuchProcess:
         return True
+    except (psutil.Error, OSError):
+        return False
 
 
 def _with_children(pid: int) -> Iterator[psutil.Process]:

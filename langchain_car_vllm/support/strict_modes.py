@@ -1,0 +1,83 @@
+"""Who else may put something of theirs in a folder's place, as sshd's StrictModes asks it.
+
+Whoever may write to a folder above it can move it away and make another, whatever its own rights.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Exposure(NamedTuple):
+    """A part of a way that is not in the hands of this user and root alone.
+
+    Attributes:
+        place: The part.
+        is_foreign: Whether it belongs to another user; otherwise others may write to it.
+    """
+
+    place: Path
+    is_foreign: bool
+
+    def __str__(self) -> str:
+        if self.is_foreign:
+            return f"`{self.place}` belongs to another user"
+        return f"others may write to `{self.place}`"
+
+
+def find_exposure(path: Path) -> Exposure | None:
+    """Return the first part of the way to a file or folder where others may exchange what follows.
+
+    In a sticky folder, such as `/tmp`, everybody may do so with their own entries only. Outside of
+    a container's users, root's folders belong to whoever owns the root folder.
+
+    Raises:
+        OSError: The way cannot be looked at.
+    """
+    trusted = {0, os.getuid(), Path("/").stat().st_uid}
+    for place, found in _way_to(path):
+        if found.st_uid not in trusted:
+            return Exposure(place, is_foreign=True)
+        if not stat.S_ISLNK(found.st_mode) and _is_open(found):
+            return Exposure(place, is_foreign=False)
+    return None
+
+
+def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield the parts of a way from the root on, and those of where its links lead."""
+    for place in (*reversed(path.parents), path):
+        found = place.lstat()
+        yield place, found
+        if stat.S_ISLNK(found.st_mode):
+            yield from _way_to(place.parent / place.readlink())
+
+
+def _is_open(found: os.stat_result) -> bool:
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+        return False
+    by_group = found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)
+    return bool(found.st_mode & stat.S_IWOTH or by_group)
+
+
+def _is_own_group(group: int) -> bool:
+    """Tell whether nobody but this user and root is in a group.
+
+    Linux gives each user such a group and lets it write; on a Mac all are in `staff`. Where the
+    system does not list its users, as with some directory services, it is taken for a shared one.
+    """
+    import grp  # noqa: PLC0415 - folders that a group may write to are rare, and Windows has none
+    import pwd  # noqa: PLC0415
+
+    if group == 0:
+        return True
+    accounts = pwd.getpwall()
+    ids = {account.pw_name: account.pw_uid for account in accounts}
+    try:
+        named = grp.getgrgid(group).gr_mem
+    except KeyError:
+        return False
+    members = {account.pw_uid for account in accounts if account.pw_gid == group}
+    members |= {ids.get(name, -1) for name in named}
+    return members <= {0, os.getuid()} and (group != os.getgid() or os.getuid() in members)

@@ -11,6 +11,7 @@ from langchain_car_vllm.setting_checks import check_positive, list_of_texts
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import run_wait
+from langchain_car_vllm.wire.request.parameter_values import Count, Number
 
 T = TypeVar("T")
 
@@ -18,9 +19,9 @@ T = TypeVar("T")
 class BatchFields(ServerFields):
     """A model that answers a batch of texts as a whole."""
 
-    timeout: float | None = None
+    timeout: Number | None = None
     """Seconds a batch may take once the server is ready."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Most texts in one request; the server answers nobody else meanwhile."""
 
     _kind: ClassVar[Kind]

@@ -23,7 +23,7 @@ from langchain_car_vllm.secrets_masking import masked_settings, secrets_digest
 from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.output_parser import response_format_of
-from langchain_car_vllm.wire.request import parameters
+from langchain_car_vllm.wire.request.parameter_values import checked_values
 from langchain_car_vllm.wire.request.tools import openai_tools
 
 _Medium = Path | memoryview
@@ -109,7 +109,7 @@ class CachingChatModel(DelegatingChatModel):
         is_cached = isinstance(self.cache, BaseCache) or get_llm_cache() is not None
         if not is_cached or self.cache is False:
             return None
-        parameters.check_values(given)
+        given = checked_values(given)
         weights: tuple[str, ...] = ()
         with suppress(ConfigurationError):  # the call itself refuses it
             spec = self._spec(given.get("model"))
@@ -131,7 +131,7 @@ def _known(files: str) -> Iterator[None]:
 
 def _spelt_out(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as they are sent: an object shows its name and place in memory alone."""
-    found = dict(given)
+    found = checked_values(given)
     if found.get("tools"):
         found["tools"] = openai_tools(found["tools"])
     if found.get("response_format") is not None:

@@ -20,6 +20,7 @@ from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.models import model_profile
 from langchain_car_vllm.secrets_masking import masked_settings
+from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.output_parser import (
@@ -122,6 +123,9 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
     def _complete_profile(self) -> Self:
         """Put what the user set over what is known; a copy for another model begins anew."""
         given: dict[str, Any] = dict(self.profile or {})
+        for name in ("max_input_tokens", "max_output_tokens"):
+            if given.get(name) is not None:
+                check_positive(f"profile.{name}", given[name])
         if given.get("name") != self._model_id().name:
             chosen = {} if "name" in given else given
             known = self._resolve_model_profile() or {}
@@ -150,7 +154,7 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         params = super()._get_invocation_params(stop=stop, **kwargs)
-        given = {**params, **self._identifying_params, "stop": stop or self.stop, **kwargs}
+        given = {**params, **self._identifying_params, "stop": self._stops(stop) or None, **kwargs}
         return masked_settings(given)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

@@ -3,6 +3,7 @@
 The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for speed.
 """
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -14,17 +15,17 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.endpoint import Endpoint
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.models.ids import written
 from langchain_car_vllm.progress.run_events import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import warn_beside_endpoint
 from langchain_car_vllm.settings import ChatSettings
 from langchain_car_vllm.support.owned_generators import owned
-from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.support.threads import is_on_loop, run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
 from langchain_car_vllm.wire.request import parameters
+from langchain_car_vllm.wire.request.parameter_values import checked_values
 from langchain_car_vllm.wire.request.tools import (
     forbids_parallel_calls,
     normalize_choice,
@@ -70,8 +71,8 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         model = kwargs.get("model")
         if self._has_unread_files:
             await run_wait(self._read_files)
-        if isinstance(model, str):
-            await run_wait(self._model_id, model)
+        if isinstance(model, str | os.PathLike):
+            await run_wait(self._model_id, written(model))
         return self._call(stop, kwargs)
 
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Call:
@@ -79,7 +80,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
             self._read_files()
         given = {**self._parameters, **kwargs}
         parameters.check_names(given, parameters.IN_A_CALL)
-        parameters.check_values(given)
+        given = checked_values(given)
         model, keep_alive = given.pop("model", None), given.pop("keep_alive", None)
         warn_beside_endpoint(self.base_url, [] if keep_alive is None else ["keep_alive"])
         given = parameters.without_ignored(given)
@@ -217,12 +218,9 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
 
     def _stops(self, stop: list[str] | None) -> list[str]:
         given: Any = self.stop if stop is None else stop
-        is_list = given is None or isinstance(given, list | tuple | set | frozenset)
-        found = list(given or ()) if is_list else [given]
-        if not all(isinstance(text, str) for text in found):
-            raise ConfigurationError(
-                f"`stop` must be a string or a list of strings, not `{format_value(given)}`"
-            )
+        found = checked_values({"stop": given})["stop"] or []
+        if isinstance(found, str):
+            return [found]
         return sorted(found) if isinstance(given, set | frozenset) else found
 
 

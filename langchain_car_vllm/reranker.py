@@ -12,6 +12,7 @@ from langchain_car_vllm.connection import Connection
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.server.spec import Kind
 from langchain_car_vllm.setting_checks import check_is_text, check_positive
+from langchain_car_vllm.wire.request.parameter_values import Count
 
 if TYPE_CHECKING:
     from langchain_car_vllm.arguments import ModelName, RerankerArguments
@@ -60,7 +61,7 @@ class VllmMlxReranker(BatchFields, BaseDocumentCompressor, defer_build=False):
             self, model: ModelName = ..., /, **given: Unpack[RerankerArguments]
         ) -> None: ...
 
-    top_n: int | None = 3
+    top_n: Count | None = 3
     """How many of the best documents are kept; None for all."""
 
     _kind: ClassVar[Kind] = "reranker"

@@ -43,6 +43,12 @@ from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.reasoning import Reasoning
 from langchain_car_vllm.wire.request import parameters
+from langchain_car_vllm.wire.request.parameter_values import (
+    Count,
+    Number,
+    checked_values,
+    logprob_fields,
+)
 from langchain_car_vllm.wire.transport.remote import check_served
 
 # Read now: a model may be constructed on an event loop, where no file may be read.
@@ -62,12 +68,12 @@ class ServerFields(CheckedFields):
     """Catalog name, Hub repository or local directory."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; the default branch without one."""
-    keep_alive: str | float = Field(default_factory=environment.CAR_VLLM_MLX_KEEP_ALIVE.read)
+    keep_alive: str | Number = Field(default_factory=environment.CAR_VLLM_MLX_KEEP_ALIVE.read)
     """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever.
 
     A call can name its own: `llm.invoke(..., keep_alive=0)`.
     """
-    startup_timeout: float | None = None
+    startup_timeout: Number | None = None
     """Seconds to wait for the server to become ready; no limit without one."""
     on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
     """Called with a `Progress` while a call waits, from any thread: for the server, and for the
@@ -233,33 +239,33 @@ class ServerFields(CheckedFields):
 class ChatSettings(ServerFields):
     """How a chat model answers, beside the server that it answers from."""
 
-    temperature: float | None = None
+    temperature: Number | None = None
     """Randomness, 0 for none; the server's default is 0.7 where the model brings none."""
-    top_p: float | None = None
+    top_p: Number | None = None
     """Share of the probability that is sampled from."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """How many tokens are sampled from; 0 for all."""
-    min_p: float | None = None
+    min_p: Number | None = None
     """Least probability, relative to the likeliest token."""
-    repetition_penalty: float | None = None
+    repetition_penalty: Number | None = None
     """Above 1 repetition becomes less likely."""
-    presence_penalty: float | None = None
+    presence_penalty: Number | None = None
     """Above 0 new words become more likely."""
-    max_tokens: int | None = None
+    max_tokens: Count | None = None
     """Most tokens of an answer, thinking included."""
     stop: list[str] | str | None = None
     """Texts that end the answer; they never reach the user."""
-    timeout: float | None = None
+    timeout: Number | None = None
     """Seconds a whole answer may take, or a stream may pause, once the server is ready."""
-    max_retries: int = 2
+    max_retries: Count = 2
     """How often a request is repeated that the server refused for the moment."""
     reasoning: Reasoning = None
     """Whether the model thinks, or how hard; None leaves it to the model."""
-    thinking_budget: int | None = None
+    thinking_budget: Count | None = None
     """Most tokens to think; None for no limit."""
     logprobs: bool | None = None
     """Whether the answer tells the log probability of each token, in `response_metadata`."""
-    top_logprobs: int | None = None
+    top_logprobs: Count | None = None
     """How many alternatives of each token are told with theirs, 20 at most."""
     adapter: str | None = None
     """A LoRA adapter on top of the model, as `mlx_lm.lora` writes it: a folder or a repository."""
@@ -303,13 +309,13 @@ class ChatSettings(ServerFields):
 
     @model_validator(mode="after")
     def _check_generation(self) -> Self:
-        names = (*parameters.SAMPLING, "timeout", "thinking_budget")
-        parameters.check_values({name: getattr(self, name) for name in names})
+        names = (*parameters.SAMPLING, "timeout", "thinking_budget", "top_logprobs")
+        checked_values({name: getattr(self, name) for name in names})
         if self.max_retries < 0:
             raise ConfigurationError(f"`max_retries` must be 0 or more, not {self.max_retries}")
         parameters.check_names(self.model_kwargs, parameters.IN_A_CALL)
-        parameters.check_values(self.model_kwargs)
-        parameters.logprob_fields({"logprobs": self.logprobs, "top_logprobs": self.top_logprobs})
+        self.model_kwargs = checked_values(self.model_kwargs)
+        logprob_fields({"logprobs": self.logprobs, "top_logprobs": self.top_logprobs})
         check_hosts(self.fetch_media)
         return self
 

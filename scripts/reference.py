@@ -11,7 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import langchain_car_vllm
 from langchain_car_vllm import (
@@ -116,6 +116,8 @@ def kind_of(annotation: object) -> str:
     """Return a type as it is written."""
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(kind_of(part) for part in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return kind_of(get_args(annotation)[0])
     if annotation is NoneType:
         return "None"
     written = inspect.formatannotation(annotation)

@@ -46,6 +46,7 @@ from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
 from langchain_car_vllm.wire.reasoning import PROVIDER
+from langchain_car_vllm.wire.request.parameter_values import Number
 
 if TYPE_CHECKING:
     from langchain_car_vllm.arguments import DecisionArguments, ModelName
@@ -87,7 +88,7 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
             self, model: ModelName = ..., /, **given: Unpack[DecisionArguments]
         ) -> None: ...
 
-    timeout: float | None = None
+    timeout: Number | None = None
     """Seconds an answer may take once the server is ready."""
     engine: Literal["auto", "simple", "batched"] = "auto"
     """As in the `ChatVllmMlx` whose server is to be shared."""

@@ -284,7 +284,7 @@ class WireChat(CountingChat):
 
     def _request(self, attempt: Attempt, terms: Terms) -> httpcore2.Request:
         # Whole answers are read as they come too: the body's `stream` alone decides what comes.
-        with map_encoding_errors():
+        with map_encoding_errors(attempt.body):
             return self.request.build(attempt.body, terms.clock.step_timeouts, terms.headers)
 
 

@@ -68,7 +68,7 @@ class WholeAnswers:
 
     def _request(self, path: str, body: Mapping[str, Any], clock: Clock) -> httpcore2.Request:
         named = {"model": self.endpoint.served_model, **body}
-        with map_encoding_errors():
+        with map_encoding_errors(named):
             return ChatRequest(self._address, path).build(named, clock.step_timeouts)
 
 

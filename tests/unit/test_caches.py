@@ -275,7 +275,6 @@ for _ in range(100_000):
     DEEP = [DEEP]
 REFUSED: list[dict[str, Any]] = [
     {"model": 5},
-    {"model": Path("m")},
     {"stop": DEEP},
     {"reasoning": DEEP},
     {"logprobs": DEEP},

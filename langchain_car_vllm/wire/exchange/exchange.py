@@ -127,8 +127,8 @@ class Exchange:
 
     def _other_body(self, body: Body, error: AnswerError | None) -> Body | None:
         """Return the body as a server may take it that refused it so, None where it stays."""
-        if not isinstance(error, InvalidRequestError):
-            return None
+        if not isinstance(error, InvalidRequestError) or error.status is None:
+            return None  # nobody was asked
         if error.status == _BAD_REQUEST and _TEMPLATE in error.message:
             messages = order_turns(body["messages"], "alternating")
             return {**body, "messages": messages} if messages != body["messages"] else None

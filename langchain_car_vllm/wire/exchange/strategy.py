@@ -17,7 +17,8 @@ from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Exchange
 from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
 from langchain_car_vllm.wire.exchange.structured import Structured, ToolsThenSchema
 from langchain_car_vllm.wire.reasoning import reasoning_parameters
-from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS, logprob_fields, warn_once
+from langchain_car_vllm.wire.request.parameter_values import logprob_fields
+from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS, warn_once
 from langchain_car_vllm.wire.request.tools import (
     server_name,
     server_tools,

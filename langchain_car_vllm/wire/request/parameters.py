@@ -4,15 +4,12 @@ Source: the request schema of vllm-mlx 0.6.0 (`api/models.py`), which ignores wh
 """
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.support.printable import format_value
 from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.foreign_names import hint_for
-from langchain_car_vllm.wire.request.headers import check_headers
 
 SAMPLING = (
     "temperature",
@@ -116,32 +113,6 @@ IGNORED = frozenset(
 """The server takes and forgets them."""
 
 
-class _Kind(NamedTuple):
-    title: str
-    types: tuple[Any, ...]
-
-
-_NUMBER = _Kind("a number", (int, float))
-_COUNT = _Kind("a whole number", (int,))
-_MAPPING = _Kind("a dictionary", (Mapping,))
-_KINDS: dict[str, _Kind] = {
-    **dict.fromkeys(SAMPLING, _NUMBER),
-    **dict.fromkeys(
-        ("top_k", "max_tokens", "thinking_budget", "max_input_tokens", "top_logprobs"), _COUNT
-    ),
-    **dict.fromkeys(
-        ("extra_body", "extra_headers", "chat_template_kwargs", "logit_bias"), _MAPPING
-    ),
-    "timeout": _NUMBER,
-    "model": _Kind("a string", (str,)),
-    "tools": _Kind("a list", (list, tuple)),
-}
-MOST_TOP_LOGPROBS = 20
-_POSITIVE = ("timeout", "max_tokens", "thinking_budget", "repetition_penalty")
-_NATURAL = ("temperature", "top_p", "top_k", "min_p")
-_SHARES = ("top_p", "min_p")
-
-
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse unknown parameters and warn, once each, about those the server ignores.
 
@@ -158,64 +129,6 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
         raise ConfigurationError(
             f"`{name}` is not a parameter of this model", hint=_hint(name, known)
         )
-
-
-def check_values(given: Mapping[str, Any]) -> None:
-    """Refuse values that cannot work, of a call as of a constructor.
-
-    Raises:
-        ConfigurationError: A value is of the wrong kind, or out of its range.
-    """
-    for name, value in given.items():
-        kind = _KINDS.get(name)
-        if value is None or kind is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, kind.types):
-            # What belongs into a dictionary may be a key, whatever was given in its place.
-            instead = "" if kind is _MAPPING else f", not `{format_value(value)}`"
-            raise ConfigurationError(f"`{name}` must be {kind.title}{instead}")
-        if name == "extra_headers":
-            check_headers(name, value)
-        if problem := _find_problem(name, value):
-            raise ConfigurationError(f"`{name}` must be {problem}, not {format_value(value)}")
-
-
-def _find_problem(name: str, value: Any) -> str | None:
-    """Return what a value must be and is not."""
-    if name in _POSITIVE and not value > 0:
-        return "more than 0"
-    if name in _NATURAL and not value >= 0:
-        return "0 or more"
-    if name in _SHARES and not value <= 1:
-        return "at most 1"
-    return None if _is_finite(value) else "a finite number"
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return not isinstance(value, int | float) or math.isfinite(value)
-    except OverflowError:  # an integer that no float can hold
-        return False
-
-
-def logprob_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what asks the server for log probabilities, nothing where nobody wants them.
-
-    Raises:
-        ConfigurationError: The two parameters contradict each other, or have no sense.
-    """
-    wanted, most = given.get("logprobs"), given.get("top_logprobs")
-    if wanted is not None and not isinstance(wanted, bool):
-        raise ConfigurationError(f"`logprobs` must be True or False, not `{format_value(wanted)}`")
-    if most is not None and not 0 <= most <= MOST_TOP_LOGPROBS:
-        raise ConfigurationError(
-            f"`top_logprobs` must be from 0 to {MOST_TOP_LOGPROBS}, not {most}"
-        )
-    if most and wanted is False:
-        raise ConfigurationError("`top_logprobs` needs `logprobs=True`")
-    if not (wanted or most):
-        return {}
-    return {"logprobs": True, **({"top_logprobs": most} if most else {})}
 
 
 def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class RequestSize(NamedTuple):
 
 def measure_request(body: Mapping[str, Any]) -> RequestSize:
     """Return the size of a request."""
-    return RequestSize(_text_bytes(body), _media_tokens(body), body.get("max_tokens"))
+    return RequestSize(_text_bytes(body), _media_tokens(body), _asked(body.get("max_tokens")))
 
 
 def measure_foreign_request(body: Mapping[str, Any]) -> RequestSize:
@@ -132,7 +132,12 @@ def measure_foreign_request(body: Mapping[str, Any]) -> RequestSize:
         elif isinstance(inner, str):
             text_bytes += len(inner.encode(errors="surrogatepass"))
     asked = body.get("max_tokens", body.get("max_output_tokens"))
-    return RequestSize(text_bytes, media_tokens, asked if type(asked) is int else None)
+    return RequestSize(text_bytes, media_tokens, _asked(asked))
+
+
+def _asked(most: Any) -> int | None:
+    """Return the most tokens of an answer, None for what the server will refuse."""
+    return most if type(most) is int else None
 
 
 def arrives_late(body: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Where what the transport raises becomes an error of ours."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -8,6 +9,7 @@ import httpcore2
 import httpx2
 
 from langchain_car_vllm.endpoint import Endpoint
+from langchain_car_vllm.support.foreign_numbers import plain_value
 from langchain_car_vllm.support.os_limits import hint_for_limit, limit_of
 from langchain_car_vllm.wire.errors import (
     NO_ENDPOINT,
@@ -35,6 +37,7 @@ TRANSPORT_ERRORS = (
     httpcore2.UnsupportedProtocol,
 )
 """What keeps a request from its answer on the way."""
+_UNWRITABLE = (TypeError, ValueError, RecursionError)
 
 
 @contextmanager
@@ -133,18 +136,34 @@ def _text_of(error: BaseException) -> str:
 
 
 @contextmanager
-def map_encoding_errors() -> Iterator[None]:
-    """Raise what keeps a request from being written as JSON as an `InvalidRequestError`."""
+def map_encoding_errors(body: Mapping[str, object] | None = None) -> Iterator[None]:
+    """Raise what keeps a request from being written as JSON as an `InvalidRequestError`.
+
+    Args:
+        body: What is being written, whose field is then named.
+    """
     try:
         yield
-    except (TypeError, ValueError, RecursionError) as error:
+    except _UNWRITABLE as error:
         hint = None
         if isinstance(error, UnicodeEncodeError):
             hint = (
                 'a text holds half a character: `text.encode("utf-8", "replace").decode()` mends it'
             )
-        text = f"the request cannot be written as JSON: {error}"
+        elif isinstance(error, TypeError):
+            hint = "give numbers, True, False, None, strings, and lists and dictionaries of these"
+        text = f"{_unwritable_field(body or {})} cannot be written as JSON: {error}"
         raise InvalidRequestError(text, hint=hint) from error
+
+
+def _unwritable_field(body: Mapping[str, object]) -> str:
+    """Return the field of a request that cannot be written, or the request where it is none."""
+    for name, value in body.items():
+        try:
+            json.dumps(value, allow_nan=False, default=plain_value)
+        except _UNWRITABLE:
+            return f"`{name}`"
+    return "the request"
 
 
 def timeout_error(endpoint: Endpoint, timeout: float | None) -> RequestTimeoutError:

@@ -19,6 +19,7 @@ import httpx2
 
 from langchain_car_vllm import __version__
 from langchain_car_vllm.support.bounded_http import basic_credentials
+from langchain_car_vllm.support.foreign_numbers import plain_value
 from langchain_car_vllm.wire.errors import ServerFailedError
 from langchain_car_vllm.wire.transport.connection_pools import Address
 from langchain_car_vllm.wire.transport.error_mapping import TRANSPORT_ERRORS
@@ -73,7 +74,11 @@ class ChatRequest:
             ValueError: The same.
         """
         content = json.dumps(
-            body, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+            body,
+            ensure_ascii=False,
+            separators=(",", ":"),
+            allow_nan=False,
+            default=plain_value,
         ).encode()
         own = _raw_headers({**self._headers, **_lower_names(headers)}) if headers else self._raw
         return httpcore2.Request(

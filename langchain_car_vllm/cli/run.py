@@ -17,7 +17,13 @@ from langchain_car_vllm.cli.options import (
 )
 from langchain_car_vllm.cli.output import print_json, say
 from langchain_car_vllm.progress.display import Display
-from langchain_car_vllm.wire.request.parameters import check_values
+
+
+def _check_temperature(value: float) -> None:
+    # Pydantic, for this option alone.
+    from langchain_car_vllm.wire.request.parameter_values import checked_values  # noqa: PLC0415
+
+    checked_values({"temperature": value})
 
 
 def run(
@@ -36,7 +42,7 @@ def run(
             "--temperature",
             "-t",
             help="0 for no randomness",
-            callback=checked_by(lambda value: check_values({"temperature": value})),
+            callback=checked_by(_check_temperature),
         ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer")] = None,

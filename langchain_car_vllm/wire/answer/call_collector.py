@@ -89,7 +89,9 @@ def _object(text: str, *, whole: bool) -> dict[str, Any] | None:
         return {}
     # The same lenient reading as LangChain's when it merges a stream, so both give the same call.
     try:
-        found = encodable_value(json.loads(text) if whole else parse_partial_json(text))
+        found = encodable_value(
+            json.loads(text, strict=False) if whole else parse_partial_json(text)
+        )
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -18,6 +18,7 @@ from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.errors import ServerFailedError
 
 _EMPTY = ("", "null", "none", "[]", "{}")
+_NO_OBJECT = ('"', "[")
 _BEGINNING = 100
 _MARKS = re.compile(r'\\.?|["\[\]{}]', re.DOTALL)
 _DEPTHS = {"[": 1, "{": 1, "]": -1, "}": -1}
@@ -50,8 +51,34 @@ def whole_calls(
 
 
 def is_no_arguments(text: str) -> bool:
-    """Whether a text says that a call has no arguments: nothing, null, None or an empty list."""
-    return text.strip().lower() in _EMPTY
+    """Whether a text says that a call has no arguments: nothing, null, None or an empty list.
+
+    It may say so as JSON, and in a text of JSON.
+    """
+    bare = text.strip()
+    if bare.lower() in _EMPTY:
+        return True
+    value = _json_in(bare)
+    return is_no_arguments(value) if isinstance(value, str) else value == []
+
+
+def plain_arguments(text: str) -> str:
+    """Return arguments as they are meant: nothing is an empty object, JSON in a text is JSON."""
+    if is_no_arguments(text):
+        return "{}"
+    value = _json_in(text)
+    plain = plain_arguments(value) if isinstance(value, str) else text
+    return plain if plain.lstrip().startswith("{") else text
+
+
+def _json_in(text: str) -> Any:
+    """Return a text or a list of JSON, None for anything else."""
+    if not text.lstrip().startswith(_NO_OBJECT):
+        return None
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
 
 
 class _Nesting:
@@ -191,7 +218,7 @@ class CallReader:
             name = self._name(call, is_whole=True)
             held, call.held = call.held.text if call.held else "", None
             if name or held:
-                args = "{}" if held and is_no_arguments(held) else held or None
+                args = plain_arguments(held) if held else None
                 chunks.append(tool_call_chunk(name=name, args=args, index=call.index))
         return tuple(chunks)
 
@@ -209,6 +236,7 @@ class CallReader:
         """Return what is certain of a part's arguments.
 
         What may say "no arguments" waits for the end: in the middle of an object `null` is a value.
+        So does what begins as no object, and may hold one.
         """
         if not text:
             return text
@@ -218,7 +246,8 @@ class CallReader:
         if not call.held.add(text):
             return ""
         text = call.held.text
-        if text.strip().lower() in _EMPTY_BEGUN and not text.lstrip().startswith("{"):
+        bare = text.strip().lower()
+        if bare.startswith(_NO_OBJECT) or (bare in _EMPTY_BEGUN and bare[:1] != "{"):
             call.held.keep(text)
             return ""
         call.held = None
@@ -256,7 +285,7 @@ def _id_of(part: Mapping[str, Any]) -> str | None:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return False
     return True

@@ -11,32 +11,33 @@ from collections.abc import Iterator
 
 from langchain_core.messages.tool import ToolCallChunk
 
+from langchain_car_vllm.support.printable import encodable
 from langchain_car_vllm.wire.answer.call_parts import whole_calls
 from langchain_car_vllm.wire.answer.other_json import OtherJson
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.answer.written_calls import (
-    FENCE,
-    OPENING,
+    MARKS,
     STEP_KEYS,
-    TAG_ENDS,
     TAGS,
     WRAPPERS,
     CallNames,
     any_of,
-    begins_other_json,
+    begins_object,
     brackets_of,
     may_be_call,
     read_calls,
     read_json,
     without_ends,
+    without_texts,
 )
 
 # A look behind keeps long blanks from being looked through once for each of their characters.
-_START = re.compile(rf"(?<!\s)\s*(?:{any_of(TAGS)}|```|[{{\[])")
-_BEGUN = {tag[:size] for tag in TAGS for size in range(1, len(tag))}
-_PARTIAL = re.compile(rf"(?<!\s)\s*(?:{any_of(_BEGUN)}|`{{1,2}})?\Z")
-_FENCE_END = re.compile(r"```[ \t]*(?=\n|\Z)")
+_START = re.compile(
+    rf"(?<!\s)\s*(?=[{{\[]|{any_of(TAGS)}|`{{3}}|~{{3}}|`{{1,2}}\s*(?:[{{\[]|\Z)){MARKS}"
+)
+_BEGUN = {mark[:size] for mark in (*TAGS, "~~~") for size in range(1, len(mark))}
+_PARTIAL = re.compile(rf"(?<!\s)\s*(?:{any_of(_BEGUN)})?\Z")
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
 
 
@@ -54,7 +55,7 @@ class TextCallFilter(Filter):
         self._names = names
         self._waiting = WaitingText()
         self._held = ""  # what is looked through now
-        self._code = False
+        self._code: re.Pattern[str] | None = None  # its end
         self._json: OtherJson | None = None
         self._is_written = False
         self._is_native = False
@@ -110,8 +111,6 @@ class TextCallFilter(Filter):
         if self._is_after_call:
             self._is_after_call = False
             self._held = without_ends(self._held)
-            if OPENING.fullmatch(self._held):  # a tag that opens nothing
-                self._held = ""
         if self._code or self._json:
             return self._inside(last=last)
         found = _START.search(self._held)
@@ -120,22 +119,57 @@ class TextCallFilter(Filter):
             text, self._held = self._held[:cut], self._held[cut:]
             return text, [], True
         if found.start() > 0:
-            text, self._held = self._held[: found.start()], self._held[found.start() :]
-            return text, [], False
-        size = self._size(last=last)
-        if size is None:
+            return self._let_go(found.start())
+        rest = self._held[found.end() :]
+        if not last and (not rest or rest in _BEGUN):
             return "", [], True
-        piece = self._held[:size]
-        is_cut = self._is_cut and size == len(self._held)
-        written = read_calls(piece, self._names, is_cut=is_cut)
-        if written and not last:
+        may_hold = found["tag"] or (found["language"] or "").lower() in _CALL_LANGUAGES
+        if rest.startswith(("{", "[")) and may_hold:
+            return self._value(found, rest, last=last)
+        return self._pass_over(found, "")
+
+    def _value(
+        self, opening: re.Match[str], rest: str, *, last: bool
+    ) -> tuple[str, list[ToolCallChunk], bool]:
+        """Take JSON off that stands behind marks, or behind none."""
+        if not (opening["tag"] or may_be_call(rest)):
+            return self._pass_over(opening, rest)
+        is_over = last or _has_ended(opening, rest)
+        found = read_json(rest, last=is_over, is_cut=self._is_cut)
+        if found is None and not is_over:
+            return "", [], True
+        value, size = found or (None, len(rest))
+        calls, said = read_calls(value, self._names)
+        if calls and not last:
             self._is_written = True
             return "", [], True
-        self._held = self._held[size:]
-        self._is_after_call = bool(written)
-        chunks = whole_calls(written, self._calls)
-        self._calls += len(chunks)
-        return "" if chunks else piece, chunks, False
+        if calls:
+            chunks = whole_calls(calls, self._calls)
+            self._calls += len(chunks)
+            self._held = rest[size:]
+            self._is_after_call = True
+            return encodable(said), chunks, False
+        if opening["line"] or (found and not opening["tag"]):
+            return self._pass_over(opening, rest)
+        return self._let_go(opening.end() + size)
+
+    def _pass_over(
+        self, opening: re.Match[str], rest: str = ""
+    ) -> tuple[str, list[ToolCallChunk], bool]:
+        """Let marks go, and of what stands behind them what begins no call."""
+        size = 0
+        if opening["line"]:
+            self._code = _end_of_code(opening["fence"])
+        elif rest:
+            size = brackets_of(rest)
+            if begins_object(rest):
+                self._json = OtherJson(WRAPPERS, STEP_KEYS)
+                self._json.read(rest[:size])
+        return self._let_go(opening.end() + size)
+
+    def _let_go(self, size: int) -> tuple[str, list[ToolCallChunk], bool]:
+        text, self._held = self._held[:size], self._held[size:]
+        return text, [], False
 
     def _inside(self, *, last: bool) -> tuple[str, list[ToolCallChunk], bool]:
         """Let JSON and code that are not a call go, until their end."""
@@ -143,71 +177,26 @@ class TextCallFilter(Filter):
         if goes_on and last:
             cut = len(self._held)
         if not goes_on:
-            self._json, self._code = None, False
+            self._json = self._code = None
         text, self._held = self._held[:cut], self._held[cut:]
         return text, [], goes_on
 
     def _read_code(self) -> tuple[int, bool]:
         """Return how much of what is held is the code block's, and whether it goes on."""
-        end = _FENCE_END.search(self._held, 1)
+        end = self._code.search(self._held) if self._code else None
         if end is not None and end.end() < len(self._held):
             return end.end(), False
-        return len(self._held.rstrip(" \t\n`")), True
+        return len(self._held.rstrip(" \t\r\n`~")), True
 
-    def _size(self, *, last: bool) -> int | None:
-        """Return how much of what is held is one piece, None where it has not ended yet."""
-        body = self._held.lstrip()
-        margin = len(self._held) - len(body)
-        if not last and any(tag.startswith(body) for tag in TAGS):
-            return None
-        if opening := OPENING.match(body):
-            return self._tag_size(body, opening.end(), margin, last=last)
-        if body.startswith("```"):
-            return self._fence_size(last=last)
-        return self._json_size(body, margin, last=last)
 
-    def _tag_size(self, body: str, start: int, margin: int, *, last: bool) -> int | None:
-        inner = body[start:]
-        if inner.startswith(("{", "[")):
-            size = self._json_size(inner, margin + start, last=last)
-            self._json = None  # in a tag of calls, a call is one however deep it stands
-        elif inner.startswith("`"):
-            ends = [found for end in TAG_ENDS if (found := inner.find(end)) >= 0]
-            size = margin + start + min(ends) if ends else None
-        elif inner and not any(tag.startswith(inner) for tag in TAGS):
-            return margin + start  # words: no call that is known here
-        else:
-            size = None
-        return len(self._held) if size is None and last else size
+def _end_of_code(fence: str) -> re.Pattern[str]:
+    return re.compile(rf"{fence}{fence[0]}*[ \t]*(?=\r?\n|\Z)")
 
-    def _fence_size(self, *, last: bool) -> int | None:
-        opening = FENCE.match(self._held)
-        if opening is None:
-            body = self._held.lstrip()
-            return len(self._held) - len(body) + 3 if last or "\n" in body else None
-        inner = self._held[opening.end() :]
-        is_tag = any(inner.startswith(tag) or tag.startswith(inner) for tag in TAGS)
-        may_be = is_tag or (opening[1].lower() in _CALL_LANGUAGES and may_be_call(inner))
-        if not may_be:
-            self._code = True
-            return opening.end()
-        mark = self._held.find("```", opening.end())  # far cheaper than the pattern, for each part
-        end = _FENCE_END.search(self._held, opening.end()) if mark >= 0 else None
-        if end is None or (end.end() == len(self._held) and not last):
-            return len(self._held) if last else None
-        return end.end()
 
-    def _json_size(self, body: str, margin: int, *, last: bool) -> int | None:
-        if not may_be_call(body):
-            size = brackets_of(body)
-            if begins_other_json(body):
-                self._json = OtherJson(WRAPPERS, STEP_KEYS)
-                self._json.read(body[:size])
-            return margin + size
-        found = read_json(body, last=last)
-        if found is not None:
-            return margin + found[1]
-        return len(self._held) if last else None
+def _has_ended(opening: re.Match[str], rest: str) -> bool:
+    """Whether the code block of some JSON has ended: marks in its texts do not count."""
+    fence = opening["fence"] if opening["line"] else None
+    return bool(fence and fence in rest and _end_of_code(fence).search(without_texts(rest)))
 
 
 def _partial_start(text: str) -> int:

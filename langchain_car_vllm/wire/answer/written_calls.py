@@ -1,16 +1,18 @@
 """Tool calls in a text, read leniently: the one place that knows how models write them.
 
-A call stands bare, in a tag such as `<tool_call>` or in a code block, or in one of these in the
-other. Templates show some models doubled braces, and small models write one too many or one too
-few, or forget a tag's beginning or end: all of that belongs to the call.
+A call stands bare, in a tag such as `<tool_call>` or in code, or in one of these in the other, or
+in a message as an API writes it. Templates show some models doubled braces, and small models write
+one too many or one too few, or forget a beginning or an end: all of that belongs to the call.
 """
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
-from langchain_car_vllm.wire.answer.call_parts import is_no_arguments
+from langchain_car_vllm.wire.answer.call_parts import plain_arguments
 
 _PAIRS = ("<tool_call>", "<tool_calls>", "<tools>", "<function_call>", "<function_calls>")
 # The latter are tokens of their own, which a server without the model's parser leaves in the text.
@@ -26,25 +28,38 @@ def any_of(marks: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
 
 
-OPENING = re.compile(rf"(?:(?:{any_of(TAGS)})\s*)+")
-FENCE = re.compile(r"\s*```[ \t]*(\w*)[ \t]*\n")
-BRACES = " \t\r\n}"
-_MARKS = re.compile(rf"(?:\s|{any_of((*TAGS, *TAG_ENDS))}|```[ \t]*\w*)*")
-_ENDS = re.compile(rf"(?:[{BRACES}]|{any_of(TAG_ENDS)})*")
+# A code block, on lines of its own or within one.
+_FENCE = r"(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\n)?"
+MARKS = rf"(?:(?:(?P<tag>{any_of(TAGS)})|{_FENCE}|`{{1,2}})\s*)*"
+_MARKS = re.compile(rf"\s*{MARKS}")
+_ENDS = re.compile(rf"(?:[\s}},;\]]|{any_of(TAG_ENDS)})*")
+_CLOSING_MARK = re.compile(r"(?:`+|~{3,})(?!\w)")
+_SEPARATORS = re.compile(r"[\s,]*")
+_BRACES_BEHIND = re.compile(r"(?:\s*\})*")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input")
 WRAPPERS = (
     *("tool_calls", "tool_call", "toolCalls", "toolCall", "tool_use", "tool_uses", "calls"),
     *("function_calls", "function_call", "functionCalls", "functionCall"),
 )
 STEP_KEYS = ("tool", "action")  # beside a thought their value is a call, too
-_FIRST_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index")
+_HOLDERS = (*WRAPPERS, *STEP_KEYS, "parts")
+# What else stands in a message: what it says, the first of these that does, and its facts.
+_SAID = ("content", "refusal", "thought", "reasoning", "reasoning_content")
+_BESIDE = {*_SAID, "role", "id", "type", "name", "index", "finish_reason", "stop_reason"}
+_FIRST_KEYS = (
+    *(*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index"),
+    *("role", "content", "refusal"),
+)
 _BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
+_BRACES = re.compile(r"(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
-_DOUBLED = re.compile(r'("(?:[^"\\]|\\.)*")|\{\s*\{|\}\}', re.DOTALL)
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_DOUBLED = re.compile(rf"{_TEXT.pattern}|\{{\s*\{{|\}}\}}|[{{}}]", re.DOTALL)
 _SPACE = "functions."  # where gpt-oss keeps the tools
 _MOST_MISSING = 2
-_decode = json.JSONDecoder().raw_decode
+# Models write line breaks into texts as they are.
+_decode = json.JSONDecoder(strict=False).raw_decode
 
 
 class WrittenCall(NamedTuple):
@@ -73,9 +88,9 @@ def may_be_call(text: str) -> bool:
     return bool(_FIRST_KEY_BEGUN.match(text))
 
 
-def begins_other_json(text: str) -> bool:
-    """Whether a text begins as an object whose first key is told, and none of a call's."""
-    return _FIRST_KEY.match(text) is not None and not may_be_call(text)
+def begins_object(text: str) -> bool:
+    """Whether a text begins as an object whose first key is told."""
+    return _FIRST_KEY.match(text) is not None
 
 
 def brackets_of(text: str) -> int:
@@ -88,56 +103,63 @@ def brackets_of(text: str) -> int:
     return max(len(run) - run.endswith("["), 1)
 
 
-def read_json(text: str, *, last: bool) -> tuple[Any, int] | None:
-    """Return the value at the beginning of a text and its length, with the braces around it.
+def without_texts(text: str) -> str:
+    """Return JSON without the texts in it, the last of which may have no end yet."""
+    return _TEXT.sub("", text)
+
+
+def read_json(
+    text: str, at: int = 0, *, last: bool, is_cut: bool = False
+) -> tuple[Any, int] | None:
+    """Return the value that begins in a text and where it ends, with the braces around it.
 
     Args:
-        text: What begins with a brace or a bracket.
+        text: What has a brace or a bracket there.
+        at: Where.
         last: Whether nothing more comes, so that what is missing may be added.
+        is_cut: Whether the model could not end it, so that what is missing may be anything.
 
     Returns:
         None where it is not whole, or not JSON.
     """
-    opening = len(text) - len(text.lstrip("{ \t\r\n"))
-    start = max(text.rfind("{", 0, opening), 0)
+    opening = _run(_BRACES, text, at).rstrip()
+    start = at + max(opening.rfind("{"), 0)
     if found := _decode_at(text, start):
         return found[0], _end_of_braces(text, found[1])
-    if start and (undoubled := _undouble(text, last=last)):
-        return undoubled
-    return _complete(text, start) if last else None
+    if text.startswith("[", at):
+        return _read_items(text, at, last=last, is_cut=is_cut)
+    if start > at and (found := _undouble(text, at, last=last, is_cut=is_cut)):
+        return found
+    return _complete(text, start, is_cut=is_cut) if last else None
 
 
-def read_calls(piece: str, names: CallNames, *, is_cut: bool = False) -> list[WrittenCall]:
-    """Return the calls in a piece of text, none unless all of it is calls of bound tools.
-
-    Args:
-        piece: The text.
-        names: What counts as a call.
-        is_cut: Whether the model could not end it, so that what is missing may be anything.
-    """
-    inner = _without(_MARKS, piece)
-    calls: list[WrittenCall] = []
-    while inner:
-        found = read_json(inner, last=not is_cut) if inner[0] in "{[" else None
-        if found is None:
-            return []
-        value, end = found
-        read = _calls_of(value, names)
-        if not read:
-            return []
-        calls += read
-        inner = _without(_MARKS, inner[end:].lstrip(f"{BRACES},;"))
-    return calls
+def read_calls(value: Any, names: CallNames) -> tuple[list[WrittenCall], str]:
+    """Return the calls in a value, none unless all of it is calls, and what it says beside them."""
+    try:
+        calls = _calls_of(value, names)
+    except RecursionError:
+        return [], ""
+    is_message = isinstance(value, Mapping) and _holder_in(value) is not None
+    return calls, _said_in(value) if calls and is_message else ""
 
 
 def without_ends(text: str) -> str:
-    """Return what follows a call: neither white space, braces nor a tag's end are text."""
-    return _without(_ENDS, text)
+    """Return what follows a call: neither brackets and commas nor ends of tags and code are text.
+
+    A mark closes where it has no other one to go with. A mark that opens nothing is none, too.
+    """
+    while True:
+        text = text[len(_run(_ENDS, text)) :]
+        mark = _run(_CLOSING_MARK, text)
+        if not mark or text.count(mark) % 2 == 0:
+            break
+        text = text[len(mark) :]
+    return "" if _MARKS.fullmatch(text) else text
 
 
-def _without(marks: re.Pattern[str], text: str) -> str:
-    found = marks.match(text)
-    return text[found.end() :] if found else text
+def _run(pattern: re.Pattern[str], text: str, at: int = 0) -> str:
+    found = pattern.match(text, at)
+    return found[0] if found else ""
 
 
 def _decode_at(text: str, start: int) -> tuple[Any, int] | None:
@@ -149,25 +171,53 @@ def _decode_at(text: str, start: int) -> tuple[Any, int] | None:
 
 def _end_of_braces(text: str, end: int) -> int:
     """Return where the run of closing braces behind a value ends."""
-    left = text[end:].lstrip(BRACES)
-    behind = text[end : len(text) - len(left)]
-    return end + len(behind.rstrip(" \t\r\n"))
+    return end + len(_run(_BRACES_BEHIND, text, end))
 
 
-def _undouble(text: str, *, last: bool) -> tuple[Any, int] | None:
-    """Read a text all of whose braces are doubled, as in a format string."""
-    single = _DOUBLED.sub(lambda found: found[1] or found[0][0], text)
-    found = _decode_at(single, 0)
-    if found is None:
-        return _complete(single, 0) if last else None
-    value, end = found
-    if single[end:].strip(BRACES):  # the length is that of the original, braces and all
-        rest = single[end:].lstrip(BRACES)
-        return value, len(text) - len(rest) if text.endswith(rest) else len(text)
-    return value, len(text)
+def _read_items(text: str, at: int, *, last: bool, is_cut: bool) -> tuple[list[Any], int] | None:
+    """Read a list of objects one by one: their braces may be doubled, its end may be missing."""
+    items: list[Any] = []
+    at += 1
+    while True:
+        at += len(_run(_SEPARATORS, text, at))
+        if text.startswith("]", at):
+            return items, at + 1
+        is_object = text.startswith("{", at)
+        found = read_json(text, at, last=last, is_cut=is_cut) if is_object else None
+        if found is None:
+            is_over = last and not (is_cut and at == len(text))
+            return (items, at) if items and is_over else None
+        items.append(found[0])
+        at = found[1]
 
 
-def _complete(text: str, start: int) -> tuple[Any, int] | None:
+def _undouble(text: str, at: int, *, last: bool, is_cut: bool) -> tuple[Any, int] | None:
+    """Read an object all of whose braces are doubled, as in a format string."""
+    pieces: list[str] = []
+    ends = [at]
+    depth = 0
+    for found in _DOUBLED.finditer(text, at):
+        brace = found[0][0]
+        if brace == '"':
+            continue
+        pieces.append(text[ends[-1] : found.start()] + brace)
+        ends.append(found.end())
+        depth += 1 if brace == "{" else -1
+        if not depth:
+            break
+    if depth:
+        pieces.append(text[ends[-1] :])
+        ends.append(len(text))
+    single = "".join(pieces)
+    value = _decode_at(single, 0) or (_complete(single, 0, is_cut=is_cut) if last else None)
+    if value is None:
+        return None
+    lengths = [0, *accumulate(map(len, pieces))]
+    place = bisect_right(lengths, value[1]) - 1
+    return value[0], _end_of_braces(text, ends[place] + value[1] - lengths[place])
+
+
+def _complete(text: str, start: int, *, is_cut: bool) -> tuple[Any, int] | None:
     """Read a text that lacks its last braces."""
     try:
         _decode(text, start)
@@ -177,8 +227,8 @@ def _complete(text: str, start: int) -> tuple[Any, int] | None:
         return None
     else:
         return None
-    whole = text[start:end].rstrip()
-    if not whole.endswith(("}", "]")):
+    whole = text[start:end].rstrip(" \t\r\n,")
+    if not whole.endswith(("}", "]")) or (is_cut and not text[end:].strip()):
         return None
     for missing in range(1, _MOST_MISSING + 1):
         if found := _decode_at(whole + "}" * missing, 0):
@@ -188,16 +238,30 @@ def _complete(text: str, start: int) -> tuple[Any, int] | None:
 
 def _calls_of(value: Any, names: CallNames) -> list[WrittenCall]:
     """Return the calls in a value, none unless all of it is calls."""
-    if isinstance(value, Mapping) and len(value) == 1 and (key := next(iter(value))) in WRAPPERS:
-        value = value[key]
-    entries = value if isinstance(value, list) else [value]
-    calls = [_call(entry, names) for entry in entries]
-    return [call for call in calls if call] if all(calls) else []
+    if isinstance(value, list):
+        found = [_calls_of(entry, names) for entry in value]
+        return [call for calls in found for call in calls] if all(found) else []
+    if not isinstance(value, Mapping):
+        return []
+    if (key := _holder_in(value)) is not None:
+        return _calls_of(value[key], names)
+    call = _call(value, names)
+    return [call] if call else []
 
 
-def _call(entry: Any, names: CallNames) -> WrittenCall | None:
-    if not isinstance(entry, Mapping):
-        return None
+def _holder_in(message: Mapping[str, Any]) -> str | None:
+    """Return the key of a message's calls, None where it is not a message with calls."""
+    given = {key for key, value in message.items() if value not in (None, "", [], {})}
+    keys = [key for key in given & {*_HOLDERS} if isinstance(message[key], Mapping | list)]
+    is_message = len(keys) == 1 and given - {*keys} <= _BESIDE
+    return keys[0] if is_message and isinstance(_said_in(message), str) else None
+
+
+def _said_in(message: Mapping[str, Any]) -> Any:
+    return next((message[key] for key in _SAID if message.get(key)), "")
+
+
+def _call(entry: Mapping[str, Any], names: CallNames) -> WrittenCall | None:
     if isinstance(entry.get("function"), Mapping):
         entry = entry["function"]
     written = entry.get("name") or entry.get("tool") or entry.get("function")
@@ -230,9 +294,10 @@ def _arguments(entry: Mapping[str, Any], *, may_lack: bool) -> dict[str, Any] | 
         is_bare = entry.keys() <= {"name", "tool", "type", "function", "id"}
         return {} if may_lack and is_bare else None
     value = given[0]
-    if value is None or value == [] or (isinstance(value, str) and is_no_arguments(value)):
+    if value is None or value == []:
         return {}
     if isinstance(value, str):
-        found = read_json(value.strip(), last=True)
-        value = found[0] if found and not value.strip()[found[1] :].strip() else None
+        text = plain_arguments(value).strip()
+        found = read_json(text, last=True)
+        value = found[0] if found and not text[found[1] :].strip() else None
     return dict(value) if isinstance(value, Mapping) else None

@@ -5,13 +5,14 @@ import json
 import pytest
 from fakes.calls import called, shout, ways
 from fakes.reply import Reply
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.wire.events import call_event, part, stream
 
 from langchain_car_vllm import CutOffCallWarning
 from langchain_car_vllm.wire.answer.call_collector import CallCollector
 from langchain_car_vllm.wire.answer.call_parts import CallReader
+from langchain_car_vllm.wire.answer.reader import Answer
 
 STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
 WHOLE = '{"text": "a"}'
@@ -156,3 +157,22 @@ def test_what_a_server_leaves_behind_a_call_spoils_none(serve, behind, recwarn):
     message = model.bind_tools([shout]).invoke("go")
     assert called(message) == [("shout", {"text": "a\nb"})]
     assert not recwarn.list
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=3), st.none() | st.text(max_size=3)),
+    st.integers(1, 4),
+    st.integers(0, 2),
+)
+def test_arguments_arrive_as_they_were_sent(arguments, cut, times):
+    """However they are cut: null within an object is a value. JSON in a text is JSON."""
+    plain = text = json.dumps(arguments)
+    for _ in range(times):
+        text = json.dumps(text)
+    answer = Answer(streamed=True)
+    parts = [text[i : i + cut] for i in range(0, len(text), cut)]
+    events = [call_event(part("f" if not i else None, p, index=0)) for i, p in enumerate(parts)]
+    data = b"".join(b"data: " + json.dumps(e).encode() + b"\n" for e in [*events, STOP])
+    deltas = [*answer.feed(data), *answer.end()]
+    assert "".join(c["args"] or "" for d in deltas for c in d.calls) == plain

@@ -183,24 +183,37 @@ def test_a_bare_call_behind_json_without_an_end_is_a_call(before, cut):
 
 
 @pytest.mark.parametrize(
-    "written",
+    ("written", "said"),
     [
-        {"tool_calls": [CALL]},
-        {"tool_calls": [{"index": 0, "id": "1", "type": "function", "function": CALL}]},
-        {"function_calls": [CALL]},
-        {"toolCalls": [CALL]},
-        {"parts": [{"functionCall": {"name": "add", "args": CALL["arguments"]}}]},
-        {"tool_use": {"name": "add", "input": CALL["arguments"]}},
-        {"thought": "I add.", "action": CALL},
-        {"thought": "I add.", "tool": CALL},
+        ({"tool_calls": [CALL]}, ""),
+        ({"tool_calls": [{"index": 0, "id": "1", "type": "function", "function": CALL}]}, ""),
+        ({"function_calls": [CALL]}, ""),
+        ({"toolCalls": [CALL]}, ""),
+        ({"parts": [{"functionCall": {"name": "add", "args": CALL["arguments"]}}]}, ""),
+        ({"tool_use": {"name": "add", "input": CALL["arguments"]}}, ""),
+        ({"thought": "I add.", "action": CALL}, "I add."),
+        ({"thought": "I add.", "tool": CALL}, "I add."),
+        ({"content": "I add.", "id": "1", "tool_calls": [CALL], "refusal": None}, "I add."),
     ],
 )
 @pytest.mark.parametrize("cut", [1, 5, 1000])
-def test_calls_of_a_message_that_a_model_wrote_out_are_calls(written, cut):
+def test_calls_of_a_message_that_a_model_wrote_out_are_calls(written, said, cut):
     """Small models imitate the whole answer of an API, or a step of former agents."""
     text = json.dumps({"role": "assistant", "content": None, **written})
-    _, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
-    assert calls == [("add", CALL["arguments"])]
+    assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == (
+        said,
+        [("add", CALL["arguments"])],
+    )
+
+
+@pytest.mark.parametrize("beside", [{"answer": 4}, {"content": ["a"]}, {"calls": [CALL]}])
+@pytest.mark.parametrize("cut", [1, 5, 1000])
+def test_nothing_of_another_object_with_calls_is_lost(beside, cut):
+    """What is no message stays, and what it says of calls is called."""
+    text = json.dumps({"role": "assistant", **beside, "tool_calls": [CALL]})
+    told, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
+    assert told.startswith('{"role": "assistant", ')
+    assert calls[0] == ("add", CALL["arguments"])
 
 
 @pytest.mark.parametrize("properties", [{"colour": "red"}, ["colour"], "colour"])

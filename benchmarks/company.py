@@ -1,8 +1,8 @@
-"""Six agents at once on a multimodal model, and a short question while a document is read.
+"""Six agents at once, and a short question while a document is read.
 
-The server reads one prompt at a time, short ones between two parts of a long one, and answers all
-together. One request after the other would be right as well, and slower: that is what it is
-measured against.
+Of models that take media, and of a text model with recurrent layers. The server reads one prompt at
+a time, short ones between two parts of a long one, and answers all together. One request after the
+other would be right as well, and slower: that is what it is measured against.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from statistics import median
 from unittest import mock
 
 from benchmarks.agents import Agent
-from benchmarks.home import fast_cpu, real, tiny
+from benchmarks.home import fast_cpu, real, tiny, tiny_text
 from benchmarks.rows import Check, Row
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Endpoint
@@ -125,20 +125,21 @@ def _agents_row(model: ChatVllmMlx, architecture: str) -> Row:
     )
 
 
-def _rows_of(architecture: str, template: str) -> list[Row]:
-    model = ChatVllmMlx(
-        model=tiny(architecture, template),
-        temperature=0,
-        max_tokens=TOKENS,
-        server_env=fast_cpu(),
-    )
+@contextmanager
+def _served(folder: str) -> Iterator[ChatVllmMlx]:
+    model = ChatVllmMlx(model=folder, temperature=0, max_tokens=TOKENS, server_env=fast_cpu())
     model.warm_up()
-    found = [_agents_row(model, architecture), _question_row(model, architecture)]
+    yield model
     model.unload(force=True)
-    return found
 
 
 def rows() -> list[Row]:
     """Measure."""
+    found = []
     with real():
-        return [*_rows_of("qwen3_5", "qwen3.6"), *_rows_of("gemma4", "plain")]
+        for architecture, template in (("qwen3_5", "qwen3.6"), ("gemma4", "plain")):
+            with _served(tiny(architecture, template)) as model:
+                found += [_agents_row(model, architecture), _question_row(model, architecture)]
+        with _served(tiny_text("qwen3_next")) as model:
+            found.append(_question_row(model, "qwen3_next"))
+    return found

@@ -70,12 +70,19 @@ def smollm2() -> str:
 def tiny(architecture: str, template: str) -> str:
     """Build a tiny multimodal model where it is missing and return its directory."""
     folder = MODELS / f"tiny-{architecture}-{template}"
+    return _built(folder, "tiny_vlm.py", architecture, "--template", template)
+
+
+def tiny_text(family: str) -> str:
+    """Build a tiny text model where it is missing and return its directory."""
+    return _built(MODELS / f"tiny-{family}", "tiny_text.py", family)
+
+
+def _built(folder: Path, builder: str, kind: str, *options: str) -> str:
     if not (folder / "config.json").exists():
         python = interpreter_of(ensure_runtime().server)
-        builder = ROOT / "integration_tests" / "tiny_vlm.py"
-        command = [str(python), str(builder), architecture, str(folder)]
-        command += ["--tokenizer", smollm2(), "--template", template]
-        subprocess.run(command, check=True)
+        command = [str(python), str(ROOT / "integration_tests" / builder), kind, str(folder)]
+        subprocess.run([*command, "--tokenizer", smollm2(), *options], check=True)
     return str(folder)
 
 

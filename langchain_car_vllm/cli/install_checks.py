@@ -18,7 +18,11 @@ from langchain_car_vllm.models.hub_account import checked_endpoint, sendable_tok
 from langchain_car_vllm.paths import RECONNECT, can_be_made, lost_disk, managed_root
 from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.commands import run_step
-from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
+from langchain_car_vllm.runtime.environment_folder import (
+    OF_ITS_OWN,
+    check_own_runtime,
+    find_stranger,
+)
 from langchain_car_vllm.runtime.host import Host, check_host, current_host, is_translated
 from langchain_car_vllm.runtime.locate import (
     binary_passed_over,
@@ -155,6 +159,8 @@ def _runtime() -> str:
 
 def _missing_runtime(root: Path | None) -> Finding:
     """Return what to say where there is no runtime."""
+    if root is not None:
+        check_own_runtime(root)
     if root is not None and is_incomplete(root):
         return Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
     if root is not None and (broken := lost_disk(root)):

@@ -1,12 +1,19 @@
-"""What of a folder is the managed environment's: a variable may name one that holds more."""
+"""What of a folder is the managed environment's, and who else may put something into it.
+
+A variable may name a folder that holds more, or that is not the user's alone.
+"""
 
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
+from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.marker import MARKER
 from langchain_car_vllm.support.backups import TAG
+from langchain_car_vllm.support.file_presence import entries_of
 from langchain_car_vllm.support.replaced_files import draft_name
+from langchain_car_vllm.support.strict_modes import Exposure, find_exposure
 
 OF_ITS_OWN = "set CAR_VLLM_MLX_RUNTIME to a folder of its own, or move what is there away"
 _PARTS = frozenset(
@@ -27,6 +34,36 @@ def find_stranger(root: Path) -> str | None:
         if not {"pyvenv.cfg", MARKER} & set(names):
             return next((name for name in names if not name.startswith(".")), None)
     return None
+
+
+def find_runtime_exposure(root: Path) -> Exposure | None:
+    """Return where others may put code into the managed environment, None where nobody may."""
+    with suppress(OSError):
+        sites = [version / "site-packages" for version in entries_of(root / "lib", "python*")]
+        for folder in (root, root / "bin", *sites):
+            if (folder == root or os.path.lexists(folder)) and (found := find_exposure(folder)):
+                return found
+    return None
+
+
+def check_own_runtime(root: Path) -> None:
+    """Refuse to run what others may have put into the managed environment.
+
+    Raises:
+        ProvisionError: They may; names the folder.
+    """
+    if (exposure := find_runtime_exposure(root)) is None:
+        return
+    hint = "set CAR_VLLM_MLX_RUNTIME to a folder of your own"
+    if not exposure.is_foreign:
+        place = exposure.place
+        closed = (
+            f"-R go-w {shlex.quote(str(root))}"
+            if place.is_relative_to(root)
+            else (f"go-w {shlex.quote(str(place))}")
+        )
+        hint = f"run `chmod {closed}`, or {hint}"
+    raise ProvisionError("find", str(exposure), hint=hint)
 
 
 def removable_parts(root: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from langchain_car_vllm.runtime.console_scripts import (
     interpreter_of,
     package_folders,
 )
+from langchain_car_vllm.runtime.environment_folder import find_runtime_exposure
 from langchain_car_vllm.runtime.import_verdicts import find_verdict, stamp_of, try_import
 from langchain_car_vllm.runtime.marker import is_incomplete, read_marker
 from langchain_car_vllm.runtime.versions import MINIMUM, is_of_tested_minor
@@ -73,8 +74,8 @@ def resolve_existing() -> Path | None:
     """Return the `vllm-mlx` to use, as an absolute path with links resolved, None if there is none.
 
     `CAR_VLLM_MLX_BIN` is used as it is, whatever its version, and ignored where it is not a file.
-    Any other must be of a known version of at least 0.3.0. A managed environment whose
-    installation was interrupted does not count.
+    Any other must be of a known version of at least 0.3.0. A managed environment does not count
+    whose installation was interrupted, or that others may put code into.
     """
     found = _existing_runtime()
     return found.server if found else None
@@ -89,7 +90,7 @@ def _existing_runtime() -> VllmRuntime | None:
 def _usable_runtimes() -> Iterator[VllmRuntime]:
     for folder in search_dirs():
         candidate = folder / SERVER_BINARY
-        if not os.path.isfile(candidate) or _is_interrupted(candidate):  # noqa: PTH113
+        if not os.path.isfile(candidate) or _is_unusable(candidate):  # noqa: PTH113
             continue
         version = installed_version(candidate)
         if version is not None and is_at_least(version, MINIMUM):
@@ -180,6 +181,8 @@ def _tested_managed_runtime() -> VllmRuntime | None:
     marker = read_marker(root) if root else None
     if root is None or marker is None or marker.state != "complete":
         return None
+    if find_runtime_exposure(root):
+        return None
     binary = root / "bin" / SERVER_BINARY
     if not os.path.isfile(binary):  # noqa: PTH113
         return None
@@ -210,8 +213,10 @@ def _resolved(path: str, *_file: int) -> Path:
     return Path(path).resolve()
 
 
-def _is_interrupted(binary: Path) -> bool:
-    """Return whether a binary is that of a managed installation that never came to its end."""
+def _is_unusable(binary: Path) -> bool:
+    """Return whether a managed install is unfinished, or others may put code into it."""
     root = paths.managed_root()
     # A link may lead there, from a folder that is searched sooner.
-    return root is not None and is_incomplete(root) and is_managed(binary.resolve())
+    if root is None or not is_managed(binary.resolve()):
+        return False
+    return is_incomplete(root) or find_runtime_exposure(root) is not None

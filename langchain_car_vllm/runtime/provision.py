@@ -16,7 +16,11 @@ from langchain_car_vllm import paths
 from langchain_car_vllm.errors import ConfigurationError, ProvisionError, RuntimeMissingError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.console_scripts import installed_version
-from langchain_car_vllm.runtime.environment_folder import OF_ITS_OWN, find_stranger
+from langchain_car_vllm.runtime.environment_folder import (
+    OF_ITS_OWN,
+    check_own_runtime,
+    find_stranger,
+)
 from langchain_car_vllm.runtime.host import Host, check_host, current_host
 from langchain_car_vllm.runtime.install_lock import install_lock
 from langchain_car_vllm.runtime.install_steps import Work, install
@@ -66,9 +70,11 @@ def prove(on_progress: OnProgress | None = None, *, reason: str) -> Path:
 
     Raises:
         RuntimeMissingError: There is none.
+        ProvisionError: It may hold code of others.
     """
     root = _managed_root()
     if binary_to_launch() is None:
+        check_own_runtime(root)
         broken = resolve_existing()
         raise RuntimeMissingError(f"{reason}; `{broken}` does not work" if broken else reason)
     report = Reporter(on_progress)
@@ -160,6 +166,7 @@ def _prepare(root: Path, host: Host) -> Path:
         raise ProvisionError("mkdir", str(error), hint=_ELSEWHERE) from error
     if not os.access(root, os.W_OK):
         raise ProvisionError("mkdir", f"`{root}` cannot be written to", hint=_ELSEWHERE)
+    check_own_runtime(root)
     if stranger := find_stranger(root):
         raise ProvisionError(
             "mkdir", f"`{root}` holds other files, such as `{stranger}`", hint=OF_ITS_OWN

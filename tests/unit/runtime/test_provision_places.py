@@ -1,6 +1,9 @@
 """Where an install lies: its folder, the home it needs, and the disk."""
 
+import os
+import shlex
 import shutil
+import subprocess
 
 import pytest
 
@@ -9,6 +12,7 @@ from langchain_car_vllm.errors import (
 )
 from langchain_car_vllm.runtime import (
     ensure_runtime,
+    resolve_existing,
     upgrade_runtime,
 )
 from langchain_car_vllm.runtime.host import Host
@@ -151,3 +155,35 @@ def test_the_runtime_stays_out_of_backups(fake_uv, managed, tmp_path, monkeypatc
     ensure_runtime()
     assert (tmp_path / "told").read_text() == f"addexclusion {managed}\n"
     assert (managed / backups.TAG).exists()
+
+
+PLACES = ("..", ".", "bin", "lib/python3.11/site-packages")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_runtime_that_others_may_write_to_is_not_run(
+    fake_uv, managed, write_binary, monkeypatch, place
+):
+    """Whoever may put files into it would run them as the user; the hint is what ends it."""
+    binary = write_binary(managed)
+    assert resolve_existing() == binary
+    (managed / place).chmod(0o777)
+    assert resolve_existing() is None
+    for auto_install in ("1", "0"):
+        monkeypatch.setenv("CAR_VLLM_MLX_AUTO_INSTALL", auto_install)
+        with pytest.raises(ProvisionError, match="others may write to") as caught:
+            ensure_runtime()
+    assert fake_uv.calls == []
+    subprocess.run(shlex.split(caught.value.hint.split("`")[1]), check=True)
+    assert resolve_existing() == binary
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")
+def test_a_runtime_of_another_user_is_not_run(fake_uv, managed, write_binary):
+    """One of root's is fine: an administrator installed it for all."""
+    write_binary(managed)
+    os.chown(managed, 12345, 12345)
+    assert resolve_existing() is None
+    with pytest.raises(ProvisionError, match="belongs to another user") as caught:
+        ensure_runtime()
+    assert caught.value.hint == "set CAR_VLLM_MLX_RUNTIME to a folder of your own"

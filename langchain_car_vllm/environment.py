@@ -8,6 +8,7 @@ This is the only module that touches `os.environ`; `models/downloader.py` and
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -275,7 +276,7 @@ XDG_CACHE_HOME = _shared_text("XDG_CACHE_HOME", "where the Hub keeps its cache")
 NO_COLOR = _shared_text("NO_COLOR", "any text turns colours off")
 SSL_CERT_FILE = _shared_text("SSL_CERT_FILE", "certificates to trust beside those of the system")
 HOME = _shared_text("HOME", "the user's folder")
-PATH = _shared_text("PATH", "the folders that are searched for `vllm-mlx` and `uv`")
+PATH = _shared_text("PATH", "the folders that are searched for programs; relative ones are not")
 
 CAR_VLLM_LAUNCH_KEY = _internal_text("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)
 CAR_VLLM_LAUNCH_PIPE = _internal_text("CAR_VLLM_LAUNCH_PIPE", "ends when the supervisor does")
@@ -328,6 +329,22 @@ def refused_variables() -> Iterator[ConfigurationError]:
 def inherited_environment() -> dict[str, str]:
     """Return the variables of this process, to build a child's environment from."""
     return dict(os.environ)
+
+
+def program_folders() -> list[str]:
+    """Return the folders of PATH that are named from the root on.
+
+    Any other, such as the empty one that `PATH=$PATH:` ends in, is whatever folder one is in, and
+    that may be a clone which brings programs of its own.
+    """
+    return [f for f in (PATH.read() or os.defpath).split(os.pathsep) if f.startswith(os.sep)]
+
+
+def find_program(name: str) -> str | None:
+    """Return a program on PATH, None where there is none; a path is returned as it is."""
+    if os.sep in name:
+        return name
+    return shutil.which(name, path=os.pathsep.join(program_folders()))
 
 
 def adopt(values: Mapping[str, str]) -> None:

@@ -4,7 +4,6 @@ import os
 import plistlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -305,7 +304,7 @@ def _start(supervisor: Supervisor) -> None:
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    program = shutil.which(command[0])
+    program = environment.find_program(command[0])
     if program is None:
         raise ConfigurationError(
             f"`{command[0]}` is not on the PATH, so no service can be kept here",

@@ -6,7 +6,6 @@ import ipaddress
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -41,7 +40,7 @@ from langchain_car_vllm.cli.options import (
 )
 from langchain_car_vllm.cli.output import discard, print_facts, print_json, say
 from langchain_car_vllm.durations import seconds
-from langchain_car_vllm.environment import inherited_environment
+from langchain_car_vllm.environment import find_program, inherited_environment
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.progress.display import Display
@@ -162,7 +161,7 @@ def launch(
             print(f"{variable}={shlex.quote(value)}")
         print(shlex.join([*command, *context.args]))
         return
-    program = shutil.which(entry.command[0])
+    program = find_program(entry.command[0])
     if program is None:
         raise ConfigurationError(
             f"`{entry.command[0]}` is not on the PATH", hint=f"install it: `{entry.install}`"

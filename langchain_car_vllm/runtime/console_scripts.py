@@ -7,11 +7,11 @@ so its version is read from the metadata of the environment that its first lines
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from langchain_car_vllm.environment import find_program
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.support.os_limits import hint_for_limit
 
@@ -119,7 +119,7 @@ def _named_interpreter(lines: list[str], binary: Path) -> Path | None:
     if not words:
         return None
     if Path(words[0]).name == "env":
-        found = shutil.which(words[1]) if len(words) > 1 else None
+        found = find_program(words[1]) if len(words) > 1 else None
         return Path(found) if found else None
     if Path(words[0]).name == "sh":
         return _trampoline_interpreter(lines[1], binary) if len(lines) > 1 else None

@@ -39,21 +39,21 @@ class VllmRuntime(NamedTuple):
 def search_dirs() -> list[Path]:
     """Return the folders that are searched for `vllm-mlx`, first match wins, without duplicates.
 
+    Only those count that are named from the root on.
     PATH leads; then `~/.local/bin`, the folders of `uv tool` (`UV_TOOL_BIN_DIR`, `XDG_BIN_HOME`,
     `UV_TOOL_DIR`, `XDG_DATA_HOME`, `~/.local/share/uv/tools`), the environment that this Python
     runs in, and the managed environment `~/.car/visual-runtime`.
     """
     home = paths.home()
     managed = paths.managed_root()
-    on_path = (environment.PATH.read() or "").split(os.pathsep)
     found = [
-        *(Path(entry) for entry in on_path if entry),
+        *map(Path, environment.program_folders()),
         *([home / ".local" / "bin"] if home else []),
         *_uv_tool_dirs(home),
         Path(sys.prefix) / "bin",
         *([managed / "bin"] if managed else []),
     ]
-    return list(dict.fromkeys(folder.absolute() for folder in found))
+    return list(dict.fromkeys(folder for folder in found if folder.is_absolute()))
 
 
 def _uv_tool_dirs(home: Path | None) -> Iterator[Path]:

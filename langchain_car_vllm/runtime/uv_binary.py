@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,8 +36,8 @@ def find_uv() -> Path:
 def _candidates() -> Iterator[tuple[str, Path | None]]:
     if value := environment.CAR_UV.read():
         yield f"CAR_UV={value}", Path(value).absolute()
-    on_path = shutil.which("uv")
-    yield environment.PATH.name, Path(on_path).absolute() if on_path else None
+    on_path = environment.find_program("uv")
+    yield environment.PATH.name, Path(on_path) if on_path else None
     yield "the `uv` package", _packaged_uv()
     if home := paths.home():
         yield "~/.local/bin", home / ".local" / "bin" / "uv"

@@ -196,6 +196,19 @@ def test_no_child_imports_what_lies_in_the_current_folder():
     assert not offenders
 
 
+def test_programs_are_looked_for_at_one_place():
+    """`shutil.which` also finds those of the current folder, where PATH has a relative part."""
+    offenders = [
+        f"{relative(module)}:{node.lineno}: use `environment.find_program`"
+        for module in MODULES
+        if relative(module) != "environment.py"
+        for node in nodes(module)
+        if isinstance(node, ast.Attribute | ast.alias)
+        if (node.attr if isinstance(node, ast.Attribute) else node.name) == "which"
+    ]
+    assert not offenders
+
+
 def test_folders_of_the_home_are_made_at_one_place():
     """Folders made in passing get the umask's mode: below `CAR_HOME` that lets others in."""
     elsewhere = (

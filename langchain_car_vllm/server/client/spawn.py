@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import select
-import shutil
 import signal
 import threading
 import time
@@ -15,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from langchain_car_vllm.environment import CAR_VLLM_PYTHON, inherited_environment
+from langchain_car_vllm.environment import CAR_VLLM_PYTHON, find_program, inherited_environment
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors, hint_of
 from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
@@ -143,6 +142,9 @@ class _Process:
 
     def __init__(self, command: list[str]) -> None:
         self._status: int | None = None
+        program = find_program(command[0])
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
         reading, self._order = os.pipe()
         try:
             self._report, writing = os.pipe()
@@ -152,7 +154,7 @@ class _Process:
             raise
         try:
             self._pid = os.posix_spawn(
-                shutil.which(command[0]) or command[0],
+                program,
                 command,
                 supervisor_environment(inherited_environment(), package_path()),
                 file_actions=[

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from langchain_car_vllm import paths
+from langchain_car_vllm.environment import find_program
 from langchain_car_vllm.runtime import (
     installed_version,
     interpreter_of,
@@ -11,6 +12,7 @@ from langchain_car_vllm.runtime import (
     search_dirs,
 )
 from langchain_car_vllm.runtime.marker import Marker, write_marker
+from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.support.version_numbers import is_at_least
 
 
@@ -62,11 +64,28 @@ def test_search_dirs_without_home(monkeypatch):
     assert resolve_existing() is None
 
 
-def test_search_dirs_are_absolute(monkeypatch, tmp_path):
-    """A relative PATH entry counts from the current directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", "bin")
-    assert search_dirs()[0] == tmp_path / "bin"
+@pytest.mark.parametrize("place", [".", "bin", "../clone/bin"])
+def test_no_program_is_found_in_the_current_folder(
+    home, tmp_path, write_binary, monkeypatch, place
+):
+    """`PATH=$PATH:` ends in the folder one is in, which may be a clone that brings programs."""
+    clone = tmp_path / "clone"
+    binary = write_binary(clone, first_lines="#!/usr/bin/env python")
+    folder = binary.parent if place == "." else clone
+    (binary.parent / "uv").write_text("#!/bin/sh\necho uv 0.9.0\n")
+    (binary.parent / "uv").chmod(0o755)
+    monkeypatch.chdir(folder)
+    for path in (f"{place}:/usr/bin:/bin", *(["/usr/bin:/bin:"] if place == "." else [])):
+        monkeypatch.setenv("PATH", path)
+        assert resolve_existing() is None
+        assert all(
+            found.is_absolute() and not found.samefile(binary.parent)
+            for found in search_dirs()
+            if found.exists()
+        )
+        assert find_uv().parent != binary.parent
+        assert find_program("uv") is None
+        assert interpreter_of(binary) != binary.with_name("python")
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from langchain_car_vllm.cli.completion import PROGRAM, completion
 from langchain_car_vllm.cli.doctor import doctor
 from langchain_car_vllm.cli.familiar import FamiliarCommand, FamiliarGroup, StartingCommand
 from langchain_car_vllm.cli.install import install
-from langchain_car_vllm.cli.models import list_models, show
+from langchain_car_vllm.cli.models import list_models
 from langchain_car_vllm.cli.output import discard, say
-from langchain_car_vllm.cli.planning import plan
+from langchain_car_vllm.cli.planning import plan, show
 from langchain_car_vllm.cli.pull import pull
 from langchain_car_vllm.cli.recommend import recommend
 from langchain_car_vllm.cli.removal import rm

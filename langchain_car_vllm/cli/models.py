@@ -1,4 +1,4 @@
-"""`list` and `show`: the models, before anything of them runs."""
+"""`list`: the models, before anything of them runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from langchain_car_vllm.cli.options import AsJson, ModelArgument, Revision
-from langchain_car_vllm.cli.output import model_id, print_facts, print_json, print_table, say, size
+from langchain_car_vllm.cli.options import AsJson
+from langchain_car_vllm.cli.output import print_json, print_table, say, size
 from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
-from langchain_car_vllm.models import find_snapshot, parse_model_id
+from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.catalog import PREFIX, catalog
 from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.lm_studio import lm_studio_folders, lost_folders
@@ -17,7 +17,7 @@ from langchain_car_vllm.models.model_files import list_folder
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.models.text_writer import only_reads
 from langchain_car_vllm.paths import lost_disk
-from langchain_car_vllm.server.plan import Plan, learn_budget, plan_for
+from langchain_car_vllm.server.plan import learn_budget, plan_for
 from langchain_car_vllm.server.spec import Kind, ServerSpec
 
 
@@ -58,19 +58,6 @@ def list_models(
             "no model is on this machine; `car-vllm recommend` names some that fit, "
             "`car-vllm list --catalog` those of the catalog"
         )
-
-
-def show(model: ModelArgument, *, revision: Revision = None, as_json: AsJson = False) -> None:
-    """Show what is known of a model."""
-    found = parse_model_id(model)
-    learn_budget()
-    directory = find_snapshot(found.source, revision)
-    plan_ = plan_for(_spec(found.source, found.name, directory, revision))
-    if as_json:
-        print_json(known_facts(plan_))
-        return
-    tell_if_estimated(plan_)
-    print_facts((name, _format_value(value, name)) for name, value in known_facts(plan_).items())
 
 
 def odd_models() -> list[ShelvedModel]:
@@ -136,7 +123,9 @@ def _find_model(repository: str, *, absent: bool) -> ShelvedModel | None:
             window = entry.context_window if entry else None
             begun = ShelvedModel(name, repository, None, _begun_bytes(repository), window)
             return begun if begun.size else None
-        plan_ = plan_for(_spec(repository, entry.name if entry else repository, directory))
+        plan_ = plan_for(
+            spec_of_any_kind(repository, entry.name if entry else repository, directory)
+        )
     except ConfigurationError as error:
         return ShelvedModel(name, repository, problem=error.message)
     fitting = 0 if plan_.fits_memory is False else plan_.launch.serving.max_input_tokens
@@ -144,7 +133,7 @@ def _find_model(repository: str, *, absent: bool) -> ShelvedModel | None:
     return ShelvedModel(name, repository, directory, plan_.weights or 0, window, fitting)
 
 
-def _spec(
+def spec_of_any_kind(
     source: str, name: str, directory: Path | None, revision: str | None = None
 ) -> ServerSpec:
     """Return how a model is served that may embed or rerank only, and is not refused for that."""
@@ -183,42 +172,3 @@ def _to_json(entry: ShelvedModel) -> dict[str, Any]:
         "context_window": entry.context_window,
         "max_input_tokens": entry.max_input_tokens,
     }
-
-
-def tell_if_estimated(plan_: Plan) -> None:
-    """Say where the facts come from, if not from the model's own files."""
-    if plan_.origin in ("catalog", "name"):
-        say("not on this machine: what follows is told by its name and the catalog")
-    elif plan_.origin == "hub":
-        say("not on this machine: what follows is told by the Hub")
-
-
-def known_facts(plan_: Plan) -> dict[str, Any]:
-    """Return what is known of a model, by the names of `show --json`."""
-    facts = plan_.facts
-    return {
-        "model": model_id(plan_.spec.served_name),
-        "source": plan_.spec.source,
-        "directory": str(plan_.directory) if plan_.directory else None,
-        "family": facts.family,
-        **plan_.launch.serving.to_dict(),
-        "takes_media": plan_.launch.serving.multimodal,
-        "sampling": facts.sampling,
-        "weights_bytes": plan_.weights,
-        "memory_bytes": plan_.needed,
-        "memory_budget_bytes": plan_.budget,
-        "memory_taken_bytes": plan_.taken,
-        "fits_memory": plan_.fits_memory,
-    }
-
-
-def _format_value(value: Any, name: str) -> str:
-    if name.endswith("_bytes"):
-        return size(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v:g}" for k, v in value.items()) or "the server's own"
-    return "-" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""`plan`: whether and how a model would start, and the context and company that fit."""
+"""`show` and `plan`: what is known of a model, and whether and how it would start here."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from langchain_car_vllm.cli.models import known_facts, tell_if_estimated
+from langchain_car_vllm.cli.models import spec_of_any_kind
 from langchain_car_vllm.cli.options import (
     AsJson,
     EngineOption,
@@ -16,7 +16,8 @@ from langchain_car_vllm.cli.options import (
     checked_by,
     server_of_options,
 )
-from langchain_car_vllm.cli.output import print_facts, print_json, say, size
+from langchain_car_vllm.cli.output import model_id, print_facts, print_json, say, size
+from langchain_car_vllm.endpoint import Parsers
 from langchain_car_vllm.errors import (
     CarVllmError,
     ConfigurationError,
@@ -24,18 +25,24 @@ from langchain_car_vllm.errors import (
     RuntimeProvisioningError,
     UnknownModelError,
 )
+from langchain_car_vllm.models import find_snapshot, parse_model_id
 from langchain_car_vllm.runtime import installed_version
 from langchain_car_vllm.runtime.host import check_host, current_host
 from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.command import serve_arguments
 from langchain_car_vllm.server.company import Company, company_of
-from langchain_car_vllm.server.plan import Plan, asked_plan, plan_for
+from langchain_car_vllm.server.plan import Plan, asked_plan, learn_budget, plan_for
 from langchain_car_vllm.server.spec import ServerSpec
 
 _TOKENS = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([km]?)", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 _MOST_TOKENS = 10**9
+_UNKNOWN = "unknown until it is downloaded"
+_NO_TOOL_FORMAT = (
+    "the model has no format that the server knows; those written as JSON are read, and "
+    "`tool_choice` forces one"
+)
 
 
 def tokens(text: str) -> int:
@@ -52,6 +59,34 @@ def tokens(text: str) -> int:
             hint="write a number such as `65536`, or `64k`",
         )
     return count
+
+
+def show(model: ModelArgument, *, revision: Revision = None, as_json: AsJson = False) -> None:
+    """Show what is known of a model."""
+    found = parse_model_id(model)
+    learn_budget()
+    directory = find_snapshot(found.source, revision)
+    plan_ = plan_for(spec_of_any_kind(found.source, found.name, directory, revision))
+    if as_json:
+        print_json(_known_facts(plan_))
+        return
+    _tell_if_estimated(plan_)
+    facts, serving = plan_.facts, plan_.launch.serving
+    name, source = model_id(plan_.spec.served_name), plan_.spec.source
+    is_known = _is_known(plan_)
+    rows = {
+        "model": name,
+        "source": source if source != name else "",
+        "family": facts.family or "",
+        "weights": size(plan_.weights) if plan_.weights else "",
+        "disk": _disk(plan_),
+        "memory": _memory(plan_),
+        "context": _context(plan_),
+        **_way_of_serving(plan_),
+        "takes": ", ".join(("text", *(serving.media or ()))) if is_known else "",
+        "sampling": ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items()),
+    }
+    _print_rows(rows)
 
 
 def plan(
@@ -77,44 +112,107 @@ def plan(
     The exit code is 1 where it would not, or where `--context` and `--agents` do not fit.
     """
     wanted = _read_company(context, agents)
-    plan_, problem = _hub_plan(server_of_options(model, revision, engine, server_arg))
+    try:
+        plan_, problem = _hub_plan(server_of_options(model, revision, engine, server_arg))
+    except CarVllmError as error:
+        if as_json:
+            print_json(_refusal_to_json(model, error))
+        raise
     company = None if wanted is None else company_of(plan_, wanted[0] or _longest(plan_), wanted[1])
     host = _host_problem()
+    here = "need not be asked" if plan_.directory else "has the model"
     verdicts = {
-        "host": host is None,
-        "hub": problem is None,
-        "disk": plan_.fits_disk,
-        "memory": plan_.fits_memory,
+        "host": (host is None, host.message if host else "can run vllm-mlx"),
+        "hub": (problem is None, problem.message if problem else here),
+        "disk": (plan_.fits_disk, _disk(plan_)),
+        "memory": (plan_.fits_memory, _memory(plan_)),
     }
     if company is not None:
-        verdicts["company"] = company.fits
+        verdicts["company"] = (company.fits, _format_company(company, plan_))
+    fits = {name: verdict for name, (verdict, _) in verdicts.items()}
+    messages = {name: message for name, (_, message) in verdicts.items()}
+    hints = _hints(plan_, problem)
+    command = None if False in fits.values() else _command(plan_)
     if as_json:
-        told = {"fits": verdicts, "hints": _hints(plan_, problem)}
+        told = {"command": command, "fits": fits, "messages": messages, "hints": hints}
         print_json({**_plan_to_json(plan_, company), **told})
     else:
-        tell_if_estimated(plan_)
-        here = "need not be asked" if plan_.directory else "has the model"
-        serving = plan_.launch.serving
-        parsers = serving.to_dict()
-        print_facts(
-            [
-                ("host", host.message if host else "can run vllm-mlx"),
-                ("runtime", _runtime()),
-                ("hub", problem.message if problem else here),
-                ("disk", _disk(plan_)),
-                ("memory", _memory(plan_)),
-                ("context", _context(plan_)),
-                *([] if company is None else [("company", _format_company(company, plan_))]),
-                ("engine", serving.engine or "unknown"),
-                ("tool calls", parsers["tool_call_parser"] or "no parser"),
-                ("thinking", parsers["reasoning_parser"] or "no parser"),
-                *([] if False in verdicts.values() else [("command", _command(plan_))]),
-            ]
-        )
-        for hint in _hints(plan_, problem):
+        _tell_if_estimated(plan_)
+        rows = {"host": messages["host"], "runtime": _runtime(), **messages}
+        rows |= {"context": _context(plan_), **_way_of_serving(plan_), "command": command or ""}
+        _print_rows(rows)
+        for hint in hints:
             say(f"\nhint: {hint}")
-    if False in verdicts.values():
+    if command is None:
         raise typer.Exit(1)
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    """Print what there is to say."""
+    print_facts((name, text) for name, text in rows.items() if text)
+
+
+def _is_known(plan_: Plan) -> bool:
+    """Tell whether the model's files or its family say what it can do."""
+    return plan_.directory is not None or plan_.facts.family is not None
+
+
+def _way_of_serving(plan_: Plan) -> dict[str, str]:
+    """Return the engine, and how tool calls and thoughts are read."""
+    serving = plan_.launch.serving
+    engine = serving.engine or "unknown"
+    told = {"engine": f"{engine}; {serving.engine_note}" if serving.engine_note else engine}
+    if plan_.spec.kind != "chat":
+        return told
+    parsers = serving.parsers or Parsers()
+    tools, thoughts = _UNKNOWN, _UNKNOWN
+    if _is_known(plan_):
+        tools, thoughts = _NO_TOOL_FORMAT, "the model does not think"
+    if parsers.tool_call:
+        tools = f"read in the `{parsers.tool_call}` format"
+    if parsers.tool_call and serving.streams_tool_calls is False:
+        tools += "; an answer that may hold one comes whole, not as a stream"
+    if parsers.reasoning:
+        thoughts = f"read in the `{parsers.reasoning}` format, where the model thinks"
+    return told | {"tool calls": tools, "thinking": thoughts}
+
+
+def _refusal_to_json(model: str, error: CarVllmError) -> dict[str, Any]:
+    """Return the plan for what there can be none for: its names and verdicts are the same."""
+    return {
+        "model": model,
+        "command": None,
+        "fits": {"model": False},
+        "messages": {"model": error.message},
+        "hints": [error.hint] if error.hint else [],
+    }
+
+
+def _tell_if_estimated(plan_: Plan) -> None:
+    """Say where the facts come from, if not from the model's own files."""
+    if plan_.origin in ("catalog", "name"):
+        say("not on this machine: what follows is told by its name and the catalog")
+    elif plan_.origin == "hub":
+        say("not on this machine: what follows is told by the Hub")
+
+
+def _known_facts(plan_: Plan) -> dict[str, Any]:
+    """Return what is known of a model, by the names of `show --json`."""
+    facts = plan_.facts
+    return {
+        "model": model_id(plan_.spec.served_name),
+        "source": plan_.spec.source,
+        "directory": str(plan_.directory) if plan_.directory else None,
+        "family": facts.family,
+        **plan_.launch.serving.to_dict(),
+        "takes_media": plan_.launch.serving.multimodal,
+        "sampling": facts.sampling,
+        "weights_bytes": plan_.weights,
+        "memory_bytes": plan_.needed,
+        "memory_budget_bytes": plan_.budget,
+        "memory_taken_bytes": plan_.taken,
+        "fits_memory": plan_.fits_memory,
+    }
 
 
 def _read_company(context: str | None, agents: int | None) -> tuple[int | None, int] | None:
@@ -140,7 +238,7 @@ def _plan_to_json(plan_: Plan, company: Company | None) -> dict[str, Any]:
     used = binary_to_launch()
     memory = plan_.launch.memory
     told = {
-        **known_facts(plan_),
+        **_known_facts(plan_),
         "memory_parts_bytes": {
             "weights": memory.weights,
             "prefill": memory.prefill,
@@ -151,7 +249,6 @@ def _plan_to_json(plan_: Plan, company: Company | None) -> dict[str, Any]:
         "runtime_version": installed_version(used) if used else None,
         "download_bytes": plan_.download,
         "disk_free_bytes": plan_.disk,
-        "command": _command(plan_),
     }
     if company is not None:
         told["company"] = {
@@ -207,7 +304,7 @@ def _disk(plan_: Plan) -> str:
 
 def _memory(plan_: Plan) -> str:
     budget = size(plan_.budget)
-    words = f"unknown until it is downloaded; models here may take {budget}"
+    words = f"{_UNKNOWN}; models here may take {budget}"
     if plan_.fits_memory is not None:
         verdict = "fits" if plan_.fits_memory else "does not fit"
         words = f"{verdict}: {size(plan_.needed)} of {budget}"
@@ -216,6 +313,8 @@ def _memory(plan_: Plan) -> str:
 
 def _context(plan_: Plan) -> str:
     memory, window = plan_.launch.memory, plan_.facts.context_window
+    if plan_.origin == "name" and window is None:
+        return _UNKNOWN
     made_for = f"the model was made for {window:,}" if window else "the model does not say more"
     if plan_.fits_memory is False:
         return f"none fits; {made_for}"
@@ -227,7 +326,8 @@ def _context(plan_: Plan) -> str:
 
 
 def _format_company(company: Company, plan_: Plan) -> str:
-    asked = f"{company.agents} x {company.context:,} tokens"
+    each = f"{company.context:,} tokens" if company.context > 1 else "the longest context"
+    asked = f"{company.agents} x {each}"
     if company.fits is None:
         is_here = plan_.directory is not None
         until = ", since its config.json does not say" if is_here else " until it is downloaded"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,28 @@ def test_show_tells_every_fact_that_clients_are_told(cli_here: Cli, fake: Fake):
     assert Serving().to_dict().keys() <= known.keys()
     assert known["engine"] == "batched"
     assert known["media"] == []
+
+
+@pytest.mark.parametrize("model", [CATALOG, "org/unheard-of", "HERE", "ENCODER"])
+def test_show_tells_people_in_words(cli_here: Cli, fake: Fake, cache: Path, model: str):
+    """No names of fields, and nothing that is empty; what is not known is said to be."""
+    config = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}
+    (download(cache, "org/encoder") / "config.json").write_text(json.dumps(config))
+    name = {"HERE": str(fake.model), "ENCODER": "org/encoder"}.get(model, model)
+    done = cli_here("show", name)
+    rows = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines())
+    assert not [title for title in rows if "_" in title]
+    assert not [text for text in rows.values() if text in ("", "-", "None")]
+    assert rows["model"] == name
+    assert {"memory", "context", "engine"} <= rows.keys()
+    if model == CATALOG:
+        assert rows["tool calls"] == "read in the `qwen` format"
+    if model == "org/unheard-of":
+        unknown = "unknown until it is downloaded"
+        assert rows["tool calls"] == rows["thinking"] == rows["context"] == unknown
+    if model == "HERE":
+        assert rows["thinking"] == "the model does not think"
+    assert ("tool calls" in rows) is (model != "ENCODER")
 
 
 def test_a_model_that_only_reads_is_listed_and_refused_a_conversation(cli_here: Cli, cache: Path):

@@ -88,6 +88,38 @@ def test_what_a_config_does_not_tell_is_not_said_to_come_with_a_download(
     assert "download" not in done.stdout
 
 
+def test_a_plan_is_json_whatever_it_says(cli_here: Cli, tmp_path: Path):
+    """A program reads a verdict and a reason also where there is nothing to make a plan of."""
+    (tmp_path / "empty").mkdir()
+    for name, config in (("torn", "{bad"), ("code", '{"model_file": "x.py"}'), ("odd", "[]")):
+        fill(tmp_path / name)
+        (tmp_path / name / "config.json").write_text(config)
+    names = [*(str(tmp_path / n) for n in ("empty", "torn", "code", "odd", "gone")), "nonsense"]
+    for name in names:
+        done = cli_here("plan", name, "--json")
+        assert done.returncode == 1
+        told = json.loads(done.stdout)
+        assert told["model"] == name
+        assert (told["command"], told["fits"]) == (None, {"model": False})
+        assert told["messages"]["model"] in done.stderr
+        assert told["hints"]
+        assert done.stderr == cli_here("plan", name).stderr
+
+
+def test_each_verdict_comes_with_its_reason(cli_here: Cli):
+    """As in the table, which has a line for each."""
+    arguments = ("plan", CATALOG, "--agents", "2")
+    environment = {"CAR_VLLM_MLX_MEMORY_GB": "10", "HF_HUB_OFFLINE": "1"}
+    told = json.loads(cli_here(*arguments, "--json", **environment).stdout)
+    table = cli_here(*arguments, **environment).stdout
+    assert told["command"] is None
+    assert told["messages"].keys() == told["fits"].keys()
+    for name, message in told["messages"].items():
+        assert f"{name.ljust(10)}  {message}\n" in table
+    assert "HF_HUB_OFFLINE forbids" in told["messages"]["hub"]
+    assert "does not fit" in told["messages"]["memory"]
+
+
 def test_a_plan_that_cannot_work_is_exit_code_1(cli_here: Cli, fake: Fake):
     """Too little memory is told with the numbers, a Hub that may not be asked by its reason."""
     done = cli_here("plan", CATALOG, CAR_VLLM_MLX_MEMORY_GB="10", HF_HUB_OFFLINE="1")

@@ -5,6 +5,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.environment import CAR_VLLM_MLX_KEEP_ALIVE
 from langchain_car_vllm.errors import ConfigurationError
@@ -84,6 +85,25 @@ Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit", callback=checked_by(check_revision))
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+
+
+def found_for_all(models: Sequence[str], find: Callable[[str], T]) -> list[tuple[str, T]]:
+    """Return each model with what is found of it, before anything is done to the first.
+
+    Raises:
+        ConfigurationError: Of one nothing is; all of those are told.
+    """
+    found, failures = [], []
+    for model in models:
+        try:
+            found.append((model, find(model)))
+        except ConfigurationError as error:
+            failures.append(error)
+    for failure in failures[:-1]:
+        say(f"error: {failure}\n")
+    if failures:
+        raise failures[-1]
+    return found
 
 
 def server_of_options(

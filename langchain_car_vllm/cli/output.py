@@ -68,10 +68,12 @@ def print_table(
 ) -> None:
     """Print columns as wide as their widest cell.
 
+    Where a terminal is too narrow, the last one, which says most, goes below its row.
+
     Args:
         header: Their names.
         rows: Their cells.
-        dispensable: Columns to leave out, one after the other, where a terminal is too narrow.
+        dispensable: Columns to leave out before that, one after the other.
     """
     table = [list(header), *([to_cell(cell) for cell in row] for row in rows)]
     for name in dispensable:
@@ -80,10 +82,14 @@ def print_table(
         place = table[0].index(name)
         for row in table:
             del row[place]
+    remarks = [""] * len(table)
+    if _width(table) > _terminal_width() and len(table[0]) > 1:
+        remarks = [f"\n    {row.pop()}" for row in table]
+        remarks[0] = ""
     widths = _widths(table)
-    for row in table:
+    for row, remark in zip(table, remarks, strict=True):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        print("  ".join(cells).rstrip() + remark)
 
 
 def to_cell(text: str) -> str:

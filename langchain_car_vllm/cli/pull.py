@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_car_vllm.cli.options import ModelArguments, checked_by
+from langchain_car_vllm.cli.options import ModelArguments, checked_by, found_for_all
 from langchain_car_vllm.cli.output import say
 from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import parse_model_id
@@ -48,15 +48,17 @@ def pull(
     Prints the directory that holds each; what is there already is not fetched again, and with
     `--update` only what has changed.
     """
-    # All are ids, before the first byte.
-    sources = [parse_model_id(model).source for model in models]
-    for source in sources:
+
+    def find_source(model: str) -> str:
+        source = parse_model_id(model).source
         if update and not is_repository(source):
             raise ConfigurationError(
                 f"`{source}` is a directory, so that there is nothing to fetch",
                 hint="leave `--update` out, or name a repository of the Hub",
             )
-    for source in sources:
+        return source
+
+    for _, source in found_for_all(models, find_source):
         _pull(source, revision, update=update, trust_remote_code=trust_remote_code)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import typer
 
-from langchain_car_vllm.cli.options import ModelArguments, Yes
+from langchain_car_vllm.cli.options import ModelArguments, Yes, found_for_all
 from langchain_car_vllm.cli.output import say, size
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import find_snapshot, parse_model_id
@@ -42,9 +42,7 @@ def rm(models: ModelArguments, *, yes: Yes = False) -> None:
 
     Never a directory of yours. Other programs that use the Hub's cache lose the models too.
     """
-    # All can be removed, before the first is.
-    removals = [(model, _find_removal(model)) for model in models]
-    for model, removal in removals:
+    for model, removal in found_for_all(models, _find_removal):
         _remove(model, removal, yes=yes)
 
 

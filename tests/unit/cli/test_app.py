@@ -227,20 +227,47 @@ def test_bash_completes_with_the_script(cli_here: Cli, tmp_path: Path):
     assert (done.stdout, done.stderr) == ("uninstall\n", "")
 
 
-@pytest.mark.parametrize(("columns", "names"), [("200", "ABC"), ("24", "AC"), ("5", "A")])
-def test_a_table_fits_its_terminal(columns: str, names: str):
-    """Where it is too narrow the columns that can be done without go, one after the other."""
-    code = (
-        "from langchain_car_vllm.cli.output import print_table;"
-        "print_table(('A', 'B', 'C'), [('x' * 9, 'y' * 9, 'z' * 9)], dispensable=('B', 'C'))"
-    )
+TABLE = """
+from langchain_car_vllm.cli.output import print_table
+print_table(("A", "B", "C"), [("x" * 9, "y" * 9, "z" * 9)], dispensable={})
+"""
+
+
+def on_a_terminal(code: str, columns: str) -> list[str]:
+    """Return the lines that a program writes to a terminal."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": columns}
+    environment = {**os.environ, "COLUMNS": columns, "NO_COLOR": "1"}
     subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, env=environment)
     os.close(theirs)
-    header = os.read(ours, 1000).decode().splitlines()[0]
+    lines = os.read(ours, 1 << 16).decode().splitlines()
     os.close(ours)
-    assert header.split() == list(names)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("columns", "dispensable", "lines"),
+    [
+        ("200", ("B", "C"), ["ABC", "xyz"]),
+        ("24", ("B", "C"), ["AC", "xz"]),
+        ("5", ("B", "C"), ["A", "x"]),
+        ("24", (), ["AB", "xy", "z"]),
+        ("200", (), ["ABC", "xyz"]),
+        ("15", ("B",), ["A", "x", "z"]),
+    ],
+)
+def test_a_table_fits_its_terminal(columns: str, dispensable: tuple[str, ...], lines: list[str]):
+    """What can be done without goes, one after the other; then the last goes below its row."""
+    written = on_a_terminal(TABLE.format(dispensable), columns)
+    assert ["".join(word[0] for word in line.split()) for line in written] == lines
+
+
+@pytest.mark.parametrize("words", [["recommend", "--task", "code"], ["list", "--catalog"]])
+def test_no_line_of_a_table_is_wider_than_a_terminal(words: list[str]):
+    """The reasons of `recommend` made rows of 115 characters, which a terminal broke anywhere."""
+    code = f"import sys; sys.argv[1:] = {words}; from langchain_car_vllm.cli import main; main()"
+    lines = on_a_terminal(code, "80")
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 80
 
 
 ENDS_SLOWLY = """

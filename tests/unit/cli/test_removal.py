@@ -46,10 +46,12 @@ def test_removed_when_told_so(cli_here: Cli, cached: Path):
 
 
 def test_several_are_removed(cli_here: Cli, cached: Path):
-    """All or, where one is not here, none."""
-    done = cli_here("rm", REPOSITORY, "org/none", "--yes")
+    """All or, where some are not here, none; each of those is named."""
+    done = cli_here("rm", "org/none", REPOSITORY, "org/nothing", "x", "--yes")
     assert done.returncode == 1
     assert "`org/none` is not on this machine" in done.stderr
+    assert "`org/nothing` is not on this machine" in done.stderr
+    assert "`x` is not a model id" in done.stderr
     assert cached.exists()
     assert cli_here("rm", REPOSITORY, "org/other", "--yes").returncode == 0
     assert not list(cached.parent.glob("models--*"))

@@ -212,7 +212,9 @@ CAR_VLLM_MLX_MEMORY_GB = _gigabytes(
     "three quarters of the machine's, on a Mac at most what Metal recommends",
 )
 CAR_VLLM_MLX_ADMISSION = _switch(
-    "CAR_VLLM_MLX_ADMISSION", "`0` lets requests ask for more memory than was set aside for them"
+    "CAR_VLLM_MLX_ADMISSION",
+    "`0` sends each request at once, where else it waits until the memory that is set aside for "
+    "answers has room for it; a server with too many may run out of memory",
 )
 CAR_VLLM_MLX_MAX_QUEUE = _number(
     "CAR_VLLM_MLX_MAX_QUEUE",
@@ -221,7 +223,8 @@ CAR_VLLM_MLX_MAX_QUEUE = _number(
 )
 CAR_VLLM_MLX_WIRED = _choice(
     "CAR_VLLM_MLX_WIRED",
-    "whether weights are wired in memory: `auto`, `0` never, `1` always",
+    "keeps weights where macOS never moves them out of memory (wires them): `auto` those of very "
+    "large models, which are slow otherwise, `1` all, `0` none",
     ("auto", "0", "1"),
 )
 CAR_VLLM_MLX_DOWNLOAD_STALL = _number(

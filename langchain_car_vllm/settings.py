@@ -270,12 +270,15 @@ class ChatSettings(ServerFields):
     adapter: str | None = None
     """A LoRA adapter on top of the model, as `mlx_lm.lora` writes it: a folder or a repository."""
     draft: bool | str | None = None
-    """Speculative decoding: True for the model's own MTP heads, or a draft model; off without."""
+    """What guesses several tokens ahead, which the model then checks at once: other speed, same
+    answers (speculative decoding). True for a model that brings what guesses (its MTP heads), the
+    name of a small draft model for one that sees, nothing for off."""
     streaming: bool | None = None
     """Whether `invoke` streams to callbacks; None leaves it to who calls."""
     # LangChain's field with another default: a copy for another model then decides anew.
     disable_streaming: bool | Literal["tool_calling"] | None = None
-    """Whether streams come in one part, always or with tools; None leaves it to the family."""
+    """Whether `stream` yields an answer in one part: True always, `"tool_calling"` with tools,
+    False never. None: with tools, where the server would lose this model's calls in a stream."""
     engine: Literal["auto", "simple", "batched"] = "auto"
     """`batched` answers several at once, `simple` one after the other."""
     validate_model_on_init: bool = False

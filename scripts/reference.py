@@ -60,8 +60,10 @@ except CarVllmError as error:
 WARNINGS = """\
 ## Warnings
 
-What is odd, yet no error, is a `UserWarning` at the line of your program that it is about. These
-classes are imported from `langchain_car_vllm`, and silenced or made errors as any other:
+What is odd, yet no error, is a `UserWarning` at the line of your program that it is about. A thread
+that LangChain starts, as for `batch` and a `RunnableParallel`, knows no line of yours, and one of
+this package is named. These classes are imported from `langchain_car_vllm`, and silenced or made
+errors as any other:
 `warnings.simplefilter("error", EmptyAnswerWarning)`.
 """
 

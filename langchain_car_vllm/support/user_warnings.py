@@ -49,7 +49,7 @@ _lock = ProcessLock()
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the program that called, at our own in a thread that none called from."""
+    """Warn at the line of the program that called, at our own in a thread that somebody started."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and _is_between(frame):
         frame, level = frame.f_back, level + 1

@@ -279,6 +279,7 @@ XDG_CACHE_HOME = _shared_text("XDG_CACHE_HOME", "where the Hub keeps its cache")
 NO_COLOR = _shared_text("NO_COLOR", "any text turns colours off")
 SSL_CERT_FILE = _shared_text("SSL_CERT_FILE", "certificates to trust beside those of the system")
 HOME = _shared_text("HOME", "the user's folder")
+SUDO_UID = _shared_text("SUDO_UID", "who called `sudo`, whose folders root must not make")
 PATH = _shared_text("PATH", "the folders that are searched for programs; relative ones are not")
 
 CAR_VLLM_LAUNCH_KEY = _internal_text("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)

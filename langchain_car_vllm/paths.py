@@ -5,6 +5,7 @@ shares, as long as it can be there.
 """
 
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from langchain_car_vllm.errors import StateDirectoryError
 
 RECONNECT = "connect the disk, or remove what leads to it"
 """What to do about a disk that is not connected."""
+WITHOUT_SUDO = "run it without `sudo`, or with `sudo -H` for a home and servers of root's own"
 _DISKS = Path("/Volumes")
 """Where macOS connects them; nobody but the system makes folders there."""
 _RUNTIME = "visual-runtime"
@@ -86,7 +88,11 @@ def make_own_folder(path: Path) -> None:
     Raises:
         FileExistsError: Something else is there.
         OSError: It cannot be made.
+        StateDirectoryError: It would be root's in a folder of the user who called `sudo`, who could
+            not use it any more.
     """
+    if is_sudo() and str(existing_part(path).stat().st_uid) == environment.SUDO_UID.text():
+        raise StateDirectoryError(path, "`sudo` would make it root's", hint=WITHOUT_SUDO)
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -108,6 +114,21 @@ def make_with_parents(folder: Path) -> None:
         folder.mkdir(mode=0o755, exist_ok=True)
 
 
+def is_sudo() -> bool:
+    """Tell whether this is root by the word of another user, whose HOME `sudo` may have kept."""
+    return os.geteuid() == 0 and environment.SUDO_UID.text() not in (None, "0")
+
+
+def owner_name(uid: int) -> str:
+    """Return how a message calls an owner who is not this user."""
+    return "root" if uid == 0 else "another user"
+
+
+def chown_command(path: Path | str) -> str:
+    """Return the command that gives a file, or a folder with all in it, to the user."""
+    return f'sudo chown -R "$USER" {shlex.quote(str(path))}'
+
+
 def private_parts(folder: Path) -> list[Path]:
     """Return what of the way to a folder is the user's alone: from `CAR_HOME` or `~/.car` on."""
     usual = home()
@@ -122,6 +143,7 @@ def make_private(folder: Path) -> None:
 
     Raises:
         OSError: It cannot be made.
+        StateDirectoryError: It would be root's, see `make_own_folder`.
     """
     parts = private_parts(folder)
     make_with_parents(parts[0].parent if parts else folder)

@@ -34,6 +34,7 @@ from langchain_car_vllm.cli.service import app as service
 from langchain_car_vllm.cli.sharing import env, launch, serve
 from langchain_car_vllm.cli.uninstall import uninstall
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError
+from langchain_car_vllm.server.directory import run_state_error
 from langchain_car_vllm.support.os_limits import hint_for_limit
 from langchain_car_vllm.support.printable import printable
 
@@ -136,6 +137,9 @@ def _run_to_its_end() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a fault of ours, which is told like one
+        if about_home := run_state_error(error):
+            say(f"error: {about_home}")
+            sys.exit(1)
         if isinstance(error, OSError) and error.errno:
             say(f"error: {_refusal(error)}")
             sys.exit(1)

@@ -15,6 +15,7 @@ from langchain_car_vllm.cli.output import print_json
 from langchain_car_vllm.cli.selftest import selftests
 from langchain_car_vllm.environment import NO_COLOR
 from langchain_car_vllm.errors import CarVllmError
+from langchain_car_vllm.server.directory import run_state_error
 from langchain_car_vllm.support.printable import printable
 
 _OF_MODEL = ("model build", "simple ", "batched ")
@@ -91,7 +92,9 @@ def _run(checks: Iterable[tuple[str, Callable[[], str]]]) -> Iterator[_Result]:
         except CarVllmError as error:
             yield _Result(name, "failed", error.message, error.hint)
         except Exception as error:  # noqa: BLE001 - the other checks still tell something
-            yield _Result(name, "failed", f"{type(error).__name__}: {error}")
+            known = run_state_error(error)
+            said = known.message if known else f"{type(error).__name__}: {error}"
+            yield _Result(name, "failed", said, known.hint if known else None)
 
 
 def _show(result: _Result) -> None:

@@ -18,6 +18,7 @@ from langchain_car_vllm.cli import install_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.models import odd_models, refusal_of
 from langchain_car_vllm.cli.output import model_id, size
+from langchain_car_vllm.cli.servers import closed_servers
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.identity import real_path
 from langchain_car_vllm.models.lm_studio import lm_studio_folders, lost_folders
@@ -27,7 +28,7 @@ from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.runtime.requirements import needed_mb
 from langchain_car_vllm.server import lost_servers, running_servers, stop_server
-from langchain_car_vllm.server.directory import explain_os_errors, foreign_directories, make_checked
+from langchain_car_vllm.server.directory import explain_os_errors, make_checked
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.machine_memory import machine_memory
 from langchain_car_vllm.server.memory import budget_bytes
@@ -60,7 +61,7 @@ sys.stdin.read()
 def _home() -> str:
     home = car_home()
     with _scratch_folder() as folder:
-        if home.stat().st_uid != os.getuid():
+        if home.stat().st_uid != os.geteuid():
             raise Finding(f"`{home}` belongs to another user", "set CAR_HOME to one of your own")
         _check_spellings(folder)
         free = shutil.disk_usage(folder).free
@@ -248,12 +249,8 @@ def _check_lm_studio() -> None:
 
 def _servers() -> str:
     """Tell what runs, and mend what a supervisor that was killed left behind."""
-    if foreign := foreign_directories():
-        names = ", ".join(f"`{directory.path}`" for directory in foreign)
-        raise Finding(
-            f"you may not use {names}",
-            f"run `sudo chown -R {os.getuid()} {' '.join(str(d.path) for d in foreign)}`",
-        )
+    if closed := closed_servers():
+        raise closed
     for directory, state in lost_servers():
         name = f"`{model_id(state.served_name)}`"
         if not stop_server(directory):

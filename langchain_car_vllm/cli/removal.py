@@ -58,7 +58,7 @@ def _remove(model: str, removal: _Removal, *, yes: bool) -> None:
     for directory in removal.run_state:
         if directory.path in running:
             stop_server(directory)
-        shutil.rmtree(directory.path, ignore_errors=True)
+        remove_path(directory.path)
     for cache in removal.caches:
         remove_prefix_cache(cache)
     for folder in removal.files:

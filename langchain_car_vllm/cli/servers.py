@@ -22,7 +22,12 @@ from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.client.stop import idle_seconds
-from langchain_car_vllm.server.directory import ServerDirectory, server_directories
+from langchain_car_vllm.server.directory import (
+    ServerDirectory,
+    access_hint,
+    closed_directories,
+    server_directories,
+)
 from langchain_car_vllm.server.state import State, is_used_elsewhere, read_state
 from langchain_car_vllm.support.file_presence import is_present
 
@@ -32,15 +37,17 @@ _STATUS_SECONDS = 2.0
 
 def ps(*, as_json: AsJson = False) -> None:
     """List the running servers."""
-    running = running_servers()
+    running, closed = running_servers(), closed_servers()
     if as_json:
         print_json([_server_to_json(directory, state) for directory, state in running])
     elif running:
         header = ("MODEL", "KIND", "STAGE", "ENGINE", "PORT", "PID", "MEMORY", "UP", "UNTIL")
         rows = [_row(directory, state) for directory, state in running]
         print_table(header, rows, dispensable=("PID", "ENGINE", "UP", "PORT"))
-    else:
+    elif closed is None:
         say("no server is running")
+    if closed is not None:
+        raise closed
 
 
 def stop(
@@ -59,7 +66,8 @@ def stop(
         raise typer.BadParameter("name a MODEL, or --all")
     running = [*running_servers(), *lost_servers()]
     chosen = running if everything else []
-    if everything and not running:
+    closed = closed_servers()
+    if everything and not running and closed is None:
         say("no server is running")
     missing = []
     for model in models or ():
@@ -68,11 +76,25 @@ def stop(
         if not found:
             missing.append(model)
     _stop_all(chosen)
+    if closed and (everything or missing):
+        raise closed
     for model in missing:
         say(f"error: `{model}` is not running")
     if missing:
         say(f"\nhint: {_what_runs()}")
         raise typer.Exit(1)
+
+
+def closed_servers() -> ConfigurationError | None:
+    """Return an error that names the keys of which this user can tell nothing, None for none."""
+    closed = [directory.path for directory in closed_directories()]
+    if not closed:
+        return None
+    more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
+    return ConfigurationError(
+        f"a server of `{closed[0]}`{more} can be neither seen nor stopped: you may not read that",
+        hint=access_hint(closed[0]),
+    )
 
 
 def _what_runs() -> str:
@@ -120,6 +142,8 @@ def logs(
     """
     model = _only_model() if model is None else model
     log = _log_of(model)
+    if log is None and (closed := closed_servers()):
+        raise closed
     if log is None:
         raise ConfigurationError(
             f"`{model}` has no log on this machine",
@@ -152,6 +176,8 @@ def _only_model() -> str:
     logged = [directory for directory in server_directories() if is_present(directory.log)]
     logged.sort(key=lambda directory: directory.log.stat().st_mtime)
     state = read_state(logged[-1].state) if logged else None
+    if state is None and (closed := closed_servers()):
+        raise closed
     if state is None:
         raise typer.BadParameter("no server runs, and none has a log", param_hint="MODEL")
     return model_id(state.served_name)

@@ -18,6 +18,7 @@ from langchain_car_vllm.cli.removal import (
     remove_path,
     repository_files,
 )
+from langchain_car_vllm.cli.servers import closed_servers
 from langchain_car_vllm.cli.service import remove_service, service_file
 from langchain_car_vllm.runtime.environment_folder import removable_parts
 from langchain_car_vllm.runtime.provision import holds_runtime_of_ours, runtime_removal
@@ -73,6 +74,8 @@ def uninstall(
     """
     if as_json and not dry_run:
         raise typer.BadParameter("it belongs to --dry-run", param_hint="--json")
+    if closed := closed_servers():
+        raise closed
     names = sorted(_model_names())
     caches = prefix_caches()
     with explain_os_errors(paths.car_home()):

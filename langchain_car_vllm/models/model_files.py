@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from langchain_car_vllm.errors import UnservableModelError
+from langchain_car_vllm.paths import chown_command
 from langchain_car_vllm.support.file_reading import open_to_read
 from langchain_car_vllm.support.printable import on_one_line
 
@@ -198,7 +199,9 @@ def _access_hint(path: Path, error: PermissionError) -> str:
     """Return how to get at a file: it is another user's, or macOS keeps it private."""
     owned = next((part for part in (path, *path.parents) if _owner(part) is not None), path)
     if _owner(owned) not in (None, os.getuid()):
-        return f'`{on_one_line(owned)}` belongs to another user: sudo chown -R "$USER" it'
+        return (
+            f"`{on_one_line(owned)}` belongs to another user: {chown_command(on_one_line(owned))}"
+        )
     if is_private(error):
         return PRIVACY_HINT
     return f"chmod -R u+rX `{on_one_line(owned)}`"

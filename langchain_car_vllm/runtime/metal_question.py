@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm import paths
+from langchain_car_vllm.errors import StateDirectoryError
 from langchain_car_vllm.runtime.commands import clean_environment
 from langchain_car_vllm.runtime.console_scripts import installed_version, interpreter_of
 from langchain_car_vllm.runtime.metal import figure_in, is_about, note_file, read_note, this_machine
@@ -67,7 +68,7 @@ def _identity(binary: Path) -> dict[str, Any]:
 
 def _write(kept: dict[str, Any]) -> None:
     file = note_file()
-    with suppress(OSError):
+    with suppress(OSError, StateDirectoryError):
         paths.make_private(file.parent)
         with replaced_file(file, many_writers=True) as note:
             note.write(json.dumps(kept).encode())

@@ -9,13 +9,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from langchain_car_vllm.errors import StateDirectoryError
+from langchain_car_vllm.errors import CarVllmError, StateDirectoryError
 from langchain_car_vllm.paths import (
     RECONNECT,
+    WITHOUT_SUDO,
     car_home,
+    chown_command,
+    home,
+    is_sudo,
     lost_disk,
     make_own_folder,
     make_with_parents,
+    owner_name,
     private_parts,
     run_root,
 )
@@ -26,8 +31,13 @@ from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.support.strict_modes import find_exposure
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_OWN_DIRECTORY = "set CAR_HOME to a directory of your own"
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
+_OWN_DIRECTORY = "set CAR_HOME to a directory of your own"
+_OUTSIDE = (
+    "its disk is read-only, or a sandbox closes it: run this outside of that, "
+    "or set CAR_HOME to a directory that you can write to"
+)
 _HINTS = HINTS | {
     errno.ENOSPC: "free some disk space, or set CAR_HOME to a directory on another disk",
     errno.EDQUOT: "free some of your quota, or set CAR_HOME to a directory on another disk",
@@ -115,27 +125,30 @@ def make_checked(*folders: Path) -> None:
     Raises:
         StateDirectoryError: They cannot be made or written to, with the reason.
     """
-    home = car_home()
+    base = car_home()
     if broken := lost_disk(folders[0]):
         raise StateDirectoryError(folders[0], broken, hint=RECONNECT)
     with explain_os_errors(folders[0]):
-        make_with_parents(home.parent)
+        make_with_parents(base.parent)
+        # Root must not leave folders of its own where somebody else's home is.
+        _check_way(base.parent, base)
     parts = [part for folder in folders for part in private_parts(folder) or [folder]]
     for part in dict.fromkeys(parts):
         with explain_os_errors(part):
             with suppress(FileExistsError):
                 make_own_folder(part)
-            _check_private(part, may_be_link=part == home)
+            _check_private(part, may_be_link=part == base)
     with explain_os_errors(parts[0]):
-        _check_way(parts[0])
+        _check_way(parts[0], parts[0])
 
 
-def _check_way(folder: Path) -> None:
-    """Refuse a folder that somebody else could exchange for theirs."""
-    if (exposure := find_exposure(folder)) is None:
+def _check_way(way: Path, folder: Path) -> None:
+    """Refuse a way to a folder on which somebody else could exchange it for theirs."""
+    if (exposure := find_exposure(way)) is None:
         return
-    is_mine = not exposure.is_foreign and exposure.place.stat().st_uid == os.getuid()
-    hint = _closing_hint(exposure.place) if is_mine else _OWN_DIRECTORY
+    hint = WITHOUT_SUDO if is_sudo() else _OWN_DIRECTORY
+    if not exposure.is_foreign and exposure.place.stat().st_uid == os.geteuid():
+        hint = _closing_hint(exposure.place)
     raise StateDirectoryError(folder, str(exposure), hint=hint)
 
 
@@ -143,15 +156,15 @@ def _check_private(folder: Path, *, may_be_link: bool) -> None:
     """Refuse what somebody else could put files into, as sshd's StrictModes does."""
     found = folder.lstat()
     detail, hint = None, _OWN_DIRECTORY
-    if stat.S_ISLNK(found.st_mode) and may_be_link and found.st_uid in (0, os.getuid()):
+    if stat.S_ISLNK(found.st_mode) and may_be_link and found.st_uid in (0, os.geteuid()):
         found = folder.stat()
     is_shared = found.st_mode & _OTHERS_WRITE and not (may_be_link and found.st_mode & stat.S_ISVTX)
     if stat.S_ISLNK(found.st_mode):
         detail = "it is a symbolic link"
     elif not stat.S_ISDIR(found.st_mode):
         detail = os.strerror(errno.ENOTDIR)
-    elif found.st_uid != os.getuid() and not (may_be_link and found.st_uid == 0):
-        detail = "it belongs to another user"
+    elif found.st_uid != os.geteuid() and not (may_be_link and found.st_uid == 0):
+        detail, hint = f"it belongs to {owner_name(found.st_uid)}", _giving_back(folder)
     elif is_shared:
         detail, hint = "others may write to it", _closing_hint(folder)
     if detail is not None:
@@ -171,17 +184,17 @@ def server_directory(key: str) -> ServerDirectory:
 
 
 def server_directories() -> list[ServerDirectory]:
-    """Return the directories of all keys that have a state, but for those of other users."""
+    """Return the directories of all keys whose state may be read, if only that."""
     return [
         directory
         for directory in _key_directories()
-        if _is_accessible(directory.path) and os.path.isfile(directory.state)  # noqa: PTH113
+        if _is_readable(directory.path) and os.path.isfile(directory.state)  # noqa: PTH113
     ]
 
 
-def foreign_directories() -> list[ServerDirectory]:
-    """Return the directories of keys that this user cannot use, such as one that `sudo` made."""
-    return [d for d in _key_directories() if not _is_accessible(d.path)]
+def closed_directories() -> list[ServerDirectory]:
+    """Return the directories of keys of which this user can tell nothing, such as of `sudo`'s."""
+    return [d for d in _key_directories() if not _is_readable(d.path)]
 
 
 def _key_directories() -> list[ServerDirectory]:
@@ -194,14 +207,14 @@ def _key_directories() -> list[ServerDirectory]:
     return [ServerDirectory(root / name) for name in names]
 
 
-def _is_accessible(folder: Path) -> bool:
-    """Tell whether this user may read and change a directory and the state in it."""
+def _is_readable(folder: Path) -> bool:
+    """Tell whether this user may look into a directory and its state."""
     by_effect = os.access in os.supports_effective_ids
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=by_effect):
+    if not os.access(folder, os.R_OK | os.X_OK, effective_ids=by_effect):
         return False
     state = folder / "state.json"
     exists = os.access(state, os.F_OK, effective_ids=by_effect)
-    return not exists or os.access(state, os.R_OK | os.W_OK, effective_ids=by_effect)
+    return not exists or os.access(state, os.R_OK, effective_ids=by_effect)
 
 
 @contextmanager
@@ -225,5 +238,42 @@ def hint_of(error: OSError, otherwise: str) -> str:
 
 def state_directory_error(error: OSError, path: Path) -> StateDirectoryError:
     """Return what an error of the operating system means for the files at `path`."""
-    hint = hint_of(error, _LOCAL_DIRECTORY)
+    hint = access_hint(path) if error.errno in _FORBIDDEN else hint_of(error, _LOCAL_DIRECTORY)
     return StateDirectoryError(path, error.strerror or str(error), hint=hint)
+
+
+def run_state_error(error: BaseException) -> StateDirectoryError | None:
+    """Return what an error means that names a file of the run state, None for every other."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, str):
+        return None
+    path = Path(error.filename)
+    with suppress(CarVllmError):
+        return state_directory_error(error, path) if private_parts(path) else None
+    return None
+
+
+def access_hint(path: Path) -> str:
+    """Return what lets this user read and change a part of `CAR_HOME` that the system closes."""
+    hint = _LOCAL_DIRECTORY
+    for part in private_parts(path):
+        try:
+            found = part.stat()
+        except OSError:
+            break
+        if found.st_uid != os.geteuid():
+            return f"`{part}` belongs to {owner_name(found.st_uid)}: {_giving_back(part)}"
+        if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+            return f"run `chmod -R u+rwX {shlex.quote(str(part))}`"
+        hint = _OUTSIDE
+    return hint
+
+
+def _giving_back(folder: Path) -> str:
+    """Return what to do about a part of `CAR_HOME` that is not this user's."""
+    usual = home()
+    if is_sudo():
+        return WITHOUT_SUDO
+    is_in_home = usual is not None and folder.is_relative_to(usual)
+    if os.geteuid() != 0 and (is_in_home or folder != car_home()):
+        return f"run `{chown_command(folder)}`"
+    return _OWN_DIRECTORY

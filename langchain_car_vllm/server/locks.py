@@ -6,6 +6,7 @@ are never unlinked: a lock on a name that was removed and made again locks nothi
 """
 
 import ctypes
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ except ImportError as error:
 
 _open: set[int] = set()
 _libc = ctypes.PyDLL(None)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOOK = (fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_UN)
 
 
@@ -33,12 +35,17 @@ def open_lock(path: str | Path) -> int:
 
 
 def open_existing(path: str | Path) -> int:
-    """Open a lock file that must be there.
+    """Open a lock file that must be there, be it only to be read: a look needs no more.
 
     Raises:
         FileNotFoundError: It is not.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in _CLOSED:
+            raise
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     _open.add(descriptor)
     return descriptor
 
@@ -61,6 +68,20 @@ def hand_over(descriptor: int) -> None:
 def opened_lock(path: Path) -> Iterator[int]:
     """Open a lock file for the time of a block."""
     descriptor = open_lock(path)
+    try:
+        yield descriptor
+    finally:
+        close_lock(descriptor)
+
+
+@contextmanager
+def opened_existing(path: Path) -> Iterator[int]:
+    """Open a lock file that must be there for the time of a block, for a look.
+
+    Raises:
+        FileNotFoundError: It is not.
+    """
+    descriptor = open_existing(path)
     try:
         yield descriptor
     finally:

@@ -14,15 +14,22 @@ from langchain_car_vllm.server.directory import (
     explain_os_errors,
     server_directories,
 )
-from langchain_car_vllm.server.locks import is_held, opened_lock
+from langchain_car_vllm.server.locks import is_file_held
 from langchain_car_vllm.server.process import send_signal
 from langchain_car_vllm.server.state import State, read_any_state
 
 
 def is_supervised(directory: ServerDirectory) -> bool:
-    """Tell whether the supervisor of a server lives."""
-    with opened_lock(directory.supervisor_lock) as descriptor:
-        return is_held(descriptor)
+    """Tell whether the supervisor of a server lives.
+
+    Raises:
+        FileNotFoundError: The directory is gone.
+    """
+    try:
+        return is_file_held(directory.supervisor_lock)
+    except FileNotFoundError:
+        directory.path.stat()
+        return False
 
 
 def supervised_servers(

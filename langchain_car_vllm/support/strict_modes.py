@@ -36,7 +36,7 @@ def find_exposure(path: Path) -> Exposure | None:
     Raises:
         OSError: The way cannot be looked at.
     """
-    trusted = {0, os.getuid(), Path("/").stat().st_uid}
+    trusted = {0, os.geteuid(), Path("/").stat().st_uid}
     for place, found in _way_to(path):
         if found.st_uid not in trusted:
             return Exposure(place, is_foreign=True)
@@ -80,4 +80,4 @@ def _is_own_group(group: int) -> bool:
         return False
     members = {account.pw_uid for account in accounts if account.pw_gid == group}
     members |= {ids.get(name, -1) for name in named}
-    return members <= {0, os.getuid()} and (group != os.getgid() or os.getuid() in members)
+    return members <= {0, os.geteuid()} and (group != os.getgid() or os.geteuid() in members)

@@ -20,7 +20,7 @@ from langchain_car_vllm.runtime import metal_question
 from langchain_car_vllm.server import lease, running_servers
 from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.directory import (
-    foreign_directories,
+    closed_directories,
     server_directories,
     server_directory,
 )
@@ -320,7 +320,7 @@ def test_models_that_are_only_read_are_a_warning(
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
     remount = ["mount", "-o", "remount,ro", str(folder)]
     subprocess.run(remount, check=True)
-    with pytest.raises(Finding, match="not writable for you") as caught:
+    with pytest.raises(Finding, match="takes no files") as caught:
         _models()
     assert not isinstance(caught.value, Warned)
     subprocess.run([*remount[:2], "remount,rw", str(folder)], check=True)
@@ -375,9 +375,7 @@ def test_key_that_sudo_made_breaks_no_other(
     os.seteuid(12345)
     try:
         own = server_directory("a" * 16)
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "getuid", lambda: 12345)
-            own.create()
+        own.create()
         own.state.write_text("{}")
     finally:
         os.seteuid(0)
@@ -387,9 +385,9 @@ def test_key_that_sudo_made_breaks_no_other(
     os.seteuid(12345)
     try:
         assert [d.key for d in server_directories()] == [own.key]
-        assert [d.key for d in foreign_directories()] == [foreign.key]
+        assert [d.key for d in closed_directories()] == [foreign.key]
         assert running_servers() == []
-        with pytest.raises(Finding, match=foreign.key) as caught:
+        with pytest.raises(ConfigurationError, match=foreign.key) as caught:
             _servers()
         assert "chown" in str(caught.value.hint)
     finally:

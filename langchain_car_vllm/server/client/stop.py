@@ -9,7 +9,12 @@ from langchain_car_vllm.errors import CarVllmError, ServerBusyError, ServerError
 from langchain_car_vllm.server.client_record import read_uses
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.idle import idle_deadline
-from langchain_car_vllm.server.locks import acquire_exclusive, opened_lock, release
+from langchain_car_vllm.server.locks import (
+    acquire_exclusive,
+    opened_existing,
+    opened_lock,
+    release,
+)
 from langchain_car_vllm.server.policy import Policy, policy_from_environment
 from langchain_car_vllm.server.process import Identity, send_signal
 from langchain_car_vllm.server.recovery import clean_up
@@ -35,7 +40,7 @@ def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float 
     """
     if state.phase != "ready":
         return None
-    with explain_os_errors(directory.path), opened_lock(directory.lease_lock) as lease:
+    with explain_os_errors(directory.path), opened_existing(directory.lease_lock) as lease:
         if not acquire_exclusive(lease, _LOOK_PATIENCE):
             return None
     deadline = idle_deadline(read_uses(directory.clients), state.ready_at or now, state.keep_alive)

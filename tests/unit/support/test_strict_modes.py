@@ -91,7 +91,7 @@ def test_a_group_whose_users_are_not_listed_is_a_shared_one(
     """A directory service may list none of its users, this one included."""
     open_to_group(way.parent, monkeypatch)
     accounts(monkeypatch, {0: 0}, [])
-    monkeypatch.setattr(os, "getuid", lambda: 501)
+    monkeypatch.setattr(os, "geteuid", lambda: 501)
     monkeypatch.setattr(os, "getgid", lambda: GROUP)
     found = find_exposure(way.parent)
     assert found is not None

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import NamedTuple, Self
 
 import psutil
@@ -23,7 +22,12 @@ from langchain_car_vllm.environment import VARIABLES
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.paths import run_root
 from langchain_car_vllm.server.directory import explain_os_errors, make_checked
-from langchain_car_vllm.server.locks import is_file_held, opened_lock, try_exclusive
+from langchain_car_vllm.server.locks import (
+    acquire_exclusive,
+    is_file_held,
+    opened_lock,
+    try_exclusive,
+)
 from langchain_car_vllm.server.process import Identity
 from langchain_car_vllm.support.bounded_http import is_loopback
 from langchain_car_vllm.support.file_presence import entries_of, is_present
@@ -31,6 +35,7 @@ from langchain_car_vllm.support.replaced_files import replaced_file
 from langchain_car_vllm.version import VERSION
 
 _END_SECONDS = 10.0
+_KEY_SECONDS = 10.0
 # More does not pass as a header.
 _MOST_OF_A_KEY = 4096
 # Nothing is imported from the folder that somebody happens to be in, such as a cloned repository.
@@ -258,13 +263,14 @@ def _read_key(path: Path) -> tuple[str, int]:
 
 
 def _own_key_file() -> Path:
-    path = run_root().with_name("gateway.key")
-    make_checked(path.parent)
-    if not is_present(path):
-        # Whoever reads it finds a whole key or no file, also on a full disk.
-        with NamedTemporaryFile("w", dir=path.parent, prefix=".key-", encoding="ascii") as draft:
-            draft.write(f"{secrets.token_urlsafe(32)}\n")
-            draft.flush()
-            with suppress(FileExistsError):
-                os.link(draft.name, path)
+    path, mutex = run_root().with_name("gateway.key"), _notes() / "key.lock"
+    make_checked(mutex.parent)
+    # A hard link would do without a lock, but not every disk knows them.
+    with explain_os_errors(path), ExitStack() as stack:
+        if not is_present(path):
+            lock = stack.enter_context(opened_lock(mutex))
+            acquire_exclusive(lock, _KEY_SECONDS)
+        if not is_present(path):
+            with replaced_file(path, many_writers=True) as draft:
+                draft.write(f"{secrets.token_urlsafe(32)}\n".encode("ascii"))
     return _checked_key_file(path)

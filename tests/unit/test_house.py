@@ -226,6 +226,18 @@ def test_folders_of_the_home_are_made_at_one_place():
     assert not offenders
 
 
+def test_nothing_is_linked():
+    """A `CAR_HOME` may lie on a disk that knows no links, such as exFAT or a share of SMB."""
+    links = ("link", "symlink", "hardlink_to", "symlink_to")
+    offenders = [
+        f"{relative(module)}:{node.lineno}"
+        for module in MODULES
+        for node in nodes(module)
+        if isinstance(node, ast.Attribute) and node.attr in links
+    ]
+    assert not offenders
+
+
 def test_twins_take_the_same_arguments():
     """What exists as `x` and `ax` in one class or module takes the same, by name and by kind."""
     pairs = 0

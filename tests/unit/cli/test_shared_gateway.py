@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -60,3 +61,24 @@ def test_a_gateway_of_another_folder_is_another_one(fake: Fake, tmp_path: Path):
     answers = answers_in_shell(script, 3)
     first, again, elsewhere = [answer["OPENAI_BASE_URL"] for answer in answers]
     assert first == again != elsewhere
+
+
+def test_gateways_that_begin_together_have_one_key(home: Path):
+    """Each reads the key that lasts, whoever made it."""
+    script = (
+        "from langchain_car_vllm.cli.gateway_process import find_key_file\n"
+        "input(); print(find_key_file(None, '127.0.0.1').read_text())"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    keys = {process.communicate(timeout=PATIENCE)[0] for process in started}
+    assert len(keys) == 1
+    assert keys.pop().strip() == (home / ".car" / "run" / "gateway.key").read_text().strip()

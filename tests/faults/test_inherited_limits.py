@@ -22,6 +22,10 @@ os.nice(19)
 for number in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
     resource.setrlimit(number, (10**9, resource.getrlimit(number)[1]))
 resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+resource.setrlimit(resource.RLIMIT_STACK, (300_000, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 from langchain_car_vllm.server import Policy, ServerSpec, lease
 spec = ServerSpec.from_dict({spec!r})
 with lease(spec, policy=Policy.from_dict({policy!r})):
@@ -31,7 +35,10 @@ with lease(spec, policy=Policy.from_dict({policy!r})):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are seen on Linux")
 def test_first_client_lends_neither_niceness_nor_limits(fake: Fake):
-    """What the system lets this user undo is undone, in the supervisor and in the server."""
+    """What the system lets this user undo is undone, in the supervisor and in the server.
+
+    What a crash leaves of their memory, with prompts and the key, is written nowhere.
+    """
     is_root = os.geteuid() == 0
     values = {"spec": fake.spec().to_dict(), "policy": FAST.to_dict()}
     code = FIRST_CLIENT.format(**values)
@@ -42,6 +49,10 @@ def test_first_client_lends_neither_niceness_nor_limits(fake: Fake):
         process = psutil.Process(pid)
         if is_root:
             assert process.nice() == 0
+            assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+        assert os.sched_getaffinity(pid) >= os.sched_getaffinity(0)
+        assert process.rlimit(resource.RLIMIT_CORE)[0] == 0
+        assert process.rlimit(resource.RLIMIT_STACK)[0] in (resource.RLIM_INFINITY, 8 * 2**20)
         for number in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
             assert process.rlimit(number)[0] == resource.getrlimit(number)[1]
         assert process.rlimit(resource.RLIMIT_NOFILE)[0] >= min(

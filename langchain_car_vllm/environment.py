@@ -229,12 +229,13 @@ CAR_VLLM_MLX_WIRED = _choice(
 )
 CAR_VLLM_MLX_DOWNLOAD_STALL = _number(
     "CAR_VLLM_MLX_DOWNLOAD_STALL",
-    "seconds without a sign of life before a download is given up; `0` waits forever",
+    "seconds without a sign of life before an install or a download is given up; `0` waits forever",
     180,
 )
 CAR_VLLM_MLX_LOAD_STALL = _number(
     "CAR_VLLM_MLX_LOAD_STALL",
-    "seconds without a sign of life before a load is given up; `0` waits forever",
+    "seconds without a sign of life before a load, or the test of an install, is given up; "
+    "`0` waits forever",
     300,
 )
 CAR_VLLM_MLX_PROGRESS = _switch(

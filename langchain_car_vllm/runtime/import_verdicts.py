@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from langchain_car_vllm import paths
 from langchain_car_vllm.errors import CarVllmError, ProvisionError
-from langchain_car_vllm.runtime.commands import OnLine, run_step
+from langchain_car_vllm.runtime.commands import NO_ANSWER, OnLine, run_step
 from langchain_car_vllm.support.replaced_files import replaced_file
 
 IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
@@ -82,7 +82,12 @@ def keep_verdict(binary: Path, verdict: Verdict) -> None:
 
 
 def _is_lasting(failure: str) -> bool:
-    """Return whether a failure is the install's own, so that it fails for everybody."""
+    """Return whether a failure is the install's own, so that it fails for everybody.
+
+    One that did not answer is not waited for by everybody, either.
+    """
+    if NO_ANSWER in failure:
+        return True
     is_named = any(line.strip().startswith(_LASTING) for line in failure.splitlines())
     return is_named and not any(words in failure for words in _PASSING)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from langchain_car_vllm.environment import PATH
+from langchain_car_vllm.environment import CAR_VLLM_MLX_DOWNLOAD_STALL, PATH
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
 from langchain_car_vllm.runtime.commands import clean_environment, run_step
 from langchain_car_vllm.runtime.console_scripts import installed_version
@@ -79,6 +79,7 @@ class Work(NamedTuple):
                 environment=variables,
                 on_line=self.report.uv_line,
                 keep_open=(self.lock,),
+                limit=CAR_VLLM_MLX_DOWNLOAD_STALL,
             )
 
 

@@ -225,15 +225,3 @@ def is_suspended(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     except psutil.Error:
         return False
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process and its children, 0 when it is gone."""
-    try:
-        processes = [root := psutil.Process(pid)]
-        with suppress(OSError):  # in a sandbox it is seen alone
-            processes += root.children(recursive=True)
-        times = [process.cpu_times() for process in processes]
-    except psutil.Error:
-        return 0.0
-    return float(sum(t.user + t.system for t in times))

@@ -18,6 +18,7 @@ from langchain_car_vllm.errors import (
     ProvisionError,
     RuntimeMissingError,
     ServerStartError,
+    ServerStartingError,
     ServerStoppedError,
     UnknownModelError,
 )
@@ -96,6 +97,18 @@ def test_nothing_is_installed_for_a_model_that_cannot_be_had(
         lease(bare.spec(), policy=FAST).__enter__()
     assert not Path(os.environ["FAKE_UV_LOG"]).exists()
     assert not (home / ".car" / "visual-runtime").exists()
+
+
+def test_install_that_hangs_leaves_nobody(bare: Fake, monkeypatch: pytest.MonkeyPatch):
+    """The caller has given up, as promised the start goes on, and it ends by itself."""
+    monkeypatch.setenv("FAKE_UV_HANG", "pip-half")
+    monkeypatch.setenv("CAR_VLLM_MLX_DOWNLOAD_STALL", "2")
+    with pytest.raises(ServerStartingError):
+        lease(bare.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+    bare.wait_until_unsupervised()
+    assert bare.state().reason == "failed"
+    with pytest.raises(ProvisionError, match="did not answer"):
+        lease(bare.spec(), policy=FAST).__enter__()
 
 
 @pytest.mark.parametrize("point", ["venv-begin", "pip-begin"])

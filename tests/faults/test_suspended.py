@@ -112,7 +112,7 @@ def test_suspended_server_is_killed_by_a_stop(fake: Fake):
 
 WATCHES = """
 import time
-from langchain_car_vllm.server.supervisor.context import Stall
+from langchain_car_vllm.support.stall import Stall
 stall, began = Stall(2.0, lambda: None), time.monotonic()
 print("watching", flush=True)
 while not stall.is_stalled():

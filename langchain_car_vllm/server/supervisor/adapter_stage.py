@@ -11,8 +11,9 @@ from langchain_car_vllm.runtime import VllmRuntime, interpreter_of
 from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server.child_environment import download_environment
 from langchain_car_vllm.server.supervisor.child import Child
-from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+from langchain_car_vllm.server.supervisor.context import SupervisorContext
 from langchain_car_vllm.support.file_presence import is_present
+from langchain_car_vllm.support.stall import Stall
 
 _FETCH = """
 import sys

@@ -33,7 +33,6 @@ from langchain_car_vllm.server.locks import (
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import (
     Identity,
-    cpu_seconds,
     group_members,
     has_ended,
     kill_group,
@@ -41,6 +40,7 @@ from langchain_car_vllm.server.process import (
     wait_until_group_gone,
 )
 from langchain_car_vllm.support.file_presence import entries_of, is_present
+from langchain_car_vllm.support.stall import cpu_seconds
 
 _HERE = Path(__file__).parent
 # Read at import: the virtual environment may be gone when they are needed.

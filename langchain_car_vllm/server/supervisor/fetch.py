@@ -34,7 +34,8 @@ from langchain_car_vllm.server.locks import close_lock, open_lock, try_exclusive
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.child import Child, install_launcher
-from langchain_car_vllm.server.supervisor.context import Stall, SupervisorContext
+from langchain_car_vllm.server.supervisor.context import SupervisorContext
+from langchain_car_vllm.support.stall import Stall
 
 _ASK = "from langchain_car_vllm.models.hub import main\nmain()\n"
 _ASK_SECONDS = 25.0

@@ -24,13 +24,14 @@ from langchain_car_vllm.server.prefix_caches import keep_out_of_backups
 from langchain_car_vllm.server.recovery import remove_temporary_files
 from langchain_car_vllm.server.supervisor.adapter_stage import check_adapter_is_used
 from langchain_car_vllm.server.supervisor.child import Child
-from langchain_car_vllm.server.supervisor.context import StageEnded, Stall, SupervisorContext
+from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
 from langchain_car_vllm.server.supervisor.mends import prompt_order
 from langchain_car_vllm.server.supervisor.readiness import ReadinessStall, failed_test
 from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers, wired_by_others
 from langchain_car_vllm.support.backups import exclude_from_backups, is_tagged
 from langchain_car_vllm.support.json_objects import read_json_object
+from langchain_car_vllm.support.stall import Stall
 
 _PORT_ATTEMPTS = 3
 _DEATH_ATTEMPTS = 2

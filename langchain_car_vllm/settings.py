@@ -20,7 +20,7 @@ from langchain_car_vllm.durations import seconds
 from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
-from langchain_car_vllm.models.adapter import adapter_name, adapter_source
+from langchain_car_vllm.models.adapter import adapter_name, adapter_source, check_is_no_folder
 from langchain_car_vllm.models.catalog import catalog
 from langchain_car_vllm.models.families import serving_of_name
 from langchain_car_vllm.models.ids import anchor_path
@@ -294,6 +294,8 @@ class ChatSettings(ServerFields):
 
     @model_validator(mode="after")
     def _check_adapter(self) -> Self:
+        if not is_on_loop():
+            self._check_adapter_name()
         if self._adapter() is not None and self.base_url is not None:
             raise ConfigurationError(
                 "`adapter` needs a server that this package starts, and `base_url` names another",
@@ -330,7 +332,12 @@ class ChatSettings(ServerFields):
             self._check_available()
         return self
 
+    def _check_adapter_name(self) -> None:
+        if self.adapter is not None:
+            check_is_no_folder(self.adapter)
+
     def _read_files(self) -> None:
+        self._check_adapter_name()
         if self.validate_model_on_init:
             self._check_available()
         super()._read_files()

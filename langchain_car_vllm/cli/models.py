@@ -11,9 +11,9 @@ from langchain_car_vllm.cli.output import print_json, print_table, say, size
 from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
 from langchain_car_vllm.models import find_snapshot
 from langchain_car_vllm.models.catalog import PREFIX, catalog
-from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.lm_studio import lm_studio_folders, lost_folders
 from langchain_car_vllm.models.model_files import list_folder
+from langchain_car_vllm.models.repository_names import is_repository
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.models.text_writer import only_reads
 from langchain_car_vllm.paths import lost_disk

@@ -13,8 +13,8 @@ from langchain_car_vllm.errors import ConfigurationError, ModelDownloadError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.download import check_may_download
 from langchain_car_vllm.models.download_diagnosis import no_model
-from langchain_car_vllm.models.ids import is_repository
 from langchain_car_vllm.models.remote_code import TRUST
+from langchain_car_vllm.models.repository_names import is_repository
 from langchain_car_vllm.models.servable import check_servable
 from langchain_car_vllm.models.snapshot import check_revision
 from langchain_car_vllm.progress import OnProgress, Progress

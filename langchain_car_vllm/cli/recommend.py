@@ -1,7 +1,5 @@
 """`recommend`: which model for this machine's memory."""
 
-import json
-from importlib.resources import files
 from typing import Annotated, Literal, NamedTuple
 
 import typer
@@ -10,6 +8,7 @@ from langchain_car_vllm.cli.options import AsJson
 from langchain_car_vllm.cli.output import print_json, print_table, say, size
 from langchain_car_vllm.errors import ConfigurationError, InsufficientMemoryError
 from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.models.catalog import Recommendation, recommendations
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.server.memory import budget_bytes, memory_for
 from langchain_car_vllm.server.plan import Plan, learn_budget, plan_for
@@ -22,22 +21,6 @@ _WINDOW = 32_768
 _EMBEDDING_SHARE = 1.2
 """What a model of embeddings takes, as a share of its weights."""
 Task = Literal["chat", "agent", "code", "vision", "embed"]
-
-
-class _Candidate(NamedTuple):
-    """A model that may be recommended.
-
-    Attributes:
-        model: Its id.
-        size_mb: Of its weights.
-        tasks: What it is for.
-        why: What speaks for it.
-    """
-
-    model: str
-    size_mb: int
-    tasks: list[Task]
-    why: str
 
 
 class _Verdict(NamedTuple):
@@ -73,7 +56,9 @@ def recommend(
     """
     learn_budget()
     budget = budget_bytes()
-    verdicts = [_judge(candidate, budget) for candidate in _candidates() if task in candidate.tasks]
+    verdicts = [
+        _judge(candidate, budget) for candidate in recommendations() if task in candidate.tasks
+    ]
     fitting = [verdict for verdict in verdicts if verdict.fits]
     if as_json:
         print_json([verdict._asdict() for verdict in fitting])
@@ -95,12 +80,7 @@ def recommend(
     say("not known: how fast and how good each is here; `car-vllm bench MODEL` measures one")
 
 
-def _candidates() -> list[_Candidate]:
-    table = json.loads(files(__package__).joinpath("recommendations.json").read_bytes())
-    return [_Candidate(**entry) for entry in table["models"]]
-
-
-def _judge(candidate: _Candidate, budget: int) -> _Verdict:
+def _judge(candidate: Recommendation, budget: int) -> _Verdict:
     found = parse_model_id(candidate.model)
     kind: Kind = "embeddings" if "embed" in candidate.tasks else "chat"
     spec = ServerSpec(found.source, found.name, kind=kind)

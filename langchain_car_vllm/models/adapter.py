@@ -12,15 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from langchain_car_vllm.errors import ConfigurationError, UnservableModelError
+from langchain_car_vllm.models.ids import is_path
+from langchain_car_vllm.models.local_folders import (
+    ADAPTER_MARK,
+    folder_called,
+    near_folders,
+    tell_beside,
+)
 from langchain_car_vllm.models.model_files import is_file, list_folder, load_object
+from langchain_car_vllm.models.repository_names import is_repository, read_spelling
 from langchain_car_vllm.models.snapshot import find_commit, repository_folder
 from langchain_car_vllm.models.weights import find_damage, is_weight, read_shapes
 from langchain_car_vllm.paths import absolute_path
+from langchain_car_vllm.support.printable import alternatives
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
-_REPOSITORY = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*", re.ASCII)
+CONFIG, WEIGHTS = ADAPTER_MARK, "adapters.safetensors"
 _KINDS = ("lora", "dora", "full")
 _TRAIN = "train one with `python -m mlx_lm lora --train`"
+_NAME = "name a folder that starts with `/`, `./`, `../` or `~`, or `org/name` on the Hub"
 _A, _B = ".lora_a", ".lora_b"
 _MATRIX = 2
 _DEPTH = re.compile(r"\blayers\.(\d{1,6})\.")
@@ -32,17 +41,31 @@ def adapter_source(adapter: str) -> str:
     Raises:
         ConfigurationError: It is neither.
     """
-    if adapter.startswith(("/", "./", "../", "~")) or adapter in (".", ".."):
+    if is_path(adapter):
         try:
             return absolute_path(adapter)
         except ValueError as error:
             raise ConfigurationError(f"`adapter` cannot be `{adapter}`: {error}") from error
-    if not _REPOSITORY.fullmatch(adapter):
+    if not is_repository(adapter):
+        spelled = read_spelling(adapter)
         raise ConfigurationError(
             f"`adapter` cannot be `{adapter}`",
-            hint="name a folder that starts with `/`, `./`, `../` or `~`, or `org/name` on the Hub",
+            hint=f"did you mean `{spelled.repository}`?" if spelled else _NAME,
         )
     return adapter
+
+
+def check_is_no_folder(adapter: str) -> None:
+    """Refuse a name that is an adapter's folder here, and no path: the Hub would be asked for it.
+
+    Raises:
+        ConfigurationError: It is one.
+    """
+    if not is_path(adapter) and (folder := folder_called(adapter, CONFIG)):
+        raise ConfigurationError(
+            f"`adapter` cannot be `{adapter}`: it is the path of a folder here",
+            hint=f"did you mean `{folder}`?",
+        )
 
 
 def adapter_name(source: str) -> str:
@@ -84,16 +107,31 @@ def check_adapter_alone(adapter: Path) -> None:
     Raises:
         UnservableModelError: Parts of it are missing or damaged.
     """
-    files = list_folder(adapter)
+    files = _files_of(adapter)
     if WEIGHTS not in files and "adapter_model.safetensors" in files:
         raise _obstacle(adapter, "it is PEFT's, which mlx-lm cannot read", _TRAIN)
     for name in (CONFIG, WEIGHTS):
         if name not in files:
-            raise _obstacle(adapter, f"it holds no `{name}`", _TRAIN)
+            near = near_folders(adapter, CONFIG)
+            hint = f"did you mean {alternatives(near)}?" if near else _TRAIN
+            raise _obstacle(adapter, f"it holds no `{name}`", hint)
     _check_config(adapter, load_object(adapter / CONFIG))
     damage = find_damage(adapter / WEIGHTS)
     if damage is not None:
         raise _obstacle(adapter, f"`{WEIGHTS}` {damage.reason}", damage.hint)
+
+
+def _files_of(adapter: Path) -> Mapping[str, int | None]:
+    try:
+        return list_folder(adapter)
+    except UnservableModelError as error:
+        if not error.is_missing:
+            raise
+        near = near_folders(adapter, CONFIG)
+        what = "is not a folder" if is_file(adapter) else "does not exist"
+        beside = tell_beside(adapter, CONFIG, "adapter")
+        hint = f"did you mean {alternatives(near)}?" if near else beside
+        raise UnservableModelError(f"the adapter `{_shown(adapter)}` {what}", hint=hint) from error
 
 
 def _check_config(adapter: Path, config: Mapping[str, Any]) -> None:
@@ -161,7 +199,11 @@ def _base(adapter: Path) -> str:
 
 
 def _obstacle(adapter: Path, reason: str, hint: str) -> UnservableModelError:
-    text = json.dumps(str(adapter))[1:-1]
     return UnservableModelError(
-        f"the adapter `{text}` cannot be served: {reason}", hint=hint or "leave `adapter` out"
+        f"the adapter `{_shown(adapter)}` cannot be served: {reason}",
+        hint=hint or "leave `adapter` out",
     )
+
+
+def _shown(adapter: Path) -> str:
+    return json.dumps(str(adapter))[1:-1]

@@ -46,6 +46,22 @@ class Catalog(NamedTuple):
         return next((e for e in self.entries if e.repository.lower() == wanted), None)
 
 
+class Recommendation(NamedTuple):
+    """A model that may be recommended.
+
+    Attributes:
+        model: Its id.
+        size_mb: Of its weights.
+        tasks: What it is for.
+        why: What speaks for it.
+    """
+
+    model: str
+    size_mb: int
+    tasks: list[str]
+    why: str
+
+
 def normalize(name: str) -> str:
     """Return a form in which equal ids are equal strings."""
     return name.lower().replace(":", "-")
@@ -65,7 +81,8 @@ def small_sibling(repository: str) -> str | None:
 @cache
 def catalog() -> Catalog:
     """Return the shipped catalog, read once."""
-    shipped = json.loads((Path(__file__).parent / "catalog.json").read_bytes())
+    shipped = _shipped("catalog.json")
+    recommended = [r.model for r in recommendations() if not r.model.startswith(PREFIX)]
     return Catalog(
         entries=tuple(
             CatalogEntry(
@@ -78,5 +95,16 @@ def catalog() -> Catalog:
             )
             for model in shipped["models"]
         ),
-        repositories=tuple(shipped["repositories"]),
+        repositories=tuple(dict.fromkeys([*shipped["repositories"], *recommended])),
     )
+
+
+@cache
+def recommendations() -> tuple[Recommendation, ...]:
+    """Return the models that may be recommended, the better one of a task first."""
+    return tuple(Recommendation(**entry) for entry in _shipped("recommendations.json")["models"])
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(__file__).parent / name).read_bytes())
+    return found

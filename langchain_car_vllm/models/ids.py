@@ -3,34 +3,38 @@
 import difflib
 import os
 import re
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from langchain_car_vllm.errors import UnknownModelError, UnservableModelError
 from langchain_car_vllm.models.catalog import PREFIX, CatalogEntry, catalog, normalize
 from langchain_car_vllm.models.families import UNKNOWN, family_facts
-from langchain_car_vllm.models.model_files import file_error, is_file, load_object
+from langchain_car_vllm.models.local_folders import (
+    MODEL_MARK,
+    folder_called,
+    near_folders,
+    tell_beside,
+)
+from langchain_car_vllm.models.model_files import (
+    file_error,
+    is_file,
+    list_folder,
+    load_object,
+    read_object,
+)
+from langchain_car_vllm.models.repository_names import (
+    copied_repository,
+    is_repository,
+    read_spelling,
+)
+from langchain_car_vllm.models.servable import GGUF, find_other_format
 from langchain_car_vllm.paths import absolute_path
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~|\.{1,2}$)")
-# The Hub's own rule for repository names (huggingface_hub, `validate_repo_id`).
-_REPOSITORY = re.compile(r"^\b[\w\-.]+\b/\b[\w\-.]+\b$", re.ASCII)
-_LONGEST_REPOSITORY = 96
-# What is compiled here, each use needs; the others serve errors alone.
-_ADDRESSES = (
-    (
-        r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
-        r"/(?!(?:datasets|spaces|collections|docs|papers)/)([^/\s]+/[^/?#\s]+)"
-    ),
-    r"(?!vllm-mlx/)([^/\s]+/[^/@\s]+)@[^/\s]+$",
-)
-"""A repository's page, and a repository with a revision as other programs write it."""
 _NEAREST = 3
 _LIKENESS = 0.5
 _SHORTEST_STEM = 3
-_MOST_ENTRIES = 1000
 # Such as `4b`, `e2b` and `a3b`; `4bit` is not a size.
 _SIZE = r"(?<![a-z0-9.])[ea]?\d+(?:\.\d+)?b(?![a-z])"
 
@@ -75,12 +79,16 @@ def parse_model_id(text: str | os.PathLike[str], *, read_files: bool = True) -> 
     name = text[len(PREFIX) :] if has_prefix else text
     if has_prefix and (entry := catalog().by_name(name)):
         return _hub_model(entry.name, entry.repository, entry)
+    if read_files and not has_prefix:
+        _check_not_a_folder(text)
     if is_repository(name):
-        if read_files and not has_prefix:
-            _check_not_a_folder(text, name)
         return _hub_model(name, name, catalog().by_repository(name))
-    near = _named_by_address(text) or nearest_ids(text)
-    raise UnknownModelError(text, _why_not(name, has_prefix=has_prefix), nearest=near)
+    raise _unknown(text, name, has_prefix=has_prefix)
+
+
+def is_path(text: str) -> bool:
+    """Return whether a text is a path by its beginning."""
+    return _LOCAL.match(text) is not None
 
 
 def written(model: str | os.PathLike[str]) -> str:
@@ -99,23 +107,6 @@ def anchor_path(model: str) -> str:
     """
     text = model.strip()
     return absolute_path(text) if text.startswith(".") else model
-
-
-def is_repository(name: str) -> bool:
-    """Return whether a name has the form of a Hub repository, `org/repo`."""
-    return (
-        len(name) <= _LONGEST_REPOSITORY
-        and _REPOSITORY.match(name) is not None
-        and "--" not in name
-        and ".." not in name
-        and not name.endswith(".git")
-    )
-
-
-def _named_by_address(text: str) -> tuple[str, ...]:
-    """Return the repository whose page on the Hub was pasted, or that stands before a revision."""
-    found = [match[1] for address in _ADDRESSES if (match := re.match(address, text))]
-    return tuple(name for name in found if is_repository(name))
 
 
 def nearest_ids(text: str) -> tuple[str, ...]:
@@ -154,12 +145,31 @@ def _short(name: str) -> str:
     return normalize(name).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _why_not(name: str, *, has_prefix: bool) -> str:
-    if "/" not in name:
-        if has_prefix:
-            return "the catalog has no model of that name"
-        return f"it starts with neither `{PREFIX}` nor an organisation nor a path"
-    return "a Hub repository is written `<org>/<repo>`"
+def _unknown(text: str, name: str, *, has_prefix: bool) -> UnknownModelError:
+    """Return the error for a name that is none, with what may be meant."""
+    spelled = read_spelling(name)
+    if spelled is None:
+        return UnknownModelError(text, _why_not(name, has_prefix), nearest=nearest_ids(text))
+    repository, revision, tag = spelled
+    if any(said.lower().endswith("gguf") for said in (repository, name)):
+        near = nearest_ids(re.sub(r"[-_.]?gguf$", "", repository, flags=re.IGNORECASE))
+        refused = UnknownModelError(text, GGUF.reason, nearest=near)
+        refused.hint = refused.hint if near else GGUF.hint
+        return refused
+    near = (nearest_ids(text) if tag else ()) or (repository,)
+    why = "a Hub repository is written `<org>/<repo>`"
+    if revision is None:
+        return UnknownModelError(text, why, nearest=near)
+    hint = f'did you mean `{repository}` with `revision="{revision}"`?'
+    return _refusal(text, why, hint, near)
+
+
+def _why_not(name: str, has_prefix: bool) -> str:  # noqa: FBT001
+    if "/" in name:
+        return "a Hub repository is written `<org>/<repo>`"
+    if has_prefix:
+        return "the catalog has no model of that name"
+    return f"it starts with neither `{PREFIX}` nor an organisation nor a path"
 
 
 def _local_model(text: str, *, read_files: bool) -> ModelId:
@@ -176,66 +186,73 @@ def _check_directory(text: str, path: Path) -> None:
     try:
         os.lstat(path)
     except PermissionError as error:  # it may be there all the same
-        raise _refusal(text, file_error(path, error)) from error
+        found = file_error(path, error)
+        raise _refusal(text, found.message, found.hint) from error
     except (OSError, ValueError) as error:
         raise _missing_directory(text, path) from error
     if is_file(path):
-        raise UnknownModelError(text, f"`{path}` is not a directory")
-    _check_config(text, path / "config.json")
+        raise _misnamed(text, path, f"`{path}` is not a directory", [path.name])
+    try:
+        load_object(path / MODEL_MARK)
+    except UnservableModelError as error:
+        if not error.is_missing:
+            raise _refusal(text, error.message, error.hint) from error
+        names = _names_in(path)
+        raise _misnamed(text, path, f"`{path}` holds no `config.json`", names) from error
+
+
+def _misnamed(text: str, path: Path, detail: str, names: Iterable[str]) -> UnknownModelError:
+    """Return the error for what is there and no folder of a model."""
+    copied = next(filter(None, map(copied_repository, (path.name, path.parent.name))), None)
+    if copied is not None:
+        return UnknownModelError(
+            text, f"the Hub's cache keeps the copies of `{copied}` there", nearest=(copied,)
+        )
+    if near := near_folders(path, MODEL_MARK):
+        return UnknownModelError(text, detail, nearest=near)
+    obstacle = find_other_format(set(names), lambda name: read_object(path / name))
+    if obstacle is not None:
+        return _refusal(text, obstacle.reason, obstacle.hint)
+    needed = "name a folder with `config.json`, a tokenizer and `model*.safetensors`"
+    return _refusal(text, detail, needed)
+
+
+def _names_in(folder: Path) -> Iterable[str]:
+    try:
+        return list_folder(folder)
+    except UnservableModelError:
+        return ()
 
 
 def _missing_directory(text: str, path: Path) -> UnknownModelError:
     """Return the error for a path that is not there, with what is there."""
-    near = _neighbours(path.parent, path.name)
+    near = near_folders(path, MODEL_MARK)
     error = UnknownModelError(text, f"there is no directory `{path}`", nearest=near)
     if not near:
-        models = ", ".join(f"`{name}`" for name in _models_in(path.parent)[:_NEAREST])
-        state = "exists, and holds no model" if os.path.isdir(path.parent) else "is missing as well"  # noqa: PTH112 - takes any text
-        error.hint = f"`{path.parent}` {f'holds {models}' if models else state}"
+        error.hint = tell_beside(path, MODEL_MARK, "model")
     return error
 
 
-def _neighbours(folder: Path, name: str) -> tuple[str, ...]:
-    """Return the models in a folder whose names look like another, at most three."""
-    found = difflib.get_close_matches(name.lower(), _models_in(folder), n=_NEAREST, cutoff=0.4)
-    return tuple(str(folder / match) for match in found)
-
-
-def _models_in(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder that hold a `config.json`."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        names = [entry.name for entry in islice(entries, _MOST_ENTRIES)]
-        return sorted(name for name in names if is_file(folder / name / "config.json"))
-    return []
-
-
-def _check_not_a_folder(text: str, name: str) -> None:
+def _check_not_a_folder(text: str) -> None:
     """Refuse a name that is a model's folder here and may be a repository on the Hub."""
-    if is_file(Path(name) / "config.json"):
-        error = UnknownModelError(text, "it may be a repository, and a folder here is called that")
-        error.hint = f"did you mean `./{name}`? The repository is `{PREFIX}{name}`"
-        raise error
+    folder = folder_called(text, MODEL_MARK)
+    if folder is None:
+        return
+    name = text.rstrip("/")
+    is_both = is_repository(name) and folder == f"./{name}"
+    why = "it may be a repository, and a folder here is called that"
+    error = UnknownModelError(text, why if is_both else "it is the path of a folder here")
+    repository = f" The repository is `{PREFIX}{name}`" if is_both else ""
+    error.hint = f"did you mean `{folder}`?{repository}"
+    raise error
 
 
-def _check_config(text: str, config: Path) -> None:
-    try:
-        load_object(config)
-    except UnservableModelError as error:
-        if not error.is_missing:
-            raise _refusal(text, error) from error
-        inside = tuple(str(config.parent / name) for name in _models_in(config.parent)[:_NEAREST])
-        missing = UnknownModelError(
-            text, f"`{config.parent}` holds no `config.json`", nearest=inside
-        )
-        if not inside:
-            missing.hint = "name a folder with `config.json`, a tokenizer and `model*.safetensors`"
-        raise missing from error
-
-
-def _refusal(text: str, error: UnservableModelError) -> UnknownModelError:
-    """Return the error for a directory whose files cannot be read."""
-    refused = UnknownModelError(text, error.message)
-    refused.hint = error.hint
+def _refusal(
+    text: str, detail: str, hint: str | None, nearest: tuple[str, ...] = ()
+) -> UnknownModelError:
+    """Return an error whose hint is another than its nearest ids."""
+    refused = UnknownModelError(text, detail, nearest=nearest)
+    refused.hint = hint
     return refused
 
 

@@ -34,6 +34,10 @@ CLOUD_HINT = (
     "if it lies in iCloud Drive or another cloud, have it downloaded in the Finder, "
     "or keep the model in a folder of this disk alone"
 )
+POINTER = b"version https://git-lfs"
+"""What Git's note of a large file that was not fetched begins with."""
+POINTER_REASON = "is a Git LFS pointer instead of the file"
+POINTER_HINT = "run `git lfs pull` in that folder, or download the model again"
 _INVALID = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
 
 
@@ -108,6 +112,8 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
     Raises:
         UnservableModelError: It is not a JSON object.
     """
+    if text.startswith(POINTER):
+        raise _problem(path, POINTER_REASON, hint=POINTER_HINT)
     try:
         found = json.loads(text)
     except _INVALID as error:

@@ -23,14 +23,19 @@ from langchain_car_vllm.models.weights import (
 )
 from langchain_car_vllm.support.printable import on_one_line
 
+Read = Callable[[str], Mapping[str, Any] | None]
+"""Returns the JSON object that a file holds, None where nobody can read it."""
+
 _WHOLE = "choose a repository with `config.json`, a tokenizer and safetensors weights"
 _CONVERSION = "take the MLX conversion of the model, which `mlx-community` has of most"
+_GGUF = "its weights are GGUF files, which are llama.cpp's"
 _FORMATS = (
-    (".gguf", "its weights are GGUF files, which are llama.cpp's", _CONVERSION),
+    (".gguf", _GGUF, _CONVERSION),
     ((".bin", ".pt", ".pth", ".ckpt"), "its weights are PyTorch's pickled files", _CONVERSION),
     (".npz", "its weights are in MLX's former format", _CONVERSION),
     ((".onnx", ".mlmodel", ".mlpackage", ".tflite"), "its weights are of another program", _WHOLE),
 )
+_ADAPTER, _OF_PEFT = ("adapter_config.json", "adapters.safetensors"), "adapter_model.safetensors"
 
 
 class Obstacle(NamedTuple):
@@ -47,6 +52,10 @@ class Obstacle(NamedTuple):
         return UnservableModelError(
             f"`{on_one_line(name)}` cannot be served: {self.reason}", hint=self.hint
         )
+
+
+GGUF = Obstacle(_GGUF, _CONVERSION)
+"""Of repositories that say so by their name."""
 
 
 def check_servable(directory: Path, name: str, *, trust: bool = False) -> None:
@@ -74,19 +83,17 @@ def find_obstacle(directory: Path, *, trust: bool = False) -> Obstacle | None:
     ) or _find_damaged(directory, files)
 
 
-def find_missing(
-    names: Collection[str], read: Callable[[str], Mapping[str, Any] | None], *, trust: bool = False
-) -> Obstacle | None:
+def find_missing(names: Collection[str], read: Read, *, trust: bool = False) -> Obstacle | None:
     """Return what a model lacks to be served, None where it has all parts."""
     config = read("config.json") if "config.json" in names else None
     if config is None:
-        return _other_format(names) or Obstacle("it holds no `config.json`", _WHOLE)
+        return find_other_format(names, read) or Obstacle("it holds no `config.json`", _WHOLE)
     if not trust and (code := _find_code(names, read)):
         return code
     index = read(INDEX) if INDEX in names else None
     weights = weight_names(names, multimodal=is_multimodal(config), index=index)
     if not weights:
-        return _other_format(names) or _misnamed_weights(names)
+        return find_other_format(names, read) or _misnamed_weights(names)
     if config_of(config).model_type is None:
         return Obstacle("its `config.json` names no `model_type`", _WHOLE)
     if not any(name in TOKENIZERS or name.endswith(TOKENIZER_SUFFIX) for name in names):
@@ -96,9 +103,7 @@ def find_missing(
     return _missing_shard(names, weights, index)
 
 
-def _find_code(
-    names: Collection[str], read: Callable[[str], Mapping[str, Any] | None]
-) -> Obstacle | None:
+def _find_code(names: Collection[str], read: Read) -> Obstacle | None:
     try:
         code = find_code(names, read)
     except UnservableModelError as error:
@@ -106,13 +111,33 @@ def _find_code(
     return None if code is None else Obstacle(code, "", is_code=True)
 
 
-def _other_format(names: Collection[str]) -> Obstacle | None:
+def find_other_format(names: Collection[str], read: Read) -> Obstacle | None:
+    """Return what files without a model's are, None where nothing is known of them."""
+    if _OF_PEFT in names:
+        return Obstacle(
+            "it is an adapter of PEFT's, which mlx-lm cannot read",
+            f"merge it into its model{_base(read)} and convert the result with `mlx_lm convert`",
+        )
+    if any(name in names for name in _ADAPTER):
+        return Obstacle(
+            "it is a LoRA adapter, not a model",
+            f"name the model that it was trained on{_base(read)} and this as `adapter=...`",
+        )
+    if "model_index.json" in names:
+        return Obstacle("it is a pipeline of diffusers, which writes no text", _WHOLE)
     if any(name.endswith(".safetensors") for name in names):
         return None
     for ending, reason, hint in _FORMATS:
         if any(name.endswith(ending) for name in names):
             return Obstacle(reason, hint)
     return None
+
+
+def _base(read: Read) -> str:
+    """Return which model an adapter says that it was trained on."""
+    config = read(_ADAPTER[0]) or {}
+    name = config.get("base_model_name_or_path") or config.get("model")
+    return f", `{name}`," if isinstance(name, str) and name.isprintable() else ""
 
 
 def _misnamed_weights(names: Collection[str]) -> Obstacle:

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models.model_files import (
     CLOUD_HINT,
+    POINTER,
+    POINTER_HINT,
+    POINTER_REASON,
     file_error,
     is_in_cloud,
     open_regular,
@@ -36,7 +39,6 @@ _BYTES = {
 }
 _LENGTH = struct.Struct("<Q")
 _MOST_HEADER = 100_000_000
-_POINTER = b"version https://git-lfs"
 _POINTER_SIZE = 1024
 _MB = 1_000_000
 
@@ -48,10 +50,7 @@ class Damage(NamedTuple):
     hint: str
 
 
-IS_POINTER = Damage(
-    "is a Git LFS pointer instead of the file",
-    "run `git lfs pull` in that folder, or download the model again",
-)
+IS_POINTER = Damage(POINTER_REASON, POINTER_HINT)
 """What is wrong with a file that `is_pointer` tells."""
 
 
@@ -210,7 +209,7 @@ def is_pointer(path: Path, size: int) -> bool:
     if size > _POINTER_SIZE:
         return False
     try:
-        return read_bytes(path, _POINTER_SIZE).startswith(_POINTER)
+        return read_bytes(path, _POINTER_SIZE).startswith(POINTER)
     except UnservableModelError:
         return False
 

@@ -9,7 +9,7 @@ from fakes.weights import weights_of
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models import find_snapshot, read_model_facts
-from langchain_car_vllm.models.servable import check_servable, find_obstacle
+from langchain_car_vllm.models.servable import check_servable, find_missing, find_obstacle
 from langchain_car_vllm.models.snapshot import TOKENIZERS, holds_model, wanted_names
 from langchain_car_vllm.models.weights import missing_shards
 
@@ -221,3 +221,21 @@ def test_what_macos_puts_beside_files_is_no_part_of_a_model(home, tmp_path, conf
         assert find_obstacle(folder) is None
         assert read_model_facts(folder, "m").weights_bytes == former
     assert find_snapshot("org/model") == folder
+
+
+@pytest.mark.parametrize(
+    ("names", "reason", "cure"),
+    [
+        (["adapter_config.json", "adapters.safetensors"], "a LoRA adapter", "`adapter=...`"),
+        (["adapter_config.json", "adapter_model.safetensors"], "PEFT's", "merge it"),
+        (["config.json", "adapter_model.safetensors"], "PEFT's", "merge it"),
+        (["model_index.json", "README.md"], "diffusers", "tokenizer"),
+        (["x-Q4.gguf", "config.json"], "llama.cpp's", "MLX conversion"),
+    ],
+)
+def test_a_listing_of_something_else_is_said_to_be_that(names: list[str], reason: str, cure: str):
+    """The Hub lists names alone; what the folder of one is told is the same."""
+    found = find_missing(names, lambda name: {} if name == "config.json" else None)
+    assert found is not None
+    assert reason in found.reason
+    assert cure in found.hint

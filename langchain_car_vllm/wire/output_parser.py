@@ -27,9 +27,9 @@ from langchain_car_vllm.wire.request.schema import (
     is_dataclass,
     is_model,
     json_schema,
-    validation_error,
     wrapper_of,
 )
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 from langchain_car_vllm.wire.request.tools import openai_tools, tool_name
 from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dict_model
 

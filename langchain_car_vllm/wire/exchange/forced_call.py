@@ -35,7 +35,8 @@ from langchain_car_vllm.wire.request.grammar import (
     reference_to,
     refers_to_root,
 )
-from langchain_car_vllm.wire.request.schema import Schema, validation_error
+from langchain_car_vllm.wire.request.schema import Schema
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 from langchain_car_vllm.wire.request.tools import tool_name
 
 METHODS: Sequence[str] = ("auto", "native", "grammar")

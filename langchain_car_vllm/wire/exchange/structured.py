@@ -22,7 +22,8 @@ from langchain_car_vllm.wire.exchange.attempt import Attempt, Body, Names
 from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.reasoning import REASONING, without_thinking
 from langchain_car_vllm.wire.request.grammar import grammar_schema
-from langchain_car_vllm.wire.request.schema import Schema, validation_error
+from langchain_car_vllm.wire.request.schema import Schema
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 from langchain_car_vllm.wire.request.tools import server_name
 
 _WISH = "Give this answer as JSON."

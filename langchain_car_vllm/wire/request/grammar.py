@@ -32,6 +32,17 @@ _STRANGE = re.compile(r"[^\w.-]", re.ASCII)
 _GUIDANCE = {"lenient": True, "coerce_one_of": True}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_DAY = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-][0-2]\d:[0-5]\d)?"
+_SECONDS = r"\d+(\.\d{1,6})?S"
+_DAYS = r"(\d+Y(\d+M)?(\d+D)?|\d+M(\d+D)?|\d+D)"
+_HOURS = rf"T(\d+H(\d+M)?({_SECONDS})?|\d+M({_SECONDS})?|{_SECONDS})"
+# The grammar's own formats want an offset, and know neither fractions nor signs of durations.
+_TIMES = {
+    "date-time": f"^{_DAY}T{_TIME}$",
+    "time": f"^{_TIME}$",
+    "duration": rf"^-?P(\d+W|{_DAYS}({_HOURS})?|{_HOURS})$",
+}
 # What the builders of ranges and repetitions take (llguidance 1.9).
 _MOST_INTEGER, _MOST_NUMBER, _LEAST_NUMBER, _MOST_SIZE = 2**62, 1e18, 1e-18, 2**31
 
@@ -105,7 +116,7 @@ def _convert(schema: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> 
     if not isinstance(schema, Mapping):
         return schema
     names = _hoist_definitions(schema, defs, names)
-    schema = _number_items(schema)
+    schema = _write_times(_number_items(schema))
     found: Schema = {}
     for key, value in schema.items():
         # The grammar passes over `uniqueItems`, and the server then refuses what it let through.
@@ -144,6 +155,15 @@ def _number_items(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**left, "prefixItems": items, **more}
 
 
+def _write_times(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write the format of a time as a pattern, which may say more than the format already."""
+    form = schema.get("format")
+    if not isinstance(form, str) or form not in _TIMES:
+        return schema
+    left = {word: value for word, value in schema.items() if word != "format"}
+    return {"pattern": _TIMES[form], **left}
+
+
 def _is_beyond(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a type is not JSON's, or a bound beyond what the grammar or the server's check takes.
 
@@ -178,16 +198,23 @@ def _add_patterns(
 
 
 def _name_keys(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
-    """Name the keys that `propertyNames` allows: the grammar passes over that word."""
+    """Name the keys that `propertyNames` allows: the grammar passes over that word.
+
+    All keys are texts, so that the server's check would refuse those that are to be numbers.
+    """
     allowed = schema.get("propertyNames")
     if isinstance(allowed, Mapping) and "$ref" in allowed:
         allowed = defs.get(str(allowed["$ref"]).removeprefix("#/$defs/"))
-    keys = allowed.get("enum") if isinstance(allowed, Mapping) else None
-    if not keys or "properties" in schema or not all(isinstance(key, str) for key in keys):
+    if not isinstance(allowed, Mapping):
         return schema
-    value = schema.get("additionalProperties", True)
+    keys = allowed.get("enum") or ()
     left = {k: v for k, v in schema.items() if k != "propertyNames"}
-    return {**left, "properties": dict.fromkeys(keys, value), "additionalProperties": False}
+    if keys and "properties" not in schema:
+        value = schema.get("additionalProperties", True)
+        texts = [key if isinstance(key, str) else json.dumps(key) for key in keys]
+        return {**left, "properties": dict.fromkeys(texts, value), "additionalProperties": False}
+    is_of_texts = allowed.get("type", "string") == "string" and all(type(k) is str for k in keys)
+    return schema if is_of_texts else left
 
 
 def _convert_word(key: str, value: Any, defs: dict[str, Schema], names: Mapping[str, str]) -> Any:

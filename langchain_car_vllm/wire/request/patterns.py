@@ -1,8 +1,10 @@
-"""Regular expressions that both the grammar and the server can read.
+r"""Regular expressions that both the grammar and the server can read.
 
 The grammar (llguidance 1.9) has Rust's syntax without look-around, word borders and anchors in the
-middle; the server checks the whole answer with Python's `re`. A pattern that either cannot read is
-weakened, or left out: the answer is checked against the original here.
+middle, and knows no letters beyond ASCII as `\w`; the server checks the whole answer with Python's
+`re`. A pattern that either cannot read is weakened, or left out, and so is what they read
+differently: the answer is checked against the original here. Digits stay those of ASCII, as JSON
+Schema has them: a model that may write other signs in their place writes numerals.
 """
 
 import re
@@ -20,6 +22,14 @@ _ESCAPE = re.compile(rf"{_ESCAPES}\Z")
 _IN_CLASS = re.compile(rf"{_ESCAPES}|[^\\]")
 _SET_OPERATION = re.compile(r"\[|&&|--|~~")
 _MOST_REPEATS = 1000
+_BEYOND = "\\u0080-\U0010ffff"
+# What stands in a class for what the two read differently, and in one that is negated.
+_WIDER = {kind: kind + _BEYOND for kind in (r"\w", r"\W", r"\D")}
+_NARROWER = {
+    r"\w": "0-9A-Z_a-z",
+    r"\W": r"\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f",
+    r"\d": "0-9",
+}
 
 
 def weaken_pattern(pattern: str) -> str | None:
@@ -177,23 +187,26 @@ class _Writer:
             return None
         piece = found[0]
         if piece.startswith("[") and len(piece) > 1:
-            inner = piece[1:-1].removeprefix("^")
-            if _SET_OPERATION.search(inner) or not _is_class(inner):
+            written = _class(piece[1:-1].removeprefix("^"), is_negated=piece[1] == "^")
+            if written is None:
                 return None
+            piece = written
         elif piece.startswith("[") or (piece.startswith("\\") and not _ESCAPE.match(piece)):
             return None
         elif piece in "{}]":
             piece = f"\\{piece}"
+        elif piece in _WIDER:
+            piece = f"[{_WIDER[piece]}]"
         self._begun[-1] = self._repeatable = True
         self._out.append(piece)
         return len(found[0])
 
 
-def _is_class(inner: str) -> bool:
-    place = 0
-    while place < len(inner):
-        found = _IN_CLASS.match(inner, place)
-        if found is None:
-            return False
-        place = found.end()
-    return bool(inner)
+def _class(inner: str, *, is_negated: bool) -> str | None:
+    """Return a class of characters, None for one that not both can read."""
+    pieces = [found[0] for found in _IN_CLASS.finditer(inner)]
+    if not inner or _SET_OPERATION.search(inner) or "".join(pieces) != inner:
+        return None
+    others = _NARROWER if is_negated else _WIDER
+    written = "".join(others.get(piece, piece) for piece in pieces)
+    return f"[^{written}]" if is_negated else f"[{written}]"

@@ -1,10 +1,7 @@
 """JSON schemas: from what the user wrote to one schema, and what does not fit it."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from decimal import Decimal
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, get_origin
 from urllib.parse import unquote
@@ -13,7 +10,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, PydanticUserError, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core.core_schema import DecimalSchema
+from pydantic_core.core_schema import DatetimeSchema, DecimalSchema
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.json_objects import copy_json
@@ -22,7 +19,6 @@ from langchain_car_vllm.wire.request.typed_dicts import is_typed_dict, typed_dic
 
 Schema = dict[str, Any]
 
-_UNREADABLE = (AttributeError, ValueError, TypeError, re.error)
 # What LangChain and pydantic raise for what they cannot describe.
 _INDESCRIBABLE = (
     *(AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
@@ -45,20 +41,23 @@ _PARTS = {
     *("anyOf", "oneOf", "allOf", "prefixItems", "items", "additionalProperties"),
     *("not", "if", "then", "else", "contains"),
 }
-# Of these a part that fits anything forbids.
-_TURNING = {"oneOf", "not", "if"}
-_EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
-_DEEP = 50
-"""Beyond what anybody asks for; an answer that cannot be checked for its depth does not fit."""
+_LOCAL_TIME = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?"
+_ZONES = {"aware": r"(Z|[+-]\d\d:\d\d)$", "naive": "$"}
 
 
 class JsonGenerator(GenerateJsonSchema):
-    """Writes a decimal as the number it is: the text that pydantic takes as well is any text."""
+    """Says what pydantic leaves out: that a decimal is a number, and whether a time has a zone."""
 
     def decimal_schema(self, schema: DecimalSchema) -> JsonSchemaValue:
         """Return the schema of a number."""
         found = super().decimal_schema(schema)
         return next((o for o in found.get("anyOf", ()) if o.get("type") == "number"), found)
+
+    def datetime_schema(self, schema: DatetimeSchema) -> JsonSchemaValue:
+        """Return the schema of a time, with a zone or without one where its type says so."""
+        zone = _ZONES.get(str(schema.get("tz_constraint")))
+        more = {"pattern": _LOCAL_TIME + zone} if zone else {}
+        return {**super().datetime_schema(schema), **more}
 
 
 def json_schema(schema: Any) -> Schema:
@@ -104,12 +103,12 @@ def _check_types(schema: Schema) -> None:
     Raises:
         ConfigurationError: There is one.
     """
-    for kind in _types_in(schema):
+    for kind in types_in(schema):
         if kind not in _TYPES.values():
             raise _unknown_type(kind)
 
 
-def _types_in(schema: Any) -> Iterator[Any]:
+def types_in(schema: Any) -> Iterator[Any]:
     """Yield all types that a schema, or a list of some, names in itself and its parts."""
     left: list[Any] = [schema]
     while left:
@@ -171,7 +170,7 @@ def is_bare_type(schema: Any) -> bool:
     from Python 3.14 on.
     """
     if get_origin(schema) is not None:
-        return not is_typed_dict(schema)
+        return not (is_typed_dict(schema) or is_dataclass(schema))
     return schema is Any or (isinstance(schema, type) and schema.__module__ == "builtins")
 
 
@@ -284,109 +283,6 @@ def _unwrap(schema: Mapping[str, Any]) -> Mapping[str, Any]:
         return wrapper
     told = {"title": wrapper["name"], "description": wrapper.get("description", "")}
     return {name: text for name, text in told.items() if text} | dict(inner)
-
-
-def _depth(value: Any) -> int:
-    """Return how deeply lists and objects are nested."""
-    depth, level = 0, [value]
-    while level := [v for v in level if isinstance(v, dict | list)]:
-        depth += 1
-        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part)]
-    return depth
-
-
-def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str | None:
-    """Return why a value does not fit a schema, None where it does.
-
-    Args:
-        value: What was answered.
-        schema: What it is to fit.
-        unique: Whether `uniqueItems` counts. Of a set pydantic takes an element twice, and no
-            grammar keeps a model from writing it so.
-    """
-    from jsonschema.exceptions import SchemaError, UnknownType  # noqa: PLC0415 - not at construction
-    from jsonschema.validators import extend, validator_for  # noqa: PLC0415
-    from referencing.exceptions import Unresolvable  # noqa: PLC0415
-
-    words: dict[str, Any] = {"pattern": _pattern_errors, "multipleOf": _multiple_errors}
-    if not unique:
-        words["uniqueItems"] = lambda *_: ()
-    base = validator_for(schema)
-    words["type"] = _type_checker(base.VALIDATORS["type"])
-    words |= {
-        word: _known_types_checker(base.VALIDATORS[word])
-        for word in _TURNING & base.VALIDATORS.keys()
-    }
-    words |= {
-        word: _bound_checker(bound, base.VALIDATORS.get(word)) for word, bound in _EXCLUSIVE.items()
-    }
-    kind = extend(base, words)  # type: ignore[no-untyped-call]
-    try:
-        errors = list(kind(schema).iter_errors(value))
-    except (SchemaError, UnknownType, Unresolvable, *_UNREADABLE):
-        return None  # a schema that cannot be checked forbids nothing
-    except RecursionError:  # of a deep answer, or of a schema that refers to itself alone
-        return "it nests too deeply" if _depth(value) > _DEEP else None
-    if not errors:
-        return None
-    worst = min(errors, key=lambda error: len(error.absolute_path))
-    place = ".".join(str(part) for part in worst.absolute_path)
-    return f"{place}: {worst.message}" if place else worst.message
-
-
-def _type_checker(check: Any) -> Callable[..., Iterator[Any]]:
-    """Return what yields why a value is not of a type; one that JSON lacks forbids nothing."""
-
-    def errors(validator: Any, kinds: Any, value: Any, schema: Any) -> Iterator[Any]:
-        meant = json_types(kinds)  # as the grammar has it
-        if meant is not None:
-            yield from check(validator, meant, value, schema) or ()
-
-    return errors
-
-
-def _known_types_checker(check: Any) -> Callable[..., Iterator[Any]]:
-    """Return what checks a value by a word such as `not`, where all types under it are known."""
-
-    def errors(validator: Any, parts: Any, value: Any, schema: Any) -> Iterator[Any]:
-        if all(json_types(kind) is not None for kind in _types_in(parts)):
-            yield from check(validator, parts, value, schema) or ()
-
-    return errors
-
-
-def _pattern_errors(_validator: Any, pattern: Any, value: Any, _schema: Any) -> Iterator[Any]:
-    """Yield why a text does not fit a pattern; one that Python cannot read forbids nothing."""
-    from jsonschema.exceptions import ValidationError  # noqa: PLC0415
-
-    with suppress(re.error, TypeError, RecursionError):
-        if isinstance(value, str) and not re.search(pattern, value):
-            yield ValidationError(f"{value!r} does not match {pattern!r}")
-
-
-def _multiple_errors(_validator: Any, step: Any, value: Any, _schema: Any) -> Iterator[Any]:
-    """Yield why a number is not a multiple of another, as both are written: 19.99 is of 0.01."""
-    from jsonschema.exceptions import ValidationError  # noqa: PLC0415
-
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    with suppress(ArithmeticError):  # of more digits than anybody counts
-        if Decimal(str(value)) % Decimal(str(step)):
-            yield ValidationError(f"{value!r} is not a multiple of {step!r}")
-
-
-def _bound_checker(bound: str, check: Any) -> Callable[..., Iterator[Any]]:
-    """Return what yields why a number is at a bound that it must not reach, said in any draft."""
-
-    def errors(validator: Any, limit: Any, value: Any, schema: Any) -> Iterator[Any]:
-        from jsonschema.exceptions import ValidationError  # noqa: PLC0415
-
-        if not isinstance(limit, bool):
-            yield from (check(validator, limit, value, schema) or ()) if check else ()
-        elif limit and bound in schema and value == schema[bound]:
-            yield ValidationError(f"{value!r} must not be {schema[bound]!r}")
-
-    return errors
 
 
 def _is_json_schema(schema: Mapping[str, Any]) -> bool:

@@ -70,8 +70,9 @@ class _Converter:
             required, bare = _without_marks(hint, required=name in origin.__required_keys__)
             bare, given = _without_description(bare)
             more: dict[str, Any] = {"description": descriptions.get(name), **given}
-            if not (required and more.pop("default", ...) is ...):
-                more = {"default_factory": dict, "description": more["description"]}
+            if more.get("default", ...) is ...:
+                more.pop("default", None)
+                more |= {} if required else {"default_factory": dict}
             fields[f"field_{number}"] = (self._type(bare, types), Field(alias=name, **more))
         model = create_model(
             _title(kind, origin),

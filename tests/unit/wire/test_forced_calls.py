@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from langchain_car_vllm.errors import ConfigurationError, ForcedToolCallError
 from langchain_car_vllm.wire.errors import IncompleteAnswerError
-from langchain_car_vllm.wire.request.schema import is_recursive, validation_error
+from langchain_car_vllm.wire.request.schema import is_recursive
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 from langchain_car_vllm.wire.request.tools import openai_tools
 
 

@@ -19,7 +19,8 @@ from pydantic import BaseModel, Field, SecretStr, create_model
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.grammar import grammar_schema
 from langchain_car_vllm.wire.request.patterns import weaken_pattern
-from langchain_car_vllm.wire.request.schema import json_schema, validation_error
+from langchain_car_vllm.wire.request.schema import json_schema
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 from langchain_car_vllm.wire.request.tools import openai_tools
 
 TYPES = {
@@ -104,6 +105,9 @@ class TestGrammarSchema:
             (r"\bword\b", "word"),
             (r"[b(?=]\(?=x", r"[b(?=]\(?=x"),
             (r"[\b]x", None),
+            (r"^[\w-]+$", "^[\\w\\u0080-\U0010ffff-]+$"),
+            (r"^\d\w", "^\\d[\\w\\u0080-\U0010ffff]"),
+            (r"[^\w\d]", "[^0-9A-Z_a-z0-9]"),
             (r"^a\Z", "^a$"),
             ("^a{,5}$", "^a{0,5}$"),
             (r"^\p{L}{2,4}$", None),
@@ -128,14 +132,19 @@ class TestGrammarSchema:
     @given(
         st.lists(
             st.sampled_from(
-                [*"abc|().^$+*?", "(?=", "(?!", "(?<=", "(?:", r"\b", r"\(", "[a(]", "[^)]", "{2}"]
+                [
+                    *(*"abc|().^$+*?", "(?=", "(?!", "(?<=", "(?:", r"\b", r"\("),
+                    *("[a(]", "[^)]", "{2}", r"\w", r"\W", r"\D", r"[\w-]", r"[^\w]"),
+                    *(r"[^\W\d_]", r"[^\D]", r"[\W-.]"),
+                ]
             ),
             max_size=8,
         ),
-        st.lists(st.text("abc()", max_size=4), max_size=5),
+        st.lists(st.text("abc()-5_é你𠮷—", max_size=4), max_size=5),
+        st.sampled_from([re.UNICODE, re.ASCII]),
     )
-    def test_what_fits_a_pattern_fits_what_is_left_of_it(self, pieces, texts):
-        """Look-around only ever forbids."""
+    def test_what_fits_a_pattern_fits_what_is_left_of_it(self, pieces, texts, letters):
+        """Look-around only ever forbids; for the grammar the letters are those of ASCII."""
         try:
             pattern = re.compile("".join(pieces))
         except re.error:
@@ -143,7 +152,7 @@ class TestGrammarSchema:
         left = weaken_pattern(pattern.pattern)
         for text in texts:
             if left is not None and pattern.search(text):
-                assert re.search(left, text)
+                assert re.search(left, text, letters)
 
     def test_a_dictionary_with_named_keys_gets_no_others(self):
         """The grammar passes over `propertyNames`."""

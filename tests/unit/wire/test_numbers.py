@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.request.grammar import grammar_schema
-from langchain_car_vllm.wire.request.schema import validation_error
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 
 CENTS = {"type": "number", "multipleOf": 0.01}
 

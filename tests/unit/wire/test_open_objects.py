@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from langchain_car_vllm.wire.exchange.forced_call import calls_schema
 from langchain_car_vllm.wire.request.grammar import grammar_schema
-from langchain_car_vllm.wire.request.schema import validation_error
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 
 
 def an_object(**properties):

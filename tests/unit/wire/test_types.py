@@ -25,7 +25,8 @@ from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.errors import StructuredOutputError
 from langchain_car_vllm.wire.request.grammar import grammar_schema
-from langchain_car_vllm.wire.request.schema import json_schema, validation_error
+from langchain_car_vllm.wire.request.schema import json_schema
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 from langchain_car_vllm.wire.request.tools import openai_tools
 
 T = TypeVar("T")

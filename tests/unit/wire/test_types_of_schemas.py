@@ -8,7 +8,8 @@ from fakes.reply import Reply, helpful
 
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.wire.request.grammar import grammar_schema
-from langchain_car_vllm.wire.request.schema import json_schema, validation_error
+from langchain_car_vllm.wire.request.schema import json_schema
+from langchain_car_vllm.wire.request.schema_misfit import validation_error
 
 PYTHONS = {
     "str": "string",

@@ -23,11 +23,17 @@ _NO_ROOM = (
     b"content-length: 0\r\n\r\n"
 )
 
-_NOISE = "Invalid HTTP request received."
-_NOISE_IN_WORDS = (
-    "something that is not HTTP came, as from a program that says https:// for http://; "
-    "it is told this once"
-)
+# uvicorn's warnings are about what anybody who can connect may send: the rest goes untold.
+_WARNINGS = {
+    "Invalid HTTP request received.": (
+        "something that is not HTTP came, as from a program that says https:// for http://; "
+        "it is told this once"
+    ),
+    "Unsupported upgrade request.": (
+        "a program asked for another protocol, such as WebSocket, and gets HTTP; "
+        "it is told this once"
+    ),
+}
 
 
 class _Crowd:
@@ -143,14 +149,13 @@ class _Sentences(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._has_told_of_noise = False
+        self._untold = dict(_WARNINGS)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell of an answer that ended early without the way through the program."""
-        if record.msg == _NOISE:
-            is_first, self._has_told_of_noise = not self._has_told_of_noise, True
-            record.msg = _NOISE_IN_WORDS
-            return is_first
+        if record.levelno == logging.WARNING:
+            record.msg = self._untold.pop(str(record.msg), "")
+            return bool(record.msg)
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, CarVllmError):
             record.msg, record.args, record.exc_info = f"an answer was cut short: {error}", (), None

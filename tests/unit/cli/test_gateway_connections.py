@@ -231,17 +231,30 @@ def test_a_body_that_breaks_the_rules_is_no_failure_of_the_program(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_what_is_not_http_is_told_once(fake: Fake, capsys: pytest.CaptureFixture):
-    """A page that asks for https:// again and again could fill the log of a service."""
+UPGRADE = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: %b\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "told"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400", "https:// for http://"),
+        (UPGRADE % b"websocket", b"401", "WebSocket"),
+        (UPGRADE % b"h2c", b"401", "WebSocket"),
+    ],
+)
+def test_what_needs_no_key_is_told_once(
+    fake: Fake, capsys: pytest.CaptureFixture, sent: bytes, status: bytes, told: str
+):
+    """A page that asks again and again could fill the log of a service."""
 
     async def run():
         async with listening(Gateway(fake.spec(), KEY)) as connect:
             for _ in range(3):
                 reader, writer = await connect()
-                writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
-                assert (await reader.readline()).split()[1] == b"400"
+                writer.write(sent)
+                assert (await reader.readline()).split()[1] == status
                 writer.close()
 
     asyncio.run(run())
     (line,) = capsys.readouterr().err.splitlines()
-    assert "https:// for http://" in line
+    assert told in line

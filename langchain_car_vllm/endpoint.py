@@ -8,7 +8,11 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from langchain_car_vllm.support.bounded_http import basic_credentials
-from langchain_car_vllm.support.secret_names import secrets_of_headers, without_secrets
+from langchain_car_vllm.support.secret_names import (
+    secrets_of_headers,
+    without_secrets,
+    without_user,
+)
 
 Headers = tuple[tuple[str, str], ...]
 """Names and values that are sent with every request to an endpoint."""
@@ -117,7 +121,7 @@ class Endpoint(Serving):
     @property
     def shown_url(self) -> str:
         """The address without a user and a password, for messages."""
-        return without_credentials(self.base_url)
+        return without_user(self.base_url)
 
     def without_secrets(self, text: str, headers: Mapping[str, str]) -> str:
         """Return what a server said without the secrets that it got, and may quote in a refusal."""
@@ -133,11 +137,3 @@ class Endpoint(Serving):
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown_url!r}, served_model={self.served_model!r})"
-
-
-def without_credentials(url: str) -> str:
-    """Return an address with stars in the place of a user and a password."""
-    scheme, mark, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    user, at, host = place.rpartition("@")
-    return f"{scheme}{mark}***@{host}{slash}{path}" if at and user else url

@@ -5,17 +5,14 @@ loaded model needs it.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import SecretStr
 
-from langchain_car_vllm.endpoint import without_credentials
-from langchain_car_vllm.support.secret_names import MASK, is_secret_name
+from langchain_car_vllm.support.secret_names import MASK, is_secret_name, masked_text
 
 _NEVER_SHOWN = frozenset({"api_key", "default_headers", "server_env"})
-_QUERY = re.compile(r"([?&])([\w.\-]+)=[^&#\s]+")
 
 
 def masked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +55,7 @@ def mask(value: Any) -> Any:
         return {name: _mask_named(str(name), inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [mask(inner) for inner in value]
-    return _masked_text(value) if isinstance(value, str) else value
+    return masked_text(value) if isinstance(value, str) else value
 
 
 def _mask_named(name: str, value: Any) -> Any:
@@ -85,16 +82,8 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
             continue
         is_secret = argument.startswith("-") and is_secret_name(name)
         is_value = is_secret and not mark
-        found.append(f"{name}={MASK}" if is_secret and mark else _masked_text(argument))
+        found.append(f"{name}={MASK}" if is_secret and mark else masked_text(argument))
     return found
-
-
-def _masked_text(text: str) -> str:
-    """Return a text without the user and password of an address and the secrets in its query."""
-    return _QUERY.sub(
-        lambda found: found[0] if not is_secret_name(found[2]) else f"{found[1]}{found[2]}={MASK}",
-        without_credentials(text),
-    )
 
 
 def _masked_command(value: Any) -> Any:

@@ -17,7 +17,7 @@ from langchain_car_vllm import environment
 from langchain_car_vllm.checked_fields import CheckedFields
 from langchain_car_vllm.connection import Target
 from langchain_car_vllm.durations import seconds
-from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
+from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models import ModelId, parse_model_id
 from langchain_car_vllm.models.adapter import adapter_name, adapter_source, check_is_no_folder
@@ -40,6 +40,7 @@ from langchain_car_vllm.setting_checks import (
     warn_of_no_effect,
 )
 from langchain_car_vllm.support.process_state import import_whole
+from langchain_car_vllm.support.secret_names import without_user
 from langchain_car_vllm.support.threads import is_on_loop
 from langchain_car_vllm.wire.reasoning import Reasoning
 from langchain_car_vllm.wire.request import parameters
@@ -224,7 +225,7 @@ class ServerFields(CheckedFields):
     def _unload(self, spec: ServerSpec, *, force: bool) -> None:
         if self.base_url is not None:
             raise ConfigurationError(
-                f"`{without_credentials(self.base_url)}` is run by somebody else "
+                f"`{without_user(self.base_url)}` is run by somebody else "
                 "and cannot be unloaded from here"
             )
         import_whole("langchain_car_vllm.server.client.stop")  # not needed for construction

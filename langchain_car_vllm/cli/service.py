@@ -42,6 +42,7 @@ from langchain_car_vllm.server.service_variables import lasting_variables
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.support.file_presence import is_present
 from langchain_car_vllm.support.programs import ask_program
+from langchain_car_vllm.support.replaced_files import replaced_file
 
 _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
@@ -176,11 +177,11 @@ def install(
     if is_present(supervisor.file):
         _end(supervisor)
     check_can_listen(host, port)
-    supervisor.file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    service = Service(command, lasting_variables(), log)
-    supervisor.file.write_bytes(supervisor.encode(service))
     # Whatever the umask: launchd refuses what a group may write to.
-    supervisor.file.chmod(0o644)
+    paths.make_with_parents(supervisor.file.parent)
+    service = Service(command, lasting_variables(), log)
+    with replaced_file(supervisor.file) as file:
+        file.write(supervisor.encode(service))
     _start(supervisor)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
     say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from langchain_car_vllm import environment, paths
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.model_files import read_text
+from langchain_car_vllm.support.secret_names import without_user
 
 _FOLDERS = (
     environment.HF_HOME,
@@ -39,7 +40,7 @@ def checked_endpoint() -> str:
     is_written_well = endpoint.startswith(("http://", "https://")) and " " not in endpoint
     if not (has_host and is_written_well and endpoint.isprintable()):
         raise ConfigurationError(
-            f"HF_ENDPOINT must be an http or https address, not `{endpoint}`",
+            f"HF_ENDPOINT must be an http or https address, not `{without_user(endpoint)}`",
             hint="unset HF_ENDPOINT, or set it to a mirror such as `https://hub.example.com`",
         )
     return endpoint

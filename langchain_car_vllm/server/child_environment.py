@@ -10,6 +10,7 @@ from pathlib import Path
 
 from langchain_car_vllm.models.hub_account import hub_variables
 from langchain_car_vllm.support.proxy_variables import proxy_variables
+from langchain_car_vllm.support.secret_names import is_secret_name
 
 _NAMES = frozenset(
     {
@@ -27,10 +28,10 @@ _PREFIXES = (
     *("HF_", "HUGGINGFACE_HUB_", "TRANSFORMERS_", "TQDM_"),
     *("OMP_", "OPENBLAS_", "MKL_", "VECLIB_", "MALLOC_"),
 )
-# What stays behind although its prefix is let through: keys, the address of the Hub, which may hold
-# a password, and a file of commands that the server would run.
-SECRET_WORDS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "CREDENTIAL")
-_REFUSED = frozenset({"HF_ENDPOINT", "VLLM_MLX_MCP_CONFIG"})
+# What stays behind although its prefix is let through, beside secrets: where the Hub's token lies,
+# the address of the Hub, which may hold a password, and a file of commands that the server would
+# run.
+_REFUSED = frozenset({"HF_TOKEN_PATH", "HF_ENDPOINT", "VLLM_MLX_MCP_CONFIG"})
 _DOWNLOAD_NAMES = frozenset(
     {
         *("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"),
@@ -81,6 +82,4 @@ def download_environment(
 def _is_let_through(name: str) -> bool:
     if name in _NAMES:
         return True
-    if name in _REFUSED or any(word in name.upper() for word in SECRET_WORDS):
-        return False
-    return name.startswith(_PREFIXES)
+    return name.startswith(_PREFIXES) and name not in _REFUSED and not is_secret_name(name)

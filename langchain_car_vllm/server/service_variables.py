@@ -1,11 +1,10 @@
 """The variables of a terminal that a service is given, which starts without them."""
 
 from langchain_car_vllm import environment
-from langchain_car_vllm.endpoint import without_credentials
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime.uv_settings import absolute_settings
-from langchain_car_vllm.server.child_environment import SECRET_WORDS
 from langchain_car_vllm.support.proxy_variables import is_proxy_variable
+from langchain_car_vllm.support.secret_names import is_secret_name, masked_text
 
 # What of other programs' variables decides where things are and who is asked.
 _KEPT = (
@@ -36,11 +35,14 @@ def lasting_variables() -> dict[str, str]:
     set_here = {name: text for name, text in others if _tells_the_way(name, text)}
     set_here |= {name: text for name, text in kept.items() if text is not None}
     set_here |= absolute_folders(set_here) | absolute_settings(set_here)
-    return {name: text for name, text in set_here.items() if without_credentials(text) == text}
+    return {name: text for name, text in set_here.items() if masked_text(text) == text}
 
 
 def _tells_the_way(name: str, text: str) -> bool:
-    """Tell whether a variable decides how the network is reached, and holds no password."""
-    if not text or "@" in text or any(word in name.upper() for word in SECRET_WORDS):
+    """Tell whether a variable decides how the network is reached, and holds no password.
+
+    The user of an index, which means nothing without a password, may be a token.
+    """
+    if not text or "@" in text or is_secret_name(name) or name.endswith("_USERNAME"):
         return False
     return is_proxy_variable(name) or name in _CERTIFICATES or name.startswith(_CLIENTS)

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from langchain_car_vllm.support.secret_names import without_users
+
 _MOST_CHARACTERS = 2000
 _MOST_OF_A_VALUE = 100
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"`]+@")
 
 
 def printable(text: str) -> str:
@@ -82,7 +83,7 @@ def _encodable_copy(value: Any) -> Any:
 
 def to_sentence(text: str) -> str:
     """Return a message: printable, of bounded length, without a user and password in addresses."""
-    text = _CREDENTIALS.sub("***@", printable(text))
+    text = without_users(printable(text))
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 

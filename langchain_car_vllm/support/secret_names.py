@@ -10,6 +10,11 @@ _TELLING = (
     r"(?i)keys?(?![a-z])|token|secret|passw|passphrase|passcode|pwd|credential|auth(?!or(?!iz))|bearer"
     r"|jwt|cookie|signature|(?<![a-z])(?:sig|pass)$"
 )
+_QUERY = re.compile(r"([?&])([\w.\-]+)=[^&#\s]+")
+# Without a scheme only what has a password: an address of mail names a user, too.
+_USER = re.compile(
+    r"(?<=://)[^\s/?#'\"`]+@|(?<![^\s'\"`(,=])[^\s/?#'\"`(,=:@]{1,200}:[^\s/?#'\"`@]{1,200}@"
+)
 # Parameters that count tokens, or name those of a vocabulary.
 _HARMLESS = (
     r"(?i)tokens?_|tokens$|tokeni[sz]|(?:max|min|num|new|per|first|next|stop|start|end|special|mask"
@@ -20,12 +25,34 @@ _SHORTEST = 12  # what is shorter is a word that somebody gave for a key, such a
 
 def is_secret_name(name: str) -> bool:
     """Return whether what stands under a name is to be shown to nobody."""
-    return bool(re.search(_TELLING, name)) and not re.search(_HARMLESS, name)
+    return bool(re.search(_TELLING, re.sub(_HARMLESS, "", name)))
+
+
+def without_user(address: str) -> str:
+    """Return an address, with or without a scheme, with stars for a user and a password."""
+    scheme, mark, rest = address.partition("://") if "://" in address else ("", "", address)
+    place, slash, path = rest.partition("/")
+    user, at, host = place.rpartition("@")
+    return f"{scheme}{mark}{MASK}@{host}{slash}{path}" if at and user else address
+
+
+def without_users(text: str) -> str:
+    """Return a text with stars for a user and a password in each address in it."""
+    return _USER.sub(f"{MASK}@", text)
+
+
+def masked_text(text: str) -> str:
+    """Return a text without users, passwords and secrets in the queries of addresses in it."""
+    shown = without_user(text) if "://" in text else text
+    return _QUERY.sub(
+        lambda found: found[0] if not is_secret_name(found[2]) else f"{found[1]}{found[2]}={MASK}",
+        without_users(shown),
+    )
 
 
 def secrets_of_headers(headers: Mapping[str, str]) -> set[str]:
-    """Return the secrets in headers: values, and their words, as behind `Bearer`."""
-    values = [value for name, value in headers.items() if is_secret_name(name)]
+    """Return what headers hold, whatever their names, and its words, as behind `Bearer`."""
+    values = headers.values()
     return {*values, *(word for value in values for word in re.split(r"[\s;,=]+", value))}
 
 

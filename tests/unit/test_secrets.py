@@ -128,10 +128,11 @@ def test_no_error_of_a_parameter_shows_a_secret(name: str, value: object):
 HOLDERS: list[dict[str, Any]] = [
     {"api_key": KEY},
     {"default_headers": {"X-Gateway-Key": KEY}},
+    {"default_headers": {"X-Route": KEY}},
     {"default_headers": {"Authorization": f"Bearer {KEY}"}},
     {"default_headers": {"Cookie": f"session={KEY}; theme=dark"}},
     {"password": KEY},
-    {"model_kwargs": {"extra_headers": {"x-session-token": KEY}}},
+    {"model_kwargs": {"extra_headers": {"x-route": KEY}}},
     {"extra_body": {"upstream": [{"api_token": {"value": KEY}}]}},
 ]
 
@@ -196,7 +197,7 @@ class Closed(Dialect):
 
 
 @pytest.mark.usefixtures("socket_enabled")
-@pytest.mark.parametrize("held", HOLDERS[:5], ids=str)
+@pytest.mark.parametrize("held", HOLDERS[:6], ids=str)
 def test_no_report_of_an_error_shows_a_secret(held: dict[str, Any]):
     """Services that collect errors collect the variables of each function, too."""
     with Server(Closed()) as server:

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 import httpcore2
 import httpx2
 
-from langchain_car_vllm.endpoint import Endpoint, Headers, without_credentials
+from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.support.closed_loops import ended_with_loop
 from langchain_car_vllm.support.os_limits import most_files
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
+from langchain_car_vllm.support.secret_names import without_user
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.transport.port_guard import AsyncGuardedBackend, GuardedBackend, IsOurs
 
@@ -52,7 +53,7 @@ class Address(NamedTuple):
     generation: int = 0
 
     def __repr__(self) -> str:
-        return f"Address({without_credentials(self.base_url)!r})"
+        return f"Address({without_user(self.base_url)!r})"
 
     def is_former(self, other: "Address") -> bool:
         """Tell whether this leads to a server that another start has taken the place of."""

@@ -125,7 +125,13 @@ def test_what_is_meant_here_is_meant_there(
         "UV_DEFAULT_INDEX": "https://pypi.example.com/simple",
         "UV_INDEX": "a=https://a.example.com b=https://me:secret@b.example.com",
         "UV_INDEX_A_PASSWORD": "secret",
+        "UV_INDEX_B_USERNAME": "secret",
+        "UV_INDEX_URL": "https://pypi.example.com/simple?token=secret",
+        "UV_EXTRA_INDEX_URL": "https://a.example.com https://me:secret@b.example.com",
         "UV_GITHUB_TOKEN": "secret",
+        "HF_APIKEY": "secret",
+        "HF_AUTH": "secret",
+        "CAR_VLLM_MLX_SPEC": "vllm-mlx @ https://me:secret@example.com/a.zip",
         "UV_KEYRING_PROVIDER": "subprocess",
         "REQUESTS_CA_BUNDLE": "/etc/company.pem",
     }
@@ -163,8 +169,10 @@ def test_what_is_meant_here_is_meant_there(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
-def test_nobody_else_may_write_what_is_to_run(cli_here: Cli, notes: Path, home: Path, port: str):
-    """Whatever the umask: launchd refuses a file that a group may write to."""
+def test_nobody_else_may_read_or_write_what_is_to_run(
+    cli_here: Cli, notes: Path, home: Path, port: str
+):
+    """An index may hold a token in its path; launchd refuses a file that a group may write to."""
     former = os.umask(0)
     try:
         done = cli_here(
@@ -175,7 +183,8 @@ def test_nobody_else_may_write_what_is_to_run(cli_here: Cli, notes: Path, home: 
         os.umask(former)
     assert done.returncode == 0, done.stderr
     unit = home / ".config" / "systemd" / "user" / "car-vllm.service"
-    assert [path.stat().st_mode & 0o777 for path in (unit.parent, unit)] == [0o755, 0o644]
+    modes = [path.stat().st_mode & 0o777 for path in (home / ".config", unit.parent, unit)]
+    assert modes == [0o755, 0o755, 0o600]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")

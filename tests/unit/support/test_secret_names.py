@@ -4,7 +4,13 @@ import pytest
 from langchain_core.load import dumps
 
 from langchain_car_vllm import ChatVllmMlx
-from langchain_car_vllm.support.secret_names import is_secret_name, secrets_of_body
+from langchain_car_vllm.support.printable import to_sentence
+from langchain_car_vllm.support.secret_names import (
+    is_secret_name,
+    masked_text,
+    secrets_of_body,
+    without_user,
+)
 
 SECRET = (
     *(
@@ -22,6 +28,7 @@ SECRET = (
     *("refresh_token", "id_token", "session-token", "bearerToken", "token", "--hf-token", "auth"),
     *("X-Auth", "oauth", "Authorization", "proxy-authorization", "password", "passwd", "db_pwd"),
     *("passphrase", "smtp_pass", "client_secret", "credentials", "Set-Cookie", "jwt", "sig"),
+    *("max_tokens_secret", "tokenizer_auth", "access_token_secret"),
     *("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"),
 )
 HARMLESS = (
@@ -59,3 +66,32 @@ def test_what_stands_under_the_name_of_a_secret_is_found_however_deep():
     body["self"] = body
     assert sorted(secrets_of_body(body).values()) == ["one", "two"]
     assert secrets_of_body(None) == {}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("http://me:hush@host/v1", "me:hush@host/v1", "hush@host", "socks5h://me:hush@host:1080"),
+        *("me:hu:sh@host", "https://hush@host/a@b"),
+    ],
+)
+def test_an_address_shows_no_user(place: str):
+    """With or without a scheme, in an address that is shown and in a sentence that quotes it."""
+    assert "hush" not in without_user(place)
+    assert "host" in without_user(place)
+    for text in (place, f"not `{place}`", f"HF_ENDPOINT={place}", f"a http://b.org {place}, c"):
+        if ":" in place:
+            assert "hush" not in to_sentence(text)
+            assert "hu:sh" not in masked_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("me@example.org", "ask me@example.org: now", "/opt/python@3.12/bin:/usr/bin", "a@b"),
+        *("12:30", "http://host:1/v1", "https://github.com/a/b@v1", "org/name@main"),
+    ],
+)
+def test_what_names_no_password_stays(text: str):
+    """A model that is written down and loaded again needs it."""
+    assert to_sentence(text) == masked_text(text) == text

@@ -28,6 +28,7 @@ from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.placeholders import (
     data_text,
     file_text,
+    has_content,
     is_inline,
     placeholder,
     row_text,
@@ -46,6 +47,7 @@ from langchain_car_vllm.wire.request.tools import server_name
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("text", "text-plain", "input_text", "output_text")
 _FILES = ("file", "input_file", "document", "media")
+_DOCUMENTS = ("text-plain", "document")
 _OF_A_RESULT = ("type", "tool_use_id", "is_error", "cache_control")
 _TAKEN = (HumanMessage, AIMessage, SystemMessage, ToolMessage, ChatMessage)
 _PUBLIC = MediaAccess()
@@ -336,6 +338,18 @@ def _text(block: Any) -> str | None:
     kind = block.get("type")
     is_bare = block.keys() == {"text"}  # as Bedrock and Gemini write texts
     if "text" in block and (kind in _TEXTS or block.get("source_type") == "text" or is_bare):
-        return str(block["text"] or "")
+        text = str(block["text"] or "")
+        if text or not has_content(block):
+            return _with_title(block, text)
     told = data_text(block)
-    return file_text(block) if told is None else told
+    if told is None:
+        told = file_text(block)
+    return None if told is None else _with_title(block, told)
+
+
+def _with_title(block: dict[str, Any], text: str) -> str:
+    """Return the text of a document below what else it tells the model."""
+    if block.get("type") not in _DOCUMENTS:
+        return text
+    parts = (block.get("title"), block.get("context"), text)
+    return "\n".join(part for part in parts if isinstance(part, str) and part)

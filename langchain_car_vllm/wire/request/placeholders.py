@@ -44,6 +44,12 @@ def is_inline(block: Any) -> bool:
     return isinstance(_inline(_fields(block)), str | bytes | bytearray | memoryview)
 
 
+def has_content(block: Mapping[str, Any]) -> bool:
+    """Whether a block has bytes with it, or names where they lie."""
+    fields = _fields(block)
+    return any(fields.get(key) for key in _REFERENCES)
+
+
 def file_text(block: Mapping[str, Any]) -> str | None:
     """Return the text of a file that is one and lies in its block, None for any other block."""
     fields = _fields(block)

@@ -65,6 +65,15 @@ def thread(block: dict[str, Any]) -> list[BaseMessage]:
         ({"type": "json", "json": {"at": Path("/a")}}, '{"at": "/a"}'),
         ({"type": "document", "source": {"type": "text", "data": "moons"}}, "moons"),
         (
+            {"type": "document", "source": {"type": "text", "data": "moons"}, "title": "Mars"},
+            "Mars\nmoons",
+        ),
+        (
+            {"type": "text-plain", "text": "moons", "title": "Mars", "context": "a draft"},
+            "Mars\na draft\nmoons",
+        ),
+        ({"type": "text-plain", "base64": "bW9vbnM=", "title": "Mars"}, "Mars\nmoons"),
+        (
             {
                 "type": "search_result",
                 "title": "Mars",
@@ -275,6 +284,8 @@ def test_plain_text_is_sent_however_it_is_packed(serve):
     blocks = [
         create_plaintext_block(text="Grüße"),
         create_plaintext_block(base64=encoded),
+        {"type": "text-plain", "text": None, "base64": encoded},
+        {"type": "text-plain", "text": "", "base64": encoded, "mime_type": "text/plain"},
         {"type": "text-plain", "url": f"data:text/plain;base64,{encoded}"},
         {"type": "file", "base64": encoded, "mime_type": "text/markdown"},
         {"type": "file", "base64": encoded, "mime_type": "application/json; charset=utf-8"},
@@ -286,7 +297,8 @@ def test_plain_text_is_sent_however_it_is_packed(serve):
     for block in blocks:
         model.invoke([HumanMessage([block])])
     assert {body["messages"][0]["content"] for body in dialect.requests} == {"Grüße"}
-    for block in (create_plaintext_block(url="https://example.org/a"), {"type": "text"}):
+    away = create_plaintext_block(url="https://example.org/a")
+    for block in (away, {**away, "text": ""}, {"type": "text"}):
         with pytest.raises(InvalidRequestError):
             model.invoke([HumanMessage([block])])
 

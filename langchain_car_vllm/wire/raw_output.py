@@ -6,7 +6,7 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
 from langchain_car_vllm.errors import ForcedToolCallError
 from langchain_car_vllm.wire.errors import StructuredOutputError
@@ -44,6 +44,13 @@ class RawAndParsed(RunnableSerializable[Any, dict[str, Any]]):
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[Any]:
         """Return a pydantic class that describes the input."""
         return self.bound.get_input_schema(config)
+
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """Return a pydantic class that describes the output."""
+        parsed: Any = self.parser.get_output_schema(config)
+        fields = {"raw": Any, "parsed": parsed | None, "parsing_error": Any}
+        required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
+        return create_model(self.get_name("Output"), **required)
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
         """Return the message and the object."""

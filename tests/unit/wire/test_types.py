@@ -350,12 +350,15 @@ def test_a_model_with_fallbacks_takes_tools_and_schemas(serve):
     ],
 )
 def test_the_output_of_a_chain_is_described(serve, kind, method):
-    """LangServe and Studio show the fields."""
+    """LangServe and Studio show the fields, with the raw message beside them, too."""
     model, _ = serve()
     chain = model.with_structured_output(kind, method=method)
-    text = json.dumps(chain.get_output_schema().model_json_schema())
+    raw = model.with_structured_output(kind, method=method, include_raw=True).get_output_schema()
     names = kind.model_fields if hasattr(kind, "model_fields") else kind.__annotations__
-    assert all(f'"{name}"' in text for name in names)
+    for shown in (chain.get_output_schema(), raw):
+        text = json.dumps(shown.model_json_schema())
+        assert all(f'"{name}"' in text for name in names)
+    assert [*raw.model_fields] == ["raw", "parsed", "parsing_error"]
     assert chain.last.OutputType is kind
 
 

@@ -33,12 +33,46 @@ def run(text: str, cut: int) -> tuple[str, str]:
         ("[THINK]a[/THINK]yes", "yes", "a"),
         ("<thinking>a</think></thinking>yes", "yes", "a</think>"),
         ("[1] is [THINK]", "[1] is [THINK]", ""),
+        ("<think>a</think><think>b</think>yes", "yes", "a\nb"),
+        ("<think>a</think>\n<thought>\nb\n</thought>\n\nyes", "yes", "a\nb"),
+        ("<think></think><think>b</think>", "", "b"),
+        ("<think>a</think>yes</think>", "yes</think>", "a"),
+        ("</think>\n\nyes", "yes", ""),
+        ("`</think>` ends it", "`</think>` ends it", ""),
+        ("yes <thin", "yes <thin", ""),
         ("  ", "  ", ""),
     ],
 )
 def test_a_thought_at_the_beginning_is_reasoning(text, said, thought, cut):
     """Anything else stays in the text."""
     assert run(text, cut) == (said, thought)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "thought"),
+    [
+        ("a\n</think>\n\nyes", "yes", "a"),
+        ("a</think>yes", "yes", "a"),
+        ("\na `</think>` b\n</think>\nyes", "yes", "a `</think>` b"),
+    ],
+)
+def test_a_thought_that_began_in_the_prompt_is_reasoning_in_a_whole_answer(text, said, thought):
+    """A stream, which is not held back for it, has the tag left out."""
+    assert run(text, 1000) == (said, thought)
+    before, _, behind = text.rpartition("</think>")
+    for cut in (1, 3):
+        assert run(text, cut) == (before + behind, "")
+
+
+def test_a_stream_without_a_thought_flows_on_at_once():
+    """Only what may be a part of a tag waits."""
+    tags = ThinkTagFilter()
+    parts = ["Hello", " there", ", 1 <", " 2"]
+    assert [tags.feed(Delta(part)) for part in parts] == [
+        *map(Delta, parts[:2]),
+        Delta(", 1 "),
+        Delta("< 2"),
+    ]
 
 
 @given(st.lists(st.sampled_from([*"<>/thinka \n", "<think>", "</think>"])), st.integers(1, 5))

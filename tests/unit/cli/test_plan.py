@@ -115,7 +115,8 @@ def test_each_verdict_comes_with_its_reason(cli_here: Cli):
     assert told["command"] is None
     assert told["messages"].keys() == told["fits"].keys()
     for name, message in told["messages"].items():
-        assert f"{name.ljust(10)}  {message}\n" in table
+        same = message.partition("; ")[0]  # what is free on the disk changes meanwhile
+        assert f"\n{name.ljust(10)}  {same}" in f"\n{table}"
     assert "HF_HUB_OFFLINE forbids" in told["messages"]["hub"]
     assert "does not fit" in told["messages"]["memory"]
 

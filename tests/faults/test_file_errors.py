@@ -236,7 +236,8 @@ def refusing(call):
                 raise OSError(errno.ENFILE, os.strerror(errno.ENFILE), os.fspath(path))
         return call(path, *rest, **options)
     return called
-os.stat, os.scandir, os.open = map(refusing, (os.stat, os.scandir, os.open))
+os.stat, os.lstat = map(refusing, (os.stat, os.lstat))
+os.scandir, os.open = map(refusing, (os.scandir, os.open))
 module = sys.argv[sys.argv.index("-m") + 1]
 sys.argv[:] = [module, *sys.argv[sys.argv.index("-m") + 2 :]]
 runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,11 +122,17 @@ def check_arguments(arguments: Iterable[str]) -> None:
         if not can_be_passed(argument):
             raise ConfigurationError("`server_args` holds a word that no command line can hold")
         # The server understands short forms, too.
-        name = argument.partition("=")[0]
+        flag = re.match(r"(--?[A-Za-z][\w-]*)(\s*)", argument)
+        name = flag[1] if flag else argument.partition("=")[0]
         if len(name) > len("--") and any(chosen.startswith(name) for chosen in _CHOSEN):
             raise ConfigurationError(
                 f"`{name}` is not for `server_args`: this package chooses it",
                 hint="talk to a server of your own through `base_url`",
+            )
+        if flag and flag[2]:
+            raise ConfigurationError(
+                f"`server_args` holds `{name}` and its value as one word",
+                hint=f'write `{name}=...`, or two words: `["{name}", "..."]`',
             )
 
 

@@ -217,11 +217,50 @@ def test_a_call_may_have_a_keep_alive_of_its_own():
 
 @pytest.mark.parametrize(
     "argument",
-    ["--port", "--host=0.0.0.0", "--api-key", "--served-model-name", "--api", "--por=1", "--serv"],
+    [
+        "--port",
+        "--host=0.0.0.0",
+        "--api-key",
+        "--port 8000",
+        "--served-model-name",
+        "--api",
+        "--por=1",
+        "--serv",
+    ],
 )
 def test_arguments_that_the_supervisor_chooses_are_refused(argument):
     """Whoever wants another address brings a server of their own."""
     refused("server_args", server_args=[argument])
+
+
+@pytest.mark.parametrize(
+    ("argument", "right"),
+    [
+        ("--max-num-seqs 4", '`["--max-num-seqs", "..."]`'),
+        ("--hf-token hush", "`--hf-token=...`"),
+        ("-m\tx", "`-m=...`"),
+        ("--continuous-batching ", "`--continuous-batching=...`"),
+    ],
+)
+def test_two_words_in_one_are_refused_with_the_right_form(argument: str, right: str):
+    """The server only said that it does not know such a flag."""
+    error = refused("server_args", server_args=[argument])
+    assert right in (error.hint or "")
+    assert "hush" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--default-chat-template-kwargs", '{"a": 1}'],
+        ["--x={1: 2}"],
+        ["--y", "- be kind"],
+        ["-1 2"],
+    ],
+)
+def test_values_may_hold_spaces(arguments: list[str]):
+    """Behind a flag, and behind its equals sign."""
+    assert ChatVllmMlx(model=MODEL, server_args=arguments).server_args == arguments
 
 
 @pytest.mark.parametrize(

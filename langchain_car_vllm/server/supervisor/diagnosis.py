@@ -14,6 +14,9 @@ _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 12
 _NOISE = re.compile(r"^\s*$|^\s+File \"|^Traceback |^\s+\^+\s*$|^\s+(?:return|raise|await) ")
 _VERDICT = re.compile(r"^(?:[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*|Error: .*|.*error: .*)$")
+# How `argparse` tells what it does not take: first all that it does.
+_USAGE = re.compile(r"^usage: .*\n(?:[ \t]+.*\n)*", re.MULTILINE)
+_ARGUMENT = re.compile(r"error: argument (-[\w-]+)[^:\n]*: (?!invalid choice)")
 _PORT_TAKEN = re.compile(r"\[Errno (?:48|98)\].*(?:bind|in use)", re.IGNORECASE)
 
 
@@ -63,8 +66,9 @@ def diagnose(exit_code: int | None, log: Path, platform: str = sys.platform) -> 
         log: The log of this start alone.
         platform: As `sys.platform` says.
     """
-    lines = re.split(r"[\r\n]+", log_tail(log, _TAIL_BYTES).strip("\r\n"))
-    text = "\n".join(lines)
+    text = re.sub(r"[\r\n]+", "\n", log_tail(log, _TAIL_BYTES).strip("\r\n"))
+    text = _USAGE.sub("", text)
+    lines = text.split("\n")
     verdicts = [line.strip() for line in lines if _VERDICT.match(line.strip())]
     verdict = verdicts[-1] if verdicts else ""
     metal = find_verdict(text)
@@ -149,6 +153,12 @@ _HINTS = (
 )
 
 
+def _hint_of_words(text: str) -> str | None:
+    if argument := _ARGUMENT.search(text):
+        return f"correct what `server_args` gives `{argument[1]}`"
+    return next((hint for marks, hint in _HINTS if any(mark in text for mark in marks)), None)
+
+
 def _hint(
     text: str,
     exit_code: int | None,
@@ -161,9 +171,8 @@ def _hint(
         return "upgrade with `car-vllm install --upgrade`, or choose another model"
     if metal is not None:
         return f"{metal.sentence}: {metal.cure}"
-    for marks, hint in _HINTS:
-        if any(mark in text for mark in marks):
-            return hint
+    if hint := _hint_of_words(text):
+        return hint
     if exit_code == -signal.SIGKILL and platform == "darwin" and not text.strip():
         return (
             "macOS ends a program of whose signature it does not approve at once: repair the "

@@ -237,6 +237,25 @@ DEATHS = {
         "exit code 2: vllm-mlx: error: unrecognized arguments: --nope",
         "server_args",
     ),
+    "bad value": (
+        2,
+        "usage: vllm-mlx serve [-h]\n    [--x ImportError]\n    model\n"
+        + (BAD_VALUE := "vllm-mlx serve: error: argument --max-num-seqs: invalid int value: 'x'"),
+        f"exit code 2: {BAD_VALUE}",
+        "`server_args` gives `--max-num-seqs`",
+    ),
+    "a value of a later version": (
+        2,
+        "vllm-mlx: error: argument --tool-call-parser: invalid choice: 'x'",
+        "exit code 2: vllm-mlx: error: argument --tool-call-parser: invalid choice: 'x'",
+        "upgrade",
+    ),
+    "no value": (
+        2,
+        "usage: vllm-mlx [-h]\nvllm-mlx: error: argument -m/--model: expected one argument",
+        "exit code 2: vllm-mlx: error: argument -m/--model: expected one argument",
+        "`server_args` gives `-m`",
+    ),
     "metal memory": (
         -6,
         "libc++abi: terminating\n[METAL] Command buffer execution failed: Insufficient Memory",
@@ -298,6 +317,7 @@ def test_death_is_diagnosed(tmp_path: Path, death: str):
     found = diagnose(code, log)
     assert found.sentence == sentence
     assert hint in (found.hint or "")
+    assert not any("usage:" in line or "[-" in line for line in found.tail)
 
 
 def test_a_signature_that_a_mac_does_not_take_is_no_want_of_memory(tmp_path: Path):

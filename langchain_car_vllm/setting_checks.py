@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from inspect import iscoroutinefunction
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,6 +23,9 @@ EXAMPLE = (
 """What to do where no model is named."""
 
 _PLAIN_URL = re.compile(r"\w+://[A-Za-z0-9._~-]+(:\d+)?(/[A-Za-z0-9._~-]+)*/*", re.ASCII)
+_QUOTES = " \"'`<>"
+_BEGINNING = r"(?:https?(?::/*|/+)|[a-z][a-z0-9+.\-]*:?//+)+"
+_TWO_SCHEMES = r"https?://https?:?//"
 _HOST = re.compile(r"[^\s/:*@?#\[\]]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*")
 _MODEL_FOLDERS = frozenset(
     variable.name
@@ -222,28 +226,55 @@ def checked_url(url: str) -> str:
     if url == environment.CAR_VLLM_MLX_BASE_URL.read():
         name = environment.CAR_VLLM_MLX_BASE_URL.name
     url = url.strip()
-    scheme, mark, _ = url.rpartition("@")[0].partition("://")
-    shown = f"{scheme if mark else ''}{mark}{url.rpartition('@')[2]}" if "@" in url else url
-    shown = re.sub(r"[?#].*", "?***", shown, flags=re.DOTALL)
     try:
-        parts = _split(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
-        if is_address:
-            _check_host(url, parts)
+        is_address = _is_address(url)
     except ValueError as error:
         raise ConfigurationError(
-            f"{name} cannot be `{shown}`: {error}",
+            f"{name} cannot be `{_without_secrets(url)}`: {error}",
             hint="in a password, write `/` as %2F, `?` as %3F, `#` as %23" if "@" in url else None,
         ) from None
-    if not is_address:
-        bare = shown.rsplit("://", maxsplit=1)[-1].rpartition("@")[2].lstrip("/")
-        raise ConfigurationError(
-            f"{name} must begin with http:// or https://, not `{shown}`",
-            hint=f"did you mean `http://{bare if '/' in bare else f'{bare}/v1'}`?"
-            if bare
-            else "write an address such as `http://127.0.0.1:8000/v1`",
-        )
-    return url.rstrip("/")
+    if is_address:
+        return url.rstrip("/")
+    meant = _meant_url(_without_secrets(url))
+    wanted = "begin with http:// or https://" if url == url.strip(_QUOTES) else "have no quotes"
+    raise ConfigurationError(
+        f"{name} must {wanted}, not `{_without_secrets(url)}`",
+        hint=f"did you mean `{meant}`?"
+        if meant
+        else "write an address such as `http://127.0.0.1:8000/v1`",
+    )
+
+
+def _is_address(url: str) -> bool:
+    """Return whether a text has the form of an address.
+
+    Raises:
+        ValueError: It has, and no request could go there.
+    """
+    parts = _split(url)
+    has_scheme = parts.scheme in ("http", "https") and not re.match(_TWO_SCHEMES, url)
+    if not has_scheme or not parts.netloc or url != url.strip(_QUOTES):
+        return False
+    _check_host(url, parts)
+    return True
+
+
+def _without_secrets(url: str) -> str:
+    scheme, mark, _ = url.rpartition("@")[0].partition("://")
+    shown = f"{scheme if mark else ''}{mark}{url.rpartition('@')[2]}" if "@" in url else url
+    return re.sub(r"[?#].*", "?***", shown, flags=re.DOTALL)
+
+
+def _meant_url(shown: str) -> str | None:
+    """Return the address that may be meant by what is none, None for one that is none either."""
+    shown = shown.strip(_QUOTES)
+    bare = re.sub(_BEGINNING, "", shown, flags=re.IGNORECASE).strip("/")
+    scheme = "https" if re.match("https:?/", shown, re.IGNORECASE) else "http"
+    meant = f"{scheme}://{bare}" if "/" in bare else f"{scheme}://{bare}/v1"
+    with suppress(ValueError):
+        if _is_address(meant) and not re.match(r"v\d+(/|$)", bare, re.IGNORECASE):
+            return meant
+    return None
 
 
 def _split(url: str) -> SplitResult:

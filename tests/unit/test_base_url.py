@@ -1,5 +1,6 @@
 """Addresses of endpoints that somebody else runs."""
 
+import re
 import warnings
 
 import httpx2
@@ -25,6 +26,47 @@ def test_a_base_url_without_a_scheme_is_refused(url):
 def test_the_address_that_was_meant_is_the_root_of_an_api():
     """Whoever forgets the scheme has most likely forgotten `/v1` as well."""
     assert "`http://localhost:8000/v1`" in refused("base_url", base_url="localhost:8000").hint
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("http//x:1/v1", "http://x:1/v1"),
+        ("https:/x/v1", "https://x/v1"),
+        ("http:x/v1", "http://x/v1"),
+        ("HTTP//x", "http://x/v1"),
+        ("//x/v1", "http://x/v1"),
+        ("http://https://x/v1", "http://x/v1"),
+        ("httpbin.org/v1", "http://httpbin.org/v1"),
+        ('"https://x/v1"', "https://x/v1"),
+        ("http://x/v1'", "http://x/v1"),
+        ("`x`", "http://x/v1"),
+        ("http//u:hush@x/v1", "http://x/v1"),
+    ],
+)
+def test_a_scheme_that_is_written_amiss_is_mended(url: str, meant: str, monkeypatch):
+    """In code and in the environment, where quotes come along with what was pasted."""
+    error = refused("base_url", base_url=url)
+    assert error.hint == f"did you mean `{meant}`?"
+    assert "hush" not in str(error)
+    monkeypatch.setenv("CAR_VLLM_MLX_BASE_URL", url)
+    with pytest.raises(ConfigurationError, match=r"^CAR_VLLM_MLX_BASE_URL must ") as caught:
+        ChatVllmMlx(model="m")
+    assert caught.value.hint == error.hint
+
+
+SCHEMES = ["http", "https", "htps", ":", "/", "//", "://", '"', "'", "`", " "]
+PARTS = [*SCHEMES, "x", "v1", "/v1", ":8000", "u:p@", "[::1]", "?a", "#", "é", "\\", "."]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=7))
+def test_what_is_suggested_is_taken(written: list[str]):
+    """No hint leads to the next error."""
+    try:
+        ChatVllmMlx(model="m", base_url="".join(written))
+    except ConfigurationError as error:
+        for meant in re.findall(r"`(https?://[^`]*)`", error.hint or ""):
+            assert ChatVllmMlx(model="m", base_url=meant).base_url == meant
 
 
 @given(address=st.text(st.sampled_from("ab1:/@[]%\\\n\t é１.-_~|^{}\"'"), max_size=30))

@@ -122,7 +122,7 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
 def _hint_for_connection(endpoint: Endpoint, error: Exception) -> str | None:
     if endpoint.managed or not isinstance(error, httpcore2.ConnectError):
         return None
-    return hint_for_connection(error)
+    return hint_for_connection(error, endpoint.shown_url)
 
 
 def _text_of(error: BaseException) -> str:

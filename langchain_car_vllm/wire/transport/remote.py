@@ -35,6 +35,8 @@ _HINT_FOR_NEIGHBOUR = (
     f"{HINT_FOR_ADDRESS}; if it does, macOS may keep this program from the local network: allow "
     "its terminal or editor in System Settings, Privacy & Security, Local Network"
 )
+# What OpenSSL calls an answer that is none of TLS, in its releases.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
 class _Description(NamedTuple):
@@ -147,7 +149,7 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
     except HttpError as error:
         raise ConnectionFailedError(
             f"{endpoint.shown_url} does not answer: {error}",
-            hint=hint_for_limit(error) or hint_for_connection(error),
+            hint=hint_for_limit(error) or hint_for_connection(error, endpoint.shown_url),
         ) from error
     if response.status != HTTPStatus.OK:
         said = Refusal(response.status, content=response.body).words
@@ -171,8 +173,10 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
         )
 
 
-def hint_for_connection(error: BaseException, platform: str = sys.platform) -> str:
+def hint_for_connection(error: BaseException, url: str, platform: str = sys.platform) -> str:
     """Return what may be wrong where nobody answers at an address."""
+    if any(getattr(found, "reason", None) in _NO_TLS for found in os_errors_of(error)):
+        return f"did you mean `http{url.removeprefix('https')}`? The server there speaks no TLS"
     is_unreachable = any(found.errno == errno.EHOSTUNREACH for found in os_errors_of(error))
     return _HINT_FOR_NEIGHBOUR if is_unreachable and platform == "darwin" else HINT_FOR_ADDRESS
 
@@ -182,6 +186,8 @@ def hint_for_path(url: str, text: str) -> str | None:
     for end in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/models"):
         if url.endswith(end):
             return f"`base_url` is the root of the API: `{url.removesuffix(end)}`"
+    if (lower := re.sub(r"/V(?=\d+(/|$))", "/v", url)) != url:
+        return f"did you mean `{lower}`?"
     if not re.search(r"/v\d+(/|$)", url):
         return f"did you mean `{url.removesuffix('/api')}/v1`?"  # Ollama's own API is at /api
     if says_no_path(text):

@@ -199,6 +199,7 @@ def test_a_forgotten_v1_is_told(serve):
     model, _ = serve(Reply(text="yes"))
     for url, hint in (
         (model.base_url.removesuffix("/v1"), "did you mean `http://127.0.0.1:.*/v1`"),
+        (model.base_url.removesuffix("v1") + "V1", "did you mean `http://127.0.0.1:[0-9]+/v1`"),
         (model.base_url.removesuffix("v1") + "api", "did you mean `http://127.0.0.1:[0-9]+/v1`"),
         (f"{model.base_url}/chat/completions", "`http://127.0.0.1:[0-9]+/v1`"),
         (f"{model.base_url}/v1", "root of an OpenAI API"),
@@ -304,12 +305,12 @@ def test_a_neighbour_that_a_mac_keeps_a_program_from_is_told(monkeypatch, way):
     monkeypatch.setattr(socket.socket, "connect", deny)
     with pytest.raises(ConnectionFailedError, match="192") as caught:
         way(model="m", base_url="http://192.0.2.1:8000/v1")
-    assert caught.value.hint == hint_for_connection(caught.value)
-    told = hint_for_connection(caught.value, "darwin")
+    assert caught.value.hint == hint_for_connection(caught.value, "http://x")
+    told = hint_for_connection(caught.value, "http://x", "darwin")
     assert "Local Network" in told
     assert "base_url" in told  # there is no route to a machine that is switched off, too
-    assert "base_url" in hint_for_connection(caught.value, "linux")
-    assert "base_url" in hint_for_connection(ConnectionRefusedError(), "darwin")
+    assert "base_url" in hint_for_connection(caught.value, "http://x", "linux")
+    assert "base_url" in hint_for_connection(ConnectionRefusedError(), "http://x", "darwin")
 
 
 def test_escape_sequences_of_a_server_are_shown_as_text(serve):

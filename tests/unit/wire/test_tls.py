@@ -1,9 +1,10 @@
 """Endpoints behind TLS, over the same connections as all others."""
 
+import asyncio
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -109,3 +110,21 @@ def test_a_certificate_that_nobody_trusts_is_refused(
     model = model.model_copy(update={"base_url": model.base_url.replace("https", scheme)})
     with pytest.raises(ConnectionFailedError, match="certificate verify failed"):
         WAYS[way](model, "hi")
+
+
+ENDPOINTS: list[Callable[..., object]] = [
+    lambda **fields: ChatVllmMlx(**fields).invoke("hi"),
+    lambda **fields: asyncio.run(ChatVllmMlx(**fields).ainvoke("hi")),
+    lambda **fields: ChatVllmMlx(**fields, validate_model_on_init=True),
+]
+
+
+@pytest.mark.parametrize("ask", ENDPOINTS)
+def test_a_server_without_tls_is_said_to_be_one(ask: Callable[..., object]):
+    """OpenSSL speaks of a wrong version number."""
+    with Server(Dialect(served_model="m")) as server:
+        address = server.base_url.replace("http:", "https:")
+        with pytest.raises(ConnectionFailedError) as caught:
+            ask(model="m", base_url=address)
+    hint = caught.value.hint or ""
+    assert hint.startswith(f"did you mean `{server.base_url}`?")

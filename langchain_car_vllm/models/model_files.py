@@ -62,7 +62,8 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
     """
     with open_regular(path) as file:
         try:
-            found = file.read(most + 1)
+            # One of the kernel's files may have nothing to say yet, which is None.
+            found = file.read(most + 1) or b""
         except OSError as error:
             raise file_error(path, error) from error
     if len(found) > most:

@@ -220,6 +220,22 @@ def test_a_file_of_another_kind_is_not_read(whole_model, name, kind):
         read_bytes(path)
 
 
+def test_a_file_with_nothing_to_say_yet_is_not_waited_for(whole_model, monkeypatch):
+    """One of the kernel's is regular by its kind, and gives no bytes until there are some."""
+    path = whole_model() / "config.json"
+    waiting, unread = os.pipe()
+    os.set_blocking(waiting, False)
+    real = os.fdopen
+    monkeypatch.setattr(os, "fdopen", lambda _, *given, **named: real(waiting, *given, **named))
+    assert read_bytes(path) == b""
+    with pytest.raises(UnservableModelError, match="cannot be read"):
+        load_object(path)
+    assert read_shapes(path) == {}
+    monkeypatch.undo()
+    for end in (waiting, unread):
+        os.close(end)
+
+
 @pytest.mark.parametrize("target", ["nowhere", "model-2.safetensors"])
 def test_weights_that_lead_nowhere_are_named(whole_model, target):
     """The server would load them too, so that they are in the way."""

@@ -16,13 +16,7 @@ _REFUSED = {
 }
 _CLASSES = ("ChatVllmMlx", "VllmMlxDecisions", "VllmMlxEmbeddings", "VllmMlxReranker")
 _IN_A_CALL = ("extra_headers", "extra_body")
-_LATER = {
-    "RunnableConfigurableFields": (
-        "fields",
-        (*_REFUSED, "base_url", "fetch_media", "model_kwargs"),
-    ),
-    "RunnableBinding": ("kwargs", _IN_A_CALL),
-}
+_CONFIGURABLE = (*_REFUSED, "base_url", "fetch_media", "model_kwargs")
 
 
 def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
@@ -35,9 +29,8 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
         ValueError: It names a setting that a stranger must not choose.
     """
     default_init_validator(class_path, kwargs)
-    if later := _LATER.get(class_path[-1]):
-        _refuse_names(kwargs.get(later[0]), later[1])
     if class_path[-1] not in _CLASSES:
+        _check_later(kwargs)
         return
     for name, reason in _REFUSED.items():
         if kwargs.get(name):
@@ -51,6 +44,13 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
     if kwargs.get("fetch_media"):
         raise ValueError("a serialised model may not set `fetch_media`: it opens this machine")
     _refuse_names(kwargs.get("model_kwargs"), _IN_A_CALL)
+
+
+def _check_later(kwargs: Mapping[str, Any]) -> None:
+    """Refuse what another class, such as a binding, a retry or a chain, gives a model in a call."""
+    for name, settings in kwargs.items():
+        if isinstance(settings, Mapping):
+            _refuse_names(settings, _CONFIGURABLE if name == "fields" else _IN_A_CALL)
 
 
 def _refuse_names(settings: Any, names: Iterable[str]) -> None:

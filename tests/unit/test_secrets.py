@@ -24,6 +24,7 @@ from langchain_core.runnables import (
     RunnablePassthrough,
     RunnableSequence,
 )
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import RunnableConfigurableFields
 from pydantic import ValidationError
 
@@ -365,6 +366,20 @@ def test_a_strangers_chain_sets_nothing_later(name: str):
             load(dumpd(written), **(options | {"allowed_objects": [*allowed, RunnablePassthrough]}))
     harmless = model.configurable_fields(temperature=ConfigurableField(id="x")).bind(stop=["x"])
     assert load(dumpd(harmless), **options).kwargs == {"stop": ["x"]}
+
+
+@pytest.mark.parametrize("name", ["extra_headers", "extra_body"])
+def test_no_class_around_a_strangers_model_gives_it_more(name: str):
+    """A binding is known by what it holds, not by its name."""
+    model = ChatVllmMlx(model="org/name")
+    path = ("langchain", "chains", "llm", "LLMChain")
+    written = dumpd(RunnableBindingBase(bound=model, kwargs={name: {"x": "y"}}))
+    allowed = [*LOADED, RunnableBindingBase]
+    with pytest.raises(ValueError, match=f"may not set `{name}`, nor"):
+        load(written, **OPTIONS | {"allowed_objects": allowed, "init_validator": init_validator})
+    with pytest.raises(ValueError, match=f"may not set `{name}`, nor"):
+        init_validator(path, {"llm": model, "llm_kwargs": {name: {"x": "y"}}})
+    init_validator(path, {"llm": model, "llm_kwargs": {"stop": ["x"]}, name: {"x": "y"}})
 
 
 @pytest.mark.parametrize("settings", [[1], "x", 5])

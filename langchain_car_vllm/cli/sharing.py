@@ -262,10 +262,10 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
         return
     question = {"model": published.model, "messages": [{"role": "user", "content": "Say hello"}]}
     direct = "--noproxy '*' " if proxy_exceptions(inherited_environment()) else ""
-    words = [
+    words = [  # the shell prints by itself: the key stands in no list of processes
+        f"printf 'Authorization: Bearer %s' \"$(cat {shlex.quote(published.api_key_file)})\" |",
         f"curl {direct}{published.base_url}/chat/completions",
-        f'-H "Authorization: Bearer $(cat {shlex.quote(published.api_key_file)})"',
-        "-H 'Content-Type: application/json'",
+        "-H @- -H 'Content-Type: application/json'",
         f"-d {shlex.quote(json.dumps(question))}",
     ]
     print_facts(

@@ -1,7 +1,9 @@
 """Programs that are led to a model: by `env`, by the line to try, and by `launch`."""
 
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,6 +13,8 @@ import pytest
 from faults.support import PATIENCE, Fake
 from unit.cli.conftest import Cli, command
 from unit.cli.model_folders import fill
+
+from langchain_car_vllm.cli.gateway_process import find_key_file
 
 _ASKS = """
 import os, urllib.request
@@ -49,9 +53,17 @@ def test_variables_for_a_shell(fake: Fake):
     assert shell.stdout == "200\n200\n", shell.stderr
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="it is a line for curl")
 @pytest.mark.usefixtures("led_elsewhere")
-def test_the_line_to_try_goes_through_no_proxy(fake: Fake):
-    """A proxy would hear key and prompt, and knows no address of this machine."""
+def test_the_line_to_try_shows_its_key_to_nobody(fake: Fake, tmp_path: Path):
+    """A proxy would hear key and prompt, and all users of the machine see a command line."""
+    curl = tmp_path / "bin" / "curl"
+    curl.parent.mkdir()
+    arguments = tmp_path / "arguments"
+    curl.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > {arguments}\nexec {shutil.which("curl")} "$@"\n'
+    )
+    curl.chmod(0o755)
     with subprocess.Popen(
         command("serve", str(fake.model), "--port", "0"),
         stdout=subprocess.PIPE,
@@ -60,10 +72,19 @@ def test_the_line_to_try_goes_through_no_proxy(fake: Fake):
     ) as process:
         try:
             line = next(line for line in process.stdout if line.startswith("try it"))
+            done = subprocess.run(
+                ["/bin/sh", "-c", line.removeprefix("try it")],
+                capture_output=True,
+                env=os.environ | {"PATH": f"{curl.parent}{os.pathsep}{os.environ['PATH']}"},
+                timeout=PATIENCE,
+                check=True,
+            )
         finally:
             process.terminate()
-    words = shlex.split(line.removeprefix("try it"))
+    assert json.loads(done.stdout)["choices"]
+    words = arguments.read_text().splitlines()
     assert words[words.index("--noproxy") + 1] == "*"
+    assert find_key_file(None, "127.0.0.1").read_text().strip() not in arguments.read_text()
 
 
 @pytest.mark.parametrize("name", ["aider", "dcode"])

@@ -95,7 +95,7 @@ def catalog() -> Catalog:
             )
             for model in shipped["models"]
         ),
-        repositories=tuple(dict.fromkeys([*shipped["repositories"], *recommended])),
+        repositories=tuple(dict.fromkeys([*recommended, *shipped["repositories"]])),
     )
 
 

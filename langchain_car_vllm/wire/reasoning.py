@@ -11,9 +11,6 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.block_translators import register_translator
 
-from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.support.printable import format_value
-
 PROVIDER = "vllm_mlx"
 REASONING = "reasoning_content"
 
@@ -23,7 +20,6 @@ _THOUGHTS = {
     "thinking": ("thinking",),
     REASONING: (REASONING,),
 }
-EFFORTS = ("low", "medium", "high")
 Reasoning = bool | Literal["low", "medium", "high"] | None
 
 
@@ -36,15 +32,7 @@ def reasoning_parameters(reasoning: Reasoning, budget: int | None) -> dict[str, 
     Args:
         reasoning: Whether, or how hard, to think; None leaves it to the model.
         budget: Most tokens to think, None for no limit.
-
-    Raises:
-        ConfigurationError: The wish is none that can be asked for.
     """
-    if not (reasoning is None or isinstance(reasoning, bool) or reasoning in EFFORTS):
-        raise ConfigurationError(
-            f"`reasoning` cannot be `{format_value(reasoning)}`",
-            hint=f"use True, False, None or {', '.join(EFFORTS)}",
-        )
     fields: dict[str, Any] = {}
     if isinstance(reasoning, str):
         fields["reasoning_effort"] = reasoning

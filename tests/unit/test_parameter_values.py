@@ -15,7 +15,7 @@ from langchain_core.runnables import ConfigurableField
 from pydantic import TypeAdapter, ValidationError
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
-from langchain_car_vllm.checked_fields import CheckedFields
+from langchain_car_vllm.checked_fields import CheckedFields, _checked_names
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError
 from langchain_car_vllm.wire.errors import InvalidRequestError
 from langchain_car_vllm.wire.request.parameter_values import _KINDS, Count, Number
@@ -99,7 +99,7 @@ def test_no_field_of_ours_takes_a_truth_value_for_a_number():
     """Each is a `Number` or a `Count`; LangChain's own are its own."""
     assert {ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker} <= all_kinds()
     for cls in all_kinds():
-        for name in cls.__annotations__.keys() & cls.model_fields.keys():
+        for name in _checked_names(cls):
             adapter = TypeAdapter(cls.model_fields[name].rebuild_annotation(), config={})
             with suppress(ValidationError):
                 assert adapter.validate_python(True) is True, name

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from langchain_car_vllm.models.kv_cache import kv_cache_of
 from langchain_car_vllm.server.memory import memory_for
+from langchain_car_vllm.server.wiring import wired_bytes
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 MACS = (8, 16, 24, 32, 48, 64, 128)
@@ -81,6 +82,8 @@ def cell(row: Row, gigabytes: int) -> str:
         batched=True,
         chunked="text_config" in row.config,
         budget=budget(gigabytes),
+        # The same share stands for Metal's figure.
+        alone=bool(wired_bytes(int(row.weights * _GB), "auto", budget(gigabytes))),
     )
     if memory.needed > budget(gigabytes):
         return "-"

@@ -39,6 +39,10 @@ _TOKENS = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([km]?)", re.IGNORECASE | re.ASCII
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 _MOST_TOKENS = 10**9
 _UNKNOWN = "unknown until it is downloaded"
+_WIRED = (
+    "the weights, so requests come one at a time; macOS has panicked with wired memory, and "
+    "`CAR_VLLM_MLX_WIRED=0` goes without"
+)
 _NO_TOOL_FORMAT = (
     "the model has no format that the server knows; those written as JSON are read, and "
     "`tool_choice` forces one"
@@ -164,6 +168,8 @@ def _way_of_serving(plan_: Plan) -> dict[str, str]:
     told = {"engine": f"{engine}; {serving.engine_note}" if serving.engine_note else engine}
     if plan_.spec.kind != "chat":
         return told
+    if plan_.launch.is_wired:
+        told["wired"] = _WIRED
     parsers = serving.parsers or Parsers()
     tools, thoughts = _UNKNOWN, _UNKNOWN
     if _is_known(plan_):
@@ -239,6 +245,7 @@ def _plan_to_json(plan_: Plan, company: Company | None) -> dict[str, Any]:
     memory = plan_.launch.memory
     told = {
         **_known_facts(plan_),
+        "wired": plan_.launch.is_wired,
         "memory_parts_bytes": {
             "weights": memory.weights,
             "prefill": memory.prefill,

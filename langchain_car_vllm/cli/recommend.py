@@ -6,13 +6,16 @@ import typer
 
 from langchain_car_vllm.cli.options import AsJson
 from langchain_car_vllm.cli.output import print_json, print_table, say, size
+from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ConfigurationError, InsufficientMemoryError
 from langchain_car_vllm.models import parse_model_id
 from langchain_car_vllm.models.catalog import Recommendation, recommendations
 from langchain_car_vllm.models.kv_cache import KvCache
+from langchain_car_vllm.runtime.metal import likely_working_set
 from langchain_car_vllm.server.memory import budget_bytes, memory_for
 from langchain_car_vllm.server.plan import Plan, learn_budget, plan_for
 from langchain_car_vllm.server.spec import Kind, ServerSpec
+from langchain_car_vllm.server.wiring import wired_bytes, wiring_mode
 
 _MB = 1_000_000
 _TYPICAL = KvCache(per_token=144_000)
@@ -33,6 +36,7 @@ class _Verdict(NamedTuple):
         estimated: Whether that is a guess from its size alone.
         context: Tokens of a conversation that fit here, None where unknown.
         fits: Whether it fits into the budget.
+        wired: Whether its weights would be wired in memory.
         why: What speaks for it.
     """
 
@@ -42,6 +46,7 @@ class _Verdict(NamedTuple):
     estimated: bool
     context: int | None
     fits: bool
+    wired: bool
     why: str
 
 
@@ -50,7 +55,7 @@ def recommend(
     task: Annotated[Task, typer.Option(help="What the model is for")] = "chat",
     as_json: AsJson = False,
 ) -> None:
-    """Tell which models suit this machine, the best first.
+    """Tell which models suit this machine, the best first; those that would be wired come last.
 
     Nothing is downloaded or asked. The exit code is 1 where none fits.
     """
@@ -59,7 +64,7 @@ def recommend(
     verdicts = [
         _judge(candidate, budget) for candidate in recommendations() if task in candidate.tasks
     ]
-    fitting = [verdict for verdict in verdicts if verdict.fits]
+    fitting = sorted((v for v in verdicts if v.fits), key=lambda verdict: verdict.wired)
     if as_json:
         print_json([verdict._asdict() for verdict in fitting])
     if not fitting:
@@ -77,6 +82,8 @@ def recommend(
     say(f"\nmodels here may take {size(budget)} together{needing_more}")
     if any(verdict.estimated for verdict in fitting):
         say("~ a guess from the size alone; `car-vllm plan MODEL` asks the Hub and tells more")
+    if any(verdict.wired for verdict in fitting):
+        say("wired, and so last: macOS has panicked with wired memory, see docs/memory.md")
     say("not known: how fast and how good each is here; `car-vllm bench MODEL` measures one")
 
 
@@ -84,17 +91,20 @@ def _judge(candidate: Recommendation, budget: int) -> _Verdict:
     found = parse_model_id(candidate.model)
     kind: Kind = "embeddings" if "embed" in candidate.tasks else "chat"
     spec = ServerSpec(found.source, found.name, kind=kind)
-    plan = _plan(spec)
-    memory = _guess(candidate.size_mb * _MB, kind, budget)
+    plan, weights = _plan(spec), candidate.size_mb * _MB
+    mode = wiring_mode(spec, inherited_environment())
+    is_wired = bool(kind == "chat" and wired_bytes(weights, mode, likely_working_set()))
+    memory = _guess(weights, kind, budget, alone=is_wired)
     needed = None if plan is None else plan.needed
     fits = (needed or memory) <= budget
     return _Verdict(
         candidate.model,
-        0 if plan is not None and plan.directory else candidate.size_mb * _MB,
+        0 if plan is not None and plan.directory else weights,
         needed or memory,
         needed is None,
         plan.launch.memory.context if plan is not None and needed and fits else None,
         fits,
+        is_wired if plan is None or needed is None else plan.launch.is_wired,
         candidate.why,
     )
 
@@ -110,12 +120,12 @@ def _plan(spec: ServerSpec) -> Plan | None:
         return None
 
 
-def _guess(weights: int, kind: Kind, budget: int) -> int:
+def _guess(weights: int, kind: Kind, budget: int, *, alone: bool) -> int:
     """Return what a model takes that the plan knows no layers of."""
     if kind == "embeddings":
         return int(weights * _EMBEDDING_SHARE)
     return memory_for(
-        weights, _TYPICAL, _WINDOW, batched=True, chunked=False, budget=budget
+        weights, _TYPICAL, _WINDOW, batched=True, chunked=False, budget=budget, alone=alone
     ).least_to_start
 
 
@@ -126,5 +136,5 @@ def _row(verdict: _Verdict) -> tuple[str, ...]:
         size(verdict.download_bytes) if verdict.download_bytes else "is here",
         memory,
         f"{verdict.context:,}" if verdict.context else "-",
-        verdict.why,
+        f"{verdict.why}; wired, one request at a time" if verdict.wired else verdict.why,
     )

@@ -30,21 +30,40 @@ def working_set_limit(total: int, share: int) -> int:
         total: Bytes of memory of the machine.
         share: What models may take of it where nothing else is known.
     """
-    if platform.system() != "Darwin":
+    figure = likely_working_set(total)
+    if figure is None:
         return share
-    kept, chosen = figure_in(read_note()), _wired_limit_mb() * _MIB
-    if kept is None and chosen > 0:
-        return min(chosen, total)
-    if kept is None:
-        return min(share, int(total * (_SMALL_SHARE if total < _SMALL_MAC else _LARGE_SHARE)))
-    figure = int(kept["bytes"])
-    return figure if chosen else min(share, figure)
+    return figure if _wired_limit_mb() > 0 else min(share, figure)
 
 
 def known_working_set() -> int | None:
     """Return Metal's figure in bytes, None where it has not been asked, or is not there."""
     kept = figure_in(read_note()) if platform.system() == "Darwin" else None
     return int(kept["bytes"]) if kept else None
+
+
+def likely_working_set(total: int | None = None) -> int | None:
+    """Return Metal's figure in bytes: the one that was kept, else what recent macOS gives.
+
+    So what is decided before Metal is asked is decided in the same way afterwards.
+
+    Args:
+        total: Bytes of memory of the machine, which is asked by default.
+
+    Returns:
+        None where there is no Metal, or nobody may ask for the memory.
+    """
+    if platform.system() != "Darwin":
+        return None
+    if kept := known_working_set():
+        return kept
+    try:
+        total = total or int(psutil.virtual_memory().total)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    if (chosen := _wired_limit_mb() * _MIB) > 0:
+        return min(chosen, total)
+    return int(total * (_SMALL_SHARE if total < _SMALL_MAC else _LARGE_SHARE))
 
 
 def is_about(identity: dict[str, Any], kept: Any) -> bool:

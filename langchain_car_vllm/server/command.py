@@ -37,6 +37,7 @@ class Launch(NamedTuple):
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         linear_attention: Whether the prompt cache can only hold whole states.
         memory: What is set aside.
+        is_wired: Whether its weights are wired, so that it answers one request at a time.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Launch(NamedTuple):
     preserve_thinking: bool = False
     linear_attention: bool = False
     memory: Memory = Memory(0)
+    is_wired: bool = False
 
 
 def launch_for(
@@ -73,7 +75,7 @@ def launch_for(
         mlx_vlm: The version of mlx-vlm in its install, None where unknown.
         python: The install's Python.
         wiring: See `wiring_mode`.
-        working_set: Bytes that Metal recommends, None where that is not known.
+        working_set: Bytes that Metal recommends, None where there is none.
 
     Raises:
         ServerStartError: The user wants an engine that this install would answer wrongly with.
@@ -99,6 +101,7 @@ def launch_for(
         sampling=facts.sampling,
         preserve_thinking=facts.preserve_thinking,
         linear_attention=facts.linear_attention,
+        is_wired=is_wired,
     )
     return launch_with(launch, memory)
 

@@ -15,7 +15,7 @@ from langchain_car_vllm.models.catalog import CatalogEntry, catalog
 from langchain_car_vllm.models.facts import facts_of_config
 from langchain_car_vllm.models.snapshot import served_source
 from langchain_car_vllm.models.speculation import draft_bytes, draft_to_serve
-from langchain_car_vllm.runtime.metal import known_working_set
+from langchain_car_vllm.runtime.metal import likely_working_set
 from langchain_car_vllm.server.command import Launch, launch_for
 from langchain_car_vllm.server.memory import Memory, budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
@@ -100,7 +100,7 @@ def plan_launch(
         mlx_vlm=mlx_vlm,
         python=python,
         wiring=wiring_mode(spec, inherited_environment()),
-        working_set=known_working_set(),
+        working_set=likely_working_set(),
     )
     serving = replace(launch.serving, draft=draft_to_serve(spec.draft))
     return launch._replace(serving=serving)

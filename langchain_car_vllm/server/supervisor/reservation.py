@@ -8,7 +8,7 @@ from pathlib import Path
 
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerError
-from langchain_car_vllm.runtime.metal import known_working_set
+from langchain_car_vllm.runtime.metal import likely_working_set
 from langchain_car_vllm.server.client_record import read_uses
 from langchain_car_vllm.server.command import serving_within
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
@@ -138,7 +138,7 @@ class _Queue:
     def _wired(self, memory: Memory, others: Sequence[tuple[ServerDirectory, State]]) -> int:
         mode = wiring_mode(self._context.spec, inherited_environment())
         by_others = sum(state.wired for _, state in others)
-        return wired_bytes(memory.weights, mode, known_working_set(), by_others)
+        return wired_bytes(memory.weights, mode, likely_working_set(), by_others)
 
     def _is_impatient(self) -> bool:
         since = self._asked_since

@@ -2,14 +2,17 @@
 
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from unit.cli.conftest import Cli
 from unit.cli.model_folders import download
 
 from langchain_car_vllm.models import parse_model_id
+from langchain_car_vllm.runtime import metal
 
 
 @pytest.mark.parametrize("task", ["chat", "agent", "code", "vision", "embed"])
@@ -80,3 +83,25 @@ def test_nothing_fits(cli_here: Cli):
         assert done.returncode == 1
         assert "the smallest needs" in done.stderr
         assert done.stdout.strip() == ("[]" if words else "")
+
+
+@pytest.mark.parametrize(("memory", "place"), [(32, -1), (48, 0)])
+def test_what_would_be_wired_comes_last(
+    cli_here: Cli, monkeypatch: pytest.MonkeyPatch, memory: int, place: int
+):
+    """Macs have panicked with that, so it is no first choice, and `plan` says it as well."""
+    whole = psutil.virtual_memory()._replace(total=memory * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: whole)
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(metal, "_wired_limit_mb", lambda: 0)
+    large, is_wired = "vllm-mlx/qwen3.6-35b-a3b:4bit", place == -1
+    found = json.loads(cli_here("recommend", "--json").stdout)
+    assert found[place]["model"] == large
+    assert [entry["model"] for entry in found if entry["wired"]] == [large] * is_wired
+    told = cli_here("recommend")
+    assert ("wired" in told.stdout) is is_wired
+    assert ("panicked" in told.stderr) is is_wired
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = cli_here("plan", large)
+    assert ("panicked" in plan.stdout) is is_wired
+    assert ("one at a time" in plan.stdout) is is_wired

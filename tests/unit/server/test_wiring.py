@@ -1,8 +1,11 @@
 """What servers wire alone and together, and that the launcher's mend decides as the plan does."""
 
+import json
+import platform
 from itertools import pairwise
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +13,11 @@ from hypothesis import strategies as st
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.facts import ModelFacts
 from langchain_car_vllm.models.kv_cache import KvCache
+from langchain_car_vllm.paths import make_private
+from langchain_car_vllm.runtime import metal
 from langchain_car_vllm.server.command import launch_for, serve_arguments
+from langchain_car_vllm.server.known_model import plan_launch
+from langchain_car_vllm.server.memory import budget_bytes
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.server.supervisor.mends import memory_limits
 from langchain_car_vllm.server.wiring import wired_bytes, wiring_mode
@@ -94,3 +101,32 @@ def test_a_server_that_wires_answers_one_at_a_time():
     assert int(arguments(82 * GB, "0")["--max-num-seqs"]) > 1
     assert int(arguments(20 * GB)["--max-num-seqs"]) > 1
     assert arguments(20 * GB, "1")["--max-num-seqs"] == "1"
+
+
+@pytest.mark.parametrize("limit", [0, 0.5, 0.9])
+@pytest.mark.parametrize("memory", [16, 24, 32, 36, 48, 64, 128])
+def test_a_plan_is_the_same_before_metal_is_asked(
+    monkeypatch: pytest.MonkeyPatch, memory: int, limit: float
+):
+    """What makes the budget decides on wiring too, whether it was asked for or estimated."""
+    whole = psutil.virtual_memory()._replace(total=memory * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: whole)
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(metal, "_wired_limit_mb", lambda: int(limit * memory * 2**10))
+    kv = KvCache(per_token=20_000)
+
+    figure = metal.likely_working_set()
+
+    def launches():
+        sizes = (int(share * figure) for share in (0.1, 0.79, 0.81, 1.0, 1.1))
+        facts = [ModelFacts(None, None, False, 262_144, weights_bytes=n, kv=kv) for n in sizes]
+        return [plan_launch(SPEC, one, None, budget_bytes()) for one in facts]
+
+    estimated = launches()
+    assert {launch.is_wired for launch in estimated} == {True, False}
+    note = {"bytes": figure, **metal.this_machine()}
+    make_private(metal.note_file().parent)
+    metal.note_file().write_text(json.dumps(note))
+    assert metal.known_working_set() == figure
+    assert launches() == estimated
+    assert all(launch.memory.sequences == 1 for launch in estimated if launch.is_wired)

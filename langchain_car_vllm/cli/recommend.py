@@ -83,7 +83,7 @@ def recommend(
     if any(verdict.estimated for verdict in fitting):
         say("~ a guess from the size alone; `car-vllm plan MODEL` asks the Hub and tells more")
     if any(verdict.wired for verdict in fitting):
-        say("wired, and so last: macOS has panicked with wired memory, see docs/memory.md")
+        say("wired, and so last: macOS has panicked with wired memory")
     say("not known: how fast and how good each is here; `car-vllm bench MODEL` measures one")
 
 

@@ -1,7 +1,7 @@
 """Records of the client processes: their keep_alive, touched when a request ends.
 
-The modification time is the monotonic clock's: it is as fine as the uses are short, and no change
-of the wall clock disturbs the order of uses.
+The modification time is the monotonic clock's, with the start of the machine in 2001: no change of
+the wall clock disturbs the order of uses, and disks such as exFAT keep no time before 1980.
 """
 
 import os
@@ -17,6 +17,7 @@ from langchain_car_vllm.server.locks import is_file_held
 from langchain_car_vllm.support.file_presence import entries_of
 from langchain_car_vllm.support.replaced_files import replaced_file
 
+_START_NS = 10**18
 _REQUEST, _KEPT = ".held-", ".kept-"
 """Marks of the processes with requests under way, and of those that only keep a server."""
 
@@ -89,7 +90,8 @@ def read_uses(folder: Path) -> list[Use]:
     uses = []
     for path in entries_of(folder, "[!.]*"):
         with suppress(OSError, ValueError):
-            uses.append(Use(float(path.read_text(encoding="ascii")), path.stat().st_mtime))
+            last_event = (path.stat().st_mtime_ns - _START_NS) / 1e9
+            uses.append(Use(float(path.read_text(encoding="ascii")), last_event))
     return uses
 
 
@@ -135,5 +137,5 @@ def _is_locked(path: Path) -> bool:
 
 
 def _stamp(file: Path | int) -> None:
-    now = time.monotonic_ns()
+    now = _START_NS + time.monotonic_ns()
     os.utime(file, ns=(now, now))

@@ -1,9 +1,12 @@
 """JSON that a grammar was to shape, and what tells that it did not, or that the end is missing."""
 
 import json
+import re
 from typing import Any
 
 from langchain_car_vllm.wire.errors import StructuredOutputError
+
+_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*\w*\s*")
 
 
 def check_not_cut(finish_reason: str | None, text: str) -> None:
@@ -46,10 +49,10 @@ def read_constrained(text: str, name: str = "answer") -> Any:
 
 
 def without_fence(text: str) -> str:
-    """Return JSON without the code block that models put it into which nobody constrains."""
+    """Return JSON without the marks of code that models put it into which nobody constrains."""
     text = text.strip()
-    if text.startswith("```"):
-        text = text.partition("\n")[2].rstrip().removesuffix("```").rstrip()
+    if fence := _FENCE.match(text):
+        text = text[fence.end() :].removesuffix(fence[1]).rstrip()
     return text
 
 

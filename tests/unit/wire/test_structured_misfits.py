@@ -48,6 +48,7 @@ def test_a_misfit_is_told_as_what_it_is(serve, text, said, hint, *, method, sche
 
 
 FENCED = [WHOLE, f"```json\n{WHOLE}\n```", f"```\n{WHOLE}```\n", f"\n{WHOLE}\n"]
+FENCED += [f"```json {WHOLE} ```", f"~~~\n{WHOLE}\n~~~", f"````json\r\n{WHOLE}\r\n````"]
 
 
 @pytest.mark.parametrize("text", FENCED)

@@ -280,11 +280,20 @@ def test_text_beside_calls_that_the_server_found_is_text(is_written_first):
     assert [call for delta in found for call in delta.calls] == [chunk]
 
 
-@given(st.lists(st.sampled_from([*'{}[]`<>\n "a:,t', "tool_call", "name", "```", "json", "add"])))
+PIECES = [
+    *(*'{}[]`~<>\n ",:at', "tool_call", "name", "```", "~~~", "json", "python\n", "add", "`x`"),
+    *("[TOOL_CALLS]", "<tool_call>", "</tool_call>", '{"city": ', '{"role": "a", ', '"calls": ['),
+    *(TEXT, DOUBLED, TEXT[:-1], "\r\n", "{{", "}}"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES)))
 def test_no_text_is_ever_lost(pieces):
-    """Whatever is not a call comes out as it went in."""
-    text, calls = run(pieces)
-    assert calls or text == "".join(pieces)
+    """Whatever is not a call comes out as it went in, and all of it alike, however it is cut."""
+    whole = "".join(pieces)
+    text, calls = run([whole])
+    assert calls or text == whole
+    assert run(pieces) == run(list(whole)) == (text, calls)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS.values(), ids=WRAPPINGS)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from langchain_car_vllm.environment import CAR_VLLM_PYTHON, inherited_environment
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.errors import ConfigurationError, ServerStartError
 
 _PYTHON_NAME = re.compile(r"(?:python|pypy)[\d.]*t?(?:\.exe)?", re.IGNORECASE)
 # The rest says which Python runs and what it imports, for the program that asks.
@@ -23,18 +23,33 @@ def supervisor_python() -> str:
 
     Raises:
         ConfigurationError: The program is frozen or embedded, and CAR_VLLM_PYTHON names none.
+        ServerStartError: The Python that runs the program has been removed.
     """
     if python := CAR_VLLM_PYTHON.read():
         return python
     if not getattr(sys, "frozen", False):
         for candidate in _candidates():
-            is_python = _PYTHON_NAME.fullmatch(os.path.basename(candidate))  # noqa: PTH119
-            if is_python and os.access(candidate, os.X_OK):
+            if _is_named_as_python(candidate) and os.access(candidate, os.X_OK):
                 return candidate
+        is_there = os.path.exists(sys.executable)  # noqa: PTH110 - `Path.exists` raises
+        if _is_named_as_python(sys.executable) and not is_there:
+            raise removal_error(sys.executable)
     raise ConfigurationError(
         "this program has no Python of its own to run the supervisor with",
         hint="set CAR_VLLM_PYTHON to a Python that has langchain-car-vllm installed",
     )
+
+
+def removal_error(path: str) -> ServerStartError:
+    """Return the error for a file of this running program that is no longer there."""
+    return ServerStartError(
+        f"`{path}` is gone, which this program was started with",
+        hint="restart this program: its environment was removed or made anew",
+    )
+
+
+def _is_named_as_python(path: str) -> bool:
+    return bool(_PYTHON_NAME.fullmatch(os.path.basename(path)))  # noqa: PTH119
 
 
 def _candidates() -> Iterator[str]:

@@ -17,7 +17,11 @@ from typing import Any
 from langchain_car_vllm.environment import CAR_VLLM_PYTHON, find_program, inherited_environment
 from langchain_car_vllm.errors import CarVllmError, ServerStartError
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors, hint_of
-from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
+from langchain_car_vllm.server.interpreter import (
+    removal_error,
+    supervisor_environment,
+    supervisor_python,
+)
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
 from langchain_car_vllm.server.order import Order, encode_order
 from langchain_car_vllm.server.policy import Policy
@@ -112,10 +116,7 @@ class Start(threading.Thread):
     def _check(self, code: int, said: list[str]) -> None:
         if not said or not _is_report(said[-1].encode()):
             if (gone := _missing_file()) is not None:
-                raise ServerStartError(
-                    f"`{gone}` is gone, which this program was started with",
-                    hint="restart this program: its environment was removed or made anew",
-                )
+                raise removal_error(gone)
             raise NoReportError(
                 f"the supervisor ended with exit code {code} before it could report",
                 hint="unset CAR_VLLM_PYTHON, or name a Python that has langchain-car-vllm installed"

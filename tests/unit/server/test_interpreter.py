@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from langchain_car_vllm.errors import ConfigurationError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError
 from langchain_car_vllm.server.interpreter import supervisor_environment, supervisor_python
 
 
@@ -45,6 +45,26 @@ def test_a_frozen_program_is_told_what_to_set(monkeypatch, attribute):
     assert "CAR_VLLM_PYTHON" in (caught.value.hint or "")
     monkeypatch.setenv("CAR_VLLM_PYTHON", "/some/python")
     assert supervisor_python() == "/some/python"
+
+
+@pytest.mark.parametrize("program", ["python3.13", "python", "uwsgi"])
+def test_a_python_that_was_removed_is_told_from_none(tmp_path, monkeypatch, program):
+    """A program outlives the upgrade that removes its environment and its Python."""
+    gone = tmp_path / "gone"
+    if program == "python":  # the environment is left, with a link to what was removed
+        (gone / "bin").mkdir(parents=True)
+        (gone / "bin" / "python").symlink_to(tmp_path / "removed")
+    for name in ("executable", "_base_executable"):
+        monkeypatch.setattr(sys, name, str(gone / "bin" / program))
+    for name in ("prefix", "base_prefix"):
+        monkeypatch.setattr(sys, name, str(gone))
+    with pytest.raises(CarVllmError) as caught:
+        supervisor_python()
+    if program == "uwsgi":
+        assert isinstance(caught.value, ConfigurationError)
+    else:
+        assert f"`{gone}/bin/{program}` is gone" in str(caught.value)
+        assert "restart this program" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def _home() -> str:
         if home.stat().st_uid != os.geteuid():
             raise Finding(f"`{home}` belongs to another user", "set CAR_HOME to one of your own")
         _check_spellings(folder)
+        with explain_os_errors(home):  # of a quota no free space tells
+            (folder / "written").write_bytes(os.urandom(_MB))
         free = shutil.disk_usage(folder).free
     if free < needed_mb() * _MB and binary_to_launch() is None:
         raise Warned(f"`{home}` has {size(free)} free, the runtime needs {needed_mb()} MB")

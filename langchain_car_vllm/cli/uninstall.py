@@ -20,9 +20,10 @@ from langchain_car_vllm.cli.removal import (
 )
 from langchain_car_vllm.cli.servers import closed_servers
 from langchain_car_vllm.cli.service import remove_service, service_file
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError
 from langchain_car_vllm.runtime.environment_folder import removable_parts
 from langchain_car_vllm.runtime.provision import holds_runtime_of_ours, runtime_removal
-from langchain_car_vllm.server import stop_server
+from langchain_car_vllm.server import stop_servers
 from langchain_car_vllm.server.directory import explain_os_errors, server_directories
 from langchain_car_vllm.server.prefix_caches import (
     PrefixCache,
@@ -139,13 +140,18 @@ def _tell_what_stays(names: list[str], *, models: bool) -> None:
 
 
 def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
-    """Remove it all, once nothing runs that uses it."""
+    """Remove it all, once nothing runs that uses it.
+
+    Raises:
+        CarVllmError: A server does not end; or something cannot be removed, and all else is gone.
+    """
     # First what would start the servers again.
     if any(entry.kind == "service" for entry in found):
         remove_service()
     end_gateways()
-    for directory in server_directories():
-        stop_server(directory)
+    stopped = [outcome for _, outcome in stop_servers(server_directories())]
+    if error := next((outcome for outcome in stopped if isinstance(outcome, CarVllmError)), None):
+        raise error
     runtimes = [entry.path for entry in found if entry.kind == "runtime"]
     with ExitStack() as stack:
         for runtime in runtimes:
@@ -153,10 +159,20 @@ def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
         for cache in caches:
             if not remove_prefix_cache(cache):
                 say(f"`{cache.path}` stays: a server uses it")
-        for entry in found:
-            if entry.kind in _REMOVALS:
-                _REMOVALS[entry.kind](entry.path)
+        failures = [failure for entry in found if (failure := _remove_entry(entry))]
     _remove_empty()
+    if failures:
+        raise failures[0]
+
+
+def _remove_entry(entry: _Kept) -> ConfigurationError | None:
+    """Remove one thing and return None, or why it stays."""
+    try:
+        if entry.kind in _REMOVALS:
+            _REMOVALS[entry.kind](entry.path)
+    except ConfigurationError as error:
+        return error
+    return None
 
 
 def _remove_runtime(root: Path) -> None:

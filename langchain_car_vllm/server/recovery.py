@@ -94,5 +94,6 @@ def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool
                 f"the server of `{state.served_name}` does not end, not even by SIGKILL",
                 hint="the system is stuck in a call for it; if that lasts, restart the machine",
             )
-        mark_stopped(directory.state, reason)
+        with suppress(OSError):  # on a full disk: nobody is left, and who comes next sees that
+            mark_stopped(directory.state, reason)
         return True

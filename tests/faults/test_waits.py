@@ -1,15 +1,29 @@
 """Waiting for memory without a deadlock, and files that vanish or cannot be written."""
 
 import dataclasses
-import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from fakes.weights import write_sparse_weights
-from faults.support import FAST, Background, ClientProcess, Fake, ask, can_mount, eventually, fill
+from faults.support import (
+    FAST,
+    PATIENCE,
+    Background,
+    ClientProcess,
+    Fake,
+    ask,
+    can_mount,
+    eventually,
+    fill,
+    lose_supervisor,
+    unguarded,
+)
 
+from langchain_car_vllm.cli.machine_checks import CHECKS
 from langchain_car_vllm.errors import CarVllmError, StateDirectoryError
-from langchain_car_vllm.server import directory_of, lease, running_servers, stop_server
+from langchain_car_vllm.server import directory_of, lease, running_servers
 from langchain_car_vllm.server.state import read_state
 
 
@@ -108,13 +122,37 @@ def test_full_disk_says_what_to_do_at_a_later_stage(fake: Fake, mount, monkeypat
 
 
 @can_mount
-def test_stop_on_a_full_disk_is_typed(fake: Fake, mount, monkeypatch):
-    """Cleaning up after a lost supervisor on a full disk ends with an error of this package."""
-    folder = mount("size=1m")
-    monkeypatch.setenv("CAR_HOME", str(folder))
+@pytest.mark.parametrize("is_lost", [True, False])
+@pytest.mark.parametrize("command", ["stop", "uninstall"])
+def test_what_frees_space_works_on_a_full_disk(
+    fake: Fake, mount, monkeypatch, *, is_lost: bool, command: str
+):
+    """Nobody is left; that it cannot be written down undoes nothing."""
+    folder = mount("size=2m")
+    home = folder / "car"
+    monkeypatch.setenv("CAR_HOME", str(home))
+    unguarded(fake)
     with lease(fake.spec(), policy=FAST):
-        os.kill(fake.state().supervisor.pid, 9)
-    fake.wait_until_unsupervised()
+        state = fake.state()
+    if is_lost:
+        lose_supervisor(state)
+        fake.wait_until_unsupervised()
     fill(folder)
-    with pytest.raises(StateDirectoryError, match="No space"):
-        stop_server(fake.directory(), policy=FAST)
+    with pytest.raises(StateDirectoryError, match="No space") as caught:
+        dict(CHECKS)["home"]()
+    assert "free some disk space" in (caught.value.hint or "")
+    words = ["stop", "--all"] if command == "stop" else ["uninstall", "--yes"]
+    done = subprocess.run(
+        [sys.executable, "-m", "langchain_car_vllm", *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert state.server is not None
+    assert not state.server.find()
+    assert (home / "run").exists() == (command == "stop")
+    (folder / "filler").unlink()
+    with lease(fake.spec(), policy=FAST) as held:
+        assert ask(held.endpoint)

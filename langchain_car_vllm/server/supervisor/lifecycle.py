@@ -172,18 +172,19 @@ class Supervisor:
         for server in self._servers:
             if not server.end(gently=gently):
                 self._outlast(server.child.pid)
-        context.update(
-            phase="stopped",
-            server=None,
-            port=None,
-            api_key=None,
-            reservation=0,
-            least=0,
-            wired=0,
-            is_wanted=False,
-            **NOT_QUEUED,
-            **{"detail": "", "error": None, **ending},
-        )
+        with suppress(OSError):  # on a full disk: who comes next sees that nobody is left
+            context.update(
+                phase="stopped",
+                server=None,
+                port=None,
+                api_key=None,
+                reservation=0,
+                least=0,
+                wired=0,
+                is_wanted=False,
+                **NOT_QUEUED,
+                **{"detail": "", "error": None, **ending},
+            )
         self._clients.forget_all()
         context.directory.author_lock(context.state.supervisor.tag).unlink(missing_ok=True)
 

@@ -1,6 +1,8 @@
 """`uninstall` removes what the package keeps, whole, and nothing beside it."""
 
+import errno
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -139,6 +141,28 @@ def test_an_installation_under_way_is_not_disturbed(cli_here: Cli, runtime: Path
     assert done.returncode == 1
     assert "another process is installing" in done.stderr
     assert runtime.exists()
+
+
+@pytest.mark.usefixtures("runtime")
+def test_what_cannot_be_removed_keeps_nothing_else(
+    cli_here: Cli, home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The error names it, and all else is gone."""
+    run = home / ".car" / "run"
+    (run / "vllm-py").mkdir(parents=True)
+    remove = shutil.rmtree
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        if Path(path) == run / "vllm-py":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    done = cli_here("uninstall", "--yes")
+    assert done.returncode == 1
+    assert f"`{run / 'vllm-py'}` cannot be removed" in done.stderr
+    assert not cache.exists()
+    assert sorted(path.name for path in (home / ".car").iterdir()) == ["run"]
 
 
 def test_what_a_link_leads_to_stays(cli_here: Cli, tmp_path: Path, runtime: Path):

@@ -6,6 +6,7 @@ Whoever may write to a folder above it can move it away and make another, whatev
 import os
 import stat
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,12 +58,13 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _is_open(found: os.stat_result) -> bool:
     if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
         return False
-    by_group = found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)
+    by_group = found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid, os.geteuid())
     return bool(found.st_mode & stat.S_IWOTH or by_group)
 
 
-def _is_own_group(group: int) -> bool:
-    """Tell whether nobody but this user and root is in a group.
+@lru_cache(maxsize=64)
+def _is_own_group(group: int, user: int) -> bool:
+    """Tell whether nobody but a user and root is in a group; a directory service may take long.
 
     Linux gives each user such a group and lets it write; on a Mac all are in `staff`. Where the
     system does not list its users, as with some directory services, it is taken for a shared one.
@@ -80,4 +82,4 @@ def _is_own_group(group: int) -> bool:
         return False
     members = {account.pw_uid for account in accounts if account.pw_gid == group}
     members |= {ids.get(name, -1) for name in named}
-    return members <= {0, os.geteuid()} and (group != os.getgid() or os.geteuid() in members)
+    return members <= {0, user} and (group != os.getgid() or user in members)

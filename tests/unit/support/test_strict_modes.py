@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from langchain_car_vllm.support import strict_modes
 from langchain_car_vllm.support.strict_modes import Exposure, find_exposure
 
 ME, GROUP = os.getuid(), 54321
@@ -29,6 +30,7 @@ def accounts(monkeypatch: pytest.MonkeyPatch, primary: dict[int, int], named: li
     ]
     monkeypatch.setattr(pwd, "getpwall", lambda: entries)
     monkeypatch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_mem=named))
+    strict_modes._is_own_group.cache_clear()
 
 
 def open_to_group(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +92,7 @@ def test_a_group_whose_users_are_not_listed_is_a_shared_one(
 ):
     """A directory service may list none of its users, this one included."""
     open_to_group(way.parent, monkeypatch)
-    accounts(monkeypatch, {0: 0}, [])
-    monkeypatch.setattr(os, "geteuid", lambda: 501)
+    accounts(monkeypatch, {}, [])
     monkeypatch.setattr(os, "getgid", lambda: GROUP)
     found = find_exposure(way.parent)
     assert found is not None

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
+from contextlib import suppress
 
 from langchain_car_vllm.errors import CarVllmError, ServerBusyError, ServerError
 from langchain_car_vllm.server.client_record import read_uses
@@ -40,7 +41,9 @@ def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float 
     """
     if state.phase != "ready":
         return None
-    with explain_os_errors(directory.path), opened_existing(directory.lease_lock) as lease:
+    # A lock file that somebody removed is held by nobody.
+    absent, lock = suppress(FileNotFoundError), opened_existing(directory.lease_lock)
+    with explain_os_errors(directory.path), absent, lock as lease:
         if not acquire_exclusive(lease, _LOOK_PATIENCE):
             return None
     deadline = idle_deadline(read_uses(directory.clients), state.ready_at or now, state.keep_alive)

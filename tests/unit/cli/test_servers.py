@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from faults.support import FAST, PATIENCE, Fake, eventually
 from unit.cli.conftest import Cli, command, interrupt
 
 from langchain_car_vllm.server import lease, stop_server
+from langchain_car_vllm.server.client.stop import idle_seconds
 from langchain_car_vllm.server.port import is_free
 
 
@@ -26,6 +28,16 @@ def test_nothing_runs(cli_here: Cli):
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "no server is running\n"
     assert json.loads(cli_here("ps", "--json").stdout) == []
+
+
+def test_a_lock_file_that_is_gone_is_held_by_nobody(fake: Fake):
+    """Something that tidies up may have removed it; looking makes none."""
+    start(fake)
+    state, lock = fake.state(), fake.directory().lease_lock
+    fake.stop()
+    lock.unlink()
+    assert idle_seconds(fake.directory(), state, time.monotonic())
+    assert not lock.exists()
 
 
 def test_running_servers_are_listed(cli_here: Cli, fake: Fake):

@@ -185,7 +185,8 @@ def _read_items(text: str, at: int, *, last: bool, is_cut: bool) -> tuple[list[A
         is_object = text.startswith("{", at)
         found = read_json(text, at, last=last, is_cut=is_cut) if is_object else None
         if found is None:
-            is_over = last and not (is_cut and at == len(text))
+            # A list in a list without an end would be read once for each of them.
+            is_over = last and not (text.startswith("[", at) or (is_cut and at == len(text)))
             return (items, at) if items and is_over else None
         items.append(found[0])
         at = found[1]

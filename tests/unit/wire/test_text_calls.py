@@ -367,7 +367,10 @@ def test_brackets_before_a_tag_are_text(before, cut):
     assert run(pieces) == (before.rstrip(), [("add", {"a": 1})])
 
 
-@pytest.mark.parametrize("run_of", [" ", "\t", "\n", "[ ", '{"', "`", "``` ", "<tool_call> "])
+@pytest.mark.parametrize(
+    "run_of",
+    [*(" ", "\t", "\n", "[ ", '{"', "`", "``` ", "<tool_call> ", "~~~\n"), f"[{TEXT},"],
+)
 @pytest.mark.parametrize("before", ["", "```\n", "```json\n"])
 def test_no_text_takes_longer_than_it_is_long(before, run_of):
     """Looking through it holds up the whole program, and no limit of time ends that."""

@@ -6,6 +6,7 @@ Whoever may write to a folder above it can move it away and make another, whatev
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,19 +32,31 @@ class Exposure(NamedTuple):
 def find_exposure(path: Path) -> Exposure | None:
     """Return the first part of the way to a file or folder where others may exchange what follows.
 
-    In a sticky folder, such as `/tmp`, everybody may do so with their own entries only. Outside of
-    a container's users, root's folders belong to whoever owns the root folder.
+    In a sticky folder, such as `/tmp`, everybody may do so with their own entries only.
 
     Raises:
         OSError: The way cannot be looked at.
     """
-    trusted = {0, os.geteuid(), Path("/").stat().st_uid}
+    trusted = _trusted_users()
     for place, found in _way_to(path):
         if found.st_uid not in trusted:
             return Exposure(place, is_foreign=True)
         if not stat.S_ISLNK(found.st_mode) and _is_open(found):
             return Exposure(place, is_foreign=False)
     return None
+
+
+def _trusted_users() -> set[int]:
+    """Return root, this user, and who they have to be where users are not those of the machine.
+
+    In a container root's folders may belong to whoever owns the root folder, and root may be given
+    the home of another user, as in jobs of CI.
+    """
+    users = {0, os.geteuid(), Path("/").stat().st_uid}
+    if os.geteuid() == 0:
+        with suppress(OSError, RuntimeError):  # there is no home
+            users.add(Path.home().stat().st_uid)
+    return users
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:

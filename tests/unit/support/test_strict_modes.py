@@ -124,3 +124,13 @@ def test_what_belongs_to_another_user_is_found(way: Path, kind: str):
     assert find_exposure(way / "link" if kind == "link" else way) == Exposure(
         place, is_foreign=True
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")
+def test_root_trusts_the_owner_of_its_home(way: Path, monkeypatch: pytest.MonkeyPatch):
+    """A job of CI is root in a container, with a home of the host's; others are others."""
+    monkeypatch.setenv("HOME", str(way.parent))
+    os.chown(way.parent, 12345, 12345)
+    assert find_exposure(way) is None
+    os.chown(way, 12346, 12346)
+    assert find_exposure(way) == Exposure(way, is_foreign=True)

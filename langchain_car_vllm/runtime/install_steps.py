@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from langchain_car_vllm.environment import CAR_VLLM_MLX_DOWNLOAD_STALL, PATH
 from langchain_car_vllm.errors import NotFoundAfterInstallError, ProvisionError
-from langchain_car_vllm.runtime.commands import clean_environment, run_step
+from langchain_car_vllm.runtime.commands import NO_ANSWER, clean_environment, run_step
 from langchain_car_vllm.runtime.console_scripts import installed_version
 from langchain_car_vllm.runtime.host import Host
 from langchain_car_vllm.runtime.marker import Marker, read_marker, write_marker
@@ -175,6 +175,17 @@ def _ensure_python(work: Work, *, ours: bool) -> Python:
             what = _unsupported_python(root, python)
             raise ProvisionError("venv", what, hint=f"move `{root}` away")
         former = None
+    return _make_python(work, former)
+
+
+def _make_python(work: Work, former: str | None) -> Python:
+    """Make the environment with the first Python that can be had; a uv that hangs tries no other.
+
+    Args:
+        work: What to work with.
+        former: The minor version that it was made for, None where any will do.
+    """
+    root, python = work.root, None
     failure = None
     for request in _python_requests(former, work.host):
         work.report.say("making a virtual environment")
@@ -187,6 +198,8 @@ def _ensure_python(work: Work, *, ours: bool) -> Python:
                 directory=root.parent,
             )
         except ProvisionError as error:
+            if NO_ANSWER in error.detail:
+                raise
             failure = failure or error
             continue
         python = probe_python(root)

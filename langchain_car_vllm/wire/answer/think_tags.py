@@ -8,17 +8,18 @@ from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 
 _WORDS = ("think", "thinking", "thought", "reasoning")
 _TAGS = {f"<{word}>": f"</{word}>" for word in _WORDS} | {"[THINK]": "[/THINK]"}
-# Templates that begin the thought in the prompt have these; in quotes they are only spoken of.
-_TAG = re.compile(r"""(?<![`"'])</?think>""")
-_OPENING, _CLOSING = "<think>", "</think>"
+_CLOSING = "</think>"
+# Templates that begin the thought in the prompt have its end stand on a line of its own. Where JSON
+# or code stands before it, it is only spoken of.
+_BEGUN = re.compile(r"(?!\s*[{\[])((?:(?!<think>|```|~~~).)*\n)</think>[ \t]*(?:\n+|\Z)", re.DOTALL)
 
 
 class ThinkTagFilter(Filter):
     """Turns `<think>...</think>`, or what a model writes for it, into reasoning.
 
     It stands at the beginning of an answer, once or several times. Where the prompt holds the
-    first tag, an answer that comes whole is split at the second one; of a stream, which is not held
-    back for that, the tag is left out.
+    first tag, an answer that comes whole is split at the second one; a stream is not held back for
+    that.
     """
 
     def __init__(self) -> None:
@@ -27,8 +28,6 @@ class ThinkTagFilter(Filter):
         self._joint = ""  # what comes before more of the thoughts
         self._has_thought = False
         self._is_behind = False  # a thought has ended
-        self._is_text = False  # the answer began without a thought
-        self._before = ""  # the last character of it that was let go
         self._over = False
         self._is_fresh = False  # nothing but line breaks has come behind a tag
 
@@ -38,9 +37,6 @@ class ThinkTagFilter(Filter):
             delta = delta._replace(text=delta.text.lstrip("\n"))
             self._is_fresh = not delta.text
         if self._over:
-            return delta if delta.text or delta.thought or delta.calls else None
-        if self._is_text and "<" not in delta.text and not self._held.text:
-            self._before = delta.text[-1:] or self._before
             return delta if delta.text or delta.thought or delta.calls else None
         if delta.thought:  # the server has a parser
             text, thought = self._rest()
@@ -67,22 +63,24 @@ class ThinkTagFilter(Filter):
     def _split(self, text: str) -> tuple[str, str]:
         """Return text and thought of what came so far, and hold back what is undecided."""
         self._held.keep()
-        if not (self._close or self._is_text):
+        if not self._close:
             begun = text.lstrip()
             tag = next((tag for tag in _TAGS if begun.startswith(tag)), None)
             if tag is not None:
                 self._close = _TAGS[tag]
                 text = begun.removeprefix(tag).lstrip("\n")
                 self._is_fresh = not text
-            elif any(tag.startswith(begun) for tag in _TAGS):
+            elif any(tag.startswith(begun) for tag in self._expected()):
                 self._held.keep(text)
                 return "", ""
-            elif self._is_behind:
-                self._over = True
-                return text, ""
             else:
-                self._is_text = True
-        return self._split_thought(text) if self._close else self._split_text(text)
+                self._over = True
+                return (text, "") if self._is_behind else self._split_text(text)
+        return self._split_thought(text)
+
+    def _expected(self) -> list[str]:
+        """Return the tags that may come next."""
+        return [*_TAGS] if self._is_behind else [*_TAGS, _CLOSING]
 
     def _split_thought(self, text: str) -> tuple[str, str]:
         thought, closed, rest = text.partition(self._close)
@@ -106,18 +104,12 @@ class ThinkTagFilter(Filter):
 
     def _split_text(self, text: str) -> tuple[str, str]:
         """Look for the end of a thought that began in the prompt."""
-        found = _TAG.search(self._before + text, len(self._before))
-        if found is None:
-            size = len(text) - max(overlap(text, tag) for tag in (_OPENING, _CLOSING))
-            self._held.keep(text[size:])
-            self._before = text[:size][-1:] or self._before
-            return text[:size], ""
-        self._over = True
-        if found[0] == _OPENING:
+        begun = text.lstrip()
+        if begun.startswith(_CLOSING):
+            thought, said = "", begun.removeprefix(_CLOSING).lstrip("\n")
+        elif found := _BEGUN.match(text):
+            thought, said = found[1].strip("\n"), text[found.end() :]
+        else:
             return text, ""
-        start, end = (place - len(self._before) for place in found.span())
-        if self._before:
-            return text[:start] + text[end:], ""
-        rest = text[end:].lstrip("\n")
-        self._is_fresh = not rest
-        return rest, text[:start].strip("\n")
+        self._is_fresh = not said
+        return said, thought

@@ -52,27 +52,40 @@ def test_a_thought_at_the_beginning_is_reasoning(text, said, thought, cut):
     ("text", "said", "thought"),
     [
         ("a\n</think>\n\nyes", "yes", "a"),
-        ("a</think>yes", "yes", "a"),
         ("\na `</think>` b\n</think>\nyes", "yes", "a `</think>` b"),
+        ("a\nb\n\n</think>", "", "a\nb"),
     ],
 )
 def test_a_thought_that_began_in_the_prompt_is_reasoning_in_a_whole_answer(text, said, thought):
-    """A stream, which is not held back for it, has the tag left out."""
+    """A stream is not held back for it, and stays as it is."""
     assert run(text, 1000) == (said, thought)
-    before, _, behind = text.rpartition("</think>")
     for cut in (1, 3):
-        assert run(text, cut) == (before + behind, "")
+        assert run(text, cut) == (text, "")
+
+
+@pytest.mark.parametrize("cut", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Qwen ends its thought with </think> and then answers.",
+        "Its template:\n<think>\n...\n</think>\nand then the answer.",
+        "The end:\n```\n</think>\n```\nsays so.",
+        '{"code": "\n</think>\n"}',
+        ' ["a",\n</think>\n]',
+        "a</think>yes",
+        "yes",
+    ],
+)
+def test_an_answer_that_speaks_of_thoughts_stays_whole(text, cut):
+    """Prose, code and JSON."""
+    assert run(text, cut) == (text, "")
 
 
 def test_a_stream_without_a_thought_flows_on_at_once():
-    """Only what may be a part of a tag waits."""
+    """Only what may be a tag at the beginning waits."""
     tags = ThinkTagFilter()
     parts = ["Hello", " there", ", 1 <", " 2"]
-    assert [tags.feed(Delta(part)) for part in parts] == [
-        *map(Delta, parts[:2]),
-        Delta(", 1 "),
-        Delta("< 2"),
-    ]
+    assert [tags.feed(Delta(part)) for part in parts] == [*map(Delta, parts)]
 
 
 @given(st.lists(st.sampled_from([*"<>/thinka \n", "<think>", "</think>"])), st.integers(1, 5))

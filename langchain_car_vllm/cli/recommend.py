@@ -55,9 +55,10 @@ def recommend(
     task: Annotated[Task, typer.Option(help="What the model is for")] = "chat",
     as_json: AsJson = False,
 ) -> None:
-    """Tell which models suit this machine, the best first; those that would be wired come last.
+    """Tell which models suit this machine, the best first.
 
-    Nothing is downloaded or asked. The exit code is 1 where none fits.
+    Those that would be wired come last. Nothing is downloaded or asked. The exit code is 1 where
+    none fits.
     """
     learn_budget()
     budget = budget_bytes()

@@ -4,7 +4,7 @@ from langchain_car_vllm import environment
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.runtime.uv_settings import absolute_settings
 from langchain_car_vllm.support.proxy_variables import is_proxy_variable
-from langchain_car_vllm.support.secret_names import is_secret_name, masked_text
+from langchain_car_vllm.support.secret_names import is_secret_name, masked_text, without_users
 
 # What of other programs' variables decides where things are and who is asked.
 _KEPT = (
@@ -35,7 +35,7 @@ def lasting_variables() -> dict[str, str]:
     set_here = {name: text for name, text in others if _tells_the_way(name, text)}
     set_here |= {name: text for name, text in kept.items() if text is not None}
     set_here |= absolute_folders(set_here) | absolute_settings(set_here)
-    return {name: text for name, text in set_here.items() if masked_text(text) == text}
+    return {n: text for n, text in set_here.items() if without_users(masked_text(text)) == text}
 
 
 def _tells_the_way(name: str, text: str) -> bool:

@@ -11,10 +11,9 @@ _TELLING = (
     r"|jwt|cookie|signature|(?<![a-z])(?:sig|pass)$"
 )
 _QUERY = re.compile(r"([?&])([\w.\-]+)=[^&#\s]+")
+_USER = re.compile(r"(?<=://)[^\s/?#'\"`]+@")
 # Without a scheme only what has a password: an address of mail names a user, too.
-_USER = re.compile(
-    r"(?<=://)[^\s/?#'\"`]+@|(?<![^\s'\"`(,=])[^\s/?#'\"`(,=:@]{1,200}:[^\s/?#'\"`@]{1,200}@"
-)
+_BARE_USER = re.compile(r"(?<![^\s'\"`(,=])[^\s/?#'\"`(,=:@]{1,200}:[^\s/?#'\"`@]{1,200}@")
 # Parameters that count tokens, or name those of a vocabulary.
 _HARMLESS = (
     r"(?i)tokens?_|tokens$|tokeni[sz]|(?:max|min|num|new|per|first|next|stop|start|end|special|mask"
@@ -37,8 +36,11 @@ def without_user(address: str) -> str:
 
 
 def without_users(text: str) -> str:
-    """Return a text with stars for a user and a password in each address in it."""
-    return _USER.sub(f"{MASK}@", text)
+    """Return a text with stars for a user and a password in each address in it.
+
+    It may alter other texts, so that nothing is to be loaded from what it returns.
+    """
+    return _BARE_USER.sub(f"{MASK}@", _USER.sub(f"{MASK}@", text))
 
 
 def masked_text(text: str) -> str:
@@ -46,7 +48,7 @@ def masked_text(text: str) -> str:
     shown = without_user(text) if "://" in text else text
     return _QUERY.sub(
         lambda found: found[0] if not is_secret_name(found[2]) else f"{found[1]}{found[2]}={MASK}",
-        without_users(shown),
+        _USER.sub(f"{MASK}@", shown),
     )
 
 

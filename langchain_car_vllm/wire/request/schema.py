@@ -42,7 +42,7 @@ _PARTS = {
     *("not", "if", "then", "else", "contains"),
 }
 _LOCAL_TIME = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?"
-_ZONES = {"aware": r"(Z|[+-]\d\d:\d\d)$", "naive": "$"}
+_ZONES = {"aware": r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$", "naive": "$"}
 
 
 class JsonGenerator(GenerateJsonSchema):

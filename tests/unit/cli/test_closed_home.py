@@ -92,8 +92,14 @@ def test_sudo_makes_nothing_in_the_home_of_its_caller(
 
 
 @needs_root
-def test_root_leaves_nothing_in_a_home_that_it_may_not_use(users_home: Path):
-    """The way there is looked at before anything is made, whoever root was before."""
+def test_root_leaves_nothing_in_a_folder_of_another_user(
+    users_home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The way there is looked at before anything is made; a home that root was given is root's."""
+    server_directory("a" * 16).create()
+    shutil.rmtree(users_home / ".car")
+    monkeypatch.setenv("HOME", "/root")
+    monkeypatch.setenv("CAR_HOME", str(users_home / "car"))
     with pytest.raises(StateDirectoryError, match="belongs to another user"):
         server_directory("a" * 16).create()
     assert not list(users_home.iterdir())

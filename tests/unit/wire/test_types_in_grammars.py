@@ -22,7 +22,7 @@ ZONES = st.builds(timezone, st.integers(-14 * 60, 14 * 60).map(lambda n: timedel
 LOCAL, ZONED = st.datetimes(), st.datetimes(timezones=ZONES)
 TIMES: dict[str, tuple[Any, st.SearchStrategy[Any], list[str]]] = {
     "local": (NaiveDatetime, LOCAL, ["2024-05-01T09:00:00Z", "now"]),
-    "zoned": (AwareDatetime, ZONED, ["2024-05-01T09:00:00", "Z"]),
+    "zoned": (AwareDatetime, ZONED, ["2024-05-01T09:00:00", "Z", "2024-05-01T09:00:00+29:00"]),
     "either": (datetime, LOCAL | ZONED, ["2024-05-01", "2024-13-01T09:00:00", "today"]),
     "time": (time, st.times(), ["09:00", "24:00:00", "noon"]),
     "duration": (timedelta, st.timedeltas(), ["P", "PT", "-", "1D", "P1DT"]),

@@ -190,7 +190,7 @@ class TextCallFilter(Filter):
 
 
 def _end_of_code(fence: str) -> re.Pattern[str]:
-    return re.compile(rf"{fence}{fence[0]}*[ \t]*(?=\r?\n|\Z)")
+    return re.compile(rf"(?<!{fence[0]}){fence}{fence[0]}*[ \t]*(?=\r?\n|\Z)")
 
 
 def _has_ended(opening: re.Match[str], rest: str) -> bool:

@@ -154,7 +154,7 @@ def without_ends(text: str) -> str:
         if not mark or text.count(mark) % 2 == 0:
             break
         text = text[len(mark) :]
-    return "" if _MARKS.fullmatch(text) else text
+    return "" if len(_run(_MARKS, text)) == len(text) else text
 
 
 def _run(pattern: re.Pattern[str], text: str, at: int = 0) -> str:

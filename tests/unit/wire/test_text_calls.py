@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from langchain_car_vllm.wire.answer.reader import Delta
 from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
-from langchain_car_vllm.wire.answer.written_calls import CallNames
+from langchain_car_vllm.wire.answer.written_calls import TAG_ENDS, TAGS, CallNames
 
 CALL = {"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}}
 TEXT = json.dumps(CALL)
@@ -369,9 +369,13 @@ def test_brackets_before_a_tag_are_text(before, cut):
 
 @pytest.mark.parametrize(
     "run_of",
-    [*(" ", "\t", "\n", "[ ", '{"', "`", "``` ", "<tool_call> ", "~~~\n"), f"[{TEXT},"],
+    [
+        *(*TAGS, *TAG_ENDS, " ", "\t", "\n", "\n}", "]", "[ ", '{"', "`", "` ", "``` ", "```\n"),
+        *("```json\n", "```\n~~~\n", "` ```\n", "<tool_call> ", "~~~", "~~~\n", f"[{TEXT},"),
+    ],
 )
-@pytest.mark.parametrize("before", ["", "```\n", "```json\n"])
+@pytest.mark.parametrize("before", ["", "```\n", "```json\n", f"{TEXT}\n", f"```json\n{TEXT}\n"])
 def test_no_text_takes_longer_than_it_is_long(before, run_of):
     """Looking through it holds up the whole program, and no limit of time ends that."""
-    run([before + run_of * (100_000 // len(run_of)) + "x"])
+    for behind in ("", "x"):
+        run([before + run_of * (100_000 // len(run_of)) + behind])

@@ -95,6 +95,24 @@ def test_pictures_of_requests_go_with_the_server(
     assert [entry.name for entry in folder.iterdir()] == ["CACHEDIR.TAG"]
 
 
+def test_what_mlx_compiles_lies_where_the_user_says(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Below the system's folder another user may own what MLX made; a folder may be gone later."""
+    session = tmp_path / "session"
+    session.mkdir()
+    monkeypatch.setenv("TMPDIR", str(session))
+    shown = "import os, sys\nprint('TMPDIR', os.environ.get('TMPDIR'), file=sys.stderr)\n"
+    first, rest = fake.binary.read_text().split("\n", 1)
+    fake.binary.write_text(f"{first}\n{shown}{rest}")
+    with lease(fake.spec(), policy=FAST):
+        assert f"TMPDIR {session}\n" in fake.directory().log.read_text()
+    stop_server(fake.directory(), policy=FAST)
+    session.rmdir()
+    with lease(fake.spec(), policy=FAST):
+        assert "TMPDIR None\n" in fake.directory().log.read_text()
+
+
 def test_server_that_dies_takes_what_it_started_along(fake: Fake):
     """A crash leaves nobody of the server's group behind."""
     fake.switch(grandchild=True)

@@ -10,8 +10,8 @@ installation, so both use the standard library of Python 3.10 and nothing else:
 that is not a Python script; `check` imports what would be mended and prints what became of each
 mend. The environment carries what must not be seen in the process list:
 `CAR_VLLM_LAUNCH_KEY` (the API key, where there is one), `CAR_VLLM_LAUNCH_PIPE` (the descriptor that
-reaches its end when the supervisor is gone) and `CAR_VLLM_LAUNCH_PARENT` (the supervisor's process
-id).
+reaches its end when the supervisor is gone), `CAR_VLLM_LAUNCH_PARENT` (the supervisor's process id)
+and `CAR_VLLM_LAUNCH_TMPDIR` (the user's TMPDIR, where there is one).
 """
 
 import ctypes
@@ -62,12 +62,16 @@ def main() -> None:
 def _keep_temporary_files_apart() -> None:
     """Have Python's temporary files, such as pictures, in the folder that is emptied at the end.
 
-    What MLX compiles for the CPU lies among the system's, for the next start.
+    What MLX compiles for the CPU lies where the user's other programs have theirs, for the next
+    start: below the system's folder it may meet what MLX made for another user.
     """
     own = os.path.join(os.path.dirname(__file__), "tmp")
+    users = os.environ.pop("CAR_VLLM_LAUNCH_TMPDIR", "")
     if os.environ.get("TMPDIR") == own:
         tempfile.tempdir = own
         del os.environ["TMPDIR"]
+        if os.path.isdir(users):  # it may have ended with a session
+            os.environ["TMPDIR"] = users
 
 
 def _die_with(parent: int) -> None:

@@ -43,7 +43,7 @@ def environment(inherited, added=None, *, offline=False):
     return server_environment(inherited, added or {}, temporary=Path("/own"), offline=offline)
 
 
-@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING, *SESSION])
+@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING])
 def test_what_a_server_does_not_need_stays_behind(name):
     """A model's files are read by a process that holds no key of the user's."""
     assert environment({name: "x"}) == OURS
@@ -53,6 +53,12 @@ def test_what_a_server_does_not_need_stays_behind(name):
 def test_what_a_server_needs_reaches_it(name):
     """Folders, language, certificates and the settings of MLX are the user's."""
     assert environment({name: "x"}) == {name: "x", **OURS}
+
+
+@pytest.mark.parametrize("name", SESSION)
+def test_the_launcher_is_told_where_the_user_keeps_temporary_files(name):
+    """MLX compiles there; whatever else is temporary lies in the server's own folder."""
+    assert environment({name: "x"}) == OURS | {"CAR_VLLM_LAUNCH_TMPDIR": "x"}
 
 
 @pytest.mark.parametrize("name", [*SECRETS, *MISLEADING, *SESSION, *NEEDED])

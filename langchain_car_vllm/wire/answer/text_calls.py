@@ -20,6 +20,7 @@ from langchain_car_vllm.wire.answer.written_calls import (
     MARKS,
     STEP_KEYS,
     TAGS,
+    TILDES,
     WRAPPERS,
     CallNames,
     any_of,
@@ -34,7 +35,7 @@ from langchain_car_vllm.wire.answer.written_calls import (
 
 # A look behind keeps long blanks from being looked through once for each of their characters.
 _START = re.compile(
-    rf"(?<!\s)\s*(?=[{{\[]|{any_of(TAGS)}|`{{3}}|~{{3}}|`{{1,2}}\s*(?:[{{\[]|\Z)){MARKS}"
+    rf"(?<!\s)\s*(?=[{{\[]|{any_of(TAGS)}|`{{3}}|{TILDES}|`{{1,2}}\s*(?:[{{\[]|\Z)){MARKS}"
 )
 _BEGUN = {mark[:size] for mark in (*TAGS, "~~~") for size in range(1, len(mark))}
 _PARTIAL = re.compile(rf"(?<!\s)\s*(?:{any_of(_BEGUN)})?\Z")

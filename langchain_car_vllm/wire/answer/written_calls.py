@@ -28,8 +28,9 @@ def any_of(marks: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
 
 
-# A code block, on lines of its own or within one.
-_FENCE = r"(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\n)?"
+# A code block, on lines of its own or within one. Tildes within a line lengthen a sound.
+TILDES = r"(?<=\n)~{3,}"
+_FENCE = rf"(?P<fence>`{{3,}}|{TILDES})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\n)?"
 MARKS = rf"(?:(?:(?P<tag>{any_of(TAGS)})|{_FENCE}|`{{1,2}})\s*)*"
 _MARKS = re.compile(rf"\s*{MARKS}")
 _ENDS = re.compile(rf"(?:[\s}},;\]]|{any_of(TAG_ENDS)})*")

@@ -14,7 +14,7 @@ WRAPPINGS = {
     "a line of code": "```json {} ```",
     "no language": "```{}```",
     "four marks": "````json\n{}\n````",
-    "tildes": "~~~json\n{}\n~~~",
+    "tildes": "\n~~~json\n{}\n~~~",
     "one mark": "`{}`",
     "two marks": "``{}``",
     "an end alone": "{}\n```",
@@ -88,3 +88,17 @@ def test_line_breaks_in_a_text_are_its_own(serve, wrapping):
 def test_marks_around_other_text_stay(text, cut):
     """Not a letter is lost."""
     assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == (text, [])
+
+
+@pytest.mark.parametrize(
+    "before", ["好的~~~\nNow.", "Okay ~~~~ \nNow.", "~~~ so\n", "So\n\nyes~~~"]
+)
+@pytest.mark.parametrize(
+    "wrapping", ["\n{}", "\n<tool_call>\n{}\n</tool_call>", "```json\n{}\n```"]
+)
+@pytest.mark.parametrize("cut", [1, 2, 3, 1000])
+def test_tildes_within_a_line_begin_no_code(before, wrapping, cut):
+    """Models lengthen a sound with them, and may call a tool behind it."""
+    text = before + wrapping.replace("{}", written("`", doubled=False))
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert run(pieces) == (before.rstrip(), [made("`")])

@@ -140,7 +140,7 @@ class TextCallFilter(Filter):
         if found is None and not is_over:
             return "", [], True
         value, size = found or (None, len(rest))
-        calls, said = read_calls(value, self._names)
+        calls, said = read_calls(value, self._names, in_code=bool(opening["line"]))
         if calls and not last:
             self._is_written = True
             return "", [], True

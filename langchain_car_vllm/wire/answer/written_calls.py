@@ -46,11 +46,9 @@ STEP_KEYS = ("tool", "action")  # beside a thought their value is a call, too
 _HOLDERS = (*WRAPPERS, *STEP_KEYS, "parts")
 # What else stands in a message: what it says, the first of these that does, and its facts.
 _SAID = ("content", "refusal", "thought", "reasoning", "reasoning_content")
-_BESIDE = {*_SAID, "role", "id", "type", "name", "index", "finish_reason", "stop_reason"}
-_FIRST_KEYS = (
-    *(*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index"),
-    *("role", "content", "refusal"),
-)
+_BESIDE = {*_SAID, "role", "id", "type", "index", "finish_reason", "stop_reason"}
+_FIRST_KEYS = (*WRAPPERS, *_ARGUMENTS, "name", "type", "function", "tool", "id", "index")
+_SPEAKER = ':"assistant"'
 _BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
 _BRACES = re.compile(r"(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
@@ -83,9 +81,13 @@ class CallNames(NamedTuple):
 
 
 def may_be_call(text: str) -> bool:
-    """Whether JSON that begins so may be a call: an object whose first key is one of a call's."""
+    """Whether JSON that begins so may be a call: an object whose first key is one of a call's.
+
+    The first key of a message is its role, which is the assistant's where calls follow.
+    """
     if key := _FIRST_KEY.match(text):
-        return key[1] in _FIRST_KEYS
+        value = "".join(text[key.end() : key.end() + 20].split())[: len(_SPEAKER)]
+        return key[1] in _FIRST_KEYS or (key[1] == "role" and _SPEAKER.startswith(value))
     return bool(_FIRST_KEY_BEGUN.match(text))
 
 
@@ -134,8 +136,14 @@ def read_json(
     return _complete(text, start, is_cut=is_cut) if last else None
 
 
-def read_calls(value: Any, names: CallNames) -> tuple[list[WrittenCall], str]:
-    """Return the calls in a value, none unless all of it is calls, and what it says beside them."""
+def read_calls(value: Any, names: CallNames, *, in_code: bool) -> tuple[list[WrittenCall], str]:
+    """Return the calls in a value, none unless all of it is calls, and what it says beside them.
+
+    A message in a code block shows what an API says.
+    """
+    entries = value if isinstance(value, list) else [value]
+    if in_code and any(isinstance(entry, Mapping) and "role" in entry for entry in entries):
+        return [], ""
     try:
         calls = _calls_of(value, names)
     except RecursionError:

@@ -206,6 +206,33 @@ def test_calls_of_a_message_that_a_model_wrote_out_are_calls(written, said, cut)
     )
 
 
+MESSAGE = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"So:\n\n```json\n{json.dumps(MESSAGE, indent=1)}\n```\n\nThat is it.",
+        f"```json\n{json.dumps([MESSAGE])}\n```",
+        f"````md\n```json\n{json.dumps(MESSAGE)}\n```\n````\n",
+        json.dumps({"name": "Newsletter", "parts": [CALL]}),
+    ],
+)
+@pytest.mark.parametrize("cut", [1, 5, 1000])
+def test_messages_that_are_shown_call_nothing(text, cut):
+    """An example of an API in a code block, or a document that has parts."""
+    assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == (text, [])
+
+
+@pytest.mark.parametrize(
+    "begun",
+    ['{"content": "A', '{"refusal": "I', '{"role": "u', '[{"role" :\n "system', '{"role": 1'],
+)
+def test_other_messages_flow_on_at_once(begun):
+    """Those that begin with what they say, or with what another one said."""
+    assert TextCallFilter(NAMES).feed(Delta(begun)) == Delta(begun)
+
+
 @pytest.mark.parametrize("beside", [{"answer": 4}, {"content": ["a"]}, {"calls": [CALL]}])
 @pytest.mark.parametrize("cut", [1, 5, 1000])
 def test_nothing_of_another_object_with_calls_is_lost(beside, cut):

@@ -83,6 +83,7 @@ def run_step(
             cwd=directory,
             env=clean_environment() if environment is None else environment,
             pass_fds=keep_open,
+            umask=0o022,  # what the user's group may write to is not run
         )
     except OSError as error:
         raise ProvisionError(step, f"`{command[0]}` cannot be run: {error}") from error

@@ -32,17 +32,22 @@ class Exposure(NamedTuple):
 def find_exposure(path: Path) -> Exposure | None:
     """Return the first part of the way to a file or folder where others may exchange what follows.
 
-    In a sticky folder, such as `/tmp`, everybody may do so with their own entries only.
+    In a sticky folder, such as `/tmp`, everybody may do so with their own entries only, and below
+    one that lets nobody else through, such as a home, nobody else may at all.
 
     Raises:
         OSError: The way cannot be looked at.
     """
-    trusted = _trusted_users()
+    trusted, is_closed = _trusted_users(), False
     for place, found in _way_to(path):
+        is_closed = is_closed and place != place.parent
         if found.st_uid not in trusted:
             return Exposure(place, is_foreign=True)
-        if not stat.S_ISLNK(found.st_mode) and _is_open(found):
+        if stat.S_ISLNK(found.st_mode):
+            continue
+        if not is_closed and _is_open(found):
             return Exposure(place, is_foreign=False)
+        is_closed = is_closed or not found.st_mode & (stat.S_IXGRP | stat.S_IXOTH)
     return None
 
 
@@ -60,12 +65,14 @@ def _trusted_users() -> set[int]:
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the parts of a way from the root on, and those of where its links lead."""
+    """Yield the parts of a way from the root on, and from there again those of where it turns."""
     for place in (*reversed(path.parents), path):
         found = place.lstat()
         yield place, found
         if stat.S_ISLNK(found.st_mode):
             yield from _way_to(place.parent / place.readlink())
+        elif place.name == "..":
+            yield from _way_to(place.resolve())
 
 
 def _is_open(found: os.stat_result) -> bool:

@@ -230,10 +230,10 @@ def test_folder_that_others_may_write_to_is_refused(fake: Fake, home: Path, part
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_home_that_others_may_exchange_is_refused(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+    fake: Fake, reachable: Path, monkeypatch: pytest.MonkeyPatch, depth: int
 ):
     """Whoever may write to a folder above it can put another `CAR_HOME` in its place."""
-    home = tmp_path / "shared" / "folder" / "car"
+    home = reachable / "shared" / "folder" / "car"
     monkeypatch.setenv("CAR_HOME", str(home))
     fake.directory().create()
     place = home.parents[depth - 1]

@@ -157,14 +157,30 @@ def test_the_runtime_stays_out_of_backups(fake_uv, managed, tmp_path, monkeypatc
     assert (managed / backups.TAG).exists()
 
 
+def test_an_install_is_fine_whatever_the_umask(fake_uv, managed):
+    """Others may write to no part of it, and to none in a folder that they cannot enter."""
+    before = os.umask(0)
+    try:
+        ensure_runtime()
+    finally:
+        os.umask(before)
+    parts = [managed / "bin", managed / "lib"]
+    assert [part.stat().st_mode & 0o022 for part in parts] == [0, 0]
+    for part in parts:
+        part.chmod(0o777)
+    assert ensure_runtime().server == managed / "bin" / "vllm-mlx"
+
+
 PLACES = ("..", ".", "bin", "lib/python3.11/site-packages")
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_runtime_that_others_may_write_to_is_not_run(
-    fake_uv, managed, write_binary, monkeypatch, place
+    fake_uv, reachable, write_binary, monkeypatch, place
 ):
     """Whoever may put files into it would run them as the user; the hint is what ends it."""
+    managed = reachable / "runtime" / "own"
+    monkeypatch.setenv("CAR_VLLM_MLX_RUNTIME", str(managed))
     binary = write_binary(managed)
     assert resolve_existing() == binary
     (managed / place).chmod(0o777)

@@ -15,9 +15,9 @@ ME, GROUP = os.getuid(), 54321
 
 
 @pytest.fixture
-def way(tmp_path: Path) -> Path:
+def way(reachable: Path) -> Path:
     """Return a folder three folders down."""
-    folder = tmp_path / "a" / "b" / "c"
+    folder = reachable / "a" / "b" / "c"
     folder.mkdir(parents=True)
     return folder
 
@@ -98,10 +98,28 @@ def test_a_group_whose_users_are_not_listed_is_a_shared_one(
     assert found is not None
 
 
+@pytest.mark.parametrize(
+    ("turn", "is_exposed"), [("a/b/in", False), ("a/b/c/..", False), ("a/b/../d", True)]
+)
+def test_nobody_comes_through_a_folder_of_the_users_alone(
+    way: Path, reachable: Path, turn: str, *, is_exposed: bool
+):
+    """A umask of 002 lets the group write below it, to no effect; but a way may lead out again."""
+    (reachable / "a" / "d").mkdir()
+    (way / "in").mkdir()
+    (way.parent / "in").symlink_to("c/in")
+    way.parent.chmod(0o700)
+    for folder in (way, way / "in", reachable / "a" / "d"):
+        folder.chmod(0o777)
+    assert (find_exposure(reachable / turn / ".") is not None) is is_exposed
+
+
 @pytest.mark.parametrize("target", ["absolute", "relative"])
-def test_where_a_link_leads_is_looked_at(way: Path, tmp_path: Path, target: str):
-    """The link may be the user's and its target's folder everybody's."""
-    shared = tmp_path / "shared"
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_where_a_link_leads_is_looked_at(way: Path, reachable: Path, mode: int, target: str):
+    """The link may lie in a home of the user's, and its target's folder be everybody's."""
+    way.parent.chmod(mode)
+    shared = reachable / "shared"
     (shared / "folder").mkdir(parents=True)
     shared.chmod(0o777)
     (way / "link").symlink_to(

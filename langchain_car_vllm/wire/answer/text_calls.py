@@ -17,7 +17,8 @@ from langchain_car_vllm.wire.answer.other_json import OtherJson
 from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.answer.written_calls import (
-    MARKS,
+    FENCE,
+    MARK,
     STEP_KEYS,
     TAGS,
     TILDES,
@@ -33,12 +34,14 @@ from langchain_car_vllm.wire.answer.written_calls import (
     without_texts,
 )
 
-# A look behind keeps long blanks from being looked through once for each of their characters.
+# A look behind keeps long blanks from being looked through once for each of their characters, and
+# the most marks that a call has before it keep rows of them from that.
 _START = re.compile(
-    rf"(?<!\s)\s*(?=[{{\[]|{any_of(TAGS)}|`{{3}}|{TILDES}|`{{1,2}}\s*(?:[{{\[]|\Z)){MARKS}"
+    rf"(?<!\s)\s*(?=[{{\[]|{any_of(TAGS)}|`{{3}}|{TILDES}|`{{1,2}}\s*(?:[{{\[]|\Z)){MARK}{{0,8}}"
 )
 _BEGUN = {mark[:size] for mark in (*TAGS, "~~~") for size in range(1, len(mark))}
 _PARTIAL = re.compile(rf"(?<!\s)\s*(?:{any_of(_BEGUN)})?\Z")
+_FENCE = re.compile(FENCE)
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
 
 
@@ -157,11 +160,16 @@ class TextCallFilter(Filter):
     def _pass_over(
         self, opening: re.Match[str], rest: str = ""
     ) -> tuple[str, list[ToolCallChunk], bool]:
-        """Let marks go, and of what stands behind them what begins no call."""
+        """Let marks go, and of what stands behind them what begins no call.
+
+        The first code block has all that follows, also the beginnings of others.
+        """
         size = 0
-        if opening["line"]:
-            self._code = _end_of_code(opening["fence"])
-        elif rest:
+        for fence in _FENCE.finditer(opening[0]):
+            if fence["line"]:
+                self._code = _end_of_code(fence["fence"])
+                return self._let_go(fence.end())
+        if rest:
             size = brackets_of(rest)
             if begins_object(rest):
                 self._json = OtherJson(WRAPPERS, STEP_KEYS)

@@ -30,9 +30,9 @@ def any_of(marks: Iterable[str]) -> str:
 
 # A code block, on lines of its own or within one. Tildes within a line lengthen a sound.
 TILDES = r"(?<=\n)~{3,}"
-_FENCE = rf"(?P<fence>`{{3,}}|{TILDES})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\n)?"
-MARKS = rf"(?:(?:(?P<tag>{any_of(TAGS)})|{_FENCE}|`{{1,2}})\s*)*"
-_MARKS = re.compile(rf"\s*{MARKS}")
+FENCE = rf"(?P<fence>`{{3,}}|{TILDES})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\n)?"
+MARK = rf"(?:(?:(?P<tag>{any_of(TAGS)})|{FENCE}|`{{1,2}})\s*)"
+_MARKS = re.compile(rf"\s*{MARK}*")
 _ENDS = re.compile(rf"(?:[\s}},;\]]|{any_of(TAG_ENDS)})*")
 _CLOSING_MARK = re.compile(r"(?:`+|~{3,})(?!\w)")
 _SEPARATORS = re.compile(r"[\s,]*")

@@ -102,3 +102,25 @@ def test_tildes_within_a_line_begin_no_code(before, wrapping, cut):
     text = before + wrapping.replace("{}", written("`", doubled=False))
     pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
     assert run(pieces) == (before.rstrip(), [made("`")])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "````markdown\n```bash\nrun x\n```\n````",
+        "````markdown\n```bash\nrun x\n```\n\n```bash\nrun y\n```\n````",
+        "`````\n````\n```json\n{}\n```\n````\n`````",
+        "So:\n~~~md\n```xml\n<tool_call>\nso\n```\n~~~",
+        '````md\n```json\n{"name": "x"}\n```\n````',
+        "```\n```",
+    ],
+)
+@pytest.mark.parametrize(
+    "wrapping", ["\n{}", "\n<tool_call>\n{}\n</tool_call>", "\n```json\n{}\n```"]
+)
+@pytest.mark.parametrize("cut", [1, 2, 3, 1000])
+def test_code_in_code_stays_and_a_call_behind_it_is_one(code, wrapping, cut):
+    """The outer code has the inner one, and ends where it ends itself."""
+    text = f"{code}\nNow." + wrapping.replace("{}", written("`", doubled=False))
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert run(pieces) == (f"{code}\nNow.", [made("`")])

@@ -308,7 +308,18 @@ def test_text_beside_calls_that_the_server_found_is_text(is_written_first):
 
 
 PIECES = [
-    *(*'{}[]`~<>\n ",:at', "tool_call", "name", "```", "~~~", "json", "python\n", "add", "`x`"),
+    *(
+        *'{}[]`~<>\n ",:at',
+        "tool_call",
+        "name",
+        "```",
+        "````",
+        "\n~~~",
+        "json",
+        "python\n",
+        "add",
+        "`x`",
+    ),
     *("[TOOL_CALLS]", "<tool_call>", "</tool_call>", '{"city": ', '{"role": "a", ', '"calls": ['),
     *(TEXT, DOUBLED, TEXT[:-1], "\r\n", "{{", "}}"),
 ]

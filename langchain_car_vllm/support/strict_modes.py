@@ -41,7 +41,7 @@ def find_exposure(path: Path) -> Exposure | None:
     trusted, is_closed = _trusted_users(), False
     for place, found in _way_to(path):
         is_closed = is_closed and place != place.parent
-        if found.st_uid not in trusted:
+        if found.st_uid not in trusted and _has_account(found.st_uid):
             return Exposure(place, is_foreign=True)
         if stat.S_ISLNK(found.st_mode):
             continue
@@ -62,6 +62,17 @@ def _trusted_users() -> set[int]:
         with suppress(OSError, RuntimeError):  # there is no home
             users.add(Path.home().stat().st_uid)
     return users
+
+
+def _has_account(user: int) -> bool:
+    """Tell whether this system knows a user; in a container those of the machine are nobody."""
+    import pwd  # noqa: PLC0415 - folders of others are rare, and Windows has none
+
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -98,8 +109,8 @@ def _is_own_group(group: int, user: int) -> bool:
     ids = {account.pw_name: account.pw_uid for account in accounts}
     try:
         named = grp.getgrgid(group).gr_mem
-    except KeyError:
-        return False
+    except KeyError:  # nor are its users known, as above
+        named = []
     members = {account.pw_uid for account in accounts if account.pw_gid == group}
     members |= {ids.get(name, -1) for name in named}
     return members <= {0, user} and (group != os.getgid() or user in members)

@@ -1,6 +1,7 @@
 """Where an install lies: its folder, the home it needs, and the disk."""
 
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -198,7 +199,7 @@ def test_a_runtime_that_others_may_write_to_is_not_run(
 def test_a_runtime_of_another_user_is_not_run(fake_uv, managed, write_binary):
     """One of root's is fine: an administrator installed it for all."""
     write_binary(managed)
-    os.chown(managed, 12345, 12345)
+    os.chown(managed, pwd.getpwnam("daemon").pw_uid, -1)
     assert resolve_existing() is None
     with pytest.raises(ProvisionError, match="belongs to another user") as caught:
         ensure_runtime()

@@ -12,6 +12,7 @@ from langchain_car_vllm.support import strict_modes
 from langchain_car_vllm.support.strict_modes import Exposure, find_exposure
 
 ME, GROUP = os.getuid(), 54321
+OTHER, NOBODY = (pwd.getpwnam(name).pw_uid for name in ("daemon", "nobody"))
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_what_belongs_to_another_user_is_found(way: Path, kind: str):
     if kind == "link":
         place = way / "link"
         place.symlink_to(way)
-    os.chown(place, 12345, 12345, follow_symlinks=False)
+    os.chown(place, OTHER, -1, follow_symlinks=False)
     assert find_exposure(way / "link" if kind == "link" else way) == Exposure(
         place, is_foreign=True
     )
@@ -148,7 +149,15 @@ def test_what_belongs_to_another_user_is_found(way: Path, kind: str):
 def test_root_trusts_the_owner_of_its_home(way: Path, monkeypatch: pytest.MonkeyPatch):
     """A job of CI is root in a container, with a home of the host's; others are others."""
     monkeypatch.setenv("HOME", str(way.parent))
-    os.chown(way.parent, 12345, 12345)
+    os.chown(way.parent, NOBODY, -1)
     assert find_exposure(way) is None
-    os.chown(way, 12346, 12346)
+    os.chown(way, OTHER, -1)
     assert find_exposure(way) == Exposure(way, is_foreign=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")
+def test_users_whom_the_system_does_not_know_are_nobody_else(way: Path):
+    """A folder of the machine's belongs to its user in a container too, where root works in it."""
+    os.chown(way.parent, 12345, 12345)
+    way.parent.chmod(0o775)
+    assert find_exposure(way) is None

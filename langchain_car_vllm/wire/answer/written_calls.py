@@ -34,7 +34,7 @@ FENCE = rf"(?P<fence>`{{3,}}|{TILDES})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\
 MARK = rf"(?:(?:(?P<tag>{any_of(TAGS)})|{FENCE}|`{{1,2}})\s*)"
 _MARKS = re.compile(rf"\s*{MARK}*")
 _ENDS = re.compile(rf"(?:[\s}},;\]]|{any_of(TAG_ENDS)})*")
-_CLOSING_MARK = re.compile(r"(?:`+|~{3,})(?!\w)")
+_CLOSING_MARK = re.compile(r"(?:`++|~{3,}+)(?!\w)")
 _SEPARATORS = re.compile(r"[\s,]*")
 _BRACES_BEHIND = re.compile(r"(?:\s*\})*")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input")
@@ -155,12 +155,14 @@ def read_calls(value: Any, names: CallNames, *, in_code: bool) -> tuple[list[Wri
 def without_ends(text: str) -> str:
     """Return what follows a call: neither brackets and commas nor ends of tags and code are text.
 
-    A mark closes where it has no other one to go with. A mark that opens nothing is none, too.
+    A mark closes where it has no other one to go with before code that says its language. A mark
+    that opens nothing is none, too.
     """
     while True:
         text = text[len(_run(_ENDS, text)) :]
         mark = _run(_CLOSING_MARK, text)
-        if not mark or text.count(mark) % 2 == 0:
+        opening = re.search(rf"\n[ \t]*{mark}\w", text)
+        if not mark or text.count(mark, 0, opening.start() if opening else None) % 2 == 0:
             break
         text = text[len(mark) :]
     return "" if len(_run(_MARKS, text)) == len(text) else text

@@ -124,3 +124,22 @@ def test_code_in_code_stays_and_a_call_behind_it_is_one(code, wrapping, cut):
     text = f"{code}\nNow." + wrapping.replace("{}", written("`", doubled=False))
     pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
     assert run(pieces) == (f"{code}\nNow.", [made("`")])
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "```python\ndef f():",
+        "So:\n```python\ndef f():",
+        "```python\nx\n```\nThen\n```js\ny",
+        "~~~python\nx",
+        "`x` and `y",
+    ],
+)
+@pytest.mark.parametrize("wrapping", ["{}", "<tool_call>\n{}\n</tool_call>", "```json\n{}\n```"])
+@pytest.mark.parametrize("cut", [1, 2, 3, 1000])
+def test_code_behind_a_call_keeps_its_marks(behind, wrapping, cut):
+    """Also where the tokens ran out before its end."""
+    text = f"{wrapping.replace('{}', written('`', doubled=False))}\n\n{behind}"
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert run(pieces) == (behind, [made("`")])

@@ -1,13 +1,15 @@
 """Whether installs of `vllm-mlx` that somebody else made can be imported, and Pythons run.
 
 Each is tried once. The verdict is kept in CAR_HOME until the install changes: its version, its
-Python, or what lies in its package folder, or the system does. A failure that may be the moment's
-or the sandbox's, such as want of memory, is kept by nobody but who met it.
+Python, or what lies in its package folder, or the system does; where nothing answered, for some
+minutes. A failure that may be the moment's or the sandbox's, such as want of memory, is kept by
+nobody but who met it.
 """
 
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
 
 _FILE = "tested-installs.json"
 _MOST_BYTES = 1_000_000
+_UNANSWERED_SECONDS = 600.0
 _LASTING = ("ImportError", "ModuleNotFoundError", "AttributeError", "NameError", "TypeError")
 _PASSING = tuple(
     os.strerror(number)
@@ -39,10 +42,12 @@ class Verdict(NamedTuple):
     Attributes:
         stamp: What the install looked like.
         failure: The end of the traceback, empty where it works.
+        at: When that was.
     """
 
     stamp: list[Any]
     failure: str
+    at: float = 0.0
 
 
 # Where CAR_HOME cannot be written, a verdict still holds for this process.
@@ -55,7 +60,13 @@ def find_verdict(binary: Path, stamp: Callable[[], list[Any]]) -> Verdict | None
     if not any(found):
         return None
     now = stamp()
-    return next((verdict for verdict in found if verdict and verdict.stamp == now), None)
+    return next((v for v in found if v and v.stamp == now and not _is_over(v)), None)
+
+
+def _is_over(verdict: Verdict) -> bool:
+    """Return whether an install that did not answer may do so now: a disk was away, say."""
+    is_recent = 0 <= time.time() - verdict.at < _UNANSWERED_SECONDS
+    return NO_ANSWER in verdict.failure and not is_recent
 
 
 def try_import(binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLine | None) -> None:
@@ -70,7 +81,7 @@ def try_import(binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLin
         )
     except ProvisionError as error:
         failure = error.detail
-    keep_verdict(binary, Verdict(stamp, failure))
+    keep_verdict(binary, Verdict(stamp, failure, time.time()))
 
 
 def keep_verdict(binary: Path, verdict: Verdict) -> None:
@@ -116,7 +127,9 @@ def _read_verdicts() -> dict[str, Verdict]:
         with _file().open(encoding="utf-8") as file:
             found: Any = json.loads(file.read(_MOST_BYTES))
         return {
-            binary: Verdict(list(entry["stamp"]), str(entry["failure"]))
+            binary: Verdict(
+                list(entry["stamp"]), str(entry["failure"]), float(entry.get("at", 0.0))
+            )
             for binary, entry in found.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CarVllmError):

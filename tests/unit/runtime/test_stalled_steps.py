@@ -1,5 +1,6 @@
 """Steps of an installation that neither say nor compute anything are ended."""
 
+import json
 import sys
 
 import psutil
@@ -12,7 +13,7 @@ from langchain_car_vllm.runtime.commands import run_step
 COMPUTES = "import time\nwhile time.process_time() < 2.2: pass\nprint('done')"
 HANGS = """#!/bin/sh
 echo "$@" >> "$0.log"
-sleep 1000
+test -e "$0.back" || sleep 1000
 """
 
 
@@ -46,8 +47,9 @@ def test_a_uv_that_hangs_is_ended(fake_uv, managed, point):
 def test_an_install_whose_import_hangs_is_passed_over(
     fake_uv, home, managed, write_binary, monkeypatch
 ):
-    """Somebody else's, on a network disk that is gone, say; nobody waits for it once more."""
-    python = write_binary(home / ".local", "0.6.0").parent / "python"
+    """Somebody else's, on a network disk that is gone, say; that may be back after ten minutes."""
+    binary = write_binary(home / ".local", "0.6.0")
+    python = binary.with_name("python")
     python.unlink()
     python.write_text(HANGS)
     python.chmod(0o755)
@@ -55,6 +57,12 @@ def test_an_install_whose_import_hangs_is_passed_over(
         assert ensure_runtime() == VllmRuntime(managed / "bin" / "vllm-mlx", "0.6.0")
         monkeypatch.setattr(import_verdicts, "_known", {})  # as in another program
     assert len(python.with_name("python.log").read_text().splitlines()) == 1
+    python.with_name("python.back").touch()
+    verdicts = home / ".car" / "run" / "tested-installs.json"
+    kept = json.loads(verdicts.read_text())
+    kept[str(binary)]["at"] -= 600
+    verdicts.write_text(json.dumps(kept))
+    assert ensure_runtime().server == binary
 
 
 def test_what_computes_in_silence_is_left_alone(tmp_path):

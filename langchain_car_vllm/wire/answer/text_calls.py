@@ -18,6 +18,7 @@ from langchain_car_vllm.wire.answer.reader import Delta, Filter
 from langchain_car_vllm.wire.answer.waiting_text import WaitingText
 from langchain_car_vllm.wire.answer.written_calls import (
     FENCE,
+    JSON_TEXT,
     MARK,
     STEP_KEYS,
     TAGS,
@@ -31,7 +32,6 @@ from langchain_car_vllm.wire.answer.written_calls import (
     read_calls,
     read_json,
     without_ends,
-    without_texts,
 )
 
 # A look behind keeps long blanks from being looked through once for each of their characters, and
@@ -138,10 +138,11 @@ class TextCallFilter(Filter):
         """Take JSON off that stands behind marks, or behind none."""
         if not (opening["tag"] or may_be_call(rest)):
             return self._pass_over(opening, rest)
-        is_over = last or _has_ended(opening, rest)
-        found = read_json(rest, last=is_over, is_cut=self._is_cut)
-        if found is None and not is_over:
-            return "", [], True
+        found = read_json(rest, last=last, is_cut=self._is_cut)
+        if found is None and not last:
+            if not _has_ended(opening, rest):
+                return "", [], True
+            found = read_json(rest, last=True)
         value, size = found or (None, len(rest))
         calls, said = read_calls(value, self._names, in_code=bool(opening["line"]))
         if calls and not last:
@@ -204,8 +205,10 @@ def _end_of_code(fence: str) -> re.Pattern[str]:
 
 def _has_ended(opening: re.Match[str], rest: str) -> bool:
     """Whether the code block of some JSON has ended: marks in its texts do not count."""
-    fence = opening["fence"] if opening["line"] else None
-    return bool(fence and fence in rest and _end_of_code(fence).search(without_texts(rest)))
+    if not opening["line"]:
+        return False
+    pieces = re.compile(rf"{JSON_TEXT}|{_end_of_code(opening['fence']).pattern}", re.DOTALL)
+    return any(not found[0].startswith('"') for found in pieces.finditer(rest))
 
 
 def _partial_start(text: str) -> int:

@@ -53,8 +53,8 @@ _BRACKETS = re.compile(r"[\[\s]*(?:\{\s*)*")
 _BRACES = re.compile(r"(?:\{\s*)*")
 _FIRST_KEY = re.compile(r'[\[\s]*(?:\{\s*)+"([^"\\]*)"')
 _FIRST_KEY_BEGUN = re.compile(r'[\[\s]*(?:\{\s*)*(?:"[^"\\]*)?\Z')
-_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-_DOUBLED = re.compile(rf"{_TEXT.pattern}|\{{\s*\{{|\}}\}}|[{{}}]", re.DOTALL)
+JSON_TEXT = r'"(?:[^"\\]|\\.)*"?'  # the last one may have no end yet
+_DOUBLED = re.compile(rf"{JSON_TEXT}|\{{\s*\{{|\}}\}}|[{{}}]", re.DOTALL)
 _SPACE = "functions."  # where gpt-oss keeps the tools
 _MOST_MISSING = 2
 # Models write line breaks into texts as they are.
@@ -104,11 +104,6 @@ def brackets_of(text: str) -> int:
     found = _BRACKETS.match(text)
     run = found[0].rstrip() if found else ""
     return max(len(run) - run.endswith("["), 1)
-
-
-def without_texts(text: str) -> str:
-    """Return JSON without the texts in it, the last of which may have no end yet."""
-    return _TEXT.sub("", text)
 
 
 def read_json(

@@ -417,3 +417,10 @@ def test_no_text_takes_longer_than_it_is_long(before, run_of):
     """Looking through it holds up the whole program, and no limit of time ends that."""
     for behind in ("", "x"):
         run([before + run_of * (100_000 // len(run_of)) + behind])
+
+
+@pytest.mark.parametrize("block", ['```json\n{"name": 1}\n```\n', '```json\n{"name": x}\n```\n'])
+def test_no_code_block_is_looked_through_to_the_end_of_the_answer(block):
+    """Whether it has ended shows before the next one begins."""
+    text = block * (500_000 // len(block))
+    assert run([text]) == (text, [])

@@ -1,6 +1,7 @@
 """The arguments and options that several commands have."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, TypeVar
 
 import typer
@@ -43,6 +44,13 @@ def check_keep_alive(text: str) -> None:
     seconds(text, "--keep-alive", lowest=-1)
 
 
+def usual_keep_alive() -> str:
+    """Return what the variable says; one that cannot be is refused by the command, not by Tab."""
+    with suppress(ConfigurationError):
+        return CAR_VLLM_MLX_KEEP_ALIVE.read()
+    return CAR_VLLM_MLX_KEEP_ALIVE.default
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 EngineOption = Annotated[
     Engine, typer.Option(help="`batched` answers several at once, `simple` one by one")
@@ -60,7 +68,7 @@ KeepAlive = Annotated[
     typer.Option(
         "--keep-alive",
         "--keepalive",
-        default_factory=CAR_VLLM_MLX_KEEP_ALIVE.read,
+        default_factory=usual_keep_alive,
         show_default=f"{CAR_VLLM_MLX_KEEP_ALIVE.name} or {CAR_VLLM_MLX_KEEP_ALIVE.default}",
         help="How long the model stays in memory after a request, such as 30s, 10m, 0 or -1",
         callback=checked_by(check_keep_alive),

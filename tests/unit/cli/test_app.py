@@ -14,6 +14,7 @@ import pytest
 from faults.support import FAST, PATIENCE, Fake
 from typer.main import get_command
 from unit.cli.conftest import Cli, command
+from unit.test_environment import BAD as BAD_VARIABLES
 
 from langchain_car_vllm.cli import doctor
 from langchain_car_vllm.cli.app import app, main
@@ -198,7 +199,8 @@ def test_colours_are_left_out_where_nobody_wants_them(monkeypatch, capsys, no_co
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(cli_here: Cli, shell: str):
-    """The script names the program, and what it asks it is answered for each shell."""
+    """The script names the program, and what it asks is answered, whatever the variables say."""
+    bad = {name: texts[0] for name, texts in BAD_VARIABLES.items()}
     assert "car-vllm" in cli_here("completion", shell).stdout
     for line, proposed in {
         "car-vllm rec": "recommend",
@@ -209,7 +211,7 @@ def test_completion(cli_here: Cli, shell: str):
     }.items():
         asked = {"_CAR_VLLM_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
         asked |= {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
-        done = cli_here(**asked, _TYPER_COMPLETE_FISH_ACTION="get-args")
+        done = cli_here(**asked, **bad, _TYPER_COMPLETE_FISH_ACTION="get-args")
         assert proposed in done.stdout
         assert done.stderr == ""
 

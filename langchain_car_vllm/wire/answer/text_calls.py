@@ -22,7 +22,6 @@ from langchain_car_vllm.wire.answer.written_calls import (
     MARK,
     STEP_KEYS,
     TAGS,
-    TILDES,
     WRAPPERS,
     CallNames,
     any_of,
@@ -37,9 +36,9 @@ from langchain_car_vllm.wire.answer.written_calls import (
 # A look behind keeps long blanks from being looked through once for each of their characters, and
 # the most marks that a call has before it keep rows of them from that.
 _START = re.compile(
-    rf"(?<!\s)\s*(?=[{{\[]|{any_of(TAGS)}|`{{3}}|{TILDES}|`{{1,2}}\s*(?:[{{\[]|\Z)){MARK}{{0,8}}"
+    rf"(?<!\s)\s*(?=[{{\[]|{any_of(TAGS)}|`{{3}}|`{{1,2}}\s*(?:[{{\[]|\Z)){MARK}{{0,8}}"
 )
-_BEGUN = {mark[:size] for mark in (*TAGS, "~~~") for size in range(1, len(mark))}
+_BEGUN = {mark[:size] for mark in TAGS for size in range(1, len(mark))}
 _PARTIAL = re.compile(rf"(?<!\s)\s*(?:{any_of(_BEGUN)})?\Z")
 _FENCE = re.compile(FENCE)
 _CALL_LANGUAGES = ("", "json", "tool_call", "tool_code", "tool")
@@ -196,7 +195,7 @@ class TextCallFilter(Filter):
         end = self._code.search(self._held) if self._code else None
         if end is not None and end.end() < len(self._held):
             return end.end(), False
-        return len(self._held.rstrip(" \t\r\n`~")), True
+        return len(self._held.rstrip(" \t\r\n`")), True
 
 
 def _end_of_code(fence: str) -> re.Pattern[str]:

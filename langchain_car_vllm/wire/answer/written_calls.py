@@ -28,13 +28,12 @@ def any_of(marks: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
 
 
-# A code block, on lines of its own or within one. Tildes within a line lengthen a sound.
-TILDES = r"(?<=\n)~{3,}"
-FENCE = rf"(?P<fence>`{{3,}}|{TILDES})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\n)?"
+# A code block, on lines of its own or within one. Tildes are none: they lengthen sounds, too.
+FENCE = r"(?P<fence>`{3,})[ \t]*(?P<language>\w*)[ \t]*(?P<line>\r?\n)?"
 MARK = rf"(?:(?:(?P<tag>{any_of(TAGS)})|{FENCE}|`{{1,2}})\s*)"
 _MARKS = re.compile(rf"\s*{MARK}*")
 _ENDS = re.compile(rf"(?:[\s}},;\]]|{any_of(TAG_ENDS)})*")
-_CLOSING_MARK = re.compile(r"(?:`++|~{3,}+)(?!\w)")
+_CLOSING_MARK = re.compile(r"`++(?!\w)")
 _SEPARATORS = re.compile(r"[\s,]*")
 _BRACES_BEHIND = re.compile(r"(?:\s*\})*")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input")

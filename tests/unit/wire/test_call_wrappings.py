@@ -14,7 +14,6 @@ WRAPPINGS = {
     "a line of code": "```json {} ```",
     "no language": "```{}```",
     "four marks": "````json\n{}\n````",
-    "tildes": "\n~~~json\n{}\n~~~",
     "one mark": "`{}`",
     "two marks": "``{}``",
     "an end alone": "{}\n```",
@@ -91,14 +90,22 @@ def test_marks_around_other_text_stay(text, cut):
 
 
 @pytest.mark.parametrize(
-    "before", ["好的~~~\nNow.", "Okay ~~~~ \nNow.", "~~~ so\n", "So\n\nyes~~~"]
+    "before",
+    [
+        "好的~~~\nNow.",
+        "Okay ~~~~ \nNow.",
+        "~~~ so\n",
+        "So\n\nyes~~~",
+        "~~~\nx\n~~~\nSo",
+        "A\n~~~sh\nx\n~~~",
+    ],
 )
 @pytest.mark.parametrize(
     "wrapping", ["\n{}", "\n<tool_call>\n{}\n</tool_call>", "```json\n{}\n```"]
 )
 @pytest.mark.parametrize("cut", [1, 2, 3, 1000])
-def test_tildes_within_a_line_begin_no_code(before, wrapping, cut):
-    """Models lengthen a sound with them, and may call a tool behind it."""
+def test_tildes_begin_no_code(before, wrapping, cut):
+    """Models lengthen a sound with them, and may call a tool behind it, or behind code."""
     text = before + wrapping.replace("{}", written("`", doubled=False))
     pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
     assert run(pieces) == (before.rstrip(), [made("`")])
@@ -110,7 +117,7 @@ def test_tildes_within_a_line_begin_no_code(before, wrapping, cut):
         "````markdown\n```bash\nrun x\n```\n````",
         "````markdown\n```bash\nrun x\n```\n\n```bash\nrun y\n```\n````",
         "`````\n````\n```json\n{}\n```\n````\n`````",
-        "So:\n~~~md\n```xml\n<tool_call>\nso\n```\n~~~",
+        "So:\n````md\n```xml\n<tool_call>\nso\n```\n````",
         '````md\n```json\n{"name": "x"}\n```\n````',
         "```\n```",
     ],

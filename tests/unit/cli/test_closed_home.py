@@ -1,6 +1,7 @@
 """A home that this user may only read, or that `sudo` made root's: nothing is taken for a no."""
 
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -100,6 +101,8 @@ def test_root_leaves_nothing_in_a_folder_of_another_user(
     shutil.rmtree(users_home / ".car")
     monkeypatch.setenv("HOME", "/root")
     monkeypatch.setenv("CAR_HOME", str(users_home / "car"))
+    nobody = pwd.getpwnam("nobody")  # who has an account, so that it may be somebody
+    os.chown(users_home, nobody.pw_uid, nobody.pw_gid)
     with pytest.raises(StateDirectoryError, match="belongs to another user"):
         server_directory("a" * 16).create()
     assert not list(users_home.iterdir())

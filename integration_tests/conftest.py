@@ -20,6 +20,8 @@ from litellm_proxy import install_litellm
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
+from langchain_car_vllm.server import running_servers
+from langchain_car_vllm.server.memory import budget_bytes
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / ".models"
@@ -54,6 +56,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("CAR_HOME", str(tmp_path_factory.mktemp("car-home")))
         patch.setenv("CAR_VLLM_MLX_BIN", str(ensure_runtime().server))
         yield
+        stop_servers()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_company(machine: None) -> None:
+    """Begin each file with memory that is free, so that requests can be under way together."""
+    if sum(state.reservation for _, state in running_servers()) > budget_bytes() / 2:
         stop_servers()
 
 

@@ -36,7 +36,8 @@ class Launch(NamedTuple):
         sampling: The model's own sampling defaults, by the server's flag names.
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         linear_attention: Whether the prompt cache can only hold whole states.
-        memory: What is set aside.
+        memory: What is set aside while others leave so much.
+        reserved: Bytes that are set aside as it starts.
         is_wired: Whether its weights are wired, so that it answers one request at a time.
     """
 
@@ -47,6 +48,7 @@ class Launch(NamedTuple):
     preserve_thinking: bool = False
     linear_attention: bool = False
     memory: Memory = Memory(0)
+    reserved: int = 0
     is_wired: bool = False
 
 
@@ -101,14 +103,22 @@ def launch_for(
         sampling=facts.sampling,
         preserve_thinking=facts.preserve_thinking,
         linear_attention=facts.linear_attention,
+        memory=memory,
         is_wired=is_wired,
     )
     return launch_with(launch, memory)
 
 
-def launch_with(launch: Launch, memory: Memory) -> Launch:
-    """Return the same launch with other memory: what clients and the server are told follows."""
-    return launch._replace(memory=memory, serving=serving_within(launch.serving, memory))
+def launch_with(launch: Launch, reserved: Memory) -> Launch:
+    """Return a launch that begins with what could be set aside: what clients are told follows.
+
+    Args:
+        launch: As planned.
+        reserved: As much as was planned, or less.
+    """
+    memory = launch.memory.running_with(reserved)
+    serving = serving_within(launch.serving, reserved)
+    return launch._replace(memory=memory, reserved=reserved.needed, serving=serving)
 
 
 def serving_within(serving: Serving, memory: Memory) -> Serving:

@@ -80,20 +80,17 @@ class Memory(NamedTuple):
     def within(self, available: int) -> "Memory":
         """Return what is set aside where so many bytes are left.
 
-        The longest conversation stays as it is. Company gives way first, then earlier prompts.
+        The longest conversation stays as it is. Company and earlier prompts give way alike.
 
         Args:
             available: Bytes; fewer than `least_to_start` count as that.
         """
         if available >= self.needed:
             return self
-        missing = min(self.spare_cache, max(0, self.least - available))
-        cache = (self.cache - missing) // _MB * _MB if missing else self.cache
-        spare_cache = max(0, self.spare_cache - (self.cache - cache))
-        less = self._replace(cache=cache, spare_cache=spare_cache)
+        less = self._with_spare_cache(max(0, available - self.least_to_start))
         if self.cost is None or not self.company or self.room is None or self.context is None:
             return less
-        limit = min(self.company, max(0, available - self.least))
+        limit = min(self.company, max(0, available - less.least))
         grown = (self.room - self.context) * limit // self.company if self.cost.per_token else 0
         room = self.context + grown
         sequences = min(self.sequences or 1, max(1, room // _LEAST_SEQUENCE))
@@ -105,6 +102,22 @@ class Memory(NamedTuple):
         company = grown * self.cost.per_token + (sequences - 1) * self.cost.overhead
         kv = self.kv - self.company + company
         return less._replace(kv=kv, room=room, sequences=sequences, company=company)
+
+    def _with_spare_cache(self, left: int) -> "Memory":
+        """Return the same with the share of so many bytes that comes to earlier prompts."""
+        elastic = self.company + self.spare_cache
+        if not self.spare_cache or left >= elastic:
+            return self
+        kept = self.cache - self.spare_cache + self.spare_cache * left // elastic
+        given = self.cache - kept // _MB * _MB
+        return self._replace(cache=self.cache - given, spare_cache=max(0, self.spare_cache - given))
+
+    def running_with(self, reserved: "Memory") -> "Memory":
+        """Return the most that a server can have which was started with less.
+
+        Company is taken back later. Earlier prompts are not: the server is told their limit once.
+        """
+        return self._replace(cache=reserved.cache, spare_cache=0)
 
     @property
     def cache_mb(self) -> int:

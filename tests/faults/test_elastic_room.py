@@ -112,3 +112,17 @@ def test_room_is_taken_back(models: list[ServerSpec]):
     eventually(lambda: state_of(models[0]).reservation == first.reservation, "the room")
     assert state_of(models[0]).serving == first.serving
     assert int(directory_of(models[0]).memory_room.read_text()) == first.reservation
+
+
+def test_one_that_had_to_start_with_less_is_not_kept_small(models: list[ServerSpec]):
+    """Once the one before it is gone, it has as much room for company as if it were first."""
+    first = use(models[0])
+    small = use(models[1])
+    assert small.serving.kv_room_tokens < first.serving.kv_room_tokens
+    stop_server(directory_of(models[0]), policy=FAST)
+    room = first.serving.kv_room_tokens
+    eventually(lambda: state_of(models[1]).serving.kv_room_tokens == room, "the room")
+    large = state_of(models[1])
+    assert large.serving == first.serving
+    assert large.generation == 1
+    assert int(directory_of(models[1]).memory_room.read_text()) == large.reservation

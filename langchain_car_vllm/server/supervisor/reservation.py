@@ -125,7 +125,7 @@ class _Queue:
                 granted = self._memory.within(decision.free)
                 context.update(
                     reservation=max(0, granted.needed),
-                    least=granted.least if granted.company else 0,
+                    least=granted.least if self._memory.company else 0,
                     wired=self._wired(granted, others),
                     detail="",
                     **NOT_QUEUED,

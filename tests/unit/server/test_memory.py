@@ -117,7 +117,7 @@ def test_a_batch_is_as_wide_as_its_longest_row():
 
 
 @given(SIZES, KV, st.none() | st.integers(512, 10**6), SIZES, st.integers(0, 10**4))
-def test_less_room_takes_from_company_alone(weights, kv, window, budget, share):
+def test_less_room_takes_from_company_and_earlier_prompts_alike(weights, kv, window, budget, share):
     """Whatever is left, the promised conversation stays, and all figures agree with each other."""
     budget += 2 * weights
     full = plan(weights, kv, window, budget)
@@ -129,9 +129,13 @@ def test_less_room_takes_from_company_alone(weights, kv, window, budget, share):
     assert (memory.weights, memory.prefill) == (full.weights, full.prefill)
     assert memory.context == full.context <= memory.room <= full.room
     assert 1 <= memory.sequences <= full.sequences
-    assert memory.cache == full.cache or not memory.company
     each = memory.room // memory.sequences
     assert memory.kv >= memory.sequences * kv.size(min(each, window or each))
+    if full.spare_cache and full.company:
+        kept = (memory.cache - full.cache) / full.spare_cache + 1
+        assert kept == pytest.approx(share / 10**4, abs=2**20 / full.spare_cache + 0.001)
+        others = full.sequences - 1
+        assert memory.sequences - 1 >= others * share // 10**4 - 1 or kv.per_token
     assert memory.within(available) == memory
     assert memory.within(0).needed <= memory.least_to_start
 

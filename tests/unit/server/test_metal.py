@@ -6,7 +6,7 @@ import pytest
 
 from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.server.command import Launch
+from langchain_car_vllm.server.command import Launch, launch_with
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.memory import Memory
 from langchain_car_vllm.server.spec import ServerSpec
@@ -108,9 +108,9 @@ def test_a_first_look_at_a_log_that_is_refused_is_the_next_ones(tmp_path: Path):
 
 def settings(env: dict[str, str], **given: object) -> dict[str, str]:
     spec = ServerSpec(source="m", served_name="m", **given)
-    launch = Launch(
-        "m", True, Serving(engine="batched", multimodal=False), memory=Memory(900, kv=100, room=10)
-    )
+    memory = Memory(900, kv=100, room=10)
+    launch = Launch("m", True, Serving(engine="batched", multimodal=False), memory=memory)
+    launch = launch_with(launch, memory)
     return launch_settings(spec, launch, env)
 
 

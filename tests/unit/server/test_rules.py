@@ -7,15 +7,23 @@ import pytest
 
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.errors import ServerStartError
-from langchain_car_vllm.server.command import Launch, is_read_in_parts, serve_arguments
+from langchain_car_vllm.models.kv_cache import KvCache
+from langchain_car_vllm.server.command import (
+    Launch,
+    is_read_in_parts,
+    launch_with,
+    serve_arguments,
+)
 from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.idle import Use, idle_deadline
+from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.memory import Memory
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.spec import ServerSpec, argument_value
 from langchain_car_vllm.server.supervisor.restarts import is_spent, recent_crashes, start_time
 
 SPEC = ServerSpec(source="org/model", served_name="org/model")
+GB = 10**9
 
 
 @pytest.mark.parametrize(
@@ -153,6 +161,22 @@ def test_the_server_is_told_what_was_planned():
     arguments = serve_arguments(SPEC, launch, 1)
     for name, value in (("cache-memory-mb", 7), ("max-num-seqs", 3), ("completion-batch-size", 3)):
         assert arguments[arguments.index(f"--{name}") + 1] == str(value)
+
+
+def test_a_server_that_starts_with_less_is_told_what_it_may_have_later():
+    """Company is taken back once there is room; the limit of earlier prompts stays as it is."""
+    planned = Memory(GB, cache=GB, kv=GB, context=8192, room=65_536, sequences=32)
+    planned = planned._replace(company=GB // 2, spare_cache=GB // 2, cost=KvCache(10_000))
+    launch = Launch("m", True, Serving(engine="batched"), memory=planned)
+    less = planned.within(planned.least_to_start + GB // 2)
+    started = launch_with(launch, less)
+    assert started.serving.kv_room_tokens == less.room < planned.room
+    assert GB // 2 < less.cache < GB
+    arguments = serve_arguments(SPEC, started, 1)
+    assert arguments[arguments.index("--max-num-seqs") + 1] == "32"
+    assert arguments[arguments.index("--cache-memory-mb") + 1] == str(less.cache // 2**20)
+    assert launch_settings(SPEC, started, {})["CAR_VLLM_LAUNCH_MEMORY"] == str(less.needed)
+    assert started.memory.needed == planned.needed - (planned.cache - less.cache)
 
 
 def test_key_holds_what_makes_a_server_another():

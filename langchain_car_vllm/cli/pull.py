@@ -109,6 +109,7 @@ def _download(spec: ServerSpec, binary: Path, on_progress: OnProgress, *, update
     policy = policy_from_environment()
     download = Download(spec, binary, policy, update=update)
     began = time.monotonic()
+    on_progress(Progress("download"))
     try:
         while (progress := download.step()) is not None:
             _, done, total = progress

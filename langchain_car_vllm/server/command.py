@@ -96,20 +96,20 @@ def launch_for(
         # Drafts that are refused while others are answered change tokens (vllm-mlx 0.6.0).
         alone=is_wired or spec.draft is not None,
     )
-    launch = Launch(
+    return Launch(
         model,
         offline=offline,
-        serving=replace(serving, engine_note=note),
+        serving=serving_within(replace(serving, engine_note=note), memory),
         sampling=facts.sampling,
         preserve_thinking=facts.preserve_thinking,
         linear_attention=facts.linear_attention,
         memory=memory,
+        reserved=memory.needed,
         is_wired=is_wired,
     )
-    return launch_with(launch, memory)
 
 
-def launch_with(launch: Launch, reserved: Memory) -> Launch:
+def started_with(launch: Launch, reserved: Memory) -> Launch:
     """Return a launch that begins with what could be set aside: what clients are told follows.
 
     Args:

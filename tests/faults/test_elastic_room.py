@@ -126,3 +126,14 @@ def test_one_that_had_to_start_with_less_is_not_kept_small(models: list[ServerSp
     assert large.serving == first.serving
     assert large.generation == 1
     assert int(directory_of(models[1]).memory_room.read_text()) == large.reservation
+
+
+def test_models_that_fit_with_fewer_earlier_prompts_stay(
+    models: list[ServerSpec], monkeypatch: pytest.MonkeyPatch
+):
+    """The later one keeps fewer of them, and nobody is loaded again when they take turns."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "6.5")
+    for spec in models[:2] * 2:
+        use(spec)
+    assert {(state.phase, state.generation) for _, state in running_servers()} == {("ready", 1)}
+    assert len(set_aside()) == 2

@@ -22,7 +22,7 @@ from langchain_car_vllm.errors import (
     ServerError,
     ServerStartError,
 )
-from langchain_car_vllm.server.command import launch_with
+from langchain_car_vllm.server.command import started_with
 from langchain_car_vllm.server.directory import ServerDirectory, state_directory_error
 from langchain_car_vllm.server.policy import Policy
 from langchain_car_vllm.server.process import descendants, kill_group
@@ -93,7 +93,7 @@ class Supervisor:
             check_fits(context)
             runtime = usable_runtime(context)
             launch = fetch_model(context, runtime).launch
-            launch = launch_with(launch, reserve_memory(context, launch.memory))
+            launch = started_with(launch, reserve_memory(context, launch.memory))
             # An upgrade may have begun while memory was awaited.
             server = load(context, usable_runtime(context), launch, self._servers)
             remove_old_keys(context.directory, context.policy.key_lifetime)

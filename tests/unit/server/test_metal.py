@@ -6,7 +6,7 @@ import pytest
 
 from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.errors import ConfigurationError
-from langchain_car_vllm.server.command import Launch, launch_with
+from langchain_car_vllm.server.command import Launch, started_with
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.memory import Memory
 from langchain_car_vllm.server.spec import ServerSpec
@@ -110,7 +110,7 @@ def settings(env: dict[str, str], **given: object) -> dict[str, str]:
     spec = ServerSpec(source="m", served_name="m", **given)
     memory = Memory(900, kv=100, room=10)
     launch = Launch("m", True, Serving(engine="batched", multimodal=False), memory=memory)
-    launch = launch_with(launch, memory)
+    launch = started_with(launch, memory)
     return launch_settings(spec, launch, env)
 
 

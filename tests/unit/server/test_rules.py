@@ -11,8 +11,8 @@ from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.server.command import (
     Launch,
     is_read_in_parts,
-    launch_with,
     serve_arguments,
+    started_with,
 )
 from langchain_car_vllm.server.engine import choose_engine
 from langchain_car_vllm.server.idle import Use, idle_deadline
@@ -169,7 +169,7 @@ def test_a_server_that_starts_with_less_is_told_what_it_may_have_later():
     planned = planned._replace(company=GB // 2, spare_cache=GB // 2, cost=KvCache(10_000))
     launch = Launch("m", True, Serving(engine="batched"), memory=planned)
     less = planned.within(planned.least_to_start + GB // 2)
-    started = launch_with(launch, less)
+    started = started_with(launch, less)
     assert started.serving.kv_room_tokens == less.room < planned.room
     assert GB // 2 < less.cache < GB
     arguments = serve_arguments(SPEC, started, 1)

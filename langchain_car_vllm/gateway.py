@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,8 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import CarVllmError, ConfigurationError, ServerCrashedError
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.server import Lease, ServerSpec, alease
+from langchain_car_vllm.server.client.keeper import Keeper
+from langchain_car_vllm.support.closed_loops import ended_with_loop
 from langchain_car_vllm.support.json_objects import read_json_object
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.errors import PromptTooLongError
@@ -86,16 +88,22 @@ class Gateway:
         self._api_key = api_key.encode()
         self._on_progress = on_progress
         self._held = 0
+        self._keeper: Keeper | None = None
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[Endpoint]:
-        """Start the server, and keep it from stopping for idleness.
+        """Start the server, and keep it, or the one that later requests lead to, in memory.
+
+        Others may have the memory meanwhile, and the next request starts it again.
 
         Raises:
             CarVllmError: The server cannot be had; the type tells why.
         """
-        async with self._lease(is_request=False) as held:
-            yield held.endpoint
+        self._keeper = keeper = Keeper(self._spec.keep_alive)
+        with closing(keeper), ended_with_loop(keeper.close):
+            async with self._lease() as held:
+                endpoint = held.endpoint
+            yield endpoint
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI 3 wants it."""
@@ -199,8 +207,9 @@ class Gateway:
                 await _send_error(send, HTTPStatus.BAD_REQUEST, text)
 
     @asynccontextmanager
-    async def _lease(self, *, is_request: bool = True) -> AsyncIterator[Lease]:
-        async with alease(self._spec, on_progress=self._on_progress, is_request=is_request) as held:
+    async def _lease(self) -> AsyncIterator[Lease]:
+        leasing = alease(self._spec, on_progress=self._on_progress, keeper=self._keeper)
+        async with leasing as held:
             self.endpoint = held.endpoint
             yield held
 

@@ -79,7 +79,8 @@ HeldKeepAlive = Annotated[
     typer.Option(
         "--keep-alive",
         help="How long the model stays in memory after a request, such as 10m; without it the "
-        f"model stays as long as it is served, whatever {CAR_VLLM_MLX_KEEP_ALIVE.name} says",
+        "model stays as long as it is served, unless another needs its memory, whatever "
+        f"{CAR_VLLM_MLX_KEEP_ALIVE.name} says",
         callback=checked_by(check_keep_alive),
     ),
 ]

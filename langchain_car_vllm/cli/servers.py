@@ -22,6 +22,7 @@ from langchain_car_vllm.server import lost_servers, running_servers, stop_server
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.client.stop import idle_seconds
+from langchain_car_vllm.server.client_record import keepers
 from langchain_car_vllm.server.directory import (
     ServerDirectory,
     access_hint,
@@ -308,7 +309,9 @@ def _until(directory: ServerDirectory, state: State) -> str:
     left = idle_seconds(directory, state, time.monotonic())
     if left is None:
         return "in use"
-    return "forever" if math.isinf(left) else f"in {_clock(int(left))}"
+    if math.isinf(left):
+        return "kept" if keepers(directory.clients) else "forever"
+    return f"in {_clock(int(left))}"
 
 
 def _age(state: State) -> int | None:

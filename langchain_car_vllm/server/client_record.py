@@ -19,7 +19,7 @@ from langchain_car_vllm.support.replaced_files import replaced_file
 
 _START_NS = 10**18
 _REQUEST, _KEPT = ".held-", ".kept-"
-"""Marks of the processes with requests under way, and of those that only keep a server."""
+"""Marks of the processes with requests under way, and of those that keep a server without any."""
 
 
 def record_name() -> str:
@@ -95,19 +95,24 @@ def read_uses(folder: Path) -> list[Use]:
     return uses
 
 
-def mark_path(folder: Path, *, is_request: bool) -> Path:
-    """Return the file that this process holds locked while it uses the server in this way."""
-    return folder / f"{_REQUEST if is_request else _KEPT}{record_name()}"
+def request_mark(folder: Path) -> Path:
+    """Return the file that this process holds locked while it has requests under way."""
+    return folder / f"{_REQUEST}{record_name()}"
 
 
-def holders(folder: Path) -> list[int]:
-    """Return the process ids of the clients that hold the lease, for whatever reason."""
-    return _owners(folder, _REQUEST, _KEPT)
+def kept_mark(folder: Path) -> Path:
+    """Return the file that this process holds locked while it keeps the server from idling out."""
+    return folder / f"{_KEPT}{record_name()}"
 
 
 def requesters(folder: Path) -> list[int]:
     """Return the process ids of the clients that have requests under way."""
     return _owners(folder, _REQUEST)
+
+
+def keepers(folder: Path) -> list[int]:
+    """Return the process ids of those that keep the server in memory, in use or not."""
+    return _owners(folder, _KEPT)
 
 
 def remove_dead_marks(folder: Path) -> None:
@@ -118,9 +123,8 @@ def remove_dead_marks(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _owners(folder: Path, *kinds: str) -> list[int]:
-    marks = [mark for kind in kinds for mark in _marks(folder, kind)]
-    return list(dict.fromkeys(pid for path, pid in marks if _is_locked(path)))
+def _owners(folder: Path, kind: str) -> list[int]:
+    return [pid for path, pid in _marks(folder, kind) if _is_locked(path)]
 
 
 def _marks(folder: Path, kind: str) -> Iterator[tuple[Path, int]]:

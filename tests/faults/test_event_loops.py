@@ -17,7 +17,7 @@ from faults.support import FAST, PATIENCE, Fake, eventually
 
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.server import stop_server
-from langchain_car_vllm.server.client_record import holders
+from langchain_car_vllm.server.client_record import requesters
 from langchain_car_vllm.server.tickets import read_tickets
 
 
@@ -180,7 +180,7 @@ def check_nothing_is_held(fake: Fake, program: "subprocess.Popen[str]") -> None:
 
     def is_free() -> bool:
         tickets = [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
-        return not holders(directory.clients) and not tickets
+        return not requesters(directory.clients) and not tickets
 
     eventually(is_free, "lease and turn")  # a step that was under way gives them back at its end
     port = fake.state().port
@@ -244,7 +244,7 @@ def test_loop_that_ends_with_a_stream_open_says_nothing(
         assert program.stdout is not None
         assert program.stdout.readline() == "ended\n"
         directory = fake.directory()
-        assert not holders(directory.clients)
+        assert not requesters(directory.clients)
         assert not [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
         assert stop_server(directory, force=False, policy=FAST)
         assert not program.communicate(timeout=PATIENCE)[1]

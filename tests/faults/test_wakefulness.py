@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,8 @@ from faults.support import FAST, ClientProcess, Fake, ask, eventually
 
 from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.server import lease, stop_server, wakefulness
-from langchain_car_vllm.server.client_record import holders, requesters
+from langchain_car_vllm.server.client.keeper import Keeper
+from langchain_car_vllm.server.client_record import keepers, requesters
 from langchain_car_vllm.server.state import read_state
 from langchain_car_vllm.server.wakefulness import Wakefulness
 
@@ -96,9 +98,11 @@ def test_awake_for_a_load_and_a_lease_and_no_longer(fake: Fake, notes: Notes):
 
 
 def test_a_server_that_is_only_kept_lets_the_mac_sleep(fake: Fake, notes: Notes):
-    """`car-vllm serve` holds a lease from login on; what it answers alone keeps the Mac awake."""
+    """`car-vllm serve` keeps one from login on; what it answers alone keeps the Mac awake."""
     policy = dataclasses.replace(FAST, awake_linger=0.05)
-    with lease(fake.spec(), policy=policy, is_request=False):
+    with closing(Keeper(60.0)) as keeper:
+        with lease(fake.spec(), policy=policy, keeper=keeper):
+            pass
         eventually(lambda: not notes.alive(), "the Mac to be let asleep")
         with lease(fake.spec(), policy=policy):
             eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake for a request")
@@ -124,10 +128,10 @@ def test_a_gateway_makes_no_request_of_its_own(fake: Fake):
 
     async def keep() -> tuple[list[int], list[int]]:
         async with Gateway(fake.spec(), "key").hold():
-            return holders(clients), requesters(clients)
+            return keepers(clients), requesters(clients)
 
     assert asyncio.run(keep()) == ([os.getpid()], [])
-    assert holders(clients) == []
+    assert keepers(clients) == []
 
 
 def test_off_by_its_variable(fake: Fake, notes: Notes, monkeypatch: pytest.MonkeyPatch):

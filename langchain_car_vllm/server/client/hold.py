@@ -11,16 +11,14 @@ class Hold:
 
     Args:
         keep_alive: Seconds that the request wants the server to stay.
-        is_request: False for one that asks nothing of the server, and only keeps it.
 
     Attributes:
         mutex: Held while the lease is taken, by whoever waits for it.
         is_given_up: Whether nobody waits any more.
     """
 
-    def __init__(self, keep_alive: float, *, is_request: bool = True) -> None:
+    def __init__(self, keep_alive: float) -> None:
         self._keep_alive = keep_alive
-        self._is_request = is_request
         # Those of the calls that this one is made from within.
         self._outer = tuple(hold for hold in _holds.get() if hold.is_taken)
         _holds.set((*self._outer, self))
@@ -40,7 +38,7 @@ class Hold:
             StateDirectoryError: This process's record cannot be written.
         """
         self._lease = lease  # first, so that it is given back wherever this is interrupted
-        if not lease.acquire(self, self._keep_alive, is_request=self._is_request):
+        if not lease.acquire(self, self._keep_alive):
             self._lease = None
             return False
         return True

@@ -14,6 +14,7 @@ from langchain_car_vllm.models.identity import led_to
 from langchain_car_vllm.progress import OnProgress
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.server.client.admission import Admission
+from langchain_car_vllm.server.client.keeper import Keeper
 from langchain_car_vllm.server.client.process_lease import ProcessLease, process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.directory import ServerDirectory, server_directory
@@ -79,7 +80,7 @@ def lease(
     startup_timeout: float | None = None,
     on_progress: OnProgress | None = None,
     policy: Policy | None = None,
-    is_request: bool = True,
+    keeper: Keeper | None = None,
 ) -> Iterator[Lease]:
     """Hold a ready server, starting it if nobody has.
 
@@ -88,14 +89,13 @@ def lease(
         startup_timeout: Seconds to wait at most, None for no limit.
         on_progress: Called in this thread with every change while waiting.
         policy: The timings, by default those of the environment.
-        is_request: False for what only keeps the server in memory and asks nothing of it: the Mac
-            may sleep meanwhile.
+        keeper: Keeps the server in memory beyond this, as long as it is not closed.
 
     Raises:
         CarVllmError: The server cannot be had; the type tells why.
         ServerStartingError: `startup_timeout` ran out; the start goes on.
     """
-    waiting = _wait(spec, policy, startup_timeout, on_progress, is_request=is_request)
+    waiting = _wait(spec, policy, startup_timeout, on_progress, keeper)
     try:
         try:
             while (endpoint := waiting.step()) is None:
@@ -119,10 +119,10 @@ async def alease(
     startup_timeout: float | None = None,
     on_progress: OnProgress | None = None,
     policy: Policy | None = None,
-    is_request: bool = True,
+    keeper: Keeper | None = None,
 ) -> AsyncIterator[Lease]:
     """Do what `lease` does without blocking the event loop; cancelling it cancels no start."""
-    waiting = _wait(spec, policy, startup_timeout, on_progress, is_request=is_request)
+    waiting = _wait(spec, policy, startup_timeout, on_progress, keeper)
     try:
         with ended_with_loop(waiting.hold.give_up):
             while (endpoint := await run_step(waiting.step)) is None:  # noqa: ASYNC110
@@ -177,8 +177,7 @@ def _wait(
     policy: Policy | None,
     startup_timeout: float | None,
     on_progress: OnProgress | None,
-    *,
-    is_request: bool,
+    keeper: Keeper | None,
 ) -> Waiting:
     @cache
     def directory() -> ServerDirectory:
@@ -193,5 +192,5 @@ def _wait(
         policy or policy_from_environment(),
         startup_timeout,
         on_progress,
-        is_request=is_request,
+        keeper=keeper,
     )

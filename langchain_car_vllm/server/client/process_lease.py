@@ -8,8 +8,9 @@ from pathlib import Path
 from langchain_car_vllm.server.client.spawn import Start
 from langchain_car_vllm.server.client.use_mark import UseMark
 from langchain_car_vllm.server.client_record import (
-    mark_path,
+    kept_mark,
     record_name,
+    request_mark,
     touch_record,
     write_record,
 )
@@ -54,8 +55,8 @@ class ProcessLease:
             self._supervisor = open_lock(directory.supervisor_lock)
             self._server = open_lock(directory.server_lock)
         self._is_abandoned = self._is_retired = False
-        # What each of them holds it for: a request, or to keep the server.
-        self._holders: dict[object, bool] = {}
+        self._holders: set[object] = set()
+        self._keepers: set[object] = set()
         self._ended: deque[tuple[object, float]] = deque()
         self._record: Path | None = None
         self._keep_alive: float | None = None
@@ -63,28 +64,20 @@ class ProcessLease:
         self._start: Start | None = None
         self._ours: set[int] = set()
         self._orphans: set[int] = set()
-        self._marks = {
-            is_request: UseMark(mark_path(directory.clients, is_request=is_request))
-            for is_request in (True, False)
-        }
+        self._request_mark = UseMark(request_mark(directory.clients))
+        self._kept_mark = UseMark(kept_mark(directory.clients))
 
     @property
     def holders(self) -> int:
-        """How many requests, and others, of this process hold the lease."""
+        """How many requests of this process hold the lease."""
         return len(self._holders)
 
-    @property
-    def requests(self) -> int:
-        """How many requests of this process hold the lease."""
-        return list(self._holders.values()).count(True)
-
-    def acquire(self, holder: object, keep_alive: float, *, is_request: bool = True) -> bool:
+    def acquire(self, holder: object, keep_alive: float) -> bool:
         """Take the lease for one request; False while the server is stopping for idleness.
 
         Args:
             holder: Who gives it back, also where this was interrupted and nobody knows how far.
             keep_alive: Seconds that the request wants the server to stay.
-            is_request: False for one that asks nothing of the server, and only keeps it.
 
         Raises:
             StateDirectoryError: This process's record cannot be written.
@@ -93,21 +86,32 @@ class ProcessLease:
             try:
                 if not self._holders and not try_shared(self._lease):
                     return False
-                if is_request not in self._holders.values():
-                    self._marks[is_request].show()
+                if not self._holders:
+                    self._request_mark.show()
                 if keep_alive != self._keep_alive:
                     self._write_record(keep_alive)
-                self._holders[holder] = is_request
+                self._holders.add(holder)
             except BaseException:
-                if is_request not in self._holders.values():
-                    self._marks[is_request].hide()
                 if not self._holders:
+                    self._request_mark.hide()
                     release(self._lease)
                 raise
             return True
 
+    def keep(self, keeper: object) -> None:
+        """Keep the server from stopping for idleness, until this is released.
+
+        A request holds the lease meanwhile, so that a server which is about to stop is not meant.
+
+        Raises:
+            StateDirectoryError: The mark cannot be written.
+        """
+        with self._guarded(), self._explained():
+            self._keepers.add(keeper)
+            self._kept_mark.show()
+
     def release(self, holder: object, keep_alive: float) -> None:
-        """Give one request's lease back, if it has it, and tell the supervisor that it ended.
+        """Give back what a request or a keeper has, and tell the supervisor that it ended.
 
         It never raises: an answer that was given is not lost for a record that cannot be written.
         Where this thread is in the middle of something else here, that is brought to its end first.
@@ -141,20 +145,21 @@ class ProcessLease:
                 self._ended.remove(ended)
 
     def _end(self, holder: object, keep_alive: float) -> None:
-        """Note the end of a request; an interrupted one is begun anew."""
-        if holder not in self._holders or self._is_abandoned:
+        """Note the end of a request or a keeper; an interrupted one is begun anew."""
+        if holder not in self._holders | self._keepers or self._is_abandoned:
             return
         try:
             self._tell_end(keep_alive)
         except OSError:
             self._keep_alive = None
         finally:
-            is_request = self._holders[holder]
-            if list(self._holders.values()).count(is_request) == 1:
-                self._marks[is_request].hide()
-            if len(self._holders) == 1:
+            if self._keepers == {holder}:
+                self._kept_mark.hide()
+            if self._holders == {holder}:
+                self._request_mark.hide()
                 release(self._lease)
-            del self._holders[holder]
+            self._keepers.discard(holder)
+            self._holders.discard(holder)
             if self._is_retired and not self._holders:
                 self._close()
 
@@ -234,8 +239,8 @@ class ProcessLease:
 
     def _close(self) -> None:
         self._is_abandoned = True
-        for mark in self._marks.values():
-            mark.close()
+        self._request_mark.close()
+        self._kept_mark.close()
         author = [self._author[1]] if self._author else []
         for descriptor in (self._lease, self._supervisor, self._server, *author):
             close_lock(descriptor)

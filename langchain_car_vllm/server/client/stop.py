@@ -1,5 +1,6 @@
 """Ending servers from outside: stop means that nobody is left."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -7,7 +8,7 @@ from concurrent.futures import as_completed
 from contextlib import suppress
 
 from langchain_car_vllm.errors import CarVllmError, ServerBusyError, ServerError
-from langchain_car_vllm.server.client_record import read_uses
+from langchain_car_vllm.server.client_record import keepers, read_uses
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.idle import idle_deadline
 from langchain_car_vllm.server.locks import (
@@ -46,6 +47,8 @@ def idle_seconds(directory: ServerDirectory, state: State, now: float) -> float 
     with explain_os_errors(directory.path), absent, lock as lease:
         if not acquire_exclusive(lease, _LOOK_PATIENCE):
             return None
+    if keepers(directory.clients):
+        return math.inf
     deadline = idle_deadline(read_uses(directory.clients), state.ready_at or now, state.keep_alive)
     return max(0.0, deadline - now)
 

@@ -20,6 +20,7 @@ from langchain_car_vllm.errors import (
 )
 from langchain_car_vllm.progress import OnProgress, Progress, Teller
 from langchain_car_vllm.server.client.hold import Hold
+from langchain_car_vllm.server.client.keeper import Keeper
 from langchain_car_vllm.server.client.liveness import is_serving
 from langchain_car_vllm.server.client.memory_turn import MemoryTurn
 from langchain_car_vllm.server.client.outcome import crash_error, verdict
@@ -61,7 +62,7 @@ class Waiting:
         policy: How long to wait for what.
         startup_timeout: Seconds to wait at most, None for no limit.
         on_progress: Called in the waiting thread with every change.
-        is_request: False for one that asks nothing of the server, and only keeps it.
+        keeper: Keeps the server beyond the request.
 
     Attributes:
         hold: The lease, once it is taken; whoever gives it up ends the wait.
@@ -75,12 +76,13 @@ class Waiting:
         startup_timeout: float | None,
         on_progress: OnProgress | None,
         *,
-        is_request: bool = True,
+        keeper: Keeper | None = None,
     ) -> None:
         self.policy = policy
         self._find_process_lease = find_process_lease
         self._spec = spec
-        self.hold = Hold(spec.keep_alive, is_request=is_request)
+        self._keeper = keeper
+        self.hold = Hold(spec.keep_alive)
         self._memory_turn = MemoryTurn(self.hold, spec.served_name, policy)
         self._start: Start | None = None
         self._known: int | None = None
@@ -141,7 +143,7 @@ class Waiting:
 
     def was_alone(self, crash: ServerCrashedError) -> bool:
         """Tell whether no other request of any process was under way at a crash."""
-        return crash.clients == 1 and self._process_lease.requests == 1
+        return crash.clients == 1 and self._process_lease.holders == 1
 
     def explain_step(self, endpoint: Endpoint, waited: float) -> tuple[CarVllmError | None] | None:
         """Look at what became of a server whose connection broke.
@@ -177,6 +179,8 @@ class Waiting:
         self._note_generation(state, supervised=supervised)
         if state and supervised and self._is_ready(state):
             directory = self._process_lease.directory
+            if self._keeper is not None:
+                self._keeper.keep(self._process_lease)
             endpoint = state.endpoint(
                 directory.log, partial(is_serving, directory, state.generation)
             )

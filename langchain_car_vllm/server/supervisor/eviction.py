@@ -43,8 +43,8 @@ class Eviction:
 
     def _check_somebody_goes_on(self, now: float) -> None:
         """End it where all who are served have been suspended for long."""
-        holders = self._clients.holders()
-        if not holders or not all(map(is_suspended, holders)):
+        requesters = self._clients.requesters()
+        if not requesters or not all(map(is_suspended, requesters)):
             self._suspended_since = None
             return
         self._suspended_since = self._suspended_since or now

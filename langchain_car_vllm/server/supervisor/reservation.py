@@ -9,7 +9,7 @@ from pathlib import Path
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.runtime.metal import likely_working_set
-from langchain_car_vllm.server.client_record import read_uses
+from langchain_car_vllm.server.client_record import keepers, read_uses
 from langchain_car_vllm.server.command import serving_within
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import opened_lock, release, try_exclusive
@@ -218,7 +218,7 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
     is_ready = state.phase == "ready"
     is_idle = is_ready and _is_idle(directory)
     uses = read_uses(directory.clients)
-    is_kept_forever = any(use.keep_alive < 0 for use in uses)
+    is_kept = any(use.keep_alive < 0 for use in uses) or bool(keepers(directory.clients))
     last_use = max((use.last_event for use in uses), default=0.0)
     return Neighbour(
         key=directory.key,
@@ -227,7 +227,7 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
         is_evictable=is_ready,
         is_leaving=state.phase == "stopping",
         is_idle=is_idle,
-        order=(is_kept_forever, last_use if is_idle else state.ready_at or 0.0),
+        order=(is_kept, last_use if is_idle else state.ready_at or 0.0),
         place=(state.queued_at, directory.key) if waits and state.queued_at is not None else None,
         needed=state.needed if waits else 0,
         victims=state.victims if waits else (),

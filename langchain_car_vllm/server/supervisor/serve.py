@@ -126,11 +126,13 @@ class _Idleness:
         return min(policy.idle_tick, max(deadline - now, policy.start_tick))
 
     def _end_if_unused(self, now: float) -> None:
-        if not try_exclusive(self._context.lease):
+        if self._clients.keepers() or not try_exclusive(self._context.lease):
             self._was_busy = True
             return
         try:
-            is_used = self._was_busy or self._clients.poll(time.monotonic())
+            # Whoever keeps it from now on holds the lease first.
+            is_kept = bool(self._clients.keepers())
+            is_used = is_kept or self._was_busy or self._clients.poll(time.monotonic())
         except OSError:
             release(self._context.lease)
             raise

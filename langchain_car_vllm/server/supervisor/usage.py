@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from langchain_car_vllm.server.client_record import (
-    holders,
     is_client_alive,
+    keepers,
     promise_path,
     remove_dead_marks,
     requesters,
@@ -52,13 +52,13 @@ class ClientRecords:
         self._seen = found
         return happened
 
-    def holders(self) -> list[int]:
-        """Return the process ids of the clients that hold the lease, for whatever reason."""
-        return holders(self._folder)
-
     def requesters(self) -> list[int]:
         """Return the process ids of the clients that have requests under way."""
         return requesters(self._folder)
+
+    def keepers(self) -> list[int]:
+        """Return the process ids of those that keep the server in memory, in use or not."""
+        return keepers(self._folder)
 
     def forget_dead(self, before: float = math.inf) -> None:
         """Remove the records of processes that are gone.

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import logging
+import shutil
 import socket
 from urllib.parse import urlsplit
 
 import pytest
-from faults.support import FAST, PATIENCE, Fake
+from fakes.weights import write_sparse_weights
+from faults.support import FAST, PATIENCE, Fake, ask
+from unit.cli.conftest import Cli
 from unit.cli.test_sharing import question, request, serving
 
 from langchain_car_vllm import gateway as gateway_module
@@ -15,7 +18,7 @@ from langchain_car_vllm.cli import gateway_server
 from langchain_car_vllm.errors import ServerStoppedError
 from langchain_car_vllm.gateway import Gateway
 from langchain_car_vllm.progress import Progress
-from langchain_car_vllm.server import alease
+from langchain_car_vllm.server import alease, lease
 from langchain_car_vllm.server.client.admission import Admission
 from langchain_car_vllm.server.tickets import Rules
 from langchain_car_vllm.wire.transport import connection_pools
@@ -128,6 +131,24 @@ def test_a_state_that_cannot_be_looked_at_is_no_failure_of_health(fake: Fake):
     sent = asyncio.run(run())
     assert sent[0]["status"] == 200
     assert json.loads(sent[1]["body"])["model_loaded"] is False
+
+
+def test_a_model_that_is_served_makes_room(
+    cli_here: Cli, fake: Fake, monkeypatch: pytest.MonkeyPatch
+):
+    """While nobody asks it anything, another one may have its memory; it comes back when asked."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "1.5")
+    write_sparse_weights(fake.model / "model.safetensors", 1_000_000_000)
+    other = str(shutil.copytree(fake.model, fake.root / "other"))
+    with serving(str(fake.model)) as (_, published):
+        spec = fake.spec(source=other, served_name=other)
+        with lease(spec, policy=FAST, startup_timeout=PATIENCE) as held:
+            assert ask(held.endpoint)
+        key = published.read_key()
+        assert request(published, "/v1/chat/completions", key, question(published))[0] == 200
+        assert fake.state().generation == 2
+        (row,) = cli_here("ps").stdout.splitlines()[1:]
+        assert row.split()[-1] == "kept"
 
 
 def test_odd_requests_are_answered_and_harm_nobody(fake: Fake):

@@ -9,7 +9,7 @@ import typer
 from langchain_car_vllm.cli import runtime_checks
 from langchain_car_vllm.cli.findings import Finding, Warned
 from langchain_car_vllm.cli.machine_checks import CHECKS
-from langchain_car_vllm.cli.model_selftest import model_selftests, report_lines
+from langchain_car_vllm.cli.model_selftest import masked, model_selftests, report_lines
 from langchain_car_vllm.cli.options import AsJson
 from langchain_car_vllm.cli.output import print_json
 from langchain_car_vllm.cli.selftest import selftests
@@ -37,7 +37,11 @@ def doctor(
     ] = False,
     model: Annotated[
         bool,
-        typer.Option("--model", help="With --selftest: also a small real model on both engines"),
+        typer.Option(
+            "--model",
+            help="With --selftest: also a small real model on both engines; paths and names are "
+            "masked, for an issue",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +55,8 @@ def doctor(
     if model and not selftest:
         raise typer.BadParameter("it belongs to --selftest", param_hint="--model")
     results = []
-    for result in _results(selftest=selftest, model=model):
+    for found in _results(selftest=selftest, model=model):
+        result = _masked(found) if model else found
         results.append(result)
         if not as_json:
             _show(result)
@@ -95,6 +100,11 @@ def _run(checks: Iterable[tuple[str, Callable[[], str]]]) -> Iterator[_Result]:
             known = run_state_error(error)
             said = known.message if known else f"{type(error).__name__}: {error}"
             yield _Result(name, "failed", said, known.hint if known else None)
+
+
+def _masked(result: _Result) -> _Result:
+    hint = masked(result.hint) if result.hint else None
+    return result._replace(said=masked(result.said), hint=hint)
 
 
 def _show(result: _Result) -> None:

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from langchain_car_vllm import ChatVllmMlx
 
 _MODEL = "smollm2-135m"
-_PATH = re.compile(r"(?<=`)[~/][^`]+|(?<![\w/])~?/[^\s`]+")
+# Inside quotes a path may hold spaces.
+_PATH = re.compile(r"(?<=([`'\"]))[~/](?:(?!\1).)+|(?<![\w/])~?/[^\s`]+")
 _CHIP = "machdep.cpu.brand_string"
 _PATIENCE = 300.0
 _ENGINES: tuple[Literal["simple", "batched"], ...] = ("simple", "batched")
@@ -188,10 +189,10 @@ class _EngineTrial:
 
 
 def report_lines(rows: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Return a page to paste into an issue; no names, paths or keys are in it.
+    """Return a page to paste into an issue.
 
     Args:
-        rows: The name of each step, its verdict, and what it said.
+        rows: The name of each step, its verdict, and what it said, masked.
     """
     host, binary = current_host(), binary_to_launch()
     packages = ("mlx", "mlx_lm", "mlx_vlm")
@@ -206,16 +207,13 @@ def report_lines(rows: Iterable[tuple[str, str, str]]) -> list[str]:
         f"vllm-mlx {server}, {', '.join(versions)}",
         f"{host.system} {'.'.join(map(str, host.release))} on {host.machine}, {_chip()}",
         f"memory {size(psutil.virtual_memory().total)}, Metal's working set {size(working_set)}",
-        *(
-            f"{verdict.ljust(7)}  {name}: {_mask(said)}".rstrip(": ")
-            for name, verdict, said in rows
-        ),
+        *(f"{verdict.ljust(7)}  {name}: {said}".rstrip(": ") for name, verdict, said in rows),
         "```",
     ]
 
 
-def _mask(said: str) -> str:
-    """Return what a step said without paths and the names of this machine and its user."""
+def masked(said: str) -> str:
+    """Return a text without paths and the names of this machine and its user."""
     names = [host_name()]
     with suppress(OSError, KeyError):
         names.append(getpass.getuser())

@@ -4,11 +4,13 @@ import getpass
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
+from faults.support import Fake
 from unit.cli.conftest import Cli
 
-from langchain_car_vllm.cli.model_selftest import model_selftests, report_lines
+from langchain_car_vllm.cli.model_selftest import masked, model_selftests, report_lines
 from langchain_car_vllm.paths import car_home, managed_root
 
 
@@ -45,24 +47,46 @@ def test_the_runtime_is_the_one_that_is_there(tmp_path, monkeypatch):
     assert "CAR_VLLM_MLX_RUNTIME" not in os.environ
 
 
-def test_the_page_tells_no_path(home):
-    """Versions, machine and rows are on it; a path in an error is not."""
-    rows = [
-        ("simple rates", "ok", "prefill 900 tokens/s, decode 13.0 tokens/s"),
-        ("simple stop", "failed", f"`{home}/.car/run/x` cannot be read, see {home}/log"),
-        ("servers", "warning", f"`{home}/Application Support/x` ran on `{socket.gethostname()}`"),
-        ("home", "failed", f"`~/.car` belongs to {getpass.getuser()}"),
-        ("disk", "ok", ""),
-    ]
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("prefill 900 tokens/s", "prefill 900 tokens/s"),
+        ("`~/.car/run/x` cannot be read, see {home}/log", "`<path>` cannot be read, see <path>"),
+        ("`{home}/Application Support/x` ran on `{host}`", "`<path>` ran on `<name>`"),
+        ("`chmod go-w '{home}/My Models'`", "`chmod go-w '<path>'`"),
+        ("`{home}/Ann's Mac/x` belongs to {user}", "`<path>` belongs to <name>"),
+        ("denied: '{home}/My Models'", "denied: '<path>'"),
+        ("downloads go through `http://proxy.lan:80`", "downloads go through `http:<path>`"),
+    ],
+)
+def test_paths_and_names_are_masked(home, said, shown):
+    """Those of the machine and of its user, in quotes with spaces in them too."""
+    names = {"home": home, "host": socket.gethostname(), "user": getpass.getuser()}
+    assert masked(said.format_map(names)) == shown
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_nothing_that_is_printed_for_an_issue_tells_a_path_or_name(
+    cli: Cli, fake: Fake, home: Path, more: tuple[str, ...]
+):
+    """A user pastes all of it: not the page alone, hints too."""
+    (home / "link").symlink_to(home / "gone")
+    variables = {"UV_OFFLINE": "1", "HF_HOME": str(home / "link"), "SSL_CERT_FILE": f"{home}/none"}
+    done = cli("doctor", "--selftest", "--model", *more, **variables)
+    assert done.returncode == 1
+    assert "<path>" in done.stdout
+    for secret in (str(home), str(fake.binary), socket.gethostname()):
+        assert secret not in done.stdout
+
+
+def test_the_page_tells_versions_the_machine_and_the_rows():
+    """A step that had nothing to say has no colon."""
+    rows = [("simple rates", "ok", "decode 13.0 tokens/s"), ("disk", "ok", "")]
     page = "\n".join(report_lines(rows))
     assert "langchain-car-vllm" in page
     assert "memory" in page
-    assert "ok       simple rates: prefill 900 tokens/s, decode 13.0 tokens/s\n" in page
-    assert "failed   simple stop: `<path>` cannot be read, see <path>\n" in page
+    assert "ok       simple rates: decode 13.0 tokens/s\n" in page
     assert "ok       disk\n" in page
-    assert "warning  servers: `<path>` ran on `<name>`\n" in page
-    assert "failed   home: `<path>` belongs to <name>\n" in page
-    assert str(home) not in page
 
 
 def test_the_page_names_what_is_installed(home, write_install):

@@ -24,6 +24,10 @@ _UPDATES = (
     "`car-vllm install --upgrade` updates the server, `car-vllm pull --update MODEL` a "
     "model, `pip install -U langchain-car-vllm` this program"
 )
+_LOGIN = (
+    "for models of the Hub that ask for it, set HF_TOKEN to a token from "
+    "https://huggingface.co/settings/tokens"
+)
 _MEANT = {
     "load": "a model is loaded by its first use; `car-vllm serve MODEL` keeps it loaded",
     "unload": "`car-vllm stop MODEL` takes it out of the memory",
@@ -31,13 +35,13 @@ _MEANT = {
     "restart": "`car-vllm stop MODEL`; the next use starts it anew",
     "search": "`car-vllm recommend` names models that fit here, huggingface.co has them all",
     "config": "settings are options (`car-vllm help COMMAND`) and environment variables",
-    "login": "`hf auth login`, or HF_TOKEN, for models of the Hub that ask for it",
+    "login": _LOGIN,
     "tags": "`car-vllm list` shows the models on this machine",
     "generate": "`car-vllm run MODEL PROMPT` gives one answer",
     "create": "models are used as they are; LoRA adapters go beside them",
     "push": "models are not published from here",
     "cp": "models need no copies: several names of one model share a server",
-    "signin": "`hf auth login`, or HF_TOKEN, for models of the Hub that ask for it",
+    "signin": _LOGIN,
     "get": "`car-vllm pull MODEL` downloads a model",
     "status": "`car-vllm ps` shows the servers, `car-vllm doctor` the machine",
     "kill": "`car-vllm stop MODEL` ends a server, `car-vllm stop --all` every one",

@@ -80,7 +80,7 @@ def hub_variables(variables: Mapping[str, str]) -> dict[str, str]:
 def hub_token() -> str | None:
     """Return the token that the Hub's own client would send, None where there is none.
 
-    `HF_TOKEN`, else the file that `hf auth login` writes.
+    `HF_TOKEN`, else the file that the Hub's own client writes.
     """
     for variable in (environment.HF_TOKEN, environment.HUGGING_FACE_HUB_TOKEN):
         if value := variable.read():
@@ -106,6 +106,6 @@ def sendable_token() -> str | None:
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ConfigurationError(
             "the token for the Hub holds what no token can hold",
-            hint="correct HF_TOKEN, or write the file of the token anew with `hf auth login`",
+            hint="set HF_TOKEN to a token from https://huggingface.co/settings/tokens",
         )
     return token

@@ -281,7 +281,9 @@ class ChatSettings(ServerFields):
     """Whether `stream` yields an answer in one part: True always, `"tool_calling"` with tools,
     False never. None: with tools, where the server would lose this model's calls in a stream."""
     engine: Literal["auto", "simple", "batched"] = "auto"
-    """`batched` answers several at once, `simple` one after the other."""
+    """`batched` answers several requests at once, `simple` one after the other; `auto` is batched
+    unless the installed packages would answer wrongly. Each value has a server of its own, so use
+    the same one in all your programs."""
     validate_model_on_init: bool = False
     """Whether construction checks that the model can be had and will fit, which asks the Hub; on
     an event loop the first call does."""

@@ -111,7 +111,7 @@ def methods_table(cls: type) -> str:
 
 def _parameters(method: Any) -> str:
     found = list(inspect.signature(method).parameters.values())[1:]
-    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in found)
+    return str(inspect.Signature([p.replace(annotation=p.empty) for p in found]))[1:-1]
 
 
 def kind_of(annotation: object) -> str:

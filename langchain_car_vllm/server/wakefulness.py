@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -76,12 +75,15 @@ class Wakefulness:
             self._process = None
 
     def _start(self) -> "subprocess.Popen[bytes] | None":
-        with suppress(OSError):
+        try:
             return subprocess.Popen(
                 [PROGRAM, "-i", "-w", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        self.is_possible = False
+        except (FileNotFoundError, PermissionError):
+            self.is_possible = False
+        except OSError:  # too many processes or files, for instance: the next look tries again
+            pass
         return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import shlex
 import signal
@@ -185,6 +186,24 @@ def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch, platform: str):
     monkeypatch.setattr(wakefulness, "PROGRAM", "/nonexistent/caffeinate")
     with Wakefulness() as awake:
         assert awake.is_possible is False
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_what_the_system_refuses_for_a_moment(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    """It is no machine without it: the next look tries again."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refuse)
+        awake = Wakefulness()
+        _look(awake)
+        assert awake.keeper is None
+    with awake:
+        eventually(lambda: len(notes.alive()) == 1, "the Mac to be kept awake")
 
 
 def _look(awake: Wakefulness) -> None:

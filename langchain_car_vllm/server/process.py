@@ -62,14 +62,16 @@ def host_name() -> str:
 def machine_id(platform: str = sys.platform) -> str:
     """Return what tells this machine from every other, whatever name its network gives it.
 
-    Empty where a sandbox lets nobody ask; that says nothing about the machine.
+    Empty where nobody may ask, in a sandbox or for a moment; that says nothing about the machine.
     """
     if platform == "darwin":
         return platform_uuid() or ""
     try:
         return Path("/etc/machine-id").read_text(encoding="ascii").strip() or host_name()
-    except (OSError, UnicodeDecodeError):
+    except (FileNotFoundError, UnicodeDecodeError):
         return host_name()
+    except OSError:  # too many files are open, for instance
+        return ""
 
 
 @cache

@@ -1,4 +1,5 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,23 @@ def test_ids_that_nobody_may_ask_for_exclude_nothing(tools, monkeypatch):
     assert process.is_this_boot("any")
     assert process.is_this_machine("any", host_name())
     assert not process.is_this_machine("any", "another")
+
+
+def test_a_program_with_too_many_open_files_is_on_no_other_machine():
+    """What it could not ask for once is not taken for the answer."""
+    code = """
+import os, resource
+from langchain_car_vllm.server import process
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+opened = []
+try:
+    while True:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    process.machine_id()
+for descriptor in opened:
+    os.close(descriptor)
+print(process.is_this_machine("A1-B2", process.host_name()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -286,7 +286,7 @@ PATH = _shared_text("PATH", "the folders that are searched for programs; relativ
 CAR_VLLM_LAUNCH_KEY = _internal_text("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)
 CAR_VLLM_LAUNCH_PIPE = _internal_text("CAR_VLLM_LAUNCH_PIPE", "ends when the supervisor does")
 CAR_VLLM_LAUNCH_PARENT = _internal_text("CAR_VLLM_LAUNCH_PARENT", "the supervisor's process id")
-CAR_VLLM_LAUNCH_TMPDIR = _internal_text("CAR_VLLM_LAUNCH_TMPDIR", "the user's TMPDIR")
+CAR_VLLM_LAUNCH_KERNELS = _internal_text("CAR_VLLM_LAUNCH_KERNELS", "where MLX compiles")
 CAR_VLLM_LAUNCH_MEMORY = _internal_text("CAR_VLLM_LAUNCH_MEMORY", "what was set aside, in bytes")
 CAR_VLLM_LAUNCH_WIRED_BY_OTHERS = _internal_text(
     "CAR_VLLM_LAUNCH_WIRED_BY_OTHERS", "what other servers wire, in bytes"

@@ -156,6 +156,11 @@ def run_root() -> Path:
     return car_home() / "run" / "vllm-py"
 
 
+def kernels_folder() -> Path:
+    """Return the folder of what MLX compiles for the CPU, for this user's servers alone."""
+    return run_root().with_name("kernels")
+
+
 def managed_root() -> Path | None:
     """Return the managed runtime's virtual environment, or None without any folder for it.
 

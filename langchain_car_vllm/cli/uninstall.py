@@ -38,6 +38,7 @@ from langchain_car_vllm.support.replaced_files import draft_name
 # What lies beside the run state of the servers in `run`, other packages' things apart.
 _KEPT_BESIDE = (
     "pull",
+    "kernels",
     "gateways",
     "gateway.key",
     "gateway.log",

@@ -8,7 +8,7 @@ reads them must not hold the user's keys; what a server needs beyond this list g
 from collections.abc import Mapping
 from pathlib import Path
 
-from langchain_car_vllm.environment import CAR_VLLM_LAUNCH_TMPDIR
+from langchain_car_vllm.environment import CAR_VLLM_LAUNCH_KERNELS
 from langchain_car_vllm.models.hub_account import hub_variables
 from langchain_car_vllm.support.proxy_variables import proxy_variables
 from langchain_car_vllm.support.secret_names import is_secret_name
@@ -33,18 +33,22 @@ _PREFIXES = (
 # the address of the Hub, which may hold a password, and a file of commands that the server would
 # run.
 _REFUSED = frozenset({"HF_TOKEN_PATH", "HF_ENDPOINT", "VLLM_MLX_MCP_CONFIG"})
-_TEMPORARY = ("TMPDIR", "TMP", "TEMP")
 _DOWNLOAD_NAMES = frozenset(
     {
         *("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"),
-        *("HF_HUB_DISABLE_IMPLICIT_TOKEN", *_TEMPORARY),
+        *("HF_HUB_DISABLE_IMPLICIT_TOKEN", "TMPDIR", "TMP", "TEMP"),
     }
 )
 _COMMON = {"PYTHONUNBUFFERED": "1", "TQDM_POSITION": "-1"}
 
 
 def server_environment(
-    inherited: Mapping[str, str], added: Mapping[str, str], *, temporary: Path, offline: bool
+    inherited: Mapping[str, str],
+    added: Mapping[str, str],
+    *,
+    temporary: Path,
+    kernels: Path,
+    offline: bool,
 ) -> dict[str, str]:
     """Return the environment of a server.
 
@@ -52,15 +56,15 @@ def server_environment(
         inherited: Of this process; what is not on the list stays behind, and so do the Hub's token
             and the proxies.
         added: The user's `server_env`, which has the last word.
-        temporary: The server's own folder for temporary files: that of its first client, which
-            the launcher is told, may end with a session.
+        temporary: The server's own folder for temporary files: that of its first client may end
+            with a session.
+        kernels: Where MLX compiles, which the launcher is told.
         offline: Whether the model lies on the disk, so that the Hub need not be asked.
     """
     environment = {name: value for name, value in inherited.items() if _is_let_through(name)}
     environment |= _COMMON | {"VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait"}
     environment["TMPDIR"] = str(temporary)
-    if of_client := next(filter(None, map(inherited.get, _TEMPORARY)), None):
-        environment[CAR_VLLM_LAUNCH_TMPDIR.name] = of_client
+    environment[CAR_VLLM_LAUNCH_KERNELS.name] = str(kernels)
     if offline:
         environment["HF_HUB_OFFLINE"] = "1"
     return environment | dict(added)

@@ -95,22 +95,25 @@ def test_pictures_of_requests_go_with_the_server(
     assert [entry.name for entry in folder.iterdir()] == ["CACHEDIR.TAG"]
 
 
-def test_what_mlx_compiles_lies_where_the_user_says(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["TMPDIR", "TMP"])
+def test_what_mlx_compiles_outlives_the_session_of_who_called_first(
+    fake: Fake, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    """Below the system's folder another user may own what MLX made; a folder may be gone later."""
+    """Its folder serves everybody, and below the system's another user may own what MLX made."""
     session = tmp_path / "session"
     session.mkdir()
-    monkeypatch.setenv("TMPDIR", str(session))
+    monkeypatch.setenv(name, str(session))
+    kernels = home / ".car" / "run" / "kernels"
     shown = "import os, sys\nprint('TMPDIR', os.environ.get('TMPDIR'), file=sys.stderr)\n"
     first, rest = fake.binary.read_text().split("\n", 1)
     fake.binary.write_text(f"{first}\n{shown}{rest}")
-    with lease(fake.spec(), policy=FAST):
-        assert f"TMPDIR {session}\n" in fake.directory().log.read_text()
-    stop_server(fake.directory(), policy=FAST)
-    session.rmdir()
-    with lease(fake.spec(), policy=FAST):
-        assert "TMPDIR None\n" in fake.directory().log.read_text()
+    for _ in range(2):
+        with lease(fake.spec(), policy=FAST):
+            assert f"TMPDIR {kernels}\n" in fake.directory().log.read_text()
+        assert kernels.stat().st_mode & 0o777 == 0o700
+        stop_server(fake.directory(), policy=FAST)
+        (kernels / "mlx").touch()
+    assert (kernels / "mlx").exists()
 
 
 def test_server_that_dies_takes_what_it_started_along(fake: Fake):

@@ -17,7 +17,7 @@ from langchain_car_vllm.server.command import Launch, serve_arguments
 
 def test_a_busy_engine_queues_instead_of_refusing(fake: Fake):
     """The simple engine answers one at a time and turns others away unless it is told to wait."""
-    environment = server_environment({}, {}, temporary=fake.root, offline=True)
+    environment = server_environment({}, {}, temporary=fake.root, kernels=fake.root, offline=True)
     assert environment["VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION"] == "wait"
     with lease(fake.spec(engine="simple"), policy=FAST) as held:
         calls = [Background(lambda: ask(held.endpoint)) for _ in range(4)]
@@ -54,7 +54,7 @@ def test_a_model_that_is_here_is_served_without_the_broken_flag(fake: Fake):
     spec = fake.spec()
     launch = Launch(spec.source, True, Serving(engine="batched"))
     assert "--offline" not in serve_arguments(spec, launch, 1)
-    environment = server_environment({}, {}, temporary=fake.root, offline=True)
+    environment = server_environment({}, {}, temporary=fake.root, kernels=fake.root, offline=True)
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 

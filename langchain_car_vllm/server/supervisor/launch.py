@@ -11,7 +11,7 @@ that is not a Python script; `check` imports what would be mended and prints wha
 mend. The environment carries what must not be seen in the process list:
 `CAR_VLLM_LAUNCH_KEY` (the API key, where there is one), `CAR_VLLM_LAUNCH_PIPE` (the descriptor that
 reaches its end when the supervisor is gone), `CAR_VLLM_LAUNCH_PARENT` (the supervisor's process id)
-and `CAR_VLLM_LAUNCH_TMPDIR` (the user's TMPDIR, where there is one).
+and `CAR_VLLM_LAUNCH_KERNELS` (the folder of what MLX compiles for the CPU).
 """
 
 import ctypes
@@ -62,16 +62,14 @@ def main() -> None:
 def _keep_temporary_files_apart() -> None:
     """Have Python's temporary files, such as pictures, in the folder that is emptied at the end.
 
-    What MLX compiles for the CPU lies where the user's other programs have theirs, for the next
-    start: below the system's folder it may meet what MLX made for another user.
+    MLX, which asks for TMPDIR, compiles for the CPU in a folder that lasts, for the next start: a
+    session's would be gone one day, and below the system's it may meet what another user made.
     """
     own = os.path.join(os.path.dirname(__file__), "tmp")
-    users = os.environ.pop("CAR_VLLM_LAUNCH_TMPDIR", "")
+    kernels = os.environ.pop("CAR_VLLM_LAUNCH_KERNELS", "")
     if os.environ.get("TMPDIR") == own:
         tempfile.tempdir = own
-        del os.environ["TMPDIR"]
-        if os.path.isdir(users):  # it may have ended with a session
-            os.environ["TMPDIR"] = users
+        os.environ["TMPDIR"] = kernels
 
 
 def _die_with(parent: int) -> None:

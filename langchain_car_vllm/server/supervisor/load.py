@@ -11,13 +11,13 @@ from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerStartError
 from langchain_car_vllm.models.file_stamps import stamp_files
-from langchain_car_vllm.paths import make_own_folder
+from langchain_car_vllm.paths import kernels_folder, make_own_folder
 from langchain_car_vllm.runtime import VllmRuntime
 from langchain_car_vllm.runtime.locate import overriding_binary
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, is_read_in_parts, serve_arguments
-from langchain_car_vllm.server.directory import ServerDirectory, hint_of
+from langchain_car_vllm.server.directory import ServerDirectory, hint_of, make_checked
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
 from langchain_car_vllm.server.prefix_caches import keep_out_of_backups
@@ -61,6 +61,7 @@ class Server:
         spec = context.spec
         try:
             _make_temporary_folder(context.directory)
+            make_checked(kernels_folder())
             self.child = Child(
                 context.directory,
                 runtime.server,
@@ -70,6 +71,7 @@ class Server:
                         inherited_environment(),
                         dict(spec.server_env),
                         temporary=context.directory.temporary,
+                        kernels=kernels_folder(),
                         offline=launch.offline,
                     ),
                     **launch_settings(

@@ -6,6 +6,7 @@ from langchain_car_vllm.server.child_environment import download_environment, se
 
 OURS = {
     "TMPDIR": "/own",
+    "CAR_VLLM_LAUNCH_KERNELS": "/kernels",
     "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
     "PYTHONUNBUFFERED": "1",
     "TQDM_POSITION": "-1",
@@ -40,10 +41,11 @@ SESSION = ("TMPDIR", "TMP", "TEMP")
 
 
 def environment(inherited, added=None, *, offline=False):
-    return server_environment(inherited, added or {}, temporary=Path("/own"), offline=offline)
+    folders = {"temporary": Path("/own"), "kernels": Path("/kernels")}
+    return server_environment(inherited, added or {}, **folders, offline=offline)
 
 
-@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING])
+@pytest.mark.parametrize("name", [*SECRETS, *MISLEADING, *SESSION])
 def test_what_a_server_does_not_need_stays_behind(name):
     """A model's files are read by a process that holds no key of the user's."""
     assert environment({name: "x"}) == OURS
@@ -53,12 +55,6 @@ def test_what_a_server_does_not_need_stays_behind(name):
 def test_what_a_server_needs_reaches_it(name):
     """Folders, language, certificates and the settings of MLX are the user's."""
     assert environment({name: "x"}) == {name: "x", **OURS}
-
-
-@pytest.mark.parametrize("name", SESSION)
-def test_the_launcher_is_told_where_the_user_keeps_temporary_files(name):
-    """MLX compiles there; whatever else is temporary lies in the server's own folder."""
-    assert environment({name: "x"}) == OURS | {"CAR_VLLM_LAUNCH_TMPDIR": "x"}
 
 
 @pytest.mark.parametrize("name", [*SECRETS, *MISLEADING, *SESSION, *NEEDED])

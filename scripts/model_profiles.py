@@ -17,18 +17,19 @@ HEAD = '''"""Profiles of the catalog's models, written by `scripts/model_profile
 from typing import Any
 
 # fmt: off
-_PROFILES: dict[str, dict[str, Any]] = '''
+_PROFILES: dict[str, dict[str, Any]] = {
+'''
 
 
 def rendered() -> str:
     """Return the file that the catalog makes."""
-    names = [PREFIX + entry.name for entry in catalog().entries]
-    profiles = {
-        name: model_profile(parse_model_id(name, read_files=False), read_files=False)
-        for name in names
-    }
-    text = json.dumps(profiles, indent=4).replace(": true", ": True").replace(": false", ": False")
-    return f"{HEAD}{text}\n"
+    lines = [HEAD]
+    for entry in catalog().entries:
+        name = PREFIX + entry.name
+        profile = model_profile(parse_model_id(name, read_files=False), read_files=False)
+        lines.append(f"    {json.dumps(name)}: {json.dumps(profile)},\n")
+    text = "".join([*lines, "}\n"])
+    return text.replace(": true", ": True").replace(": false", ": False")
 
 
 def main() -> None:

@@ -1,16 +1,25 @@
 """The way to the Hub through a proxy: that of its own client, SOCKS and `ALL_PROXY` too."""
 
+import base64
 import socket
 import urllib.request
-from collections.abc import Callable, Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from functools import partial
+from http.client import HTTPConnection
+from urllib.parse import unquote, urlsplit
 
-from langchain_car_vllm.support.bounded_http import connect_to, is_loopback
+from langchain_car_vllm.support.bounded_http import (
+    HttpResponse,
+    Trust,
+    connect_to,
+    fetch,
+    is_loopback,
+)
 from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.proxy_variables import is_socks
 
-Connect = Callable[..., socket.socket]
+_STEP = 10.0
+"""Seconds for a connection, and for each byte of an answer."""
 _SCHEMES = {"socks": "socks5", "socks5h": "socks5", "socks4a": "socks4"}
 
 
@@ -31,35 +40,64 @@ def _is_direct(host: str) -> bool:
     return is_loopback(host) or bool(urllib.request.proxy_bypass(host))
 
 
-class HttpProxies(urllib.request.ProxyHandler):
-    """Sends requests through the proxies that speak HTTP; those of SOCKS are the connection's.
+def fetch_through_proxies(
+    url: str, *, seconds: float, most_bytes: int, headers: Mapping[str, str], trust: Trust
+) -> HttpResponse:
+    """Get an address once, the way that the environment says; else as `bounded_http.fetch`.
 
-    Args:
-        proxies: By scheme.
+    Raises:
+        HttpError: There is no answer, or none in time.
+        ValueError: It is not an address.
     """
-
-    def __init__(self, proxies: Mapping[str, str]) -> None:
-        super().__init__({name: url for name, url in proxies.items() if not is_socks(url)})
-
-    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002
-        """Go the direct way where there is one."""
-        if _is_direct(urlsplit(req.full_url).hostname or ""):
-            return None
-        return super().proxy_open(req, proxy, type)
-
-
-def connect_with(proxy: str | None) -> Connect:
-    """Return what makes the connections of a scheme, instead of `socket.create_connection`."""
-
-    def connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
-        if proxy is None or not is_socks(proxy) or _is_direct(address[0]):
-            return connect_to(*address, timeout)
-        return _connect_through(proxy, address, timeout)
-
-    return connect
+    get = partial(fetch, seconds=seconds, most_bytes=most_bytes, trust=trust)
+    proxy = find_proxy(url)
+    if proxy is None:
+        return get(url, headers=headers, connect=_connect)
+    if is_socks(proxy):
+        return get(url, headers=headers, connect=partial(_connect_through_socks, proxy))
+    place, credentials = _place_and_credentials(proxy)
+    if url.startswith("https:"):
+        return get(url, headers=headers, connect=partial(_connect_by_tunnel, place, credentials))
+    # Many make no tunnels to what is not encrypted.
+    return get(place, whole=url, headers={**headers, **credentials}, connect=_connect)
 
 
-def _connect_through(proxy: str, address: tuple[str, int], timeout: float) -> socket.socket:
+def _connect(host: str, port: int, seconds: float) -> socket.socket:
+    return connect_to(host, port, min(seconds, _STEP))
+
+
+def _place_and_credentials(proxy: str) -> tuple[str, dict[str, str]]:
+    """Return the address of a proxy, and what opens it; people write passwords as they are."""
+    scheme, _, rest = proxy.strip().rpartition("://")
+    user, _, place = rest.rpartition("@")
+    said = base64.b64encode(unquote(user).encode()).decode()
+    credentials = {"proxy-authorization": f"Basic {said}"} if ":" in user else {}
+    return f"{scheme or 'http'}://{place}", credentials
+
+
+class _Tunnel(HTTPConnection):
+    """A connection that a proxy makes; its own addresses share the time."""
+
+    def connect(self) -> None:
+        self._create_connection = lambda at, seconds, *_: connect_to(at[0], at[1], seconds)
+        super().connect()
+
+
+def _connect_by_tunnel(
+    place: str, credentials: Mapping[str, str], host: str, port: int, seconds: float
+) -> socket.socket:
+    parts = urlsplit(place)
+    tunnel = _Tunnel(parts.hostname or "", parts.port or 80, timeout=min(seconds, _STEP))
+    tunnel.set_tunnel(host, port, dict(credentials))
+    try:
+        tunnel.connect()
+    except BaseException:
+        tunnel.close()
+        raise
+    return tunnel.sock
+
+
+def _connect_through_socks(proxy: str, host: str, port: int, seconds: float) -> socket.socket:
     import_whole("python_socks.sync")
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError  # noqa: PLC0415
     from python_socks.sync import Proxy  # noqa: PLC0415
@@ -68,6 +106,6 @@ def _connect_through(proxy: str, address: tuple[str, int], timeout: float) -> so
     known = _SCHEMES.get(scheme.lower(), scheme.lower())
     try:
         way = Proxy.from_url(f"{known}://{place}", rdns=True)
-        return way.connect(*address, timeout=timeout)
+        return way.connect(host, port, timeout=min(seconds, _STEP))
     except (ProxyError, ProxyConnectionError, ProxyTimeoutError, ValueError) as error:
         raise OSError(str(error)) from error

@@ -10,6 +10,7 @@ import errno
 import http.client
 import io
 import ipaddress
+import math
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from email.message import Message
+from functools import partial
 from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -27,6 +29,8 @@ from langchain_car_vllm.support.process_state import import_whole
 MayConnect = Callable[[str], bool]
 Trust = Callable[[], ssl.SSLContext]
 IsOurs = Callable[[int, int], bool]
+Connect = Callable[[str, int, float], socket.socket]
+Left = Callable[[], float]
 _PART = 1 << 16
 _ONE_OF_SEVERAL_SECONDS = 2.0
 """For an address to answer where there is another one to try."""
@@ -54,11 +58,13 @@ class HttpResponse(NamedTuple):
 
     Attributes:
         status: The HTTP status.
+        reason: What is said beside it.
         headers: Names are matched in any case.
         body: As many bytes as were wanted at most.
     """
 
     status: int
+    reason: str
     headers: Message
     body: bytes
 
@@ -72,6 +78,8 @@ def fetch(
     may_connect: MayConnect | None = None,
     is_ours: IsOurs | None = None,
     trust: Trust | None = None,
+    connect: Connect | None = None,
+    whole: str | None = None,
 ) -> HttpResponse:
     """Get an address once.
 
@@ -86,6 +94,8 @@ def fetch(
             own port to the server that is meant, at the other port.
         trust: Returns what tells whose certificates are trusted, by default those that Python
             brings, or else those of the system.
+        connect: Makes the connection, as `connect_to` does; its limit holds for each read.
+        whole: What is asked for where the address is that of a proxy.
 
     Raises:
         ForbiddenAddressError: `may_connect` refused every address.
@@ -94,15 +104,16 @@ def fetch(
     deadline = time.monotonic() + seconds
     try:
         parts = urlsplit(url)
-        connection = _Connection(parts, deadline, may_connect, is_ours, trust or _usual_trust)
+        connect = connect or partial(connect_to, may_connect=may_connect)
+        connection = _Connection(parts, deadline, connect, is_ours, trust or _usual_trust)
         try:
             sent = {"accept-encoding": "identity", **(headers or {})}
             if parts.username is not None:
                 sent["authorization"] = f"Basic {basic_credentials(url)}"
-            connection.request("GET", _target(parts), headers=sent)
+            connection.request("GET", whole or _target(parts), headers=sent)
             with connection.getresponse() as response:
                 body = _read(response, most_bytes)
-                return HttpResponse(response.status, response.headers, body)
+                return HttpResponse(response.status, response.reason, response.headers, body)
         finally:
             connection.end()
     except HttpError:
@@ -209,14 +220,24 @@ def turns(addresses: Sequence[str], deadline: float) -> Iterator[tuple[str, floa
         yield address, min(left / (others + 1), _ONE_OF_SEVERAL_SECONDS) if others else left
 
 
-def connect_to(host: str, port: int, seconds: float) -> socket.socket:
+def connect_to(
+    host: str, port: int, seconds: float, may_connect: MayConnect | None = None
+) -> socket.socket:
     """Return a connection to a name, whose addresses share the time; each read has as much again.
 
     Raises:
+        ForbiddenAddressError: `may_connect` refused every address.
         OSError: Nobody answers there, or not in time.
     """
     deadline = time.monotonic() + seconds
-    connected = _connect_to_one(find_addresses(host, port, deadline), port, deadline)
+    addresses = find_addresses(host, port, deadline)
+    if may_connect is not None:
+        found, addresses = addresses, [a for a in addresses if may_connect(a)]
+        if not addresses:
+            raise ForbiddenAddressError(
+                f"`{host}` stands for {found[0]}, which is not a public address"
+            )
+    connected = _connect_to_one(addresses, port, deadline)
     connected.settimeout(seconds)
     return connected
 
@@ -231,8 +252,8 @@ def _connect_to_one(addresses: Sequence[str], port: int, deadline: float) -> soc
     raise failure
 
 
-def _left(deadline: float) -> float:
-    """Return the seconds until then.
+def _left(deadline: float, most: float = math.inf) -> float:
+    """Return the seconds until then, not more than `most`.
 
     Raises:
         TimeoutError: There are none.
@@ -240,7 +261,7 @@ def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    return left
+    return min(left, most)
 
 
 class _Timed(Protocol):
@@ -254,44 +275,44 @@ class _Timed(Protocol):
 class _Reading(io.RawIOBase):
     """The bytes of a socket until a deadline."""
 
-    def __init__(self, connected: _Timed, deadline: float) -> None:
+    def __init__(self, connected: _Timed, left: Left) -> None:
         self._connected = connected
-        self._deadline = deadline
+        self._left = left
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._connected.settimeout(_left(self._deadline))
+        self._connected.settimeout(self._left())
         return self._connected.recv_into(buffer)
 
 
 class _DeadlineSocket:
     """What `http.client` needs of a socket; nothing lasts beyond the deadline."""
 
-    def __init__(self, connected: _Timed, deadline: float) -> None:
+    def __init__(self, connected: _Timed, left: Left) -> None:
         self._connected = connected
-        self._deadline = deadline
+        self._left = left
 
     def sendall(self, data: bytes) -> None:
-        self._connected.settimeout(_left(self._deadline))
+        self._connected.settimeout(self._left())
         self._connected.sendall(data)
 
     def makefile(self, _: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reading(self._connected, self._deadline))
+        return io.BufferedReader(_Reading(self._connected, self._left))
 
     def close(self) -> None:
         """Do nothing: `http.client` closes what a response is still read from."""
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to an address that was looked up and allowed here."""
+    """A connection to an address that was looked up and allowed."""
 
     def __init__(
         self,
         parts: SplitResult,
         deadline: float,
-        may_connect: MayConnect | None,
+        connect: Connect,
         is_ours: IsOurs | None,
         trust: Trust,
     ) -> None:
@@ -302,23 +323,24 @@ class _Connection(http.client.HTTPConnection):
             self.default_port = http.client.HTTPS_PORT
         super().__init__(parts.hostname, parts.port or self.default_port)
         self._deadline = deadline
-        self._may_connect = may_connect
+        self._connect = connect
         self._is_ours = is_ours
         self._trust = trust
         self._connected: socket.socket | None = None
 
     def connect(self) -> None:
-        connected: socket.socket = self._connect_tcp()
+        connected = self._connect(self.host, self.port, _left(self._deadline))
+        left = partial(_left, self._deadline, connected.gettimeout() or math.inf)
         try:
             self._check(connected)
             if self._is_secure:
-                connected.settimeout(_left(self._deadline))
+                connected.settimeout(left())
                 connected = self._trust().wrap_socket(connected, server_hostname=self.host)
         except BaseException:
             connected.close()
             raise
         self._connected = connected
-        self.sock = _DeadlineSocket(connected, self._deadline)
+        self.sock = _DeadlineSocket(connected, left)
 
     def _check(self, connected: socket.socket) -> None:
         if self._is_ours is None:
@@ -331,13 +353,3 @@ class _Connection(http.client.HTTPConnection):
         self.close()
         if self._connected is not None:
             self._connected.close()
-
-    def _connect_tcp(self) -> socket.socket:
-        addresses = find_addresses(self.host, self.port, self._deadline)
-        if self._may_connect is not None:
-            found, addresses = addresses, [a for a in addresses if self._may_connect(a)]
-            if not addresses:
-                raise ForbiddenAddressError(
-                    f"`{self.host}` stands for {found[0]}, which is not a public address"
-                )
-        return _connect_to_one(addresses, self.port, self._deadline)

@@ -9,12 +9,12 @@ import pytest
 
 
 def make_certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """Return what a server at `localhost` shows it with, and the certificate, made anew."""
+    """Return what shows it at `localhost` or `hub.example`, and the certificate, made anew."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     options = f"-x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2"
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    names = "subjectAltName=DNS:localhost,DNS:hub.example,IP:127.0.0.1"
     subprocess.run(
         ["openssl", "req", *options.split(), "-subj", "/CN=localhost", "-addext", names],
         check=True,

@@ -7,6 +7,7 @@ changed while it runs, so that a download can be interrupted and resumed.
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ class FakeHub:
         wrong_size: Bytes that the listing and headers promise beyond what a file has.
         failing_with: A status that answers everything, None for none.
         redirecting: Whether files are answered from another path of the same host.
+        elsewhere: An address that files are answered from instead, None for this hub.
         portal: A page that answers everything in the Hub's place, None for none.
         authorizations: Ways in which somebody said who he is, such as `Bearer`.
         requests: `(method, path, status)` of all requests so far.
@@ -48,6 +50,7 @@ class FakeHub:
         self.wrong_size = 0
         self.failing_with = None
         self.redirecting = False
+        self.elsewhere = None
         self.portal = None
         self.authorizations = set()
         self.requests = []
@@ -62,12 +65,25 @@ class FakeHub:
 
 
 @contextmanager
-def running_hub():
-    """Run a hub in threads of this process, on a port of its own."""
+def running_hub(shown=None, host="127.0.0.1"):
+    """Run a hub in threads of this process, on a port of its own.
+
+    Args:
+        shown: What the hub shows its certificate with, None for a hub without TLS.
+        host: The address that it listens at.
+    """
     hub = FakeHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    family = {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET}
+    server = type("Server", (ThreadingHTTPServer,), family)((host, 0), handler)
     server.daemon_threads = True
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    scheme = "http"
+    if shown:
+        scheme = "https"
+        server.socket = shown.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+    hub.endpoint = f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -100,9 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(self.hub.failing_with, "", "the hub is down")
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+?))?/?", path):
             self.answer_api(*match.groups())
-        elif self.hub.redirecting and "/resolve/" in path:
+        elif (self.hub.redirecting or self.hub.elsewhere) and "/resolve/" in path:
+            kept = path if self.hub.elsewhere else path.replace("/resolve/", "/resolve-cache/")
             self.send_response(307)
-            self.send_header("Location", path.replace("/resolve/", "/resolve-cache/"))
+            self.send_header("Location", (self.hub.elsewhere or "") + kept)
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve(?:-cache)?/([^/]+)/(.+)", path):

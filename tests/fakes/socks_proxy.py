@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from fakes.streams import copy
+
 
 class SocksProxy:
     """Where it listens, and what was asked of it.
@@ -59,15 +61,7 @@ def _serve(client: socket.socket, proxy: SocksProxy) -> None:
             return
         with socket.create_connection(("127.0.0.1", proxy.target)) as server:
             client.sendall(b"\x05\x00\x00\x01" + bytes(6))
-            back = threading.Thread(target=_copy, args=(server, client), daemon=True)
+            back = threading.Thread(target=copy, args=(server, client), daemon=True)
             back.start()
-            _copy(client, server)
+            copy(client, server)
             back.join()
-
-
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while piece := source.recv(65536):
-            sink.sendall(piece)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)

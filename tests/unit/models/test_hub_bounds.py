@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from langchain_car_vllm.errors import ModelDownloadError
-from langchain_car_vllm.models import hub
+from langchain_car_vllm.models import hub, proxies
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 LISTING = {"siblings": [{"rfilename": "config.json", "size": 2}]}
@@ -111,3 +111,13 @@ def test_a_listing_without_weights_is_told(answering):
     answering(once(json.dumps(LISTING).encode()))
     with pytest.raises(ModelDownloadError, match="holds no model"):
         hub.ask_hub_model("org/x")
+
+
+def test_silence_is_left_before_the_deadline(answering, monkeypatch):
+    """The rest of the time is for what answers slowly."""
+    monkeypatch.setattr(proxies, "_STEP", 0.3)
+    answering(forever(b"", 0.05))
+    began = time.monotonic()
+    with pytest.raises(ModelDownloadError, match="cannot be reached"):
+        hub.ask_hub_model("org/x")
+    assert time.monotonic() - began < hub._DEADLINE / 2

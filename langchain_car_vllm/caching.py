@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -17,9 +17,11 @@ from langchain_core.outputs import ChatResult
 from pydantic import ConfigDict
 
 from langchain_car_vllm.delegation import DelegatingChatModel
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.file_stamps import current_stamp
 from langchain_car_vllm.secrets_masking import masked_settings, secrets_digest
+from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.support.threads import run_wait
 from langchain_car_vllm.wire.output_parser import response_format_of
@@ -27,9 +29,36 @@ from langchain_car_vllm.wire.request.parameter_values import checked_values
 from langchain_car_vllm.wire.request.tools import openai_tools
 
 _Medium = Path | memoryview
+_Folders = tuple[str, str]
+"""Of a model and of its adapter; a repository is none, nor is an empty name."""
 
-_files: ContextVar[str] = ContextVar("langchain_car_vllm.files", default="")
-"""What is known of the files that the answer of this call depends on."""
+
+class _Files(NamedTuple):
+    """What is known of the files that the answer of a call depends on.
+
+    Attributes:
+        folders: Where the weights are.
+        weights: What tells their files from later ones, None where nothing does.
+        media: The same of each medium.
+    """
+
+    folders: _Folders
+    weights: str | None
+    media: tuple[object, ...]
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr((self.weights, self.media)).encode()).hexdigest()[:16]
+
+
+class _OtherWeights(Exception):  # noqa: N818 - it is met by nobody
+    """The server that would answer has loaded other files than those that the key tells of."""
+
+    def __init__(self, weights: str) -> None:
+        super().__init__(weights)
+        self.weights = weights
+
+
+_files: ContextVar[_Files | None] = ContextVar("langchain_car_vllm.files", default=None)
 
 
 class CachingChatModel(DelegatingChatModel):
@@ -76,7 +105,8 @@ class CachingChatModel(DelegatingChatModel):
         given = masked_settings(_spelt_out(kwargs))
         try:
             told = super()._get_llm_string(stop=self._stops(stop), **given)
-            return told + secrets_digest({**settings, **kwargs}) + _files.get()
+            files = _files.get()
+            return told + secrets_digest({**settings, **kwargs}) + (files.digest() if files else "")
         except RecursionError as error:
             raise ConfigurationError("a parameter of the call nests too deeply") from error
 
@@ -87,9 +117,14 @@ class CachingChatModel(DelegatingChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        found = self._files_of(messages, kwargs)
-        with _known(_stamps(*found) if found else ""):
-            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+        named = self._files_of(messages, kwargs)
+        files = _look_at(*named) if named else None
+        while True:
+            with _known(files):
+                try:
+                    return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+                except _OtherWeights as other:
+                    files = files and files._replace(weights=other.weights)
 
     async def _agenerate_with_cache(
         self,
@@ -98,29 +133,56 @@ class CachingChatModel(DelegatingChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        found = self._files_of(messages, kwargs)
-        with _known(await run_wait(_stamps, *found) if found else ""):
-            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+        named = self._files_of(messages, kwargs)
+        files = await run_wait(_look_at, *named) if named else None
+        while True:
+            with _known(files):
+                try:
+                    return await super()._agenerate_with_cache(
+                        messages, stop, run_manager, **kwargs
+                    )
+                except _OtherWeights as other:
+                    files = files and files._replace(weights=other.weights)
+
+    def _meet(self, model: str | None, spec: ServerSpec, endpoint: Endpoint) -> None:
+        """Have an answer kept as one of the weights that the server has loaded.
+
+        A server that somebody uses goes on with its weights after others were written.
+        """
+        super()._meet(model, spec, endpoint)
+        files = _files.get()
+        if files is None or endpoint.files is None or files.folders != _folders(spec):
+            return
+        if endpoint.files != files.weights:
+            raise _OtherWeights(endpoint.files)
 
     def _files_of(
         self, messages: Sequence[BaseMessage], given: Mapping[str, Any]
-    ) -> tuple[tuple[str, ...], list[_Medium]] | None:
-        """Return the model and the media whose files are to be looked at for a key."""
+    ) -> tuple[_Folders, list[_Medium]] | None:
+        """Return the folders and the media whose files are to be looked at for a key."""
         is_cached = isinstance(self.cache, BaseCache) or get_llm_cache() is not None
         if not is_cached or self.cache is False:
             return None
         given = checked_values(given)
-        weights: tuple[str, ...] = ()
+        folders = ("", "")
         with suppress(ConfigurationError):  # the call itself refuses it
-            spec = self._spec(given.get("model"))
-            weights = (spec.source, spec.adapter or "")
+            folders = _folders(self._spec(given.get("model")))
         media = [found for message in messages for found in _outside(message.content)]
-        is_local = any(source.startswith("/") for source in weights)
-        return (weights, media) if media or is_local else None
+        is_local = any(folder.startswith("/") for folder in folders)
+        return (folders, media) if media or is_local else None
+
+
+def _folders(spec: ServerSpec) -> _Folders:
+    return spec.source, spec.adapter or ""
+
+
+def _look_at(folders: _Folders, media: Sequence[_Medium]) -> _Files:
+    stamp = current_stamp(*folders)
+    return _Files(folders, stamp and stamp.digest, tuple(_stamp(medium) for medium in media))
 
 
 @contextmanager
-def _known(files: str) -> Iterator[None]:
+def _known(files: _Files | None) -> Iterator[None]:
     token = _files.set(files)
     try:
         yield
@@ -148,12 +210,6 @@ def _outside(content: Any) -> Iterator[_Medium]:
             yield from _outside(part)
     elif isinstance(content, _Medium):
         yield content
-
-
-def _stamps(weights: Sequence[str], media: Sequence[_Medium]) -> str:
-    """Return what changes when one of the files is written or replaced."""
-    found = (current_stamp(*weights) if weights else None, [_stamp(medium) for medium in media])
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 def _stamp(medium: _Medium) -> object:

@@ -202,18 +202,30 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
                 else:
                     return
 
+    def _meet(self, model: str | None, spec: ServerSpec, endpoint: Endpoint) -> None:
+        """Note what a server is, before anything is sent to it.
+
+        Args:
+            model: The one that the call names, None for the configured one.
+            spec: What was asked for.
+            endpoint: The server that is held.
+        """
+        del model
+        if endpoint.managed:
+            _seen[spec.settings] = endpoint
+
     def _chat_for(self, call: Call, connection: Connection) -> "WireChat":
-        if connection.endpoint.managed:
-            _seen[call.spec.settings] = connection.endpoint
+        self._meet(call.model, call.spec, connection.endpoint)
         return self._chat(connection.endpoint)
 
     def _chat(self, endpoint: Endpoint) -> "WireChat":
         return chat_for(endpoint, self._header_items(), self.max_retries)
 
     async def _achat_for(self, call: Call, connection: Connection) -> "WireChat":
+        self._meet(call.model, call.spec, connection.endpoint)
         found = cached_chat(connection.endpoint, self._header_items(), self.max_retries)
         if found is None:  # the first call imports and builds, which would block the loop
-            found = await run_wait(self._chat_for, call, connection)
+            found = await run_wait(self._chat, connection.endpoint)
         return found
 
     def _stops(self, stop: list[str] | None) -> list[str]:

@@ -106,6 +106,7 @@ class Endpoint(Serving):
         generation: Counts the starts under one key; another number is another process.
         log_path: The server's log, None for an endpoint that somebody else runs.
         managed: Whether this package supervises the server.
+        files: What tells the files that it loaded from later ones, None where nothing does.
         is_ours: Tells whether that very server still lives, so that nobody else listens on its
             port; None for an endpoint that somebody else runs.
     """
@@ -116,6 +117,7 @@ class Endpoint(Serving):
     generation: int = 0
     log_path: Path | None = None
     managed: bool = False
+    files: str | None = None
     is_ours: Callable[..., bool] | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -130,6 +130,7 @@ class State:
             generation=self.generation,
             log_path=log,
             managed=True,
+            files=self.files,
             is_ours=is_ours,
             **self.serving.facts(),
         )

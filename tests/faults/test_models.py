@@ -85,6 +85,29 @@ def test_a_cache_holds_no_answer_of_former_weights(fake: Fake):
     assert fake.state().generation == 2
 
 
+def test_nor_one_of_former_weights_that_still_answer(fake: Fake):
+    """Somebody uses the old server: what it answers is kept as an answer of its own weights."""
+    cache = InMemoryCache()
+    model = ChatVllmMlx(model=str(fake.model), max_tokens=3, cache=cache)
+    ways: list[Callable[[str], Any]] = [model.invoke, lambda text: asyncio.run(model.ainvoke(text))]
+    model.invoke("hi")
+    user = ClientProcess(fake)
+    assert [user.read(), user.read()] == ["began", "leased 1"]
+    weights = fake.model / "model.safetensors"
+    weights.write_bytes(weights_of(128))
+    os.utime(weights, (1e9, 1e9))
+    for number, way in enumerate(ways):
+        way("hi")
+        assert len(cache._cache) == 1 + number
+        way(f"new {number}")
+        assert (len(cache._cache), fake.state().generation) == (2 + number, 1)
+    user.finish()
+    for number, way in enumerate(ways):
+        way("hi")
+        way(f"new {number}")
+    assert (len(cache._cache), fake.state().generation) == (6, 2)
+
+
 def test_files_are_waited_for_while_they_are_written(fake: Fake):
     """A load in the middle of a copy would fail, and one that takes for ever is not waited for."""
     with lease(fake.spec(keep_alive=60.0), policy=FAST):

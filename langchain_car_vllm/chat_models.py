@@ -1,6 +1,7 @@
 """`ChatVllmMlx`: what a user of LangChain sees of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from langchain_core.language_models import LanguageModelInput
@@ -10,16 +11,18 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable
-from pydantic import model_validator
+from pydantic import ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from langchain_car_vllm import __version__
 from langchain_car_vllm.caching import CachingChatModel
 from langchain_car_vllm.connection import aconnect, connect
 from langchain_car_vllm.delegation import last_seen
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
-from langchain_car_vllm.models import model_profile
+from langchain_car_vllm.models.profile import Profile, chosen_of, model_profile, served_profile
 from langchain_car_vllm.secrets_masking import masked_settings
+from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.support.process_state import import_whole
 from langchain_car_vllm.support.threads import is_on_loop
@@ -119,17 +122,26 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
 
         def __init__(self, model: ModelName = ..., /, **given: Unpack[ChatArguments]) -> None: ...
 
+    @field_validator("profile", mode="wrap")
+    @classmethod
+    def _keep_profile(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Have a copy of this model know what of its profile the user chose."""
+        return copy(value) if isinstance(value, Profile) else check(value)
+
     @model_validator(mode="after")
     def _complete_profile(self) -> Self:
         """Put what the user set over what is known; a copy for another model begins anew."""
-        given: dict[str, Any] = dict(self.profile or {})
+        given: dict[str, Any] = self.profile or {}  # type: ignore[assignment]
         for name in ("max_input_tokens", "max_output_tokens"):
             if given.get(name) is not None:
                 check_positive(f"profile.{name}", given[name])
-        if given.get("name") != self._model_id().name:
-            chosen = {} if "name" in given else given
-            known = self._resolve_model_profile() or {}
-            self.profile = cast("ModelProfile", {**known, **chosen})
+        is_named, is_ours = "name" in given, given.get("name") == self._model_id().name
+        if is_ours and isinstance(given, Profile):
+            return self
+        known: dict[str, Any] = self._resolve_model_profile() or {}  # type: ignore[assignment]
+        if is_named:  # it was known of this model or another one before the user changed it
+            given = {k: v for k, v in given.items() if is_ours and known.get(k) != v}
+        self._set_unchecked("profile", Profile(known, given))
         return self
 
     @model_validator(mode="after")
@@ -193,11 +205,18 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
 
     def _read_files(self) -> None:
         super()._read_files()
-        provisional = self._known_profile(read_files=False).items()
-        current: dict[str, Any] = dict(self.profile or {})
-        chosen = {k: v for k, v in current.items() if (k, v) not in provisional}
-        full = self._known_profile(read_files=self.base_url is None)
-        self._set_unchecked("profile", {**full, **chosen})
+        self._learn(self._known_profile(read_files=self.base_url is None))
+
+    def _meet(self, model: str | None, spec: ServerSpec, endpoint: Endpoint) -> None:
+        """Learn from the server what fits: it knows the files, and what it may have."""
+        if endpoint.managed and (self.profile or {}).get("name") == self._name(model):
+            self._learn(served_profile(self._model_id(), endpoint))
+        super()._meet(model, spec, endpoint)
+
+    def _learn(self, known: Mapping[str, Any]) -> None:
+        profile: Any = self.profile
+        if not isinstance(profile, Profile) or profile.known is not known:
+            self._set_unchecked("profile", Profile(known, chosen_of(profile)))
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
         total: dict[str, int] = {}
@@ -221,8 +240,10 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
             tools: The tools that will be bound.
         """
         if messages is None and tools is None:
-            with connect(self._target(self._spec(engine=self.engine))):
-                return
+            spec = self._spec(engine=self.engine)
+            with connect(self._target(spec)) as connection:
+                self._meet(None, spec, connection.endpoint)
+            return
         self._generate(self._warming(messages), **_warming_parameters(tools))
 
     async def awarm_up(
@@ -232,8 +253,10 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
     ) -> None:
         """Do what `warm_up` does without blocking the event loop."""
         if messages is None and tools is None:
-            async with aconnect(self._target(self._spec(engine=self.engine))):
-                return
+            spec = self._spec(engine=self.engine)
+            async with aconnect(self._target(spec)) as connection:
+                self._meet(None, spec, connection.endpoint)
+            return
         await self._agenerate(self._warming(messages), **_warming_parameters(tools))
 
     def _warming(self, messages: LanguageModelInput | None) -> list[BaseMessage]:

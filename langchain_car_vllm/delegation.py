@@ -4,9 +4,9 @@ The wrapped `ChatOpenAI` converts the messages; streaming goes its own way for s
 """
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_car_vllm.connection import Connection, Replay, aconnect, connect
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.models.ids import written
+from langchain_car_vllm.models.profile import chosen_of
 from langchain_car_vllm.progress.run_events import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import warn_beside_endpoint
@@ -95,9 +96,9 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
             parameters.warn_once("parallel_tool_calls")
         given["fetch_media"] = self.fetch_media
         given["streams_tool_calls"] = self.disable_streaming is False or None
-        profile: dict[str, Any] = dict(self.profile or {})
-        if profile.get("name") == self._name(model):
-            given.setdefault("max_input_tokens", profile.get("max_input_tokens"))
+        if (self.profile or {}).get("name") == self._name(model):
+            chosen = chosen_of(cast("Mapping[str, Any] | None", self.profile))
+            given.setdefault("max_input_tokens", chosen.get("max_input_tokens"))
         return Call(
             model=model,
             spec=self._spec(model, engine=self.engine, keep_alive=keep_alive),

@@ -54,12 +54,14 @@ class Recommendation(NamedTuple):
         size_mb: Of its weights.
         tasks: What it is for.
         why: What speaks for it.
+        config: As in `CatalogEntry`, with the context; None where it is not shipped.
     """
 
     model: str
     size_mb: int
     tasks: list[str]
     why: str
+    config: dict[str, Any] | None = None
 
 
 def normalize(name: str) -> str:
@@ -103,6 +105,13 @@ def catalog() -> Catalog:
 def recommendations() -> tuple[Recommendation, ...]:
     """Return the models that may be recommended, the better one of a task first."""
     return tuple(Recommendation(**entry) for entry in _shipped("recommendations.json")["models"])
+
+
+def shipped_config(repository: str) -> tuple[dict[str, Any], int] | None:
+    """Return what is shipped of a recommended model that is in no catalog, with its size in MB."""
+    wanted = repository.lower()
+    found = (r for r in recommendations() if r.config and r.model.lower() == wanted)
+    return next(((r.config, r.size_mb) for r in found if r.config), None)
 
 
 def _shipped(name: str) -> dict[str, Any]:

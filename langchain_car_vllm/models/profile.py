@@ -1,8 +1,11 @@
-"""What LangChain is told of a model before anything of it is on this machine."""
+"""What LangChain is told of a model, also before anything of it is on this machine."""
 
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.models.facts import ModelFacts, read_model_facts
 from langchain_car_vllm.models.families import family_facts
@@ -16,8 +19,61 @@ _CATALOG_MEDIA = {
 }
 
 
+class Profile(dict[str, Any]):
+    """A model's profile: what is known of it, and over that what a user chose.
+
+    Args:
+        known: What is known.
+        chosen: What the user chose, also where it is the same.
+
+    Attributes:
+        known: What is known; it may be known better later.
+    """
+
+    def __init__(self, known: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+        super().__init__({**known, **chosen})
+        self.known = known
+        self._keys = frozenset(chosen)
+
+    def __or__(self, chosen: Mapping[str, Any]) -> "Profile":  # type: ignore[override]
+        return Profile(self.known, {**self.chosen, **chosen})
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What the user chose, here too."""
+        return {k: v for k, v in self.items() if k in self._keys or self.known.get(k, self) != v}
+
+
+def chosen_of(profile: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a user chose of a profile: all, where nothing says what was known."""
+    return profile.chosen if isinstance(profile, Profile) else dict(profile or {})
+
+
+def served_profile(model: ModelId, serving: Serving) -> Mapping[str, Any]:
+    """Return the profile of a model that is served; the same object while nothing changes."""
+    parser = serving.parsers.reasoning if serving.parsers else None
+    window, most = serving.context_window, serving.max_input_tokens
+    return _served_profile(model, parser, bool(serving.multimodal), window, most)
+
+
+@lru_cache(maxsize=64)
+def _served_profile(
+    model: ModelId,
+    reasoning_parser: str | None,
+    multimodal: bool,  # noqa: FBT001
+    context_window: int | None,
+    max_input_tokens: int | None,
+) -> Mapping[str, Any]:
+    facts = ModelFacts(None, reasoning_parser, multimodal, context_window)
+    return model_profile(model, max_input_tokens, facts=facts)
+
+
 def model_profile(
-    model: ModelId, max_input_tokens: int | None = None, *, read_files: bool = True
+    model: ModelId,
+    max_input_tokens: int | None = None,
+    *,
+    facts: ModelFacts | None = None,
+    read_files: bool = True,
 ) -> dict[str, Any]:
     """Return a model's profile in LangChain's terms, without any network.
 
@@ -28,10 +84,12 @@ def model_profile(
     Args:
         model: What is to be served.
         max_input_tokens: What fits where it will be served; by default what the model was made for.
+        facts: What its files say, where somebody has read them.
         read_files: Whether to look for a copy, which blocks.
     """
     media = _media(model)
-    facts = _local_facts(model) if read_files else None
+    if facts is None and read_files:
+        facts = _local_facts(model)
     family = family_facts(model.name)
     thinks = family.thinks
     window = model.context_window

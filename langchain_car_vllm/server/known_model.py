@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from langchain_car_vllm.endpoint import Parsers, Serving
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.models import ModelFacts, family_facts, read_model_facts
-from langchain_car_vllm.models.catalog import CatalogEntry, catalog
+from langchain_car_vllm.models.catalog import catalog, shipped_config
 from langchain_car_vllm.models.facts import facts_of_config
 from langchain_car_vllm.models.snapshot import served_source
 from langchain_car_vllm.models.speculation import draft_bytes, draft_to_serve
@@ -32,17 +32,14 @@ Origin = Literal["files", "hub", "catalog", "name"]
 def fitting_context(spec: ServerSpec) -> int | None:
     """Return how many tokens a conversation can have on this machine, as far as is known here.
 
-    The model's own limit where its layers are unknown, or where nothing of it would fit; None where
-    that is unknown too.
+    The model's own limit where its layers are unknown, None where that is unknown too; the least
+    that a server would have where the model does not fit.
 
     Raises:
         ConfigurationError: The model's own files cannot be read.
     """
     _, directory, facts = find_facts(spec, None)
-    budget = budget_bytes()
-    memory = plan_launch(spec, facts, directory, budget).memory
-    fits = facts.weights_bytes and memory.needed <= budget
-    return memory.context if fits else facts.context_window
+    return plan_launch(spec, facts, directory, budget_bytes()).memory.context
 
 
 def find_facts(
@@ -55,8 +52,8 @@ def find_facts(
     if hub is not None:
         facts = _facts_of_config(spec, hub.config)._replace(weights_bytes=hub.weights)
         return "hub", None, facts
-    entry = catalog().by_repository(spec.source)
-    return "catalog" if entry else "name", None, _facts_of_name(spec, entry)
+    shipped = _shipped_facts(spec)
+    return ("catalog", None, shipped) if shipped else ("name", None, _facts_of_name(spec))
 
 
 def plan_launch(
@@ -113,13 +110,21 @@ def _facts_of_config(spec: ServerSpec, config: dict[str, object]) -> ModelFacts:
     return facts._replace(reasoning_parser=family.reasoning_parser if family.thinks else None)
 
 
-def _facts_of_name(spec: ServerSpec, entry: CatalogEntry | None) -> ModelFacts:
-    if entry is not None:
+def _shipped_facts(spec: ServerSpec) -> ModelFacts | None:
+    """Return what the package itself knows of a model."""
+    if (entry := catalog().by_repository(spec.source)) is not None:
         return _facts_of_config(spec, entry.config)._replace(
             multimodal="vision" in entry.capabilities,
             context_window=entry.context_window,
             weights_bytes=entry.size_mb * _MB,
         )
+    if (shipped := shipped_config(spec.source)) is not None:
+        config, size_mb = shipped
+        return _facts_of_config(spec, config)._replace(weights_bytes=size_mb * _MB)
+    return None
+
+
+def _facts_of_name(spec: ServerSpec) -> ModelFacts:
     family = family_facts(spec.served_name)
     return ModelFacts(
         tool_call_parser=family.tool_call_parser,

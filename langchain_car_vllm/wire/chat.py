@@ -37,7 +37,7 @@ from langchain_car_vllm.wire.exchange.exchange import Exchange
 from langchain_car_vllm.wire.exchange.strategy import exchange_for
 from langchain_car_vllm.wire.request.media_access import MediaAccess
 from langchain_car_vllm.wire.request.messages import holds_media
-from langchain_car_vllm.wire.request.token_count import arrives_late
+from langchain_car_vllm.wire.request.token_count import PromptLimit, arrives_late
 from langchain_car_vllm.wire.transport.connection_pools import Pools, address_of
 from langchain_car_vllm.wire.transport.error_mapping import map_encoding_errors, map_errors
 from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
@@ -65,14 +65,14 @@ class Terms(NamedTuple):
         gate: Tells when a request may be sent.
         headers: The call's own ones.
         secrets: What its body holds under names of secrets, which no error shows.
-        prompt_limit: How many tokens a prompt may have, None where nobody knows.
+        prompt_limit: How many tokens a prompt may have.
     """
 
     clock: Clock
     gate: Gate
     headers: dict[str, str] | None
     secrets: dict[str, str]
-    prompt_limit: int | None
+    prompt_limit: PromptLimit
 
 
 class WireChat(CountingChat):

@@ -18,8 +18,10 @@ from langchain_car_vllm.wire.request.messages import to_server_messages
 from langchain_car_vllm.wire.request.token_count import (
     PATH,
     SECONDS,
+    PromptLimit,
     count_request,
     measure_request,
+    prompt_limit,
     read_count,
 )
 from langchain_car_vllm.wire.transport.connection_pools import Address
@@ -86,21 +88,22 @@ class CountingChat(ChatOpenAI):
     def _counter(self) -> WholeAnswers:
         return WholeAnswers(self.endpoint, self.address.headers, SECONDS)
 
-    def _asked_tokens(self, body: Body, limit: int | None, room: int | None) -> int:
+    def _asked_tokens(self, body: Body, limit: PromptLimit, room: int | None) -> int:
         """Return what a request asks for in all; what can never fit is refused."""
         size = measure_request(body)
         counted = self._count(body) if size.needs_count(limit, room) else None
         return size.asked_tokens(limit, room, counted)
 
-    async def _aasked_tokens(self, body: Body, limit: int | None, room: int | None) -> int:
+    async def _aasked_tokens(self, body: Body, limit: PromptLimit, room: int | None) -> int:
         size = measure_request(body)
         counted = await self._acount(body) if size.needs_count(limit, room) else None
         return size.asked_tokens(limit, room, counted)
 
-    def _limit(self, given: dict[str, Any]) -> int | None:
-        """Return how many tokens a prompt may have: the model's window, or the user's own limit."""
-        known = (self.endpoint.context_window, given.get("max_input_tokens"))
-        return min((limit for limit in known if limit is not None), default=None)
+    def _limit(self, given: dict[str, Any]) -> PromptLimit:
+        """Return how many tokens a prompt may have: the server's limits, and the user's own."""
+        served = self.endpoint
+        chosen = given.get("max_input_tokens")
+        return prompt_limit(served.context_window, served.max_input_tokens, chosen)
 
 
 def _count_body(body: Body) -> Body:

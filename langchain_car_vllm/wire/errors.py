@@ -120,12 +120,13 @@ class RequestTimeoutError(AnswerError, ModelTimeoutError):
 
 
 class PromptTooLongError(AnswerError, ContextOverflowError):
-    """The prompt does not fit into the context window.
+    """The prompt does not fit: into the context window, the memory, or a limit of the user's.
 
     Args:
         tokens: How many tokens the prompt has at least, None where the server does not tell.
         limit: How many there may be, None where the server does not tell.
         sentence: What to say instead, with both numbers.
+        hint: What to do about that.
         said: The server's own words; None where it was found before anything was sent.
     """
 
@@ -134,16 +135,15 @@ class PromptTooLongError(AnswerError, ContextOverflowError):
         tokens: int | None = None,
         limit: int | None = None,
         sentence: str | None = None,
+        hint: str | None = None,
         *,
         said: str | None = None,
     ) -> None:
         text = sentence or "the prompt has at least {tokens} tokens, the context window {limit}"
         super().__init__(
             said or text.format(tokens=tokens, limit=limit),
-            hint="shorten or summarise the conversation, lower `max_tokens`, or choose a smaller "
-            "model"
-            if sentence
-            else "shorten or summarise the conversation, or choose a model with a longer context",
+            hint=hint
+            or "shorten or summarise the conversation, or choose a model with a longer context",
         )
         self.tokens = tokens
         self.limit = limit

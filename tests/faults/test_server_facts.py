@@ -3,13 +3,18 @@
 The quirks of its answers are listed in `docs/dialect.md`.
 """
 
+import asyncio
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from fakes.weights import write_sparse_weights
 from faults.support import FAST, Background, Fake, Stream, ask, processes_of
 
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.endpoint import Serving
-from langchain_car_vllm.errors import ServerStartingError
+from langchain_car_vllm.errors import PromptTooLongError, ServerStartingError
 from langchain_car_vllm.server import lease, stop_server
 from langchain_car_vllm.server.child_environment import server_environment
 from langchain_car_vllm.server.command import Launch, serve_arguments
@@ -80,3 +85,47 @@ def test_what_became_of_a_former_servers_mends_says_nothing_of_this_one(fake: Fa
         assert held.endpoint.reads_in_order is False
         assert not held.gate.is_open
     assert not directory.mends.exists()
+
+
+def test_the_profile_follows_the_server(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    """The same object, after the memory was raised and the server started anew."""
+    layers = {"num_hidden_layers": 40, "num_attention_heads": 8, "hidden_size": 1024}
+    config = {"model_type": "llama", "max_position_embeddings": 131_072, **layers}
+    (fake.model / "config.json").write_text(json.dumps(config))
+    write_sparse_weights(fake.model / "model.safetensors", 10**9)
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "5")
+    models = [ChatVllmMlx(str(fake.model), max_tokens=1)]
+    models.append(ChatVllmMlx(str(fake.model), max_tokens=1, profile={"max_input_tokens": 30}))
+    text = "word " * 20_000
+    for model in models:
+        with pytest.raises(PromptTooLongError, match=r"memory set aside|allows 30"):
+            model.invoke(text)
+    models[0].unload()
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "40")
+    assert models[0].invoke(text)
+    with pytest.raises(PromptTooLongError, match="`max_input_tokens` allows 30"):
+        models[1].invoke(text)
+    known, chosen = (model.profile or {} for model in models)
+    assert known["max_input_tokens"] == fake.state().serving.max_input_tokens > 20_000
+    assert chosen == {**known, "max_input_tokens": 30}
+    assert models[0] == ChatVllmMlx(str(fake.model), max_tokens=1)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "warm_up", "awarm_up"])
+def test_the_profile_is_completed_once_the_model_is_here(fake: Fake, home: Path, way: str):
+    """An object that was made before the download has a limit after its first call."""
+    model = ChatVllmMlx("org/some-model", max_tokens=1)
+    assert "max_input_tokens" not in (model.profile or {})
+    folder = home / ".cache/huggingface/hub/models--org--some-model"
+    shutil.copytree(fake.model, folder / "snapshots" / "c0ffee")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("c0ffee")
+    calls = {
+        "invoke": lambda: model.invoke("hi"),
+        "ainvoke": lambda: asyncio.run(model.ainvoke("hi")),
+        "stream": lambda: list(model.stream("hi")),
+        "warm_up": model.warm_up,
+        "awarm_up": lambda: asyncio.run(model.awarm_up()),
+    }
+    calls[way]()
+    assert (model.profile or {})["max_input_tokens"] == 2048

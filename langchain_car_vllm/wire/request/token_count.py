@@ -19,10 +19,39 @@ _BYTES_PER_TOKEN, _MOST_BYTES = 3, 8
 _USUAL_ANSWER = 4096
 _MEDIA_TOKENS = {"image_url": 1500, "audio_url": 4000, "video_url": 8000}
 _DATA = re.compile(r"data:(image|audio|video)/|[A-Za-z0-9+/_=-]{4096,}\Z")
-_NO_MEMORY = (
-    "prompt and answer may have {tokens:,} tokens; the memory set aside for this model holds "
-    "{limit:,}"
+_HELD = "the memory set aside for this model holds {limit:,}"
+_CURE = "shorten or summarise the conversation, lower `max_tokens`, or choose a smaller model"
+_NO_MEMORY = (f"prompt and answer may have {{tokens:,}} tokens; {_HELD}", _CURE)
+
+
+class PromptLimit(NamedTuple):
+    """How many tokens a prompt may have.
+
+    Attributes:
+        tokens: None for any number.
+        words: What is said of a longer one, and what to do about it; of the window by default.
+    """
+
+    tokens: int | None
+    words: tuple[str, ...] = ()
+
+
+_UNLIMITED = PromptLimit(None)
+_MEMORY_WORDS = (f"the prompt has at least {{tokens:,}} tokens; {_HELD}", _CURE)
+_CHOSEN_WORDS = (
+    "the prompt has at least {tokens:,} tokens; `max_input_tokens` allows {limit:,}",
+    "shorten or summarise the conversation, or raise that limit, which is the program's own",
 )
+
+
+def prompt_limit(window: int | None, memory: int | None, chosen: int | None) -> PromptLimit:
+    """Return the lowest of the limits: what the model was made for, what fits, what the user set.
+
+    Where two are equal, the one that no setting changes is told.
+    """
+    known = [(window, ()), (memory, _MEMORY_WORDS), (chosen, _CHOSEN_WORDS)]
+    limits = [PromptLimit(limit, words) for limit, words in known if limit is not None]
+    return min(limits, key=lambda limit: limit.tokens or 0, default=_UNLIMITED)
 
 
 def count_request(
@@ -54,32 +83,35 @@ class RequestSize(NamedTuple):
     media_tokens: int
     answer_tokens: int | None
 
-    def needs_count(self, limit: int | None, room: int | None) -> bool:
+    def needs_count(self, limit: PromptLimit, room: int | None) -> bool:
         """Tell whether the texts must be counted to know that the request fits.
 
         Args:
-            limit: How many tokens its prompt may have, None for any number.
+            limit: How many tokens its prompt may have.
             room: What there is for a single request, prompt and answer, None for any number.
         """
         # A token has at least one byte, so fewer bytes surely fit.
-        may_overflow = limit is not None and self.text_bytes > limit
+        may_overflow = limit.tokens is not None and self.text_bytes > limit.tokens
         return may_overflow or (room is not None and self._prompt() + self._answer() > room)
 
     def asked_tokens(
-        self, limit: int | None = None, room: int | None = None, counted: int | None = None
+        self,
+        limit: PromptLimit = _UNLIMITED,
+        room: int | None = None,
+        counted: int | None = None,
     ) -> int:
         """Return how many tokens the request asks for: its prompt and its answer.
 
         Args:
-            limit: How many tokens its prompt may have, None for any number.
+            limit: How many tokens its prompt may have.
             room: What there is for a single request, prompt and answer, None for any number.
             counted: Tokens of its texts as the server counted them, None for an estimate.
 
         Raises:
             PromptTooLongError: It asks for more than there is.
         """
-        if counted is not None and limit is not None and counted > limit:
-            raise PromptTooLongError(counted, limit)
+        if counted is not None and limit.tokens is not None and counted > limit.tokens:
+            raise PromptTooLongError(counted, limit.tokens, *limit.words)
         prompt = self._prompt() if counted is None else counted + self.media_tokens
         answer = self._answer()
         if self.answer_tokens is None and room is not None:
@@ -88,7 +120,7 @@ class RequestSize(NamedTuple):
             return prompt + answer
         least = (self.text_bytes // _MOST_BYTES if counted is None else prompt) + answer
         if least > room:
-            raise PromptTooLongError(least, room, _NO_MEMORY)
+            raise PromptTooLongError(least, room, *_NO_MEMORY)
         return min(prompt + answer, room)
 
     def reserved_tokens(self, room: int | None) -> int:

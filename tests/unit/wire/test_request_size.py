@@ -1,6 +1,7 @@
 """Whether a request fits: what is known before anybody counts, and what a count says."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,16 +9,19 @@ from hypothesis import strategies as st
 
 from langchain_car_vllm.errors import PromptTooLongError
 from langchain_car_vllm.wire.request.token_count import (
+    PromptLimit,
     RequestSize,
     measure_foreign_request,
     measure_request,
+    prompt_limit,
 )
 
 few, some = st.integers(0, 20_000), st.none() | st.integers(1, 20_000)
 sizes = st.builds(RequestSize, few, few, some)
+limits = st.builds(PromptLimit, some, st.just(()))
 
 
-def is_refused(size: RequestSize, *terms: int | None) -> bool:
+def is_refused(size: RequestSize, *terms: Any) -> bool:
     try:
         size.asked_tokens(*terms)
     except PromptTooLongError:
@@ -25,18 +29,19 @@ def is_refused(size: RequestSize, *terms: int | None) -> bool:
     return False
 
 
-@given(sizes, some, some)
-def test_what_needs_no_count_fits(size: RequestSize, limit: int | None, room: int | None):
+@given(sizes, limits, some)
+def test_what_needs_no_count_fits(size: RequestSize, limit: PromptLimit, room: int | None):
     """Nobody is asked for a number that changes nothing, and no more is asked for than there is."""
     if not size.needs_count(limit, room):
         assert size.asked_tokens(limit, room) <= (room or 10**9)
 
 
-@given(sizes, some, some, few)
-def test_a_count_decides(size: RequestSize, limit: int | None, room: int | None, counted: int):
+@given(sizes, limits, some, few)
+def test_a_count_decides(size: RequestSize, limit: PromptLimit, room: int | None, counted: int):
     """A prompt is refused where it is too long for the window, or with its answer for the room."""
     least = counted + size.media_tokens + (size.answer_tokens or 1)
-    is_too_long = (limit is not None and counted > limit) or (room is not None and least > room)
+    is_longer = limit.tokens is not None and counted > limit.tokens
+    is_too_long = is_longer or (room is not None and least > room)
     assert is_refused(size, limit, room, counted) is is_too_long
 
 
@@ -44,7 +49,7 @@ def test_a_count_decides(size: RequestSize, limit: int | None, room: int | None,
 def test_without_a_count_only_the_impossible_is_refused(size: RequestSize, room: int | None):
     """Few tokens have more than eight bytes; the server says the rest."""
     least = size.text_bytes // 8 + (size.answer_tokens or 1)
-    assert is_refused(size, None, room) is (room is not None and least > room)
+    assert is_refused(size, PromptLimit(None), room) is (room is not None and least > room)
 
 
 def test_a_request_is_measured_with_its_tools_and_media():
@@ -61,7 +66,23 @@ def test_a_request_is_measured_with_its_tools_and_media():
 def test_the_window_is_named_before_the_memory(room: int | None):
     """Where both are too small, the one that no setting changes is told."""
     with pytest.raises(PromptTooLongError, match="the context window 5"):
-        RequestSize(100, 0, 100).asked_tokens(5, room, counted=50)
+        RequestSize(100, 0, 100).asked_tokens(PromptLimit(5), room, counted=50)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ((5, 6, 7), "the context window 5"),
+        ((5, 5, 5), "the context window 5"),
+        ((6, 5, 5), "the memory set aside for this model holds 5"),
+        ((None, None, 5), "`max_input_tokens` allows 5"),
+    ],
+)
+def test_the_limit_that_binds_is_named(limits: tuple[int | None, ...], said: str):
+    """What to do about it differs; where two are equal, the one that no setting changes is told."""
+    with pytest.raises(PromptTooLongError, match=said):
+        RequestSize(100, 0, 100).asked_tokens(prompt_limit(*limits), counted=50)
+    assert prompt_limit(None, None, None).tokens is None
 
 
 values = st.recursive(

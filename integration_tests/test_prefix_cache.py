@@ -15,7 +15,6 @@ from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
 from langchain_car_vllm.server import directory_of
 from langchain_car_vllm.server.directory import ServerDirectory
-from langchain_car_vllm.server.prefix_caches import prefix_caches
 from langchain_car_vllm.server.supervisor.child import install_launcher
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -72,9 +71,15 @@ def ask(chat: Callable[..., ChatVllmMlx]) -> Iterator[Callable[..., str]]:
         llm.unload(force=True)
 
 
-def log_of(model: Path, chat: Callable[..., ChatVllmMlx], **settings: object) -> str:
+def directory_for(
+    model: Path, chat: Callable[..., ChatVllmMlx], **settings: object
+) -> ServerDirectory:
     llm = chat(model=str(model), **settings)
-    return directory_of(llm._spec(engine=llm.engine)).log.read_text(errors="replace")
+    return directory_of(llm._spec(engine=llm.engine))
+
+
+def log_of(model: Path, chat: Callable[..., ChatVllmMlx], **settings: object) -> str:
+    return directory_for(model, chat, **settings).log.read_text(errors="replace")
 
 
 def test_new_weights_never_meet_the_old_cache(ask, chat, smollm2: str, tmp_path: Path):
@@ -90,10 +95,10 @@ def test_new_weights_never_meet_the_old_cache(ask, chat, smollm2: str, tmp_path:
     shutil.copytree(model, elsewhere, symlinks=True)
     assert new == ask(elsewhere)
     assert new != old
-    name = str(model.resolve()).replace("/", "--")
-    mine = [cache for cache in prefix_caches() if name in cache.path.name]
-    assert len(mine) == 1, "the old weights' folder is still there"
-    assert mine[0].bytes > 0
+    caches = directory_for(model, chat).prefix_caches
+    [mine] = caches.iterdir()  # the old weights' folder is gone
+    assert list(mine.glob("*/*.safetensors"))
+    assert caches.stat().st_mode & 0o777 == mine.stat().st_mode & 0o777 == 0o700
 
 
 def test_two_keys_of_a_model_share_no_folder(ask, chat, smollm2: str, tmp_path: Path):
@@ -102,11 +107,8 @@ def test_two_keys_of_a_model_share_no_folder(ask, chat, smollm2: str, tmp_path: 
     ask(model)
     ask(model, server_args=["--max-num-seqs", "8"])
     assert "HIT" not in log_of(model, chat, server_args=["--max-num-seqs", "8"])
-    keys = {
-        directory_of(chat(model=str(model), **given)._spec(engine="auto")).key
-        for given in ({}, {"server_args": ["--max-num-seqs", "8"]})
-    }
-    assert keys <= {cache.key for cache in prefix_caches()}
+    for given in ({}, {"server_args": ["--max-num-seqs", "8"]}):
+        assert list(directory_for(model, chat, **given).prefix_caches.iterdir())
 
 
 _CUT_SHORT = """

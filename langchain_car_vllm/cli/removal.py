@@ -18,7 +18,6 @@ from langchain_car_vllm.models.model_files import PRIVACY_HINT, is_private
 from langchain_car_vllm.models.snapshot import hub_cache, repository_folder
 from langchain_car_vllm.server import running_servers, stop_server
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
-from langchain_car_vllm.server.prefix_caches import PrefixCache, prefix_caches, remove_prefix_cache
 from langchain_car_vllm.server.state import read_state
 from langchain_car_vllm.support.file_presence import is_folder, is_link
 
@@ -28,13 +27,11 @@ class _Removal(NamedTuple):
 
     Attributes:
         files: The folders that hold it.
-        run_state: The state and logs of its servers.
-        caches: The prefix caches that its servers saved.
+        run_state: The state, logs and prefix caches of its servers.
     """
 
     files: list[Path]
     run_state: list[ServerDirectory]
-    caches: list[PrefixCache]
 
 
 def rm(models: ModelArguments, *, yes: Yes = False) -> None:
@@ -49,7 +46,6 @@ def rm(models: ModelArguments, *, yes: Yes = False) -> None:
 def _remove(model: str, removal: _Removal, *, yes: bool) -> None:
     folders = [*removal.files, *(directory.path for directory in removal.run_state)]
     freed = sum(disk_bytes(folder) for folder in folders)
-    freed += sum(cache.bytes for cache in removal.caches)
     for folder in removal.files:
         say(str(folder))
     if not yes and not confirms(f"Remove `{model}` and free {size(freed)}?"):
@@ -59,8 +55,6 @@ def _remove(model: str, removal: _Removal, *, yes: bool) -> None:
         if directory.path in running:
             stop_server(directory)
         remove_path(directory.path)
-    for cache in removal.caches:
-        remove_prefix_cache(cache)
     for folder in removal.files:
         remove_path(folder)
     say(f"removed `{model}`, {size(freed)} are free")
@@ -91,8 +85,7 @@ def _find_removal(name: str) -> _Removal:
         raise ConfigurationError(
             f"`{name}` is not on this machine", hint="`car-vllm list` shows what is"
         )
-    keys = {directory.key for directory in run_state}
-    return _Removal(files, run_state, [c for c in prefix_caches() if c.key in keys])
+    return _Removal(files, run_state)
 
 
 def repository_files(source: str) -> list[Path]:

@@ -25,12 +25,6 @@ from langchain_car_vllm.runtime.environment_folder import removable_parts
 from langchain_car_vllm.runtime.provision import holds_runtime_of_ours, runtime_removal
 from langchain_car_vllm.server import stop_servers
 from langchain_car_vllm.server.directory import explain_os_errors, server_directories
-from langchain_car_vllm.server.prefix_caches import (
-    PrefixCache,
-    prefix_caches,
-    remove_empty_folders,
-    remove_prefix_cache,
-)
 from langchain_car_vllm.server.state import read_state
 from langchain_car_vllm.support.file_presence import entries_of
 from langchain_car_vllm.support.replaced_files import draft_name
@@ -45,7 +39,7 @@ _KEPT_BESIDE = (
     "metal.json",
     "tested-installs.json",
 )
-_Kind = Literal["service", "run state", "prefix cache", "runtime", "model"]
+_Kind = Literal["service", "run state", "runtime", "model"]
 
 
 class _Kept(NamedTuple):
@@ -79,9 +73,8 @@ def uninstall(
     if closed := closed_servers():
         raise closed
     names = sorted(_model_names())
-    caches = prefix_caches()
     with explain_os_errors(paths.car_home()):
-        found = [*_find_kept(caches), *(_models(names) if models else ())]
+        found = [*_find_kept(), *(_models(names) if models else ())]
     if as_json:
         print_json([{**entry._asdict(), "path": str(entry.path)} for entry in found])
         return
@@ -97,11 +90,11 @@ def uninstall(
         return
     if not yes and not confirms(f"Remove all of this and free {total}?"):
         raise typer.Exit(1)
-    _remove(found, caches)
+    _remove(found)
     say(f"{total} are free; `pip uninstall langchain-car-vllm` removes the program itself")
 
 
-def _find_kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
+def _find_kept() -> Iterator[_Kept]:
     if (file := service_file()) is not None and is_there(file):
         yield _Kept("service", file, disk_bytes(file))
     root = paths.run_root()
@@ -110,8 +103,6 @@ def _find_kept(caches: list[PrefixCache]) -> Iterator[_Kept]:
     for path in (root, *beside, *drafts):
         if is_there(path):
             yield _Kept("run state", path, disk_bytes(path))
-    for cache in caches:
-        yield _Kept("prefix cache", cache.path, cache.bytes)
     runtime = paths.managed_root()
     if runtime is not None and holds_runtime_of_ours(runtime):
         yield _Kept("runtime", runtime, sum(map(disk_bytes, removable_parts(runtime))))
@@ -140,7 +131,7 @@ def _tell_what_stays(names: list[str], *, models: bool) -> None:
         say(f"models that stay, unless you say --models: {', '.join(names)}")
 
 
-def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
+def _remove(found: list[_Kept]) -> None:
     """Remove it all, once nothing runs that uses it.
 
     Raises:
@@ -157,9 +148,6 @@ def _remove(found: list[_Kept], caches: list[PrefixCache]) -> None:
     with ExitStack() as stack:
         for runtime in runtimes:
             stack.enter_context(runtime_removal(runtime))
-        for cache in caches:
-            if not remove_prefix_cache(cache):
-                say(f"`{cache.path}` stays: a server uses it")
         failures = [failure for entry in found if (failure := _remove_entry(entry))]
     _remove_empty()
     if failures:
@@ -194,4 +182,3 @@ def _remove_empty() -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
-    remove_empty_folders()

@@ -98,6 +98,8 @@ class ServerDirectory:
     """The supervisor's own output."""
     mends = _File("mends.json")
     """What became of each mend of the running server."""
+    prefix_caches = _File("prefix")
+    """What the server saved of earlier prompts at its end, for its next start."""
     temporary = _File("tmp")
     """The server's temporary files, such as pictures of requests; emptied when it ends."""
     launcher = _File("launch.py")

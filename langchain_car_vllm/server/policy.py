@@ -64,7 +64,7 @@ class Policy:
     drain_patience: float = 60.0
     abandoned_patience: float = 5.0
     suspended_patience: float = 30.0
-    key_lifetime: float = 14 * 86_400.0
+    key_lifetime: float = 30 * 86_400.0
     memory_tick: float = 0.1
     log_limit: int = 50_000_000
 

@@ -19,7 +19,6 @@ from langchain_car_vllm.server.state import (
     mark_stopped,
     read_any_state,
 )
-from langchain_car_vllm.support.backups import TAG
 
 _LOCK_PATIENCE = 1.0
 _FIRST_WORDS = 3
@@ -58,7 +57,7 @@ def remove_temporary_files(directory: ServerDirectory) -> None:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != TAG:
+            else:
                 with suppress(OSError):
                     os.unlink(entry)  # noqa: PTH108 - not a Path
 

@@ -214,11 +214,12 @@ def test_old_keys_are_tidied_up_without_an_error(fake: Fake, home: Path):
     """A server that has just become ready does it: it would end for a refused look."""
     with lease(fake.spec(), policy=FAST):
         pass
+    os.utime(fake.directory().state, (1, 1))
     refusals, number, calls = Refusals(home), 1, 1
     while number <= calls:
         refusals.refuse(errno.ENFILE, number)
         with refusals.installed():
-            remove_old_keys(fake.directory(served_name="other"), 1.0)
+            remove_old_keys(fake.directory(server_env=(("OF", "other"),)), 1.0)
         calls, number = max(calls, refusals.calls), number + 1
     assert calls > 1
 

@@ -38,12 +38,10 @@ def test_state_is_private(fake: Fake):
             assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_saved_prompts_stay_out_of_backups(fake: Fake, home: Path):
-    """Their folder, which the server makes, is tagged once the server is ready."""
-    root = home / ".cache" / "vllm-mlx" / "prefix_cache"
-    root.mkdir(parents=True)
+def test_what_was_said_stays_out_of_backups(fake: Fake):
+    """Logs, saved prompts and pictures of all servers, by one tag."""
     with lease(fake.spec(), policy=FAST):
-        assert (root / TAG).exists()
+        assert (fake.directory().path.parent / TAG).exists()
 
 
 def test_car_home_moves_the_state(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -92,7 +92,7 @@ def test_pictures_of_requests_go_with_the_server(
     else:
         lease(fake.spec(), policy=FAST).__enter__()
     assert not left.exists()
-    assert [entry.name for entry in folder.iterdir()] == ["CACHEDIR.TAG"]
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "TMP"])

@@ -20,7 +20,6 @@ from langchain_car_vllm.server.command import Launch, is_read_in_parts, serve_ar
 from langchain_car_vllm.server.directory import ServerDirectory, hint_of, make_checked
 from langchain_car_vllm.server.launch_settings import launch_settings
 from langchain_car_vllm.server.port import HeldPort, is_free
-from langchain_car_vllm.server.prefix_caches import keep_out_of_backups
 from langchain_car_vllm.server.recovery import remove_temporary_files
 from langchain_car_vllm.server.supervisor.adapter_stage import check_adapter_is_used
 from langchain_car_vllm.server.supervisor.child import Child
@@ -141,7 +140,6 @@ class Server:
         policy = self._context.policy
         is_gone = self.child.interrupt(policy) if gently else self.child.kill(policy)
         remove_temporary_files(self._context.directory)
-        keep_out_of_backups()
         # Whoever still listens after that is a stranger, and may stay.
         deadline = time.monotonic() + _PORT_GRACE
         with suppress(OSError):  # what the system does not tell is not waited for
@@ -152,11 +150,11 @@ class Server:
 
 
 def _make_temporary_folder(directory: ServerDirectory) -> None:
-    """Make the server's folder for temporary files, empty, and kept out of backups."""
+    """Make the server's folder for temporary files, empty, and keep prompts out of backups."""
     make_own_folder(directory.temporary)
     remove_temporary_files(directory)
-    if not is_tagged(directory.temporary):
-        exclude_from_backups(directory.temporary)
+    if not is_tagged(root := directory.path.parent):
+        exclude_from_backups(root)
 
 
 def _hold_port() -> HeldPort:
@@ -200,7 +198,6 @@ def load(
         servers[:] = [server]
         if server.wait_until_ready():
             check_adapter_is_used(context)
-            keep_out_of_backups()
             serving = _mended(context, launch)
             context.update(phase="ready", serving=serving, ready_at=time.monotonic())
             return server

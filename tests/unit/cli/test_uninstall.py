@@ -36,10 +36,9 @@ def runtime(home: Path) -> Path:
 @pytest.fixture
 def cache(home: Path) -> Path:
     """A prefix cache that a server saved."""
-    folder = home / ".cache" / "vllm-mlx" / "prefix_cache" / "model-1"
+    folder = home / ".car" / "run" / "vllm-py" / "model-abc" / "prefix" / "0123456789abcdef"
     folder.mkdir(parents=True)
     (folder / "entry").write_bytes(b"\0" * 1000)
-    folder.with_name("model-1.json").write_text(json.dumps({"key": "model-abc"}))
     return folder
 
 
@@ -65,7 +64,7 @@ def test_a_dry_run_lists_and_leaves(cli_here: Cli, home: Path):
     done = cli_here("uninstall", "--dry-run")
     assert done.returncode == 0, done.stderr
     kinds = [line.split("  ")[0] for line in done.stdout.splitlines()[1:]]
-    assert kinds == ["run state", "prefix cache", "runtime"]
+    assert kinds == ["run state", "run state", "runtime"]
     assert "would free 0.3 MB" in done.stderr
     assert "models that stay, unless you say --models: org/model" in done.stderr
     assert listing(home) == before
@@ -82,7 +81,6 @@ def test_nothing_is_left_but_what_is_the_users(cli_here: Cli, home: Path, fake: 
     assert done.returncode == 0, done.stderr
     assert running_servers() == []
     assert not (home / ".car").exists()
-    assert not (home / ".cache" / "vllm-mlx").exists()
     assert before <= listing(home)
     assert model.exists()
     assert (fake.model / "model.safetensors").exists()
@@ -145,7 +143,7 @@ def test_an_installation_under_way_is_not_disturbed(cli_here: Cli, runtime: Path
 
 @pytest.mark.usefixtures("runtime")
 def test_what_cannot_be_removed_keeps_nothing_else(
-    cli_here: Cli, home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    cli_here: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The error names it, and all else is gone."""
     run = home / ".car" / "run"
@@ -161,7 +159,6 @@ def test_what_cannot_be_removed_keeps_nothing_else(
     done = cli_here("uninstall", "--yes")
     assert done.returncode == 1
     assert f"`{run / 'vllm-py'}` cannot be removed" in done.stderr
-    assert not cache.exists()
     assert sorted(path.name for path in (home / ".car").iterdir()) == ["run"]
 
 

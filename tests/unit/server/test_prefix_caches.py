@@ -1,8 +1,7 @@
-"""Where a server keeps its saved prefix cache, and what becomes of old ones."""
+"""Where a server keeps its saved prefix cache, and how it is saved."""
 
 import os
 import shutil
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -10,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from langchain_car_vllm.server.prefix_caches import prefix_caches, remove_prefix_cache
+from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.supervisor.mends import prefix_cache_folder
 from langchain_car_vllm.server.supervisor.mends.prefix_cache_folder import CacheFolder
 
 
 @pytest.fixture
-def root(home: Path) -> Path:
-    return home / ".cache" / "vllm-mlx" / "prefix_cache"
+def root(tmp_path: Path) -> Path:
+    """The folder of a server key."""
+    folder = tmp_path / "key"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -29,12 +31,9 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def folder_of(root: Path, model: object, key: str = "key", *arguments: str) -> str:
+def folder_of(root: Path, model: object, *arguments: str) -> str:
     """Return the folder that a server started now takes."""
-    found = CacheFolder(key, ["serve", str(model), *arguments])
-    path = found.path(str(root / "named-after-the-model"))
-    os.close(found._note)
-    return path
+    return CacheFolder(str(root), ["serve", str(model), *arguments]).path()
 
 
 def rewrite(path: Path) -> None:
@@ -85,19 +84,16 @@ def test_a_file_that_an_argument_names_counts(root: Path, model: Path, tmp_path:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapters.safetensors").write_text("1")
-    before = folder_of(root, model, "key", "--adapter-path", str(adapter))
+    before = folder_of(root, model, "--adapter-path", str(adapter))
     rewrite(adapter / "adapters.safetensors")
-    assert folder_of(root, model, "key", "--adapter-path", str(adapter)) != before
+    assert folder_of(root, model, "--adapter-path", str(adapter)) != before
 
 
-def test_keys_and_versions_share_no_folder(
-    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Two keys of one model, and two versions of the software, never meet."""
-    first = folder_of(root, model, "one")
-    assert folder_of(root, model, "other") != first
+def test_versions_share_no_folder(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two versions of the software never meet."""
+    first = folder_of(root, model)
     monkeypatch.setattr(prefix_cache_folder, "_versions", lambda: ["mlx 99"])
-    assert folder_of(root, model, "one") != first
+    assert folder_of(root, model) != first
 
 
 def test_a_hub_model_is_its_commit(
@@ -121,97 +117,33 @@ def test_a_hub_model_is_its_commit(
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("name", ["模型" * 120, "🙂" * 70, "n" * 255, "--Users--me--ü" * 20])
-def test_a_folder_with_a_long_name_can_be_made(root: Path, model: Path, name: str):
-    """A name in any writing fits into what a disk takes, its note included."""
-    found = CacheFolder("key", ["serve", str(model)])
-    path = Path(found.path(str(root / name)))
-    os.close(found._note)
-    assert path.with_name(f"{path.name}.json").is_file()
-    assert path.name[: -len("-0123456789abcdef")] in name
-
-
 def test_weights_swapped_while_they_load_leave_nothing_behind(root: Path, model: Path):
     """Nobody can tell which of the two was read, so the folder is nobody's afterwards."""
-    begun = CacheFolder("key", ["serve", str(model)])
+    begun = CacheFolder(str(root), ["serve", str(model)])
     rewrite(model / "model.safetensors")
-    mine = begun.path(str(root / "named"))
-    os.close(begun._note)
+    mine = begun.path()
     assert folder_of(root, model) != mine
 
 
 def test_the_folder_stays_that_of_the_weights_that_were_read(root: Path, model: Path):
     """Weights that are replaced while the server runs change nothing when it saves."""
-    running = CacheFolder("key", ["serve", str(model)])
-    loaded = running.path(str(root / "named"))
+    running = CacheFolder(str(root), ["serve", str(model)])
+    loaded = running.path()
     rewrite(model / "model.safetensors")
-    assert running.path(str(root / "named")) == loaded
-    os.close(running._note)
+    assert running.path() == loaded
 
 
-def saved(root: Path, model: Path, key: str, size: int = 10) -> Path:
-    folder = Path(folder_of(root, model, key))
-    (folder / "v1").mkdir(parents=True)
-    (folder / "v1" / "entry_0.safetensors").write_bytes(b"x" * size)
-    return folder
-
-
-def test_old_folders_go(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
-    """Those of this key at once, those unused for a month, and the oldest beyond the limit."""
-    stale = saved(root, model, "key")
+def test_a_key_keeps_one_folder(root: Path, model: Path):
+    """It lies where all others look for it; what other weights left goes at the next start."""
+    old = Path(folder_of(root, model))
+    old.mkdir(parents=True)
+    (old / "entry_0.safetensors").touch()
+    assert old.parent == ServerDirectory(root).prefix_caches
+    assert folder_of(root, model) == str(old)
+    assert old.exists()
     rewrite(model / "model.safetensors")
-    other = saved(root, model, "other")
-    aged = saved(root, model, "aged")
-    os.utime(f"{aged}.json", (1, 1))
-    assert Path(folder_of(root, model, "key")).parent == root
-    assert not stale.exists()
-    assert not aged.exists()
-    assert other.exists()
-    monkeypatch.setattr(prefix_cache_folder, "_MOST_BYTES", 5)
-    folder_of(root, model, "key")
-    assert not other.exists()
-    assert not Path(f"{other}.json").exists()
-
-
-def test_a_folder_in_use_stays(root: Path, model: Path):
-    """Another server's folder is not removed while that server lives, and is once it has died."""
-    code = f"""
-import sys
-import types
-from langchain_car_vllm.server.supervisor.mends.prefix_cache_folder import CacheFolder
-folder = CacheFolder("mine", ["serve", {str(model)!r}])
-print(folder.path({str(root / "named")!r}), flush=True)
-sys.stdin.read()
-"""
-    user = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert user.stdout is not None
-    held = Path(user.stdout.readline().strip())
-    held.mkdir()
-    os.utime(f"{held}.json", (1, 1))
-    folder_of(root, model, "key")
-    assert held.exists()
-    cache = next(cache for cache in prefix_caches() if cache.path == held)
-    assert not remove_prefix_cache(cache)
-    user.kill()
-    user.communicate()
-    assert remove_prefix_cache(cache)
-    assert not held.exists()
-    assert remove_prefix_cache(cache)
-
-
-def test_what_servers_saved_is_counted(root: Path, model: Path):
-    """By key, with the bytes on the disk; what is no note is passed over."""
-    assert prefix_caches() == []
-    one, two = saved(root, model, "one", 100), saved(root, model, "two", 1000)
-    os.utime(f"{one}.json", (10, 10))
-    (root / "foreign.json").write_text("[")
-    (root / "list.json").write_text("[]")
-    assert [(c.path, c.key, c.bytes) for c in prefix_caches()] == [
-        (two, "two", 1000),
-        (one, "one", 100),
-    ]
+    assert folder_of(root, model) != str(old)
+    assert not old.exists()
 
 
 class SavedCache:

@@ -4,11 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from langchain_car_vllm.server.prefix_caches import (
-    keep_out_of_backups,
-    prefix_caches,
-    remove_empty_folders,
-)
 from langchain_car_vllm.support import backups
 from langchain_car_vllm.support.backups import TAG, exclude_from_backups
 
@@ -58,26 +53,3 @@ def test_what_cannot_be_excluded_stays_in(
     else:
         (folder / TAG).mkdir()
     exclude_from_backups(folder)
-
-
-def test_prefix_caches_are_excluded_once(tmutil: Path, home: Path):
-    """Each start looks, the first acts; the tag is no cache, and goes with the last one."""
-    root = home / ".cache" / "vllm-mlx" / "prefix_cache"
-    keep_out_of_backups()
-    assert not root.exists()
-    root.mkdir(parents=True)
-    for _ in range(3):
-        keep_out_of_backups()
-    assert tmutil.read_text() == f"addexclusion {root}\n"
-    assert prefix_caches() == []
-    remove_empty_folders()
-    assert not root.parent.exists()
-
-
-def test_folders_that_hold_more_stay(home: Path):
-    """A cache that a server uses keeps its folder tagged."""
-    root = home / ".cache" / "vllm-mlx" / "prefix_cache"
-    (root / "of-a-server").mkdir(parents=True)
-    keep_out_of_backups()
-    remove_empty_folders()
-    assert (root / TAG).exists()

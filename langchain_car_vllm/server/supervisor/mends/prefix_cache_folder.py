@@ -2,27 +2,23 @@
 
 The server names its folder after the model alone, so new weights at the same path, another commit
 of a Hub model or other settings would read what is not theirs and answer wrongly. Here the name
-ends in a hash of all that: the files of the model, the files that arguments name, the versions of
-the software and the server key, which covers the user's settings. Beside each folder lies a note
-(`<folder>.json`) whose lock tells that a server uses it.
+is a hash of all that: the files of the model, the files that arguments name and the versions of the
+software. It lies in the folder of the server key, which covers the user's settings and has one
+server at a time.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import sys
-import time
 from contextlib import suppress
 from typing import Any
 
 from .mend import find, mend
 
-_OLDEST_SECONDS = 30 * 86_400
-_MOST_BYTES = 10_000_000_000
-_NAME_BYTES = 80
+FOLDER = "prefix"
 _INDEX = "index.json"
 _PACKAGES = ("vllm-mlx", "mlx", "mlx-lm", "mlx-vlm")
 
@@ -30,13 +26,8 @@ _PACKAGES = ("vllm-mlx", "mlx", "mlx-lm", "mlx-vlm")
 @mend("prefix-cache-folder", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _own_the_folder(module: Any) -> None:
     """Keep the saved cache under what it was computed from, never under a name of the model."""
-    original = find(module, "_get_cache_dir")
-    folder = CacheFolder(os.path.basename(os.getcwd()), sys.argv[1:])
-
-    def cache_dir() -> str:
-        return folder.path(str(original()))
-
-    module._get_cache_dir = cache_dir
+    find(module, "_get_cache_dir")
+    module._get_cache_dir = CacheFolder(os.getcwd(), sys.argv[1:]).path
 
 
 @mend("prefix-cache-saving", "vllm_mlx.memory_cache", "vllm-mlx 0.6.0")
@@ -66,41 +57,30 @@ class CacheFolder:
     """Where this server process keeps its prefix cache.
 
     Args:
-        key: The server key.
+        root: The folder of the server key.
         arguments: The server's arguments; the model is the second.
     """
 
-    def __init__(self, key: str, arguments: "list[str]") -> None:
-        self._key = key
+    def __init__(self, root: str, arguments: "list[str]") -> None:
+        self._root = os.path.join(root, FOLDER)
         self._arguments = arguments
         # Before the weights are read: what is swapped while they load is noticed below.
         self._first = self._digest()
-        self._path: str | None = None
-        self._note = -1
+        self._name: str | None = None
 
-    def path(self, named: str) -> str:
-        """Return the folder; it stays the same for the life of this process.
-
-        Args:
-            named: The folder that the server would take.
-        """
-        if self._path is None:
+    def path(self) -> str:
+        """Return the folder, the same for the life of this process; older ones of the key go."""
+        if self._name is None:
             digest = self._digest()
-            if digest != self._first:
-                digest = secrets.token_hex(8)
-            root, name = os.path.split(named)
-            kept = name.encode()[-_NAME_BYTES:].decode(errors="ignore")
-            path = os.path.join(root, f"{kept}-{digest}")
-            os.makedirs(root, exist_ok=True)
-            self._note = _hold(f"{path}.json", self._key)
-            self._path = path
-        remove_old_folders(os.path.dirname(self._path), self._key, self._path)
-        return self._path
+            self._name = digest if digest == self._first else secrets.token_hex(8)
+            with suppress(OSError):
+                for name in set(os.listdir(self._root)) - {self._name}:
+                    shutil.rmtree(os.path.join(self._root, name), ignore_errors=True)
+        return os.path.join(self._root, self._name)
 
     def _digest(self) -> str:
         model = self._arguments[1] if len(self._arguments) > 1 else ""
         parts = {
-            "key": self._key,
             "model": model,
             "files": _stamps(folder_of(model)),
             "adapter": _stamps(os.environ.get("CAR_VLLM_LAUNCH_ADAPTER", "")),
@@ -158,75 +138,6 @@ def _versions() -> "list[str]":
         with suppress(metadata.PackageNotFoundError):
             found.append(f"{package} {metadata.version(package)}")
     return found
-
-
-def _hold(note: str, key: str) -> int:
-    """Hold a folder's note for the life of this process.
-
-    Returns:
-        The descriptor that must stay open.
-    """
-    while True:
-        descriptor = os.open(note, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(note), os.fstat(descriptor)):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps({"key": key}).encode(), 0)
-                return descriptor
-        os.close(descriptor)  # somebody removed it between the open and the lock
-
-
-def remove_old_folders(root: str, key: str, mine: str) -> None:
-    """Remove folders that nobody uses: of this key, older than a month, or beyond the limit."""
-    found = []
-    for name in os.listdir(root):
-        folder = os.path.join(root, name[: -len(".json")])
-        if name.endswith(".json") and folder != mine:
-            with suppress(OSError):
-                found.append((os.stat(f"{folder}.json").st_mtime, folder))
-    room = _MOST_BYTES - _size(mine)
-    for used, folder in sorted(found, reverse=True):
-        size = _size(folder)
-        stale = _key_of(folder) == key or time.time() - used > _OLDEST_SECONDS
-        if (stale or size > room) and _remove(folder):
-            continue
-        room -= size
-
-
-def _key_of(folder: str) -> "str | None":
-    try:
-        with open(f"{folder}.json", encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return found.get("key") if isinstance(found, dict) else None
-
-
-def _size(folder: str) -> int:
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(path, name)).st_size
-    return total
-
-
-def _remove(folder: str) -> bool:
-    """Remove a folder and its note unless a server uses it."""
-    try:
-        descriptor = os.open(f"{folder}.json", os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.unlink(f"{folder}.json")
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 MENDS = (

@@ -30,6 +30,14 @@ def test_a_mac_excludes_a_folder_and_tags_it(tmutil: Path, tmp_path: Path):
     assert (folder / TAG).read_text().startswith(SIGNATURE)
 
 
+def test_a_mac_excludes_what_another_program_has_tagged(tmutil: Path, tmp_path: Path):
+    """uv tags the environments that it makes, and tells Time Machine nothing."""
+    (tmp_path / TAG).write_text(SIGNATURE)
+    exclude_from_backups(tmp_path)
+    assert tmutil.read_text() == f"addexclusion {tmp_path}\n"
+    assert (tmp_path / TAG).read_text() == SIGNATURE
+
+
 def test_elsewhere_the_tag_is_all(tmutil: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """There is no Time Machine on Linux."""
     monkeypatch.setattr(backups, "PLATFORM", "linux")

@@ -37,7 +37,7 @@ class Launch(NamedTuple):
         preserve_thinking: Whether the chat template can keep earlier thoughts in the prompt.
         linear_attention: Whether the prompt cache can only hold whole states.
         memory: What is set aside while others leave so much.
-        reserved: Bytes that are set aside as it starts.
+        granted: What is set aside as it starts.
         is_wired: Whether its weights are wired, so that it answers one request at a time.
     """
 
@@ -48,7 +48,7 @@ class Launch(NamedTuple):
     preserve_thinking: bool = False
     linear_attention: bool = False
     memory: Memory = Memory(0)
-    reserved: int = 0
+    granted: Memory = Memory(0)
     is_wired: bool = False
 
 
@@ -104,21 +104,21 @@ def launch_for(
         preserve_thinking=facts.preserve_thinking,
         linear_attention=facts.linear_attention,
         memory=memory,
-        reserved=memory.needed,
+        granted=memory,
         is_wired=is_wired,
     )
 
 
-def started_with(launch: Launch, reserved: Memory) -> Launch:
+def started_with(launch: Launch, granted: Memory) -> Launch:
     """Return a launch that begins with what could be set aside: what clients are told follows.
 
     Args:
         launch: As planned.
-        reserved: As much as was planned, or less.
+        granted: As much as was planned, or less.
     """
-    memory = launch.memory.running_with(reserved)
-    serving = serving_within(launch.serving, reserved)
-    return launch._replace(memory=memory, reserved=reserved.needed, serving=serving)
+    memory = launch.memory.running_with(granted)
+    serving = serving_within(launch.serving, granted)
+    return launch._replace(memory=memory, granted=granted, serving=serving)
 
 
 def serving_within(serving: Serving, memory: Memory) -> Serving:

@@ -39,8 +39,9 @@ def launch_settings(
         settings[CAR_VLLM_LAUNCH_WIRED_BY_OTHERS.name] = str(wired_by_others)
     # Where the cost of a conversation is unknown, nobody knows what the server needs.
     if launch.memory.room is not None and not has_own_limits(spec, inherited):
-        settings[CAR_VLLM_LAUNCH_MEMORY.name] = str(launch.reserved)
-        settings[_BUFFERS] = str(max(launch.reserved - launch.memory.weights, _LEAST_BUFFERS))
+        needed = launch.granted.needed
+        settings[CAR_VLLM_LAUNCH_MEMORY.name] = str(needed)
+        settings[_BUFFERS] = str(max(needed - launch.memory.weights, _LEAST_BUFFERS))
     if spec.adapter is not None and (adapter := find_adapter(spec.adapter)) is not None:
         settings[CAR_VLLM_LAUNCH_ADAPTER.name] = str(adapter)
     if launch.serving.multimodal is False:

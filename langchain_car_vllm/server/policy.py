@@ -32,7 +32,7 @@ class Policy:
         crash_window: See `crash_budget`.
         stable_after: Ready this long, with an answer given, a server's crashes are forgotten.
         own_memory: For memory that the waiting process itself may be holding.
-        drain_patience: For busy servers to make room before all others are asked as well.
+        drain_patience: For others to make room before a start asks more of them.
         abandoned_patience: For somebody to want a start that nobody waits for any more.
         suspended_patience: For a client that is suspended, or has its answer and leaves it unread,
             to go on before its lease counts no more.

@@ -79,19 +79,25 @@ def _look(
 
 def ask_to_make_room(path: Path, seen: State) -> None:
     """Ask the supervisor that wrote a state to stop its server if nobody is served."""
-    _signal(path, seen, signal.SIGUSR1)
+    _signal(path, seen, signal.SIGUSR1, lambda state: state.phase == "ready")
 
 
 def ask_to_shrink(path: Path, seen: State) -> None:
     """Ask the supervisor that wrote a state to go on with less memory, as a start's state says."""
-    if seen.least:  # others know no such signal
-        _signal(path, seen, signal.SIGUSR2)
+    _signal(path, seen, signal.SIGUSR2, can_shrink)
 
 
-def _signal(path: Path, seen: State, number: signal.Signals) -> None:
-    """Signal the supervisor of a ready server, unless another generation has come since."""
+def can_shrink(state: State) -> bool:
+    """Tell whether a server can go on with less memory, also while it loads."""
+    return state.least > 0 and state.phase in ("load", "ready")
+
+
+def _signal(
+    path: Path, seen: State, number: signal.Signals, is_apt: Callable[[State], bool]
+) -> None:
+    """Signal the supervisor of an apt server, unless another generation has come since."""
     state = read_any_state(path)
-    if state is None or state.generation != seen.generation or state.phase != "ready":
+    if state is None or state.generation != seen.generation or not is_apt(state):
         return
     process = state.supervisor.find()
     if process is not None:

@@ -23,8 +23,8 @@ from langchain_car_vllm.server.client import process_lease as process_lease_modu
 from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.place import Place
 from langchain_car_vllm.server.client.process_lease import process_lease_of
-from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import server_directory
+from langchain_car_vllm.server.suspension import Suspensions
 from langchain_car_vllm.server.tickets import Rules
 
 

@@ -1,11 +1,13 @@
 """Memory: models share a budget; idle ones go, busy ones are waited for, nobody is deadlocked."""
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fakes.weights import write_sparse_weights
@@ -14,6 +16,7 @@ from faults.support import (
     Background,
     ClientProcess,
     Fake,
+    altered_supervisor,
     ask,
     eventually,
     lose_supervisor,
@@ -80,8 +83,6 @@ def test_least_recently_used_idle_server_goes(fake: Fake, models: list[ServerSpe
 
 def test_server_that_is_kept_for_ever_goes_last(fake: Fake, models: list[ServerSpec]):
     """keep_alive -1 is no shield against eviction, but it comes last."""
-    import dataclasses
-
     use(dataclasses.replace(models[0], keep_alive=-1.0))
     use(models[1])
     use(models[2])
@@ -106,7 +107,10 @@ def test_busy_servers_are_waited_for_visibly(fake: Fake, models: list[ServerSpec
     )
     while not state.shortfall:
         state = fake.state(source=models[2].source, served_name=models[2].served_name)
-    assert "waits for" in state.detail
+    waited_for = directory_of(models[0]).key in state.victims
+    assert ("waits for" in state.detail, len(state.victims)) == (True, 1)
+    assert (f"`{models[0].served_name}`" in state.detail) == waited_for
+    assert (f"`{models[1].served_name}`" in state.detail) != waited_for
     clients[0].finish()
     call.result()
     clients[1].finish()
@@ -256,10 +260,51 @@ def test_queue_is_left_when_nobody_waits_any_more(fake: Fake, models: list[Serve
     """A server that nobody waits for does not stay in the queue for memory."""
     clients = users(fake, models[:2])
     changes = {"source": models[2].source, "served_name": models[2].served_name}
-    waiting = ClientProcess(fake, **changes)
+    policy = dataclasses.replace(FAST, abandoned_patience=0.1)
+    waiting = ClientProcess(fake, policy=policy, **changes)
     eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")
     waiting.kill()
     fake.wait_until_unsupervised(**changes)
     assert fake.state(**changes).phase == "stopped"
     for client in clients:
         client.finish()
+
+
+def test_start_whose_caller_ran_out_of_time_goes_on_to_wait(fake: Fake, models: list[ServerSpec]):
+    """It was promised: the start keeps its place in the queue, and serves once there is room."""
+    clients = users(fake, models[:2], keep_alive=0.0)
+    changes = {"source": models[2].source, "served_name": models[2].served_name}
+    policy = dataclasses.replace(FAST, abandoned_patience=0.1)
+    waiting = ClientProcess(fake, policy=policy, **changes)
+    eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")
+    with pytest.raises(ServerStartingError, match="goes on"):
+        lease(models[2], policy=policy, startup_timeout=0.1).__enter__()
+    waiting.kill()
+    looks = fake.directory(**changes).state
+    for _ in range(20):
+        looks.unlink()
+        eventually(looks.exists, "its next look")
+    clients[0].finish()
+    assert fake.wait_for_phase("ready", **changes).generation == 1
+    clients[1].finish()
+
+
+def test_raised_budget_ends_the_wait(
+    fake: Fake, models: list[ServerSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A container's limit may be changed while it runs."""
+    monkeypatch.delenv("CAR_VLLM_MLX_MEMORY_GB")
+    limit = tmp_path / "limit"
+    limit.write_text(str(3 * 10**9))
+    code = (
+        "import langchain_car_vllm.server.memory as memory\n"
+        f"memory.machine_memory = lambda: int(open({str(limit)!r}).read())"
+    )
+    monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, code)))
+    clients = users(fake, models[:1])
+    call = Background(lambda: use(models[1]))
+    changes = {"source": models[1].source, "served_name": models[1].served_name}
+    eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")
+    limit.write_text(str(30 * 10**9))
+    call.result()
+    assert clients[0].finish() == "released\n"

@@ -7,9 +7,9 @@ from langchain_car_vllm.endpoint import Endpoint, Serving
 from langchain_car_vllm.environment import CAR_VLLM_MLX_ADMISSION, CAR_VLLM_MLX_MAX_QUEUE
 from langchain_car_vllm.progress import OnProgress, Progress
 from langchain_car_vllm.server.client.place import Place
-from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.state import known_state
+from langchain_car_vllm.server.suspension import Suspensions
 from langchain_car_vllm.server.tickets import Rules, Verdict
 from langchain_car_vllm.support.process_state import ProcessLock
 

@@ -12,7 +12,6 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.environment import CAR_VLLM_MLX_MAX_QUEUE
 from langchain_car_vllm.errors import ServerBusyError
 from langchain_car_vllm.server.client.status_look import StatusLook
-from langchain_car_vllm.server.client.suspension import Suspensions
 from langchain_car_vllm.server.client.ticket_file import TicketFile, publish
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import (
@@ -22,6 +21,7 @@ from langchain_car_vllm.server.locks import (
     opened_lock,
     try_exclusive,
 )
+from langchain_car_vllm.server.suspension import Suspensions
 from langchain_car_vllm.server.tickets import (
     Rules,
     Stage,

@@ -169,6 +169,7 @@ class SupervisorContext:
     def _check_wanted(self) -> None:
         """End a start that lost its last waiter, unless a program lives that may come back.
 
+        Others make room for one that waits for memory, so a program alone does not keep that.
         Whoever gave up for his own `startup_timeout` was promised that it goes on.
         """
         now = time.monotonic()
@@ -180,7 +181,8 @@ class SupervisorContext:
         if is_unused:
             release(self.lease)
         goes_on = is_promised(clients, self.state.generation)
-        if not is_unused or goes_on or has_live_client(clients):
+        may_come_back = self.state.queued_at is None and has_live_client(clients)
+        if not is_unused or goes_on or may_come_back:
             self._wanted_at = now
         elif now - self._wanted_at > self.policy.abandoned_patience:
             raise StageEnded("idle")

@@ -94,10 +94,10 @@ class Supervisor:
             runtime = usable_runtime(context)
             launch = fetch_model(context, runtime).launch
             launch = started_with(launch, reserve_memory(context, launch.memory))
-            # An upgrade may have begun while memory was awaited.
-            server = load(context, usable_runtime(context), launch, self._servers)
-            remove_old_keys(context.directory, context.policy.key_lifetime)
             room = ElasticRoom(context, launch)
+            # An upgrade may have begun while memory was awaited.
+            server = load(context, usable_runtime(context), launch, room, self._servers)
+            remove_old_keys(context.directory, context.policy.key_lifetime)
             serve(context, server.child, self._clients, self._awake, room)
         except StageEnded as end:
             ending = {"reason": end.reason}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.environment import inherited_environment
-from langchain_car_vllm.errors import ServerStartError
+from langchain_car_vllm.errors import ServerStartError, StateDirectoryError
 from langchain_car_vllm.models.file_stamps import stamp_files
 from langchain_car_vllm.paths import kernels_folder, make_own_folder
 from langchain_car_vllm.runtime import VllmRuntime
@@ -25,6 +25,7 @@ from langchain_car_vllm.server.supervisor.adapter_stage import check_adapter_is_
 from langchain_car_vllm.server.supervisor.child import Child
 from langchain_car_vllm.server.supervisor.context import StageEnded, SupervisorContext
 from langchain_car_vllm.server.supervisor.diagnosis import Diagnosis, diagnose
+from langchain_car_vllm.server.supervisor.elastic_room import ElasticRoom
 from langchain_car_vllm.server.supervisor.mends import prompt_order
 from langchain_car_vllm.server.supervisor.readiness import ReadinessStall, failed_test
 from langchain_car_vllm.server.supervisor.reservation import evict_idle_servers, wired_by_others
@@ -92,8 +93,11 @@ class Server:
                 "stands in the list of processes, where other users of this machine can read it"
             )
 
-    def wait_until_ready(self) -> bool:
+    def wait_until_ready(self, room: ElasticRoom) -> bool:
         """Wait for readiness; False when the process ended first.
+
+        Args:
+            room: Gives way to others meanwhile.
 
         Raises:
             ServerStartError: It showed no sign of life for too long, or did not pass the readiness
@@ -115,6 +119,8 @@ class Server:
                 raise StageEnded("lost")
             self.child.trim_log(context.policy.log_limit)
             context.pause(context.policy.start_tick)
+            with suppress(OSError, StateDirectoryError):  # a look that is refused comes again
+                room.seconds_to_next_look()
             if readiness.is_stalled(failed, time.monotonic()):
                 raise self._stall_error(f"listened for {limit:g} s, but {failed.sentence}")
             if not failed.has_listener and stall.is_stalled():
@@ -168,7 +174,11 @@ def _hold_port() -> HeldPort:
 
 
 def load(
-    context: SupervisorContext, runtime: VllmRuntime, launch: Launch, servers: list[Server]
+    context: SupervisorContext,
+    runtime: VllmRuntime,
+    launch: Launch,
+    room: ElasticRoom,
+    servers: list[Server],
 ) -> Server:
     """Spawn the server and wait until it is ready; a port lost to a stranger is replaced.
 
@@ -176,6 +186,7 @@ def load(
         context: Of the life.
         runtime: What to run.
         launch: How.
+        room: What it has set aside for company.
         servers: Gets the one that runs, so that whoever ends the life can end it too.
 
     Raises:
@@ -196,7 +207,7 @@ def load(
         context.directory.mends.unlink(missing_ok=True)
         server = Server(context, runtime, launch)
         servers[:] = [server]
-        if server.wait_until_ready():
+        if server.wait_until_ready(room):
             check_adapter_is_used(context)
             serving = _mended(context, launch)
             context.update(phase="ready", serving=serving, ready_at=time.monotonic())

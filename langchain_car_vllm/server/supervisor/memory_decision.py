@@ -16,7 +16,7 @@ class Neighbour:
     Attributes:
         key: Its server key.
         reservation: Bytes that it has set aside.
-        spare: Bytes of them that it can give away and go on.
+        spare: Bytes of them that it can give away and go on, or load on.
         is_evictable: Whether it is ready, so that it can make room.
         is_leaving: Whether it is stopping, so that it makes room by itself.
         is_idle: Whether it serves nobody.
@@ -76,8 +76,8 @@ def decide(
         place: Its own place in the queue.
         budget: Bytes that all servers may take together.
         others: All other servers and starts.
-        is_impatient: Whether those it asked have not made room for long: then all that could help
-            are asked.
+        is_impatient: Whether those it asked have not made room for long: then those without
+            requests go where that is enough, and where others have to, all that could help.
     """
     earlier = sorted((o for o in others if o.place is not None and o.place < place), key=_place)
     taken = {key for other in earlier for key in other.victims}
@@ -89,24 +89,48 @@ def decide(
         (o for o in others if _can_help(o) and o.key not in taken),
         key=lambda other: (not other.is_leaving, not other.is_idle, *other.order),
     )
-    spare = {} if is_impatient else {o.key: _spare(o, levels[o.key]) for o in candidates}
-    missing = needed - free - sum(spare.values())
-    kept = [(other, levels[other.key] - spare.get(other.key, 0)) for other in candidates]
-    chosen = _least_sufficing([(o, n) for o, n in kept if o.is_leaving or o.is_idle], missing)
-    if not chosen and missing > 0:
-        chosen = _least_sufficing(kept, missing)
-        if not chosen:
-            return Decision(False, free)  # noqa: FBT003
-        if is_impatient:
-            chosen = candidates
-    missing = needed - free - sum(levels[other.key] for other in chosen)
+    unused = [other for other in candidates if other.is_leaving or other.is_idle]
+    leaving = [other for other in candidates if other.is_leaving or other.is_evictable]
+    ways = [(candidates, unused), (candidates, leaving)]
+    if is_impatient:
+        ways.insert(0, (unused, unused))
+    for givers, leavers in ways:
+        spare = {other.key: _spare(other, levels[other.key]) for other in givers}
+        missing = needed - free - sum(spare.values())
+        kept = [(other, levels[other.key] - spare.get(other.key, 0)) for other in leavers]
+        victims = _least_sufficing(kept, missing)
+        if victims or missing <= 0:
+            break
+    else:
+        return Decision(False, free)  # noqa: FBT003
+    if is_impatient and leavers is leaving:
+        victims = [other for other in leaving if other in victims or other not in unused]
+    missing = needed - free - sum(levels[other.key] for other in victims)
+    given = {key: n for key, n in spare.items() if key not in {other.key for other in victims}}
+    shrinks = _shrinks(missing, given, levels)
+    return Decision(False, free, tuple(other.key for other in victims), shrinks)  # noqa: FBT003
+
+
+def _shrinks(missing: int, spare: Mapping[str, int], levels: Mapping[str, int]) -> dict[str, int]:
+    """Return what servers keep of what they have where the first of them give what is missing."""
     shrinks = {}
-    for other in candidates:
-        given = 0 if other in chosen else min(spare.get(other.key, 0), missing)
-        if given > 0:
-            shrinks[other.key] = levels[other.key] - given
+    for key, most in spare.items():
+        if (given := min(most, missing)) > 0:
+            shrinks[key] = levels[key] - given
             missing -= given
-    return Decision(False, free, tuple(other.key for other in chosen), shrinks)  # noqa: FBT003
+    return shrinks
+
+
+def company_to_give(lacking: int, spare: Mapping[str, int]) -> dict[str, int]:
+    """Return what servers give another that lacks room for company, all of them alike.
+
+    Args:
+        lacking: Bytes that it would have if it were alone.
+        spare: Bytes that each can do without, by key.
+    """
+    most = sum(spare.values())
+    wanted = max(0, min(lacking, most))
+    return {key: -(-n * wanted // most) for key, n in spare.items() if n and wanted}
 
 
 def _place(other: Neighbour) -> Place:
@@ -128,11 +152,11 @@ def _promised(levels: dict[str, int], earlier: Sequence[Neighbour]) -> tuple[dic
 def _spare(other: Neighbour, level: int) -> int:
     """Return what a server can still give and go on."""
     given_already = other.reservation - level
-    return max(0, other.spare - given_already) if other.is_evictable else 0
+    return max(0, other.spare - given_already)
 
 
 def _can_help(other: Neighbour) -> bool:
-    return other.reservation > 0 and (other.is_evictable or other.is_leaving)
+    return other.reservation > 0 and (other.is_evictable or other.is_leaving or other.spare > 0)
 
 
 def _least_sufficing(candidates: Iterable[tuple[Neighbour, int]], missing: int) -> list[Neighbour]:

@@ -10,7 +10,6 @@ from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.runtime.metal import likely_working_set
 from langchain_car_vllm.server.client_record import keepers, read_uses
-from langchain_car_vllm.server.command import serving_within
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import Memory, budget_bytes
@@ -22,13 +21,21 @@ from langchain_car_vllm.server.state import State, read_any_state
 from langchain_car_vllm.server.supervision import (
     ask_to_make_room,
     ask_to_shrink,
+    can_shrink,
     is_supervised,
     supervised_servers,
 )
-from langchain_car_vllm.server.supervisor.context import NOT_QUEUED, StageEnded, SupervisorContext
-from langchain_car_vllm.server.supervisor.memory_decision import Decision, Neighbour, decide
+from langchain_car_vllm.server.supervisor.context import NOT_QUEUED, SupervisorContext
+from langchain_car_vllm.server.supervisor.memory_decision import (
+    Decision,
+    Neighbour,
+    company_to_give,
+    decide,
+)
+from langchain_car_vllm.server.tickets import Ticket, read_tickets
 from langchain_car_vllm.server.wiring import wired_bytes, wiring_mode
 
+Servers = Sequence[tuple[ServerDirectory, State]]
 _GB = 1e9
 _ASK_AGAIN = 1.0
 
@@ -45,38 +52,70 @@ def reserve_memory(context: SupervisorContext, memory: Memory) -> Memory:
         InsufficientMemoryError: It can never fit.
         StageEnded: Nobody waits for this server any more.
     """
-    budget = budget_bytes()
-    if memory.needed > budget:
-        raise insufficient_memory(context.spec, memory, budget)
     _end_lost_servers(context)
     _retire_other_protocols(context)
-    queue = _Queue(context, memory, budget)
+    queue = _Queue(context, memory)
     while (granted := queue.try_reserve()) is None:
-        _check_somebody_waits(context)
         context.pause(context.policy.memory_tick)
     return granted
 
 
-def grow_reservation(context: SupervisorContext, full: Memory) -> Memory | None:
-    """Take what is free for a running server that gave some away; return what it has now.
+def grow_reservation(
+    context: SupervisorContext, memory: Memory, full: Memory, tickets: Sequence[Ticket]
+) -> Memory:
+    """Take what is free for a running server that has less than if it were alone.
 
-    None where nothing is free or others wait for it.
+    Company is for requests beside another one: a server without such leaves it to others, and is
+    asked for what it has where requests wait. What starts wait for is theirs.
+
+    Args:
+        context: Of the server.
+        memory: What it has.
+        full: What it would have if it were alone.
+        tickets: Of its requests.
+
+    Returns:
+        What it has now.
     """
     with opened_lock(_lock_file(context)) as lock:
         if not try_exclusive(lock):
-            return None
-        others = _others(context)
-        if any(state.queued_at is not None for _, state in others):
-            return None
-        free = budget_bytes() - sum(state.reservation for _, state in others)
-        larger = full.within(max(free, context.state.reservation))
-        if larger.needed < context.state.reservation:
-            return None
-        serving = serving_within(context.state.serving, larger)
-        if (larger.needed, serving) != (context.state.reservation, context.state.serving):
-            context.update(reservation=larger.needed, serving=serving)
-            return larger
-    return None
+            return memory
+        others, shrinks = _others(context), {}
+        others_wait = any(state.queued_at is not None for _, state in others)
+        if not others_wait and (_is_company(tickets) or not others):
+            free = budget_bytes() - sum(state.reservation for _, state in others)
+            memory = max(memory, full.within(free), key=lambda each: each.needed)
+            spare = _unused_room(others) if any(t.stage == "waiting" for t in tickets) else {}
+            given = company_to_give(full.needed - memory.needed, spare)
+            shrinks = {d.key: s.reservation - given[d.key] for d, s in others if d.key in given}
+        if (memory.needed, shrinks) != (context.state.reservation, context.state.shrinks):
+            context.update(reservation=memory.needed, shrinks=shrinks)
+    for directory, state in others:
+        if directory.key in shrinks:
+            ask_to_shrink(directory.state, state)
+            state.supervisor.wake()
+    return memory
+
+
+def _unused_room(others: Servers) -> dict[str, int]:
+    """Return what ready servers without company have set aside for it, by key."""
+    return {
+        directory.key: state.reservation - state.least
+        for directory, state in others
+        if state.phase == "ready"
+        and 0 < state.least < state.reservation
+        and not _has_company(directory, state)
+    }
+
+
+def _has_company(directory: ServerDirectory, state: State) -> bool:
+    with suppress(OSError):
+        return _is_company(read_tickets(directory.turns, state.generation))
+    return True
+
+
+def _is_company(tickets: Sequence[Ticket]) -> bool:
+    return len(tickets) > 1
 
 
 def wired_by_others(context: SupervisorContext) -> int:
@@ -100,24 +139,25 @@ class _Queue:
     `memory.lock` is held for the look and the decision alone; whoever makes room does so outside.
     """
 
-    def __init__(self, context: SupervisorContext, memory: Memory, budget: int) -> None:
+    def __init__(self, context: SupervisorContext, memory: Memory) -> None:
         self._context = context
         self._memory = memory
         self._needed = max(0, memory.least_to_start)
-        self._budget = budget
         self._place = time.monotonic(), context.directory.key
         self._asked_since: float | None = None
         self._asked_at: dict[str, float] = {}
 
     def try_reserve(self) -> Memory | None:
         """Take the memory where it is this start's turn, else ask others to make room."""
-        context = self._context
+        context, budget = self._context, budget_bytes()
+        if self._needed > budget:
+            raise insufficient_memory(context.spec, self._memory, budget)
         with _memory_lock(context):
             others = _others(context)
             decision = decide(
                 self._needed,
                 self._place,
-                self._budget,
+                budget,
                 [_neighbour(directory, state) for directory, state in others],
                 is_impatient=self._is_impatient(),
             )
@@ -135,7 +175,7 @@ class _Queue:
         self._ask(others, decision)
         return None
 
-    def _wired(self, memory: Memory, others: Sequence[tuple[ServerDirectory, State]]) -> int:
+    def _wired(self, memory: Memory, others: Servers) -> int:
         mode = wiring_mode(self._context.spec, inherited_environment())
         by_others = sum(state.wired for _, state in others)
         return wired_bytes(memory.weights, mode, likely_working_set(), by_others)
@@ -144,14 +184,15 @@ class _Queue:
         since = self._asked_since
         return since is not None and time.monotonic() - since > self._context.policy.drain_patience
 
-    def _publish(self, decision: Decision, others: Sequence[tuple[ServerDirectory, State]]) -> None:
+    def _publish(self, decision: Decision, others: Servers) -> None:
         """Say what is waited for, so that later starts respect it and victims find it."""
         context = self._context
         blocked_by = {d.key: s.reservation for d, s in others if s.reservation}
         shrinks = dict(decision.shrinks)
         told = context.state.victims, context.state.shrinks, context.state.blocked_by
         if context.state.queued_at is None or told != (decision.victims, shrinks, blocked_by):
-            names = ", ".join(f"`{state.served_name}`" for _, state in others if state.reservation)
+            asked = {*decision.victims, *shrinks} or blocked_by
+            names = ", ".join(f"`{s.served_name}`" for d, s in others if d.key in asked)
             needed, free = self._needed / _GB, max(0, decision.free) / _GB
             context.update(
                 phase="queued",
@@ -164,7 +205,7 @@ class _Queue:
                 detail=f"needs {needed:.1f} GB, {free:.1f} GB are free; waits for {names}",
             )
 
-    def _ask(self, others: Sequence[tuple[ServerDirectory, State]], decision: Decision) -> None:
+    def _ask(self, others: Servers, decision: Decision) -> None:
         now = time.monotonic()
         asked = [(d, s) for d, s in others if d.key in (*decision.victims, *decision.shrinks)]
         if not asked:
@@ -223,7 +264,7 @@ def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
     return Neighbour(
         key=directory.key,
         reservation=state.reservation,
-        spare=max(0, state.reservation - state.least) if state.least else 0,
+        spare=max(0, state.reservation - state.least) if can_shrink(state) else 0,
         is_evictable=is_ready,
         is_leaving=state.phase == "stopping",
         is_idle=is_idle,
@@ -267,11 +308,6 @@ def _is_supervised(directory: ServerDirectory) -> bool:
     with suppress(OSError):
         return is_supervised(directory)
     return False
-
-
-def _check_somebody_waits(context: SupervisorContext) -> None:
-    if try_exclusive(context.lease):
-        raise StageEnded("idle")
 
 
 def _is_idle(directory: ServerDirectory) -> bool:

@@ -5,7 +5,11 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_car_vllm.server.supervisor.memory_decision import Neighbour, decide
+from langchain_car_vllm.server.supervisor.memory_decision import (
+    Neighbour,
+    company_to_give,
+    decide,
+)
 
 MINE = (50.0, "mine")
 BUDGET = 100
@@ -29,7 +33,7 @@ def neighbours(draw: st.DrawFn) -> list[Neighbour]:
                 is_evictable=is_ready,
                 is_leaving=is_leaving,
                 is_idle=is_ready and draw(st.booleans()),
-                spare=draw(st.integers(0, size - 1)),
+                spare=0 if is_leaving else draw(st.integers(0, size - 1)),
                 order=(draw(st.booleans()), draw(st.floats(0, 100))),
             )
         )
@@ -60,7 +64,7 @@ def test_decision_keeps_every_promise(needed: int, others: list[Neighbour]):
     chosen = decision.victims
     assert not set(chosen) & taken
     assert all(o.is_evictable or o.is_leaving for o in others if o.key in chosen)
-    spare = {o.key: o.spare for o in others if o.is_evictable and o.key not in taken}
+    spare = {o.key: o.spare for o in others if o.key not in taken}
     assert all(size[k] - spare[k] <= kept < size[k] for k, kept in decision.shrinks.items())
     assert not set(decision.shrinks) & set(chosen)
     gained = sum(size[key] for key in chosen)
@@ -73,19 +77,52 @@ def test_decision_keeps_every_promise(needed: int, others: list[Neighbour]):
         without = left + sum(spare.values()) + sum(size[k] - spare.get(k, 0) for k in chosen)
         assert all(without - size[k] + spare.get(k, 0) < needed for k in chosen)
     else:
-        rest = [o for o in others if (o.is_evictable or o.is_leaving) and o.key not in taken]
-        assert left + sum(o.reservation for o in rest) < needed
+        rest = [o for o in others if o.key not in taken]
+        most = sum(o.reservation if o.is_evictable or o.is_leaving else o.spare for o in rest)
+        assert left + most < needed
+
+
+@given(needed=st.integers(0, BUDGET), others=neighbours(), is_impatient=st.booleans())
+def test_nobody_is_ended_where_less_company_would_do(
+    needed: int, others: list[Neighbour], is_impatient: bool
+):
+    """Who fits beside what the others need at least ends none of them, and later idle ones only."""
+    decision = decide(needed, MINE, BUDGET, others, is_impatient=is_impatient)
+    taken = {k for o in others if o.place is not None and o.place < MINE for k in o.victims}
+    spare = sum(o.spare for o in others if o.key not in taken)
+    if decision.free + spare >= needed:
+        unused = {o.key for o in others if o.is_idle or o.is_leaving}
+        assert set(decision.victims) <= (unused if is_impatient else set())
+        assert decision.is_granted or decision.shrinks or decision.victims
 
 
 @given(needed=st.integers(0, BUDGET), others=neighbours())
-def test_nobody_is_ended_where_less_company_would_do(needed: int, others: list[Neighbour]):
-    """Who fits beside what the others need at least ends none of them."""
-    decision = decide(needed, MINE, BUDGET, others)
-    taken = {k for o in others if o.place is not None and o.place < MINE for k in o.victims}
-    spare = sum(o.spare for o in others if o.is_evictable and o.key not in taken)
-    if decision.free + spare >= needed:
-        assert not decision.victims
-        assert decision.is_granted or decision.shrinks
+def test_impatience_ends_no_idle_server_in_vain(needed: int, others: list[Neighbour]):
+    """One goes only where it would be asked at first already, or where the idle ones suffice."""
+    first = decide(needed, MINE, BUDGET, others)
+    later = decide(needed, MINE, BUDGET, others, is_impatient=True)
+    assert (later.is_granted, later.free) == (first.is_granted, first.free)
+    assert bool(first.victims or first.shrinks) == bool(later.victims or later.shrinks)
+    chosen = [o for o in others if o.key in later.victims]
+    unused = [o for o in chosen if o.is_idle or o.is_leaving]
+    if unused != chosen:
+        assert {o.key for o in unused} <= {*first.victims}
+    size = {o.key: o.reservation for o in others}
+    gained = sum(size[key] for key in later.victims)
+    gained += sum(size[key] - kept for key, kept in later.shrinks.items())
+    if later.victims or later.shrinks:
+        assert later.free + gained >= needed
+
+
+@given(st.integers(-9, 99), st.dictionaries(st.text(max_size=2), st.integers(0, 40), max_size=4))
+def test_company_comes_from_all_alike(lacking: int, spare: dict[str, int]):
+    """It is what is lacking, as far as there is so much, and nobody gives more than it can."""
+    given_by = company_to_give(lacking, spare)
+    wanted, most = max(0, min(lacking, sum(spare.values()))), sum(spare.values())
+    assert wanted <= sum(given_by.values()) <= wanted + len(spare)
+    for key, size in given_by.items():
+        assert 0 < size <= spare[key]
+        assert abs(size - spare[key] * wanted / most) < 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=12))
@@ -120,7 +157,7 @@ def test_busy_ones_go_only_where_idle_ones_do_not_suffice(needed: int, others: l
     taken = {k for o in others if o.place is not None and o.place < MINE for k in o.victims}
     unused = [o for o in others if (o.is_idle or o.is_leaving) and o.key not in taken]
     idle = {o.key: o.reservation for o in unused}
-    spare = sum(o.spare for o in others if o.is_evictable and o.key not in (*taken, *idle))
+    spare = sum(o.spare for o in others if o.key not in (*taken, *idle))
     if not set(decision.victims) <= set(idle):
         assert decision.free + spare + sum(idle.values()) < needed
 
@@ -161,3 +198,16 @@ def test_impatient_start_asks_all_that_could_help():
     others = [server("a", 50, 1.0, is_idle=False), server("b", 50, 2.0, is_idle=False)]
     assert decide(40, MINE, BUDGET, others).victims == ("a",)
     assert decide(40, MINE, BUDGET, others, is_impatient=True).victims == ("a", "b")
+    others.append(server("unused", 5, 3.0))
+    assert "unused" not in decide(40, MINE, 105, others, is_impatient=True).victims
+
+
+def test_impatient_start_takes_an_idle_server_rather_than_wait_for_company():
+    """Requests under way may keep room for company for long."""
+    busy = replace(server("busy", 60, 1.0, is_idle=False), spare=30)
+    others = [busy, server("idle", 40, 2.0)]
+    assert decide(30, MINE, BUDGET, others).shrinks == {"busy": 30}
+    impatient = decide(30, MINE, BUDGET, others, is_impatient=True)
+    assert (impatient.victims, dict(impatient.shrinks)) == (("idle",), {})
+    others[1] = server("idle", 10, 2.0)
+    assert decide(50, MINE, BUDGET, others, is_impatient=True).shrinks == {"busy": 40}

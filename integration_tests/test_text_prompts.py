@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from beside_document import answered_first, words
 from beside_mends import told_by
+from text_prompts_harness import BUDGET
 
 from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
@@ -47,12 +48,17 @@ def build(smollm2: str) -> Build:
 def test_each_turn_finds_the_one_before_and_company_changes_nothing(
     tmp_path: Path, build: Build, family: str
 ):
-    """Without the mends nothing but the first turn is found, and company changes answers."""
+    """Without the mends nothing but the first turn is found, and company changes answers.
+
+    Nor does a budget for thoughts count what the prompt has, an earlier thought's end among it.
+    """
     model, harness = build(family), HERE / "text_prompts_harness.py"
     mended, plain = (told_by(harness, tmp_path, model, mode)[-1] for mode in ("mended", "plain"))
     kinds = ("company", "repeated", "other end", "others", "beside")
     assert {kind: mended[kind] for kind in kinds} == dict.fromkeys(kinds, 0)
     assert plain["company"] or family not in DIFFERING
+    assert mended["thoughts"] == [BUDGET, BUDGET]
+    assert plain["thoughts"] == [None, None]
     turns = mended["turns"]
     assert [found for _, found in turns[1:]] == [talked for talked, _ in turns[:-1]]
     assert plain["turns"][-1][1] < turns[-2][0]

@@ -5,12 +5,14 @@
 runs under the runtime's Python. Three conversations are held alone and without a cache. Then each
 turn of all three is asked at once, with a cache; at last each prompt is asked again, and with
 another end. The template opens a thought, which the next prompt leaves out. Other conversations
-begin with one system message then. And short prompts come while a long one is read.
+begin with one system message then. And short prompts come while a long one is read. At last a
+thought may have some tokens, in a conversation that shows another, new and once it was kept.
 
 It prints a line of JSON: for each turn the tokens of the messages and the tokens that were found;
 the tokens of the system message, and those that each other conversation found; how many answers
 differ in company, when repeated, with another end, after a shared message, and beside a long
-prompt; and how many of the short ones had ended when the answer to the long one began.
+prompt; how many of the short ones had ended when the answer to the long one began; and how many
+tokens the thoughts had.
 """
 
 import json
@@ -19,6 +21,8 @@ import sys
 TURNS, CONVERSATIONS = 4, 3
 STEP, SHORT_STEP = 2048, 256
 """Tokens that are read at a time; fewer where a prompt is read beside others."""
+BUDGET, OPENING, END = 4, 776, 777
+"""Of a thought, and tokens that stand for its marks."""
 BEGIN, THOUGHT = "<|im_start|>assistant\n", "<think>\n"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -48,15 +52,15 @@ class Asking:
         self._scheduler = module.Scheduler(model, tokenizer, settings)
         self._number = 0
 
-    def ask(self, *prompts: "list[int]") -> "list[list[int]]":
-        """Return the answers to prompts that come at once."""
+    def ask(self, *prompts: "list[int]", **ways) -> "list[list[int]]":
+        """Return the answers to prompts that come at once, sampled in some ways."""
         from vllm_mlx.request import Request, SamplingParams
 
-        greedy = SamplingParams(max_tokens=8, temperature=0.0)
         answers, ended, self.before = {}, 0, None
         for prompt in prompts:
             self._number += 1
             answers[str(self._number)] = []
+            greedy = SamplingParams(max_tokens=8, temperature=0.0, **ways)
             request = Request(str(self._number), prompt=prompt, sampling_params=greedy)
             self._scheduler.add_request(request)
         while self._scheduler.has_requests():
@@ -75,14 +79,13 @@ class Asking:
 def main() -> None:
     folder, model_folder, mode = sys.argv[1:]
     sys.path.insert(0, folder)
+    if mode == "mended":
+        from mends import catalogue, importing
+
+        sys.meta_path.insert(0, importing.MendFinder(catalogue.MENDS, None))
     from mlx_lm import load
     from vllm_mlx import scheduler
 
-    if mode == "mended":
-        from mends import text_order, text_prompts
-
-        for mend in (*text_prompts.MENDS, *text_order.MENDS):
-            mend.apply(scheduler)
     model, tokenizer = load(model_folder, tokenizer_config={"chat_template": TEMPLATE})
 
     def tokens(text: str) -> "list[int]":
@@ -124,6 +127,7 @@ def main() -> None:
     reading.ask(others[0])
     answers, ended = reading.ask(*beside), reading.before
     found = {
+        "thoughts": [_tokens_of_thought(together, asked[-1]) for _ in range(2)],
         "beside": _differing(answers, [slow.ask(prompt)[0] for prompt in beside]),
         "ended": [ended, len(beside) - 1],
         "turns": turns,
@@ -134,6 +138,15 @@ def main() -> None:
         "other end": _differing(otherwise, [alone.ask(prompt)[0] for prompt in ends]),
     }
     print(json.dumps(found))
+
+
+def _tokens_of_thought(asking: Asking, prompt: "list[int]") -> "int | None":
+    """Return after how many tokens a thought is ended, None where it is not."""
+    from vllm_mlx.constrained import ThinkingAwareLogitsProcessor
+
+    budget = ThinkingAwareLogitsProcessor([OPENING], [END], BUDGET, prompt_has_think_tag=True)
+    [answer] = asking.ask([END, *prompt], logits_processors=[budget])
+    return answer.index(END) if END in answer else None
 
 
 def _said(words: int, first: int) -> str:

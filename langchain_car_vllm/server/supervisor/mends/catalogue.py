@@ -25,6 +25,7 @@ from . import (
     served_names,
     text_order,
     text_prompts,
+    thinking,
 )
 
 MENDS = (
@@ -36,6 +37,7 @@ MENDS = (
     *schema_admission.MENDS,
     *batch_rows.MENDS,
     *sampling.MENDS,
+    *thinking.MENDS,
     *prefix_after_hit.MENDS,
     *prompt_order.MENDS,
     *media_prompts.MENDS,

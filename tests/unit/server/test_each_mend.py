@@ -386,6 +386,17 @@ def test_prepared_pictures_take_little_memory():
     assert not kept._pixel_cache
 
 
+def test_a_picture_that_is_asked_about_again_has_all_it_had():
+    """A request's own inputs are emptied once it has been read."""
+    cache = picture_cache()
+    prepared_pictures._keep_few_pictures.apply(types.SimpleNamespace(VisionEmbeddingCache=cache))
+    kept, inputs = cache(), {"image_sizes": [1]}
+    kept.set_pixel_cache(["x"], "a", "pixels", extra_kwargs=inputs)
+    kept.set_pixel_cache(["x"], "b", "pixels", None, inputs)
+    inputs.clear()
+    assert [kept._pixel_cache[prompt].extra_kwargs for prompt in "ab"] == 2 * [{"image_sizes": [1]}]
+
+
 def test_another_cache_of_pictures_is_left_alone():
     """It may keep them elsewhere, and bound them by itself."""
     cache = type("Other", (picture_cache(),), {"__init__": lambda _: None})

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from .mend import find, mend
+from .mend import find, find_names, mend
 
 _GRACEFUL_SECONDS = 2
 _FAILURE = 500
@@ -103,6 +103,35 @@ def _abort_what_waits(module: Any) -> None:
     scheduler._do_abort_request = patched
 
 
+@mend("aborts-of-last-requests", "vllm_mlx.mllm_scheduler", "vllm-mlx 0.6.0")
+def _let_go_of_the_last(module: Any) -> None:
+    """Take one more step where the client of the last request has gone, and give its memory back.
+
+    A request leaves the batch of a model that takes media in the step after its abort, and for
+    vllm-mlx 0.6.0 there is no step without requests: what had been read for it stayed in memory
+    until somebody asked again.
+    """
+    scheduler = find(module, "MLLMScheduler")
+    has_requests = find(scheduler, "has_requests")
+    find_names(find(scheduler, "step"), "batch_generator", "process_pending_removals")
+    generator = find(module, "MLLMBatchGenerator")
+    remove = find(generator, "process_pending_removals")
+    find_names(remove, "_pending_removal_uids")
+
+    def has_work(self: Any) -> bool:
+        removed = getattr(self.batch_generator, "_pending_removal_uids", None)
+        return bool(removed) or has_requests(self)
+
+    def removed_and_cleared(self: Any) -> None:
+        is_pending = bool(self._pending_removal_uids)
+        remove(self)
+        if is_pending:
+            module.mx.clear_cache()
+
+    scheduler.has_requests = has_work
+    generator.process_pending_removals = removed_and_cleared
+
+
 MENDS = (
     _end_requests_on_shutdown,
     _close_after_failure,
@@ -113,4 +142,5 @@ MENDS = (
     ),
     _end_abandoned_generations,
     _abort_what_waits,
+    _let_go_of_the_last,
 )

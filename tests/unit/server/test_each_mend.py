@@ -19,7 +19,6 @@ from langchain_car_vllm.server.supervisor.mends import (
     prepared_pictures,
     request_count,
     request_end,
-    text_prompts,
 )
 from langchain_car_vllm.server.supervisor.mends.mend import UnknownCodeError
 
@@ -168,53 +167,6 @@ def test_unknown_chunks_cost_no_answer(capfd: pytest.CaptureFixture):
         step = lambda: ["an answer"]  # noqa: E731
         assert media_prompts._step_with_checkpoint(generator, step) == ["an answer"]
     assert capfd.readouterr().err.count("`prefix-ends-of-messages` stepped aside") == 1
-
-
-@pytest.fixture
-def recurrent_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have models say that their caches cannot be rewound."""
-    cache = types.ModuleType("mlx_lm.models.cache")
-    cache.make_prompt_cache = lambda model: [type("ArraysCache", (), {})()]
-    for name in ("mlx_lm", "mlx_lm.models"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "mlx_lm.models.cache", cache)
-
-
-class Batches:
-    """Reads prompts, and tells of them in a way of its own."""
-
-    def __init__(self) -> None:
-        self.read: list[object] = []
-
-    def insert(self, prompts: object, **_: object) -> list[int]:
-        self.read.append(prompts)
-        return [1]
-
-    insert_segments = insert
-
-    def next(self) -> tuple[list[object], list[str]]:
-        return [Unknown()], ["an answer"]
-
-
-@pytest.mark.usefixtures("recurrent_caches")
-def test_unknown_steps_cost_no_answer(capfd: pytest.CaptureFixture):
-    """Where requests, or what a step tells, are noted otherwise, prompts are read as published."""
-    batches = Batches()
-    scheduler = types.SimpleNamespace(
-        model=None, _actual_tokenizer=None, uid_to_request_id={1: "a"}
-    )
-    text_prompts.KeptPrompts(scheduler, batches)
-    batches.insert([[1, 2, 3]])
-    assert batches.read == [[[[1, 2], [3]]]]
-    for _ in range(2):
-        assert batches.next()[1] == ["an answer"]
-    batches.insert([[1, 2, 3]])
-    assert batches.read[1:] == [[[1, 2, 3]]]
-    assert capfd.readouterr().err.count("`prefix-each-turn` stepped aside") == 1
-    batches = Batches()
-    text_prompts.KeptPrompts(types.SimpleNamespace(model=None, _actual_tokenizer=None), batches)
-    assert batches.insert([[1, 2, 3]]) == [1]
-    assert batches.read == [[[1, 2, 3]]]
 
 
 def test_what_cannot_be_kept_costs_no_answer():

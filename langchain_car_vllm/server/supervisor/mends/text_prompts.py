@@ -195,8 +195,29 @@ class KeptPrompts:
         return bool(scheduler.memory_aware_cache.store(tokens, cache, evict_prefixes=False))
 
 
+@mend("closed-batches", "vllm_mlx.scheduler", "vllm-mlx 0.6.0")
+def _free_closed_batches(module: Any) -> None:
+    """Free at once what has been closed, such as a batch whose step has failed for want of memory.
+
+    What the mends put into it refers to it, and it would keep the caches of all its requests beside
+    those of the next ones, until Python looks for such circles.
+    """
+    scheduler = find(module, "Scheduler")
+    close = find(scheduler, "_close_batch_generator")
+
+    def closed(self: Any) -> None:
+        batches = self.batch_generator
+        close(self)
+        self._kept_prompts = None
+        for name in ("insert", "next") if batches is not None else ():
+            vars(batches).pop(name, None)
+
+    scheduler._close_batch_generator = closed
+
+
 MENDS = (
     _read_one_by_one,
     _refuse_empty_prompts,
     _keep_each_prompt,
+    _free_closed_batches,
 )

@@ -54,7 +54,7 @@ def test_each_turn_finds_the_one_before_and_company_changes_nothing(
     """
     model, harness = build(family), HERE / "text_prompts_harness.py"
     mended, plain = (told_by(harness, tmp_path, model, mode)[-1] for mode in ("mended", "plain"))
-    kinds = ("company", "repeated", "other end", "others", "beside")
+    kinds = ("company", "repeated", "other end", "others", "beside", "penalty")
     assert {kind: mended[kind] for kind in kinds} == dict.fromkeys(kinds, 0)
     assert plain["company"] or family not in DIFFERING
     assert mended["thoughts"] == [BUDGET, BUDGET]

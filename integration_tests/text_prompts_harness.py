@@ -6,13 +6,14 @@ runs under the runtime's Python. Three conversations are held alone and without 
 turn of all three is asked at once, with a cache; at last each prompt is asked again, and with
 another end. The template opens a thought, which the next prompt leaves out. Other conversations
 begin with one system message then. And short prompts come while a long one is read. At last a
-thought may have some tokens, in a conversation that shows another, new and once it was kept.
+thought may have some tokens, in a conversation that shows another, new and once it was kept; and a
+prompt that was kept is answered with a penalty.
 
 It prints a line of JSON: for each turn the tokens of the messages and the tokens that were found;
 the tokens of the system message, and those that each other conversation found; how many answers
-differ in company, when repeated, with another end, after a shared message, and beside a long
-prompt; how many of the short ones had ended when the answer to the long one began; and how many
-tokens the thoughts had.
+differ in company, when repeated, with another end, after a shared message, beside a long prompt,
+and with a penalty; how many of the short ones had ended when the answer to the long one began; and
+how many tokens the thoughts had.
 """
 
 import json
@@ -23,6 +24,8 @@ STEP, SHORT_STEP = 2048, 256
 """Tokens that are read at a time; fewer where a prompt is read beside others."""
 BUDGET, OPENING, END = 4, 776, 777
 """Of a thought, and tokens that stand for its marks."""
+LIKING = {"repetition_penalty": 0.3}
+"""A penalty that has what was said in the prompt be said again."""
 BEGIN, THOUGHT = "<|im_start|>assistant\n", "<think>\n"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -127,6 +130,7 @@ def main() -> None:
     reading.ask(others[0])
     answers, ended = reading.ask(*beside), reading.before
     found = {
+        "penalty": _differing(together.ask(asked[0], **LIKING), alone.ask(asked[0], **LIKING)),
         "thoughts": [_tokens_of_thought(together, asked[-1]) for _ in range(2)],
         "beside": _differing(answers, [slow.ask(prompt)[0] for prompt in beside]),
         "ended": [ended, len(beside) - 1],

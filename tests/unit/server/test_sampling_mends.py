@@ -36,9 +36,17 @@ class Batches:
         self.rows = []
 
     def insert_segments(
-        self, segments, max_tokens=None, caches=None, samplers=None, logits_processors=None
+        self,
+        segments,
+        max_tokens=None,
+        caches=None,
+        all_tokens=None,
+        *,
+        samplers=None,
+        logits_processors=None,
     ):
         self.rows.append((samplers, logits_processors))
+        self.found = all_tokens
         return [len(self.rows)]
 
 
@@ -47,6 +55,7 @@ class Scheduler:
 
     def __init__(self) -> None:
         self.batch_generator, self.running, self.made = None, {}, []
+        self.requests = {}
 
     def _ensure_batch_generator(self, sampling_params):
         self.made.append(sampling_params)
@@ -57,7 +66,7 @@ class Scheduler:
 
     def ask(self, asked: Asked) -> None:
         self._ensure_batch_generator(asked)
-        self.batch_generator.insert_segments([[1]], [5], logits_processors=[["grammar"]])
+        self.batch_generator.insert_segments([[[1]]], [5], logits_processors=[["grammar"]])
         self.running[len(self.running)] = asked
 
 
@@ -91,6 +100,34 @@ def test_each_request_is_sampled_as_it_asks(scheduler: Scheduler):
     assert scheduler.made == [Asked(temperature=1.5)]
 
 
+@pytest.mark.parametrize(
+    ("segments", "found"),
+    [
+        ([[[3, 4]]], [[1, 2]]),
+        ([[[2, 3], [4]]], [[1]]),
+        ([[[1, 2, 3, 4]]], None),
+        ([[[4, 4]]], None),
+        ([[[4]], [[4]]], None),
+    ],
+)
+def test_a_penalty_sees_what_was_found_in_the_cache(
+    scheduler: Scheduler, segments: list, found: list | None
+):
+    """Or an answer would be another one as soon as its prompt was kept."""
+    asked, other = Asked(), Asked()
+    for params, prompt in ((other, [7, 8, 3, 4]), (asked, [1, 2, 3, 4])):
+        request = types.SimpleNamespace(sampling_params=params, prompt_token_ids=prompt)
+        scheduler.requests[len(scheduler.requests)] = request
+    scheduler._ensure_batch_generator(asked)
+    batches, rows = scheduler.batch_generator, [["penalty"]] * len(segments)
+    batches.insert_segments(segments, [5], logits_processors=rows)
+    assert batches.found == found
+    batches.insert_segments(segments, [5], None, [[9]], logits_processors=rows)
+    assert batches.found == [[9]]
+    batches.insert_segments(segments, [5], logits_processors=[[]] * len(segments))
+    assert batches.found is None
+
+
 def test_what_has_answered_is_freed_at_once(scheduler: Scheduler):
     """It holds the logits of all rows, and a new one is made whenever requests ask otherwise."""
     scheduler.ask(Asked(temperature=0.5))
@@ -107,7 +144,7 @@ def test_what_has_answered_is_freed_at_once(scheduler: Scheduler):
 def test_batches_of_others_are_left_alone(scheduler: Scheduler):
     """Whatever else is made of the class samples as before; the next mend finds what it knows."""
     batches = scheduler.kind()
-    batches.insert_segments([[1]])
+    batches.insert_segments([[[1]]])
     assert batches.rows == [(None, None)]
     assert find(scheduler.kind, "insert_segments", "segments", "samplers")
 

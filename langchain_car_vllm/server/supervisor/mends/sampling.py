@@ -82,13 +82,15 @@ def _sample_by_request(module: Any) -> None:
 
     vllm-mlx 0.6.0 samples a request that comes while others are answered as the first of them
     asked: a call with `temperature=0` beside a creative one is creative. And it forgets `top_k`
-    and `presence_penalty`.
+    and `presence_penalty`. A penalty looks at the last tokens of the prompt, of which it shows
+    only those that were not found in its cache: the same question is answered otherwise then.
     """
     scheduler = find(module, "Scheduler")
     ensure = find(scheduler, "_ensure_batch_generator", "sampling_params")
     create = find(scheduler, "_create_batch_generator", "sampling_params")
     generator = find(module, "BatchGenerator")
-    insert = find(generator, "insert_segments", "segments", "samplers", "logits_processors")
+    changed = "segments", "all_tokens", "samplers", "logits_processors"
+    insert = find(generator, "insert_segments", *changed)
     find(module, "SamplingParams", *_WAYS, "presence_penalty")
     find(module, "make_sampler", "temp", *_WAYS[1:])
     find(module, "make_logits_processors", "presence_penalty")
@@ -109,6 +111,7 @@ def _sample_by_request(module: Any) -> None:
         given = signature.bind(self, *args, **settings).arguments
         if (asking := getattr(self, "_asking", None)) is not None:
             _sample_as_asked(module, asking._asked, self._shared, given)
+            _show_what_was_found(asking, given)
         return insert(**given)
 
     scheduler._ensure_batch_generator = ensured
@@ -136,6 +139,22 @@ def _sample_as_asked(
         made = module.make_logits_processors(presence_penalty=asked.presence_penalty)
         rows = given.get("logits_processors") or [[]] * count
         given["logits_processors"] = [[*made, *row] for row in rows]
+
+
+def _show_what_was_found(scheduler: Any, given: "dict[str, Any]") -> None:
+    """Add to the arguments of an insertion the tokens of the prompt that are not to be read.
+
+    Nothing but logits processors looks at them.
+    """
+    is_shown = given.get("all_tokens") or not any(given.get("logits_processors") or ())
+    if is_shown or len(given["segments"]) != 1:
+        return
+    rest = [token for part in given["segments"][0] for token in part]
+    requests = (r for r in scheduler.requests.values() if r.sampling_params is scheduler._asked)
+    for prompt in (list(request.prompt_token_ids) for request in requests):
+        found = len(prompt) - len(rest)
+        if found > 0 and prompt[found:] == rest:
+            given["all_tokens"] = [prompt[:found]]
 
 
 def _ways_of(asked: Any) -> "tuple[Any, ...]":

@@ -14,6 +14,7 @@ from langchain_car_vllm.server.supervisor.child import install_launcher
 _RUN = """
 import os, runpy, sys
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 sys.stdout.flush()
 os._exit(0)
@@ -39,3 +40,15 @@ def told_by(program: Path, folder: Path, *arguments: str) -> list[Any]:
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines() if line[:1] in ("[", "{")]
+
+
+def tiny_vlm(named: str, tokenizer: str) -> str:
+    """Return the directory of a tiny model with media, such as `qwen3_5` or `gemma4-plain`."""
+    model = Path(__file__).parents[1] / ".models" / f"tiny-{named}"
+    architecture, _, template = named.partition("-")
+    if not (model / "config.json").exists():
+        builder = Path(__file__).with_name("tiny_vlm.py")
+        command = [str(interpreter_of(ensure_runtime().server)), str(builder), architecture]
+        command += [str(model), *(["--template", template] if template else [])]
+        subprocess.run([*command, "--tokenizer", tokenizer], check=True)
+    return str(model)

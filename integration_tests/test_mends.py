@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beside_mends import told_by
+from beside_mends import tiny_vlm, told_by
 from prefix_harness import SECOND_PICTURE
 
 from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
@@ -346,7 +346,7 @@ def test_prompts_of_short_turns_are_kept(
     one that is another is not taken for one that was kept. A new one is read where it stands, but
     by Gemma, which reads all pictures together.
     """
-    model, architecture = _tiny_vlm(named, smollm2), named.partition("-")[0]
+    model, architecture = tiny_vlm(named, smollm2), named.partition("-")[0]
     harness = Path(__file__).with_name("prefix_harness.py")
 
     def run(mode: str) -> list[tuple[int, int, str, str]]:
@@ -381,15 +381,3 @@ def _told_by(code: str, folder: Path, **given: object) -> Any:
     program = folder / "program.py"
     program.write_text(code.format(folder=str(folder), **given))
     return told_by(program, folder)[-1]
-
-
-def _tiny_vlm(named: str, smollm2: str) -> str:
-    """Return the directory of a tiny model with media, such as `qwen3_5` or `gemma4-plain`."""
-    model = Path(__file__).parents[1] / ".models" / f"tiny-{named}"
-    architecture, _, template = named.partition("-")
-    if not (model / "config.json").exists():
-        builder = Path(__file__).with_name("tiny_vlm.py")
-        command = [str(interpreter_of(ensure_runtime().server)), str(builder), architecture]
-        command += [str(model), *(["--template", template] if template else [])]
-        subprocess.run([*command, "--tokenizer", smollm2], check=True)
-    return str(model)

@@ -50,9 +50,12 @@ class Generator:
         self._partial: Request | None = None
         self._allow_mid_batch_extend = True
         self.active_batch: Batch | None = None
+        self.completion_batch_size = 3
+        self.model = types.SimpleNamespace(config=types.SimpleNamespace(model_type="qwen3_5"))
         self.prefix_cache: Cache | None = Cache()
         self.seen: list[list[int]] = []
         self.broken: set[int] = set()
+        self.unreadable: set[int] = set()
 
     def insert(self, requests: Sequence[Request]) -> None:
         for uid, request in enumerate(requests):
@@ -61,6 +64,8 @@ class Generator:
 
     def _process_prompts(self, requests: list[Request]) -> Batch | None:
         (request,) = requests
+        if request.uid in self.unreadable:
+            return None
         if request.uid in self.broken:
             raise RuntimeError("no")
         return Batch([request.uid])
@@ -157,6 +162,51 @@ def test_what_fails_between_waits_for_its_turn(generator: Generator, capsys):
     assert waiting(generator) == [1]
     assert generator.active_batch == [2]
     assert capsys.readouterr().err.count("RuntimeError: no") == 1
+
+
+def test_a_picture_is_read_in_its_turn_and_answered_with_the_others(generator: Generator):
+    """One at a step, as long as there is room; one that comes first waits for nobody's answer."""
+    generator.active_batch = Batch([0])
+    generator.unprocessed_requests = [Request(uid, 99, images=1) for uid in (1, 2, 3)]
+    for answered, left in (([0, 1], [2, 3]), ([0, 1, 2], [3]), ([0, 1, 2], [])):
+        generator._next()
+        assert generator.active_batch == answered
+        assert waiting(generator) == left
+    assert generator.seen == [[], [], [3]]
+
+
+def test_a_picture_that_cannot_be_read_is_nobody_elses_matter(generator: Generator, capsys):
+    """The generator has told of it, or tells where it stands alone; nobody is read twice."""
+    generator.active_batch, generator.unreadable, generator.broken = Batch([0]), {1}, {2}
+    generator.unprocessed_requests = [Request(uid, 99, images=1) for uid in (1, 2)]
+    generator._next()
+    assert waiting(generator) == [2]
+    generator._next()
+    assert generator.seen == [[], [2]]
+    assert generator.active_batch == [0]
+    assert capsys.readouterr().err.count("RuntimeError: no") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda generator, request: setattr(generator, "_allow_mid_batch_extend", False),
+        lambda generator, request: setattr(generator, "active_batch", None),
+        lambda generator, request: setattr(generator.model.config, "model_type", "another"),
+        lambda generator, request: delattr(generator.model, "config"),
+        lambda generator, request: setattr(request, "videos", ["v"]),
+        lambda generator, request: setattr(request, "audio", ["a"]),
+        lambda generator, request: setattr(request, "images", []),
+    ],
+)
+def test_what_may_not_join_is_read_by_the_generator(generator: Generator, change):
+    """A model that may keep positions of its own, for one, or another medium."""
+    generator.active_batch = Batch([0])
+    request = Request(1, 99, images=1)
+    generator.unprocessed_requests = [request, Request(2, 3)]
+    change(generator, request)
+    generator._next()
+    assert generator.seen == [[1]]
 
 
 def test_nobody_joins_where_nobody_may(generator: Generator):

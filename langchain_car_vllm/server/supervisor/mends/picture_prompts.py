@@ -14,7 +14,7 @@ from typing import Any
 from .mend import find, mend, tell_that_it_stepped_aside
 
 _NAME = "prefix-with-pictures"
-_TESTED = ("gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
+TESTED = ("gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 """Model types that read a text behind pictures as they read any other."""
 _READ_ONE_BY_ONE = ("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 """Those that read a picture by itself, so that one behind what was found can be read too."""
@@ -191,7 +191,7 @@ def _name_pictures(generator: Any, request: Any) -> None:
 
     config = generator.model.config
     pixels, is_sparse = request.pixel_values, generator._resolved_specprefill_config(request)[1]
-    if generator.prefix_cache is None or config.model_type not in _TESTED or is_sparse:
+    if generator.prefix_cache is None or config.model_type not in TESTED or is_sparse:
         return
     if request.videos or request.audio or not isinstance(pixels, mx.array):
         return

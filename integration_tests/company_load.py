@@ -225,7 +225,8 @@ async def _answer(
     if kind == "stop":
         given["stop"] = ["e", "a"]
     if kind == "thought":
-        given |= {"reasoning": True, "thinking_budget": 4}
+        # By the server's own name: Gemma's thoughts have no end that it knows.
+        given |= {"reasoning": True, "thinking_token_budget": max(1, tokens // 2)}
     if kind == "cancel in prefill":
         task = asyncio.create_task(bound.ainvoke(history, **given))
         await asyncio.wait([task], timeout=_PREFILL_SECONDS)

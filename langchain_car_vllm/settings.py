@@ -263,7 +263,7 @@ class ChatSettings(ServerFields):
     reasoning: Reasoning = None
     """Whether the model thinks, or how hard; None leaves it to the model."""
     thinking_budget: Count | None = None
-    """Most tokens to think; None for no limit."""
+    """Most tokens to think, where thoughts stand in `<think>`; None for no limit."""
     logprobs: bool | None = None
     """Whether the answer tells the log probability of each token, in `response_metadata`."""
     top_logprobs: Count | None = None

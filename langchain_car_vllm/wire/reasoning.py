@@ -20,6 +20,8 @@ _THOUGHTS = {
     "thinking": ("thinking",),
     REASONING: (REASONING,),
 }
+# Parsers of thoughts that stand in other marks than `<think>` and `</think>`.
+_OTHER_MARKS = ("gemma4", "gpt_oss", "harmony", "mistral")
 Reasoning = bool | Literal["low", "medium", "high"] | None
 
 
@@ -42,6 +44,15 @@ def reasoning_parameters(reasoning: Reasoning, budget: int | None) -> dict[str, 
     if budget is not None and reasoning is not False:
         fields["thinking_token_budget"] = budget
     return fields
+
+
+def takes_budget(parser: str | None) -> bool:
+    """Tell whether the server can end a thought by itself, by the parser that reads thoughts.
+
+    Args:
+        parser: Its name, None where the model does not think.
+    """
+    return parser is not None and parser not in _OTHER_MARKS
 
 
 def without_thinking(body: Mapping[str, Any]) -> dict[str, Any]:

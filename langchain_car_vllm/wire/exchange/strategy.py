@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeGuard
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.errors import ConfigurationError
 from langchain_car_vllm.support.printable import format_value
+from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.answer.reader import Filter
 from langchain_car_vllm.wire.answer.stop_texts import StopFilter
 from langchain_car_vllm.wire.answer.text_calls import TextCallFilter
@@ -16,7 +17,7 @@ from langchain_car_vllm.wire.exchange.attempt import Body
 from langchain_car_vllm.wire.exchange.exchange import NO_BIAS, Exchange
 from langchain_car_vllm.wire.exchange.forced_call import METHODS, ForcedCall, has_tool_history
 from langchain_car_vllm.wire.exchange.structured import Structured, ToolsThenSchema
-from langchain_car_vllm.wire.reasoning import reasoning_parameters
+from langchain_car_vllm.wire.reasoning import reasoning_parameters, takes_budget
 from langchain_car_vllm.wire.request.parameter_values import logprob_fields
 from langchain_car_vllm.wire.request.parameters import SAMPLING, SERVERS, warn_once
 from langchain_car_vllm.wire.request.tools import (
@@ -98,7 +99,7 @@ def body_for(endpoint: Endpoint, messages: list[dict[str, Any]], given: Mapping[
         if given.get("tool_choice") == "none":
             body["tool_choice"] = "none"
     body.update(logprob_fields(given))
-    body.update(reasoning_parameters(given.get("reasoning"), given.get("thinking_budget")))
+    body.update(reasoning_parameters(given.get("reasoning"), _thinking_budget(endpoint, given)))
     template = {**_kept_thoughts(endpoint), **body.get("chat_template_kwargs", {})}
     body.update({name: given[name] for name in SERVERS if given.get(name) is not None})
     if template := {**template, **(given.get("chat_template_kwargs") or {})}:
@@ -123,6 +124,19 @@ def _extra_fields(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if "n" in given:
         warn_once("n")
     return {name: value for name, value in given.items() if name != "n"}
+
+
+def _thinking_budget(endpoint: Endpoint, given: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a thought may have, None where nothing can hold the model to it."""
+    budget: int | None = given.get("thinking_budget")
+    parsers = endpoint.parsers if endpoint.managed else None
+    if budget is None or parsers is None or takes_budget(parsers.reasoning):
+        return budget
+    warn_user_once(
+        f"`thinking_budget` has no effect on `{endpoint.served_model}`: the server can end no "
+        "thought but one in `<think>`; `max_tokens` bounds thought and answer together"
+    )
+    return None
 
 
 def _kept_thoughts(endpoint: Endpoint) -> dict[str, bool]:

@@ -1,5 +1,6 @@
 """A call from end to end: what goes out, what comes back, in all four ways of calling."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -158,6 +159,26 @@ def test_a_stock_batching_server_is_kept_from_mixing_up_its_grammars(serve, engi
     model, dialect = serve(dialect={"engine": engine})
     model.invoke("hi")
     assert dialect.requests[0].get("logit_bias") == ({"0": 0.0} if engine == "batched" else None)
+
+
+@pytest.mark.parametrize("parser", ["gemma4", "gpt_oss", "mistral", None])
+def test_a_budget_that_nothing_enforces_is_told_once(parser: str | None):
+    """Other thoughts than those in `<think>` cannot be ended; where nobody knows, it is sent."""
+    given = {"thinking_budget": 9, "reasoning": True}
+    held = Endpoint(
+        "http://127.0.0.1:9/v1", None, f"m-{parser}", managed=True, parsers=Parsers(None, parser)
+    )
+    with pytest.warns(UserWarning, match=f"`thinking_budget` has no effect on `m-{parser}`"):
+        body = body_for(held, [], given)
+    assert body["enable_thinking"]
+    assert "thinking_token_budget" not in body
+    body_for(held, [], given)
+    others = Parsers(None, "qwen3"), None
+    for other in (
+        dataclasses.replace(held, managed=False),
+        *(dataclasses.replace(held, parsers=parsers) for parsers in others),
+    ):
+        assert body_for(other, [], given)["thinking_token_budget"] == 9
 
 
 def test_earlier_thoughts_stay_in_the_prompt_of_a_model_that_thinks():

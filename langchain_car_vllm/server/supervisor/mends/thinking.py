@@ -4,6 +4,8 @@ from typing import Any
 
 from .mend import find, mend
 
+_TAGS = ("<think>", "</think>")
+
 
 @mend("thinking-budget", "vllm_mlx.constrained.thinking_processor", "vllm-mlx 0.6.0")
 def _count_answers_alone(module: Any) -> None:
@@ -27,4 +29,28 @@ def _count_answers_alone(module: Any) -> None:
     module.ThinkingAwareLogitsProcessor = type("AnswerBudget", (processor,), parts)
 
 
-MENDS = (_count_answers_alone,)
+@mend("thinking-tags", "vllm_mlx.server", "vllm-mlx 0.6.0")
+def _force_tags_that_are_tokens(module: Any) -> None:
+    """Pass over a budget where a model's thoughts do not end with a token `</think>`.
+
+    vllm-mlx 0.6.0 writes the letters of that word into the answers of models that do not think, or
+    mark their thoughts otherwise, and then forbids them to begin any word with the first of them.
+    """
+    build = find(module, "_build_thinking_processor", "engine", "thinking_token_budget")
+    find(module, "_get_engine_tokenizer", "engine")
+
+    def built(engine: Any, *args: Any, **settings: Any) -> Any:
+        processor = build(engine, *args, **settings)
+        if processor is None:
+            return None
+        encode = module._get_engine_tokenizer(engine).encode
+        are_tokens = all(len(encode(tag, add_special_tokens=False)) == 1 for tag in _TAGS)
+        return processor if are_tokens else None
+
+    module._build_thinking_processor = built
+
+
+MENDS = (
+    _count_answers_alone,
+    _force_tags_that_are_tokens,
+)

@@ -247,4 +247,5 @@ def test_loading_server_gives_its_company_to_a_start(fake: Fake, models: list[Se
     assert ready.serving.kv_room_tokens < first.serving.kv_room_tokens
     assert {state.generation for state in (*small, ready)} == {1}
     room = directory_of(models[0]).memory_room
-    eventually(lambda: int(room.read_text()) == state_of(models[0]).reservation, "its limit")
+    eventually(room.exists, "its limit")
+    assert int(room.read_text()) == state_of(models[0]).reservation

@@ -21,7 +21,7 @@ from langchain_car_vllm.progress.run_events import AsyncRun, Run
 from langchain_car_vllm.server.spec import ServerSpec
 from langchain_car_vllm.setting_checks import warn_beside_endpoint
 from langchain_car_vllm.settings import ChatSettings
-from langchain_car_vllm.support.owned_generators import owned
+from langchain_car_vllm.support.owned_generators import Owned
 from langchain_car_vllm.support.threads import is_on_loop, run_wait
 from langchain_car_vllm.wire.chat_cache import cached_chat, chat_for
 from langchain_car_vllm.wire.output_parser import response_format_of
@@ -175,7 +175,7 @@ class DelegatingChatModel(ChatSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        return owned(self._achunks(messages, stop, run_manager, kwargs))
+        return Owned(self._achunks(messages, stop, run_manager, kwargs))
 
     async def _achunks(
         self,

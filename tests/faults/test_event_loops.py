@@ -218,7 +218,15 @@ async def cancelled():
             begun.set()
     kept.append(asyncio.create_task(read()))
     await begun.wait()
-for way in (held, held_chain, left, left_chain, left_events, cancelled):
+async def gathered():
+    await asyncio.gather(left())
+async def grouped():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(left_chain())
+async def waited_for():
+    await asyncio.wait_for(left(), 60)
+ways = (held, held_chain, left, left_chain, left_events, cancelled, gathered, grouped, waited_for)
+for way in ways:
     asyncio.run(way())
 print("ended", flush=True)
 sys.stdin.read()
@@ -248,6 +256,48 @@ def test_loop_that_ends_with_a_stream_open_says_nothing(
         assert not [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
         assert stop_server(directory, force=False, policy=FAST)
         assert not program.communicate(timeout=PATIENCE)[1]
+
+
+CALLS_AFTER_A_STREAM = """
+import asyncio, gc, sys
+from langchain_car_vllm import ChatVllmMlx
+model = ChatVllmMlx(model=sys.argv[1], max_tokens=3)
+async def first_word():
+    async for part in model.astream("hi"):
+        return part.text
+async def gathered():
+    await asyncio.gather(first_word())
+async def grouped():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(first_word())
+async def waited_for():
+    await asyncio.wait_for(first_word(), 60)
+async def answered():
+    gc.collect()
+    await model.ainvoke("hi")
+    return "".join([part.text async for part in model.astream("hi")])
+for way in (gathered, grouped, waited_for) * 3:
+    asyncio.run(way())
+    assert asyncio.run(answered()) == "tok0 tok1 tok2 "
+"""
+
+
+@pytest.mark.parametrize("multimodal", [False, True])
+def test_call_in_a_later_loop_is_not_harmed_by_a_stream_that_was_left(
+    fake: Fake, multimodal: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """It is closed before its loop is, and not by the collector in the midst of another call."""
+    monkeypatch.setenv("CAR_VLLM_MLX_PROGRESS", "0")
+    if multimodal:
+        fake.take_media()
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS_AFTER_A_STREAM, str(fake.model)],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 CLOSES_A_LOOP = """

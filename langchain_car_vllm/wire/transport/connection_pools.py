@@ -22,6 +22,7 @@ import httpx2
 from langchain_car_vllm.endpoint import Endpoint, Headers
 from langchain_car_vllm.support.closed_loops import ended_with_loop
 from langchain_car_vllm.support.os_limits import most_files
+from langchain_car_vllm.support.owned_generators import close_all
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
 from langchain_car_vllm.support.secret_names import without_user
 from langchain_car_vllm.support.threads import run_wait
@@ -249,6 +250,8 @@ async def _until_shutdown(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[Non
     try:
         yield
     finally:
+        if loop.is_running():
+            await close_all()
         closers.pop(loop, None)
         pools = loop_pools.pop(loop, {})
         if loop.is_running():

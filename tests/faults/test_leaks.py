@@ -1,6 +1,7 @@
 """Leases, locks and answers are not lost, whatever fails, is forked or given up on the way."""
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -11,8 +12,10 @@ from contextlib import suppress
 import pytest
 from faults.support import FAST, Background, Fake, ask, error_of_lease, eventually, forked_child
 
+from langchain_car_vllm import ChatVllmMlx
 from langchain_car_vllm.errors import CarVllmError
 from langchain_car_vllm.server import alease, lease, stop_server
+from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.process_lease import process_lease_of
 from langchain_car_vllm.server.client.wait import Waiting
 from langchain_car_vllm.server.locks import is_held, opened_lock, try_exclusive
@@ -165,3 +168,18 @@ def test_dead_servers_connection_is_not_explained_as_well(fake: Fake):
         finally:
             os.kill(state.supervisor.pid, signal.SIGCONT)
     fake.wait_until_unsupervised()
+
+
+def test_calls_that_overlap_keep_nothing_of_those_that_ended(fake: Fake):
+    """The next answer is begun before the present one is read to its end, again and again."""
+    chat = ChatVllmMlx(model=str(fake.model), max_tokens=1)
+    present = chat.stream("hi")
+    next(present)
+    for _ in range(10):
+        following = chat.stream("hi")
+        next(following)
+        list(present)
+        present = following
+    gc.collect()
+    assert sum(isinstance(each, Hold) for each in gc.get_objects()) <= 3
+    list(present)

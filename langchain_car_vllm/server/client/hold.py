@@ -20,7 +20,7 @@ class Hold:
     def __init__(self, keep_alive: float) -> None:
         self._keep_alive = keep_alive
         # Those of the calls that this one is made from within.
-        self._outer = tuple(hold for hold in _holds.get() if hold.is_taken)
+        self._outer: tuple[Hold, ...] = tuple(hold for hold in _holds.get() if hold.is_taken)
         _holds.set((*self._outer, self))
         self._lease: ProcessLease | None = None
         self.mutex = ProcessLock(reentrant=False)
@@ -46,6 +46,7 @@ class Hold:
     def give_up(self) -> None:
         """Give the lease back for good. Never blocks: a step under way does it at its end."""
         self.is_given_up = True
+        self._outer = ()  # each has outer ones of its own
         if self.mutex.acquire(blocking=False):
             try:
                 self.release()

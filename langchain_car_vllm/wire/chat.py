@@ -221,7 +221,7 @@ class WireChat(CountingChat):
             with (
                 turn(self.endpoint, clock.deadline),
                 self.pools.borrow() as pool,
-                open_stream(pool, build, clock.deadline, self.refusals) as body,
+                open_stream(pool, build, clock.deadline, self.refusals, clock.end) as body,
             ):
                 parts = iter(body)
                 for data in parts:
@@ -262,7 +262,7 @@ class WireChat(CountingChat):
             async with (
                 aturn(self.endpoint, clock.deadline),
                 self.pools.aborrow() as pool,
-                aopen_stream(pool, build, clock.deadline, self.refusals) as body,
+                aopen_stream(pool, build, clock.deadline, self.refusals, clock.end) as body,
             ):
                 parts = aiter(body)
                 async for data in parts:

@@ -43,7 +43,10 @@ class WholeAnswers:
         clock = Clock(self.endpoint, self._timeout, total=True)
         build, answer = partial(self._request, path, body, clock), bytearray()
         with self._map_errors():
-            with self._pools.borrow() as pool, open_stream(pool, build, clock.deadline) as parts:
+            with (
+                self._pools.borrow() as pool,
+                open_stream(pool, build, clock.deadline, end=clock.end) as parts,
+            ):
                 for part in parts:
                     clock.check(0)
                     _add(answer, part)
@@ -56,7 +59,7 @@ class WholeAnswers:
         with self._map_errors():
             async with (
                 self._pools.aborrow() as pool,
-                aopen_stream(pool, build, clock.deadline) as parts,
+                aopen_stream(pool, build, clock.deadline, end=clock.end) as parts,
             ):
                 async for part in parts:
                     clock.check(0)

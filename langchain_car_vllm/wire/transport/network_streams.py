@@ -90,12 +90,17 @@ class _Head:
 
 
 class Stream(httpcore2.NetworkStream):
-    """A connection."""
+    """A connection.
+
+    Attributes:
+        end: Monotonic seconds by which the answer to what was written last has to be read.
+    """
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
         self._head = _Head()
         self._joiner = ChunkJoiner()
+        self.end: float | None = None
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write a part of a request, or keep it until the next one.
@@ -103,8 +108,8 @@ class Stream(httpcore2.NetworkStream):
         Raises:
             httpcore2.TimeoutException: The time ran out.
         """
-        self._joiner = ChunkJoiner()
-        until = _end_of(timeout)
+        self._joiner, self.end = ChunkJoiner(), None
+        until = _end_of(timeout, None)
         for part in self._head.take(buffer):
             for at in range(0, len(part), _MOST_BYTES):
                 self._stream.write(part[at : at + _MOST_BYTES], _seconds_until(until))
@@ -117,7 +122,7 @@ class Stream(httpcore2.NetworkStream):
         """
         if held := self._head.end():
             self._stream.write(held, timeout)
-        until = _end_of(timeout)
+        until = _end_of(timeout, self.end)
         while True:
             data = self._stream.read(max_bytes, _seconds_until(until))
             if data:
@@ -150,10 +155,11 @@ class AsyncStream(httpcore2.AsyncNetworkStream):
         self._stream = stream
         self._head = _Head()
         self._joiner = ChunkJoiner()
+        self.end: float | None = None
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Do what `Stream.write` does."""
-        self._joiner = ChunkJoiner()
+        self._joiner, self.end = ChunkJoiner(), None
         for part in self._head.take(buffer):
             await self._stream.write(part, timeout)
 
@@ -161,7 +167,7 @@ class AsyncStream(httpcore2.AsyncNetworkStream):
         """Do what `Stream.read` does."""
         if held := self._head.end():
             await self._stream.write(held, timeout)
-        until = _end_of(timeout)
+        until = _end_of(timeout, self.end)
         while True:
             data = await self._stream.read(max_bytes, _seconds_until(until))
             if data:
@@ -203,10 +209,10 @@ async def closed_on_failure(stream: httpcore2.AsyncNetworkStream) -> AsyncIterat
         raise
 
 
-def _end_of(timeout: float | None) -> float | None:
+def _end_of(timeout: float | None, end: float | None) -> float | None:
     """Return the monotonic seconds by which a read or a write is over, None for no limit."""
     current = _sending.get()
-    deadline = None if current is None else current.deadline
+    deadline = end if current is None or current.deadline is None else current.deadline
     if timeout is None:
         return deadline
     until = time.monotonic() + timeout

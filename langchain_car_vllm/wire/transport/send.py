@@ -112,6 +112,7 @@ def open_stream(
     build: Callable[[], httpcore2.Request],
     deadline: float | None = None,
     most_refusals: int = 0,
+    end: float | None = None,
 ) -> Iterator[Iterable[bytes]]:
     """Send a request and yield the body of its response, in parts as they come.
 
@@ -120,6 +121,7 @@ def open_stream(
         build: Returns the request, anew for each time that it is sent.
         deadline: Monotonic seconds by which the headers have to be there.
         most_refusals: How often it is sent again where the server refuses it for the moment.
+        end: Monotonic seconds by which the whole body has to be there.
 
     Raises:
         Refusal: The server refused.
@@ -132,6 +134,7 @@ def open_stream(
         response = _send(pool, build(), deadline)
         try:
             if response.status < _FAILED:
+                response.extensions["network_stream"].end = end
                 headers = _checked_headers(response)
                 body: Any = response.stream
                 is_plain = b"content-encoding" not in headers
@@ -154,6 +157,7 @@ async def aopen_stream(
     build: Callable[[], httpcore2.Request],
     deadline: float | None = None,
     most_refusals: int = 0,
+    end: float | None = None,
 ) -> AsyncIterator[AsyncIterable[bytes]]:
     """Do what `open_stream` does without blocking the event loop."""
     refusals = Refusals(most_refusals, deadline)
@@ -161,6 +165,7 @@ async def aopen_stream(
         response = await _asend(pool, build(), deadline)
         try:
             if response.status < _FAILED:
+                response.extensions["network_stream"].end = end
                 headers = _checked_headers(response)
                 body: Any = response.stream
                 is_plain = b"content-encoding" not in headers

@@ -51,6 +51,11 @@ class Clock:
         """Monotonic seconds by which the next part has to be there, None for no limit."""
         return None if self.timeout is None else self._since + self.timeout
 
+    @property
+    def end(self) -> float | None:
+        """Monotonic seconds by which a whole answer has to be there, None for no limit."""
+        return self.deadline if self._total else None
+
     def check(self, events: int) -> None:
         """Raise where the time has run out.
 

@@ -93,6 +93,28 @@ def test_timeout_ends_every_call(use: str):
                 assert isinstance(caught.value, RequestTimeoutError | ServerFailedError), name
 
 
+@pytest.mark.parametrize("use", ["invoke", "ainvoke", "embed", "arerank"])
+def test_timeout_ends_an_answer_that_falls_silent_in_its_midst(use: str):
+    """What came just in time does not let the rest have as much time once more."""
+
+    def serve(connection: socket.socket, number: int) -> None:
+        if not read_request(connection).startswith(b"POST"):
+            return
+        connection.sendall(whole(b" " * 1000)[:-1000])
+        silent_at = time.monotonic() + 2.7
+        while time.monotonic() < silent_at:
+            connection.sendall(b" ")
+            time.sleep(0.05)
+        connection.recv(1)
+
+    with raw(serve) as server:
+        fields = {"model": "m", "base_url": server.base_url, "timeout": 3.0}
+        began = time.monotonic()
+        with pytest.raises(RequestTimeoutError):
+            USES[use](fields)
+        assert time.monotonic() - began < 5.2
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_timeout_ends_a_request_that_is_read_slowly(way: str):
     """A single write always goes on: its end is what the limit is for."""

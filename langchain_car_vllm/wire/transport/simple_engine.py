@@ -6,10 +6,11 @@ such a failure before any text is a refusal, to be repeated.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from operator import attrgetter
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
@@ -32,27 +33,36 @@ class _Line:
 
     def __init__(self) -> None:
         self.lock = ProcessLock(reentrant=False)
-        self.holder: object = None
         self.cut_at: float | None = None
 
+
+class _Turn:
+    """One request's turn; those that are made within it take turns among themselves."""
+
+    def __init__(self, line: _Line) -> None:
+        self.line = line
+        self.lock = ProcessLock(reentrant=False)
+        self.is_held = True
+
     @contextmanager
-    def held(self, me: object, *, is_held: bool) -> Iterator[None]:
-        """Note who has the turn, and that an answer was cut off, be it by a timeout or the user."""
-        self.holder = me if is_held else self.holder
+    def held(self) -> Iterator[None]:
+        """Give the turn up at the end, and note an answer that a timeout or the user cut off."""
+        _turns.set((*filter(_is_held, _turns.get()), self))
         try:
             yield
         except (ServerFailedError, Refusal):
             raise
         except BaseException:
-            self.cut_at = time.monotonic()
+            self.line.cut_at = time.monotonic()
             raise
         finally:
-            if is_held:
-                self.holder = None
-                self.lock.release()
+            self.is_held = False
 
 
 _lines: dict[str, _Line] = {}
+_turns: ContextVar[tuple[_Turn, ...]] = ContextVar("turns", default=())
+"""Those within which a call is made."""
+_is_held = attrgetter("is_held")
 reset_after_fork(_lines.clear)
 
 
@@ -62,22 +72,31 @@ def _line_of(endpoint: Endpoint) -> _Line | None:
     return _lines.setdefault(endpoint.base_url, _Line())
 
 
+def _outer_turn(line: _Line) -> _Turn | None:
+    """Return the turn of the request that this one is made within, which would wait for itself."""
+    outer = [turn for turn in _turns.get() if turn.is_held and turn.line is line]
+    return outer[-1] if outer else None
+
+
 @contextmanager
 def turn(endpoint: Endpoint, deadline: float | None) -> Iterator[None]:
     """Hold the turn for one request, where the endpoint needs turns.
 
-    One that has its answer open in this thread goes first: it would wait for itself.
+    One that is made while its consumer's own answer is open goes before others.
     """
     line = _line_of(endpoint)
     if line is None:
         yield
         return
-    is_held = False
-    if line.holder is not (me := threading.current_thread()):
-        timeout = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        is_held = line.lock.acquire(timeout=timeout)
-    with line.held(me, is_held=is_held):
-        yield
+    lock = (_outer_turn(line) or line).lock
+    timeout = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+    is_mine = lock.acquire(timeout=timeout)
+    try:
+        with _Turn(line).held():
+            yield
+    finally:
+        if is_mine:
+            lock.release()
 
 
 @asynccontextmanager
@@ -87,14 +106,17 @@ async def aturn(endpoint: Endpoint, deadline: float | None) -> AsyncIterator[Non
     if line is None:
         yield
         return
-    is_held = False
-    if line.holder is not (me := asyncio.current_task()):
-        while not (is_held := line.lock.acquire(blocking=False)):
-            if deadline is not None and time.monotonic() > deadline:
-                break
-            await asyncio.sleep(_PAUSE)
-    with line.held(me, is_held=is_held):
-        yield
+    lock = (_outer_turn(line) or line).lock
+    while not (is_mine := lock.acquire(blocking=False)):
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        await asyncio.sleep(_PAUSE)
+    try:
+        with _Turn(line).held():
+            yield
+    finally:
+        if is_mine:
+            lock.release()
 
 
 def note_cut(endpoint: Endpoint) -> None:
@@ -108,11 +130,13 @@ class BusyWaits:
 
     Args:
         endpoint: Who was busy.
-        most: How often it is repeated, more often while the engine may be at what was cut off.
+        most: How often it is repeated, more often while the engine may be at what was cut off, or
+            is at the answer that this request is made within.
     """
 
     def __init__(self, endpoint: Endpoint, most: int) -> None:
         self._line = _line_of(endpoint)
+        self._outer = _outer_turn(self._line) if self._line else None
         self._left = most
         self._pause = _FIRST_WAIT
 
@@ -122,7 +146,8 @@ class BusyWaits:
             raise error
         cut_at = self._line.cut_at
         is_aftermath = cut_at is not None and time.monotonic() - cut_at < _AFTERMATH_SECONDS
-        if self._left <= 0 and not is_aftermath:
+        is_within = self._outer is not None and self._outer.is_held
+        if self._left <= 0 and not (is_aftermath or is_within):
             error.hint = _HINT
             raise error
         self._left -= 1

@@ -2,11 +2,15 @@
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -369,6 +373,70 @@ def test_a_plain_server_answers_a_batch_and_survives_a_stop(way: str):
         assert texts == ["one two three"] * 4 + ["one", "one two three"]
         for _ in model.stream("hi"):  # within a stream nothing waits for itself
             assert model.bind(timeout=60).invoke("hi").text.strip() == "one two three"
+
+
+def _invoked(model: ChatVllmMlx) -> list[str]:
+    return [model.invoke("hi").text for _ in itertools.islice(model.stream("hi"), 2)]
+
+
+def _batched(model: ChatVllmMlx) -> list[str]:
+    parts = itertools.islice(model.stream("hi"), 1)
+    return [answer.text for _ in parts for answer in model.batch(["hi"] * 3)]
+
+
+def _ainvoked(model: ChatVllmMlx) -> list[str]:
+    async def ask() -> list[str]:
+        return [(await model.ainvoke("hi")).text async for _ in model.astream("hi")]
+
+    return asyncio.run(ask())
+
+
+def _abatched(model: ChatVllmMlx) -> list[str]:
+    async def ask() -> list[str]:
+        texts: list[str] = []
+        async for _ in model.astream("hi"):
+            texts = texts or [answer.text for answer in await model.abatch(["hi"] * 3)]
+        return texts
+
+    return asyncio.run(ask())
+
+
+def _invoked_in_a_thread(model: ChatVllmMlx) -> list[str]:
+    async def ask() -> list[str]:
+        texts: list[str] = []
+        async for _ in model.astream("hi"):
+            texts = texts or [(await asyncio.to_thread(model.invoke, "hi")).text]
+        return texts
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("ask", [_invoked, _batched, _ainvoked, _abatched, _invoked_in_a_thread])
+def test_a_call_within_an_answer_waits_for_the_engine_and_not_for_itself(ask):
+    """In whatever task or thread it is made; several take turns among themselves."""
+    dialect = SimpleEngine()
+    with Server(dialect) as server:
+        texts = ask(ChatVllmMlx(model="m", base_url=server.base_url))
+    assert texts
+    assert {text.strip() for text in texts} == {"one two three"}
+
+
+def test_streams_whose_steps_one_thread_takes_wait_for_each_other():
+    """As in a web application: the thread is the same, the requests have nothing to do with it."""
+    dialect = SimpleEngine()
+    with Server(dialect) as server:
+        model = ChatVllmMlx(model="m", base_url=server.base_url, max_retries=0)
+        model.invoke("hi")
+        first, second = (partial(copy_context().run, next, model.stream("hi")) for _ in range(2))
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(first).result().text == "one "
+            waiting = thread.submit(second)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            assert not dialect.refused
+            while first().text:
+                pass
+            assert waiting.result().text == "one "
 
 
 def test_an_engine_that_stays_busy_is_told_with_the_cures():

@@ -10,8 +10,10 @@ class Gate(Protocol):
         tick: Seconds between two tries.
         is_open: Whether everybody is let in at once.
         room: Tokens that a single request may have, None where nobody looks after that.
+        parts: How much of the answer has been read, as whoever reads it notes.
     """
 
+    parts: int
     tick: float
     is_open: bool
     room: int | None
@@ -43,6 +45,7 @@ class Gate(Protocol):
 class OpenGate:
     """Lets everybody in: for endpoints that somebody else runs."""
 
+    parts: int = 0
     tick: float = 0.0
     is_open: bool = True
     awaits_beginning: bool = False

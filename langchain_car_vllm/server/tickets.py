@@ -20,14 +20,14 @@ _LOOKS = 5
 _WORDS = ("new", "kept", "lock")
 _PARTS = 3
 Stage = Literal["waiting", "prefill", "answering"]
-Verdict = Literal["enter", "behind", "prefill", "abandoned", "room", "company"]
+Verdict = Literal["enter", "behind", "prefill", "abandoned", "room", "company", "within"]
 
 
 class Ticket(NamedTuple):
     """One request's place.
 
     Attributes:
-        order: When it was drawn; the smaller is the older.
+        order: When it was drawn; the smaller is the older, and goes first.
         tokens: Of its prompt and its answer.
         stage: How far its request has come.
         generation: Of the server that it is for.
@@ -65,12 +65,21 @@ class Rules(NamedTuple):
     sequences: int | None = None
 
 
-def decide(mine: Ticket, tickets: Sequence[Ticket], rules: Rules) -> Verdict:
+def decide(
+    mine: Ticket, tickets: Sequence[Ticket], rules: Rules, outer: Collection[str] = ()
+) -> Verdict:
     """Return whether a request may be sent, or what it waits for.
 
     First come, first served: nobody overtakes an older request that waits, whatever that waits for,
     so nobody waits forever. A request that was abandoned while its prompt was read counts until the
-    server has let go of it.
+    server has let go of it. One whose end waits for this one does not count as company: the server
+    queues what it cannot answer at once.
+
+    Args:
+        mine: The request.
+        tickets: Of all requests.
+        rules: What the server can take.
+        outer: The orders of the requests that this one is made within.
     """
     others = [t for t in tickets if t.order != mine.order and (t.live or t.stage == "prefill")]
     if any(t.stage == "waiting" and t.order < mine.order for t in others):
@@ -79,12 +88,17 @@ def decide(mine: Ticket, tickets: Sequence[Ticket], rules: Rules) -> Verdict:
     read = [t for t in admitted if t.stage == "prefill"]
     if rules.serial_prefill and read:
         return "prefill" if any(t.live for t in read) else "abandoned"
-    if rules.sequences is not None and admitted and len(admitted) >= rules.sequences:
+    company = [t for t in admitted if t.order not in outer]
+    if rules.sequences is not None and company and len(company) >= rules.sequences:
         return "company"
-    tokens = kv_tokens([t.tokens for t in (*admitted, mine)])
-    if rules.room is not None and admitted and tokens > rules.room:
-        return "room"
-    return "enter"
+    if rules.room is None or _fits([*admitted, mine], rules.room):
+        return "enter"
+    around = [t for t in admitted if t.order in outer]
+    return "room" if _fits([*around, mine], rules.room) else "within"
+
+
+def _fits(tickets: Sequence[Ticket], room: int) -> bool:
+    return len(tickets) == 1 or kv_tokens([t.tokens for t in tickets]) <= room
 
 
 def kv_tokens(requests: Sequence[int]) -> int:

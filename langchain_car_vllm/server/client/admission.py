@@ -5,13 +5,16 @@ from contextlib import suppress
 
 from langchain_car_vllm.endpoint import Endpoint, Serving
 from langchain_car_vllm.environment import CAR_VLLM_MLX_ADMISSION, CAR_VLLM_MLX_MAX_QUEUE
+from langchain_car_vllm.errors import InsufficientMemoryError
 from langchain_car_vllm.progress import OnProgress, Progress
+from langchain_car_vllm.server.client.hold import Hold
 from langchain_car_vllm.server.client.place import Place
 from langchain_car_vllm.server.directory import ServerDirectory, explain_os_errors
 from langchain_car_vllm.server.state import known_state
 from langchain_car_vllm.server.suspension import Suspensions
 from langchain_car_vllm.server.tickets import Rules, Verdict
 from langchain_car_vllm.support.process_state import ProcessLock
+from langchain_car_vllm.support.stall import Stall
 
 _TEXTS: dict[Verdict, str] = {
     "behind": "waiting behind earlier requests",
@@ -19,6 +22,7 @@ _TEXTS: dict[Verdict, str] = {
     "abandoned": "waiting for the server to let go of a request that was given up",
     "room": "waiting for memory that other requests use",
     "company": "waiting for one of the requests under way to end",
+    "within": "waiting for the end of the answer that this call is made within",
 }
 
 
@@ -31,10 +35,13 @@ class Admission:
         on_progress: Told what is waited for.
         tick: Seconds between two tries.
         suspended_patience: Seconds for a suspended program to go on, before its turn is taken back.
+        hold: Tells what the request is made within.
+        own_memory: Seconds to wait for the room of what it is made within.
 
     Attributes:
         is_open: Whether the server needs nobody to look after it.
         room: Tokens that a single request may have, None for any number.
+        parts: How much of the answer has been read.
     """
 
     def __init__(
@@ -44,8 +51,15 @@ class Admission:
         on_progress: OnProgress | None,
         tick: float,
         suspended_patience: float = 30.0,
+        *,
+        hold: Hold | None = None,
+        own_memory: float = 30.0,
     ) -> None:
         self.tick = tick
+        self._hold = hold
+        self._own_memory = own_memory
+        self._standstill: Stall | None = None
+        self.parts = 0
         self._suspended_patience = suspended_patience
         self._directory = directory
         self._endpoint = endpoint
@@ -65,6 +79,7 @@ class Admission:
         Raises:
             StateDirectoryError: Tickets cannot be written or looked at.
             ServerBusyError: The queue has an end, and it is full.
+            InsufficientMemoryError: It is made within an answer that leaves no room for it.
         """
         if self.is_open:
             return True
@@ -75,16 +90,39 @@ class Admission:
             try:
                 with explain_os_errors(self._directory.turns):
                     if self._place is None:
-                        suspensions = Suspensions(self._suspended_patience)
-                        self._place = Place(
-                            self._directory, self._endpoint, self._rules, tokens, suspensions
-                        )
+                        self._place = self._draw(tokens)
                     verdict = self._place.try_enter(self._current_rules, arrives_late=arrives_late)
+                    if self._hold is not None and verdict == "enter":
+                        self._hold.ticket, self._hold.gate = self._place.order, self
             finally:
                 if self._is_leaving:
                     self._give_back(is_over=False)
         self._show(verdict)
+        self._check_room_within(verdict)
         return verdict == "enter"
+
+    def _draw(self, tokens: int) -> Place:
+        suspensions = Suspensions(self._suspended_patience)
+        outer = () if self._hold is None else self._hold.outer_tickets()
+        return Place(self._directory, self._endpoint, self._rules, tokens, suspensions, outer=outer)
+
+    def _check_room_within(self, verdict: Verdict) -> None:
+        """Raise where the answer that this call is made within leaves no room, and stands still.
+
+        It may be read on meanwhile, by another task.
+        """
+        if self._hold is None or verdict != "within":
+            self._standstill = None
+            return
+        self._standstill = self._standstill or Stall(self._own_memory, self._hold.outer_parts)
+        if self._standstill.is_stalled():
+            error = InsufficientMemoryError(
+                f"`{self._endpoint.served_model}` has no room for a request beside the answer that "
+                "it is made within",
+                hint="read that answer to its end first, or make both shorter",
+            )
+            error.is_retryable = True
+            raise error
 
     def _current_rules(self) -> Rules:
         """Return the rules as the state has them: the room shrinks where others need it."""
@@ -131,6 +169,8 @@ class Admission:
 
     def _give_back(self, *, is_over: bool) -> None:
         place, self._place, self._shown = self._place, None, None
+        if self._hold is not None:
+            self._hold.ticket, self._hold.gate = "", None
         # In a forked child it is not the child's to give back.
         if place is not None and self._process == os.getpid():
             with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from contextvars import ContextVar
 
+from langchain_car_vllm.gate import Gate
 from langchain_car_vllm.server.client.process_lease import ProcessLease
 from langchain_car_vllm.support.process_state import ProcessLock
 
@@ -15,6 +16,8 @@ class Hold:
     Attributes:
         mutex: Held while the lease is taken, by whoever waits for it.
         is_given_up: Whether nobody waits any more.
+        ticket: The order of the ticket with which the request was let in, empty for none.
+        gate: Where it was let in.
     """
 
     def __init__(self, keep_alive: float) -> None:
@@ -25,6 +28,8 @@ class Hold:
         self._lease: ProcessLease | None = None
         self.mutex = ProcessLock(reentrant=False)
         self.is_given_up = False
+        self.ticket = ""
+        self.gate: Gate | None = None
 
     @property
     def is_taken(self) -> bool:
@@ -62,6 +67,14 @@ class Hold:
     def is_nested(self) -> bool:
         """Tell whether a request that this one is part of holds a lease."""
         return any(hold.is_taken for hold in self._outer)
+
+    def outer_tickets(self) -> frozenset[str]:
+        """Return the orders of the tickets of the requests that this one is made within."""
+        return frozenset(hold.ticket for hold in self._outer if hold.ticket)
+
+    def outer_parts(self) -> int:
+        """Return how much of the answers that this request is made within has been read."""
+        return sum(gate.parts for gate in [hold.gate for hold in self._outer] if gate is not None)
 
 
 _holds: ContextVar[tuple[Hold, ...]] = ContextVar("holds", default=())

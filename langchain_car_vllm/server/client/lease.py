@@ -144,7 +144,13 @@ async def alease(
 def _admission(waiting: Waiting, endpoint: Endpoint, on_progress: OnProgress | None) -> Admission:
     policy = waiting.policy
     return Admission(
-        waiting.directory, endpoint, on_progress, policy.client_tick, policy.suspended_patience
+        waiting.directory,
+        endpoint,
+        on_progress,
+        policy.client_tick,
+        policy.suspended_patience,
+        hold=waiting.hold,
+        own_memory=policy.own_memory,
     )
 
 

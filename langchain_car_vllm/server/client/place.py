@@ -45,6 +45,7 @@ _SLOWNESS = 10
 _OWN_PATIENCE = 1.0
 _SHARE = 4
 _MOST_SHOWN = 256
+_FIRST = "0" * 20
 _numbers = itertools.count()
 _deciding: dict[Path, ProcessLock] = {}
 _waiting: dict[str, dict[str, bool]] = {}
@@ -80,6 +81,15 @@ class Place:
     Others see it from when it has to wait, or has entered: who decides has them look afterwards.
     Of the requests of one process that wait only the first looks at the tickets: nobody overtakes.
     Where many wait, the last of them are seen by their own process alone until their turn is near.
+
+    Args:
+        directory: Of the server key.
+        endpoint: The server.
+        rules: What it can take.
+        tokens: Of the prompt and the answer.
+        suspensions: What is known of the programs before it.
+        outer: The orders of the requests that it is made within. Others may be waiting for those,
+            and those wait for it, so it goes first.
     """
 
     def __init__(
@@ -89,6 +99,8 @@ class Place:
         rules: Rules,
         tokens: int,
         suspensions: Suspensions,
+        *,
+        outer: Collection[str] = (),
     ) -> None:
         self._suspensions = suspensions
         self._turn_lock = directory.turn_lock
@@ -101,7 +113,9 @@ class Place:
         self._refused_at = 0.0
         self._is_new = True
         self._abandoned_since: float | None = None
-        order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_numbers)}"
+        self._outer = outer
+        drawn = f"{time.monotonic_ns():020d}"
+        order = f"{_FIRST if outer else drawn}-{os.getpid()}-{drawn}-{next(_numbers)}"
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
         self._file: TicketFile | None = None
         self._own_queue = _waiting.setdefault(self._folder, {})
@@ -110,6 +124,11 @@ class Place:
         """Tell whether it waits behind an older request of this process."""
         order = self._ticket.order
         return min(self._own_queue, default=order) < order
+
+    @property
+    def order(self) -> str:
+        """What others know it by."""
+        return self._ticket.order
 
     @property
     def is_read(self) -> bool:
@@ -144,7 +163,9 @@ class Place:
             lost = self._suspensions.lost(others)
             tickets = self._read_notes([*self._without(lost, others), mine])
             # Others may not see the older ones of this process.
-            self._verdict = "behind" if is_behind else decide(mine, tickets, self._rules)
+            self._verdict = (
+                "behind" if is_behind else decide(mine, tickets, self._rules, self._outer)
+            )
             if self._verdict != "enter":
                 self._check_queue(tickets)
             if self._verdict == "abandoned":

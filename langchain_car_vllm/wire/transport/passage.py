@@ -32,6 +32,7 @@ class Passage:
 
     def note(self, events: int) -> None:
         """Note how much of the answer has come: its first sign lets the next request be read."""
+        self._gate.parts = events
         if events and not self._has_begun:
             self._has_begun = True
             self._stopwatch.note_first_token()

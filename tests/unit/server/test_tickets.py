@@ -49,6 +49,26 @@ def test_decision(others: list[Ticket], rules: Rules, verdict: str):
     assert decide(MINE, [MINE, *others], rules) == verdict
 
 
+OUTER = Ticket("4", 100, "answering")
+
+
+@pytest.mark.parametrize(
+    ("others", "rules", "verdict"),
+    [
+        ([OUTER], Rules(sequences=1), "enter"),
+        ([OUTER, Ticket("6", 1, "answering")], Rules(sequences=1), "company"),
+        ([OUTER], Rules(room=200), "enter"),
+        ([OUTER], Rules(room=199), "within"),
+        ([OUTER, Ticket("6", 1, "answering")], Rules(room=200), "room"),
+        ([OUTER, Ticket("6", 1, "answering")], Rules(room=199), "within"),
+        ([Ticket("6", 1, "answering")], Rules(room=1), "room"),
+    ],
+)
+def test_decision_within_another_request(others: list[Ticket], rules: Rules, verdict: str):
+    """It does not wait for the request that it is made within, whose end waits for it."""
+    assert decide(MINE, [MINE, *others], rules, outer={"4"}) == verdict
+
+
 @given(st.integers(0, 2**32), st.integers(1, 8), st.booleans())
 def test_everybody_is_served_and_nothing_overflows(seed: int, people: int, serial: bool):
     """Whatever the order of events: the rules hold at each step, in order, until all are done."""

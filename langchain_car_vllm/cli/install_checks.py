@@ -32,6 +32,7 @@ from langchain_car_vllm.runtime.locate import (
 )
 from langchain_car_vllm.runtime.marker import is_incomplete
 from langchain_car_vllm.runtime.mounts import ELSEWHERE, is_noexec
+from langchain_car_vllm.runtime.runtime import retry_installs
 from langchain_car_vllm.runtime.uv_binary import find_uv
 from langchain_car_vllm.runtime.versions import version_warning
 from langchain_car_vllm.runtime.virtual_environment import holds_server
@@ -139,6 +140,7 @@ def _runtime() -> str:
         raise Warned(
             f"CAR_VLLM_MLX_BIN=`{named}` is not a file and is ignored", "unset or correct it"
         )
+    retry_installs()
     found = binary_to_launch()
     place = root if found is None or is_managed(found) else None
     if place is not None and is_noexec(place):

@@ -1,9 +1,9 @@
 """Whether installs of `vllm-mlx` that somebody else made can be imported, and Pythons run.
 
 Each is tried once. The verdict is kept in CAR_HOME until the install changes: its version, its
-Python, or what lies in its package folder, or the system does; where nothing answered, for some
-minutes. A failure that may be the moment's or the sandbox's, such as want of memory, is kept by
-nobody but who met it.
+Python, or what lies in its package folder, or the system does. One that failed is tried again after
+some minutes: a library of the system, or code elsewhere, may have been mended. A failure that may
+be the moment's or the sandbox's, such as want of memory, is kept by nobody but who met it.
 """
 
 import errno
@@ -25,7 +25,7 @@ IMPORTS = "import vllm_mlx.cli, vllm_mlx.server"
 
 _FILE = "tested-installs.json"
 _MOST_BYTES = 1_000_000
-_UNANSWERED_SECONDS = 600.0
+_FAILED_SECONDS = 600.0
 _LASTING = ("ImportError", "ModuleNotFoundError", "AttributeError", "NameError", "TypeError")
 _PASSING = tuple(
     os.strerror(number)
@@ -49,24 +49,30 @@ class Verdict(NamedTuple):
     failure: str
     at: float = 0.0
 
+    def is_over(self, *, anew: bool = False) -> bool:
+        """Return whether an install that failed is to be tried again.
+
+        Args:
+            anew: Whether somebody asks for it. One that did not answer is waited for every few
+                minutes all the same.
+        """
+        is_recent = 0 <= time.time() - self.at < _FAILED_SECONDS
+        may_ask = anew and NO_ANSWER not in self.failure
+        return bool(self.failure) and (may_ask or not is_recent)
+
 
 # Where CAR_HOME cannot be written, a verdict still holds for this process.
 _known: dict[str, Verdict] = {}
 
 
 def find_verdict(binary: Path, stamp: Callable[[], list[Any]]) -> Verdict | None:
-    """Return the verdict on an install as it is now, None where it has not been tried."""
+    """Return the last verdict on an install as it is now, None where it has not been tried."""
     found = [verdicts.get(str(binary)) for verdicts in (_known, _read_verdicts())]
     if not any(found):
         return None
     now = stamp()
-    return next((v for v in found if v and v.stamp == now and not _is_over(v)), None)
-
-
-def _is_over(verdict: Verdict) -> bool:
-    """Return whether an install that did not answer may do so now: a disk was away, say."""
-    is_recent = 0 <= time.time() - verdict.at < _UNANSWERED_SECONDS
-    return NO_ANSWER in verdict.failure and not is_recent
+    same = [verdict for verdict in found if verdict and verdict.stamp == now]
+    return max(same, key=lambda verdict: verdict.at, default=None)
 
 
 def try_import(binary: Path, interpreter: Path, stamp: list[Any], on_line: OnLine | None) -> None:

@@ -16,7 +16,7 @@ from langchain_car_vllm.runtime.console_scripts import (
     package_folders,
 )
 from langchain_car_vllm.runtime.environment_folder import find_runtime_exposure
-from langchain_car_vllm.runtime.import_verdicts import find_verdict, stamp_of, try_import
+from langchain_car_vllm.runtime.import_verdicts import Verdict, find_verdict, stamp_of, try_import
 from langchain_car_vllm.runtime.marker import is_incomplete, read_marker
 from langchain_car_vllm.runtime.versions import MINIMUM, is_of_tested_minor
 from langchain_car_vllm.support.version_numbers import is_at_least
@@ -143,17 +143,31 @@ def binary_passed_over() -> PassedOver | None:
 
 def failure_of(runtime: VllmRuntime) -> str:
     """Return why somebody else's install cannot be imported; empty if it can, or was not tried."""
-    if is_managed(runtime.server):
-        return ""
-    verdict = find_verdict(runtime.server, lambda: _stamp(runtime))
+    verdict = _verdict_on(runtime)
     return verdict.failure if verdict else ""
+
+
+def failed_installs(*, anew: bool = False) -> list[VllmRuntime]:
+    """Return the installs of somebody else's that are to be tried again, as they are found.
+
+    Args:
+        anew: Whether somebody asks for it; otherwise each is left alone for some minutes.
+    """
+    found = [(runtime, _verdict_on(runtime)) for runtime in _usable_runtimes()]
+    return [runtime for runtime, verdict in found if verdict and verdict.is_over(anew=anew)]
+
+
+def _verdict_on(runtime: VllmRuntime) -> Verdict | None:
+    if is_managed(runtime.server):
+        return None
+    return find_verdict(runtime.server, lambda: _stamp(runtime))
 
 
 def is_untried(runtime: VllmRuntime) -> bool:
     """Return whether nobody has imported somebody else's install as it is now."""
     if interpreter_of(runtime.server) is None:
         return False
-    return find_verdict(runtime.server, lambda: _stamp(runtime)) is None
+    return _verdict_on(runtime) is None
 
 
 def try_install(runtime: VllmRuntime, on_line: OnLine | None = None) -> None:

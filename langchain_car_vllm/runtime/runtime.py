@@ -10,6 +10,7 @@ from langchain_car_vllm.runtime.console_scripts import installed_version
 from langchain_car_vllm.runtime.locate import (
     VllmRuntime,
     binary_passed_over,
+    failed_installs,
     is_managed,
     is_untried,
     overriding_binary,
@@ -76,7 +77,7 @@ def install_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     Raises:
         RuntimeProvisioningError: As for `ensure_runtime`.
     """
-    return _found_runtime(on_progress) or _with_version(provision(on_progress))
+    return _found_runtime(on_progress, anew=True) or _with_version(provision(on_progress))
 
 
 def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
@@ -91,25 +92,40 @@ def upgrade_runtime(*, on_progress: OnProgress | None = None) -> VllmRuntime:
     return _with_version(upgrade(on_progress))
 
 
-def _found_runtime(on_progress: OnProgress | None) -> VllmRuntime | None:
+def retry_installs() -> None:
+    """Have what could not be imported tried again, for a user who asks what is wrong."""
+    _retry_installs(Reporter(None), anew=True)
+
+
+def _retry_installs(report: Reporter, *, anew: bool) -> None:
+    for runtime in [] if overriding_binary() else failed_installs(anew=anew):
+        _try_install(runtime, report)
+
+
+def _try_install(runtime: VllmRuntime, report: Reporter) -> None:
+    report.say(f"testing `{runtime.server}`")
+    try_install(runtime, lambda _line: report.still())
+
+
+def _found_runtime(on_progress: OnProgress | None, *, anew: bool = False) -> VllmRuntime | None:
     """Return what is there and works, None where something is to be installed or mended.
 
     What was installed before its disk was mounted so that no program runs there is refused.
     """
-    found = _importable_runtime(on_progress)
+    report = Reporter(on_progress)
+    _retry_installs(report, anew=anew)
+    found = _importable_runtime(report)
     if found is not None and is_managed(found.server):
         check_executable(found.server)
     return found if found is not None and is_proven(found.server) else None
 
 
-def _importable_runtime(on_progress: OnProgress | None) -> VllmRuntime | None:
+def _importable_runtime(report: Reporter) -> VllmRuntime | None:
     """Return what to launch, once each install of somebody else's before it has been imported."""
-    report = Reporter(on_progress)
     while (found := runtime_to_launch()) is not None and found.server != overriding_binary():
         if is_managed(found.server) or not is_untried(found):
             break
-        report.say(f"testing `{found.server}`")
-        try_install(found, lambda _line: report.still())
+        _try_install(found, report)
     return found
 
 

@@ -1,17 +1,25 @@
 """Which installation is used: one that exists, the managed one, or one that CAR made."""
 
+import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from unit.runtime.provisioning import make_foreign, missing_uv
 
+from langchain_car_vllm.cli import install_checks
+from langchain_car_vllm.cli.findings import Finding
 from langchain_car_vllm.errors import RuntimeMissingError
 from langchain_car_vllm.runtime import (
     VllmRuntime,
     ensure_runtime,
     import_verdicts,
+    install_runtime,
     resolve_existing,
 )
+from langchain_car_vllm.runtime.locate import binary_passed_over, binary_to_launch
 from langchain_car_vllm.runtime.marker import read_marker, write_marker
 from langchain_car_vllm.runtime.runtime import warn_about_what_is_passed_over
 from langchain_car_vllm.runtime.versions import version_warning, warn_about
@@ -105,6 +113,47 @@ def test_a_broken_install_is_tried_again_once_it_changed(fake_uv, home, managed,
     next(binary.parents[1].glob("lib/python*/site-packages")).joinpath("mlx_lm").mkdir()
     assert ensure_runtime().server == binary
     assert len(log.read_text().splitlines()) == 1
+
+
+def mend_elsewhere(home: Path, binary: Path) -> Callable[[], None]:
+    """Have an install fail until something is mended that nothing of its own folder tells of."""
+    python = binary.parent / "python"
+    python.unlink()
+    said = "ImportError: libopenblas.so.0: cannot open shared object file"
+    told = f"echo 'Traceback:'; echo '{said}'"
+    python.write_text(f"#!/bin/sh\ntest -e {home}/mended && exit 0\n{told}\nexit 1\n")
+    python.chmod(0o755)
+    return (home / "mended").touch
+
+
+def test_a_failure_runs_out(fake_uv, home, managed, write_binary, monkeypatch):
+    """A library of the system was installed since; a success lasts."""
+    binary = write_binary(home / ".local", "0.6.0")
+    mend = mend_elsewhere(home, binary)
+    assert ensure_runtime().server != binary
+    mend()
+    verdicts = home / ".car" / "run" / "tested-installs.json"
+    for minutes, server in ((0, managed / "bin" / "vllm-mlx"), (10, binary), (10, binary)):
+        monkeypatch.setattr(import_verdicts, "_known", {})  # as in another program
+        kept = json.loads(verdicts.read_text())
+        kept[str(binary)]["at"] -= 60 * minutes
+        verdicts.write_text(json.dumps(kept))
+        assert ensure_runtime().server == server
+    assert kept[str(binary)]["failure"] == ""
+
+
+@pytest.mark.parametrize("ask", [install_runtime, install_checks._runtime])
+def test_who_asks_has_a_failed_install_tried_at_once(fake_uv, home, write_binary, ask):
+    """`car-vllm install` and `doctor` believe no failure of before."""
+    binary = write_binary(home / ".local", "0.6.0")
+    mend = mend_elsewhere(home, binary)
+    assert ensure_runtime().server != binary
+    mend()
+    assert ensure_runtime().server != binary
+    with suppress(Finding):
+        ask()
+    assert ensure_runtime().server == binary_to_launch() == binary
+    assert binary_passed_over() is None
 
 
 @pytest.mark.parametrize(

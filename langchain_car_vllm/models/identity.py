@@ -8,7 +8,6 @@ from pathlib import Path
 
 from langchain_car_vllm.errors import UnservableModelError
 from langchain_car_vllm.models.lm_studio import lm_studio_folders
-from langchain_car_vllm.models.model_files import read_text
 from langchain_car_vllm.models.snapshot import find_commit, find_snapshot, hub_cache
 from langchain_car_vllm.support.file_reading import open_to_read
 
@@ -33,7 +32,8 @@ def identity_of(source: str, revision: str | None = None) -> tuple[str, str | No
 def led_to(source: str | None) -> tuple[str, ...]:
     """Return what an identity may change with, in microseconds; nothing for a repository.
 
-    A link may lead elsewhere tomorrow, and the branch of a copy to another commit.
+    A link may lead elsewhere tomorrow. What may be the copy of a repository is looked at anew, in a
+    millisecond: a download may complete it, or bring a newer one.
     """
     if source is None or not source.startswith("/"):
         return ()
@@ -41,19 +41,18 @@ def led_to(source: str | None) -> tuple[str, ...]:
         found = os.stat(source)  # noqa: PTH116
     except (OSError, ValueError):
         return ()
-    path, branch = _place(source, found.st_dev, found.st_ino, found.st_ctime_ns)
-    return (path,) if branch is None else (path, read_text(branch, most=1000) or "")
+    path, may_be_copy = _place(source, found.st_dev, found.st_ino, found.st_ctime_ns)
+    return (str(path), _repository_of(path) or "") if may_be_copy else (str(path),)
 
 
 @lru_cache(maxsize=256)
-def _place(source: str, *_file: int) -> tuple[str, Path | None]:
-    """Return where a folder is kept, and the file with the commit of its branch, if it has one.
+def _place(source: str, *_file: int) -> tuple[Path, bool]:
+    """Return where a folder is kept, and whether it is where copies of repositories are.
 
     It is remembered while the same folder is there.
     """
     path = Path(real_path(source))
-    is_copy = path.parent.name == "snapshots"
-    return str(path), path.parents[1] / "refs" / _MAIN if is_copy else None
+    return path, path.parent.name == "snapshots" or _in_lm_studio(path) is not None
 
 
 def real_path(path: str) -> str:

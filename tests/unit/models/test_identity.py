@@ -62,6 +62,33 @@ def test_another_commit_is_another_model(cached):
     assert identity_of(str(cached)) != identity_of(REPOSITORY)
 
 
+def same_server(path: Path, repository: str) -> bool:
+    return directory_of(ServerSpec(str(path), "x")) == directory_of(ServerSpec(repository, "x"))
+
+
+def test_a_copy_is_its_repository_once_it_is_complete(cached):
+    """Also for a program that has named it by its path while it was being downloaded."""
+    weights = cached / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.unlink()
+    assert not same_server(cached, REPOSITORY)
+    weights.write_bytes(kept)
+    assert same_server(cached, REPOSITORY)
+    (cached.parents[1] / "refs" / "main").write_text("f" * 40)
+    assert not same_server(cached, REPOSITORY)
+
+
+def test_a_newer_copy_in_the_cache_takes_the_repository_over(home):
+    """LM Studio's copy was the repository until another one was pulled."""
+    mine = write_model(home / ".lmstudio" / "models" / "org" / "model")
+    assert same_server(mine, "org/model")
+    folder = home / ".cache/huggingface/hub/models--org--model"
+    write_model(folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    assert not same_server(mine, "org/model")
+
+
 @pytest.mark.parametrize("named", ["source", "adapter", "draft"])
 def test_a_link_that_leads_elsewhere_names_another_model(home, tmp_path, named):
     """A program that has used one for long does not share a server of what it led to before."""

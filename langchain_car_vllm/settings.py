@@ -70,10 +70,7 @@ class ServerFields(CheckedFields):
     revision: str | None = None
     """Branch, tag or commit on the Hub; the default branch without one."""
     keep_alive: str | Number = Field(default_factory=environment.CAR_VLLM_MLX_KEEP_ALIVE.read)
-    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever.
-
-    A call can name its own: `llm.invoke(..., keep_alive=0)`.
-    """
+    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever."""
     startup_timeout: Number | None = None
     """Seconds to wait for the server to become ready; no limit without one."""
     on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)

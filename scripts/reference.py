@@ -140,9 +140,43 @@ def classes() -> list[type[CarVllmError]]:
     return sorted(found, key=lambda cls: (len(cls.__mro__), cls.__name__))
 
 
+def given_verdicts() -> set[str]:
+    """Return the errors that are given another `is_retryable` than that of their class."""
+    found = set()
+    for path in (DOCS.parent / "langchain_car_vllm").rglob("*.py"):
+        for scope in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(scope, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found |= _verdicts_within(scope)
+    return found
+
+
+def _verdicts_within(scope: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Return the classes of what a function makes or takes, or of a class itself."""
+    made = {"self": scope.name} if isinstance(scope, ast.ClassDef) else {}
+    if not isinstance(scope, ast.ClassDef):
+        made = {a.arg: ast.unparse(a.annotation) for a in scope.args.args if a.annotation}
+    nodes = [node for node in ast.walk(scope) if isinstance(node, ast.Assign)]
+    places = [(place, node.value) for node in nodes for place in node.targets]
+    for place, value in places:
+        if isinstance(place, ast.Name) and isinstance(value, ast.Call):
+            made[place.id] = ast.unparse(value.func)
+    given = [p for p, _ in places if isinstance(p, ast.Attribute) and p.attr == "is_retryable"]
+    owners = [ast.unparse(place.value) for place in given]
+    return {made[owner] for owner in owners if owner in made}
+
+
+def retry_sentence(cls: type[CarVllmError], differing: set[str]) -> str:
+    """Return whether a call may succeed when it is repeated; where errors differ, who tells."""
+    kinds = {cls, *(found for found in classes() if issubclass(found, cls))}
+    if len({kind.is_retryable for kind in kinds}) > 1 or differing & {k.__name__ for k in kinds}:
+        return "`is_retryable` of the error says whether the same call may succeed when repeated."
+    again = "may succeed when repeated" if cls.is_retryable else "fails again when repeated"
+    return f"The same call {again}."
+
+
 def error_entries() -> str:
     """Return an entry for each class, below its parent."""
-    known = classes()
+    known, differing = classes(), given_verdicts()
     lines: list[str] = []
 
     def describe(cls: type[CarVllmError], depth: int) -> None:
@@ -155,8 +189,7 @@ def error_entries() -> str:
         lines.append(f"{'#' * min(depth + 2, 4)} {cls.__name__}\n")
         lines.append(f"{text}\n")
         also = f" It is also LangChain's `{foreign[0]}`." if foreign else ""
-        again = "may succeed when repeated" if cls.is_retryable else "fails again when repeated"
-        lines.append(f"The same call {again}.{also}\n")
+        lines.append(f"{retry_sentence(cls, differing)}{also}\n")
         for child in known:
             if child.__bases__ and cls in child.__bases__:
                 describe(child, depth + 1)
@@ -179,6 +212,7 @@ def pages() -> dict[Path, str]:
     configuration = [
         CONFIGURATION,
         "## ChatVllmMlx\n",
+        "A call can name its own `keep_alive`, too: `llm.invoke(..., keep_alive=0)`.\n",
         fields_table(ChatVllmMlx) + "\n",
         "Beside the methods of LangChain's chat models:\n",
         methods_table(ChatVllmMlx) + "\n",

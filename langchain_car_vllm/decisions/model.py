@@ -1,7 +1,7 @@
 """`VllmMlxDecisions`: typed questions, answered with the probabilities of a chat model."""
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Unpack, cast
 
 from langchain_core.decisions import (
@@ -41,7 +41,7 @@ from langchain_car_vllm.decisions.request_type import (
     check_questions,
     check_request,
 )
-from langchain_car_vllm.errors import CarVllmError, InvalidRequestError
+from langchain_car_vllm.errors import CarVllmError, ConfigurationError, InvalidRequestError
 from langchain_car_vllm.masked_serializable import MaskedSerializable
 from langchain_car_vllm.setting_checks import check_positive
 from langchain_car_vllm.settings import ServerFields
@@ -122,10 +122,12 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
         """Return the answers to the questions of a request.
 
         Raises:
-            ConfigurationError: It has no state, or no questions by name.
+            ConfigurationError: It has no state, or no questions by name; or a parameter was passed,
+                of which there are none.
         """
+        _check_no_parameters(kwargs)
         check_request(input)
-        return super().invoke(input, config, **kwargs)
+        return super().invoke(input, config)
 
     async def ainvoke(
         self,
@@ -134,8 +136,9 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
         **kwargs: Any,
     ) -> ClassifierResponse:
         """Return the same without blocking the event loop."""
+        _check_no_parameters(kwargs)
         check_request(input)
-        return await super().ainvoke(input, config, **kwargs)
+        return await super().ainvoke(input, config)
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         asking = self._asking(state, questions)
@@ -263,6 +266,16 @@ _ASKING: dict[str, Any] = {
 _BIASED: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "reasoning": False}
 _alphabets: dict[tuple[str | None, str], Alphabet] = {}
 """Where the characters stand in the vocabularies of models that were asked."""
+
+
+def _check_no_parameters(given: Iterable[str]) -> None:
+    """Refuse what LangChain's own class would drop in silence."""
+    for name in given:
+        raise ConfigurationError(
+            f"a decision takes no parameter `{name}`",
+            hint="settings such as `keep_alive` belong to the model: `VllmMlxDecisions(model, "
+            "keep_alive=0)`",
+        )
 
 
 def _check_lacks_logprobs(error: InvalidRequestError) -> None:

@@ -81,7 +81,24 @@ def download_error(
     what = _FAILURES[task]
     if task == "ask" and verdict["kind"] not in _ANSWERED:
         what = "asking the Hub about `{source}` failed"
-    return ModelDownloadError(f"{what.format(source=source)}: {message}", hint=hint)
+    error = ModelDownloadError(f"{what.format(source=source)}: {message}", hint=hint)
+    error.is_retryable = verdict["kind"] in _PASSING
+    return error
+
+
+def stalled_error(what: str, seconds: float) -> ModelDownloadError:
+    """Return the error for a download that was given up.
+
+    Args:
+        what: What was downloaded.
+        seconds: How long nothing of it came.
+    """
+    error = ModelDownloadError(
+        f"the download of {what} made no progress for {seconds:g} s",
+        hint="try again, it goes on where it was; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits forever",
+    )
+    error.is_retryable = True
+    return error
 
 
 def refusal_error(source: str, revision: str | None, verdict: dict[str, Any]) -> CarVllmError:
@@ -172,6 +189,8 @@ _FAILURES: dict[Task, str] = {
 }
 _ANSWERED = {"gated", "no-repository", "no-revision", "refused", "withheld", "no-room", "disk"}
 """The kinds in which it is known that the model cannot be had."""
+_PASSING = {"offline", "slow", "cut", "killed", "down", "busy"}
+"""The kinds that may be over when somebody tries again."""
 _GOES_ON = "; the download goes on where it was"
 _EXPLANATIONS = {
     "gated": (

@@ -96,17 +96,21 @@ def run_step(
                 count += 1
             elif stall.is_stalled():
                 silence = f"`{Path(str(command[0])).name}` {NO_ANSWER}"
-                raise ProvisionError(
+                stalled = ProvisionError(
                     step,
                     f"{silence}: no sign of life for {seconds:g} s",
                     hint=f"try again; {limit.name}=0 waits forever",
                 )
+                stalled.is_retryable = True
+                raise stalled
             if on_line is not None:
                 on_line(line)
         code = process.wait()
     text = "\n".join(said)
     if code != 0:
-        raise ProvisionError(step, _failure(command, code, said), hint=hint_for(text))
+        failed = ProvisionError(step, _failure(command, code, said), hint=hint_for(text))
+        failed.is_retryable = failed.hint == _OFFLINE
+        raise failed
     return text
 
 
@@ -142,6 +146,7 @@ def _is_cause(line: str) -> bool:
 
 _UV_CAUSES = ("cause:", "Caused by:", "\u251c\u2500\u25b6", "\u2570\u2500\u25b6")
 _UV_ERRORS = ("error:", "  \u00d7 ")
+_OFFLINE = "connect to the network and try again (HTTPS_PROXY and UV_DEFAULT_INDEX are respected)"
 _HINTS = (
     (
         ("No space left on device", "os error 28", "Disk quota exceeded", "Disc quota exceeded"),
@@ -164,7 +169,7 @@ _HINTS = (
             "Connection refused",
             "timed out",
         ),
-        "connect to the network and try again (HTTPS_PROXY and UV_DEFAULT_INDEX are respected)",
+        _OFFLINE,
     ),
     (
         (

@@ -215,8 +215,9 @@ def test_download_without_progress_ends_at_the_stall_limit(hub: Fake):
     """Silence is given up; slowness is not."""
     hub.switch(download_gate=hub.gate("download"))
     spec = SPEC
-    with pytest.raises(ModelDownloadError, match="no progress"):
+    with pytest.raises(ModelDownloadError, match="no progress") as caught:
         lease(spec, policy=dataclasses.replace(POLICY, download_stall=0.3)).__enter__()
+    assert caught.value.is_retryable
 
 
 def test_stop_while_downloading_leaves_nobody(hub: Fake):

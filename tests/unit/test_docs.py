@@ -214,3 +214,18 @@ def test_no_merge_was_left_half_done():
     files = [file for path in visible for file in (path, *path.rglob("*")) if file.is_file()]
     assert ROOT / "README.md" in files
     assert not [file for file in files if conflict.search(file.read_bytes())]
+
+
+DIFFERING = (
+    *("ModelDownloadError", "ProvisionError", "ServerStartError", "ServerStoppedError"),
+    *("ServerCrashedError", "InsufficientMemoryError", "CarVllmError", "ServerError"),
+)
+
+
+@pytest.mark.parametrize("name", DIFFERING)
+def test_no_class_promises_what_some_of_its_errors_do_not_keep(name):
+    """Whether the same call may succeed when it is repeated is up to the error itself."""
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    entry = page.partition(f"# {name}\n")[2].partition("\n#")[0]
+    assert "`is_retryable` of the error says" in entry
+    assert "The same call" not in entry

@@ -6,7 +6,7 @@ from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ModelDownloadError, ServerStartError
 from langchain_car_vllm.models.adapter import CONFIG, WEIGHTS, find_adapter
 from langchain_car_vllm.models.download import check_may_download
-from langchain_car_vllm.models.download_diagnosis import diagnose_download
+from langchain_car_vllm.models.download_diagnosis import diagnose_download, stalled_error
 from langchain_car_vllm.runtime import VllmRuntime, interpreter_of
 from langchain_car_vllm.runtime.console_scripts import console_script
 from langchain_car_vllm.server.child_environment import download_environment
@@ -52,16 +52,14 @@ def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
             context.show(f"downloading the adapter `{source}`", phase="download")
             context.pause(context.policy.download_tick)
             if stall.is_stalled():
-                raise ModelDownloadError(
-                    f"the download of the adapter `{source}` made no progress for "
-                    f"{context.policy.download_stall:g} s",
-                    hint="try again; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits forever",
-                )
+                raise stalled_error(f"the adapter `{source}`", context.policy.download_stall)
     finally:
         child.kill(context.policy)
     if code:
         cause = diagnose_download(source, None, log, code)
-        raise ModelDownloadError(f"the adapter {cause.message}", hint=cause.hint)
+        error = ModelDownloadError(f"the adapter {cause.message}", hint=cause.hint)
+        error.is_retryable = cause.is_retryable
+        raise error
     if find_adapter(source) is None:
         raise ModelDownloadError(
             f"`{source}` is not an adapter: it holds no `{CONFIG}` with `{WEIGHTS}`",

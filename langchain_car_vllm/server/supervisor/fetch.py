@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from langchain_car_vllm.environment import inherited_environment
-from langchain_car_vllm.errors import ModelDownloadError
 from langchain_car_vllm.models.download import (
     announced_commit,
     check_may_download,
@@ -22,6 +21,7 @@ from langchain_car_vllm.models.download_diagnosis import (
     diagnose_download,
     no_model,
     refusal_error,
+    stalled_error,
 )
 from langchain_car_vllm.models.hub_account import absolute_folders
 from langchain_car_vllm.models.hub_listing import HubListing, read_listing, read_refusal
@@ -113,12 +113,7 @@ class Download:
                 raise no_model(source)
             return None
         if self._stall.is_stalled():
-            raise ModelDownloadError(
-                f"the download of `{source}` made no progress for "
-                f"{self._policy.download_stall:g} s",
-                hint="try again, it goes on where it was; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits "
-                "forever",
-            )
+            raise stalled_error(f"`{source}`", self._policy.download_stall)
         who = "downloading" if self._is_ours else "another process is downloading"
         return DownloadProgress(f"{who} `{source}`", *self._measure())
 

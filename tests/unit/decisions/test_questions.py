@@ -52,6 +52,21 @@ def test_every_kind_of_question_is_answered(decide, server):
     )
 
 
+@pytest.mark.parametrize("given", [{"keep_alive": 0}, {"stop": ["a"]}])
+def test_a_parameter_of_a_call_is_refused(decide, server, given):
+    """There are none: it would be dropped in silence."""
+    request = {"state": "x", "questions": {"urgent": Noul(instructions="Is it urgent?")}}
+    calls = [
+        lambda: decide.invoke(request, **given),
+        lambda: asyncio.run(decide.ainvoke(request, **given)),
+        lambda: decide.bind(**given).batch([request]),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigurationError, match=next(iter(given))):
+            call()
+    assert not server.dialect.requests
+
+
 def test_labels_are_compared_as_a_whole_and_in_both_orders(decide, server):
     """Labels that begin alike have keys of their own, and a favoured place favours nobody."""
     plain = dict.fromkeys(("first label", "first thing", "last"))

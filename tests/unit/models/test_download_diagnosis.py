@@ -62,6 +62,14 @@ def test_only_what_was_under_way_is_said_to_have_failed(kind):
     assert asked.message.startswith(begins[kind in known])
 
 
+@pytest.mark.parametrize("kind", _EXPLANATIONS)
+def test_what_is_worth_another_try_says_so(kind):
+    """To whoever reads the hint and to LangChain's retry middleware, unless a change is needed."""
+    error = download_error("org/tiny", "v9", {"kind": kind, "said": "boo"}, task="download")
+    is_worth_it = "try again" in (error.hint or "") and kind != "disk"
+    assert error.is_retryable is pickle.loads(pickle.dumps(error)).is_retryable is is_worth_it
+
+
 @pytest.mark.parametrize("place", ["HF_TOKEN", "HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME", None])
 def test_a_gated_repository_with_a_token(tmp_path, home, monkeypatch, place):
     """With a token, wherever the Hub's client keeps it, it is the licence that is missing."""

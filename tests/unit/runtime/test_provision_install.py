@@ -101,6 +101,7 @@ def test_common_failures_come_with_a_cure(fake_uv, says, hint):
     with pytest.raises(ProvisionError) as caught:
         ensure_runtime()
     assert hint in caught.value.hint
+    assert caught.value.is_retryable is (hint == "connect to the network")
 
 
 def test_offline_is_the_reason(fake_uv, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import re
 import sys
 import time
@@ -46,8 +47,11 @@ class _Description(NamedTuple):
     health: Mapping[str, Any]
 
 
-_known: dict[tuple[str, Headers], _Description] = {}
-_without_status: dict[str, float] = {}
+_Caller = tuple[str, str]
+"""An address and who asks there: somebody else may be told more."""
+
+_known: dict[tuple[_Caller, Headers], _Description] = {}
+_without_status: dict[_Caller, float] = {}
 _lock = ProcessLock()
 
 
@@ -56,23 +60,25 @@ def describe(endpoint: Endpoint, headers: Headers = (), timeout: float | None = 
 
     `/v1/models` is asked first. Only where vllm-mlx answers, which names itself as the owner,
     `/health` is asked too: on a gateway it may start a request to every model behind it. Each
-    address is asked once a minute, whether it tells or not.
+    address is asked once a minute, whether it tells or not. What it told stands while it is too
+    busy to answer.
     """
     if found := find_description(endpoint, headers):
         return found
     deadline = time.monotonic() + min(_SECONDS, timeout or _SECONDS)
-    health: Mapping[str, Any] = {}
-    if _is_vllm_mlx(endpoint, headers, deadline):
-        health = _health(endpoint, headers, deadline)
+    place = (_caller(endpoint), headers)
+    health = _health(endpoint, headers, deadline)
     with _lock:
-        _known[endpoint.base_url, headers] = _Description(time.monotonic(), health)
+        if health is None:
+            health = _known[place].health if place in _known else {}
+        _known[place] = _Description(time.monotonic(), health)
     return _with(endpoint, health)
 
 
 def find_description(endpoint: Endpoint, headers: Headers = ()) -> Endpoint | None:
     """Return the same where its address was asked before; never blocks."""
     with _lock:
-        known = _known.get((endpoint.base_url, headers))
+        known = _known.get((_caller(endpoint), headers))
     if known is None or time.monotonic() - known.asked_at > _FRESH_SECONDS:
         return None
     return _with(endpoint, known.health)
@@ -85,17 +91,21 @@ def forget() -> None:
         _without_status.clear()
 
 
-def note_missing_status(base_url: str) -> None:
+def note_missing_status(endpoint: Endpoint) -> None:
     """Remember for a minute that an address does not tell what it does."""
     with _lock:
-        _without_status[base_url] = time.monotonic()
+        _without_status[_caller(endpoint)] = time.monotonic()
 
 
-def lacks_status(base_url: str) -> bool:
+def lacks_status(endpoint: Endpoint) -> bool:
     """Tell whether an address did not tell what it does within the last minute."""
     with _lock:
-        asked_at = _without_status.get(base_url)
+        asked_at = _without_status.get(_caller(endpoint))
     return asked_at is not None and time.monotonic() - asked_at <= _FRESH_SECONDS
+
+
+def _caller(endpoint: Endpoint) -> _Caller:
+    return endpoint.base_url, hashlib.sha256((endpoint.api_key or "").encode()).hexdigest()
 
 
 def _with(endpoint: Endpoint, health: Mapping[str, Any]) -> Endpoint:
@@ -111,24 +121,26 @@ def _with(endpoint: Endpoint, health: Mapping[str, Any]) -> Endpoint:
     )
 
 
-def _is_vllm_mlx(endpoint: Endpoint, headers: Headers, deadline: float) -> bool:
-    found = _try_json(endpoint.base_url, "/models", endpoint.api_key, headers, deadline)
-    return any(entry.get("owned_by") == _OWNER for entry in _entries(found))
-
-
-def _health(endpoint: Endpoint, headers: Headers, deadline: float) -> Mapping[str, Any]:
-    root = endpoint.base_url.removesuffix("/v1")
-    return _try_json(root, "/health", None, headers, deadline) or {}
+def _health(endpoint: Endpoint, headers: Headers, deadline: float) -> Mapping[str, Any] | None:
+    """Return what a `vllm-mlx` says of itself, nothing of any other; None where nobody answers."""
+    url, key = endpoint.base_url, endpoint.api_key
+    models = _try_json(url, "/models", key, headers, deadline)
+    if not models or all(entry.get("owned_by") != _OWNER for entry in _entries(models)):
+        return models and {}
+    return _try_json(url.removesuffix("/v1"), "/health", None, headers, deadline)
 
 
 def _try_json(
     base_url: str, path: str, key: str | None, headers: Headers, deadline: float
 ) -> dict[str, Any] | None:
+    """Return what an address answers, nothing where it refuses; None where it cannot answer."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
         return None
     status, found = get_json(base_url, path, key, headers=headers, seconds=seconds)
-    return found if status == HTTPStatus.OK else None
+    if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return None
+    return found or {} if status == HTTPStatus.OK else {}
 
 
 def _entries(models: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

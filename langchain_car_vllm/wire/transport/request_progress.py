@@ -51,7 +51,7 @@ class Watch:
         self._teller = Teller(on_progress)
         self._is_over = False
         self.due = self._began + _PATIENCE
-        if not lacks_status(endpoint.base_url):
+        if not lacks_status(endpoint):
             _watcher.add(self)
 
     def mark_answered(self) -> None:
@@ -199,7 +199,7 @@ class _Watcher:
                 log.exception("`on_progress` failed; the request goes on")
                 self.remove(watch)
         if code is not None and not is_told:  # a server that has no status never will
-            note_missing_status(endpoint.base_url)
+            note_missing_status(endpoint)
             for watch in watches:
                 self.remove(watch)
 

@@ -21,6 +21,7 @@ from langchain_core.exceptions import ContextOverflowError, ModelRateLimitError
 from pydantic import BaseModel
 
 from langchain_car_vllm import ChatVllmMlx
+from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.wire.errors import (
     AnswerError,
     AuthenticationError,
@@ -32,6 +33,7 @@ from langchain_car_vllm.wire.errors import (
     ServerFailedError,
     error_for_status,
 )
+from langchain_car_vllm.wire.transport import remote
 from langchain_car_vllm.wire.transport.remote import hint_for_connection
 
 
@@ -100,6 +102,41 @@ def test_an_address_that_does_not_tell_is_not_asked_again():
             assert ChatVllmMlx(model="m", base_url=url, timeout=60).invoke("hi").text == "yes"
         http.shutdown()
     assert [path for path in asked if path != "/v1/status"] == ["/v1/models"]
+
+
+class Stalling(Dialect):
+    """A server that is too busy to say who it is, as long as a test has it so."""
+
+    stalls = None
+
+    def respond(self, method, path, headers, body):
+        response = super().respond(method, path, headers, body)
+        if path == self.stalls:
+            response.status, response.body = 503, b"{}"
+        return response
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health"])
+def test_what_an_address_told_stands_while_it_is_too_busy_to_tell(path, monkeypatch):
+    """It was taken for an unknown server for a minute, whose quirks nobody minds."""
+    dialect = Stalling("m", engine="simple")
+    with Server(dialect) as server:
+        endpoint = Endpoint(base_url=server.base_url, api_key=None, served_model="m")
+        monkeypatch.setattr(remote, "_FRESH_SECONDS", -1.0)  # each look is a minute later
+        engines = []
+        for dialect.stalls in (path, None, path, None):
+            engines.append(remote.describe(endpoint).engine)
+    assert engines == [None, "simple", "simple", "simple"]
+
+
+def test_who_is_refused_hides_no_server_from_others():
+    """Another key may be told more, at once."""
+    with Server(Dialect("m", "right", engine="simple")) as server:
+        engines = [
+            remote.describe(Endpoint(server.base_url, key, "m")).engine
+            for key in ("wrong", "right", None)
+        ]
+    assert engines == [None, "simple", None]
 
 
 class Moon(BaseModel):

@@ -1,5 +1,6 @@
 """Where a request waits until the server can take it, as the wire sees it."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -7,14 +8,12 @@ class Gate(Protocol):
     """One request's way in: entered before it is sent, left when its answer has ended.
 
     Attributes:
-        tick: Seconds between two tries.
         is_open: Whether everybody is let in at once.
         room: Tokens that a single request may have, None where nobody looks after that.
         parts: How much of the answer has been read, as whoever reads it notes.
     """
 
     parts: int
-    tick: float
     is_open: bool
     room: int | None
 
@@ -28,6 +27,13 @@ class Gate(Protocol):
         Args:
             tokens: Of the prompt and the answer.
             arrives_late: Whether the answer arrives at its end, so that its beginning is not seen.
+        """
+
+    def pause(self, wake: Callable[[], object]) -> float:
+        """Return the seconds until the next try.
+
+        Args:
+            wake: Called, from any thread, where it may be sooner.
         """
 
     def begin(self) -> None:
@@ -46,7 +52,6 @@ class OpenGate:
     """Lets everybody in: for endpoints that somebody else runs."""
 
     parts: int = 0
-    tick: float = 0.0
     is_open: bool = True
     awaits_beginning: bool = False
     room: int | None = None
@@ -54,6 +59,10 @@ class OpenGate:
     def try_enter(self, tokens: int, *, arrives_late: bool) -> bool:  # noqa: ARG002
         """Return True."""
         return True
+
+    def pause(self, wake: Callable[[], object]) -> float:  # noqa: ARG002
+        """Return 0."""
+        return 0.0
 
     def begin(self) -> None:
         """Do nothing."""

@@ -216,7 +216,7 @@ async def test_cancelled_waiter_leaves_the_queue(multimodal: Fake):
             while not await asyncio.to_thread(held.gate.try_enter, 1, arrives_late=False):
                 if sign is not None:
                     sign.set()
-                await asyncio.sleep(held.gate.tick)
+                await asyncio.sleep(FAST.client_tick)
 
     async with alease(spec, policy=FAST) as held:
         assert held.endpoint.engine == "batched"

@@ -1,10 +1,15 @@
 """The requests of one program that wait for a server: one of them looks, in the order of asking."""
 
+import asyncio
 import os
+import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from faults.support import Background, eventually
 from faults.turns import Make, enter, enters, tickets
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from hypothesis.strategies import integers
@@ -13,6 +18,8 @@ from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.server.client import place
 from langchain_car_vllm.server.client.admission import Admission
 from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.wire.transport.passage import aenter_gate, enter_gate
+from langchain_car_vllm.wire.transport.timeouts import Clock
 
 SEATS = 2
 
@@ -32,6 +39,71 @@ def test_only_the_first_that_waits_looks(
     assert looks == [os.fspath(directory.turns)]
     inside.leave(is_over=True)
     assert list(map(enters, waiting[:2])) == [True, False]
+
+
+def clock() -> Clock:
+    return Clock(Endpoint("http://127.0.0.1:9/v1", "k", "m"), None, total=True)
+
+
+def pass_through(gate: Admission) -> None:
+    with enter_gate(gate, 1, clock(), arrives_late=False) as passage:
+        passage.is_over = True
+
+
+async def apass_through(gate: Admission) -> None:
+    async with aenter_gate(gate, 1, clock(), arrives_late=False) as passage:
+        passage.is_over = True
+
+
+def test_each_wakes_the_next_of_its_process(admission: Make):
+    """Threads and tasks of several loops, one of which gives up; nobody sleeps to the end."""
+    inside, *gates = (admission(multimodal=False, max_sequences=1, tick=2.0) for _ in range(9))
+    enter(inside)
+
+    async def all_but_one() -> None:
+        tasks = [asyncio.create_task(apass_through(gate)) for gate in gates[2:5]]
+        await asyncio.to_thread(wait_for, gates[2:5])
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    calls = [Background(partial(pass_through, gate)) for gate in gates[:2]]
+    calls.append(Background(lambda: asyncio.run(all_but_one())))
+    calls += [Background(lambda: asyncio.run(apass_through(gates[5])))]
+    calls += [Background(partial(pass_through, gate)) for gate in gates[6:]]
+    wait_for([*gates[:3], *gates[4:]])
+    began = time.monotonic()
+    inside.leave(is_over=True)
+    for call in calls:
+        call.result()
+    assert time.monotonic() - began < 10  # 16 where the last wakes up by itself
+
+
+def wait_for(gates: list[Admission]) -> None:
+    """Wait until they wait."""
+    eventually(lambda: all(gate.holds_place for gate in gates), "all to wait")
+
+
+def test_those_that_come_later_try_less_often(admission: Make, monkeypatch: pytest.MonkeyPatch):
+    """Each try costs something, and only the first of a process can enter."""
+    inside, *gates = (admission(multimodal=False, max_sequences=1, tick=0.05) for _ in range(50))
+    enter(inside)
+    tries: Counter[Admission] = Counter()
+    try_enter = Admission.try_enter
+
+    def counted(gate: Admission, tokens: int, *, arrives_late: bool) -> bool:
+        tries[gate] += 1
+        return try_enter(gate, tokens, arrives_late=arrives_late)
+
+    monkeypatch.setattr(Admission, "try_enter", counted)
+
+    async def use() -> None:
+        tasks = [asyncio.create_task(apass_through(gate)) for gate in gates]
+        await asyncio.to_thread(eventually, lambda: tries[gates[0]] > 20, "the first to try")
+        assert tries.total() < 20 * len(gates) / 2
+        inside.leave(is_over=True)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(use())
 
 
 def test_a_forked_child_waits_behind_no_request_that_was_given_up(

@@ -76,12 +76,12 @@ def admission(directory: ServerDirectory, server: Server) -> Iterator[Make]:
     """Return a factory of gates of one batched multimodal server."""
     made = []
 
-    def make(*, patience: float = 0.2, **serving: object) -> Admission:
+    def make(*, patience: float = 0.2, tick: float = 0.001, **serving: object) -> Admission:
         facts = {"engine": "batched", "multimodal": True, **serving}
         endpoint = Endpoint(
             base_url=server.url, api_key="k", served_model="m", generation=1, **facts
         )
-        made.append(Admission(directory, endpoint, None, 0.001, patience))
+        made.append(Admission(directory, endpoint, None, tick, patience))
         return made[-1]
 
     yield make

@@ -1,6 +1,7 @@
 """The gate of a server: who may send, among the requests of all processes."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from langchain_car_vllm.endpoint import Endpoint, Serving
@@ -55,7 +56,7 @@ class Admission:
         hold: Hold | None = None,
         own_memory: float = 30.0,
     ) -> None:
-        self.tick = tick
+        self._tick = tick
         self._hold = hold
         self._own_memory = own_memory
         self._standstill: Stall | None = None
@@ -100,6 +101,11 @@ class Admission:
         self._show(verdict)
         self._check_room_within(verdict)
         return verdict == "enter"
+
+    def pause(self, wake: Callable[[], object]) -> float:
+        """Return the seconds until the next try, and have `wake` called where it may be sooner."""
+        place = self._place
+        return self._tick * (1 if place is None else place.pause(wake))
 
     def _draw(self, tokens: int) -> Place:
         suspensions = Suspensions(self._suspended_patience)

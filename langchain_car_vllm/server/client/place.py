@@ -47,10 +47,18 @@ _SHARE = 4
 _MOST_SHOWN = 256
 _FIRST = "0" * 20
 _numbers = itertools.count()
+_MORE_TICKS = 10
+_MOST_TICKS = 250
 _deciding: dict[Path, ProcessLock] = {}
 _waiting: dict[str, dict[str, bool]] = {}
 """The orders of this process's tickets that wait, by the folder of their server, and whether others
 see them."""
+_sleeping: dict[str, dict[str, Callable[[], object]]] = {}
+"""What wakes the requests of this process that sleep, by the folder of their server."""
+
+
+def _is_awake() -> None:
+    """Stand for what wakes a request that was to be woken while it did not sleep."""
 
 
 def _most_shown() -> int:
@@ -119,6 +127,7 @@ class Place:
         self._ticket = Ticket(order, tokens, "waiting", endpoint.generation)
         self._file: TicketFile | None = None
         self._own_queue = _waiting.setdefault(self._folder, {})
+        self._sleeping = _sleeping.setdefault(self._folder, {})
 
     def _is_behind(self) -> bool:
         """Tell whether it waits behind an older request of this process."""
@@ -147,6 +156,7 @@ class Place:
         """
         if self._ticket.stage != "waiting":
             return "enter" if self._is_noted() else "prefill"
+        self._sleeping.pop(self._ticket.order, None)
         with ExitStack() as stack:
             stack.enter_context(_alone_here(self._turn_lock))
             is_behind = self._is_behind()
@@ -228,6 +238,23 @@ class Place:
             if t.order not in lost or t.stage == "prefill"
         ]
 
+    def pause(self, wake: Callable[[], object]) -> int:
+        """Return how many ticks to wait until the next try: the more, the more are before it.
+
+        Args:
+            wake: Called where it is the first of this process, and another request moves on before.
+        """
+        order = self._ticket.order
+        if self._sleeping.setdefault(order, wake) is _is_awake:
+            return 0
+        before = sum(other < order for other in list(self._own_queue))
+        return min(1 + before * _MORE_TICKS, _MOST_TICKS)
+
+    def _wake_first(self) -> None:
+        self._sleeping.pop(self._ticket.order, None)
+        if first := min(self._own_queue, default=""):
+            self._sleeping.setdefault(first, _is_awake)()
+
     def begin(self) -> None:
         """Show that the answer has begun."""
         if self._file is not None and self.is_read:
@@ -237,12 +264,15 @@ class Place:
         """Take the ticket back; that of a prompt that may still be read stays without an owner."""
         file, self._file = self._file, None
         self._own_queue.pop(self._ticket.order, None)
-        if file is None:
-            return
-        if is_over or not self.is_read:
-            file.keep(self._ticket)
-        else:
-            file.let_go()
+        try:
+            if file is None:
+                return
+            if is_over or not self.is_read:
+                file.keep(self._ticket)
+            else:
+                file.let_go()
+        finally:
+            self._wake_first()
 
     def _show(self, ticket: Ticket) -> None:
         """Show others how far the request is.
@@ -263,6 +293,7 @@ class Place:
             self._own_queue[ticket.order] = True
         else:
             self._own_queue.pop(ticket.order, None)
+            self._wake_first()
 
     def _may_be_seen(self) -> bool:
         """Tell whether there is a file for it, as for one at each server in any case."""
@@ -348,3 +379,4 @@ class Place:
 
 
 reset_after_fork(_waiting.clear)
+reset_after_fork(_sleeping.clear)

@@ -4,10 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from weakref import ref
 
 from langchain_car_vllm.gate import Gate
 from langchain_car_vllm.progress.timings import Stopwatch
+from langchain_car_vllm.support.process_state import ProcessLock
 from langchain_car_vllm.support.threads import run_step, submit_step
 from langchain_car_vllm.wire.errors import AnswerError, ConnectionFailedError, RequestTimeoutError
 from langchain_car_vllm.wire.transport.refusal import Refusal
@@ -75,7 +77,7 @@ def enter_gate(gate: Gate, tokens: int, clock: Clock, *, arrives_late: bool) -> 
     try:
         began = time.monotonic()
         while not gate.try_enter(tokens, arrives_late=arrives_late):
-            time.sleep(gate.tick)
+            _sleep(gate)
         queued = time.monotonic() - began
         clock.leave_out(queued)
         clock.stopwatch.note_sent(queued, arrives_late=arrives_late)
@@ -96,8 +98,8 @@ async def aenter_gate(
     is_closed = False
     try:
         began = time.monotonic()
-        while not await _try_enter(gate, tokens, arrives_late=arrives_late):  # noqa: ASYNC110
-            await asyncio.sleep(gate.tick)
+        while not await _try_enter(gate, tokens, arrives_late=arrives_late):
+            await _asleep(gate)
         queued = time.monotonic() - began
         clock.leave_out(queued)
         clock.stopwatch.note_sent(queued, arrives_late=arrives_late)
@@ -113,6 +115,35 @@ async def aenter_gate(
             left = passage.leave()
             if not is_closed:
                 await asyncio.shield(asyncio.wrap_future(left))
+
+
+def _sleep(gate: Gate) -> None:
+    """Wait until it is worth while to try again."""
+    awake = ProcessLock(reentrant=False)
+    awake.acquire()
+    awake.acquire(timeout=gate.pause(awake.release))
+
+
+async def _asleep(gate: Gate) -> None:
+    """Do the same without blocking the event loop."""
+    awake = asyncio.Event()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(gate.pause(_Alarm(awake))):
+            await awake.wait()
+
+
+class _Alarm:
+    """Sets an event of the running loop from any thread; it does not keep the loop."""
+
+    def __init__(self, awake: asyncio.Event) -> None:
+        self._awake = ref(awake)
+        self._loop = ref(asyncio.get_running_loop())
+
+    def __call__(self) -> None:
+        awake, loop = self._awake(), self._loop()
+        if awake is not None and loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(awake.set)
 
 
 async def _try_enter(gate: Gate, tokens: int, *, arrives_late: bool) -> bool:

@@ -43,7 +43,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(
     cls=FamiliarGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run local models with vllm-mlx, and see and end their servers",
+    help="Run local models with vllm-mlx and manage their servers",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,7 +69,7 @@ def _root(
             "-V",
             callback=_print_version,
             is_eager=True,
-            help="Print the version and end",
+            help="Print the version and exit",
         ),
     ] = False,
 ) -> None:
@@ -179,7 +179,7 @@ def _refusal(error: OSError) -> ConfigurationError:
     place = f"`{printable(str(error.filename))}`: " if error.filename else ""
     return ConfigurationError(
         f"the system refused: {place}{error.strerror}",
-        hint=hint_for_limit(error) or "`car-vllm doctor` looks at what this program needs",
+        hint=hint_for_limit(error) or "`car-vllm doctor` checks what this program needs",
     )
 
 

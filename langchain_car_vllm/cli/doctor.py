@@ -39,8 +39,8 @@ def doctor(
         bool,
         typer.Option(
             "--model",
-            help="With --selftest: also a small real model on both engines; paths and names are "
-            "masked, for an issue",
+            help="With --selftest: also run a small real model on both engines; paths and names "
+            "are masked for pasting into an issue",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -53,7 +53,7 @@ def doctor(
     The exit code is 1 where a check failed.
     """
     if model and not selftest:
-        raise typer.BadParameter("it belongs to --selftest", param_hint="--model")
+        raise typer.BadParameter("it only works with --selftest", param_hint="--model")
     results = []
     for found in _results(selftest=selftest, model=model):
         result = _masked(found) if model else found

@@ -25,15 +25,15 @@ _UPDATES = (
     "model, `pip install -U langchain-car-vllm` this program"
 )
 _LOGIN = (
-    "for models of the Hub that ask for it, set HF_TOKEN to a token from "
+    "for models on the Hub that need it, set HF_TOKEN to a token from "
     "https://huggingface.co/settings/tokens"
 )
 _MEANT = {
-    "load": "a model is loaded by its first use; `car-vllm serve MODEL` keeps it loaded",
-    "unload": "`car-vllm stop MODEL` takes it out of the memory",
+    "load": "a model is loaded on first use; `car-vllm serve MODEL` keeps it loaded",
+    "unload": "`car-vllm stop MODEL` unloads it",
     "start": "`car-vllm run MODEL` and `car-vllm serve MODEL` start what they need",
-    "restart": "`car-vllm stop MODEL`; the next use starts it anew",
-    "search": "`car-vllm recommend` names models that fit here, huggingface.co has them all",
+    "restart": "`car-vllm stop MODEL`; the next use starts it again",
+    "search": "`car-vllm recommend` lists models that fit here; huggingface.co has them all",
     "config": "settings are options (`car-vllm help COMMAND`) and environment variables",
     "login": _LOGIN,
     "tags": "`car-vllm list` shows the models on this machine",
@@ -44,13 +44,13 @@ _MEANT = {
     "signin": _LOGIN,
     "get": "`car-vllm pull MODEL` downloads a model",
     "status": "`car-vllm ps` shows the servers, `car-vllm doctor` the machine",
-    "kill": "`car-vllm stop MODEL` ends a server, `car-vllm stop --all` every one",
+    "kill": "`car-vllm stop MODEL` stops a server, `car-vllm stop --all` stops all of them",
     "update": _UPDATES,
     "upgrade": _UPDATES,
     "clean": "`car-vllm rm MODEL` removes a model, `car-vllm uninstall` everything else",
     "prune": "`car-vllm rm MODEL` removes a model, `car-vllm uninstall` everything else",
-    "cache": "`car-vllm uninstall --dry-run` shows what lies where, `car-vllm rm MODEL` removes a "
-    "model",
+    "cache": "`car-vllm uninstall --dry-run` lists what is stored where, `car-vllm rm MODEL` "
+    "removes a model",
 }
 _MODEL_OPTIONS = ("-m", "--model")
 _MODEL_FIRST = f"the model is the first argument: `{PROGRAM} {{}} MODEL`"
@@ -62,10 +62,10 @@ _MEANT_OPTIONS = {
         "--show-completion": "`car-vllm completion SHELL` prints a completion script",
     },
     "run": {
-        "-c": "a conversation goes on until /bye, and none is kept; without a PROMPT it begins",
-        "--continue": "a conversation goes on until /bye, and none is kept",
-        "--num-predict": "--max-tokens bounds the answer",
-        "--num-ctx": "the context is planned: `car-vllm plan MODEL` tells it",
+        "-c": "without a PROMPT a conversation begins; it goes on until /bye and is not saved",
+        "--continue": "a conversation goes on until /bye and is not saved",
+        "--num-predict": "--max-tokens limits the answer",
+        "--num-ctx": "the context is chosen for you: `car-vllm plan MODEL` shows it",
         "--insecure": "models come from the Hub, over TLS",
     },
     "stop": {"-a": "--all stops all servers"},
@@ -77,8 +77,8 @@ _WORDS = tuple(
         (r"^Value error, ", ""),
         (r"^Input should be a valid integer\b.*", "it is not a whole number"),
         (r"^Input should be a valid number\b.*", "it is not a number"),
-        (r"^Input should be greater than or equal to ", "the least is "),
-        (r"^Input should be less than or equal to ", "the most is "),
+        (r"^Input should be greater than or equal to ", "the minimum is "),
+        (r"^Input should be less than or equal to ", "the maximum is "),
     )
 )
 

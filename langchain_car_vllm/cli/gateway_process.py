@@ -222,8 +222,8 @@ def find_key_file(given: Path | None, host: str) -> Path:
     if given is None:
         if not is_loopback(host):
             raise ConfigurationError(
-                f"`--host {host}` lets other machines in, so it needs a key of yours",
-                hint="write one to a file that you alone can read, and name it: --api-key-file",
+                f"`--host {host}` lets other machines connect, so it needs a key that you choose",
+                hint="write one to a file that only you can read, and pass it with --api-key-file",
             )
         return _own_key_file()
     return _checked_key_file(given)
@@ -241,11 +241,12 @@ def _checked_key_file(path: Path) -> Path:
     is_line = text.isascii() and text.isprintable() and " " not in text
     if not 0 < len(text) <= _MOST_OF_A_KEY or not is_line:
         raise ConfigurationError(
-            f"`{path}` does not hold a key: one line of ASCII, no spaces",
-            hint="write one into it; `car-vllm` makes its own anew where it is missing",
+            f"`{path}` does not hold a key, which is one line of ASCII without spaces",
+            hint="write one into it, or remove it if it is `car-vllm`'s own, which is then made "
+            "again",
         )
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        say(f"warning: others can read `{path}`; `chmod 600` changes that")
+        say(f"warning: others can read `{path}`; run `chmod 600` on it")
     return path
 
 

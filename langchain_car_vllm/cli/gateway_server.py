@@ -26,12 +26,12 @@ _NO_ROOM = (
 # uvicorn's warnings are about what anybody who can connect may send: the rest goes untold.
 _WARNINGS = {
     "Invalid HTTP request received.": (
-        "something that is not HTTP came, as from a program that says https:// for http://; "
-        "it is told this once"
+        "received something other than HTTP, as from a program that uses https:// instead of "
+        "http://; this is logged only once"
     ),
     "Unsupported upgrade request.": (
-        "a program asked for another protocol, such as WebSocket, and gets HTTP; "
-        "it is told this once"
+        "a program asked for another protocol, such as WebSocket, and gets HTTP; this is logged "
+        "only once"
     ),
 }
 

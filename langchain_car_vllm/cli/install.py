@@ -17,10 +17,11 @@ from langchain_car_vllm.server.wakefulness import Wakefulness
 def install(
     *,
     upgrade: Annotated[
-        bool, typer.Option("--upgrade", help="Bring the managed install to the newest tested set")
+        bool,
+        typer.Option("--upgrade", help="Update the managed install to the newest tested versions"),
     ] = False,
 ) -> None:
-    """Install `vllm-mlx` where it is missing.
+    """Install `vllm-mlx` if it is missing.
 
     Prints where it is.
     """
@@ -36,7 +37,7 @@ def install(
 def _tell_what_is_used(runtime: VllmRuntime) -> None:
     used = binary_to_launch()
     if used is not None and used != runtime.server:
-        cure = f"`export CAR_VLLM_MLX_BIN={quote(str(runtime.server))}` changes that"
+        cure = f"to change that, run `export CAR_VLLM_MLX_BIN={quote(str(runtime.server))}`"
         why = f"it is found first; {cure}"
         if overriding_binary():
             why = "CAR_VLLM_MLX_BIN names it"

@@ -71,7 +71,7 @@ def _check_binary(binary: Path, version: str | None) -> None:
     root = managed_root()
     if root is not None and is_managed(binary) and not holds_server(root):
         raise Warned(
-            f"the Python of `{root}` does not run, or was upgraded to another one",
+            f"the Python in `{root}` does not run, or was replaced by another version",
             "run `car-vllm install`, or leave it to the next call",
         )
     if version is not None:
@@ -80,18 +80,18 @@ def _check_binary(binary: Path, version: str | None) -> None:
 
     def keep_going(_line: str | None) -> None:
         if time.monotonic() > give_up_at:
-            raise ProvisionError("try", f"it did not end within {_PATIENCE:g} s")
+            raise ProvisionError("try", f"it did not finish within {_PATIENCE:g} s")
 
     try:
         command = [binary, "--help"]
         said = run_step("try", command, directory=binary.parent, on_line=keep_going)
-        wrong = None if "serve" in said else "`--help` names no `serve`"
+        wrong = None if "serve" in said else "`--help` does not list `serve`"
     except ProvisionError as error:
         wrong = error.detail
     if wrong is not None:
         named = CAR_VLLM_MLX_BIN.read()
         cure = "unset CAR_VLLM_MLX_BIN" if named else "take it off PATH"
-        raise Finding(f"`{binary}` does not answer as vllm-mlx does: {wrong}", cure)
+        raise Finding(f"`{binary}` does not behave like vllm-mlx: {wrong}", cure)
 
 
 def _host() -> str:
@@ -113,11 +113,13 @@ def _python() -> str:
             environment=supervisor_environment(inherited_environment(), package_path()),
         )
     except ProvisionError as error:
-        raise Finding(f"`{python}` runs no supervisor: {error.detail}", _OTHER_PYTHON) from error
+        raise Finding(
+            f"`{python}` cannot run the supervisor: {error.detail}", _OTHER_PYTHON
+        ) from error
     said = f"{version} in `{python}`"
     if is_translated(current_host()):
         raise Warned(
-            f"{said} is a Python for Intel, which Rosetta translates; the runtime has its own",
+            f"{said} is built for Intel and runs under Rosetta; the runtime has its own Python",
             "use a Python for Apple silicon: it is faster and starts sooner",
         )
     return said
@@ -127,7 +129,7 @@ def _uv() -> str:
     found, named = find_uv(), CAR_UV.read()
     if named and found != Path(named).absolute():
         raise Warned(
-            f"CAR_UV=`{named}` is not a uv that works, and is ignored: `{found}` is used",
+            f"CAR_UV=`{named}` is not a working uv and is ignored: `{found}` is used instead",
             "unset or correct it",
         )
     return f"`{found}`"
@@ -144,7 +146,7 @@ def _runtime() -> str:
     found = binary_to_launch()
     place = root if found is None or is_managed(found) else None
     if place is not None and is_noexec(place):
-        raise Finding(f"the disk of `{place}` lets no program run (noexec)", ELSEWHERE)
+        raise Finding(f"the disk of `{place}` does not let programs run (noexec)", ELSEWHERE)
     if found is None:
         raise _missing_runtime(root)
     version = installed_version(found)
@@ -153,8 +155,8 @@ def _runtime() -> str:
         raise Warned(warning)
     if passed := binary_passed_over():
         raise Warned(
-            f"`{passed.binary}` is found first but not used: it {passed.reason}; "
-            f"vllm-mlx {version} in `{found}` is used"
+            f"`{passed.binary}` is found first but not used: it {passed.reason}; vllm-mlx "
+            f"{version} in `{found}` is used instead"
         )
     return f"vllm-mlx {version or 'of unknown version'} in `{found}`"
 
@@ -166,10 +168,10 @@ def _missing_runtime(root: Path | None) -> Finding:
     if root is not None and is_incomplete(root):
         return Warned(f"the installation in `{root}` is unfinished", "run `car-vllm install`")
     if root is not None and (broken := lost_disk(root)):
-        return Finding(f"vllm-mlx is not found: {broken}", RECONNECT)
+        return Finding(f"vllm-mlx was not found: {broken}", RECONNECT)
     if root is None or not can_be_made(root):
         return Finding(
-            f"vllm-mlx is not installed, and `{root or '~/.car'}` cannot be made for it",
+            f"vllm-mlx is not installed, and `{root or '~/.car'}` cannot be created for it",
             "set CAR_HOME to a folder that you can write to",
         )
     if stranger := find_stranger(root):
@@ -183,10 +185,10 @@ def _missing_runtime(root: Path | None) -> Finding:
 def _variables() -> str:
     refused = [*refused_variables(), *_refusals()]
     if refused:
-        cure = refused[0].hint if len(refused) == 1 else "unset them, or set them right"
+        cure = refused[0].hint if len(refused) == 1 else "unset or correct them"
         raise Finding("; ".join(error.message for error in refused), cure)
     ours = [v.name for v in VARIABLES.values() if v.group == "own" and v.text() is not None]
-    return f"{', '.join(ours)} can be used" if ours else "none of this package is set"
+    return f"{', '.join(ours)} can work" if ours else "no variable of this package is set"
 
 
 def _refusals() -> Iterator[ConfigurationError]:

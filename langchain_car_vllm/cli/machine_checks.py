@@ -69,7 +69,7 @@ def _home() -> str:
         free = shutil.disk_usage(folder).free
     if free < needed_mb() * _MB and binary_to_launch() is None:
         raise Warned(f"`{home}` has {size(free)} free, the runtime needs {needed_mb()} MB")
-    return f"`{home}` is writable, {size(free)} are free"
+    return f"`{home}` is writable, with {size(free)} free"
 
 
 def _check_spellings(folder: Path) -> None:
@@ -82,9 +82,9 @@ def _check_spellings(folder: Path) -> None:
     for other in (folder / "\u00c9T\u00c9", folder / "e\u0301te\u0301"):
         if is_present(other) and real_path(str(other)) != real_path(str(kept)):
             raise Finding(
-                f"the disk of `{folder.parent}` takes several names for one folder and does not "
-                "tell which it keeps: a model may be loaded twice",
-                "name each model in one spelling",
+                f"the disk of `{folder.parent}` accepts several spellings of a folder's name and "
+                "does not say which one it keeps: a model may be loaded twice",
+                "always spell a model's name the same way",
             )
 
 
@@ -94,14 +94,14 @@ def _locks() -> str:
         lock = folder / "lock"
         with opened_lock(lock) as first:
             _check_lock(first, lock)
-    return "locks exclude, are shared and end with the process that holds them"
+    return "locks can be exclusive or shared, and end with the process that holds them"
 
 
 def _check_lock(first: int, lock: Path) -> None:
     where = "set CAR_HOME to a directory on a local disk"
     with _child(_HOLDS_LOCK, str(lock)) as (child, said):
         if said != "held" or not is_held(first):
-            raise Finding("a lock of another process is not seen", where)
+            raise Finding("a lock that another process holds is not seen", where)
         child.kill()
         child.wait()
     fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -111,25 +111,28 @@ def _check_lock(first: int, lock: Path) -> None:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-    raise Finding("a shared lock does not keep an exclusive one away", where)
+    raise Finding("a shared lock does not keep out an exclusive one", where)
 
 
 def _port() -> str:
     """Prove that a port can be held for a server, and that everybody else is kept off it."""
     with closing(HeldPort()) as held:
         if not is_free(held.number):
-            raise Finding(f"the held port {held.number} cannot be bound by the server")
+            raise Finding(f"the server cannot bind the reserved port {held.number}")
         for address in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
             if _can_bind(address, held.number):
-                raise Finding(f"a stranger can bind the held port on {address}")
+                raise Finding(f"another program can bind the reserved port on {address}")
         if held.number in _ephemeral_ports():
-            raise Finding("the system gives the held port to whoever asks for any port")
+            raise Finding("the system gives the reserved port to programs that ask for any port")
         with closing(socket.create_server(("127.0.0.1", held.number))):
             if is_free(held.number) or not _can_connect(held.number):
-                raise Finding("a server on the held port cannot be reached")
+                raise Finding("a server on the reserved port cannot be reached")
         if not is_free(held.number) or _can_bind("127.0.0.1", held.number):
             raise Finding("the port is lost when the server on it ends")
-    return "a port is held for the server, kept from others, and outlives the server on it"
+    return (
+        "a port can be reserved for the server, kept from others, and kept after the server has "
+        "ended"
+    )
 
 
 def _can_connect(port: int) -> bool:
@@ -166,8 +169,10 @@ def _listeners() -> str:
             if c.status == psutil.CONN_LISTEN
         }
         if not said.isdigit() or int(said) not in seen:
-            raise Finding(f"process {child.pid} listens on port `{said}`, seen are {sorted(seen)}")
-    return "the listeners of a child process are seen"
+            raise Finding(
+                f"process {child.pid} listens on port `{said}`, but the system shows {sorted(seen)}"
+            )
+    return "the ports that a child process listens on are visible"
 
 
 def _identity() -> str:
@@ -176,15 +181,15 @@ def _identity() -> str:
     with _child(_LISTENS, tag) as (child, _):
         who = Identity(child.pid, tag)
         if who.find() is None:
-            raise Finding(f"process {child.pid} is not recognised while it lives")
+            raise Finding(f"process {child.pid} is not recognised while it runs")
         child.kill()
         child.wait()
         if who.find() is not None:
-            raise Finding(f"process {child.pid} is still seen after its end")
+            raise Finding(f"process {child.pid} is still seen after it has ended")
     if not boot_id() or not machine_id():
         raise Warned(
-            "processes are recognised; nobody may ask for the ids of this machine and this boot",
-            "a sandbox forbids it; the machine's name stands in for them",
+            "processes are recognised, but the ids of this machine and this boot cannot be read",
+            "a sandbox forbids it; the machine's name is used instead",
         )
     return f"processes are recognised; boot {boot_id()} of `{host_name()}`"
 
@@ -226,20 +231,20 @@ def _models() -> str:
     try:
         Path(mkdtemp(dir=folder, prefix=".doctor-")).rmdir()
     except OSError as error:
-        unwritable, hint = f"`{folder}` takes no files", "set HF_HOME to a folder of yours"
+        unwritable, hint = f"`{folder}` cannot be written to", "set HF_HOME to a folder of your own"
         if _holds_models(cache):
-            said = f"{unwritable}: what is there is served, and nothing downloaded"
+            said = f"{unwritable}: models that are there can be served, but none can be downloaded"
             raise Warned(said, hint) from error
         raise Finding(f"{unwritable}: {error.strerror}", hint) from error
     if odd := odd_models():
         names = "; ".join(f"`{entry.model}`: {entry.problem}" for entry in odd[:_MOST_NAMED])
         more = len(odd) - _MOST_NAMED
         raise Warned(
-            f"what cannot be served: {names}{f'; and {more} more' if more > 0 else ''}",
-            "the others are well; `car-vllm rm` removes one, `car-vllm pull` fetches it again",
+            f"cannot be served: {names}{f'; and {more} more' if more > 0 else ''}",
+            "the others are fine; `car-vllm rm` removes one, `car-vllm pull` fetches it again",
         )
     _check_lm_studio()
-    return f"`{cache}`, {size(shutil.disk_usage(folder).free)} are free"
+    return f"`{cache}`, {size(shutil.disk_usage(folder).free)} free"
 
 
 def _check_lm_studio() -> None:
@@ -258,10 +263,10 @@ def _servers() -> str:
         if not stop_server(directory):
             raise Warned(
                 f"machine `{state.host}` may be using `{directory.path}` for {name}",
-                "set CAR_HOME to a directory of this machine's own",
+                "set CAR_HOME to a directory that only this machine uses",
             )
         whose = "was killed" if is_of_this_machine(state) else f"ran on `{state.host}`"
-        raise Warned(f"the supervisor of {name} {whose}; what it left is cleaned up now")
+        raise Warned(f"the supervisor of {name} {whose}; what it left behind is cleaned up now")
     return f"{len(running_servers())} running in `{run_root()}`"
 
 

@@ -93,8 +93,8 @@ class _EngineTrial:
         """The model gives one answer, and the right one."""
         began = time.monotonic()
         text = self._llm.bind(max_tokens=16).invoke("What is the capital of France?").text
-        check("Paris" in text, f"the capital of France is told to be `{text}`")
-        return f"the first one after {time.monotonic() - began:.1f} s with the start"
+        check("Paris" in text, f"the capital of France is said to be `{text}`")
+        return f"the first one after {time.monotonic() - began:.1f} s, including the start"
 
     def prefix_hit(self) -> str:
         """A system prompt that was read before is not read again."""
@@ -124,7 +124,7 @@ class _EngineTrial:
         calls = bound.invoke("What is the weather in Paris?").tool_calls
         right = [call["name"] for call in calls] == ["weather"]
         check(right and calls[0]["args"].keys() == {"city"}, f"the calls are `{calls}`")
-        return "the call is there with its argument"
+        return "the call came with its argument"
 
     def two_at_once(self) -> str:
         """Two requests at a time are answered both."""
@@ -157,9 +157,9 @@ class _EngineTrial:
             raise Finding("there is no server process")
         held = process.memory_info().rss
         stop_server(directory)
-        check(not psutil.pid_exists(process.pid), "its process is still there")
-        check(not running_servers(), "a server still runs")
-        return f"{size(held)} are free"
+        check(not psutil.pid_exists(process.pid), "its process is still running")
+        check(not running_servers(), "a server is still running")
+        return f"it freed {size(held)}"
 
     @KeptProperty
     def _llm(self) -> "ChatVllmMlx":

@@ -36,7 +36,7 @@ class ShelvedModel(NamedTuple):
 def list_models(
     *,
     in_catalog: Annotated[
-        bool, typer.Option("--catalog", help="The catalog's models, here or not")
+        bool, typer.Option("--catalog", help="List the catalog's models, downloaded or not")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,8 +55,8 @@ def list_models(
         print_table(header, [_row(entry) for entry in found])
     else:
         say(
-            "no model is on this machine; `car-vllm recommend` names some that fit, "
-            "`car-vllm list --catalog` those of the catalog"
+            "there are no models on this machine; `car-vllm recommend` lists some that fit, "
+            "`car-vllm list --catalog` the whole catalog"
         )
 
 

@@ -53,13 +53,13 @@ def usual_keep_alive() -> str:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 EngineOption = Annotated[
-    Engine, typer.Option(help="`batched` answers several at once, `simple` one by one")
+    Engine, typer.Option(help="`batched` answers several requests at once, `simple` one at a time")
 ]
 ServerArguments = Annotated[
     list[str] | None,
     typer.Option(
         "--server-arg",
-        help="An option of `vllm-mlx serve`, once for each word: `--server-arg=--x`",
+        help="An option for `vllm-mlx serve`; repeat it for each word: `--server-arg=--x`",
         callback=checked_by(check_arguments),
     ),
 ]
@@ -78,9 +78,9 @@ HeldKeepAlive = Annotated[
     str | None,
     typer.Option(
         "--keep-alive",
-        help="How long the model stays in memory after a request, such as 10m; without it the "
-        "model stays as long as it is served, unless another needs its memory, whatever "
-        f"{CAR_VLLM_MLX_KEEP_ALIVE.name} says",
+        help="How long the model stays in memory after a request, such as 10m; without this "
+        "option it stays as long as it is served, unless another model needs the memory; "
+        f"{CAR_VLLM_MLX_KEEP_ALIVE.name} has no effect here",
         callback=checked_by(check_keep_alive),
     ),
 ]
@@ -93,7 +93,7 @@ ModelArguments = Annotated[
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit", callback=checked_by(check_revision))
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation")]
 
 
 def found_for_all(models: Sequence[str], find: Callable[[str], T]) -> list[tuple[str, T]]:

@@ -40,11 +40,11 @@ _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 _MOST_TOKENS = 10**9
 _UNKNOWN = "unknown until it is downloaded"
 _WIRED = (
-    "the weights, so requests come one at a time; macOS has panicked with wired memory, and "
-    "`CAR_VLLM_MLX_WIRED=0` goes without"
+    "the weights, so requests run one at a time; macOS has panicked with wired memory, and "
+    "`CAR_VLLM_MLX_WIRED=0` turns it off"
 )
 _NO_TOOL_FORMAT = (
-    "the model has no format that the server knows; those written as JSON are read, and "
+    "the server knows no format of this model; calls written as JSON are read, and "
     "`tool_choice` forces one"
 )
 
@@ -66,7 +66,7 @@ def tokens(text: str) -> int:
 
 
 def show(model: ModelArgument, *, revision: Revision = None, as_json: AsJson = False) -> None:
-    """Show what is known of a model."""
+    """Show what is known about a model."""
     found = parse_model_id(model)
     learn_budget()
     directory = find_snapshot(found.source, revision)
@@ -102,17 +102,18 @@ def plan(
     context: Annotated[
         str | None,
         typer.Option(
-            help="Tokens that a conversation is to have, such as `64k`", callback=checked_by(tokens)
+            help="Tokens that each conversation needs, such as `64k`", callback=checked_by(tokens)
         ),
     ] = None,
     agents: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Conversations at the same time")
+        int | None,
+        typer.Option(min=1, max=10_000, help="How many conversations run at the same time"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether a model would start, and with what context.
+    """Show whether a model would start, and with what context.
 
-    Nothing is downloaded or started; the Hub is asked about a model that is not here.
+    Nothing is downloaded or started; the Hub is asked about a model that is not on this machine.
     The exit code is 1 where it would not, or where `--context` and `--agents` do not fit.
     """
     wanted = _read_company(context, agents)
@@ -177,9 +178,9 @@ def _way_of_serving(plan_: Plan) -> dict[str, str]:
     if parsers.tool_call:
         tools = f"read in the `{parsers.tool_call}` format"
     if parsers.tool_call and serving.streams_tool_calls is False:
-        tools += "; an answer that may hold one comes whole, not as a stream"
+        tools += "; an answer that may contain one comes whole, not as a stream"
     if parsers.reasoning:
-        thoughts = f"read in the `{parsers.reasoning}` format, where the model thinks"
+        thoughts = f"read in the `{parsers.reasoning}` format, if the model thinks"
     return told | {"tool calls": tools, "thinking": thoughts}
 
 
@@ -197,9 +198,9 @@ def _refusal_to_json(model: str, error: CarVllmError) -> dict[str, Any]:
 def _tell_if_estimated(plan_: Plan) -> None:
     """Say where the facts come from, if not from the model's own files."""
     if plan_.origin in ("catalog", "name"):
-        say("not on this machine: what follows is told by its name and the catalog")
+        say("not on this machine: the following is known from its name and the catalog")
     elif plan_.origin == "hub":
-        say("not on this machine: what follows is told by the Hub")
+        say("not on this machine: the following comes from the Hub")
 
 
 def _known_facts(plan_: Plan) -> dict[str, Any]:
@@ -304,9 +305,9 @@ def _runtime() -> str:
 def _disk(plan_: Plan) -> str:
     if plan_.directory is not None:
         return f"on this machine, in `{plan_.directory}`"
-    amount = "unknown how much" if plan_.download is None else size(plan_.download)
+    amount = "size unknown" if plan_.download is None else size(plan_.download)
     wanted = f"to be downloaded, {amount}"
-    return wanted if plan_.disk is None else f"{wanted}; {size(plan_.disk)} are free"
+    return wanted if plan_.disk is None else f"{wanted}; {size(plan_.disk)} free"
 
 
 def _memory(plan_: Plan) -> str:
@@ -322,11 +323,15 @@ def _context(plan_: Plan) -> str:
     memory, window = plan_.launch.memory, plan_.facts.context_window
     if plan_.origin == "name" and window is None:
         return _UNKNOWN
-    made_for = f"the model was made for {window:,}" if window else "the model does not say more"
+    made_for = (
+        f"the model was made for {window:,}"
+        if window
+        else "the model does not say what it was made for"
+    )
     if plan_.fits_memory is False:
         return f"none fits; {made_for}"
     if memory.room is None:
-        return f"unknown what fits here; {made_for}"
+        return f"what fits here is unknown; {made_for}"
     together = f", {memory.room:,} in all" if (memory.room or 0) > (memory.context or 0) else ""
     at_once = f"{memory.sequences} at a time" if memory.sequences != 1 else "one at a time"
     return f"{memory.context:,} tokens fit here{together}, {at_once}; {made_for}"

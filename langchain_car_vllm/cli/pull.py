@@ -37,10 +37,10 @@ def pull(
         ),
     ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Fetch what is newer on the Hub, where there is more")
+        bool, typer.Option("--update", help="Fetch a newer version from the Hub, if there is one")
     ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option(help="Fetch the code that the model brings, and let it run")
+        bool, typer.Option(help="Fetch the code that comes with the model, and let it run")
     ] = False,
 ) -> None:
     """Download models.
@@ -53,7 +53,7 @@ def pull(
         source = parse_model_id(model).source
         if update and not is_repository(source):
             raise ConfigurationError(
-                f"`{source}` is a directory, so that there is nothing to fetch",
+                f"`{source}` is a directory, so there is nothing to fetch",
                 hint="leave `--update` out, or name a repository of the Hub",
             )
         return source
@@ -77,7 +77,10 @@ def _pull(source: str, revision: str | None, *, update: bool, trust_remote_code:
         if former is not None and snapshot == former:
             say(f"`{source}` is up to date")
         elif former is not None:
-            say(f"`{source}` is newer now; a server that runs keeps the former until it stops")
+            say(
+                f"`{source}` was updated; a server that is running keeps the old version until "
+                "it stops"
+            )
     else:
         say(f"`{source}` is on this machine")
     if snapshot is None:

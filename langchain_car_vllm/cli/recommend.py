@@ -55,7 +55,7 @@ def recommend(
     task: Annotated[Task, typer.Option(help="What the model is for")] = "chat",
     as_json: AsJson = False,
 ) -> None:
-    """Tell which models suit this machine, the best first.
+    """List the models that suit this machine, best first.
 
     Those that would be wired come last. Nothing is downloaded or asked. The exit code is 1 where
     none fits.
@@ -80,12 +80,12 @@ def recommend(
     print_table(header, [_row(verdict) for verdict in fitting])
     left_out = len(verdicts) - len(fitting)
     needing_more = f"; {left_out} that need more are left out" if left_out else ""
-    say(f"\nmodels here may take {size(budget)} together{needing_more}")
+    say(f"\nmodels on this machine may take {size(budget)} together{needing_more}")
     if any(verdict.estimated for verdict in fitting):
-        say("~ a guess from the size alone; `car-vllm plan MODEL` asks the Hub and tells more")
+        say("~ estimated from the size alone; `car-vllm plan MODEL` asks the Hub and knows more")
     if any(verdict.wired for verdict in fitting):
-        say("wired, and so last: macOS has panicked with wired memory")
-    say("not known: how fast and how good each is here; `car-vllm bench MODEL` measures one")
+        say("wired, and therefore last: macOS has panicked with wired memory")
+    say("how fast and how good each is here is not known; `car-vllm bench MODEL` measures one")
 
 
 def _judge(candidate: Recommendation, budget: int) -> _Verdict:

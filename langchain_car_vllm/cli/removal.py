@@ -35,7 +35,7 @@ class _Removal(NamedTuple):
 
 
 def rm(models: ModelArguments, *, yes: Yes = False) -> None:
-    """Remove downloaded models and what was kept because of them.
+    """Remove downloaded models and everything kept for them.
 
     Never a directory of yours. Other programs that use the Hub's cache lose the models too.
     """
@@ -57,7 +57,7 @@ def _remove(model: str, removal: _Removal, *, yes: bool) -> None:
         remove_path(directory.path)
     for folder in removal.files:
         remove_path(folder)
-    say(f"removed `{model}`, {size(freed)} are free")
+    say(f"removed `{model}` and freed {size(freed)}")
 
 
 def _find_removal(name: str) -> _Removal:
@@ -69,13 +69,13 @@ def _find_removal(name: str) -> _Removal:
     model = parse_model_id(name)
     if model.is_local:
         raise ConfigurationError(
-            f"`{model.source}` is a directory of yours and is never removed from here",
-            hint="remove it as you made it; `car-vllm stop` ends its server",
+            f"`{model.source}` is a directory of your own, which `car-vllm` never removes",
+            hint="remove it yourself; `car-vllm stop` stops its server",
         )
     files = repository_files(model.source)
     if not files and (snapshot := find_snapshot(model.source)) is not None:
         raise ConfigurationError(
-            f"`{model.source}` lies in `{snapshot}`, which another program keeps",
+            f"`{model.source}` is in `{snapshot}`, which belongs to another program",
             hint="remove it there, for instance in LM Studio",
         )
     states = [(d, read_state(d.state)) for d in server_directories()]
@@ -83,7 +83,7 @@ def _find_removal(name: str) -> _Removal:
     run_state = [d for d, state in states if state and identity_of(state.source)[0] == weights]
     if not files and not run_state:
         raise ConfigurationError(
-            f"`{name}` is not on this machine", hint="`car-vllm list` shows what is"
+            f"`{name}` is not on this machine", hint="`car-vllm list` shows the models that are"
         )
     return _Removal(files, run_state)
 
@@ -117,7 +117,7 @@ def disk_bytes(folder: Path) -> int:
 def confirms(question: str) -> bool:
     """Ask a person; a program has to say --yes."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise ConfigurationError("nobody can be asked", hint="say --yes")
+        raise ConfigurationError("there is no terminal to ask for confirmation", hint="pass --yes")
     try:
         return typer.confirm(question, err=True)
     except typer.Abort as abort:
@@ -139,7 +139,7 @@ def remove_path(path: Path) -> None:
         else:
             shutil.rmtree(path)
     except OSError as error:
-        cure = "end the programs that use it, and look who owns what is in it"
+        cure = "end the programs that use it, and check who owns the files in it"
         raise ConfigurationError(
             f"`{path}` cannot be removed: {error.strerror}",
             hint=PRIVACY_HINT if is_private(error) else cure,

@@ -30,22 +30,22 @@ def run(
     model: ModelArgument,
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="One question; without it a conversation"),
+        typer.Argument(metavar="PROMPT", help="A question; without one a conversation begins"),
     ] = None,
     *,
-    system: Annotated[
-        str | None, typer.Option("--system", "-s", help="What the model is told first")
-    ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="The system prompt")] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
             "--temperature",
             "-t",
-            help="0 for no randomness",
+            help="Randomness; 0 for none",
             callback=checked_by(_check_temperature),
         ),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of tokens in the answer")
+    ] = None,
     think: Annotated[
         bool | None, typer.Option("--think/--no-think", help="Whether the model thinks")
     ] = None,
@@ -53,17 +53,20 @@ def run(
     engine: EngineOption = "auto",
     server_arg: ServerArguments = None,
     answer_format: Annotated[
-        Literal["json"] | None, typer.Option("--format", help="`json` makes the answer an object")
+        Literal["json"] | None,
+        typer.Option("--format", help="`json` for an answer that is a JSON object"),
     ] = None,
     keep_alive: KeepAlive,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell tokens and rates")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show token counts and rates")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the answer with its usage and times as JSON")
     ] = False,
 ) -> None:
     """Ask a model, starting its server.
 
-    Without a prompt it is a conversation; what is piped in belongs to the prompt.
+    Without a prompt a conversation begins; what is piped in becomes part of the prompt.
     """
     question = _question(prompt) if prompt or not _is_terminal() else None
     if as_json and question is None:
@@ -101,12 +104,14 @@ def _question(prompt: list[str] | None) -> str:
         try:
             parts.append(sys.stdin.read().strip())
         except UnicodeDecodeError as error:
-            raise typer.BadParameter("standard input is not text in UTF-8") from error
+            raise typer.BadParameter("standard input is not UTF-8 text") from error
     text = "\n\n".join(part for part in parts if part)
     if not _is_text(text):  # without a locale Python reads any bytes
-        raise typer.BadParameter("the prompt is not text in UTF-8")
+        raise typer.BadParameter("the prompt is not UTF-8 text")
     if not text:
-        raise typer.BadParameter("there is no prompt, neither as an argument nor on standard input")
+        raise typer.BadParameter(
+            "no prompt was given, neither as an argument nor on standard input"
+        )
     return text
 
 

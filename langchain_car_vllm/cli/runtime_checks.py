@@ -61,7 +61,7 @@ def check_files() -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _ENOUGH_FILES:
         raise Warned(
-            f"a program may open {hard} files at most, too few for hundreds of calls at once",
+            f"a program may open at most {hard} files, too few for hundreds of concurrent calls",
             f"raise the hard limit: `ulimit -H -n {_ENOUGH_FILES}`",
         )
     return f"a program may open {soft} files"
@@ -75,14 +75,14 @@ def check_certificates() -> str:
         return f"those in `{named}` are trusted"
     if not has_system_certificates():
         return "the system has none; uv and the Hub's client bring their own"
-    return "what the system trusts is trusted"
+    return "the system's certificates are trusted"
 
 
 def check_proxies() -> str:
     """Tell which proxies downloads go through, and try what a SOCKS one needs."""
     proxies = sorted(set(find_proxies().values()))
     if not proxies:
-        return "downloads go through none"
+        return "downloads use no proxy"
     binary = binary_to_launch()
     interpreter = interpreter_of(binary) if binary else None
     if interpreter is not None and any(map(is_socks, proxies)):
@@ -92,7 +92,7 @@ def check_proxies() -> str:
             )
         except ProvisionError as error:
             raise Warned(
-                f"the proxy is a SOCKS one, and the install of `{interpreter}` lacks `socksio`",
+                f"the proxy is a SOCKS proxy, and the install of `{interpreter}` lacks `socksio`",
                 "run `car-vllm install --upgrade`, or set HTTPS_PROXY to an HTTP proxy",
             ) from error
     told = ", ".join(f"`{printable(_proxy_of(proxy))}`" for proxy in proxies)
@@ -111,7 +111,7 @@ def check_mlx() -> str:
     binary = binary_to_launch()
     interpreter = interpreter_of(binary) if binary else None
     if binary is None or interpreter is None:
-        raise Warned("there is no runtime to try MLX in", "run `car-vllm install`")
+        raise Warned("there is no runtime to test MLX in", "run `car-vllm install`")
     try:
         said = run_step(
             "mlx", [interpreter, "-I", "-c", _ONE_OPERATION], directory=interpreter.parent
@@ -119,23 +119,25 @@ def check_mlx() -> str:
     except ProvisionError as error:
         raise Finding(
             f"MLX does not work in `{interpreter}`: {error.detail}",
-            "run `car-vllm install --upgrade`, and see which `vllm-mlx` it names",
+            "run `car-vllm install --upgrade`, and check which `vllm-mlx` it names",
         ) from error
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
     if found["total"] != 64.0**3:
-        raise Finding(f"MLX multiplies wrongly: {found['total']}", "report it with your macOS")
+        raise Finding(
+            f"MLX multiplies wrongly: {found['total']}", "report it with your version of macOS"
+        )
     if not found["metal"]:
-        return "one operation is right, on the CPU: there is no Metal here"
+        return "a test operation was right, on the CPU: there is no Metal here"
     working_set, budget = found["working_set"], budget_bytes()
     if working_set and budget > working_set:
         raise Warned(
-            f"one operation is right on the GPU; models may take {size(budget)}, more than the "
-            f"{size(working_set)} that Metal recommends",
+            f"a test operation was right on the GPU; models may take {size(budget)}, more than "
+            f"the {size(working_set)} that Metal recommends",
             f"set CAR_VLLM_MLX_MEMORY_GB={working_set // 10**8 / 10} or less",
         )
     return (
-        f"one operation is right on the GPU; Metal recommends {size(working_set)}, models may take "
-        f"{size(budget)}"
+        f"a test operation was right on the GPU; Metal recommends {size(working_set)}, models "
+        f"may take {size(budget)}"
     )
 
 
@@ -148,8 +150,8 @@ def check_sleep() -> str:
         is_kept = _comes_to_prevent_sleep(keeper, wanted=True)
     if not (is_kept and _comes_to_prevent_sleep(keeper, wanted=False)):
         raise Warned(
-            "the Mac may fall asleep while it works, or may not afterwards",
-            "look at `pmset -g assertions`, and report what it says",
+            "the Mac may fall asleep while it works, or stay awake afterwards",
+            "run `pmset -g assertions`, and report what it says",
         )
     return "the Mac is kept awake while it works, and no longer"
 
@@ -178,9 +180,12 @@ def check_company() -> str:
         if process.info["pid"] not in ours and memory and name.startswith(_COMPANY):
             others[name] = others.get(name, 0) + memory.rss
     if not others:
-        return "no other server of models runs"
+        return "no other model server is running"
     held = ", ".join(f"`{name}` {size(memory)}" for name, memory in others.items())
-    raise Warned(f"others hold memory that models could have: {held}", "end what you do not need")
+    raise Warned(
+        f"other programs hold memory that models could use: {held}",
+        "end those that you do not need",
+    )
 
 
 def check_panics() -> str:
@@ -210,12 +215,12 @@ def check_panics() -> str:
         modified, name = max(found)
         day = datetime.fromtimestamp(modified, UTC).date()
         raise Warned(
-            f"macOS panicked {len(found)} times in {_DAYS} days in the GPU's driver under Python, "
-            f"the last time on {day} (`{name}`)",
+            f"macOS panicked {len(found)} times in the last {_DAYS} days in the GPU driver under "
+            f"Python, most recently on {day} (`{name}`)",
             "update macOS, set CAR_VLLM_MLX_WIRED=0, and lower CAR_VLLM_MLX_MEMORY_GB",
         )
     left_out = f"; {unread} reports cannot be read" if unread else ""
-    return f"none in {_DAYS} days in the GPU's driver under Python{left_out}"
+    return f"none in the last {_DAYS} days in the GPU driver under Python{left_out}"
 
 
 def check_mends() -> str:
@@ -232,7 +237,7 @@ def check_mends() -> str:
             )
         except ProvisionError as error:
             raise Finding(
-                f"the runtime's modules cannot be looked at: {error.detail}",
+                f"the runtime's modules cannot be inspected: {error.detail}",
                 "run `car-vllm install --upgrade`",
             ) from error
     last = [line for line in said.splitlines() if line.startswith("{")][-1]
@@ -242,8 +247,8 @@ def check_mends() -> str:
     if others:
         raise Warned(
             ", ".join(parts),
-            "the server runs as it was published there: run `car-vllm install --upgrade`, and "
-            "report it if it stays",
+            "the server runs as published there: run `car-vllm install --upgrade`, and report "
+            "it if that does not help",
         )
     return ", ".join(parts)
 

@@ -116,7 +116,7 @@ class _Trial:
             stop_server(self._directory, policy=_POLICY)
             connection.close()
             said = held.explain()
-        check(isinstance(said, ServerStoppedError), f"the request was told `{said!r}`")
+        check(isinstance(said, ServerStoppedError), f"the request got `{said!r}`")
         _check_gone(self._directory, state)
         return "a stop ends the requests, the process and its port"
 
@@ -128,7 +128,7 @@ class _Trial:
             _kill(before.server.pid if before.server else None)
             connection.close()
             said = held.explain()
-        check(isinstance(said, ServerCrashedError), f"the request was told `{said!r}`")
+        check(isinstance(said, ServerCrashedError), f"the request got `{said!r}`")
         after = self._ready()
         check(after.generation == before.generation + 1, "it was not started again")
         return "its death is reported, and the next call starts it again"
@@ -200,7 +200,7 @@ def _check_gone(directory: ServerDirectory, state: State) -> None:
                 and is_free(state.port or 0)
                 and not is_held(lock)
             ),
-            "the server is still there",
+            "the server is still running",
         )
 
 

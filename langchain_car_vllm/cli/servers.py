@@ -54,14 +54,16 @@ def ps(*, as_json: AsJson = False) -> None:
 def stop(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Model ids, as `ps` or the code has them"),
+        typer.Argument(
+            metavar="MODEL", help="Model ids, as `ps` shows them or your code names them"
+        ),
     ] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="Stop all servers")] = False,
 ) -> None:
     """Stop servers.
 
-    Returns when they are gone; requests under way are told.
+    Returns when they are gone; requests under way end with an error.
     """
     if everything == bool(models):
         raise typer.BadParameter("name a MODEL, or --all")
@@ -93,7 +95,8 @@ def closed_servers() -> ConfigurationError | None:
         return None
     more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
     return ConfigurationError(
-        f"a server of `{closed[0]}`{more} can be neither seen nor stopped: you may not read that",
+        f"a server of `{closed[0]}`{more} can be neither seen nor stopped: you may not read its "
+        "directory",
         hint=access_hint(closed[0]),
     )
 
@@ -116,7 +119,7 @@ def _stop_all(chosen: list[tuple[ServerDirectory, State]]) -> None:
         elif outcome:
             say(f"stopped `{model_id(state.served_name)}`")
         elif is_used_elsewhere(state, directory.path):
-            say(f"`{model_id(state.served_name)}` is left to machine `{state.host}`")
+            say(f"`{model_id(state.served_name)}` was not stopped: machine `{state.host}` uses it")
     for failure in failures[1:]:
         say(f"error: {failure}")
     if failures:
@@ -126,20 +129,22 @@ def _stop_all(chosen: list[tuple[ServerDirectory, State]]) -> None:
 def logs(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="The model id; may be left out where one runs"),
+        typer.Argument(metavar="MODEL", help="Model id; optional if only one server is running"),
     ] = None,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C")
+        bool, typer.Option("--follow", "-f", help="Follow the log until Ctrl-C")
     ] = False,
     lines: Annotated[
         int | None,
-        typer.Option("--lines", "-n", min=0, max=1_000_000, help="Only so many of the last lines"),
+        typer.Option(
+            "--lines", "-n", min=0, max=1_000_000, help="Only this many lines from the end"
+        ),
     ] = None,
 ) -> None:
     """Print the log of a server.
 
-    Of the running one, else of the one that was started last.
+    That of the running server, or else of the last one.
     """
     model = _only_model() if model is None else model
     log = _log_of(model)
@@ -148,8 +153,8 @@ def logs(
     if log is None:
         raise ConfigurationError(
             f"`{model}` has no log on this machine",
-            hint="logs of the last starts are kept for models whose server ran here; "
-            "`car-vllm ps` shows those that run",
+            hint="logs are kept for models that were served here; `car-vllm ps` shows the "
+            "servers that are running",
         )
     print_part = log_printer()
     with log.open("rb") as file:
@@ -180,7 +185,7 @@ def _only_model() -> str:
     if state is None and (closed := closed_servers()):
         raise closed
     if state is None:
-        raise typer.BadParameter("no server runs, and none has a log", param_hint="MODEL")
+        raise typer.BadParameter("no server is running, and there are no logs", param_hint="MODEL")
     return model_id(state.served_name)
 
 

@@ -48,16 +48,16 @@ _LABEL = "dev.car.vllm-mlx"
 _UNIT = "car-vllm.service"
 _PATIENCE = 60
 _LOOK = 0.2
-_BY_HAND = "run it by hand to see more; the file of the service was written"
+_BY_HAND = "run it by hand to see more; the service file was written"
 _NOBODY_IN = (
-    "nobody is logged in at this Mac's screen: the service starts at the next login there, or by "
-    "Screen Sharing; until then run `car-vllm serve`"
+    "nobody is logged in at this Mac's screen: the service starts at the next login there or "
+    "over Screen Sharing; until then run `car-vllm serve`"
 )
 _PRIVATE = ("Desktop", "Documents", "Downloads", "Library/Mobile Documents")
 
 app = typer.Typer(
     cls=ServiceGroup,
-    help="Serve a model from login on.",
+    help="Serve a model from login.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -160,7 +160,7 @@ def install(
     engine: EngineOption = "auto",
     server_arg: ServerArguments = None,
 ) -> None:
-    """Serve a model now and from every login on."""
+    """Serve a model now and after every login."""
     meant = model_anywhere(model)  # it is started from another folder
     # It would be started again and again, and fail each time where nobody looks.
     check_can_serve(host, api_key_file, keep_alive)
@@ -184,18 +184,18 @@ def install(
         file.write(supervisor.encode(service))
     _start(supervisor)
     print_facts([("file", str(supervisor.file)), ("log", str(log))])
-    say(f"`{model}` is served on port {port} from now on; `car-vllm service status` tells more")
+    say(f"`{model}` is served on port {port} from now on; `car-vllm service status` shows more")
     if closed := private_folders(service, paths.home(), sys.platform):
         say(
-            f"macOS keeps {', '.join(f'`{folder}`' for folder in closed)} from services: where "
-            f"`{log}` says that an operation is not permitted, move what lies there, or give "
+            f"macOS keeps services out of {', '.join(f'`{folder}`' for folder in closed)}: if "
+            f"`{log}` says that an operation is not permitted, move the files elsewhere, or give "
             f"`{command[0]}` Full Disk Access in System Settings"
         )
 
 
 @app.command(cls=FamiliarCommand)
 def status(*, as_json: AsJson = False) -> None:
-    """Tell whether a model is served; the exit code is 1 where none is."""
+    """Show whether a model is served; the exit code is 1 if none is."""
     supervisor = _ours()
     runs = is_present(supervisor.file) and _runs(supervisor)
     if as_json:
@@ -204,20 +204,23 @@ def status(*, as_json: AsJson = False) -> None:
         print_facts([("file", str(supervisor.file)), ("running", "yes" if runs else "no")])
     if not runs:
         if gone := _missing_program(supervisor):
-            say(f"\n`{gone}` is gone, which it runs\n\nhint: run `car-vllm service install` again")
+            say(
+                f"\nthe program that it runs, `{gone}`, is gone\n\nhint: run `car-vllm service "
+                "install` again"
+            )
         raise typer.Exit(1)
 
 
 @app.command(cls=FamiliarCommand)
 def remove() -> None:
-    """Serve no model any more, neither now nor from login on."""
+    """Stop serving the model, now and after login."""
     supervisor = _ours()
     if not is_present(supervisor.file):
-        say("there is no service")
+        say("no service is installed")
         return
     _end(supervisor)
     supervisor.file.unlink()
-    say("the service is removed")
+    say("the service was removed")
 
 
 def _check_can_start(spec: ServerSpec) -> None:
@@ -308,7 +311,7 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     program = environment.find_program(command[0])
     if program is None:
         raise ConfigurationError(
-            f"`{command[0]}` is not on the PATH, so no service can be kept here",
+            f"`{command[0]}` is not on the PATH, so no service can be installed here",
             hint="run `car-vllm serve` in a terminal instead",
         )
     done = ask_program([program, *command[1:]], _PATIENCE)

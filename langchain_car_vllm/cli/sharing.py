@@ -63,7 +63,8 @@ def serve(
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any")
     ] = DEFAULT_PORT,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File that holds the key, by default one of our own")
+        Path | None,
+        typer.Option(help="File with the key; by default `car-vllm` keeps one of its own"),
     ] = None,
     revision: Revision = None,
     engine: EngineOption = "auto",
@@ -74,8 +75,8 @@ def serve(
 ) -> None:
     """Serve a model to other programs until Ctrl-C.
 
-    Answers at an OpenAI-compatible address, `/v1/messages` of Anthropic's included. The server is
-    the one that your Python programs use as well.
+    Answers at an OpenAI-compatible address, and on Anthropic's `/v1/messages`. Your Python programs
+    share the same server.
     """
     allow_files()
     key_file, idle_seconds = check_can_serve(host, api_key_file, keep_alive)
@@ -116,7 +117,7 @@ def env(
 ) -> None:
     """Print the variables that make other programs use a model.
 
-    For `eval "$(car-vllm env MODEL)"`. The address answers as long as this terminal lives.
+    For `eval "$(car-vllm env MODEL)"`. The address works as long as this terminal is open.
     """
     # Inside `$(...)` the parent is a subshell; what lasts is the leader of the session.
     published = shared_gateway(
@@ -142,7 +143,7 @@ def launch(
     engine: EngineOption = "auto",
     server_arg: ServerArguments = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be run, and start nothing")
+        bool, typer.Option("--dry-run", help="Print what would be run, without starting it")
     ] = False,
 ) -> None:
     """Run a coding agent or another tool on a model.
@@ -151,7 +152,7 @@ def launch(
     """
     known = _tools()
     if tool not in known:
-        raise typer.BadParameter(f"`{tool}` is not known; known are {', '.join(sorted(known))}")
+        raise typer.BadParameter(f"`{tool}` is not known; choose one of {', '.join(sorted(known))}")
     entry = known[tool]
     if dry_run:
         name = parse_model_id(model).name
@@ -279,10 +280,10 @@ def _announce(published: Published, host: str, *, as_json: bool) -> None:
     sys.stdout.flush()  # whoever reads a pipe waits for it, and nothing follows
     if not is_loopback(host):
         say(
-            f"listens on `{host}`: every machine that reaches this one and has the key can use the "
-            "model; what they send is not encrypted"
+            f"listens on `{host}`: every machine that can reach this one and has the key can use "
+            "the model; what they send is not encrypted"
         )
-    say("Ctrl-C ends it")
+    say("Ctrl-C stops it")
 
 
 def model_anywhere(model: str) -> str:
@@ -357,12 +358,12 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
     except (OSError, UnicodeError) as error:
         code = error.errno if isinstance(error, OSError) else None
         if code in (errno.EADDRINUSE, errno.EACCES):
-            reason, hint = os.strerror(code), "name another port with --port, from 1024 on"
+            reason, hint = os.strerror(code), "choose another port with --port, 1024 or above"
         elif isinstance(error, UnicodeError | socket.gaierror) or code == errno.EADDRNOTAVAIL:
             reason = "that is not an address of this machine"
-            hint = "leave --host out, or `--host 0.0.0.0` for every address of this machine"
+            hint = "leave --host out, or use `--host 0.0.0.0` for every address of this machine"
         else:
-            reason, hint = str(error), "name another address with --host, or another --port"
+            reason, hint = str(error), "choose another address with --host, or another --port"
         raise ConfigurationError(
             f"cannot listen on `{host}:{port}`: {reason}", hint=hint
         ) from error

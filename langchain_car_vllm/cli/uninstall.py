@@ -51,10 +51,10 @@ class _Kept(NamedTuple):
 def uninstall(
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what lies where, and how large it is")
+        bool, typer.Option("--dry-run", help="Only list what is stored where, and how large it is")
     ] = False,
     models: Annotated[
-        bool, typer.Option("--models", help="Also the models that were downloaded or served")
+        bool, typer.Option("--models", help="Also remove the models that were downloaded or served")
     ] = False,
     yes: Yes = False,
     as_json: Annotated[
@@ -69,7 +69,7 @@ def uninstall(
     directory of yours, and never an install of `vllm-mlx` that something else made.
     """
     if as_json and not dry_run:
-        raise typer.BadParameter("it belongs to --dry-run", param_hint="--json")
+        raise typer.BadParameter("it only works with --dry-run", param_hint="--json")
     if closed := closed_servers():
         raise closed
     names = sorted(_model_names())
@@ -79,7 +79,7 @@ def uninstall(
         print_json([{**entry._asdict(), "path": str(entry.path)} for entry in found])
         return
     if not found:
-        say("nothing is kept on this machine")
+        say("nothing is stored on this machine")
         return
     rows = [(entry.kind, size(entry.bytes), str(entry.path)) for entry in found]
     print_table(("WHAT", "SIZE", "WHERE"), rows)
@@ -91,7 +91,7 @@ def uninstall(
     if not yes and not confirms(f"Remove all of this and free {total}?"):
         raise typer.Exit(1)
     _remove(found)
-    say(f"{total} are free; `pip uninstall langchain-car-vllm` removes the program itself")
+    say(f"freed {total}; `pip uninstall langchain-car-vllm` removes the program itself")
 
 
 def _find_kept() -> Iterator[_Kept]:
@@ -128,7 +128,7 @@ def _tell_what_stays(names: list[str], *, models: bool) -> None:
     if runtime is not None and is_there(runtime) and not holds_runtime_of_ours(runtime):
         say(f"`{runtime}` stays: it was not made by this package")
     if names and not models:
-        say(f"models that stay, unless you say --models: {', '.join(names)}")
+        say(f"models that stay, unless you pass --models: {', '.join(names)}")
 
 
 def _remove(found: list[_Kept]) -> None:

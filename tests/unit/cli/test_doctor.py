@@ -131,7 +131,7 @@ def test_all_variables_that_fail_are_told_at_once(cli: Cli, home: Path):
     assert "the token for the Hub" in found["said"]
     assert "secr" not in str(results)
     assert results["models"]["verdict"] == "failed"
-    assert "takes no files" in results["models"]["said"]
+    assert "cannot be written to" in results["models"]["said"]
 
 
 def test_a_python_that_runs_no_supervisor_is_found(cli: Cli, tmp_path: Path):
@@ -174,7 +174,7 @@ def test_a_binary_without_a_version_is_tried(cli: Cli, tmp_path: Path, script: s
     binary.chmod(0o755)
     found = verdicts(cli, CAR_VLLM_MLX_BIN=str(binary))["runtime"]
     assert found["verdict"] == verdict
-    assert (verdict == "ok") is ("does not answer as vllm-mlx does" not in found["said"])
+    assert (verdict == "ok") is ("does not behave like vllm-mlx" not in found["said"])
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_disk_that_takes_several_names_for_a_folder_is_tried(
 
     monkeypatch.setattr(sys, "platform", "linux")  # a Mac can tell
     monkeypatch.setattr(os, "stat", of_any_spelling)
-    with pytest.raises(Finding, match="several names"):
+    with pytest.raises(Finding, match="several spellings"):
         machine_checks._check_spellings(tmp_path)
 
 
@@ -343,5 +343,5 @@ def test_a_port_that_is_not_held_is_found(monkeypatch: pytest.MonkeyPatch):
             pass
 
     monkeypatch.setattr(machine_checks, "HeldPort", Loose)
-    with pytest.raises(Finding, match="a stranger can bind"):
+    with pytest.raises(Finding, match="another program can bind"):
         dict(machine_checks.CHECKS)["port"]()

@@ -237,7 +237,11 @@ UPGRADE = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade
 @pytest.mark.parametrize(
     ("sent", "status", "told"),
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400", "https:// for http://"),
+        (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+            b"400",
+            "https:// instead of http://",
+        ),
         (UPGRADE % b"websocket", b"401", "WebSocket"),
         (UPGRADE % b"h2c", b"401", "WebSocket"),
     ],

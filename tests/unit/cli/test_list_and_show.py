@@ -120,7 +120,7 @@ def test_a_model_that_only_reads_is_listed_and_refused_a_conversation(cli_here: 
     assert cli_here("show", "org/encoder").returncode == 0
     refused = cli_here("plan", "org/encoder")
     assert refused.returncode == 1
-    assert "`org/encoder` writes no text: it is a `BertModel`" in refused.stderr
+    assert "`org/encoder` does not write text: it is a `BertModel`" in refused.stderr
 
 
 def test_an_odd_repository_does_not_hide_the_others(cli_here: Cli, cache: Path):
@@ -133,10 +133,10 @@ def test_an_odd_repository_does_not_hide_the_others(cli_here: Cli, cache: Path):
     assert done.returncode == 0, done.stderr
     listed = {entry["model"]: entry["problem"] for entry in json.loads(done.stdout)}
     assert listed["org/fine"] is None
-    assert "nests too deeply" in listed["org/nested"]
-    assert "code of its own" in listed["org/code"]
+    assert "is nested too deeply" in listed["org/nested"]
+    assert "its own code" in listed["org/code"]
     assert "not in the safetensors format" in listed["org/torn"]
-    assert "code of its own" in cli_here("list").stdout
+    assert "its own code" in cli_here("list").stdout
 
 
 WITHOUT_ITS_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")

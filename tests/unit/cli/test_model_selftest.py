@@ -100,4 +100,4 @@ def test_the_model_belongs_to_the_selftest(cli: Cli):
     """`--model` alone is wrong usage."""
     done = cli("doctor", "--model")
     assert done.returncode == 2
-    assert "it belongs to --selftest" in done.stderr
+    assert "it only works with --selftest" in done.stderr

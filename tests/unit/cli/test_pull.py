@@ -79,7 +79,7 @@ def test_pull_fetches_what_is_newer(cli: Cli, cache: Path, fake: Fake):
     install(fake, f"cp -R {snapshot} {newer}; printf {'f' * 40} > {ref}")
     done = cli("pull", "org/tiny", "--update")
     assert (done.returncode, done.stdout) == (0, f"{newer}\n"), done.stderr
-    assert "is newer now" in done.stderr
+    assert "was updated" in done.stderr
     done = cli("pull", "org/tiny", "--update", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "`org/tiny` cannot be updated: HF_HUB_OFFLINE" in done.stderr
@@ -120,7 +120,7 @@ def test_pull_of_something_else(cli: Cli, fake: Fake):
     install(fake, "exit 0")
     done = cli("pull", "org/dataset")
     assert done.returncode == 1
-    assert "holds no model" in done.stderr
+    assert "has no model" in done.stderr
 
 
 def test_pull_that_stands_still_is_given_up(cli: Cli, fake: Fake):

@@ -90,7 +90,7 @@ def test_nothing_to_ask_is_wrong_usage(cli_here: Cli, fake: Fake):
     """Without a terminal there has to be a prompt; nothing is started without."""
     done = cli_here("run", str(fake.model))
     assert (done.returncode, fake.starts()) == (2, [])
-    assert "there is no prompt" in done.stderr
+    assert "no prompt was given" in done.stderr
 
 
 def test_what_is_no_text_is_wrong_usage(fake: Fake):
@@ -103,7 +103,7 @@ def test_what_is_no_text_is_wrong_usage(fake: Fake):
         env=os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert (done.returncode, fake.starts()) == (2, [])
-    assert b"standard input is not text" in done.stderr
+    assert b"standard input is not UTF-8 text" in done.stderr
 
 
 @pytest.mark.parametrize(("words", "piped"), [([b"hi"], b"\xff"), ([b"\xff"], b"")])
@@ -120,7 +120,7 @@ def test_bytes_that_are_no_text_are_wrong_usage_in_any_locale(
         env={k: v for k, v in os.environ.items() if not k.startswith("LC_")} | {"LANG": "C"},
     )
     assert (done.returncode, fake.starts()) == (2, [])
-    assert b"the prompt is not text" in done.stderr
+    assert b"the prompt is not UTF-8 text" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["/bye", "exit", "quit", "/exit"])

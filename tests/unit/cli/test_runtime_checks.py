@@ -113,7 +113,7 @@ def test_proxies_are_told_without_passwords(monkeypatch, scheme, password):
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    assert "none" in runtime_checks.check_proxies()
+    assert "no proxy" in runtime_checks.check_proxies()
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}me:{password}@proxy.example:3128")
     said = runtime_checks.check_proxies()
     assert "proxy.example:3128" in said

@@ -125,7 +125,7 @@ def test_logs_of_the_only_server(cli_here: Cli, fake: Fake):
     """It need not be named; where nothing ever ran, that is said."""
     done = cli_here("logs")
     assert done.returncode == 2
-    assert "no server runs" in done.stderr
+    assert "no server is running" in done.stderr
     start(fake)
     assert "Uvicorn running" in cli_here("logs").stdout
     stop_server(fake.directory(), policy=FAST)

@@ -228,7 +228,7 @@ def test_a_service_whose_program_is_gone_is_told(
     for words in ([], ["--json"]):
         done = cli_here("service", "status", *words, PATH=path)
         assert done.returncode == 1
-        assert "`/gone/my python` is gone" in done.stderr
+        assert "`/gone/my python`, is gone" in done.stderr
         assert "hint: run `car-vllm service install` again" in done.stderr
     unit.write_text("[Service]\n")
     assert cli_here("service", "status", PATH=path).stderr == ""
@@ -254,7 +254,7 @@ def test_a_unit_holds_a_path_that_is_no_text():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--host", "0.0.0.0"], "needs a key of yours"),
+        (["--host", "0.0.0.0"], "needs a key that you choose"),
         (["--api-key-file", "none"], "the key file `none` cannot be read: No such file"),
         (["--port", "TAKEN"], "cannot listen on"),
     ],

@@ -249,7 +249,7 @@ def test_other_machines_need_a_key_of_the_users(cli: Cli, fake: Fake, tmp_path: 
     """Nobody opens a model to a network by one flag; what it means is said."""
     done = cli("serve", str(fake.model), "--host", "0.0.0.0", "--port", "0")
     assert done.returncode == 1
-    assert "needs a key of yours" in done.stderr
+    assert "needs a key that you choose" in done.stderr
     assert fake.starts() == []
     key = tmp_path / "key"
     key.write_text("sesame\n")
@@ -288,7 +288,7 @@ def test_a_port_that_is_taken(cli: Cli, fake: Fake):
         port = str(urlsplit(published.base_url).port)
         done = cli("serve", str(fake.model), "--port", port)
     assert done.returncode == 1
-    assert "hint: name another port" in done.stderr
+    assert "hint: choose another port" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_dry_run_lists_and_leaves(cli_here: Cli, home: Path):
     kinds = [line.split("  ")[0] for line in done.stdout.splitlines()[1:]]
     assert kinds == ["run state", "run state", "runtime"]
     assert "would free 0.3 MB" in done.stderr
-    assert "models that stay, unless you say --models: org/model" in done.stderr
+    assert "models that stay, unless you pass --models: org/model" in done.stderr
     assert listing(home) == before
 
 
@@ -110,7 +110,7 @@ def test_nobody_is_there_to_ask(cli_here: Cli, home: Path, runtime: Path):
     before = listing(home)
     done = cli_here("uninstall")
     assert done.returncode == 1
-    assert "hint: say --yes" in done.stderr
+    assert "hint: pass --yes" in done.stderr
     assert listing(home) == before
     assert runtime.exists()
 
@@ -222,7 +222,7 @@ def test_what_env_serves_goes_too(cli: Cli, home: Path, tmp_path: Path, fake: Fa
 def test_nothing_is_kept(cli_here: Cli):
     """It says so, and that is no error."""
     done = cli_here("uninstall")
-    assert (done.returncode, done.stderr) == (0, "nothing is kept on this machine\n")
+    assert (done.returncode, done.stderr) == (0, "nothing is stored on this machine\n")
 
 
 def test_what_killed_writers_left_goes_too(cli_here: Cli, home: Path, runtime: Path):

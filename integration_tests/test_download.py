@@ -218,7 +218,7 @@ def test_a_token_opens_a_private_repository(
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("faults", "said"),
-    [({"failing_with": 503}, "out of order"), ({"wrong_size": 5000}, "broke again and again")],
+    [({"failing_with": 503}, "not working at the moment"), ({"wrong_size": 5000}, "kept breaking")],
 )
 def test_a_hub_that_is_out_of_order(
     hub: FakeHub, tmp_path: Path, faults: dict[str, int], said: str

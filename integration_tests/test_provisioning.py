@@ -177,7 +177,7 @@ def test_provisioning_costs_little_more_than_uv(bare: Path, empty_cache: Path):
     reached: dict[str, float] = {}
     ensure_runtime(on_progress=lambda p: reached.setdefault(p.detail, time.monotonic()))
     total = time.monotonic() - began
-    by_uv = reached["testing vllm-mlx"] - reached["making a virtual environment"]
+    by_uv = reached["testing vllm-mlx"] - reached["creating a virtual environment"]
     assert total <= 1.1 * by_uv, f"{total:.2f} s, of which uv took {by_uv:.2f} s"
 
 

@@ -150,7 +150,7 @@ def test_pull_tells_what_a_repository_would_run(hub: FakeHub, tmp_path: Path):
     command = [sys.executable, "-c", "from langchain_car_vllm.cli import main; main()", "pull"]
     ended = subprocess.run([*command, REPOSITORY], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "brings code of its own" in ended.stderr
+    assert "comes with its own code" in ended.stderr
     assert hub.bytes_sent == 0
     trusting = [*command, REPOSITORY, "--trust-remote-code"]
     ended = subprocess.run(trusting, capture_output=True, text=True, check=False)

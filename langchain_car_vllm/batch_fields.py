@@ -22,7 +22,7 @@ class BatchFields(ServerFields):
     timeout: Number | None = None
     """Seconds a batch may take once the server is ready."""
     batch_size: Count = 64
-    """Most texts in one request; the server answers nobody else meanwhile."""
+    """Maximum number of texts in one request; the server answers nobody else meanwhile."""
 
     _kind: ClassVar[Kind]
 

@@ -108,7 +108,7 @@ class CachingChatModel(DelegatingChatModel):
             files = _files.get()
             return told + secrets_digest({**settings, **kwargs}) + (files.digest() if files else "")
         except RecursionError as error:
-            raise ConfigurationError("a parameter of the call nests too deeply") from error
+            raise ConfigurationError("a parameter of the call is nested too deeply") from error
 
     def _generate_with_cache(
         self,

@@ -292,7 +292,7 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         raise ConfigurationError(
-            "the server tells no token ids", hint="count tokens with `get_num_tokens(...)`"
+            "the server does not return token ids", hint="count tokens with `get_num_tokens(...)`"
         )
 
     def get_num_tokens(self, text: str) -> int:

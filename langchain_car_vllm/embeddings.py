@@ -85,5 +85,5 @@ def _of_one_length(batches: Iterable[list[list[float]]]) -> list[list[float]]:
     """
     found = [vector for batch in batches for vector in batch]
     if len(set(map(len, found))) > 1:
-        raise ServerFailedError("the server sent vectors that are not of one length")
+        raise ServerFailedError("the server sent vectors of different lengths")
     return found

@@ -81,7 +81,7 @@ class Variable(NamedTuple, Generic[T]):
             shown = "" if self.is_secret else f", not `{text}`"
             raise ConfigurationError(
                 f"{self.name} must be {error}{shown}",
-                hint=f"unset it, or set it right: {self.meaning}",
+                hint=f"unset or correct it: {self.meaning}",
             ) from None
 
 
@@ -179,7 +179,7 @@ def _finite(text: str) -> float | None:
 
 CAR_VLLM_MLX_BIN = _program(
     "CAR_VLLM_MLX_BIN",
-    "use this `vllm-mlx` as it is, whatever its version; ignored when it is not a file",
+    "use this `vllm-mlx`, whatever its version; ignored if it is not a file",
     "the first one found",
 )
 CAR_HOME = _folder(
@@ -188,7 +188,7 @@ CAR_HOME = _folder(
 CAR_VLLM_MLX_RUNTIME = _folder(
     "CAR_VLLM_MLX_RUNTIME",
     "where `vllm-mlx` is installed; an absolute path on a disk that lets programs run",
-    "`~/.car/visual-runtime`, or `$CAR_HOME/visual-runtime` where that cannot be made",
+    "`~/.car/visual-runtime`, or `$CAR_HOME/visual-runtime` if that cannot be created",
 )
 CAR_VLLM_MLX_BASE_URL = _text(
     "CAR_VLLM_MLX_BASE_URL", "a server that somebody else runs; nothing is started or stopped then"
@@ -196,7 +196,8 @@ CAR_VLLM_MLX_BASE_URL = _text(
 CAR_VLLM_MLX_API_KEY = _text("CAR_VLLM_MLX_API_KEY", "the key of that server", is_secret=True)
 CAR_VLLM_MLX_KEEP_ALIVE = _duration(
     "CAR_VLLM_MLX_KEEP_ALIVE",
-    "how long a server outlives its last request, such as `30m`, `0` or `-1` for forever",
+    "how long a server keeps running after its last request, such as `30m`, `0` or `-1` for "
+    "forever",
     "10m",
 )
 CAR_VLLM_MLX_AUTO_INSTALL = _switch(
@@ -204,27 +205,27 @@ CAR_VLLM_MLX_AUTO_INSTALL = _switch(
 )
 CAR_VLLM_MLX_SPEC = _text(
     "CAR_VLLM_MLX_SPEC",
-    "install this requirement, such as `vllm-mlx==0.6.0`, instead of the locked set",
+    "install this requirement, such as `vllm-mlx==0.6.0`, instead of the locked versions",
 )
 CAR_VLLM_MLX_MEMORY_GB = _gigabytes(
     "CAR_VLLM_MLX_MEMORY_GB",
-    "memory in GB that all servers may take together",
-    "three quarters of the machine's, on a Mac at most what Metal recommends",
+    "memory in GB that all servers together may take",
+    "three quarters of the machine's memory, on a Mac at most what Metal recommends",
 )
 CAR_VLLM_MLX_ADMISSION = _switch(
     "CAR_VLLM_MLX_ADMISSION",
-    "`0` sends each request at once, where else it waits until the memory that is set aside for "
-    "answers has room for it; a server with too many may run out of memory",
+    "`0` sends each request at once; otherwise it waits until the memory set aside for answers "
+    "has room for it. With too many requests a server may run out of memory",
 )
 CAR_VLLM_MLX_MAX_QUEUE = _number(
     "CAR_VLLM_MLX_MAX_QUEUE",
-    "requests that may wait for a server at the same time before others are refused; `0` for any",
+    "how many requests may wait for a server before others are refused; `0` for any number",
     0,
 )
 CAR_VLLM_MLX_WIRED = _choice(
     "CAR_VLLM_MLX_WIRED",
-    "keeps weights where macOS never moves them out of memory (wires them): `auto` those of very "
-    "large models, which are slow otherwise, `1` all, `0` none",
+    "wires weights, so that macOS never moves them out of memory: `auto` those of very large "
+    "models, which are slow otherwise, `1` all, `0` none",
     ("auto", "0", "1"),
 )
 CAR_VLLM_MLX_DOWNLOAD_STALL = _number(
@@ -239,13 +240,13 @@ CAR_VLLM_MLX_LOAD_STALL = _number(
     300,
 )
 CAR_VLLM_MLX_PROGRESS = _switch(
-    "CAR_VLLM_MLX_PROGRESS", "`0` shows nothing of installs, downloads and loads"
+    "CAR_VLLM_MLX_PROGRESS", "`0` hides the progress of installs, downloads and loads"
 )
 CAR_VLLM_MLX_CAFFEINATE = _switch(
-    "CAR_VLLM_MLX_CAFFEINATE", "`0` lets a Mac fall asleep although it downloads, loads or answers"
+    "CAR_VLLM_MLX_CAFFEINATE", "`0` lets a Mac fall asleep while it downloads, loads or answers"
 )
 CAR_UV = _program(
-    "CAR_UV", "the `uv` to install with; ignored where it does not run", "the first one found"
+    "CAR_UV", "the `uv` to install with; ignored if it does not run", "the first one found"
 )
 CAR_VLLM_PYTHON = _program(
     "CAR_VLLM_PYTHON",
@@ -253,34 +254,36 @@ CAR_VLLM_PYTHON = _program(
     "the program's own",
 )
 
-HF_HOME = _shared_text("HF_HOME", "the Hub's folder of models and the token")
-HF_HUB_CACHE = _shared_text("HF_HUB_CACHE", "the folder of the Hub's models")
+HF_HOME = _shared_text("HF_HOME", "the Hub's folder, with models and the token")
+HF_HUB_CACHE = _shared_text("HF_HUB_CACHE", "the Hub's folder of models")
 HUGGINGFACE_HUB_CACHE = _shared_text("HUGGINGFACE_HUB_CACHE", "the older name of `HF_HUB_CACHE`")
-HF_TOKEN = _shared_text("HF_TOKEN", "who you are on the Hub", is_secret=True)
+HF_TOKEN = _shared_text("HF_TOKEN", "your access token for the Hub", is_secret=True)
 HUGGING_FACE_HUB_TOKEN = _shared_text(
     "HUGGING_FACE_HUB_TOKEN", "the older name of `HF_TOKEN`", is_secret=True
 )
 HF_TOKEN_PATH = _shared_text("HF_TOKEN_PATH", "the file that holds the token")
 HF_HUB_DISABLE_IMPLICIT_TOKEN = _shared_text(
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN", "`1` keeps the token back"
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN", "`1` does not send the token"
 )
-HF_ENDPOINT = _shared_text("HF_ENDPOINT", "which Hub")
+HF_ENDPOINT = _shared_text("HF_ENDPOINT", "the address of the Hub")
 HF_HUB_OFFLINE = _shared_text("HF_HUB_OFFLINE", "`1` forbids asking the Hub")
 TRANSFORMERS_OFFLINE = _shared_text("TRANSFORMERS_OFFLINE", "`1` forbids asking the Hub")
 HF_XET_HIGH_PERFORMANCE = _shared_text(
-    "HF_XET_HIGH_PERFORMANCE", "`1` downloads with all cores, without continuing inside a file"
+    "HF_XET_HIGH_PERFORMANCE", "`1` downloads with all cores, but does not resume inside a file"
 )
-UV_OFFLINE = _shared_text("UV_OFFLINE", "`1` forbids uv the network")
+UV_OFFLINE = _shared_text("UV_OFFLINE", "`1` keeps uv off the network")
 UV_TOOL_BIN_DIR = _shared_text("UV_TOOL_BIN_DIR", "where `uv tool install` puts its links")
 UV_TOOL_DIR = _shared_text("UV_TOOL_DIR", "where `uv tool install` puts its environments")
-XDG_BIN_HOME = _shared_text("XDG_BIN_HOME", "where programs of the user lie")
+XDG_BIN_HOME = _shared_text("XDG_BIN_HOME", "where the user's programs are")
 XDG_DATA_HOME = _shared_text("XDG_DATA_HOME", "where uv keeps its tools")
-XDG_CONFIG_HOME = _shared_text("XDG_CONFIG_HOME", "where settings of the user lie")
+XDG_CONFIG_HOME = _shared_text("XDG_CONFIG_HOME", "where the user's settings are")
 XDG_CACHE_HOME = _shared_text("XDG_CACHE_HOME", "where the Hub keeps its cache")
 NO_COLOR = _shared_text("NO_COLOR", "any text turns colours off")
-SSL_CERT_FILE = _shared_text("SSL_CERT_FILE", "certificates to trust beside those of the system")
+SSL_CERT_FILE = _shared_text("SSL_CERT_FILE", "certificates to trust in addition to the system's")
 HOME = _shared_text("HOME", "the user's folder")
-SUDO_UID = _shared_text("SUDO_UID", "who called `sudo`, whose folders root must not make")
+SUDO_UID = _shared_text(
+    "SUDO_UID", "the user who called `sudo`; root must not make folders for them"
+)
 PATH = _shared_text("PATH", "the folders that are searched for programs; relative ones are not")
 
 CAR_VLLM_LAUNCH_KEY = _internal_text("CAR_VLLM_LAUNCH_KEY", "the server's key", is_secret=True)

@@ -186,8 +186,8 @@ class UnknownModelError(ConfigurationError):
             f"did you mean {alternatives(nearest)}?"
             if nearest
             else "write `vllm-mlx/<catalog name>`, `<org>/<repo>` on the Hub, where "
-            "`mlx-community` has most, or a directory that starts with `/`, `./`, `../` or `~`; "
-            "`car-vllm recommend` names models that fit here"
+            "`mlx-community` has most models, or a directory that starts with `/`, `./`, "
+            "`../` or `~`; `car-vllm recommend` lists models that fit here"
         )
         super().__init__(f"`{model}` is not a model id: {detail}", hint=hint)
         self.model = model
@@ -203,7 +203,7 @@ class UnservableModelError(ConfigurationError):
 
 
 class UntrustedCodeError(UnservableModelError):
-    """A model that brings code of its own, which runs only where the user trusts it by name.
+    """A model that comes with its own code, which runs only if the user trusts it by name.
 
     Args:
         model: The model's name.
@@ -212,7 +212,7 @@ class UntrustedCodeError(UnservableModelError):
 
     def __init__(self, model: str, detail: str) -> None:
         super().__init__(
-            f"`{model}` brings code of its own, which would run with your rights: {detail}",
+            f"`{model}` comes with its own code, which would run with your permissions: {detail}",
             hint='choose another conversion, or trust it: `server_args=["--trust-remote-code"]`',
         )
         self.model = model
@@ -245,7 +245,7 @@ class RuntimeMissingError(RuntimeProvisioningError):
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"no usable vllm-mlx was found, and installing one is turned off: {reason}",
-            hint="run `car-vllm install`, or point CAR_VLLM_MLX_BIN to a `vllm-mlx` of your own",
+            hint="run `car-vllm install`, or set CAR_VLLM_MLX_BIN to a `vllm-mlx` of your own",
         )
         self.reason = reason
 
@@ -277,7 +277,7 @@ class ProvisionError(RuntimeProvisioningError):
 
 
 class NotFoundAfterInstallError(RuntimeProvisioningError):
-    """The installation went through, yet `vllm-mlx` is not there.
+    """The installation succeeded, but `vllm-mlx` is not there.
 
     Args:
         path: The environment it was installed into.
@@ -285,7 +285,7 @@ class NotFoundAfterInstallError(RuntimeProvisioningError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"vllm-mlx still not found after provisioning into `{path}`",
+            f"vllm-mlx was not found after it was installed into `{path}`",
             hint=f"remove `{path}` and try again",
         )
         self.path = path
@@ -296,7 +296,7 @@ class ModelDownloadError(CarVllmError):
 
 
 class ServerError(CarVllmError):
-    """Something about the supervised server.
+    """Something went wrong with the supervised server.
 
     Args:
         message: One sentence that says what happened.
@@ -326,13 +326,13 @@ class ServerStartError(ServerError):
 
 
 class ServerStartingError(ServerError):
-    """`startup_timeout` ran out; the start goes on and a later call finds it."""
+    """`startup_timeout` ran out; the start continues and a later call finds it."""
 
     is_retryable = True
 
 
 class ServerStoppedError(ServerError):
-    """The server was stopped under a request; after a stop by the user no retry starts it again."""
+    """The server was stopped during a request; after a stop by the user no retry starts it."""
 
     def __init__(self, message: str, *, reason: str = "user", **fields: Any) -> None:
         super().__init__(message, **fields)
@@ -365,7 +365,7 @@ class ServerCrashedError(ServerError):
 
 
 class PackageChangedError(ServerError):
-    """This package was upgraded, or downgraded, while the program runs.
+    """This package was upgraded, or downgraded, while the program was running.
 
     Args:
         running: The version that the program runs, None where unknown.
@@ -375,7 +375,7 @@ class PackageChangedError(ServerError):
     def __init__(self, running: str | None, found: str | None) -> None:
         super().__init__(
             f"langchain-car-vllm was changed from {running or 'an older version'} to "
-            f"{found or 'an older version'} while this program runs",
+            f"{found or 'an older version'} while this program was running",
             hint="restart this program",
         )
         self.running = running
@@ -383,18 +383,18 @@ class PackageChangedError(ServerError):
 
 
 class ServerBusyError(ServerError):
-    """The server is answering others: it was not to be stopped under them, or its queue is full."""
+    """The server is busy: others are using it, so it was not stopped, or its queue is full."""
 
     is_retryable = True
 
 
 class InsufficientMemoryError(ServerError):
-    """The model does not fit into the memory budget, with the numbers in the message."""
+    """The model does not fit into the memory budget; the message has the numbers."""
 
 
 class RequestError(CarVllmError):
-    """An answer that cannot be given although the server is well."""
+    """An answer that cannot be given, although the server is healthy."""
 
 
 class ForcedToolCallError(RequestError):
-    """The model was to call a tool and did not, not even when constrained to."""
+    """The model had to call a tool and did not, not even when it was constrained to."""

@@ -128,7 +128,7 @@ class Gateway:
             return
         scope.setdefault("state", {})[HAS_KEY] = True
         if not _TARGET.fullmatch(_target(scope)):
-            text = "the request does not name a path of this address"
+            text = "the request does not name a valid path"
             await _send_error(send, HTTPStatus.BAD_REQUEST, text)
             return
         body, size = bytearray(), 0
@@ -203,7 +203,7 @@ class Gateway:
             try:
                 await _pass_on(pool, _request_to(endpoint, scope, body), send, passage)
             except httpcore2.LocalProtocolError:  # a header that is none, for instance
-                text = "the request breaks the rules of HTTP"
+                text = "the request is not valid HTTP"
                 await _send_error(send, HTTPStatus.BAD_REQUEST, text)
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from langchain_car_vllm import environment
 from langchain_car_vllm.errors import StateDirectoryError
 
-RECONNECT = "connect the disk, or remove what leads to it"
+RECONNECT = "connect the disk, or remove the link to it"
 """What to do about a disk that is not connected."""
 WITHOUT_SUDO = "run it without `sudo`, or with `sudo -H` for a home and servers of root's own"
 _DISKS = Path("/Volumes")
@@ -67,7 +67,7 @@ def car_home() -> Path:
 
 def _private_temporary_home() -> Path:
     path = Path(f"car-vllm-{os.getuid()}")
-    detail = "it is not a directory of yours alone"
+    detail = "it is not a directory that belongs to you alone"
     try:
         path = tempfile.gettempdir() / path
         with suppress(FileExistsError):
@@ -92,7 +92,7 @@ def make_own_folder(path: Path) -> None:
             not use it any more.
     """
     if is_sudo() and str(existing_part(path).stat().st_uid) == environment.SUDO_UID.text():
-        raise StateDirectoryError(path, "`sudo` would make it root's", hint=WITHOUT_SUDO)
+        raise StateDirectoryError(path, "with `sudo` it would belong to root", hint=WITHOUT_SUDO)
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:

@@ -75,6 +75,6 @@ def _unknown_form(class_name: str) -> ConfigurationError:
     except PackageNotFoundError:
         installed = "of unknown version"
     return ConfigurationError(
-        f"langchain {installed} keeps its providers in a way that this package does not know",
+        f"langchain {installed} registers its providers in a way that this package does not know",
         hint=f"construct `{class_name}(model=...)` itself, or update langchain-car-vllm",
     )

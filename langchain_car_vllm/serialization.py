@@ -10,9 +10,9 @@ from langchain_car_vllm.setting_checks import endpoint_url
 _REFUSED = {
     "server_env": "it sets variables of the server's process",
     "server_args": "it is a part of the server's command line",
-    "default_headers": "it goes to the endpoint",
+    "default_headers": "it is sent to the endpoint",
     "validate_model_on_init": "it makes a request while loading",
-    "extra_body": "it goes to the endpoint unchecked",
+    "extra_body": "it is sent to the endpoint unchecked",
 }
 _CLASSES = ("ChatVllmMlx", "VllmMlxDecisions", "VllmMlxEmbeddings", "VllmMlxReranker")
 _IN_A_CALL = ("extra_headers", "extra_body")
@@ -42,7 +42,9 @@ def init_validator(class_path: tuple[str, ...], kwargs: dict[str, Any]) -> None:
             "set CAR_VLLM_MLX_BASE_URL to the address if you trust it"
         )
     if kwargs.get("fetch_media"):
-        raise ValueError("a serialised model may not set `fetch_media`: it opens this machine")
+        raise ValueError(
+            "a serialised model may not set `fetch_media`: it gives access to this machine"
+        )
     _refuse_names(kwargs.get("model_kwargs"), _IN_A_CALL)
 
 
@@ -59,4 +61,4 @@ def _refuse_names(settings: Any, names: Iterable[str]) -> None:
         raise ValueError("the settings of a serialised model must be a dictionary")  # noqa: TRY004
     for name in names:
         if name in (settings or {}):
-            raise ValueError(f"a serialised model may not set `{name}`, nor have it set later")
+            raise ValueError(f"a serialised model may not set `{name}`, nor let it be set later")

@@ -17,7 +17,7 @@ from langchain_car_vllm.support.user_warnings import warn_user_once
 from langchain_car_vllm.wire.request.headers import check_headers, check_key
 
 EXAMPLE = (
-    "name one, such as `mlx-community/Qwen3-4B-4bit`; `car-vllm recommend` names those that fit "
+    "name one, such as `mlx-community/Qwen3-4B-4bit`; `car-vllm recommend` lists those that fit "
     "this machine"
 )
 """What to do where no model is named."""
@@ -84,7 +84,7 @@ def check_listener(function: object) -> None:
     asked = (function, getattr(function, "__call__", None))  # noqa: B004 - an object's own method
     if any(map(iscoroutinefunction, asked)):
         raise ConfigurationError(
-            "`on_progress` must be a plain function: threads call it, where nobody awaits",
+            "`on_progress` must be a plain function: threads call it, and nothing awaits it",
             hint="hand over with `loop.call_soon_threadsafe(...)`, or use `astream_events`",
         )
 
@@ -125,7 +125,7 @@ def check_is_text(what: str, value: object) -> None:
     if not isinstance(value, str):
         raise ConfigurationError(
             f"{what} must be a string, not a value of type `{type(value).__name__}`",
-            hint="of a document, that is its `page_content`"
+            hint="for a document, pass its `page_content`"
             if hasattr(value, "page_content")
             else None,
         )
@@ -136,14 +136,14 @@ def check_server(arguments: Iterable[str], variables: Mapping[str, SecretStr]) -
     check_arguments(arguments)
     for name, value in variables.items():
         if not name or "=" in name or not can_be_passed(name):
-            raise ConfigurationError("`server_env` holds a name that no variable can have")
+            raise ConfigurationError("`server_env` contains a name that no variable can have")
         if not can_be_passed(value.get_secret_value()):
             raise ConfigurationError(
-                f"`server_env` holds a value for `{name}` that no variable can have"
+                f"`server_env` contains a value for `{name}` that no variable can have"
             )
         if name in _MODEL_FOLDERS:
             raise ConfigurationError(
-                f"`{name}` is not for `server_env`: models are looked up here too",
+                f"`{name}` cannot be set in `server_env`: this program looks up models as well",
                 hint=f"set {name} in the environment of this program",
             )
 
@@ -185,10 +185,14 @@ def warn_of_no_effect(settings: BaseModel) -> None:
         if given["api_key"] not in (None, endpoint_key()):
             warn_user_once(
                 "`api_key` has no effect without `base_url`, since a server that this package "
-                "starts has a key of its own: name the endpoint that it belongs to, or leave it out"
+                "starts has its own key: set `base_url` to the key's endpoint, or leave the key "
+                "out"
             )
         if given["revision"] is not None and given["model"].startswith(("/", "~", ".")):
-            warn_user_once("`revision` has no effect: a directory has none, as the Hub's models do")
+            warn_user_once(
+                "`revision` has no effect: only models on the Hub have revisions, directories "
+                "do not"
+            )
         return
     fields = type(settings).model_fields
     warn_beside_endpoint(
@@ -323,7 +327,7 @@ def check_texts(given: Mapping[str, object]) -> None:
 def encoding_error(what: str) -> ConfigurationError:
     """Return the error for a setting that cannot be written, without what it holds."""
     return ConfigurationError(
-        f"{what} holds characters that cannot be written in UTF-8",
+        f"{what} contains characters that cannot be written in UTF-8",
         hint="rename the file or folder, or correct the text",
     )
 

@@ -70,16 +70,16 @@ class ServerFields(CheckedFields):
     revision: str | None = None
     """Branch, tag or commit on the Hub; the default branch without one."""
     keep_alive: str | Number = Field(default_factory=environment.CAR_VLLM_MLX_KEEP_ALIVE.read)
-    """How long the server outlives the last request: seconds, `"10m"`, 0 at once, -1 forever."""
+    """How long the server stays up after its last request: seconds, `"10m"`, 0 or -1 (forever)."""
     startup_timeout: Number | None = None
     """Seconds to wait for the server to become ready; no limit without one."""
     on_progress: Callable[..., None] | None = Field(default=None, exclude=True, repr=False)
     """Called with a `Progress` while a call waits, from any thread: for the server, and for the
-    first token where that takes longer than two seconds."""
+    first token if that takes longer than two seconds."""
     auto_install: bool = Field(default_factory=environment.CAR_VLLM_MLX_AUTO_INSTALL.read)
-    """Whether `vllm-mlx` may be installed where it is missing."""
+    """Whether `vllm-mlx` may be installed if it is missing."""
     auto_pull: bool = True
-    """Whether the model may be downloaded where it is missing."""
+    """Whether the model may be downloaded if it is missing."""
     server_args: list[str] = Field(default_factory=list)
     """Appended to the server's command line."""
     server_env: dict[str, SecretStr] = Field(default_factory=dict, exclude=True, repr=False)
@@ -87,7 +87,7 @@ class ServerFields(CheckedFields):
     base_url: str | None = Field(default_factory=environment.CAR_VLLM_MLX_BASE_URL.read)
     """An endpoint that somebody else runs; nothing is installed, started or stopped then."""
     api_key: SecretStr | None = Field(default_factory=endpoint_key)
-    """The key of `base_url`; without one it has no effect, and that is said."""
+    """The key of `base_url`; without a `base_url` it has no effect, and a warning says so."""
     default_headers: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
     """Sent with every request; never serialised, since they may hold a key."""
 
@@ -238,7 +238,7 @@ class ChatSettings(ServerFields):
     """How a chat model answers, beside the server that it answers from."""
 
     temperature: Number | None = None
-    """Randomness, 0 for none; the server's default is 0.7 where the model brings none."""
+    """Randomness, 0 for none; the server's default is 0.7 if the model sets none."""
     top_p: Number | None = None
     """Share of the probability that is sampled from."""
     top_k: Count | None = None
@@ -250,40 +250,40 @@ class ChatSettings(ServerFields):
     presence_penalty: Number | None = None
     """Above 0 new words become more likely."""
     max_tokens: Count | None = None
-    """Most tokens of an answer, thinking included."""
+    """Maximum number of tokens in an answer, thinking included."""
     stop: list[str] | str | None = None
     """Texts that end the answer; they never reach the user."""
     timeout: Number | None = None
     """Seconds a whole answer may take, or a stream may pause, once the server is ready."""
     max_retries: Count = 2
-    """How often a request is repeated that the server refused for the moment."""
+    """How often a request is repeated if the server refuses it for the moment."""
     reasoning: Reasoning = None
     """Whether the model thinks, or how hard; None leaves it to the model."""
     thinking_budget: Count | None = None
-    """Most tokens to think, where thoughts stand in `<think>`; None for no limit."""
+    """Maximum number of tokens for thinking, if it is written in `<think>`; None for no limit."""
     logprobs: bool | None = None
-    """Whether the answer tells the log probability of each token, in `response_metadata`."""
+    """Whether the answer has the log probability of each token, in `response_metadata`."""
     top_logprobs: Count | None = None
-    """How many alternatives of each token are told with theirs, 20 at most."""
+    """How many alternatives to each token are listed with theirs, 20 at most."""
     adapter: str | None = None
     """A LoRA adapter on top of the model, as `mlx_lm.lora` writes it: a folder or a repository."""
     draft: bool | str | None = None
-    """What guesses several tokens ahead, which the model then checks at once: other speed, same
-    answers (speculative decoding). True for a model that brings what guesses (its MTP heads), the
-    name of a small draft model for one that sees, nothing for off."""
+    """Speculative decoding: several tokens are guessed ahead and the model checks them at once, so
+    that the speed changes and the answers do not. True to guess with the model's own MTP heads, the
+    name of a small draft model for a model with vision, None for off."""
     streaming: bool | None = None
-    """Whether `invoke` streams to callbacks; None leaves it to who calls."""
+    """Whether `invoke` streams to callbacks; None leaves it to the caller."""
     # LangChain's field with another default: a copy for another model then decides anew.
     disable_streaming: bool | Literal["tool_calling"] | None = None
     """Whether `stream` yields an answer in one part: True always, `"tool_calling"` with tools,
     False never. None: with tools, where the server would lose this model's calls in a stream."""
     engine: Literal["auto", "simple", "batched"] = "auto"
-    """`batched` answers several requests at once, `simple` one after the other; `auto` is batched
+    """`batched` answers several requests at once, `simple` one at a time; `auto` is batched
     unless the installed packages would answer wrongly. Each value has a server of its own, so use
     the same one in all your programs."""
     validate_model_on_init: bool = False
-    """Whether construction checks that the model can be had and will fit, which asks the Hub; on
-    an event loop the first call does."""
+    """Whether construction checks that the model is available and will fit, which asks the Hub; on
+    an event loop the first call checks instead."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More parameters of a call, checked like those named here."""
     fetch_media: bool | list[str] | None = None

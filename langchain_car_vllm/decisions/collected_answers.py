@@ -40,7 +40,7 @@ class CollectedAnswers:
         self._count(answer)
         content = (answer.response_metadata.get("logprobs") or {}).get("content")
         if not content:
-            raise InvalidRequestError("this server tells no log probabilities")
+            raise InvalidRequestError("this server returns no log probabilities")
         shares = _read(lambda: shares_of(content[0], labels))
         total = sum(shares)
         if not total:
@@ -50,7 +50,7 @@ class CollectedAnswers:
             )
         if total < _LITTLE:
             warn_user(
-                f"only {total:.0%} of what the model would answer to `{name}` are labels: use a "
+                f"only {total:.0%} of the model's probable answers to `{name}` are labels: use a "
                 "larger model, or clearer instructions",
                 UnlabelledAnswerWarning,
             )
@@ -64,7 +64,7 @@ class CollectedAnswers:
         """Note what a comparison says of the labels."""
         if comparison.natural not in [label.key for label in labels]:
             warn_user(
-                f"the model would answer something else than a label to `{name}`: use a larger "
+                f"the model would answer something other than a label to `{name}`: use a larger "
                 "model, or clearer instructions",
                 UnlabelledAnswerWarning,
             )

@@ -24,7 +24,7 @@ _FIRST, _LAST = "!", "~"
 _PROBES = (40, 1065)
 # In vocabularies of SentencePiece, bytes that no text is written with stand so far up.
 _UNWRITTEN = 3
-_HINT = "leave `base_url` out, or use a server that tells `logprobs`"
+_HINT = "leave `base_url` out, or use a server that returns `logprobs`"
 
 Bias = dict[str, float]
 
@@ -71,8 +71,8 @@ def find_alphabet() -> Generator[Bias, str, Alphabet]:
             return Alphabet(number - ord(first))
     if len(seen) == 1:
         raise InvalidRequestError(
-            "this server tells no log probabilities, and ignores `logit_bias`, which would show "
-            "how likely a label is",
+            "this server returns no log probabilities, and ignores `logit_bias`, which would "
+            "show how likely a label is",
             hint=_HINT,
         )
     raise _unreadable()
@@ -101,7 +101,7 @@ def compare_labels(keys: Sequence[str], alphabet: Alphabet) -> Generator[Bias, s
         best = yield dict.fromkeys(tokens.values(), boost)
     if best not in tokens:
         raise ServerFailedError(
-            "the model writes none of the labels, however much they are favoured",
+            "the model writes none of the labels, however strongly they are favoured",
             hint="use a larger model, or one that answers without thinking",
         )
     if natural in tokens and (yield {tokens[natural]: -_FORCE}) == natural:
@@ -134,7 +134,7 @@ def _share(key: str, token: str, best: str, boost: float) -> Generator[Bias, str
 
 def _unreadable() -> InvalidRequestError:
     return InvalidRequestError(
-        "this server tells no log probabilities, and which tokens its model writes labels with "
-        "cannot be found out",
+        "this server returns no log probabilities, and there is no way to find out which tokens "
+        "its model writes the labels with",
         hint=_HINT,
     )

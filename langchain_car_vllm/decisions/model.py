@@ -94,7 +94,7 @@ class VllmMlxDecisions(MaskedSerializable, ServerFields, BaseDecisionModel, defe
     """As in the `ChatVllmMlx` whose server is to be shared."""
     both_orders: bool = True
     """Whether the labels of a `Choice` are put to the model in both orders and the probabilities
-    averaged: models favour places, often the first."""
+    averaged: models favour positions, often the first."""
 
     _wire: ClassVar[str] = "langchain_car_vllm.wire.chat"
 

@@ -56,7 +56,8 @@ def labels_of(question: Noul | Choice | Score) -> list[Label]:
         meanings = [to_text(what) for what in question.criteria]
     if len(meanings) > MOST_LABELS:
         raise ConfigurationError(
-            f"a question has {len(meanings)} labels, and a model can choose among {MOST_LABELS}",
+            f"a question has {len(meanings)} labels, and a model can choose among {MOST_LABELS} "
+            "at most",
             hint="ask for a group first, and then for a label of that group",
         )
     has_digits = isinstance(question, Score) and len(meanings) <= len(digits)
@@ -155,8 +156,8 @@ def shares_of(entry: Mapping[str, Any], labels: Sequence[Label]) -> list[float]:
         hidden = min(*(probability for _, probability in tokens), max(0.0, 1 - told))
         if hidden > _NEGLIGIBLE * sum(share or 0.0 for share in shares.values()) > 0:
             raise InvalidRequestError(
-                f"this server tells the log probabilities of {len(tokens)} tokens, which are not "
-                "all labels"
+                f"this server returns the log probabilities of {len(tokens)} tokens, which do "
+                "not cover all labels"
             )
     return [share or 0.0 for share in shares.values()]
 
@@ -190,7 +191,7 @@ def to_text(value: Any, media: list[dict[str, Any]] | None = None) -> str:
         return encodable(_text(value, media))
     except RecursionError as error:
         raise ConfigurationError(
-            "a state or a question is nested too deeply, or holds itself"
+            "a state or a question is nested too deeply, or contains itself"
         ) from error
 
 
@@ -233,7 +234,7 @@ def _plain(value: Any, media: list[dict[str, Any]] | None) -> Any:
         raise ConfigurationError(
             f"a value of type `{type(value).__name__}` in a state or a question is neither text "
             "nor JSON",
-            hint="make a text, a list or a dictionary of it",
+            hint="turn it into a text, a list or a dictionary",
         )
     return str(value)
 

@@ -93,9 +93,9 @@ def check_adapter(adapter: Path, model: Path, *, multimodal: bool) -> None:
         paths = ("--model", str(model), "--adapter-path", str(adapter))
         raise _obstacle(
             adapter,
-            "vllm-mlx loads no adapter on its route for models that take media",
+            "vllm-mlx cannot load adapters for models that take media",
             f"fuse it with `{shlex.join(('python', '-m', 'mlx_lm', 'fuse', *paths))}` and serve "
-            "the result, or train on a model of text alone",
+            "the result, or train on a text-only model",
         )
     check_adapter_alone(adapter)
     _check_shapes(adapter, model)
@@ -109,12 +109,12 @@ def check_adapter_alone(adapter: Path) -> None:
     """
     files = _files_of(adapter)
     if WEIGHTS not in files and "adapter_model.safetensors" in files:
-        raise _obstacle(adapter, "it is PEFT's, which mlx-lm cannot read", _TRAIN)
+        raise _obstacle(adapter, "it is a PEFT adapter, which mlx-lm cannot read", _TRAIN)
     for name in (CONFIG, WEIGHTS):
         if name not in files:
             near = near_folders(adapter, CONFIG)
             hint = f"did you mean {alternatives(near)}?" if near else _TRAIN
-            raise _obstacle(adapter, f"it holds no `{name}`", hint)
+            raise _obstacle(adapter, f"it has no `{name}`", hint)
     _check_config(adapter, load_object(adapter / CONFIG))
     damage = find_damage(adapter / WEIGHTS)
     if damage is not None:
@@ -143,8 +143,11 @@ def _check_config(adapter: Path, config: Mapping[str, Any]) -> None:
     parameters = config.get("lora_parameters")
     has_all = isinstance(parameters, dict) and {"rank", "scale", "dropout"} <= parameters.keys()
     if not has_all or not isinstance(config.get("num_layers"), int):
-        text = f"its `{CONFIG}` does not say `num_layers`, and `lora_parameters` with rank, scale "
-        raise _obstacle(adapter, text + "and dropout", _TRAIN)
+        text = (
+            f"its `{CONFIG}` does not say `num_layers`, or has no `lora_parameters` with rank, "
+            "scale and dropout"
+        )
+        raise _obstacle(adapter, text, _TRAIN)
 
 
 def _check_shapes(adapter: Path, model: Path) -> None:
@@ -172,7 +175,9 @@ def _check_shapes(adapter: Path, model: Path) -> None:
         wrong_out = name.endswith(_B) and shape[1] not in layer
         wrong_in = name.endswith(_A) and not is_packed and shape[0] not in layer
         if wrong_out or wrong_in:
-            raise _foreign(adapter, f"its `{name}` is {shape}, and the layer is {layer}")
+            raise _foreign(
+                adapter, f"its `{name}` has the shape {shape}, but the layer has {layer}"
+            )
 
 
 def _layer_of(name: str) -> str:

@@ -31,12 +31,14 @@ def _obstacle(config: Mapping[str, Any]) -> str | None:
         return f"it is {kind}, not a cross-encoder"
     model_type = config.get("model_type")
     if model_type not in _TYPES:
-        return f"the server computes cross-encoders of BERT and RoBERTa, not of `{model_type}`"
+        return (
+            f"the server supports cross-encoders of the types BERT and RoBERTa, not `{model_type}`"
+        )
     labels = config.get("id2label")
     if isinstance(labels, dict) and len(labels) > 1:
-        return f"it tells {len(labels)} classes apart, and a cross-encoder gives one score"
+        return f"it distinguishes {len(labels)} classes, but a cross-encoder gives one score"
     if config.get("quantization") or config.get("quantization_config"):
-        return "its weights are quantised, which the server does not read for cross-encoders"
+        return "its weights are quantised, which the server does not support for cross-encoders"
     activation = config.get("hidden_act", "gelu")
     if activation not in _ACTIVATIONS:
         return f"the server does not know its activation `{activation}`"

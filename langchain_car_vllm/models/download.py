@@ -84,7 +84,7 @@ def check_may_download(
     if not auto_pull:
         raise ModelDownloadError(
             f"{absent} `auto_pull=False` forbids the download",
-            hint=f"leave `auto_pull` out once, {instead}"
+            hint=f"leave out `auto_pull` once, {instead}"
             if purpose == "adapter"
             else f"run `car-vllm pull {source}`",
         )
@@ -140,7 +140,8 @@ def download_command(
         if revision is not None:
             raise ModelDownloadError(
                 f"`{binary}` is not a Python script, so it cannot be given a revision",
-                hint=f"download `{source}` at `{revision}` yourself and name the directory",
+                hint=f"download `{source}` at `{revision}` yourself and name its directory as "
+                "the model",
             )
         return DownloadCommand(binary, tuple(arguments), environment)
     script = directory / "downloader.py"

@@ -53,7 +53,7 @@ def diagnose_download(
 def no_model(source: str, reason: str = "", hint: str = "") -> ModelDownloadError:
     """Return the error for a repository that lacks what the server reads."""
     return ModelDownloadError(
-        f"`{source}` holds no model that vllm-mlx can serve{f': {reason}' if reason else ''}",
+        f"`{source}` has no model that vllm-mlx can serve{f': {reason}' if reason else ''}",
         hint=hint or "choose a repository with `config.json`, a tokenizer and safetensors weights",
     )
 
@@ -95,7 +95,7 @@ def stalled_error(what: str, seconds: float) -> ModelDownloadError:
     """
     error = ModelDownloadError(
         f"the download of {what} made no progress for {seconds:g} s",
-        hint="try again, it goes on where it was; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits forever",
+        hint="try again: it resumes where it stopped; CAR_VLLM_MLX_DOWNLOAD_STALL=0 waits forever",
     )
     error.is_retryable = True
     return error
@@ -177,7 +177,7 @@ def _guess(text: str) -> dict[str, Any]:
     said = next((line.strip() for line in reversed(text.splitlines()) if "Error" in line), "")
     for kind, marks in _MARKS:
         if any(mark in text for mark in marks):
-            status = "the Hub is out of order" if "Server error" in text else ""
+            status = "the Hub is not working at the moment" if "Server error" in text else ""
             return {"kind": "down" if status else kind, "said": said}
     return {"kind": "unknown", "said": said}
 
@@ -191,7 +191,7 @@ _ANSWERED = {"gated", "no-repository", "no-revision", "refused", "withheld", "no
 """The kinds in which it is known that the model cannot be had."""
 _PASSING = {"offline", "slow", "cut", "killed", "down", "busy"}
 """The kinds that may be over when somebody tries again."""
-_GOES_ON = "; the download goes on where it was"
+_GOES_ON = "; the download resumes where it stopped"
 _EXPLANATIONS = {
     "gated": (
         "it is a gated repository and {token}",
@@ -202,50 +202,50 @@ _EXPLANATIONS = {
         "it has no revision `{revision}`",
         "leave `revision` out, or name a branch, a tag or a commit of the repository",
     ),
-    "refused": ("the Hub refuses it: {said}", "set HF_TOKEN to a token that may read it"),
+    "refused": ("the Hub refuses it: {said}", "set HF_TOKEN to a token that can read it"),
     "no-room": (
         "it needs {needed} MB more, `{folder}` has {free} MB free",
         "free {lacking} MB, or set HF_HOME to a larger disk",
     ),
     "disk": ("the disk is full", "free some disk space and try again{goes_on}"),
     "folder": (
-        "the folder of models cannot be written to: {said}",
+        "the models folder cannot be written to: {said}",
         "make it writable for you, or set HF_HOME to a folder that you can write to",
     ),
-    "private": ("the folder of models cannot be written to: {said}", PRIVACY_HINT),
+    "private": ("the models folder cannot be written to: {said}", PRIVACY_HINT),
     "unconnected": ("{said}", f"{RECONNECT}, or set HF_HOME"),
     "offline": (
         "the Hub cannot be reached",
         "connect to the network and try again{goes_on}",
     ),
     "proxy": (
-        "the proxy does not let it through: {said}",
+        "the proxy blocks the connection: {said}",
         "check HTTPS_PROXY, ALL_PROXY and NO_PROXY",
     ),
     "socks": (
-        "the proxy is a SOCKS one, and this install of vllm-mlx lacks `socksio`",
+        "the proxy is a SOCKS proxy, and this install of vllm-mlx lacks `socksio`",
         "run `car-vllm install --upgrade`, which brings it, or set HTTPS_PROXY to an HTTP proxy",
     ),
     "certificate": (
-        "the certificate of the Hub, or of a proxy before it, is not trusted: {said}",
+        "the certificate of the Hub, or of a proxy in front of it, is not trusted: {said}",
         "set SSL_CERT_FILE to the certificates of your network, or connect to another one",
     ),
     "strange": (
-        "what answers is not the Hub: `{said}`",
+        "something other than the Hub answered: `{said}`",
         "log in to the network in a browser, or check HF_ENDPOINT",
     ),
     "slow": (
-        "what answers for the Hub did not finish within {said} s",
+        "the Hub, or a proxy in its place, did not finish its answer within {said} s",
         "try again, or check the network and HF_ENDPOINT",
     ),
-    "cut": ("the connection broke again and again", "try again{goes_on}"),
+    "cut": ("the connection kept breaking", "try again{goes_on}"),
     "killed": ("it was killed by {said}", "try again{goes_on}"),
-    "down": ("the Hub is out of order", "try again later"),
+    "down": ("the Hub is not working at the moment", "try again later"),
     "busy": (
-        "the Hub has had too many requests from this network",
+        "the Hub has received too many requests from this network",
         "try again in a few minutes{goes_on}; with HF_TOKEN set it allows more",
     ),
-    "withheld": ("the Hub does not give it: {said}", "choose another repository"),
+    "withheld": ("the Hub withholds it: {said}", "choose another repository"),
     "unknown": ("{said}", "read `{log}`"),
 }
 
@@ -261,7 +261,7 @@ def _explain(
         "page": f"{hub_endpoint()}/{source}",
         "near": _near(source),
         "revision": revision,
-        "said": _without_token(str(verdict.get("said") or "it said nothing about why")),
+        "said": _without_token(str(verdict.get("said") or "it gave no reason")),
         "needed": needed,
         "free": free,
         "lacking": max(1, needed - free),
@@ -280,7 +280,7 @@ def _without_token(text: str) -> str:
 
 def _token_state() -> str:
     if is_token_kept_back():
-        return f"{HF_HUB_DISABLE_IMPLICIT_TOKEN.name} keeps the token back"
+        return f"the token is not sent because of {HF_HUB_DISABLE_IMPLICIT_TOKEN.name}"
     if hub_token():
         return "its licence has not been accepted by the account of your token"
     return "no HF_TOKEN is set"

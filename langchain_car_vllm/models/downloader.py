@@ -227,7 +227,7 @@ def _check_code(snapshot: Path) -> None:
         if found is None:
             may_ask = name.endswith("config.json") and name != "generation_config.json"
             if may_ask and not name.startswith("."):
-                _end("code", f"`{file.name}` cannot be read to its end")
+                _end("code", f"`{file.name}` cannot be read completely")
             continue
         is_config = name == "config.json"
         if is_config and found.get("model_file") is not None:

@@ -89,7 +89,7 @@ def read_model_facts(directory: Path, name: str, *, trust: bool = False) -> Mode
         values = load_object(directory / "config.json")
     except UnservableModelError as error:
         raise UnservableModelError(
-            f"`{directory}` holds no readable `config.json`: {error.message}",
+            f"`{directory}` has no readable `config.json`: {error.message}",
             hint=error.hint or "download the model again, or name a directory with an MLX model",
         ) from error
     if not trust and (code := find_code(files, lambda file: read_object(directory / file))):

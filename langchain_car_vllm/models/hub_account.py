@@ -105,7 +105,7 @@ def sendable_token() -> str | None:
     token = None if is_token_kept_back() else hub_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ConfigurationError(
-            "the token for the Hub holds what no token can hold",
+            "the token for the Hub contains characters that no token can have",
             hint="set HF_TOKEN to a token from https://huggingface.co/settings/tokens",
         )
     return token

@@ -198,7 +198,7 @@ def _check_directory(text: str, path: Path) -> None:
         if not error.is_missing:
             raise _refusal(text, error.message, error.hint) from error
         names = _names_in(path)
-        raise _misnamed(text, path, f"`{path}` holds no `config.json`", names) from error
+        raise _misnamed(text, path, f"`{path}` has no `config.json`", names) from error
 
 
 def _misnamed(text: str, path: Path, detail: str, names: Iterable[str]) -> UnknownModelError:
@@ -240,7 +240,7 @@ def _check_not_a_folder(text: str) -> None:
         return
     name = text.rstrip("/")
     is_both = is_repository(name) and folder == f"./{name}"
-    why = "it may be a repository, and a folder here is called that"
+    why = "it may be a repository, but a folder here has the same name"
     error = UnknownModelError(text, why if is_both else "it is the path of a folder here")
     repository = f" The repository is `{PREFIX}{name}`" if is_both else ""
     error.hint = f"did you mean `{folder}`?{repository}"

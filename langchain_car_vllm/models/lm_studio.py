@@ -28,7 +28,7 @@ def lost_folders() -> list[str]:
         for folder, named in _places(base)
         if (said := paths.lost_disk(folder) or _said_of_missing(named, base))
     ]
-    return [f"LM Studio's models are not seen: {said}" for said in dict.fromkeys(lost)]
+    return [f"LM Studio's models cannot be listed: {said}" for said in dict.fromkeys(lost)]
 
 
 def _places(base: Path | None) -> Iterator[tuple[Path, Path]]:

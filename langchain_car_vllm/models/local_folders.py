@@ -46,7 +46,7 @@ def tell_beside(path: Path, mark: str, kind: str) -> str:
     held = ", ".join(f"`{name}`" for name in folders_in(path.parent, mark)[:_NEAREST])
     if held:
         return f"`{path.parent}` holds {held}"
-    state = f"exists, and holds no {kind}" if os.path.isdir(path.parent) else "is missing as well"  # noqa: PTH112 - takes any text
+    state = f"exists, but has no {kind}" if os.path.isdir(path.parent) else "is missing as well"  # noqa: PTH112 - takes any text
     return f"`{path.parent}` {state}"
 
 

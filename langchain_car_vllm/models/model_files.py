@@ -26,13 +26,13 @@ _MOST_ENTRIES = 100_000
 # What macOS says of a file that a cloud keeps and that it cannot fetch.
 _ABSENT = (errno.EDEADLK, errno.ETIMEDOUT)
 PRIVACY_HINT = (
-    "allow this program's terminal or editor to get at it in System Settings, Privacy & Security, "
-    "Files and Folders; over SSH, let remote users have full disk access in General, Sharing, "
-    "Remote Login"
+    "allow the terminal or editor that runs this program to access it in System Settings, "
+    "Privacy & Security, Files and Folders; over SSH, let remote users have full disk access in "
+    "General, Sharing, Remote Login"
 )
 CLOUD_HINT = (
-    "if it lies in iCloud Drive or another cloud, have it downloaded in the Finder, "
-    "or keep the model in a folder of this disk alone"
+    "if it is in iCloud Drive or another cloud, download it in the Finder, or keep the model in "
+    "a folder that is only on this disk"
 )
 POINTER = b"version https://git-lfs"
 """What Git's note of a large file that was not fetched begins with."""
@@ -67,7 +67,7 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
         except OSError as error:
             raise file_error(path, error) from error
     if len(found) > most:
-        raise _problem(path, f"is larger than {most / _MB:g} MB, which no such file is")
+        raise _problem(path, f"is larger than {most / _MB:g} MB, too large for such a file")
     return found
 
 
@@ -125,7 +125,7 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict):
         raise _problem(
-            path, "holds no JSON object", hint="download the model again, or correct the file"
+            path, "is not a JSON object", hint="download the model again, or correct the file"
         )
     return found
 
@@ -160,7 +160,7 @@ def list_folder(directory: Path) -> dict[str, int | None]:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if len(found) >= _MOST_ENTRIES:
-                    raise _problem(directory, f"holds more than {_MOST_ENTRIES} files")
+                    raise _problem(directory, f"contains more than {_MOST_ENTRIES} files")
                 size = _size(entry)
                 if size != _FOLDER:
                     found[entry.name] = size
@@ -248,7 +248,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
-        return "it nests too deeply"
+        return "it is nested too deeply"
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return on_one_line(error) or type(error).__name__

@@ -103,7 +103,7 @@ def _find_mapped(name: str, values: Mapping[str, Any]) -> object:
 
 def _unreadable(name: str) -> UnservableModelError:
     return UnservableModelError(
-        f"`{on_one_line(name)}` cannot be read to its end, so it may ask for code",
+        f"`{on_one_line(name)}` cannot be read completely, so it may ask for code",
         hint="download the model again, or choose another conversion",
     )
 

@@ -27,13 +27,13 @@ Read = Callable[[str], Mapping[str, Any] | None]
 """Returns the JSON object that a file holds, None where nobody can read it."""
 
 _WHOLE = "choose a repository with `config.json`, a tokenizer and safetensors weights"
-_CONVERSION = "take the MLX conversion of the model, which `mlx-community` has of most"
-_GGUF = "its weights are GGUF files, which are llama.cpp's"
+_CONVERSION = "use the MLX conversion of the model, which `mlx-community` has for most models"
+_GGUF = "its weights are GGUF files, the format of llama.cpp"
 _FORMATS = (
     (".gguf", _GGUF, _CONVERSION),
-    ((".bin", ".pt", ".pth", ".ckpt"), "its weights are PyTorch's pickled files", _CONVERSION),
-    (".npz", "its weights are in MLX's former format", _CONVERSION),
-    ((".onnx", ".mlmodel", ".mlpackage", ".tflite"), "its weights are of another program", _WHOLE),
+    ((".bin", ".pt", ".pth", ".ckpt"), "its weights are pickled PyTorch files", _CONVERSION),
+    (".npz", "its weights are in MLX's old format", _CONVERSION),
+    ((".onnx", ".mlmodel", ".mlpackage", ".tflite"), "its weights are for another program", _WHOLE),
 )
 _ADAPTER, _OF_PEFT = ("adapter_config.json", "adapters.safetensors"), "adapter_model.safetensors"
 
@@ -87,7 +87,7 @@ def find_missing(names: Collection[str], read: Read, *, trust: bool = False) -> 
     """Return what a model lacks to be served, None where it has all parts."""
     config = read("config.json") if "config.json" in names else None
     if config is None:
-        return find_other_format(names, read) or Obstacle("it holds no `config.json`", _WHOLE)
+        return find_other_format(names, read) or Obstacle("it has no `config.json`", _WHOLE)
     if not trust and (code := _find_code(names, read)):
         return code
     index = read(INDEX) if INDEX in names else None
@@ -95,10 +95,10 @@ def find_missing(names: Collection[str], read: Read, *, trust: bool = False) -> 
     if not weights:
         return find_other_format(names, read) or _misnamed_weights(names)
     if config_of(config).model_type is None:
-        return Obstacle("its `config.json` names no `model_type`", _WHOLE)
+        return Obstacle("its `config.json` does not name a `model_type`", _WHOLE)
     if not any(name in TOKENIZERS or name.endswith(TOKENIZER_SUFFIX) for name in names):
         return Obstacle(
-            "it holds no tokenizer", "add the tokenizer's files of the model it was made from"
+            "it has no tokenizer", "add the tokenizer files of the model it was made from"
         )
     return _missing_shard(names, weights, index)
 
@@ -115,7 +115,7 @@ def find_other_format(names: Collection[str], read: Read) -> Obstacle | None:
     """Return what files without a model's are, None where nothing is known of them."""
     if _OF_PEFT in names:
         return Obstacle(
-            "it is an adapter of PEFT's, which mlx-lm cannot read",
+            "it is a PEFT adapter, which mlx-lm cannot read",
             f"merge it into its model{_base(read)} and convert the result with `mlx_lm convert`",
         )
     if any(name in names for name in _ADAPTER):
@@ -124,7 +124,7 @@ def find_other_format(names: Collection[str], read: Read) -> Obstacle | None:
             f"name the model that it was trained on{_base(read)} and this as `adapter=...`",
         )
     if "model_index.json" in names:
-        return Obstacle("it is a pipeline of diffusers, which writes no text", _WHOLE)
+        return Obstacle("it is a diffusers pipeline, which does not write text", _WHOLE)
     if any(name.endswith(".safetensors") for name in names):
         return None
     for ending, reason, hint in _FORMATS:
@@ -144,10 +144,10 @@ def _misnamed_weights(names: Collection[str]) -> Obstacle:
     found = sorted(name for name in names if name.endswith(".safetensors"))
     if found:
         return Obstacle(
-            f"the server loads `model*.safetensors`, and its weights are `{on_one_line(found[0])}`",
+            f"the server loads `model*.safetensors`, but its weights are `{on_one_line(found[0])}`",
             "rename them, or choose another conversion",
         )
-    return Obstacle("it holds no safetensors weights", _WHOLE)
+    return Obstacle("it has no safetensors weights", _WHOLE)
 
 
 def _missing_shard(
@@ -155,13 +155,13 @@ def _missing_shard(
 ) -> Obstacle | None:
     shards = indexed_shards(index, names)
     missing = [shard for shard in shards if shard not in names]
-    witness = "the index of its weights names"
+    witness = "the index of its weights lists it"
     if not shards:
-        missing, witness = missing_shards(weights), "the names of its other weights count"
+        missing, witness = missing_shards(weights), "the names of its other weights imply it"
     if not missing:
         return None
     return Obstacle(
-        f"`{on_one_line(missing[0])}` is missing, which {witness}", "download the model again"
+        f"`{on_one_line(missing[0])}` is missing, although {witness}", "download the model again"
     )
 
 
@@ -177,7 +177,7 @@ def _find_damaged(directory: Path, files: Mapping[str, int | None]) -> Obstacle 
         if name not in files:
             continue
         if size is None or size == 0:
-            reason = "is empty" if size == 0 else "is a link that leads nowhere"
+            reason = "is empty" if size == 0 else "is a broken link"
             return Obstacle(f"`{name}` {reason}", "download the model again")
         if is_pointer(directory / name, size):
             return Obstacle(f"`{name}` {IS_POINTER.reason}", IS_POINTER.hint)

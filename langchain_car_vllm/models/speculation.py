@@ -64,17 +64,17 @@ def check_draft_by_config(
     """
     if draft == MTP:
         if not _names_heads(config):
-            raise _no_draft(name, "its `config.json` names no MTP heads")
+            raise _no_draft(name, "its `config.json` does not name any MTP heads")
         if not _files_of_heads(config):
             reason = "vllm-mlx uses the MTP heads of Qwen3.5, Qwen3.6 and Qwen3-Next only"
             raise _no_draft(name, reason)
         if engine == "simple":
             raise _no_draft(
-                name, "the simple engine drafts nothing", f"leave `engine` out, or {_OFF}"
+                name, "the simple engine does not draft", f"leave `engine` out, or {_OFF}"
             )
     elif not is_multimodal(config):
         raise UnservableModelError(
-            f"`{name}` takes no draft model: the server has a place for one with models that see",
+            f"`{name}` takes no draft model: the server supports one only for models with vision",
             hint=f"write `draft=True` where the model has MTP heads, or {_OFF}",
         )
 
@@ -138,7 +138,7 @@ def _lacks_heads(model: Path, files: tuple[str, ...]) -> str | None:
     weights = (name for name in list_folder(model) if is_weight(name, MEDIA_WEIGHTS))
     if any("mtp." in tensor for name in weights for tensor in read_shapes(model / name)):
         return "its MTP heads are among its other weights, where vllm-mlx does not look for them"
-    return "its weights hold no MTP heads, although its `config.json` names some"
+    return "its weights have no MTP heads, although its `config.json` names some"
 
 
 def _is_count(found: object) -> bool:

@@ -24,7 +24,7 @@ _WITHOUT_HEAD = frozenset(
 _ENCODERS = frozenset({"electra", "longformer", "mpnet"})
 _HINT = (
     "embed with `VllmMlxEmbeddings`, rerank with `VllmMlxReranker`, or choose a model that "
-    "`car-vllm recommend` names"
+    "`car-vllm recommend` lists"
 )
 
 
@@ -36,7 +36,7 @@ def check_writes_text(config: Mapping[str, Any], name: str) -> None:
     """
     kind = _reading_kind(config)
     if kind is not None:
-        raise UnservableModelError(f"`{name}` writes no text: it is a `{kind}`", hint=_HINT)
+        raise UnservableModelError(f"`{name}` does not write text: it is a `{kind}`", hint=_HINT)
 
 
 def only_reads(directory: Path | None) -> bool:

@@ -143,12 +143,12 @@ def find_damage(path: Path) -> Damage | None:
     try:
         found = path.stat()
         if is_in_cloud(found):
-            return Damage("is kept by a cloud, not on this disk", CLOUD_HINT)
+            return Damage("is stored in a cloud, not on this disk", CLOUD_HINT)
         return _damage(path, found.st_size, found.st_mtime_ns, found.st_ino)
     except (OSError, ValueError) as error:
         wrong = file_error(path, error)
         if wrong.is_missing:
-            return Damage("is a link that leads nowhere", _AGAIN)
+            return Damage("is a broken link", _AGAIN)
         return Damage(f"cannot be read: {getattr(error, 'strerror', error)}", wrong.hint or _AGAIN)
 
 

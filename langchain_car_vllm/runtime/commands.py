@@ -159,7 +159,7 @@ _HINTS = (
     ),
     (
         ("SOCKS error", "socks connect error", "proxy connect"),
-        "the proxy does not let it through: check HTTPS_PROXY, ALL_PROXY and NO_PROXY",
+        "the proxy blocks the connection: check HTTPS_PROXY, ALL_PROXY and NO_PROXY",
     ),
     (
         (
@@ -180,12 +180,12 @@ _HINTS = (
     ),
     (
         ("Operation not supported", "os error 45", "os error 95"),
-        f"its disk lacks what an environment needs, such as links: {ELSEWHERE}",
+        f"its disk does not support what an environment needs, such as links: {ELSEWHERE}",
     ),
     (("No interpreter found",), "run `uv python install 3.12` and try again"),
     (
         ("there is no version of", "No solution found"),
-        "the package index lacks what is asked for: name another one in UV_DEFAULT_INDEX",
+        "the package index does not have what is needed: set UV_DEFAULT_INDEX to another one",
     ),
     (("Hash mismatch",), "run `uv cache clean`, or use a package index that is not modified"),
 )
@@ -199,7 +199,7 @@ def hint_for(text: str) -> str | None:
     if not is_off(UV_OFFLINE.read() or "0"):
         return "unset UV_OFFLINE, connect to the network and try again"
     if "network was disabled" in text:
-        return "take `offline` out of your `uv.toml`, connect to the network and try again"
+        return "remove `offline` from your `uv.toml`, connect to the network and try again"
     return next((hint for marks, hint in _HINTS if any(mark in text for mark in marks)), None)
 
 

@@ -15,7 +15,7 @@ from langchain_car_vllm.support.file_presence import entries_of
 from langchain_car_vllm.support.replaced_files import draft_name
 from langchain_car_vllm.support.strict_modes import Exposure, find_exposure
 
-OF_ITS_OWN = "set CAR_VLLM_MLX_RUNTIME to a folder of its own, or move what is there away"
+OF_ITS_OWN = "set CAR_VLLM_MLX_RUNTIME to another folder, or move away what is there"
 _PARTS = frozenset(
     {
         *("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg"),

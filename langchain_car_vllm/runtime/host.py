@@ -13,7 +13,7 @@ _OLDEST_MACOS = (14, 0)
 _COMPATIBLE_MACOS = ("10.16", "16.")
 _OLDEST_GLIBC = (2, 35)
 _LINUX_MACHINES = ("x86_64", "aarch64", "arm64")
-_ELSEWHERE = "pass `base_url` to talk to a vllm-mlx server on another machine"
+_ELSEWHERE = "pass `base_url` to use a vllm-mlx server on another machine"
 
 
 class Host(NamedTuple):
@@ -104,12 +104,12 @@ def check_host(host: Host) -> None:
 def _check_mac(host: Host) -> None:
     if host.machine == "x86_64":
         raise UnsupportedPlatformError(
-            "vllm-mlx needs a Mac with Apple silicon, this one has an Intel processor",
+            "vllm-mlx needs a Mac with Apple silicon, but this one has an Intel processor",
             hint=_ELSEWHERE,
         )
     if host.release and host.release < _OLDEST_MACOS:
         raise UnsupportedPlatformError(
-            f"vllm-mlx needs macOS 14 or newer, this is macOS {_dotted_text(host.release)}",
+            f"vllm-mlx needs macOS 14 or newer, but this is macOS {_dotted_text(host.release)}",
             hint=f"update macOS, or {_ELSEWHERE}",
         )
 
@@ -126,7 +126,8 @@ def _check_linux(host: Host) -> None:
         )
     if host.release < _OLDEST_GLIBC:
         raise UnsupportedPlatformError(
-            f"vllm-mlx needs glibc 2.35 or newer on Linux, this is {_dotted_text(host.release)}",
+            "vllm-mlx needs glibc 2.35 or newer on Linux, but this is "
+            f"{_dotted_text(host.release)}",
             hint=f"use a newer distribution, such as Debian 12 or Ubuntu 22.04, or {_ELSEWHERE}",
         )
 

@@ -188,7 +188,7 @@ def _make_python(work: Work, former: str | None) -> Python:
     root, python = work.root, None
     failure = None
     for request in _python_requests(former, work.host):
-        work.report.say("making a virtual environment")
+        work.report.say("creating a virtual environment")
         options = ("--quiet", "--allow-existing", "--no-project", *request.options)
         try:
             work.run_uv(
@@ -209,13 +209,13 @@ def _make_python(work: Work, former: str | None) -> Python:
         "venv",
         _unsupported_python(root, python)
         if python
-        else f"uv made `{root}`, yet its Python does not run",
+        else f"uv created `{root}`, but its Python does not run",
         hint="run `uv python install 3.12` and try again",
     )
 
 
 def _unsupported_python(root: Path, python: Python) -> str:
-    return "`{}` has {}, vllm-mlx needs {}.{} to {}.{}".format(
+    return "`{}` has {}, but vllm-mlx needs {}.{} to {}.{}".format(
         root, python.description, *OLDEST_PYTHON, *NEWEST_PYTHON
     )
 

@@ -176,7 +176,7 @@ def _prepare(root: Path, host: Host) -> Path:
     if free < needed:
         raise ProvisionError(
             "disk",
-            f"the runtime needs {needed} MB, `{root}` has {free} MB free",
+            f"the runtime needs {needed} MB, but `{root}` has {free} MB free",
             hint=_space_hint(needed - free, host),
         )
     return uv
@@ -190,7 +190,7 @@ def check_executable(root: Path) -> None:
     """
     if is_noexec(root):
         raise ProvisionError(
-            "mkdir", f"the disk of `{root}` lets no program run (noexec)", hint=ELSEWHERE
+            "mkdir", f"the disk of `{root}` does not let programs run (noexec)", hint=ELSEWHERE
         )
 
 
@@ -218,7 +218,7 @@ def _missing_mb(root: Path, host: Host) -> int:
 
 def _hold_install_lock(root: Path, report: Reporter) -> AbstractContextManager[int]:
     def wait() -> None:
-        report.say("waiting for another process that installs vllm-mlx")
+        report.say("waiting for another process to install vllm-mlx")
 
     return install_lock(_lock_file(root), wait)
 
@@ -232,7 +232,7 @@ def _prove(root: Path, report: Reporter) -> Path | None:
     found = binary_to_launch()
     if found is None or is_proven(found):
         return found
-    report.say("testing the vllm-mlx that is there")
+    report.say("testing the installed vllm-mlx")
     try:
         check_imports(root, lambda _line: report.still())
     except ProvisionError as error:

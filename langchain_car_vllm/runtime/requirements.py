@@ -92,7 +92,7 @@ def _read_lock() -> bytes:
         raise ProvisionError(
             "lock",
             f"`{LOCK}`: {error.strerror}",
-            hint="this package was removed or upgraded under a running program: restart that",
+            hint="this package was removed or upgraded while the program was running: restart it",
         ) from error
 
 

@@ -197,7 +197,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
         kept |= {key: value for key, value in pip.items() if key in _INDEX_KEYS}
     for key, value in kept.items():
         if (kind := _wanted_kind(key, value)) is not None:
-            raise _settings_error(file, f"is not one of uv's: `{key}` must be {kind}")
+            raise _settings_error(file, f"does not work with uv: `{key}` must be {kind}")
     return {key: _absolute_value(key, value, file.parent) for key, value in kept.items()}
 
 

@@ -17,7 +17,7 @@ MINIMUM: Version = (0, 3, 0)
 RECOMMENDED: Version = (0, 6, 0)
 
 _LACKS = (
-    ((0, 4, 0), "requests cannot queue: a second one at a time is refused"),
+    ((0, 4, 0), "requests cannot queue: a second concurrent request is refused"),
     ((0, 5, 0), "structured output may be invalid"),
     ((0, 5, 0), "generation may fail with `There is no Stream(gpu)`"),
     ((0, 6, 0), "an engine failure looks like an empty answer"),

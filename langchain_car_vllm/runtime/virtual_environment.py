@@ -190,15 +190,15 @@ def check_unused(root: Path) -> None:
     except OSError as error:
         raise ProvisionError(
             "in-use",
-            f"this system does not tell who runs from `{root}`: {error.strerror}",
-            hint=hint_for_limit(error) or "a sandbox may forbid it: install outside of that",
+            f"this system does not show which processes run from `{root}`: {error.strerror}",
+            hint=hint_for_limit(error) or "a sandbox may forbid it: install outside of it",
         ) from error
     for process in processes:
         if any(word.startswith(inside) for word in _programs(process)):
             raise ProvisionError(
                 "in-use",
                 f"process {process.info['pid']} runs from `{root}`",
-                hint="stop it with `car-vllm stop --all`, or end CAR, and try again",
+                hint="stop it with `car-vllm stop --all`, or quit CAR, and try again",
             )
 
 

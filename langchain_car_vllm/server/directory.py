@@ -35,8 +35,8 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOCAL_DIRECTORY = "set CAR_HOME to a local directory that you can write to"
 _OWN_DIRECTORY = "set CAR_HOME to a directory of your own"
 _OUTSIDE = (
-    "its disk is read-only, or a sandbox closes it: run this outside of that, "
-    "or set CAR_HOME to a directory that you can write to"
+    "its disk is read-only, or a sandbox blocks it: run this outside of it, or set CAR_HOME to "
+    "a directory that you can write to"
 )
 _HINTS = HINTS | {
     errno.ENOSPC: "free some disk space, or set CAR_HOME to a directory on another disk",
@@ -176,7 +176,10 @@ def _check_private(folder: Path, *, may_be_link: bool) -> None:
 def _closing_hint(folder: Path) -> str:
     mount = find_mount(folder)
     if mount is not None and not mount.keeps_permissions:
-        return f"its disk ({mount.kind}) keeps no permissions: set CAR_HOME to one on another disk"
+        return (
+            f"its disk ({mount.kind}) does not store permissions: set CAR_HOME to one on another "
+            "disk"
+        )
     return f"run `chmod go-w {shlex.quote(str(folder))}`"
 
 

@@ -55,8 +55,8 @@ def choose_engine(
         raise ServerStartError(problem, hint=f'leave out `engine="batched"`, or {cure}')
     return EngineChoice(
         "simple",
-        f"{problem}, so the simple engine answers one after the other and reads each conversation "
-        f"anew; {cure}",
+        f"{problem}, so the simple engine answers one request at a time and reads each "
+        f"conversation from the start; {cure}",
     )
 
 

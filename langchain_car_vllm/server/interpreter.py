@@ -43,8 +43,8 @@ def supervisor_python() -> str:
 def removal_error(path: str) -> ServerStartError:
     """Return the error for a file of this running program that is no longer there."""
     return ServerStartError(
-        f"`{path}` is gone, which this program was started with",
-        hint="restart this program: its environment was removed or made anew",
+        f"`{path}` is gone, and this program was started with it",
+        hint="restart this program: its environment was removed or created again",
     )
 
 

@@ -22,7 +22,7 @@ def machine_memory() -> int:
         total = int(psutil.virtual_memory().total)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
-            f"the system does not tell how much memory this machine has: {error}",
+            f"the system does not report how much memory this machine has: {error}",
             hint="set CAR_VLLM_MLX_MEMORY_GB to what models may take",
         ) from error
     limit = container_limit()

@@ -131,10 +131,10 @@ class Plan:
 def insufficient_memory(spec: ServerSpec, memory: Memory, budget: int) -> InsufficientMemoryError:
     """Return the error for a model that can never fit, with the numbers and the cure."""
     smaller = small_sibling(spec.source)
-    instead = f"use `{smaller}`" if smaller else "choose a model that `car-vllm recommend` names"
+    instead = f"use `{smaller}`" if smaller else "choose a model that `car-vllm recommend` lists"
     return InsufficientMemoryError(
         f"`{spec.served_name}` needs {memory.needed / _GB:.1f} GB, of which its weights take "
-        f"{memory.weights / _GB:.1f} GB, and all models together may take {budget / _GB:.1f} GB",
+        f"{memory.weights / _GB:.1f} GB, but all models together may take {budget / _GB:.1f} GB",
         hint=f"{instead}, or raise CAR_VLLM_MLX_MEMORY_GB",
     )
 
@@ -174,7 +174,7 @@ def check_may_fetch(spec: ServerSpec) -> None:
         ModelDownloadError: It may not be downloaded.
     """
     if spec.source.startswith("/"):
-        raise UnknownModelError(spec.served_name, f"`{spec.source}` holds no `config.json`")
+        raise UnknownModelError(spec.served_name, f"`{spec.source}` has no `config.json`")
     check_may_download(spec.source, auto_pull=spec.auto_pull)
 
 

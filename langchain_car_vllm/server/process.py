@@ -153,7 +153,7 @@ def send_signal(process: psutil.Process, number: signal.Signals) -> None:
     except psutil.AccessDenied as error:
         raise ServerError(
             f"this program may not signal process {process.pid}",
-            hint="a sandbox may forbid it: run `car-vllm stop` in a terminal of your own",
+            hint="a sandbox may forbid it: run `car-vllm stop` in a terminal outside of it",
         ) from error
 
 

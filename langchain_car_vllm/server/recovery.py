@@ -90,8 +90,8 @@ def clean_up(directory: ServerDirectory, policy: Policy, reason: Reason) -> bool
             return False
         if not end_lost_server(state, directory, policy):
             raise ServerError(
-                f"the server of `{state.served_name}` does not end, not even by SIGKILL",
-                hint="the system is stuck in a call for it; if that lasts, restart the machine",
+                f"the server of `{state.served_name}` does not end, not even after SIGKILL",
+                hint="it is stuck in a system call; if that lasts, restart the machine",
             )
         with suppress(OSError):  # on a full disk: nobody is left, and who comes next sees that
             mark_stopped(directory.state, reason)

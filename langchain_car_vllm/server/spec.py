@@ -120,18 +120,20 @@ def check_arguments(arguments: Iterable[str]) -> None:
     """
     for argument in arguments:
         if not can_be_passed(argument):
-            raise ConfigurationError("`server_args` holds a word that no command line can hold")
+            raise ConfigurationError(
+                "`server_args` contains a word that cannot be put on a command line"
+            )
         # The server understands short forms, too.
         flag = re.match(r"(--?[A-Za-z][\w-]*)(\s*)", argument)
         name = flag[1] if flag else argument.partition("=")[0]
         if len(name) > len("--") and any(chosen.startswith(name) for chosen in _CHOSEN):
             raise ConfigurationError(
-                f"`{name}` is not for `server_args`: this package chooses it",
-                hint="talk to a server of your own through `base_url`",
+                f"`{name}` cannot be set in `server_args`: this package chooses it",
+                hint="start a server yourself and name it in `base_url`",
             )
         if flag and flag[2]:
             raise ConfigurationError(
-                f"`server_args` holds `{name}` and its value as one word",
+                f"`server_args` contains `{name}` and its value as one word",
                 hint=f'write `{name}=...`, or two words: `["{name}", "..."]`',
             )
 

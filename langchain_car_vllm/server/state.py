@@ -368,7 +368,7 @@ def decode_error(encoded: object) -> errors.CarVllmError:
             fields[name] = Path(fields[name]) if isinstance(fields[name], str) else None
     if not isinstance(fields.get("log_tail", ()), tuple):
         del fields["log_tail"]
-    message = str(fields.pop("message", "") or "the supervisor failed, and did not say why")
+    message = str(fields.pop("message", "") or "the supervisor failed without saying why")
     kind = errors.ServerError if issubclass(cls, errors.ServerError) else errors.CarVllmError
     error: errors.CarVllmError = cls.__new__(cls)
     error.__dict__.update({**kind(message).__dict__, **fields})

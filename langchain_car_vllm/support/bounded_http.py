@@ -119,7 +119,7 @@ def fetch(
     except HttpError:
         raise
     except TimeoutError as error:
-        late = HttpError(f"there was no whole answer within {seconds:g} s")
+        late = HttpError(f"there was no complete answer within {seconds:g} s")
         late.is_late = True
         raise late from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -235,7 +235,7 @@ def connect_to(
         found, addresses = addresses, [a for a in addresses if may_connect(a)]
         if not addresses:
             raise ForbiddenAddressError(
-                f"`{host}` stands for {found[0]}, which is not a public address"
+                f"`{host}` resolves to {found[0]}, which is not a public address"
             )
     connected = _connect_to_one(addresses, port, deadline)
     connected.settimeout(seconds)
@@ -346,7 +346,7 @@ class _Connection(http.client.HTTPConnection):
         if self._is_ours is None:
             return
         if not self._is_ours(connected.getsockname()[1], connected.getpeername()[1]):
-            raise HttpError("the server is gone, and somebody else listens on its port")
+            raise HttpError("the server is gone, and another program listens on its port")
 
     def end(self) -> None:
         """Close the connection."""

@@ -100,4 +100,4 @@ def format_value(value: object) -> str:
     except ValueError:  # of an integer of more than some thousand digits
         return "a number of thousands of digits"
     except RecursionError:
-        return f"a {type(value).__name__} that nests too deeply"
+        return f"a {type(value).__name__} that is nested too deeply"

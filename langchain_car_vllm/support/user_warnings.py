@@ -37,7 +37,7 @@ class InvalidCallWarning(UserWarning):
 
 
 class UnlabelledAnswerWarning(UserWarning):
-    """The model would rather have written something else than one of the labels."""
+    """The model would rather have written something other than a label."""
 
 
 class UnsentContentWarning(UserWarning):

@@ -44,7 +44,7 @@ def _vectors(answer: dict[str, Any], expected: int) -> list[list[float]]:
             f"the server sent {len(entries)} vectors for {expected} texts, not one for each"
         )
     if len(set(map(len, found.values()))) > 1 or not all(found.values()):
-        raise ServerFailedError("the server sent vectors that are empty or not of one length")
+        raise ServerFailedError("the server sent vectors that are empty or of different lengths")
     if not all(math.isfinite(value) for vector in found.values() for value in vector):
         raise ServerFailedError("the server sent vectors with a value that is not a number")
     return [found[index] for index in range(expected)]

@@ -71,11 +71,11 @@ class AnswerError(RequestError):
 
 
 class InvalidRequestError(AnswerError, ModelInvalidRequestError):
-    """The request cannot be served, whoever repeats it."""
+    """The request cannot be served, however often it is repeated."""
 
 
 class AuthenticationError(AnswerError, ModelAuthenticationError):
-    """The endpoint wants another key."""
+    """The endpoint does not accept the key."""
 
 
 class PermissionDeniedError(AnswerError, ModelPermissionDeniedError):
@@ -87,7 +87,7 @@ class ModelMissingError(AnswerError, ModelNotFoundError):
 
 
 class RateLimitError(AnswerError, ModelRateLimitError):
-    """The server takes no more requests for the moment."""
+    """The server accepts no more requests at the moment."""
 
     is_retryable = True
 
@@ -139,7 +139,10 @@ class PromptTooLongError(AnswerError, ContextOverflowError):
         *,
         said: str | None = None,
     ) -> None:
-        text = sentence or "the prompt has at least {tokens} tokens, the context window {limit}"
+        text = (
+            sentence
+            or "the prompt has at least {tokens} tokens, but the context window has {limit}"
+        )
         super().__init__(
             said or text.format(tokens=tokens, limit=limit),
             hint=hint
@@ -226,7 +229,7 @@ def error_for_status(status: object, text: str) -> AnswerError:
         too_long.status = code
         return too_long
     if code == _BAD_REQUEST and _says(_WRONG_KEY, text):
-        code, message = 401, f"{message} (a gateway's words for a wrong key)"
+        code, message = 401, f"{message} (what a gateway says of a wrong key)"
     hint = _HINTS.get(code)
     cls = _BY_STATUS.get(code)
     if cls is None:

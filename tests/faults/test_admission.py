@@ -180,7 +180,7 @@ def test_full_queue_refuses(
     assert enters(first)
     assert not enters(second)
     assert not enters(third)
-    with pytest.raises(ServerBusyError, match="2 requests wait") as caught:
+    with pytest.raises(ServerBusyError, match="2 requests are already waiting") as caught:
         enters(fourth)
     assert caught.value.is_retryable
     assert "CAR_VLLM_MLX_MAX_QUEUE" in str(caught.value.hint)
@@ -248,7 +248,7 @@ def test_chats_of_one_server_are_read_one_after_the_other(multimodal: Fake, monk
         assert enters(held.gate)
         call = Background(lambda: second.invoke("c").text)
         eventually(lambda: any(p.stage == "queued" for p in waits), "the second to queue")
-        assert "waiting for another request's prompt to be read" in {p.detail for p in waits}
+        assert "waiting while another request's prompt is read" in {p.detail for p in waits}
         assert call.is_alive()
         held.gate.begin()
         assert call.result()
@@ -262,7 +262,7 @@ def test_what_never_fits_is_refused_before_it_is_sent(multimodal: Fake, monkeypa
     monkeypatch.setattr(f"{Admission.__module__}.rules_of", lambda endpoint: rules)
     assert llm.invoke("a").text
     began = time.monotonic()
-    with pytest.raises(PromptTooLongError, match=r"may have .* holds 50"):
+    with pytest.raises(PromptTooLongError, match=r"may need .* room for 50"):
         llm.invoke("a", max_tokens=60)
     assert time.monotonic() - began < 30
     assert llm.invoke("a").text

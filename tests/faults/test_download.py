@@ -204,9 +204,7 @@ def test_failing_download_keeps_its_type(hub: Fake):
 def test_a_repository_without_a_model_is_told(hub: Fake):
     """A download that went well and brought nothing to serve is an error that says so."""
     (hub.model / "config.json").unlink()
-    with pytest.raises(
-        ModelDownloadError, match="holds no model that vllm-mlx can serve"
-    ) as caught:
+    with pytest.raises(ModelDownloadError, match="has no model that vllm-mlx can serve") as caught:
         call()
     assert "safetensors" in (caught.value.hint or "")
 

@@ -297,7 +297,7 @@ def test_a_disk_without_permissions_is_told(
     with pytest.raises(StateDirectoryError, match="others may write to it") as caught:
         fake.directory().create()
     assert caught.value.hint == (
-        f"its disk ({kind}) keeps no permissions: set CAR_HOME to one on another disk"
+        f"its disk ({kind}) does not store permissions: set CAR_HOME to one on another disk"
     )
 
 
@@ -306,7 +306,7 @@ def test_home_whose_disk_is_gone_is_told(fake: Fake, home: Path):
     (home / ".car").symlink_to("/Volumes/Models/car")
     with pytest.raises(StateDirectoryError, match="is a link to `/Volumes/Models/car`") as caught:
         lease(fake.spec(), policy=FAST).__enter__()
-    assert caught.value.hint == "connect the disk, or remove what leads to it"
+    assert caught.value.hint == "connect the disk, or remove the link to it"
 
 
 @can_mount
@@ -318,13 +318,13 @@ def test_models_that_are_only_read_are_a_warning(
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
     remount = ["mount", "-o", "remount,ro", str(folder)]
     subprocess.run(remount, check=True)
-    with pytest.raises(Finding, match="takes no files") as caught:
+    with pytest.raises(Finding, match="cannot be written to") as caught:
         _models()
     assert not isinstance(caught.value, Warned)
     subprocess.run([*remount[:2], "remount,rw", str(folder)], check=True)
     (folder / "models--org--tiny").mkdir()
     subprocess.run(remount, check=True)
-    with pytest.raises(Warned, match="what is there is served"):
+    with pytest.raises(Warned, match="models that are there can be served"):
         _models()
 
 

@@ -143,7 +143,7 @@ def test_a_start_that_a_sandbox_leaves_in_the_dark_says_so(
     )
     monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, code)))
     with (
-        pytest.raises(ServerStartError, match="does not tell who listens on its port"),
+        pytest.raises(ServerStartError, match="does not show which process listens on its port"),
         lease(fake.spec(), policy=dataclasses.replace(FAST, load_stall=1.0)),
     ):
         pass
@@ -168,7 +168,7 @@ def test_a_start_and_an_end_that_a_sandbox_denies_a_port(
         assert fake.state().phase == "stopped"
         return
     with (
-        pytest.raises(ServerStartError, match="no port of 127") as caught,
+        pytest.raises(ServerStartError, match="no port on 127") as caught,
         lease(fake.spec(), policy=FAST),
     ):
         pass

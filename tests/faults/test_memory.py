@@ -108,7 +108,7 @@ def test_busy_servers_are_waited_for_visibly(fake: Fake, models: list[ServerSpec
     while not state.shortfall:
         state = fake.state(source=models[2].source, served_name=models[2].served_name)
     waited_for = directory_of(models[0]).key in state.victims
-    assert ("waits for" in state.detail, len(state.victims)) == (True, 1)
+    assert ("waiting for" in state.detail, len(state.victims)) == (True, 1)
     assert (f"`{models[0].served_name}`" in state.detail) == waited_for
     assert (f"`{models[1].served_name}`" in state.detail) != waited_for
     clients[0].finish()
@@ -277,7 +277,7 @@ def test_start_whose_caller_ran_out_of_time_goes_on_to_wait(fake: Fake, models: 
     policy = dataclasses.replace(FAST, abandoned_patience=0.1)
     waiting = ClientProcess(fake, policy=policy, **changes)
     eventually(lambda: fake.wait_for_phase("queued", **changes).shortfall, "the queue")
-    with pytest.raises(ServerStartingError, match="goes on"):
+    with pytest.raises(ServerStartingError, match="start continues"):
         lease(models[2], policy=policy, startup_timeout=0.1).__enter__()
     waiting.kill()
     looks = fake.directory(**changes).state

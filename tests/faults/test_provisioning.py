@@ -93,14 +93,14 @@ def test_nothing_is_installed_for_a_model_that_cannot_be_had(
     with pytest.raises(ModelDownloadError, match="HF_HUB_OFFLINE"):
         lease(bare.spec(**remote), policy=FAST).__enter__()
     (bare.model / "config.json").unlink()
-    with pytest.raises(UnknownModelError, match=r"holds no `config\.json`"):
+    with pytest.raises(UnknownModelError, match=r"has no `config\.json`"):
         lease(bare.spec(), policy=FAST).__enter__()
     assert not Path(os.environ["FAKE_UV_LOG"]).exists()
     assert not (home / ".car" / "visual-runtime").exists()
 
 
 def test_install_that_hangs_leaves_nobody(bare: Fake, monkeypatch: pytest.MonkeyPatch):
-    """The caller has given up, as promised the start goes on, and it ends by itself."""
+    """The caller has given up, as promised the start continues, and it ends by itself."""
     monkeypatch.setenv("FAKE_UV_HANG", "pip-half")
     monkeypatch.setenv("CAR_VLLM_MLX_DOWNLOAD_STALL", "2")
     with pytest.raises(ServerStartingError):
@@ -154,7 +154,7 @@ def test_python_that_was_upgraded_away_is_mended_by_the_next_call(bare: Fake, ho
         "#!/bin/sh\necho 'Library not loaded: @rpath/libpython3.12.dylib'; exit 134\n"
     )
     python.chmod(0o755)
-    assert "does not run, or was upgraded" in doctor_on_the_runtime()
+    assert "does not run, or was replaced" in doctor_on_the_runtime()
     with lease(bare.spec(), policy=FAST) as held:
         assert ask(held.endpoint)
     assert "vllm-mlx 0.6.0 in" in doctor_on_the_runtime()
@@ -174,7 +174,7 @@ def test_home_that_lets_no_program_run(
 ):
     """Nothing is installed there, `doctor` says so beforehand, and the cure is one."""
     monkeypatch.setenv("HOME", str(mount("size=2g,noexec")))
-    assert "lets no program run (noexec)" in doctor_on_the_runtime()
+    assert "does not let programs run (noexec)" in doctor_on_the_runtime()
     with pytest.raises(ProvisionError, match="noexec") as caught:
         lease(bare.spec(), policy=FAST).__enter__()
     assert "CAR_VLLM_MLX_RUNTIME" in (caught.value.hint or "")

@@ -145,7 +145,7 @@ def test_a_binary_that_is_something_else_is_named(fake: Fake, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("content", "mode", "reason", "cure"),
     [
-        (b"not a program", 0o644, "may not be executed", "chmod +x"),
+        (b"not a program", 0o644, "is not executable", "chmod +x"),
         (b"\x7fELF of another machine", 0o755, "Exec format error", "unset CAR_VLLM_MLX_BIN"),
     ],
 )

@@ -248,7 +248,7 @@ def test_server_that_does_not_die_is_not_reported_as_stopped(
     for watcher in psutil.Process(server.pid).children():  # it would not die of them either
         watcher.kill()
     try:
-        with pytest.raises(ServerError, match="does not end, not even by SIGKILL"):
+        with pytest.raises(ServerError, match="does not end, not even after SIGKILL"):
             stop_server(fake.directory(), policy=policy)
         with pytest.raises(ServerError, match="does not end"):
             lease(fake.spec(), policy=policy).__enter__()

@@ -251,7 +251,9 @@ def test_program_whose_package_was_upgraded_is_told_to_restart(
 ):
     """A supervisor of another protocol refuses the order instead of leaving the program waiting."""
     monkeypatch.setenv("CAR_VLLM_PYTHON", str(altered_supervisor(tmp_path, NEWER)))
-    with pytest.raises(PackageChangedError, match=r"to 9\.9\.9 while this program runs") as caught:
+    with pytest.raises(
+        PackageChangedError, match=r"to 9\.9\.9 while this program was running"
+    ) as caught:
         lease(fake.spec(), policy=FAST).__enter__()
     assert caught.value.hint == "restart this program"
     assert not caught.value.is_retryable

@@ -386,7 +386,7 @@ def test_a_relative_path_means_the_same_wherever_the_program_goes(
 @pytest.mark.parametrize("name", ["model", "revision", "api_key", "base_url"])
 def test_what_is_not_text_is_named_and_not_shown(name):
     """As the name of a folder in another encoding comes from the system."""
-    error = refused(f"`{name}` holds characters", **{name: "http://a/\udcff"})
+    error = refused(f"`{name}` contains characters", **{name: "http://a/\udcff"})
     assert "udcff" not in ascii(str(error))
 
 

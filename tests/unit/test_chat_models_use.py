@@ -248,7 +248,7 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_sent(server, way):
         "stream": lambda: list(model.stream("word " * 11)),
         "ainvoke": lambda: asyncio.run(model.ainvoke("word " * 11)),
     }
-    with pytest.raises(ContextOverflowError, match="11 tokens; `max_input_tokens` allows 10"):
+    with pytest.raises(ContextOverflowError, match="11 tokens, but `max_input_tokens` allows 10"):
         calls[way]()
     assert len(server.dialect.requests) == 1
 

@@ -63,9 +63,9 @@ def test_vectors_of_another_length_in_a_later_batch_are_a_typed_error(embeddings
         return [{**entry, "embedding": [0.5] * length} for entry in data]
 
     server.dialect.vectors = vectors
-    with pytest.raises(core.ModelAPIError, match="not of one length"):
+    with pytest.raises(core.ModelAPIError, match="different lengths"):
         embeddings.embed_documents(list("abcdef"))
-    with pytest.raises(core.ModelAPIError, match="not of one length"):
+    with pytest.raises(core.ModelAPIError, match="different lengths"):
         asyncio.run(embeddings.aembed_documents(list("abcdef")))
 
 

@@ -207,7 +207,7 @@ except UnsupportedPlatformError as error:
     lines = done.stdout.splitlines()
     assert lines[:4] == [*["asked"] * 3, "seen"]
     assert lines[4].startswith("vllm-mlx runs on Apple silicon and on Linux, not on")
-    assert lines[-1] == "hint: pass `base_url` to talk to a vllm-mlx server on another machine"
+    assert lines[-1] == "hint: pass `base_url` to use a vllm-mlx server on another machine"
 
 
 def test_the_command_line_says_where_no_server_runs():

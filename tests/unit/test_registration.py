@@ -89,7 +89,7 @@ def test_another_form_is_told_and_left_alone(module, table, monkeypatch: pytest.
     """Where LangChain keeps its providers otherwise, nothing is written and the way out is told."""
     monkeypatch.setattr(module, "_BUILTIN_PROVIDERS", table)
     before = repr(table)
-    with pytest.raises(ConfigurationError, match="keeps its providers in a way") as caught:
+    with pytest.raises(ConfigurationError, match="registers its providers in a way") as caught:
         register()
     assert "construct" in str(caught.value.hint)
     assert repr(table) == before
@@ -98,5 +98,5 @@ def test_another_form_is_told_and_left_alone(module, table, monkeypatch: pytest.
 def test_a_missing_table_is_told(monkeypatch: pytest.MonkeyPatch):
     """So is a LangChain without such a table."""
     monkeypatch.delattr(chat_models, "_BUILTIN_PROVIDERS")
-    with pytest.raises(ConfigurationError, match="keeps its providers"):
+    with pytest.raises(ConfigurationError, match="registers its providers"):
         register()

@@ -127,11 +127,14 @@ def test_a_hint_of_a_call_names_what_a_call_takes(name):
     ("name", "right"),
     [
         ("stop_sequences", "use `stop`"),
-        ("openai_api_base", "use `base_url` where the model is made"),
-        ("openai_api_key", "use `api_key` where the model is made"),
-        ("lora", "use `adapter` where the model is made"),
-        ("draft_model", "use `draft` where the model is made"),
-        *((name, "set it where the model is made, or by `model_copy(update=...)`") for name in SET),
+        ("openai_api_base", "use `base_url` when you create the model"),
+        ("openai_api_key", "use `api_key` when you create the model"),
+        ("lora", "use `adapter` when you create the model"),
+        ("draft_model", "use `draft` when you create the model"),
+        *(
+            (name, "set it when you create the model, or with `model_copy(update=...)`")
+            for name in SET
+        ),
     ],
 )
 def test_a_hint_of_a_call_says_where_a_setting_belongs(name, right):
@@ -153,4 +156,4 @@ def test_an_unknown_argument_of_a_call_is_refused_too():
 def test_stop_texts_are_no_parameter_among_others():
     """LangChain hands them on by themselves, and so does whoever sets them."""
     error = refused(model_kwargs={"stop": ["."]})
-    assert error.hint == "name it by itself: `stop=...`"
+    assert error.hint == "pass it by itself: `stop=...`"

@@ -19,11 +19,11 @@ from langchain_car_vllm.support.stall import Stall
 
 _TEXTS: dict[Verdict, str] = {
     "behind": "waiting behind earlier requests",
-    "prefill": "waiting for another request's prompt to be read",
-    "abandoned": "waiting for the server to let go of a request that was given up",
+    "prefill": "waiting while another request's prompt is read",
+    "abandoned": "waiting for the server to drop an abandoned request",
     "room": "waiting for memory that other requests use",
-    "company": "waiting for one of the requests under way to end",
-    "within": "waiting for the end of the answer that this call is made within",
+    "company": "waiting for one of the concurrent requests to end",
+    "within": "waiting for the answer that this call was made in to end",
 }
 
 
@@ -123,9 +123,9 @@ class Admission:
         self._standstill = self._standstill or Stall(self._own_memory, self._hold.outer_parts)
         if self._standstill.is_stalled():
             error = InsufficientMemoryError(
-                f"`{self._endpoint.served_model}` has no room for a request beside the answer that "
-                "it is made within",
-                hint="read that answer to its end first, or make both shorter",
+                f"`{self._endpoint.served_model}` has no memory for a request besides the answer "
+                "that it is made in",
+                hint="read that answer to the end first, or make both shorter",
             )
             error.is_retryable = True
             raise error

@@ -14,8 +14,8 @@ def verdict(state: State | None, endpoint: Endpoint, *, supervised: bool) -> Car
         return crash_error(endpoint, "died")
     if state is None or reason not in (None, *_CRASHES):
         return ServerStoppedError(
-            f"the server of `{endpoint.served_model}` was stopped before it had answered",
-            hint="call again, it starts by itself",
+            f"the server of `{endpoint.served_model}` was stopped before it answered",
+            hint="call again: it starts automatically",
             reason=reason or "user",
             log_path=endpoint.log_path,
         )

@@ -205,7 +205,7 @@ class Place:
         waiting = len((before | set(self._own_queue)) - {self._ticket.order})
         if waiting >= most:
             raise ServerBusyError(
-                f"{waiting} requests wait for `{self._endpoint.served_model}` already",
+                f"{waiting} requests are already waiting for `{self._endpoint.served_model}`",
                 hint="try again later, or raise CAR_VLLM_MLX_MAX_QUEUE",
             )
 

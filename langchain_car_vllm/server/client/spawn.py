@@ -90,7 +90,7 @@ class Start(threading.Thread):
                     raise ServerStartError(
                         f"another program has been starting the server for {patience:g} s, and "
                         "seems to be suspended",
-                        hint="let that program go on, or end it",
+                        hint="resume that program, or end it",
                     )
                 time.sleep(self._policy.client_tick)
             if not is_held(supervisor):
@@ -121,7 +121,10 @@ class Start(threading.Thread):
                 f"the supervisor ended with exit code {code} before it could report",
                 hint="unset CAR_VLLM_PYTHON, or name a Python that has langchain-car-vllm installed"
                 if CAR_VLLM_PYTHON.text()
-                else "call again; if it stays, `car-vllm doctor` tries the Python that runs it",
+                else (
+                    "call again; if it fails again, `car-vllm doctor` checks the Python that "
+                    "runs it"
+                ),
                 exit_code=code,
                 log_tail=tuple(said[-5:]),
             )

@@ -86,7 +86,7 @@ def stop_server(
                 and is_supervised(directory)
             ):
                 raise ServerBusyError(
-                    "the server is answering somebody",
+                    "the server is answering a request",
                     hint="wait, or use `unload(force=True)` or `car-vllm stop`",
                 )
             stopped = _stop_supervisor(directory, policy)

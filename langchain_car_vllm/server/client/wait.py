@@ -131,7 +131,7 @@ class Waiting:
         """Say what becomes of a start that a user no longer waits for."""
         if self._teller.stage not in (None, "ready"):
             log.warning(
-                "the start of `%s` ends by itself once no program is left that wants it; "
+                "the start of `%s` continues until no running program wants it any more; "
                 "`car-vllm stop` ends it at once",
                 self._spec.served_name,
             )
@@ -217,9 +217,9 @@ class Waiting:
     def _try_lease(self) -> str | None:
         """Take the lease; return what is waited for where it cannot be had yet."""
         if self._replacement.is_under_way():
-            return "waiting for the former server to stop"
+            return "waiting for the previous server to stop"
         if self._memory_turn.is_others(self._process_lease):
-            return "waiting for a turn: another model gets the memory first"
+            return "waiting for memory: another model gets it first"
         is_had = self.hold.take(self._process_lease)
         return None if is_had else "waiting for the server to stop"
 
@@ -239,7 +239,7 @@ class Waiting:
             raise StateDirectoryError(
                 self._process_lease.directory.path,
                 "another container on this machine uses it",
-                hint="give each container a CAR_HOME of its own",
+                hint="give each container its own CAR_HOME",
             )
 
     def _rouse(self, state: State | None) -> None:
@@ -334,7 +334,7 @@ class Waiting:
                 promise(self.directory.clients, generation)
             raise ServerStartingError(
                 f"`{self._spec.served_name}` is not ready after {limit:g} s (stage: {stage}); "
-                "the start goes on",
+                "the start continues",
                 hint="call again later, or raise `startup_timeout`",
                 log_path=self._process_lease.directory.log,
             )

@@ -68,7 +68,7 @@ def main() -> None:
     try:
         life = _begin(directory, spec, policy, writing)
         if left:
-            print(f"limits of the starting program still hold: {', '.join(left)}", flush=True)  # noqa: T201
+            print(f"limits of the calling program still apply: {', '.join(left)}", flush=True)  # noqa: T201
         if life is not None:
             life.run()
     except BaseException:

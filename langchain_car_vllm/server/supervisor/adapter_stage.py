@@ -62,7 +62,7 @@ def fetch_adapter(context: SupervisorContext, runtime: VllmRuntime) -> None:
         raise error
     if find_adapter(source) is None:
         raise ModelDownloadError(
-            f"`{source}` is not an adapter: it holds no `{CONFIG}` with `{WEIGHTS}`",
+            f"`{source}` is not an adapter: it has no `{CONFIG}` with `{WEIGHTS}`",
             hint="name a folder or a repository that `mlx_lm.lora` wrote",
         )
 

@@ -77,7 +77,7 @@ def _unrunnable(binary: Path, program: str, error: OSError) -> ServerStartError:
     """Return the error for a program that the system does not run."""
     cure = "repair the install with `car-vllm install --upgrade`"
     if is_noexec(Path(program)):
-        cure = f"the disk of `{program}` lets no program run (noexec): {ELSEWHERE}"
+        cure = f"the disk of `{program}` does not let programs run (noexec): {ELSEWHERE}"
     return ServerStartError(
         f"`{binary}` cannot be run: `{program}`: {error.strerror}", hint=hint_of(error, cure)
     )
@@ -118,7 +118,7 @@ class Child:
         interpreter = interpreter_of(binary)
         if interpreter is None and not os.access(binary, os.X_OK):
             raise ServerStartError(
-                f"`{binary}` may not be executed",
+                f"`{binary}` is not executable",
                 hint=f"run `chmod +x {shlex.quote(str(binary))}`, or unset CAR_VLLM_MLX_BIN",
             )
         self._is_python = interpreter is not None
@@ -130,7 +130,7 @@ class Child:
             close_lock(lock)
             raise ServerStartError(
                 f"another process holds `{directory.server_lock}`",
-                hint="a server that nobody supervises may still run: `car-vllm stop` ends it",
+                hint="a server without a supervisor may still be running: `car-vllm stop` ends it",
             )
         self._lock_file = file_identity(lock)
         reading, self._pipe = os.pipe()

@@ -208,5 +208,5 @@ def _check_machine(predecessor: State, directory: ServerDirectory) -> None:
         raise StateDirectoryError(
             directory.path,
             f"machine `{predecessor.host}` uses it too",
-            hint="set CAR_HOME to a directory of this machine's own",
+            hint="set CAR_HOME to a directory that only this machine uses",
         )

@@ -98,7 +98,7 @@ def _ending(exit_code: int | None) -> str:
 _HINTS = (
     (
         ("unrecognized arguments", "invalid choice"),
-        "take the flag out of `server_args`, or upgrade with `car-vllm install --upgrade`",
+        "remove the flag from `server_args`, or upgrade with `car-vllm install --upgrade`",
     ),
     (
         ("gated repo", "GatedRepoError", "401 Client Error", "403 Client Error"),
@@ -125,7 +125,7 @@ _HINTS = (
     ),
     (
         ("Error: what the first line of",),
-        "its environment was moved or removed: install it anew, or unset CAR_VLLM_MLX_BIN",
+        "its environment was moved or removed: install it again, or unset CAR_VLLM_MLX_BIN",
     ),
     (
         ("[Errno 1] Operation not permitted",),
@@ -133,15 +133,18 @@ _HINTS = (
     ),
     (
         ("parameters not in model", "ValueError: Missing ", "but received shape"),
-        "its weights are in another form than MLX's, such as GPTQ or AWQ: choose an MLX conversion",
+        (
+            "its weights are in a format other than MLX's, such as GPTQ or AWQ: choose an MLX "
+            "conversion"
+        ),
     ),
     (
         ("required positional argument",),
-        "its `config.json` is not whole: download the model again, or choose another conversion",
+        "its `config.json` is incomplete: download the model again, or choose another conversion",
     ),
     (
         ("failed to map segment from shared object",),
-        f"the disk of the install lets no program run (noexec): {ELSEWHERE}",
+        f"the disk of the install does not let programs run (noexec): {ELSEWHERE}",
     ),
     (
         (
@@ -155,7 +158,7 @@ _HINTS = (
 
 def _hint_of_words(text: str) -> str | None:
     if argument := _ARGUMENT.search(text):
-        return f"correct what `server_args` gives `{argument[1]}`"
+        return f"correct the value of `{argument[1]}` in `server_args`"
     return next((hint for marks, hint in _HINTS if any(mark in text for mark in marks)), None)
 
 
@@ -175,9 +178,11 @@ def _hint(
         return hint
     if exit_code == -signal.SIGKILL and platform == "darwin" and not text.strip():
         return (
-            "macOS ends a program of whose signature it does not approve at once: repair the "
+            "macOS kills a program at once if it does not accept its signature: repair the "
             "install with `car-vllm install --upgrade`"
         )
     if exit_code == -signal.SIGKILL:
-        return "unless somebody killed it, the system did for want of memory: try a smaller model"
+        return (
+            "unless somebody killed it, the system did because memory ran out: try a smaller model"
+        )
     return None

@@ -45,7 +45,7 @@ VERDICTS = (
     OUT_OF_MEMORY,
     MetalVerdict(
         ("ErrorImpactingInteractivity", "Impacting Interactivity"),
-        "macOS ended the GPU's work because the display waited for it",
+        "macOS ended the GPU's work because the display was waiting for it",
         f"{_SMALLER_STEPS}, or let the display sleep",
         is_retryable=False,
     ),
@@ -57,8 +57,8 @@ VERDICTS = (
     ),
     MetalVerdict(
         ("ErrorSubmissionsIgnored", "Ignored (for causing prior/excessive GPU errors)"),
-        "the GPU takes no more work from this server after an earlier fault",
-        f"call again, it starts anew; if it comes back, {_SMALLER_STEPS}",
+        "the GPU accepts no more work from this server after an earlier fault",
+        f"call again: it starts again; if the fault comes back, {_SMALLER_STEPS}",
         is_retryable=True,
         needs_restart=True,
     ),
@@ -70,8 +70,8 @@ VERDICTS = (
     ),
     MetalVerdict(
         ("No Metal device", "no Metal-capable device"),
-        "this process gets no GPU",
-        "use a Mac with Apple silicon itself, outside of virtual machines and sandboxes",
+        "this process has no access to a GPU",
+        "run on a Mac with Apple silicon, outside of virtual machines and sandboxes",
         is_retryable=False,
     ),
 )

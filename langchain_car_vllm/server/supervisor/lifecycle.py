@@ -140,8 +140,8 @@ class Supervisor:
         window = self._context.policy.crash_window
         error = ServerCrashedError(
             f"`{self._context.spec.served_name}` crashed {count} times in {window:.0f} s and is "
-            f"not started again for now; the last time: {known.ending}",
-            hint=known.hint or "read the log, choose another model, or wait a little",
+            f"not started again for now; most recently: {known.ending}",
+            hint=known.hint or "read the log, choose another model, or wait a few minutes",
             exit_code=known.exit_code,
             log_tail=known.log_tail,
             log_path=known.log_path,
@@ -192,8 +192,8 @@ class Supervisor:
         """Stay until a server is gone that not even SIGKILL ends: it holds its memory."""
         context, grace = self._context, self._context.policy.kill_grace
         error = ServerError(
-            f"process {group} of `{context.spec.served_name}` does not end, not even by SIGKILL",
-            hint="the system is stuck in a call for it; if that lasts, restart the machine",
+            f"process {group} of `{context.spec.served_name}` does not end, not even after SIGKILL",
+            hint="it is stuck in a system call; if that lasts, restart the machine",
         )
         with suppress(OSError):
             context.update(phase="stopping", detail=error.message, error=encode_error(error))

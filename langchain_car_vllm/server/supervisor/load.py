@@ -89,8 +89,8 @@ class Server:
         )
         if self.child.shows_key:
             context.update(
-                warning=f"`{runtime.server}` is not a Python script, so the key of its server "
-                "stands in the list of processes, where other users of this machine can read it"
+                warning=f"`{runtime.server}` is not a Python script, so the key of its server is "
+                "visible in the list of processes to other users of this machine"
             )
 
     def wait_until_ready(self, room: ElasticRoom) -> bool:
@@ -168,8 +168,8 @@ def _hold_port() -> HeldPort:
         return HeldPort()
     except OSError as error:
         raise ServerStartError(
-            f"no port of 127.0.0.1 can be had for a server: {error.strerror}",
-            hint=hint_of(error, "a sandbox or a container may forbid it: start it outside of that"),
+            f"no port on 127.0.0.1 is available for a server: {error.strerror}",
+            hint=hint_of(error, "a sandbox or a container may forbid it: start it outside of it"),
         ) from error
 
 
@@ -249,12 +249,12 @@ def _last_resort(runtime: VllmRuntime, diagnosis: Diagnosis) -> str:
     if not any(line.strip() for line in diagnosis.tail):
         named = "unset CAR_VLLM_MLX_BIN" if overriding_binary() else "take it off PATH"
         return (
-            f"`{runtime.server}` ended without a word, so it may be no `vllm-mlx`: {named}, or "
-            "repair the install with `car-vllm install --upgrade`"
+            f"`{runtime.server}` ended without a message, so it may not be `vllm-mlx`: {named}, "
+            "or repair the install with `car-vllm install --upgrade`"
         )
     return (
-        "`car-vllm doctor --selftest --model` tries this install with a small model: where that "
-        "passes, choose another conversion of yours, or report the log to vllm-mlx"
+        "`car-vllm doctor --selftest --model` tests this install with a small model: if that "
+        "passes, choose another conversion of your model, or report the log to vllm-mlx"
     )
 
 

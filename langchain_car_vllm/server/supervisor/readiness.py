@@ -33,7 +33,9 @@ class FailedTest(NamedTuple):
 
 
 _NOT_LISTENING = FailedTest(0, "it does not listen on its port")
-_UNTOLD = FailedTest(0, "this system does not tell who listens on its port, as in a sandbox")
+_UNTOLD = FailedTest(
+    0, "this system does not show which process listens on its port, as in a sandbox"
+)
 
 
 def failed_test(

@@ -202,7 +202,7 @@ class _Queue:
                 shrinks=shrinks,
                 blocked_by=blocked_by,
                 shortfall=self._needed - decision.free,
-                detail=f"needs {needed:.1f} GB, {free:.1f} GB are free; waits for {names}",
+                detail=f"needs {needed:.1f} GB, only {free:.1f} GB is free; waiting for {names}",
             )
 
     def _ask(self, others: Servers, decision: Decision) -> None:

@@ -20,7 +20,7 @@ from langchain_car_vllm.server.supervisor.usage import ClientRecords
 from langchain_car_vllm.server.wakefulness import Wakefulness
 
 _MANY_RECORDS = 100
-_LOST_GPU = "was ended: its GPU takes no more work"
+_LOST_GPU = "was stopped: its GPU accepts no more work"
 _LONGEST_READ = 1_000_000
 _REFUSED_SECONDS = 30.0
 

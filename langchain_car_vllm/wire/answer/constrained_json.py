@@ -42,7 +42,7 @@ def read_constrained(text: str, name: str = "answer") -> Any:
         if has_more or not text.startswith(("{", "[")):
             raise unconstrained_error(text) from error
         raise StructuredOutputError(
-            f"the {name} is not whole JSON",
+            f"the {name} is not complete JSON",
             answer=text,
             hint="raise `max_tokens`: it may have been cut off",
         ) from error

@@ -127,7 +127,7 @@ class Answer:
         """
         self._left -= len(data)
         if self._left < 0 or self._reader.held > _LONGEST_EVENT:
-            raise ServerFailedError("the answer is longer than any answer")
+            raise ServerFailedError("the answer is longer than any real answer")
         if not self._is_begun:
             self._look_at_beginning(data)
         if not self._streamed:
@@ -155,7 +155,7 @@ class Answer:
             self.finish_reason = "stop"  # some servers give no reason, only an end
         if self.finish_reason is None and not self.done:
             raise IncompleteAnswerError(
-                "the answer broke off without an end",
+                "the answer broke off before its end",
                 hint="repeat the request; if the server was idle for too long, raise `timeout`",
             )
         self._mend_reason()
@@ -333,7 +333,7 @@ def _said(block: dict[str, Any]) -> Any:
 
 def _no_logprobs() -> InvalidRequestError:
     return InvalidRequestError(
-        "this server does not tell log probabilities",
+        "this server returns no log probabilities",
         hint="leave `logprobs` out, or use a vllm-mlx that this package starts",
     )
 

@@ -143,8 +143,8 @@ class Attempt:
         warn_user(
             "the model used up its tokens in the middle of a tool call: raise `max_tokens`"
             if is_length
-            else "a tool call has no end, and is not taken for a whole one: raise `max_tokens` if "
-            "it was cut off",
+            else "a tool call has no end and was not accepted as complete: raise `max_tokens` "
+            "if it was cut off",
             CutOffCallWarning,
         )
         return [Delta(calls=spoils)]
@@ -198,8 +198,8 @@ class Attempt:
         """Warn of tokens of which nothing came: the server takes a broken tool call away."""
         usage = self.answer.usage or Usage()
         warn_user(
-            f"the answer is empty although the model wrote {usage.completion} tokens: the server's "
-            "parsers kept them, such as a tool call that is not JSON",
+            f"the answer is empty although the model wrote {usage.completion} tokens: the "
+            "server's parsers dropped them, such as a tool call that is not JSON",
             EmptyAnswerWarning,
         )
 
@@ -210,9 +210,9 @@ class Attempt:
         if is_wanted or reason == "length":
             return
         warn_user(
-            "the answer is empty: the model ended its turn at once. Put what it is to do into "
-            "the last message, or use a larger model"
+            "the answer is empty: the model ended its turn at once. Put the task into the last "
+            "message, or use a larger model"
             if reason == "stop"
-            else f"the answer is empty: the server ended it for `{reason}`",
+            else f"the answer is empty: the server ended it with the reason `{reason}`",
             EmptyAnswerWarning,
         )

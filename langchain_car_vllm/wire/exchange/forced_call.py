@@ -139,7 +139,9 @@ class ForcedCall(Exchange):
 
     def _reason(self, message: str) -> str:
         """Return the reason for a failure, with that of the native request where it failed too."""
-        return message if self._refusal is None else f"{message}; before: {self._refusal.message}"
+        return (
+            message if self._refusal is None else f"{message}; before that: {self._refusal.message}"
+        )
 
     def _extra(self) -> dict[str, Any]:
         return {"tool_choice_method": self._used}
@@ -207,7 +209,7 @@ class GrammarCallFilter(CollectingFilter):
             if misfit := _misfit(self._tools, name, args):
                 raise ForcedToolCallError(f"the arguments of `{name}` do not fit: {misfit}")
         if not calls:
-            raise ForcedToolCallError("the constrained answer holds no tool call")
+            raise ForcedToolCallError("the constrained answer contains no tool call")
         return [Delta(calls=tuple(whole_calls(calls)))]
 
 

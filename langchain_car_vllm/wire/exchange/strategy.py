@@ -133,8 +133,8 @@ def _thinking_budget(endpoint: Endpoint, given: Mapping[str, Any]) -> int | None
     if budget is None or parsers is None or takes_budget(parsers.reasoning):
         return budget
     warn_user_once(
-        f"`thinking_budget` has no effect on `{endpoint.served_model}`: the server can end no "
-        "thought but one in `<think>`; `max_tokens` bounds thought and answer together"
+        f"`thinking_budget` has no effect on `{endpoint.served_model}`: the server can only end "
+        "thinking that is inside `<think>`; `max_tokens` limits thinking and answer together"
     )
     return None
 

@@ -169,7 +169,7 @@ def _check_not_stopped(text: str) -> None:
         raise StructuredOutputError(
             "a `stop` text came before the end of the JSON, and cut it off",
             answer=text,
-            hint="give none here: `with_structured_output(..., stop=[])`",
+            hint="pass none here: `with_structured_output(..., stop=[])`",
         ) from error
 
 

@@ -37,32 +37,34 @@ _OF_CHAT = {
     'use `profile={"max_input_tokens": ...}`; the context window itself is the model\'s': (
         "num_ctx n_ctx context_window context_length max_model_len"
     ),
-    "name each entry by itself, as in `temperature=0`": "options pipeline_kwargs",
-    "leave it out: usage is told, unless a call says `bind(stream_usage=False)`": "stream_usage",
+    "pass each entry by itself, as in `temperature=0`": "options pipeline_kwargs",
+    "leave it out: usage is always reported, unless a call has `bind(stream_usage=False)`": (
+        "stream_usage"
+    ),
     "leave it out: the model's own chat template is used": "template chat_template raw",
-    'give it to `batch`: `config={"max_concurrency": ...}`': "max_concurrency",
+    'pass it to `batch`: `config={"max_concurrency": ...}`': "max_concurrency",
 }
 _OF_ALL = {
     "set HF_TOKEN in the environment": "hf_token token huggingfacehub_api_token",
     "set HF_HUB_CACHE in the environment": "cache_dir cache_folder download_dir",
     'use `server_args=["--trust-remote-code"]`, for code that you trust': "trust_remote_code",
-    "leave it out: a server on this machine knows none": "organization openai_organization",
-    "leave it out: the standard variables of proxies are heeded": "openai_proxy proxy proxies",
+    "leave it out: a server on this machine has none": "organization openai_organization",
+    "leave it out: the standard proxy variables are used": "openai_proxy proxy proxies",
     "leave it out: the whole model runs on the GPU": (
         "num_gpu n_gpu_layers device device_map tensor_parallel_size"
     ),
     "leave it out: the server decides": "num_thread n_threads n_batch",
     "set CAR_VLLM_MLX_MEMORY_GB in the environment": "gpu_memory_utilization",
-    "leave it out: the model's name tells it, as the `4bit` in `mlx-community/Qwen3-4B-4bit`": (
+    "leave it out: the model's name says it, like the `4bit` in `mlx-community/Qwen3-4B-4bit`": (
         "dtype quantization"
     ),
     "leave it out: the context window is the model's": "num_ctx n_ctx max_model_len",
-    "leave it out: the server's API is that of chat completions": (
+    "leave it out: the server has the chat completions API": (
         "use_responses_api context_management include prompt_cache_options truncation "
         "use_previous_response_id"
     ),
     "leave it out: the server knows no such parameter": "typical_p disabled_params",
-    "leave it out: a refusal is not repeated here": (
+    "leave it out: a refused request is not repeated here": (
         "max_retries retry_min_seconds retry_max_seconds"
     ),
     "leave it out: texts go out as they are, and one that is too long is an error": (
@@ -76,7 +78,7 @@ _OF_ALL = {
     "leave it out: a server on this machine has one": (
         "deployment api_version openai_api_type openai_api_version"
     ),
-    "leave it out: connections are made here; see `default_headers` and `timeout`": (
+    "leave it out: this package makes its own connections; see `default_headers` and `timeout`": (
         "client async_client root_client root_async_client client_kwargs async_client_kwargs "
         "sync_client_kwargs http_client http_async_client http_socket_options default_query "
         "include_response_headers"

@@ -263,7 +263,7 @@ def refers_to_root(schema: Schema) -> bool:
 
 def _too_deep() -> ConfigurationError:
     return ConfigurationError(
-        "the schema nests too deeply", hint="refer to its deeper parts, under `$defs`"
+        "the schema is nested too deeply", hint="refer to its deeper parts, under `$defs`"
     )
 
 
@@ -301,6 +301,6 @@ def _reference(target: str, names: Mapping[str, str]) -> str:
     if target == "#" or target.startswith("#/"):
         return names.get("#", "#") + target[1:]
     raise ConfigurationError(
-        f"the schema refers to `{target}`, which lies outside of it",
+        f"the schema refers to `{target}`, which is outside of it",
         hint="put the definition under `$defs`",
     )

@@ -8,7 +8,7 @@ from langchain_car_vllm.errors import ConfigurationError
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
-_HINT = "headers hold printable ASCII, without line breaks and without spaces at their ends"
+_HINT = "headers must be printable ASCII, without line breaks and without spaces at their ends"
 
 # They say where a request ends, or what becomes of its connection.
 _FRAMING = frozenset(
@@ -24,7 +24,7 @@ def check_headers(setting: str, headers: Mapping[Any, Any]) -> None:
     """
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigurationError(f"`{setting}` holds a name that no header can have")
+            raise ConfigurationError(f"`{setting}` contains a name that no header can have")
         if name.lower() in _FRAMING:
             raise ConfigurationError(
                 f"`{setting}` cannot set `{name}`, which belongs to the connection",
@@ -32,7 +32,7 @@ def check_headers(setting: str, headers: Mapping[Any, Any]) -> None:
             )
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ConfigurationError(
-                f"`{setting}` holds a value for `{name}` that no header can have", hint=_HINT
+                f"`{setting}` contains a value for `{name}` that no header can have", hint=_HINT
             )
 
 
@@ -47,4 +47,4 @@ def check_key(key: str, setting: str = "`api_key`") -> None:
         ConfigurationError: It is one.
     """
     if not _VALUE.fullmatch(key):
-        raise ConfigurationError(f"{setting} holds what no key can hold", hint=_HINT)
+        raise ConfigurationError(f"{setting} contains characters that no key can have", hint=_HINT)

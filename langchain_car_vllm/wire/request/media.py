@@ -88,7 +88,9 @@ def read_medium(
     """
     kind = kind_of(block)
     if kind is None:
-        raise InvalidRequestError(f"a block of type `{block.get('type')}` is not a medium")
+        raise InvalidRequestError(
+            f"a block of type `{block.get('type')}` is not an image, audio or video"
+        )
     source, options = _source(block, kind)
     data = _read(source, kind, access, is_own=is_own)
     if len(data) > _MOST[kind]:
@@ -116,7 +118,7 @@ def _source(block: Mapping[str, Any], kind: Kind) -> tuple[str | bytes | Path, d
         return outside[0], options
     if inner.get("file_id") or inner.get("id"):
         raise InvalidRequestError(
-            f"the {kind} is given by an id of an upload, which this server does not keep",
+            f"the {kind} is given by the id of an upload, but this server keeps no uploads",
             hint="give its bytes, its address or its path",
         )
     raise InvalidRequestError(f"a block of type `{block.get('type')}` has no content")
@@ -182,8 +184,8 @@ def _recognise(data: bytes, kind: Kind) -> str:
             return form.mime_type
     known = ", ".join(form.mime_type.split("/")[1] for form in _FORMS if form.kind == kind)
     raise InvalidRequestError(
-        f"the {kind} is of no known type" if data else f"the {kind} is empty",
-        hint=f"known are {known}",
+        f"the {kind} is of an unknown type" if data else f"the {kind} is empty",
+        hint=f"known types are {known}",
     )
 
 

@@ -67,7 +67,7 @@ class MediaAccess:
                 break
             place = urljoin(place, target)
         else:
-            raise _fetch_error(url, "it redirects again and again")
+            raise _fetch_error(url, "it redirects too many times")
         if response.status != HTTPStatus.OK:
             raise _fetch_error(url, f"the answer was {response.status}")
         return response.body

@@ -125,8 +125,8 @@ class _Outgoing:
         """Warn once of all that went out as a line of text or not at all."""
         if self._unsent:
             warn_user(
-                "in tool results or earlier turns there is what cannot be sent; the model reads a "
-                f"line of text at most: {self._unsent[0]}",
+                "tool results or earlier turns contain something that cannot be sent; the model "
+                f"reads a line of text in its place at most: {self._unsent[0]}",
                 UnsentContentWarning,
             )
 

@@ -139,14 +139,14 @@ def without_ignored(given: Mapping[str, Any]) -> dict[str, Any]:
 def _hint(name: str, known: set[str]) -> str | None:
     is_of_call = known >= IN_A_CALL
     if is_of_call and name in AT_CONSTRUCTION:
-        return "set it where the model is made, or by `model_copy(update=...)`"
+        return "set it when you create the model, or with `model_copy(update=...)`"
     if is_of_call and name == "stop":  # among the `model_kwargs`
-        return "name it by itself: `stop=...`"
+        return "pass it by itself: `stop=...`"
     hint = hint_for(name, known | {"stop"} if is_of_call else known)
     if hint is None and is_of_call and (hint := hint_for(name, AT_CONSTRUCTION)):
-        hint = f"{hint} where the model is made"
+        hint = f"{hint} when you create the model"
     if hint is None and name in IN_A_CALL and "extra_body" in known:
-        hint = f"give it in the call, or with `bind({name}=...)`"
+        hint = f"pass it in the call, or with `bind({name}=...)`"
     if hint is not None:
         return hint
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
@@ -159,5 +159,7 @@ def _hint(name: str, known: set[str]) -> str | None:
 
 def warn_once(name: str) -> None:
     """Say, the first time in this process, that the server ignores a parameter."""
-    instead = "; a call gives one: `batch([prompt] * 2)` gives two" if name == "n" else ""
+    instead = (
+        "; a call returns one answer: `batch([prompt] * 2)` returns two" if name == "n" else ""
+    )
     warn_user_once(f"vllm-mlx ignores `{name}`: it has no effect on the answer{instead}")

@@ -24,7 +24,7 @@ _INDESCRIBABLE = (
     *(AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
     PydanticUserError,
 )
-FIELDS_HINT = "give what it holds or takes types that are defined and that JSON can hold"
+FIELDS_HINT = "give its fields or parameters types that are defined and that JSON can express"
 _VALUES = ("enum", "const", "default", "examples")
 # JSON's types, by what they are called: in Python, and by Gemini, which writes them in capitals.
 _TYPES = {
@@ -93,7 +93,7 @@ def _own(schema: Mapping[str, Any]) -> Schema:
     try:
         found: Schema = copy_json(schema)
     except RecursionError as error:
-        raise ConfigurationError("the schema nests too deeply") from error
+        raise ConfigurationError("the schema is nested too deeply") from error
     return found
 
 

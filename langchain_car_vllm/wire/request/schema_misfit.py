@@ -52,7 +52,7 @@ def validation_error(value: Any, schema: Schema, *, unique: bool = True) -> str 
     except (SchemaError, UnknownType, Unresolvable, *_UNREADABLE):
         return None  # a schema that cannot be checked forbids nothing
     except RecursionError:  # of a deep answer, or of a schema that refers to itself alone
-        return "it nests too deeply" if _depth(value) > _DEEP else None
+        return "it is nested too deeply" if _depth(value) > _DEEP else None
     if not errors:
         return None
     worst = min(errors, key=lambda error: len(error.absolute_path))

@@ -19,9 +19,9 @@ _BYTES_PER_TOKEN, _MOST_BYTES = 3, 8
 _USUAL_ANSWER = 4096
 _MEDIA_TOKENS = {"image_url": 1500, "audio_url": 4000, "video_url": 8000}
 _DATA = re.compile(r"data:(image|audio|video)/|[A-Za-z0-9+/_=-]{4096,}\Z")
-_HELD = "the memory set aside for this model holds {limit:,}"
+_HELD = "but the memory set aside for this model has room for {limit:,}"
 _CURE = "shorten or summarise the conversation, lower `max_tokens`, or choose a smaller model"
-_NO_MEMORY = (f"prompt and answer may have {{tokens:,}} tokens; {_HELD}", _CURE)
+_NO_MEMORY = (f"prompt and answer may need {{tokens:,}} tokens, {_HELD}", _CURE)
 
 
 class PromptLimit(NamedTuple):
@@ -37,10 +37,10 @@ class PromptLimit(NamedTuple):
 
 
 _UNLIMITED = PromptLimit(None)
-_MEMORY_WORDS = (f"the prompt has at least {{tokens:,}} tokens; {_HELD}", _CURE)
+_MEMORY_WORDS = (f"the prompt has at least {{tokens:,}} tokens, {_HELD}", _CURE)
 _CHOSEN_WORDS = (
-    "the prompt has at least {tokens:,} tokens; `max_input_tokens` allows {limit:,}",
-    "shorten or summarise the conversation, or raise that limit, which is the program's own",
+    "the prompt has at least {tokens:,} tokens, but `max_input_tokens` allows {limit:,}",
+    "shorten or summarise the conversation, or raise that limit, which this program set",
 )
 
 

@@ -155,7 +155,7 @@ def _convert(tool: Any, *, strict: bool | None) -> dict[str, Any]:
             tool = {**tool, "parameters": {"type": "object", "properties": {}}}
     refuse_enum(tool)
     if is_bare_type(tool):
-        raise TypeError(f"`{format_value(tool)}` is a type without names for what it takes")
+        raise TypeError(f"`{format_value(tool)}` is a type without parameter names")
     import_whole("langchain_core.tools")  # the conversion looks whether it is one of these
     found = convert_to_openai_tool(tool, strict=strict)
     if isinstance(tool, Mapping):
@@ -174,7 +174,7 @@ def _in_openais_form(tool: Mapping[str, Any]) -> Mapping[str, Any]:
         raise TypeError(f"`function` must be a dictionary, not `{format_value(function)}`")
     strange = [] if _DESCRIBED & tool.keys() else _strange_words(tool)
     if strange:
-        raise TypeError(f"what it takes is called `parameters`, not `{strange[0]}`")
+        raise TypeError(f"its parameters belong under `parameters`, not `{strange[0]}`")
     if "inputSchema" in tool and "input_schema" not in tool:
         tool = {**tool, "input_schema": tool["inputSchema"]}
     if tool.get("type") == "function" and "name" in tool and function is None:
@@ -261,7 +261,7 @@ def _check_form(tool: dict[str, Any]) -> None:
     kind = parameters.get("type", "object") if isinstance(parameters, Mapping) else None
     if parameters is not None and "object" not in (kind if isinstance(kind, list) else [kind]):
         raise ConfigurationError(
-            f"`{name}` takes no object, and the arguments of a call are always one",
+            f"`{name}` does not take an object, but the arguments of a call are always one",
             hint="make what it takes a field of a class; `json_schema` answers with any value",
         )
 
@@ -338,7 +338,7 @@ def normalize_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str
     if said not in names:
         raise ConfigurationError(
             f"`tool_choice` names `{said}`, which is not bound",
-            hint=f"bound are {', '.join(f'`{n}`' for n in names) or 'no tools'}",
+            hint=f"the bound tools are {', '.join(f'`{n}`' for n in names) or 'no tools'}",
         )
     return named_choice(said)
 

@@ -106,7 +106,7 @@ def _as_answer_errors(endpoint: Endpoint, timeout: float | None) -> Iterator[Non
             raise failed from error
         raise timeout_error(endpoint, timeout) from error
     except httpcore2.LocalProtocolError:  # its text may hold a key
-        raise InvalidRequestError("the request breaks the rules of HTTP") from None
+        raise InvalidRequestError("the request is not valid HTTP") from None
     except TRANSPORT_ERRORS as error:
         limit = limit_of(error)
         failed = ConnectionFailedError(
@@ -148,7 +148,8 @@ def map_encoding_errors(body: Mapping[str, object] | None = None) -> Iterator[No
         hint = None
         if isinstance(error, UnicodeEncodeError):
             hint = (
-                'a text holds half a character: `text.encode("utf-8", "replace").decode()` mends it'
+                'a text contains half a character: `text.encode("utf-8", "replace").decode()` '
+                "repairs it"
             )
         elif isinstance(error, TypeError):
             hint = "give numbers, True, False, None, strings, and lists and dictionaries of these"
@@ -190,7 +191,7 @@ def _refused(endpoint: Endpoint, error: Refusal) -> AnswerError:
 def _redirected(error: Refusal) -> AnswerError:
     place, hint = "and does not say where to", HINT_FOR_ADDRESS
     if error.location:
-        place = f"to `{error.location}`, where the prompt is not taken"
+        place = f"to `{error.location}`, and the prompt is not sent there"
         hint = "if you trust that address, write it as `base_url`"
     return InvalidRequestError(
         f"the endpoint redirects ({error.status}) {place}", hint=hint, status=error.status

@@ -149,7 +149,7 @@ def _ask(is_ours: IsOurs, ports: tuple[int, int]) -> None:
     except OSError as error:  # such as too many open files: that says nothing of the server
         raise httpcore2.ConnectError(error.strerror or str(error)) from error
     if not is_meant:
-        raise httpcore2.ConnectError("the server is gone, and somebody else listens on its port")
+        raise httpcore2.ConnectError("the server is gone, and another program listens on its port")
 
 
 def _ports(stream: Any) -> tuple[int, int]:

@@ -188,7 +188,7 @@ def check_served(endpoint: Endpoint, headers: Headers = ()) -> None:
 def hint_for_connection(error: BaseException, url: str, platform: str = sys.platform) -> str:
     """Return what may be wrong where nobody answers at an address."""
     if any(getattr(found, "reason", None) in _NO_TLS for found in os_errors_of(error)):
-        return f"did you mean `http{url.removeprefix('https')}`? The server there speaks no TLS"
+        return f"did you mean `http{url.removeprefix('https')}`? The server there does not use TLS"
     is_unreachable = any(found.errno == errno.EHOSTUNREACH for found in os_errors_of(error))
     return _HINT_FOR_NEIGHBOUR if is_unreachable and platform == "darwin" else HINT_FOR_ADDRESS
 

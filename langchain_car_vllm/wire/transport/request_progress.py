@@ -116,17 +116,17 @@ def progress_of(
     """
     waiting = int(status.get("num_waiting") or 0)
     if waiting and not any(entry["phase"] == "queued" for entry in _entries(status)):
-        return Progress("queued", f"{waiting} wait for their turn")
+        return Progress("queued", f"{waiting} requests are waiting")
     if entry is None:
         return None
     stage = _STAGES[entry["phase"]]
     if stage == "queued":
-        return Progress(stage, f"{int(status.get('num_running') or 0)} are being answered")
+        return Progress(stage, f"{int(status.get('num_running') or 0)} requests are being answered")
     if stage == "generating":
         return Progress(stage)
     read = (each for each in _entries(status) if _STAGES[each["phase"]] == stage)
     if in_order and any(_age(each) > _age(entry) for each in read):
-        return Progress("queued", "waiting for another request's prompt to be read")
+        return Progress("queued", "waiting while another request's prompt is read")
     total, cached = int(entry.get("prompt_tokens") or 0), int(entry.get("cached_tokens") or 0)
     detail = f"{total:,} tokens" + (f", {cached:,} of them from the cache" if cached else "")
     return Progress(stage, detail if total else "", cached, total or None)
@@ -196,7 +196,7 @@ class _Watcher:
             try:
                 watch.tell(status if is_told and status is not None else {})
             except Exception:
-                log.exception("`on_progress` failed; the request goes on")
+                log.exception("`on_progress` failed; the request continues")
                 self.remove(watch)
         if code is not None and not is_told:  # a server that has no status never will
             note_missing_status(endpoint)

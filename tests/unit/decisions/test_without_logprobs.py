@@ -94,7 +94,7 @@ def test_labels_that_the_model_would_not_write_are_favoured_and_told(decide, ser
     plain_server(server)
     likely = {"Well": -0.01, "A": -9.0, "B": -10.0}
     server.dialect.script = lambda body: Reply(text="Well", likely=likely)
-    with pytest.warns(UnlabelledAnswerWarning, match="something else"):
+    with pytest.warns(UnlabelledAnswerWarning, match="something other"):
         found = ask(decide, "x", q=Noul(instructions="?"))
     assert found.nouls["q"].noul == pytest.approx(1 / (1 + math.exp(-1)), rel=0.05)
 
@@ -103,7 +103,7 @@ def test_labels_that_are_written_with_other_tokens_are_a_typed_error(decide, ser
     """Such as ones that begin with a space: what is known is about those without."""
     plain_server(server)
     server.dialect.script = choosing
-    with pytest.raises(core.ModelInvalidRequestError, match="cannot be found out"):
+    with pytest.raises(core.ModelInvalidRequestError, match="no way to find out"):
         ask(decide, "x", q=Noul(instructions="?"))
 
 
@@ -111,9 +111,9 @@ def test_labels_that_are_written_with_other_tokens_are_a_typed_error(decide, ser
     ("vocabulary", "said"),
     [
         (None, "ignores `logit_bias`"),
-        (Vocabulary(offset=3), "cannot be found out"),
-        (Vocabulary(offset=-30, is_written=False), "cannot be found out"),
-        (Vocabulary(offset=200_000), "cannot be found out"),
+        (Vocabulary(offset=3), "no way to find out"),
+        (Vocabulary(offset=-30, is_written=False), "no way to find out"),
+        (Vocabulary(offset=200_000), "no way to find out"),
     ],
 )
 def test_a_server_that_cannot_be_compared_is_a_typed_error(decide, server, vocabulary, said):

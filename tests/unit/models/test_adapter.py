@@ -140,11 +140,11 @@ SPOILED = {
     ),
     "wider": (
         lambda a: write_tensors(a / "adapters.safetensors", lora(0, into=9)),
-        "is \\[9, 2\\]",
+        "shape \\[9, 2\\]",
     ),
     "longer": (
         lambda a: write_tensors(a / "adapters.safetensors", lora(0, out=7)),
-        "is \\[2, 7\\]",
+        "shape \\[2, 7\\]",
     ),
 }
 
@@ -187,7 +187,9 @@ def test_a_folder_that_is_not_there_is_no_adapter(tmp_path: Path):
 def test_a_route_without_adapters_is_refused(model: Path, adapter: Path):
     """The server's multimodal route loads models in another way."""
     check_adapter(adapter, model, multimodal=False)
-    with pytest.raises(UnservableModelError, match="route for models that take media") as caught:
+    with pytest.raises(
+        UnservableModelError, match="cannot load adapters for models that take media"
+    ) as caught:
         check_adapter(adapter, model, multimodal=True)
     assert f"mlx_lm fuse --model {model} --adapter-path {adapter}" in (caught.value.hint or "")
 

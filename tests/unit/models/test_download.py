@@ -113,7 +113,9 @@ def test_a_model_that_may_be_on_a_disk_of_lm_studio_says_so(home, monkeypatch):
     settings = home / ".lmstudio" / "settings.json"
     settings.write_text('{"downloadsFolder": "/Volumes/Models/lm"}')
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelDownloadError, match="not seen: the disk `Models` is not connected"):
+    with pytest.raises(
+        ModelDownloadError, match="cannot be listed: the disk `Models` is not connected"
+    ):
         check_may_download("org/tiny")
 
 

@@ -22,7 +22,7 @@ VERDICTS = {
     "no-repository": ({"kind": "no-repository"}, "no such repository", "HF_TOKEN"),
     "no-revision": ({"kind": "no-revision"}, "no revision `v9`", "leave `revision` out"),
     "refused": ({"kind": "refused", "said": "no!"}, "the Hub refuses it: no!", "HF_TOKEN"),
-    "full": ({"kind": "disk", "said": "ENOSPC"}, "the disk is full", "goes on where it was"),
+    "full": ({"kind": "disk", "said": "ENOSPC"}, "the disk is full", "resumes where it stopped"),
     "no-room": (
         {"kind": "disk", "needed": 20_400_000_000, "free": 400_000_000, "folder": "/hub"},
         "needs 20400 MB more, `/hub` has 400 MB free",
@@ -56,7 +56,7 @@ def test_only_what_was_under_way_is_said_to_have_failed(kind):
     assert asked.message.startswith(begins)
     assert fetched.message.startswith("`org/tiny` could not be downloaded: ")
     assert updated.message.startswith("`org/tiny` could not be updated: ")
-    assert "goes on" not in asked.hint
+    assert "resumes" not in asked.hint
     assert len({error.message.partition(": ")[2] for error in (asked, fetched, updated)}) == 1
     known = ("gated", "no-repository", "no-revision", "refused", "withheld", "no-room", "disk")
     assert asked.message.startswith(begins[kind in known])
@@ -133,14 +133,14 @@ LOGS = {
     ),
     "dns": ("ConnectError: [Errno -2] Name or service not known", "cannot be reached"),
     "mac": ("ConnectError: [Errno 8] nodename nor servname provided", "cannot be reached"),
-    "cut": ("peer closed connection without sending complete message body", "broke again"),
+    "cut": ("peer closed connection without sending complete message body", "kept breaking"),
     "down": (
         "HfHubHTTPError: Server error '503 Service Unavailable'\ncheck your internet connection",
-        "out of order",
+        "not working at the moment",
     ),
     "python": ("Traceback\nValueError: strange", "ValueError: strange"),
-    "silent": ("", "it said nothing about why"),
-    "bytes": (b"\xff\xfe\x00", "it said nothing about why"),
+    "silent": ("", "it gave no reason"),
+    "bytes": (b"\xff\xfe\x00", "it gave no reason"),
 }
 
 
@@ -179,7 +179,7 @@ def test_a_killed_download_says_so(tmp_path):
     """A child that was killed is no riddle."""
     error = diagnose_download("org/tiny", None, tmp_path / "no-log", exit_code=-9)
     assert "killed by signal 9" in error.message
-    assert "goes on where it was" in error.hint
+    assert "resumes where it stopped" in error.hint
 
 
 def test_a_verdict_that_is_cut_off_is_not_read(tmp_path):

@@ -109,7 +109,7 @@ def test_an_odd_listing_is_told(answering, body):
 def test_a_listing_without_weights_is_told(answering):
     """A repository of settings alone is not a model."""
     answering(once(json.dumps(LISTING).encode()))
-    with pytest.raises(ModelDownloadError, match="holds no model"):
+    with pytest.raises(ModelDownloadError, match="has no model"):
         hub.ask_hub_model("org/x")
 
 

@@ -105,9 +105,9 @@ def test_anything_else_is_refused_with_the_reason(text, reason):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "holds no `config.json`"),
+        (None, "has no `config.json`"),
         ("{", "cannot be read"),
-        ("[]", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
         (b"\xff\xfe{", "cannot be read"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_folder_that_looks_like_a_repository_is_asked_about(model_directory, m
     """`models/name` may be both, so that the user says which; with the prefix it is the Hub's."""
     monkeypatch.chdir(model_directory.parents[1])
     name = f"models/{model_directory.name}"
-    with pytest.raises(UnknownModelError, match="a folder here is called that") as caught:
+    with pytest.raises(UnknownModelError, match="a folder here has the same name") as caught:
         parse_model_id(name)
     assert f"`./{name}`" in caught.value.hint
     assert not parse_model_id(f"vllm-mlx/{name}").is_local
@@ -222,10 +222,10 @@ def test_a_folder_that_is_not_there_is_answered_with_its_neighbours(model_direct
     with pytest.raises(UnknownModelError, match="there is no directory") as caught:
         parse_model_id(str(wrong))
     assert caught.value.nearest == (str(model_directory),)
-    with pytest.raises(UnknownModelError, match=r"holds no `config\.json`") as caught:
+    with pytest.raises(UnknownModelError, match=r"has no `config\.json`") as caught:
         parse_model_id(str(model_directory.parent))
     assert caught.value.nearest == (str(model_directory),)
-    with pytest.raises(UnknownModelError, match=r"holds no `config\.json`") as caught:
+    with pytest.raises(UnknownModelError, match=r"has no `config\.json`") as caught:
         parse_model_id("/etc")
     assert "a tokenizer" in caught.value.hint
 
@@ -235,7 +235,7 @@ def test_a_folder_that_is_not_there_is_answered_with_its_neighbours(model_direct
     [
         ("{models}/zzz", "holds `Qwen3-0.6B-8bit`"),
         ("{models}/none/zzz", "`{models}/none` is missing as well"),
-        ("/etc/zzz", "`/etc` exists, and holds no model"),
+        ("/etc/zzz", "`/etc` exists, but has no model"),
     ],
 )
 def test_a_folder_that_is_like_no_other_is_answered_with_what_is_there(

@@ -102,7 +102,7 @@ def test_weights_that_are_not_on_the_disk_are_not_read(whole_model, monkeypatch)
     monkeypatch.setattr(os, "stat", evicted)
     monkeypatch.setattr(Path, "open", noted)
     obstacle = find_obstacle(folder)
-    assert "kept by a cloud" in obstacle.reason
+    assert "stored in a cloud" in obstacle.reason
     assert "Finder" in obstacle.hint
     assert ".safetensors" not in read
     assert read_shapes(folder / "model.safetensors") == {}

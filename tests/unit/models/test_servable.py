@@ -26,7 +26,7 @@ def lying(**said: object) -> bytes:
 
 FAULTS = {
     "no config": ({"config__json": None}, "no `config.json`", "safetensors"),
-    "no model_type": ({"config__json": {}}, "no `model_type`", "choose"),
+    "no model_type": ({"config__json": {}}, "name a `model_type`", "choose"),
     "no tokenizer": ({"tokenizer__json": None}, "no tokenizer", "add the tokenizer"),
     "empty tokenizer": ({"tokenizer__json": b""}, "`tokenizer.json` is empty", "again"),
     "tokenizer pointer": ({"tokenizer__json": POINTER}, "Git LFS pointer", "git lfs pull"),
@@ -39,7 +39,7 @@ FAULTS = {
     "no JSON": ({"model__safetensors": BAD_HEADER}, "not in the safetensors format", "again"),
     "GGUF": ({"model__safetensors": None, "m__gguf": b"GGUF"}, "GGUF", "MLX conversion"),
     "pickle": ({"model__safetensors": None, "pytorch_model__bin": b"x"}, "PyTorch", "MLX"),
-    "MLX's former": ({"model__safetensors": None, "weights__npz": b"x"}, "former format", "MLX"),
+    "MLX's old": ({"model__safetensors": None, "weights__npz": b"x"}, "old format", "MLX"),
     "other name": (
         {"model__safetensors": None, "weights__00__safetensors": weights_of(200)},
         "its weights are `weights.00.safetensors`",
@@ -56,7 +56,7 @@ FAULTS = {
     ),
     "missing shard without an index": (
         {"model__safetensors": None, "model-00001-of-00003__safetensors": weights_of(200)},
-        "`model-00002-of-00003.safetensors` is missing, which the names of its other weights count",
+        "`model-00002-of-00003.safetensors` is missing, although the names of its other weights",
         "again",
     ),
     "larger shape": ({"model__safetensors": lying(shape=[99])}, "not in the safetensors", "again"),
@@ -227,10 +227,10 @@ def test_what_macos_puts_beside_files_is_no_part_of_a_model(home, tmp_path, conf
     ("names", "reason", "cure"),
     [
         (["adapter_config.json", "adapters.safetensors"], "a LoRA adapter", "`adapter=...`"),
-        (["adapter_config.json", "adapter_model.safetensors"], "PEFT's", "merge it"),
-        (["config.json", "adapter_model.safetensors"], "PEFT's", "merge it"),
+        (["adapter_config.json", "adapter_model.safetensors"], "PEFT adapter", "merge it"),
+        (["config.json", "adapter_model.safetensors"], "PEFT adapter", "merge it"),
         (["model_index.json", "README.md"], "diffusers", "tokenizer"),
-        (["x-Q4.gguf", "config.json"], "llama.cpp's", "MLX conversion"),
+        (["x-Q4.gguf", "config.json"], "llama.cpp", "MLX conversion"),
     ],
 )
 def test_a_listing_of_something_else_is_said_to_be_that(names: list[str], reason: str, cure: str):

@@ -65,20 +65,25 @@ def test_heads_are_used_where_the_server_looks_for_them(tmp_path: Path, file: st
     assert arguments[arguments.index("--max-num-seqs") + 1] == "1"
     assert chat._spec().key() != ChatVllmMlx(model)._spec().key()
     assert ChatVllmMlx(model, draft=False)._spec().key() == ChatVllmMlx(model)._spec().key()
-    with pytest.raises(UnservableModelError, match="simple engine drafts nothing"):
+    with pytest.raises(UnservableModelError, match="simple engine does not draft"):
         plan_for(ChatVllmMlx(model, draft=True)._spec(engine="simple"))
 
 
 @pytest.mark.parametrize(
     ("config", "file", "tensor", "reason"),
     [
-        ({"model_type": "llama"}, "", "", "names no MTP heads"),
-        ({"model_type": "llama", "num_nextn_predict_layers": "1"}, "", "", "names no MTP heads"),
-        ({"model_type": "llama", "text_config": [1]}, "", "", "names no MTP heads"),
-        (HEADS, "", "", "hold no MTP heads"),
+        ({"model_type": "llama"}, "", "", "not name any MTP heads"),
+        (
+            {"model_type": "llama", "num_nextn_predict_layers": "1"},
+            "",
+            "",
+            "not name any MTP heads",
+        ),
+        ({"model_type": "llama", "text_config": [1]}, "", "", "not name any MTP heads"),
+        (HEADS, "", "", "have no MTP heads"),
         (HEADS, "", "model.mtp.layers.0.weight", "among its other weights"),
         (NESTED, "", "language_model.mtp.fc.weight", "among its other weights"),
-        (HEADS, "mtp/weights.safetensors", "", "hold no MTP heads"),
+        (HEADS, "mtp/weights.safetensors", "", "have no MTP heads"),
         (HEADS | {"model_type": "glm4_moe"}, "model-mtp.safetensors", "", "and Qwen3-Next only"),
     ],
 )
@@ -94,7 +99,7 @@ def test_a_model_whose_heads_would_not_be_used_is_refused(
         plan_for(ChatVllmMlx(model, draft=True)._spec())
     absent = ChatVllmMlx("org/to-be-fetched", draft=True)._spec()
     listing = HubListing(config, 1, 1)
-    if reason in ("hold no MTP heads", "among its other weights"):  # nobody has seen them yet
+    if reason in ("have no MTP heads", "among its other weights"):  # nobody has seen them yet
         assert plan_for(absent, listing)
     else:
         with pytest.raises(UnservableModelError, match=reason):

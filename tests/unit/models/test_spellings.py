@@ -177,9 +177,9 @@ def test_an_adapter_of_this_machine_is_not_asked_for_at_the_hub(here: Path, text
 @pytest.mark.parametrize(
     ("names", "reason", "cure"),
     [
-        (["x.gguf"], "llama.cpp's", "MLX conversion"),
+        (["x.gguf"], "llama.cpp", "MLX conversion"),
         (["adapter_config.json", "adapters.safetensors"], "a LoRA adapter", "`adapter=...`"),
-        (["adapter_config.json", "adapter_model.safetensors"], "PEFT's", "`org/base`"),
+        (["adapter_config.json", "adapter_model.safetensors"], "PEFT adapter", "`org/base`"),
         (["model_index.json"], "diffusers", "tokenizer"),
     ],
 )

@@ -37,7 +37,7 @@ WRITERS = {
 def test_a_model_that_only_reads_is_refused_for_chat_alone(whole_model, name):
     """Before anything is installed or fetched; the server fails late, or answers nonsense."""
     directory = whole_model(config__json=READERS[name])
-    with pytest.raises(UnservableModelError, match="writes no text") as caught:
+    with pytest.raises(UnservableModelError, match="does not write text") as caught:
         plan_for(ServerSpec(str(directory), "org/reader"))
     assert "VllmMlxEmbeddings" in (caught.value.hint or "")
     plan_for(ServerSpec(str(directory), "org/reader", kind="embeddings"))

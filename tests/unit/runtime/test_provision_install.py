@@ -53,7 +53,7 @@ def test_progress_is_told(fake_uv):
     ensure_runtime(on_progress=heard.append)
     assert {progress.stage for progress in heard} == {"install"}
     details = list(dict.fromkeys(progress.detail for progress in heard))
-    assert details[0] == "making a virtual environment"
+    assert details[0] == "creating a virtual environment"
     assert details[-1] == "testing vllm-mlx"
     assert any(detail.startswith("resolved") for detail in details)
     assert [progress.elapsed for progress in heard] == sorted(p.elapsed for p in heard)
@@ -116,7 +116,7 @@ def test_offline_is_the_reason(fake_uv, monkeypatch):
 def test_the_binary_may_vanish(fake_uv, managed):
     """An installation that leaves no binary is an error that names the environment."""
     fake_uv.set(fault="no-binary")
-    with pytest.raises(NotFoundAfterInstallError, match="still not found") as caught:
+    with pytest.raises(NotFoundAfterInstallError, match="was not found after") as caught:
         ensure_runtime()
     assert caught.value.path == managed
     assert str(managed) in caught.value.hint

@@ -88,7 +88,7 @@ def test_a_uv_that_outlives_its_provisioner_keeps_the_lock(fake_uv, managed, spa
 
     calls = len(fake_uv.calls)
     assert ensure_runtime(on_progress=release).version == "0.6.0"
-    assert heard[0] == "waiting for another process that installs vllm-mlx"
+    assert heard[0] == "waiting for another process to install vllm-mlx"
     assert len(fake_uv.calls) > calls
 
 

@@ -44,7 +44,7 @@ def test_a_folder_whose_disk_is_gone(fake_uv, managed):
     managed.symlink_to("/Volumes/Models/runtime")
     with pytest.raises(ProvisionError, match="is a link to `/Volumes/Models/runtime`") as caught:
         ensure_runtime()
-    assert caught.value.hint == "connect the disk, or remove what leads to it"
+    assert caught.value.hint == "connect the disk, or remove the link to it"
     assert not fake_uv.calls
 
 
@@ -125,7 +125,7 @@ def test_a_folder_of_other_things_is_no_place_for_it(fake_uv, tmp_path, monkeypa
     monkeypatch.setenv("CAR_VLLM_MLX_RUNTIME", str(root))
     with pytest.raises(ProvisionError, match=f"holds other files, such as `{name}`") as caught:
         run()
-    assert "a folder of its own" in caught.value.hint
+    assert "to another folder" in caught.value.hint
     assert fake_uv.commands == []
     assert sorted(path.name for path in root.iterdir()) == [".Spotlight-V100", name]
     (root / name).rmdir()

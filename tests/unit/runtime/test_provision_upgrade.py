@@ -75,7 +75,7 @@ def test_a_list_of_packages_that_is_gone_is_told(fake_uv, managed, monkeypatch, 
     monkeypatch.setattr(requirements, "LOCK", tmp_path / "requirements.lock")
     with pytest.raises(ProvisionError, match=r"requirements\.lock`: No such file") as caught:
         ensure_runtime()
-    assert caught.value.hint.endswith("restart that")
+    assert caught.value.hint.endswith("restart it")
 
 
 def test_a_failed_upgrade_keeps_what_works(fake_uv, managed):
@@ -133,7 +133,7 @@ def test_where_nobody_tells_who_uses_it_nothing_changes(fake_uv, managed, monkey
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(psutil, "pids", deny)
-    with pytest.raises(ProvisionError, match="does not tell who runs from") as caught:
+    with pytest.raises(ProvisionError, match="does not show which processes run from") as caught:
         upgrade_runtime()
     assert "sandbox" in caught.value.hint
     assert fake_uv.commands == ["venv", "pip"]

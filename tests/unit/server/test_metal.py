@@ -35,7 +35,7 @@ CASES = {
     "ignored": (
         FAILED + "Ignored (for causing prior/excessive GPU errors) (00000004:"
         "kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",
-        ("no more work", "starts anew"),
+        ("no more work", "it starts again"),
         True,
     ),
     "metallib": (
@@ -48,7 +48,7 @@ CASES = {
         ("car-vllm install --upgrade",),
         False,
     ),
-    "device": ("RuntimeError: No Metal device available", ("no GPU",), False),
+    "device": ("RuntimeError: No Metal device available", ("no access to a GPU",), False),
 }
 
 

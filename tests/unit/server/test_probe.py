@@ -158,5 +158,5 @@ def test_a_system_that_does_not_tell_who_listens_is_said_to(monkeypatch: pytest.
     monkeypatch.setattr(psutil.Process, "net_connections", refuse)
     failed = failed_test(9, os.getpgid(0), "m", "key", 1.0)
     assert failed is not None
-    assert "does not tell who listens" in failed.sentence
+    assert "does not show which process listens" in failed.sentence
     assert not failed.has_listener

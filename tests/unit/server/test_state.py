@@ -242,7 +242,7 @@ DEATHS = {
         "usage: vllm-mlx serve [-h]\n    [--x ImportError]\n    model\n"
         + (BAD_VALUE := "vllm-mlx serve: error: argument --max-num-seqs: invalid int value: 'x'"),
         f"exit code 2: {BAD_VALUE}",
-        "`server_args` gives `--max-num-seqs`",
+        "the value of `--max-num-seqs`",
     ),
     "a value of a later version": (
         2,
@@ -254,7 +254,7 @@ DEATHS = {
         2,
         "usage: vllm-mlx [-h]\nvllm-mlx: error: argument -m/--model: expected one argument",
         "exit code 2: vllm-mlx: error: argument -m/--model: expected one argument",
-        "`server_args` gives `-m`",
+        "the value of `-m`",
     ),
     "metal memory": (
         -6,

@@ -64,7 +64,7 @@ def test_a_key_may_end_as_a_file_of_it_does(server, key, place, monkeypatch):
 )
 def test_what_no_header_can_hold_is_refused_and_not_shown(cls, name, value):
     """The HTTP library would show the key, in what looks like a failed connection."""
-    with pytest.raises(ConfigurationError, match=f"`{name}` holds") as caught:
+    with pytest.raises(ConfigurationError, match=f"`{name}` contains") as caught:
         cls("m", base_url=ELSEWHERE, **{name: value})
     assert "hush" not in str(caught.value)
 
@@ -78,10 +78,10 @@ def test_a_header_of_a_call_is_checked_too(value):
         llm.bind(extra_headers=headers).invoke,
         lambda m: llm.invoke(m, extra_headers=headers),
     ):
-        with pytest.raises(ConfigurationError, match="`extra_headers` holds") as caught:
+        with pytest.raises(ConfigurationError, match="`extra_headers` contains") as caught:
             call("hi")
         assert "hush" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match="`extra_headers` holds"):
+    with pytest.raises(ConfigurationError, match="`extra_headers` contains"):
         ChatVllmMlx("m", base_url=ELSEWHERE, model_kwargs={"extra_headers": headers})
 
 

@@ -184,7 +184,7 @@ def test_a_server_without_them_is_a_typed_error(llm, server, kind):
         "invoke": lambda: llm.invoke("hi", logprobs=True),
         "stream": lambda: seen.extend(chunk.text for chunk in llm.stream("hi", logprobs=True)),
     }
-    with pytest.raises(core.ModelInvalidRequestError, match="does not tell log probabilities"):
+    with pytest.raises(core.ModelInvalidRequestError, match="returns no log probabilities"):
         calls[kind]()
     assert "".join(seen) == ""
 

@@ -155,7 +155,7 @@ def test_audio_and_video_go_out_under_the_servers_names(see):
 @pytest.mark.parametrize(
     ("block", "match"),
     [
-        (inline(b"what"), "no known type"),
+        (inline(b"what"), "unknown type"),
         ({**inline(b""), "base64": "not base64!"}, "not base64"),
         (inline(RED[:-8]), "cut off"),
         (

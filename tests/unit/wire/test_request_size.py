@@ -65,16 +65,16 @@ def test_a_request_is_measured_with_its_tools_and_media():
 @pytest.mark.parametrize("room", [None, 10])
 def test_the_window_is_named_before_the_memory(room: int | None):
     """Where both are too small, the one that no setting changes is told."""
-    with pytest.raises(PromptTooLongError, match="the context window 5"):
+    with pytest.raises(PromptTooLongError, match="the context window has 5"):
         RequestSize(100, 0, 100).asked_tokens(PromptLimit(5), room, counted=50)
 
 
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ((5, 6, 7), "the context window 5"),
-        ((5, 5, 5), "the context window 5"),
-        ((6, 5, 5), "the memory set aside for this model holds 5"),
+        ((5, 6, 7), "the context window has 5"),
+        ((5, 5, 5), "the context window has 5"),
+        ((6, 5, 5), "the memory set aside for this model has room for 5"),
         ((None, None, 5), "`max_input_tokens` allows 5"),
     ],
 )

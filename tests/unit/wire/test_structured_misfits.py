@@ -30,7 +30,7 @@ SCHEMA = Moon.model_json_schema()
         (f"Here: {WHOLE}", "does not constrain its answers", "a server that does"),
         (f"{WHOLE} is it.", "does not constrain its answers", "a server that does"),
         (WHOLE * 2, "does not constrain its answers", "a server that does"),
-        (WHOLE[:-1], "not whole JSON", "raise `max_tokens`"),
+        (WHOLE[:-1], "not complete JSON", "raise `max_tokens`"),
         ('{"name": "Io"}', "size", "include_raw"),
         ('{"name": "Io", "size": "big"}', "size", "include_raw"),
         ("[]", "does not fit", "include_raw"),

@@ -234,13 +234,13 @@ assert heard.wait(30)
             "3,266 tokens",
         ),
         ({"requests": [entry("prefill", 9.0), entry("generation", 1.9)]}, "generating", ""),
-        (queued(), "queued", "2 are being answered"),
+        (queued(), "queued", "2 requests are being answered"),
         (prefilling(), "prefill", "3,266 tokens, 3,252 of them from the cache"),
         ({"requests": [entry("prefill", 0.0, prompt_tokens=0)]}, "prefill", ""),
         (
             {"num_waiting": 2, "requests": [entry("generation", 1.0), entry("prefill", 0.0)]},
             "queued",
-            "2 wait for their turn",
+            "2 requests are waiting",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_prompt_that_waits_for_another_one_says_so():
     assert found is not None
     assert (found.stage, found.detail) == (
         "queued",
-        "waiting for another request's prompt to be read",
+        "waiting while another request's prompt is read",
     )
     for requests, in_order in (
         ([older[0], ours], True),

@@ -76,10 +76,10 @@ def test_a_call_within_an_answer_does_not_wait_behind_those_that_wait_for_that_a
 @pytest.mark.parametrize("inner", [LONG, SHORT])
 def test_a_call_within_an_answer_that_leaves_no_room_is_refused(llm: ChatVllmMlx, inner: str):
     """It would wait for itself; a batch is as wide as its longest row, so a short one too."""
-    with pytest.raises(InsufficientMemoryError, match="made within") as caught:
+    with pytest.raises(InsufficientMemoryError, match="that it is made in") as caught:
         nested(llm, LONG, inner)
     assert caught.value.is_retryable
-    with pytest.raises(InsufficientMemoryError, match="made within"):
+    with pytest.raises(InsufficientMemoryError, match="that it is made in"):
         asyncio.run(anested(llm, LONG, inner))
     assert llm.invoke(inner).text == ANSWER
 

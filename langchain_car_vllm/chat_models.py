@@ -138,7 +138,7 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
         is_named, is_ours = "name" in given, given.get("name") == self._model_id().name
         if is_ours and isinstance(given, Profile):
             return self
-        known: dict[str, Any] = self._resolve_model_profile() or {}  # type: ignore[assignment]
+        known: dict[str, Any] = self._known_at_once()
         if is_named:  # it was known of this model or another one before the user changed it
             given = {k: v for k, v in given.items() if is_ours and known.get(k) != v}
         self._set_unchecked("profile", Profile(known, given))
@@ -185,13 +185,15 @@ class ChatVllmMlx(MaskedSerializable, CachingChatModel, defer_build=False):
         return found
 
     def _resolve_model_profile(self) -> ModelProfile | None:
+        return cast("ModelProfile", Profile(self._known_at_once(), {}))
+
+    def _known_at_once(self) -> dict[str, Any]:
         """Read no file for somebody else's endpoint, and none on an event loop."""
         return self._known_profile(read_files=self.base_url is None and not is_on_loop())
 
-    def _known_profile(self, *, read_files: bool) -> ModelProfile:
+    def _known_profile(self, *, read_files: bool) -> dict[str, Any]:
         fitting = self._fitting_context() if read_files else None
-        known = model_profile(self._model_id(), fitting, read_files=read_files)
-        return cast("ModelProfile", known)
+        return model_profile(self._model_id(), fitting, read_files=read_files)
 
     def _fitting_context(self) -> int | None:
         """Return how many tokens fit this machine."""

@@ -34,8 +34,7 @@ class Policy:
         own_memory: For memory that the waiting process itself may be holding.
         drain_patience: For others to make room before a start asks more of them.
         abandoned_patience: For somebody to want a start that nobody waits for any more.
-        suspended_patience: For a client that is suspended, or has its answer and leaves it unread,
-            to go on before its lease counts no more.
+        suspended_patience: For a suspended client to go on before its lease counts no more.
         key_lifetime: Since a key's last server for its folder to be removed; 0 keeps all.
         memory_tick: Between two looks at a memory budget that is taken.
         log_limit: Bytes that the server's log may grow to before it is cut.

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -135,49 +133,6 @@ def test_own_stream_is_no_obstacle_where_another_can_go(fake: Fake, models: list
         use(models[2])
         assert ask(held.endpoint)
     assert names() == {"0", "2"}
-
-
-READS = """
-import sys
-from langchain_car_vllm import ChatVllmMlx
-chunks = ChatVllmMlx(model=sys.argv[1], max_tokens=40).stream("hi")
-print(next(chunks).text, flush=True)
-sys.stdin.readline()
-print("".join(chunk.text for chunk in chunks))
-"""
-
-
-@pytest.mark.parametrize("is_sent", [True, False])
-def test_a_stream_that_is_left_half_read(
-    fake: Fake, models: list[ServerSpec], monkeypatch: pytest.MonkeyPatch, *, is_sent: bool
-):
-    """Once its whole answer was sent it is in nobody's way, and the rest of it is still there."""
-    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "1.5")
-    fake.switch(counts=True, token_gate=None if is_sent else fake.gate("token"))
-    with lease(models[0], policy=FAST):
-        pass
-    reader = subprocess.Popen(
-        [sys.executable, "-c", READS, models[0].source],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert reader.stdout is not None
-    assert reader.stdout.readline() == "tok0 \n"
-    if is_sent:
-        use(models[2])
-        assert names() == {"2"}
-    else:
-        patience = FAST.suspended_patience * 3
-        with (
-            pytest.raises(ServerStartingError),
-            lease(models[2], policy=FAST, startup_timeout=patience),
-        ):
-            pass
-        fake.open_gate("token")
-    rest, _ = reader.communicate("\n")
-    assert rest.split()[-1] == "tok39"
-    assert reader.returncode == 0
 
 
 def test_context_and_cache_count(fake: Fake, models: list[ServerSpec]):

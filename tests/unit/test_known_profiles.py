@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -103,3 +104,19 @@ def test_what_does_not_fit_is_not_said_to(monkeypatch):
     spec = ServerSpec("mlx-community/Qwen3.6-35B-A3B-4bit", "qwen3.6-35b-a3b:4bit")
     assert plan_for(spec).fits_memory is False
     assert profile["max_input_tokens"] == fitting_context(spec) == 8192
+
+
+def test_what_is_known_is_read_once():
+    """It takes most of the time of a construction."""
+    read = []
+
+    def look(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "fitting_context":
+            read.append(frame)
+
+    sys.setprofile(look)
+    try:
+        ChatVllmMlx(model=MODEL)
+    finally:
+        sys.setprofile(None)
+    assert len(read) == 1

@@ -176,7 +176,12 @@ def test_wish_of_a_start_that_is_gone_is_forgotten(fake: Fake, make_model: MakeM
     """Where nobody wants the memory any more, new requests are served again."""
     first, second = make_model(2.0), make_model(2.0)
     with lease(first, policy=FAST):
-        waiting = ClientProcess(fake, source=second.source, served_name=second.served_name)
+        waiting = ClientProcess(
+            fake,
+            policy=dataclasses.replace(FAST, abandoned_patience=0.1),
+            source=second.source,
+            served_name=second.served_name,
+        )
         eventually(lambda: state_of(first).is_wanted, "the wish")
         waiting.kill()
         eventually(lambda: not state_of(first).is_wanted, "the end of the wish")

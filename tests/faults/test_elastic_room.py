@@ -211,18 +211,30 @@ def test_rules_are_wide_again_after_a_start_that_gave_up(fake: Fake, models: lis
     eventually(lambda: state_of(models[0]).serving == before.serving, "the room that it has")
 
 
-def test_suspended_program_keeps_no_company(fake: Fake, models: list[ServerSpec]):
-    """Its request counts no more after a while: the server goes on with less and is not ended."""
+HOLD_TURN = """
+    from langchain_car_vllm.server import directory_of
+    from langchain_car_vllm.server.locks import open_lock, try_exclusive
+    assert try_exclusive(open_lock(directory_of(spec).turn_lock))
+"""
+
+
+@pytest.mark.parametrize("moment", ["", HOLD_TURN], ids=["answer", "turn"])
+def test_suspended_program_keeps_no_company(fake: Fake, models: list[ServerSpec], moment: str):
+    """Its request counts no more after a while: the server goes on with less and is not ended.
+
+    So it is where it was suspended in the moment in which it decided who may send.
+    """
     first = use(models[0])
     tokens = 3 * (first.serving.kv_room_tokens or 0) // 4
     client = ClientProcess(
         fake,
         source=models[0].source,
         served_name=models[0].served_name,
-        then=f"assert held.gate.try_enter({tokens}, arrives_late=False); print('entered')",
+        then=f"""assert held.gate.try_enter({tokens}, arrives_late=False)
+{moment}
+    print("entered", flush=True)""",
     )
-    assert [client.read() for _ in range(2)] == ["began", "leased 1"]
-    eventually(lambda: any(directory_of(models[0]).turns.glob("*.answering")), "the request")
+    assert [client.read() for _ in range(3)] == ["began", "leased 1", "entered"]
     use(models[1])
     os.kill(client.pid, signal.SIGSTOP)
     use(models[2])
@@ -230,6 +242,24 @@ def test_suspended_program_keeps_no_company(fake: Fake, models: list[ServerSpec]
     assert {state_of(spec).phase for spec in models[:3]} == {"ready"}
     os.kill(client.pid, signal.SIGCONT)
     client.finish()
+
+
+def test_start_does_not_wait_for_company_for_ever(models: list[ServerSpec]):
+    """A server that does not give it for long makes room as if it had none to give."""
+    room = use(models[0]).serving.kv_room_tokens
+    assert room is not None
+    policy = dataclasses.replace(FAST, drain_patience=0.2)
+
+    def start() -> None:
+        with lease(models[2], policy=policy):
+            pass
+
+    with request_under_way(models[0], 3 * room // 4), request_under_way(models[1], 100):
+        call = Background(start)
+        eventually(lambda: state_of(models[0]).is_wanted, "the wish that it ends")
+        assert state_of(models[2]).phase == "queued"
+    call.result()
+    assert state_of(models[2]).phase == "ready"
 
 
 def test_loading_server_gives_its_company_to_a_start(fake: Fake, models: list[ServerSpec]):

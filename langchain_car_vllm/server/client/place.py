@@ -15,9 +15,7 @@ from langchain_car_vllm.server.client.status_look import StatusLook
 from langchain_car_vllm.server.client.ticket_file import TicketFile, publish
 from langchain_car_vllm.server.directory import ServerDirectory
 from langchain_car_vllm.server.locks import (
-    close_lock,
     is_same_file,
-    open_lock,
     opened_lock,
     try_exclusive,
 )
@@ -28,7 +26,6 @@ from langchain_car_vllm.server.tickets import (
     Ticket,
     Verdict,
     decide,
-    read_ticket,
     read_tickets,
     tear_up,
     tear_up_abandoned,
@@ -219,13 +216,7 @@ class Place:
         if now - self._refused_at < _PAUSE:
             return
         self._refused_at = now
-        # Many may be refused in the same instant, so that no ticket is opened here.
-        names = os.listdir(self._folder)  # noqa: PTH208
-        tickets = [ticket for ticket in map(read_ticket, names) if ticket]
-        if self._suspensions.lost([t for t in tickets if t.order != self._ticket.order]):
-            scratch = f"{self._folder}/lock-{self._ticket.order}"
-            close_lock(open_lock(scratch))
-            os.replace(scratch, self._turn_lock)  # noqa: PTH105
+        self._suspensions.take_turn(self._folder, self._turn_lock, self._ticket.order)
 
     def _without(self, lost: Collection[str], tickets: list[Ticket]) -> list[Ticket]:
         """Take lost tickets for those of the dead; what the server may be reading stays for now."""

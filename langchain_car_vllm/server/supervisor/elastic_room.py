@@ -1,11 +1,12 @@
 """The room for company of a running server: given away where a start needs it, taken back later."""
 
 import math
+import os
 import time
 from contextlib import suppress
 
 from langchain_car_vllm.server.command import Launch, serving_within
-from langchain_car_vllm.server.locks import opened_lock, try_exclusive
+from langchain_car_vllm.server.locks import is_same_file, opened_lock, try_exclusive
 from langchain_car_vllm.server.memory import Memory
 from langchain_car_vllm.server.supervision import supervised_servers
 from langchain_car_vllm.server.supervisor.context import SupervisorContext
@@ -46,7 +47,7 @@ class ElasticRoom:
         if self._is_asked:
             kept = self._find_claim()
             self._is_asked = kept is not None and not self._shrink(self._full.within(kept))
-            return context.policy.start_tick if self._is_asked else math.inf
+            return context.policy.memory_tick if self._is_asked else math.inf
         if now >= self._grow_at:
             self._grow()
             is_promised = bool(context.state.shrinks)
@@ -73,9 +74,11 @@ class ElasticRoom:
 
     def _shrink(self, memory: Memory) -> bool:
         """Let new requests have the smaller room; tell whether those under way fit into it."""
-        context = self._context
-        with opened_lock(context.directory.turn_lock) as mutex:
-            if not try_exclusive(mutex):
+        context, directory = self._context, self._context.directory
+        with opened_lock(directory.turn_lock) as mutex:
+            if not (try_exclusive(mutex) and is_same_file(mutex, directory.turn_lock)):
+                order = f"0-{os.getpid()}"
+                self._suspensions.take_turn(directory.turns, directory.turn_lock, order)
                 return False
             serving = serving_within(context.state.serving, memory)
             if serving != context.state.serving:

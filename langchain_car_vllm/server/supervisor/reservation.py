@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from langchain_car_vllm.environment import inherited_environment
 from langchain_car_vllm.errors import ServerError
 from langchain_car_vllm.runtime.metal import likely_working_set
-from langchain_car_vllm.server.client_record import keepers, read_uses
+from langchain_car_vllm.server.client_record import keepers, read_uses, requesters
 from langchain_car_vllm.server.directory import ServerDirectory, server_directories
 from langchain_car_vllm.server.locks import opened_lock, release, try_exclusive
 from langchain_car_vllm.server.memory import Memory, budget_bytes
@@ -82,7 +82,7 @@ def grow_reservation(
             return memory
         others, shrinks = _others(context), {}
         others_wait = any(state.queued_at is not None for _, state in others)
-        if not others_wait and (_is_company(tickets) or not others):
+        if not others_wait and (_is_company(context.directory, tickets) or not others):
             free = budget_bytes() - sum(state.reservation for _, state in others)
             memory = max(memory, full.within(free), key=lambda each: each.needed)
             spare = _unused_room(others) if any(t.stage == "waiting" for t in tickets) else {}
@@ -98,24 +98,31 @@ def grow_reservation(
 
 
 def _unused_room(others: Servers) -> dict[str, int]:
-    """Return what ready servers without company have set aside for it, by key."""
+    """Return what ready servers have set aside for company and can give away now, by key."""
     return {
         directory.key: state.reservation - state.least
         for directory, state in others
         if state.phase == "ready"
         and 0 < state.least < state.reservation
-        and not _has_company(directory, state)
+        and _is_room_unused(directory, state)
     }
 
 
-def _has_company(directory: ServerDirectory, state: State) -> bool:
+def _is_room_unused(directory: ServerDirectory, state: State) -> bool:
+    """Tell whether there is no company, and who is alone fits into what a server always keeps."""
     with suppress(OSError):
-        return _is_company(read_tickets(directory.turns, state.generation))
-    return True
+        tickets = read_tickets(directory.turns, state.generation)
+        most = max((ticket.tokens for ticket in tickets), default=0)
+        fits = most <= (state.serving.max_input_tokens or 0)
+        return fits and not _is_company(directory, tickets)
+    return False
 
 
-def _is_company(tickets: Sequence[Ticket]) -> bool:
-    return len(tickets) > 1
+def _is_company(directory: ServerDirectory, tickets: Sequence[Ticket]) -> bool:
+    """Tell whether requests are side by side; programs without tickets may have any number."""
+    if len(tickets) > 1:
+        return True
+    return not {ticket.pid for ticket in tickets}.issuperset(requesters(directory.clients))
 
 
 def wired_by_others(context: SupervisorContext) -> int:
@@ -144,7 +151,7 @@ class _Queue:
         self._memory = memory
         self._needed = max(0, memory.least_to_start)
         self._place = time.monotonic(), context.directory.key
-        self._asked_since: float | None = None
+        self._asked_since: dict[str, float] = {}
         self._asked_at: dict[str, float] = {}
 
     def try_reserve(self) -> Memory | None:
@@ -153,13 +160,13 @@ class _Queue:
         if self._needed > budget:
             raise insufficient_memory(context.spec, self._memory, budget)
         with _memory_lock(context):
-            others = _others(context)
+            others, unwilling = _others(context), self._unwilling()
             decision = decide(
                 self._needed,
                 self._place,
                 budget,
-                [_neighbour(directory, state) for directory, state in others],
-                is_impatient=self._is_impatient(),
+                [_neighbour(directory, state, unwilling) for directory, state in others],
+                is_impatient=bool(unwilling),
             )
             if decision.is_granted:
                 granted = self._memory.within(decision.free)
@@ -180,9 +187,10 @@ class _Queue:
         by_others = sum(state.wired for _, state in others)
         return wired_bytes(memory.weights, mode, likely_working_set(), by_others)
 
-    def _is_impatient(self) -> bool:
-        since = self._asked_since
-        return since is not None and time.monotonic() - since > self._context.policy.drain_patience
+    def _unwilling(self) -> set[str]:
+        """Return the keys of the servers that were asked for room long ago."""
+        before = time.monotonic() - self._context.policy.drain_patience
+        return {key for key, since in self._asked_since.items() if since < before}
 
     def _publish(self, decision: Decision, others: Servers) -> None:
         """Say what is waited for, so that later starts respect it and victims find it."""
@@ -209,10 +217,9 @@ class _Queue:
         now = time.monotonic()
         asked = [(d, s) for d, s in others if d.key in (*decision.victims, *decision.shrinks)]
         if not asked:
-            self._asked_since = None
-        elif self._asked_since is None:
-            self._asked_since = now
+            self._asked_since.clear()
         for directory, state in asked:
+            self._asked_since.setdefault(directory.key, now)
             if now - self._asked_at.get(directory.key, -_ASK_AGAIN) >= _ASK_AGAIN:
                 self._asked_at[directory.key] = now
                 is_victim = directory.key in decision.victims
@@ -254,17 +261,19 @@ def _others(context: SupervisorContext) -> list[tuple[ServerDirectory, State]]:
     )
 
 
-def _neighbour(directory: ServerDirectory, state: State) -> Neighbour:
+def _neighbour(directory: ServerDirectory, state: State, unwilling: Collection[str]) -> Neighbour:
+    """Return a server as the decision sees it; on an unwilling one's company nobody counts."""
     waits = state.queued_at is not None and state.phase == "queued" and not _is_suspended(state)
     is_ready = state.phase == "ready"
     is_idle = is_ready and _is_idle(directory)
+    is_held = is_ready and not is_idle and directory.key in unwilling
     uses = read_uses(directory.clients)
     is_kept = any(use.keep_alive < 0 for use in uses) or bool(keepers(directory.clients))
     last_use = max((use.last_event for use in uses), default=0.0)
     return Neighbour(
         key=directory.key,
         reservation=state.reservation,
-        spare=max(0, state.reservation - state.least) if can_shrink(state) else 0,
+        spare=max(0, state.reservation - state.least) if can_shrink(state) and not is_held else 0,
         is_evictable=is_ready,
         is_leaving=state.phase == "stopping",
         is_idle=is_idle,

@@ -4,6 +4,9 @@ import itertools
 import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from langchain_car_vllm.endpoint import Serving
 from langchain_car_vllm.models.kv_cache import KvCache
 from langchain_car_vllm.server import Policy, ServerSpec, directory_of
 from langchain_car_vllm.server.client.ticket_file import TicketFile
+from langchain_car_vllm.server.client.use_mark import UseMark
+from langchain_car_vllm.server.client_record import request_mark
 from langchain_car_vllm.server.command import Launch, started_with
 from langchain_car_vllm.server.locks import close_lock, open_lock, try_exclusive
 from langchain_car_vllm.server.memory import memory_for
@@ -23,11 +28,12 @@ from langchain_car_vllm.server.supervisor.context import (
     SupervisorLock,
 )
 from langchain_car_vllm.server.supervisor.elastic_room import ElasticRoom
-from langchain_car_vllm.server.tickets import Rules, Ticket, decide, kv_tokens
+from langchain_car_vllm.server.tickets import Rules, Stage, Ticket, decide, kv_tokens
 
 GB = 10**9
 BUDGET = 24
 POLICY = Policy(idle_tick=0.0, memory_tick=0.0, drain_patience=1000.0)
+IMPATIENT = replace(POLICY, drain_patience=0.0)
 STEPS, SERVERS, LOOKS = 150, 4, 6
 numbers = itertools.count()
 
@@ -37,6 +43,7 @@ class SimulatedServer:
 
     def __init__(self, source: random.Random, number: int) -> None:
         self._source = source
+        self._policy = source.choice([POLICY, IMPATIENT])
         self._spec = ServerSpec(source=f"/model{number}", served_name=f"/model{number}")
         self.directory = directory_of(self._spec)
         self.directory.create()
@@ -67,7 +74,7 @@ class SimulatedServer:
         self.context = SupervisorContext(
             self.directory,
             self._spec,
-            POLICY,
+            self._policy,
             predecessor=read_state(self.directory.state),
             held=SupervisorLock(self._lock, f"tag{next(numbers)}"),
         )
@@ -111,6 +118,15 @@ class SimulatedServer:
         if may_enter:
             self.requests.append((TicketFile(str(self.directory.turns), ticket), ticket))
         return may_enter
+
+    @contextmanager
+    def ticket(self, tokens: int, stage: Stage) -> Iterator[None]:
+        """Show a request, whether there is room for it or not."""
+        order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(numbers)}"
+        ticket = Ticket(order, tokens, stage, self.context.state.generation)
+        file = TicketFile(str(self.directory.turns), ticket)
+        yield
+        file.tear_up()
 
     def answer(self) -> None:
         file, _ = self.requests.pop(self._source.randrange(len(self.requests)))
@@ -197,16 +213,94 @@ def check_quiet(servers: list[SimulatedServer]) -> None:
 def check_company_is_had(busy: SimulatedServer, ready: list[SimulatedServer]) -> None:
     """Where requests wait at one, it has its room in full, or the others have none to give."""
     assert busy.ask(1)
-    order = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(numbers)}"
-    waiting = Ticket(order, 1, "waiting", busy.context.state.generation)
-    file = TicketFile(str(busy.directory.turns), waiting)
-    for server in ready * LOOKS:
-        server.look(ready)
-        assert total(ready) <= BUDGET * GB
-    file.tear_up()
+    with busy.ticket(1, "waiting"):
+        for server in ready * LOOKS:
+            server.look(ready)
+            assert total(ready) <= BUDGET * GB
     others = [server.context.state for server in ready if server is not busy]
     free = BUDGET * GB - sum(state.reservation for state in others)
     most = busy.elastic._full
     if busy.context.state.reservation < most.needed and most.company:
         assert most.within(free).needed <= busy.context.state.reservation
         assert not sum(state.reservation - state.least for state in others if state.least)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SimulatedServer]]:
+    """Two servers that are ready, the later one with little of the company that it wants."""
+    monkeypatch.setenv("CAR_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", str(BUDGET))
+    servers = [SimulatedServer(random.Random(0), number) for number in range(2)]
+    kv = KvCache(163_840)
+    for server in servers:
+        server.full = memory_for(
+            2 * GB, kv, 32_768, batched=True, chunked=False, budget=BUDGET * GB
+        )
+        server.start()
+        while server.stage != "ready":
+            for each in servers:
+                each.look(servers)
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def look_while_company_is_wanted(giver: SimulatedServer, taker: SimulatedServer) -> None:
+    with taker.ticket(1, "answering"), taker.ticket(taker.room, "waiting"):
+        for server in [taker, giver] * LOOKS:
+            server.look([giver, taker])
+
+
+def test_company_is_given_by_a_server_with_one_request(pair: list[SimulatedServer]):
+    """What that one needs is kept in any case."""
+    giver, taker = pair
+    with giver.ticket(giver.full.context or 0, "answering"):
+        look_while_company_is_wanted(giver, taker)
+    assert giver.context.state.reservation < giver.full.needed
+    assert taker.context.state.reservation == taker.elastic._full.needed
+
+
+def test_requests_without_tickets_are_company(pair: list[SimulatedServer]):
+    """Nobody knows how many a program has that is not looked after: it keeps the room, and has it.
+
+    See `CAR_VLLM_MLX_ADMISSION`.
+    """
+    giver, taker = pair
+    before = giver.context.state.reservation
+    mark = UseMark(request_mark(giver.directory.clients))
+    mark.show()
+    look_while_company_is_wanted(giver, taker)
+    assert giver.context.state.reservation == before
+    assert not taker.context.state.shrinks
+    mark.close()
+    look_while_company_is_wanted(giver, taker)
+    assert giver.context.state.reservation < before
+    taker.stop()
+    taker.start()
+    mark.show()
+    for _ in range(LOOKS):
+        giver.look([giver])
+    mark.close()
+    assert giver.context.state.reservation == before
+
+
+def test_room_of_a_long_request_is_not_asked_for_again_and_again(pair: list[SimulatedServer]):
+    """It cannot be given before the answer has ended, so nobody looks for it meanwhile."""
+    giver, taker = pair
+    with giver.ticket((giver.full.context or 0) + 1, "answering"):
+        look_while_company_is_wanted(giver, taker)
+        assert not taker.context.state.shrinks
+    look_while_company_is_wanted(giver, taker)
+    assert taker.context.state.reservation == taker.elastic._full.needed
+
+
+def test_room_that_cannot_be_given_yet_is_looked_at_as_rarely_as_it_is_wanted(
+    pair: list[SimulatedServer],
+):
+    """Whoever wants it looks no sooner again, and an answer may take minutes."""
+    giver, taker = pair
+    key = giver.directory.key
+    with giver.ticket(giver.room, "answering"):
+        taker.context.update(shrinks={key: giver.context.state.least})
+        giver.context.inbox.shrink_requested = True
+        assert giver.elastic.seconds_to_next_look() == POLICY.memory_tick

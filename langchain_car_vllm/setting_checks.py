@@ -274,6 +274,8 @@ def _meant_url(shown: str) -> str | None:
     shown = shown.strip(_QUOTES)
     bare = re.sub(_BEGINNING, "", shown, flags=re.IGNORECASE).strip("/")
     scheme = "https" if re.match("https:?/", shown, re.IGNORECASE) else "http"
+    if set(bare) & set(_QUOTES):
+        return None
     meant = f"{scheme}://{bare}" if "/" in bare else f"{scheme}://{bare}/v1"
     with suppress(ValueError):
         if _is_address(meant) and not re.match(r"v\d+(/|$)", bare, re.IGNORECASE):

@@ -61,7 +61,7 @@ def test_a_start_that_fails_connects_to_nobody(fake: Fake, darwin_rules: Path):
 
 def test_doctor_finds_the_port_well(darwin_rules: Path):
     """The check of the held port is content, and connects to nobody in vain."""
-    assert "outlives" in dict(machine_checks.CHECKS)["port"]()
+    assert "kept after the server has ended" in dict(machine_checks.CHECKS)["port"]()
     assert darwin_rules.read_text() == ""
 
 

@@ -190,6 +190,15 @@ def test_company_is_left_to_a_server_that_has_some(models: list[ServerSpec]):
     assert state_of(idle).reservation == before[0].reservation
 
 
+def test_company_that_nobody_wants_is_taken(models: list[ServerSpec]):
+    """A long answer to a lone program may need it, too."""
+    for spec in models[:3]:
+        use(spec)
+    stop_server(directory_of(models[2]), policy=FAST)
+    eventually(lambda: BUDGET * GB - sum(set_aside()) < GB / 4, "the room to be taken")
+    assert {state.phase for _, state in running_servers()} == {"ready"}
+
+
 def test_rules_are_wide_again_after_a_start_that_gave_up(fake: Fake, models: list[ServerSpec]):
     """Of a model too whose conversations each have windows of their own."""
     (fake.root / "model0" / "config.json").write_text(json.dumps(WINDOWS))

@@ -105,8 +105,8 @@ def test_install_that_hangs_leaves_nobody(bare: Fake, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CAR_VLLM_MLX_DOWNLOAD_STALL", "2")
     with pytest.raises(ServerStartingError):
         lease(bare.spec(), policy=FAST, startup_timeout=0.5).__enter__()
+    assert bare.wait_for_phase("stopped").reason == "failed"
     bare.wait_until_unsupervised()
-    assert bare.state().reason == "failed"
     with pytest.raises(ProvisionError, match="did not answer"):
         lease(bare.spec(), policy=FAST).__enter__()
 

@@ -129,7 +129,7 @@ def test_a_repository_without_a_model_is_refused_before_an_install(hub: FakeHub)
     weights = hub.repositories[REPOSITORY] / "model.safetensors"
     weights.rename(weights.with_name("pytorch_model.bin"))
     spec = ServerSpec(REPOSITORY, REPOSITORY)
-    with pytest.raises(ModelDownloadError, match="PyTorch's") as caught, lease(spec, policy=FAST):
+    with pytest.raises(ModelDownloadError, match="PyTorch") as caught, lease(spec, policy=FAST):
         pass
     assert "MLX conversion" in (caught.value.hint or "")
     assert not (directory_of(spec).path / "download.log").exists()

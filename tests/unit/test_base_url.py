@@ -5,7 +5,7 @@ import warnings
 
 import httpx2
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from langchain_core.load import dumps, loads
 from unit.refusals import refused
@@ -59,6 +59,7 @@ SCHEMES = ["http", "https", "htps", ":", "/", "//", "://", '"', "'", "`", " "]
 PARTS = [*SCHEMES, "x", "v1", "/v1", ":8000", "u:p@", "[::1]", "?a", "#", "é", "\\", "."]
 
 
+@example(["[::1]", "/", "`", "http"])
 @given(st.lists(st.sampled_from(PARTS), max_size=7))
 def test_what_is_suggested_is_taken(written: list[str]):
     """No hint leads to the next error."""

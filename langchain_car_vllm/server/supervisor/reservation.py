@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import starmap
 from pathlib import Path
 
 from langchain_car_vllm.environment import inherited_environment
@@ -65,8 +66,8 @@ def grow_reservation(
 ) -> Memory:
     """Take what is free for a running server that has less than if it were alone.
 
-    Company is for requests beside another one: a server without such leaves it to others, and is
-    asked for what it has where requests wait. What starts wait for is theirs.
+    Company is for requests beside another one: a server without such leaves it to others that have
+    some, and is asked for what it has where requests wait. What starts wait for is theirs.
 
     Args:
         context: Of the server.
@@ -82,7 +83,8 @@ def grow_reservation(
             return memory
         others, shrinks = _others(context), {}
         others_wait = any(state.queued_at is not None for _, state in others)
-        if not others_wait and (_is_company(context.directory, tickets) or not others):
+        is_mine = _is_company(context.directory, tickets) or not any(starmap(_has_company, others))
+        if not others_wait and is_mine:
             free = budget_bytes() - sum(state.reservation for _, state in others)
             memory = max(memory, full.within(free), key=lambda each: each.needed)
             spare = _unused_room(others) if any(t.stage == "waiting" for t in tickets) else {}
@@ -116,6 +118,12 @@ def _is_room_unused(directory: ServerDirectory, state: State) -> bool:
         fits = most <= (state.serving.max_input_tokens or 0)
         return fits and not _is_company(directory, tickets)
     return False
+
+
+def _has_company(directory: ServerDirectory, state: State) -> bool:
+    with suppress(OSError):
+        return _is_company(directory, read_tickets(directory.turns, state.generation))
+    return True
 
 
 def _is_company(directory: ServerDirectory, tickets: Sequence[Ticket]) -> bool:

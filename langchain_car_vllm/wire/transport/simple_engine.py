@@ -6,6 +6,7 @@ such a failure before any text is a refusal, to be repeated.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -34,6 +35,7 @@ class _Line:
     def __init__(self) -> None:
         self.lock = ProcessLock(reentrant=False)
         self.cut_at: float | None = None
+        self.turns: list[_Turn] = []
 
 
 class _Turn:
@@ -41,6 +43,7 @@ class _Turn:
 
     def __init__(self, line: _Line) -> None:
         self.line = line
+        self.taker = _current()
         self.lock = ProcessLock(reentrant=False)
         self.is_held = True
 
@@ -48,6 +51,7 @@ class _Turn:
     def held(self) -> Iterator[None]:
         """Give the turn up at the end, and note an answer that a timeout or the user cut off."""
         _turns.set((*filter(_is_held, _turns.get()), self))
+        self.line.turns.append(self)
         try:
             yield
         except (ServerFailedError, Refusal):
@@ -57,6 +61,7 @@ class _Turn:
             raise
         finally:
             self.is_held = False
+            self.line.turns.remove(self)
 
 
 _lines: dict[str, _Line] = {}
@@ -73,9 +78,22 @@ def _line_of(endpoint: Endpoint) -> _Line | None:
 
 
 def _outer_turn(line: _Line) -> _Turn | None:
-    """Return the turn of the request that this one is made within, which would wait for itself."""
-    outer = [turn for turn in _turns.get() if turn.is_held and turn.line is line]
+    """Return the turn of the request that this one is made within, which would wait for itself.
+
+    A chain reads its model's stream in a context of its own, but in the thread of who reads it.
+    """
+    within, taker = _turns.get(), _current()
+    outer = [turn for turn in tuple(line.turns) if turn in within or turn.taker is taker]
     return outer[-1] if outer else None
+
+
+def _current() -> object:
+    """Return the task that runs now, outside of tasks the thread."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return task or threading.current_thread()
 
 
 @contextmanager

@@ -60,29 +60,43 @@ class Tokenizer:
         return [text] if text in self._words else list(text)
 
 
-def module_for(tokenizer: Tokenizer | None) -> types.SimpleNamespace:
-    """Return a server whose model has a tokenizer."""
+def module_for(tokenizer: Tokenizer | None, parser: str | None = None) -> types.SimpleNamespace:
+    """Return a server whose model has a tokenizer, and a parser of thoughts or none."""
 
     def build(engine, thinking_token_budget, *, inner=None):
-        return None if tokenizer is None else ("processor", thinking_token_budget, inner)
+        if tokenizer is None:
+            return None
+        return types.SimpleNamespace(
+            budget=thinking_token_budget, inner=inner, _content_phase_mask_ids=(1, 2)
+        )
+
+    def build_parser(engine=None):
+        return module._reasoning_parser
 
     module = types.SimpleNamespace(
-        _build_thinking_processor=build, _get_engine_tokenizer=lambda engine: tokenizer
+        _build_thinking_processor=build,
+        _build_reasoning_parser=build_parser,
+        _get_engine_tokenizer=lambda engine: tokenizer,
+        _reasoning_parser=parser,
     )
     thinking._force_tags_that_are_tokens.apply(module)
     return module
 
 
-@pytest.mark.parametrize(
-    ("words", "is_forced"),
-    [(("<think>", "</think>"), True), (("<think>",), False), (("</think>",), False), ((), False)],
-)
-def test_a_model_without_the_tags_is_forced_to_write_none(
-    words: tuple[str, ...], *, is_forced: bool
+@pytest.mark.parametrize("words", [("<think>", "</think>"), ("<think>",), ("</think>",), ()])
+@pytest.mark.parametrize("parser", [None, "glm4"])
+def test_a_model_that_does_not_think_is_forced_to_write_no_tag(
+    words: tuple[str, ...], parser: str | None
 ):
-    """It would write one into its answer, letter by letter."""
-    build = module_for(Tokenizer(words))._build_thinking_processor
-    assert build("engine", 16, inner="a") == (("processor", 16, "a") if is_forced else None)
+    """It would write one into its answer; one that thinks may begin words as tags begin."""
+    are_tokens = len(words) == 2
+    build = module_for(Tokenizer(words), parser)._build_thinking_processor
+    built = build("engine", 16, inner="a")
+    if parser is None and not are_tokens:
+        assert built is None
+    else:
+        assert (built.budget, built.inner) == (16, "a")
+        assert built._content_phase_mask_ids == ((1, 2) if are_tokens else ())
     assert module_for(None)._build_thinking_processor("engine", 16) is None
 
 

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,6 +18,7 @@ from fakes.dialect import Dialect
 from fakes.dialect_server import Server
 from fakes.reply import Reply
 from langchain_core.exceptions import ContextOverflowError, ModelRateLimitError
+from langchain_core.output_parsers import StrOutputParser
 from pydantic import BaseModel
 
 from langchain_car_vllm import ChatVllmMlx
@@ -448,7 +449,28 @@ def _invoked_in_a_thread(model: ChatVllmMlx) -> list[str]:
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("ask", [_invoked, _batched, _ainvoked, _abatched, _invoked_in_a_thread])
+def _invoked_within_a_chain(model: ChatVllmMlx) -> list[str]:
+    parts = (model | StrOutputParser()).stream("hi")
+    return [model.invoke("hi").text for _ in itertools.islice(parts, 2)]
+
+
+def _invoked_in_a_context(model: ChatVllmMlx) -> list[str]:
+    parts = itertools.islice(model.stream("hi"), 2)
+    return [Context().run(model.invoke, "hi").text for _ in parts]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        _invoked,
+        _batched,
+        _ainvoked,
+        _abatched,
+        _invoked_in_a_thread,
+        _invoked_within_a_chain,
+        _invoked_in_a_context,
+    ],
+)
 def test_a_call_within_an_answer_waits_for_the_engine_and_not_for_itself(ask):
     """In whatever task or thread it is made; several take turns among themselves."""
     dialect = SimpleEngine()
@@ -458,22 +480,19 @@ def test_a_call_within_an_answer_waits_for_the_engine_and_not_for_itself(ask):
     assert {text.strip() for text in texts} == {"one two three"}
 
 
-def test_streams_whose_steps_one_thread_takes_wait_for_each_other():
-    """As in a web application: the thread is the same, the requests have nothing to do with it."""
+def test_streams_whose_steps_one_thread_takes_are_all_answered():
+    """As in a web application: the engine is asked again until the answer before is sent."""
     dialect = SimpleEngine()
     with Server(dialect) as server:
         model = ChatVllmMlx(model="m", base_url=server.base_url, max_retries=0)
-        model.invoke("hi")
-        first, second = (partial(copy_context().run, next, model.stream("hi")) for _ in range(2))
+        streams = [model.stream("hi") for _ in range(3)]
+        steps = [partial(copy_context().run, next, stream, None) for stream in streams]
+        texts = [""] * len(steps)
         with ThreadPoolExecutor(1) as thread:
-            assert thread.submit(first).result().text == "one "
-            waiting = thread.submit(second)
-            with pytest.raises(TimeoutError):
-                waiting.result(timeout=0.5)
-            assert not dialect.refused
-            while first().text:
-                pass
-            assert waiting.result().text == "one "
+            for number in itertools.chain.from_iterable(itertools.repeat(range(len(steps)), 9)):
+                part = thread.submit(steps[number]).result()
+                texts[number] += part.text if part else ""
+    assert [text.strip() for text in texts] == ["one two three"] * 3
 
 
 def test_an_engine_that_stays_busy_is_told_with_the_cures():

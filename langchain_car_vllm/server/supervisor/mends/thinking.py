@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .mend import find, mend
+from .mend import find, find_names, mend
 
 _TAGS = ("<think>", "</think>")
 
@@ -31,21 +31,25 @@ def _count_answers_alone(module: Any) -> None:
 
 @mend("thinking-tags", "vllm_mlx.server", "vllm-mlx 0.6.0")
 def _force_tags_that_are_tokens(module: Any) -> None:
-    """Pass over a budget where a model's thoughts do not end with a token `</think>`.
+    """Pass over a budget where no token `</think>` ends a thought, and nothing reads thoughts.
 
-    vllm-mlx 0.6.0 writes the letters of that word into the answers of models that do not think, or
-    mark their thoughts otherwise, and then forbids them to begin any word with the first of them.
+    vllm-mlx 0.6.0 writes the letters of that word into the answers of models that do not think, and
+    then forbids any model without that token to begin a word with the first of them.
     """
     build = find(module, "_build_thinking_processor", "engine", "thinking_token_budget")
     find(module, "_get_engine_tokenizer", "engine")
+    find_names(find(module, "_build_reasoning_parser"), "_reasoning_parser")
 
     def built(engine: Any, *args: Any, **settings: Any) -> Any:
         processor = build(engine, *args, **settings)
         if processor is None:
             return None
         encode = module._get_engine_tokenizer(engine).encode
-        are_tokens = all(len(encode(tag, add_special_tokens=False)) == 1 for tag in _TAGS)
-        return processor if are_tokens else None
+        if any(len(encode(tag, add_special_tokens=False)) != 1 for tag in _TAGS):
+            if module._reasoning_parser is None:
+                return None
+            processor._content_phase_mask_ids = ()
+        return processor
 
     module._build_thinking_processor = built
 

@@ -17,7 +17,7 @@ def test_a_request_behind_another_says_that_it_waits(chat: Callable[..., ChatVll
 
     def listen(progress: Progress) -> None:
         heard.append(progress)
-        if progress.stage == "queued" and "turn" in progress.detail:
+        if progress.stage == "queued" and "waiting" in progress.detail:
             busy.close()
 
     waiting = chat(engine="simple", max_tokens=4, on_progress=listen)

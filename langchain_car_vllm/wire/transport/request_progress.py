@@ -116,12 +116,12 @@ def progress_of(
     """
     waiting = int(status.get("num_waiting") or 0)
     if waiting and not any(entry["phase"] == "queued" for entry in _entries(status)):
-        return Progress("queued", f"{waiting} requests are waiting")
+        return Progress("queued", f"requests waiting: {waiting}")
     if entry is None:
         return None
     stage = _STAGES[entry["phase"]]
     if stage == "queued":
-        return Progress(stage, f"{int(status.get('num_running') or 0)} requests are being answered")
+        return Progress(stage, f"requests being answered: {int(status.get('num_running') or 0)}")
     if stage == "generating":
         return Progress(stage)
     read = (each for each in _entries(status) if _STAGES[each["phase"]] == stage)

@@ -234,13 +234,13 @@ assert heard.wait(30)
             "3,266 tokens",
         ),
         ({"requests": [entry("prefill", 9.0), entry("generation", 1.9)]}, "generating", ""),
-        (queued(), "queued", "2 requests are being answered"),
+        (queued(), "queued", "requests being answered: 2"),
         (prefilling(), "prefill", "3,266 tokens, 3,252 of them from the cache"),
         ({"requests": [entry("prefill", 0.0, prompt_tokens=0)]}, "prefill", ""),
         (
             {"num_waiting": 2, "requests": [entry("generation", 1.0), entry("prefill", 0.0)]},
             "queued",
-            "2 requests are waiting",
+            "requests waiting: 2",
         ),
     ],
 )

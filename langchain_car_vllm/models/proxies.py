@@ -2,6 +2,7 @@
 
 import base64
 import socket
+import traceback
 import urllib.request
 from collections.abc import Mapping
 from functools import partial
@@ -91,8 +92,10 @@ def _connect_by_tunnel(
     tunnel.set_tunnel(host, port, dict(credentials))
     try:
         tunnel.connect()
-    except BaseException:
+    except BaseException as error:
         tunnel.close()
+        # Before Python 3.11.4 the proxy's refusal stays open there, and its socket with it.
+        traceback.clear_frames(error.__traceback__)
         raise
     return tunnel.sock
 

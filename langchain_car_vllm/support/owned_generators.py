@@ -12,7 +12,7 @@ from contextlib import suppress
 from sys import get_asyncgen_hooks, set_asyncgen_hooks
 from typing import Any, Generic, TypeVar
 
-_SHUTDOWN_SECONDS = 1.0
+_SHUTDOWN_SECONDS = 5.0
 T = TypeVar("T")
 
 

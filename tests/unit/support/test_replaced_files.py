@@ -129,7 +129,7 @@ def test_no_other_module_writes_a_draft_of_its_own():
     }
     assert found == {
         "support/replaced_files.py",
-        "server/client/place.py",  # a lock
+        "server/suspension.py",  # a lock
         "server/client/ticket_file.py",  # a ticket's name is its state
         "server/supervisor/child.py",  # a log that became long
         "server/supervisor/mends/importing.py",

@@ -18,7 +18,8 @@ from faults.support import FAST, PATIENCE, Fake, eventually
 from langchain_car_vllm import ChatVllmMlx, VllmMlxEmbeddings, VllmMlxReranker
 from langchain_car_vllm.server import stop_server
 from langchain_car_vllm.server.client_record import requesters
-from langchain_car_vllm.server.tickets import read_tickets
+from langchain_car_vllm.server.directory import ServerDirectory
+from langchain_car_vllm.server.tickets import Ticket, read_tickets
 
 
 @pytest.fixture
@@ -233,6 +234,10 @@ sys.stdin.read()
 """
 
 
+def live_tickets(directory: ServerDirectory) -> list[Ticket]:
+    return [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
+
+
 @pytest.mark.parametrize("multimodal", [False, True])
 def test_loop_that_ends_with_a_stream_open_says_nothing(
     fake: Fake, multimodal: bool, monkeypatch: pytest.MonkeyPatch
@@ -252,8 +257,8 @@ def test_loop_that_ends_with_a_stream_open_says_nothing(
         assert program.stdout is not None
         assert program.stdout.readline() == "ended\n"
         directory = fake.directory()
-        assert not requesters(directory.clients)
-        assert not [ticket for ticket in read_tickets(directory.turns, 1) if ticket.live]
+        eventually(lambda: not requesters(directory.clients), "the end of the requests")
+        eventually(lambda: not live_tickets(directory), "the end of the tickets")
         assert stop_server(directory, force=False, policy=FAST)
         assert not program.communicate(timeout=PATIENCE)[1]
 

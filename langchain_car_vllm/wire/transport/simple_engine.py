@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from operator import attrgetter
 
 from langchain_car_vllm.endpoint import Endpoint
 from langchain_car_vllm.support.process_state import ProcessLock, reset_after_fork
@@ -45,12 +44,20 @@ class _Turn:
         self.line = line
         self.taker = _current()
         self.lock = ProcessLock(reentrant=False)
-        self.is_held = True
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the request is under way."""
+        return self in self.line.turns
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Give the turn up at the end, and note an answer that a timeout or the user cut off."""
-        _turns.set((*filter(_is_held, _turns.get()), self))
+    def held(self, taken: ProcessLock | None) -> Iterator[None]:
+        """Give the turn up at the end, and note an answer that a timeout or the user cut off.
+
+        Args:
+            taken: The lock that was taken for it, None where there was no time left to wait for it.
+        """
+        _turns.set((*(turn for turn in _turns.get() if turn.is_held), self))
         self.line.turns.append(self)
         try:
             yield
@@ -60,14 +67,14 @@ class _Turn:
             self.line.cut_at = time.monotonic()
             raise
         finally:
-            self.is_held = False
             self.line.turns.remove(self)
+            if taken is not None:
+                taken.release()
 
 
 _lines: dict[str, _Line] = {}
 _turns: ContextVar[tuple[_Turn, ...]] = ContextVar("turns", default=())
 """Those within which a call is made."""
-_is_held = attrgetter("is_held")
 reset_after_fork(_lines.clear)
 
 
@@ -109,12 +116,8 @@ def turn(endpoint: Endpoint, deadline: float | None) -> Iterator[None]:
     lock = (_outer_turn(line) or line).lock
     timeout = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
     is_mine = lock.acquire(timeout=timeout)
-    try:
-        with _Turn(line).held():
-            yield
-    finally:
-        if is_mine:
-            lock.release()
+    with _Turn(line).held(lock if is_mine else None):
+        yield
 
 
 @asynccontextmanager
@@ -129,12 +132,8 @@ async def aturn(endpoint: Endpoint, deadline: float | None) -> AsyncIterator[Non
         if deadline is not None and time.monotonic() > deadline:
             break
         await asyncio.sleep(_PAUSE)
-    try:
-        with _Turn(line).held():
-            yield
-    finally:
-        if is_mine:
-            lock.release()
+    with _Turn(line).held(lock if is_mine else None):
+        yield
 
 
 def note_cut(endpoint: Endpoint) -> None:

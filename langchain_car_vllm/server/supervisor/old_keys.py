@@ -27,11 +27,12 @@ def remove_old_keys(own: ServerDirectory, lifetime: float) -> None:
         room = _MOST_CACHED - folder_size(own.prefix_caches)
         others = [(d.state.stat().st_mtime, d) for d in server_directories() if d.key != own.key]
         for last_word, directory in sorted(others, key=itemgetter(0), reverse=True):
-            if lifetime and time.time() - last_word > lifetime:
-                _remove_unused(directory, directory.path)
-            elif folder_size(directory.prefix_caches) > room:
-                _remove_unused(directory, directory.prefix_caches)
-            room -= folder_size(directory.prefix_caches)
+            is_old = bool(lifetime) and time.time() - last_word > lifetime
+            size = folder_size(directory.prefix_caches)
+            if is_old or size > room:
+                _remove_unused(directory, directory.path if is_old else directory.prefix_caches)
+                size = folder_size(directory.prefix_caches)
+            room -= size
 
 
 def _remove_unused(directory: ServerDirectory, folder: Path) -> None:

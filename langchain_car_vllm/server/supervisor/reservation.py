@@ -82,9 +82,10 @@ def grow_reservation(
         if not try_exclusive(lock):
             return memory
         others, shrinks = _others(context), {}
-        others_wait = any(state.queued_at is not None for _, state in others)
-        is_mine = _is_company(context.directory, tickets) or not any(starmap(_has_company, others))
-        if not others_wait and is_mine:
+        is_start_waiting = any(state.queued_at is not None for _, state in others)
+        if not is_start_waiting and (
+            _is_company(context.directory, tickets) or not any(starmap(_has_company, others))
+        ):
             free = budget_bytes() - sum(state.reservation for _, state in others)
             memory = max(memory, full.within(free), key=lambda each: each.needed)
             spare = _unused_room(others) if any(t.stage == "waiting" for t in tickets) else {}

@@ -1,16 +1,18 @@
 """The fault suite: every test proves at its end that no process of its own is left."""
 
 import secrets
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
-from faults.support import FAST, NONCE, Fake, bearers_of, eventually, processes_of
+from fakes.weights import write_sparse_weights
+from faults.support import FAST, NONCE, Fake, MakeModel, bearers_of, eventually, processes_of
 from faults.turns import admission, directory, server
 
-from langchain_car_vllm.server import running_servers, stop_server
+from langchain_car_vllm.server import ServerSpec, running_servers, stop_server
 
 __all__ = ["admission", "directory", "server"]
 
@@ -60,3 +62,18 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     finally:
         for process in [*bearers_of(nonce), *processes_of(tmp_path)]:
             process.kill()
+
+
+@pytest.fixture
+def make_model(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> MakeModel:
+    """Makes models of so many GB, with room for 2.6 GB; 0.26 GB of each are cache."""
+    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "2.6")
+    numbers = iter(range(100))
+
+    def make(gigabytes: float) -> ServerSpec:
+        folder = fake.root / f"sized{next(numbers)}"
+        shutil.copytree(fake.model, folder)
+        write_sparse_weights(folder / "model.safetensors", int(gigabytes * 1e9))
+        return fake.spec(source=str(folder), served_name=str(folder))
+
+    return make

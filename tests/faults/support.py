@@ -28,6 +28,7 @@ PATIENCE = 60.0
 NONCE = "VLLM_MLX_FAULT_SUITE"
 T = TypeVar("T")
 
+MakeModel = Callable[[float], ServerSpec]
 FAST = Policy(
     idle_tick=0.02,
     start_tick=0.01,

@@ -2,37 +2,17 @@
 
 import dataclasses
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
-from fakes.weights import write_sparse_weights
-from faults.support import FAST, Background, ClientProcess, Fake, ask, eventually
+from faults.support import FAST, Background, ClientProcess, Fake, MakeModel, ask, eventually
 
 from langchain_car_vllm.errors import ServerStoppedError
 from langchain_car_vllm.server import ServerSpec, directory_of, lease
 from langchain_car_vllm.server.locks import is_held, opened_lock
 from langchain_car_vllm.server.state import State, read_state
-
-MakeModel = Callable[[float], ServerSpec]
-
-
-@pytest.fixture
-def make_model(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> MakeModel:
-    """Makes models of so many GB, with room for 2.6 GB; 0.26 GB of each are cache."""
-    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "2.6")
-    numbers = iter(range(100))
-
-    def make(gigabytes: float) -> ServerSpec:
-        folder = fake.root / f"sized{next(numbers)}"
-        shutil.copytree(fake.model, folder)
-        write_sparse_weights(folder / "model.safetensors", int(gigabytes * 1e9))
-        return fake.spec(source=str(folder), served_name=str(folder))
-
-    return make
 
 
 def state_of(spec: ServerSpec) -> State:

@@ -1,5 +1,6 @@
 """A server that is kept in memory, as `car-vllm serve` does, while nobody asks anything of it."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes.weights import weights_of, write_sparse_weights
-from faults.support import FAST, ClientProcess, Fake, ask, eventually
+from fakes.weights import weights_of
+from faults.support import FAST, ClientProcess, Fake, MakeModel, ask, eventually
 
 from langchain_car_vllm.server import ServerSpec, directory_of, lease, running_servers, stop_server
 from langchain_car_vllm.server.client.keeper import Keeper
@@ -25,16 +26,9 @@ def keeper() -> Iterator[Keeper]:
 
 
 @pytest.fixture
-def models(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[ServerSpec]:
+def models(make_model: MakeModel) -> list[ServerSpec]:
     """Three models, with room for two; nobody wants them to stay."""
-    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "2.6")
-    specs = []
-    for number in range(3):
-        folder = fake.root / f"model{number}"
-        shutil.copytree(fake.model, folder)
-        write_sparse_weights(folder / "model.safetensors", 1_000_000_000)
-        specs.append(fake.spec(source=str(folder), served_name=str(folder), keep_alive=0.0))
-    return specs
+    return [dataclasses.replace(make_model(1.0), keep_alive=0.0) for _ in range(3)]
 
 
 def use(spec: ServerSpec, keeper: Keeper | None = None) -> None:

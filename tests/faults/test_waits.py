@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from fakes.weights import write_sparse_weights
 from faults.support import (
     FAST,
     PATIENCE,
     Background,
     ClientProcess,
     Fake,
+    MakeModel,
     ask,
     can_mount,
     eventually,
@@ -23,20 +23,14 @@ from faults.support import (
 
 from langchain_car_vllm.cli.machine_checks import CHECKS
 from langchain_car_vllm.errors import CarVllmError, StateDirectoryError
-from langchain_car_vllm.server import directory_of, lease, running_servers
+from langchain_car_vllm.server import ServerSpec, directory_of, lease, running_servers
 from langchain_car_vllm.server.state import read_state
 
 
 @pytest.fixture
-def models(fake: Fake, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CAR_VLLM_MLX_MEMORY_GB", "2.6")
-    specs = []
-    for number in range(4):
-        folder = fake.root / f"model{number}"
-        shutil.copytree(fake.model, folder)
-        write_sparse_weights(folder / "model.safetensors", 1_000_000_000)
-        specs.append(fake.spec(source=str(folder), served_name=str(folder)))
-    return specs
+def models(make_model: MakeModel) -> list[ServerSpec]:
+    """Four models, with room for two."""
+    return [make_model(1.0) for _ in range(4)]
 
 
 def test_two_processes_that_each_hold_one_model_and_want_a_third(fake: Fake, models):

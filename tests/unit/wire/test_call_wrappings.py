@@ -7,7 +7,7 @@ from fakes.calls import add, called, ways
 from fakes.reply import Reply
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.wire.test_text_calls import run
+from unit.wire.test_text_calls import in_pieces, run
 
 TEXTS = ["one", "{\n{two}}", "`", '"}}']
 WRAPPINGS = {
@@ -49,7 +49,7 @@ def test_nothing_stays_of_a_wrapping(wrapping, doubled, cut):
     """Whatever it is, and however it comes."""
     for behind in BEHIND:
         text = f"{wrapping.replace('{}', written('`', doubled=doubled), 1)}\n{behind}"
-        pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+        pieces = in_pieces(text, cut)
         assert run(pieces) == (behind, [made("`")]), text
 
 
@@ -65,7 +65,7 @@ def test_calls_of_any_braces_follow_each_other(calls, joint, wrapping, behind, c
     joint = ", " if wrapping == "[{}]" else joint
     inner = joint.join(written(text, doubled=doubled) for text, doubled in calls)
     text = f"{wrapping.replace('{}', inner, 1)}\n{behind}"
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == (behind, [made(text) for text, _ in calls])
 
 
@@ -86,7 +86,7 @@ def test_line_breaks_in_a_text_are_its_own(serve, wrapping):
 @pytest.mark.parametrize("cut", [1, 2, 1000])
 def test_marks_around_other_text_stay(text, cut):
     """Not a letter is lost."""
-    assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == (text, [])
+    assert run(in_pieces(text, cut)) == (text, [])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_marks_around_other_text_stay(text, cut):
 def test_tildes_begin_no_code(before, wrapping, cut):
     """Models lengthen a sound with them, and may call a tool behind it, or behind code."""
     text = before + wrapping.replace("{}", written("`", doubled=False))
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == (before.rstrip(), [made("`")])
 
 
@@ -129,7 +129,7 @@ def test_tildes_begin_no_code(before, wrapping, cut):
 def test_code_in_code_stays_and_a_call_behind_it_is_one(code, wrapping, cut):
     """The outer code has the inner one, and ends where it ends itself."""
     text = f"{code}\nNow." + wrapping.replace("{}", written("`", doubled=False))
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == (f"{code}\nNow.", [made("`")])
 
 
@@ -148,5 +148,5 @@ def test_code_in_code_stays_and_a_call_behind_it_is_one(code, wrapping, cut):
 def test_code_behind_a_call_keeps_its_marks(behind, wrapping, cut):
     """Also where the tokens ran out before its end."""
     text = f"{wrapping.replace('{}', written('`', doubled=False))}\n\n{behind}"
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == (behind, [made("`")])

@@ -120,6 +120,11 @@ UNTIDY = {
 }
 
 
+def in_pieces(text, size):
+    """Return a text as it may come in a stream."""
+    return [text[i : i + size] for i in range(0, len(text), size)]
+
+
 def run(pieces, names=NAMES):
     """Return the text and the calls that come out."""
     holdback = TextCallFilter(names)
@@ -133,7 +138,7 @@ def run(pieces, names=NAMES):
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 1000])
 def test_a_call_in_any_form_becomes_the_call(text, cut):
     """Whether it comes whole or letter by letter."""
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == ("", [("add", CALL["arguments"])])
 
 
@@ -144,7 +149,7 @@ def test_nothing_stays_of_untidy_tags(form):
         text = form.replace("{}", written)
         calls = [("add", CALL["arguments"])] * form.count("{}")
         for cut in (1, 3, 1000):
-            assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == ("", calls)
+            assert run(in_pieces(text, cut)) == ("", calls)
 
 
 def test_a_tag_in_an_argument_is_no_end():
@@ -159,7 +164,7 @@ def test_a_tag_in_an_argument_is_no_end():
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 1000])
 def test_other_text_stays_as_it_is(text, cut):
     """Not a letter is lost or added."""
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == (text, [])
 
 
@@ -168,7 +173,7 @@ def test_other_text_stays_as_it_is(text, cut):
 def test_a_call_behind_json_is_a_call(before, cut):
     """Also where the JSON before it ends as none does: only what is in it is text."""
     text = f"{before}\n<tool_call>\n{TEXT}\n</tool_call>"
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     told, calls = run(pieces)
     assert (told.rstrip(), calls) == (before, [("add", CALL["arguments"])])
 
@@ -178,7 +183,7 @@ def test_a_call_behind_json_is_a_call(before, cut):
 def test_a_bare_call_behind_json_without_an_end_is_a_call(before, cut):
     """A value does not follow another one without a comma, so it is not of that JSON."""
     text = f"{before}\n{TEXT}"
-    told, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
+    told, calls = run(in_pieces(text, cut))
     assert (told.rstrip(), calls) == (before, [("add", CALL["arguments"])])
 
 
@@ -200,7 +205,7 @@ def test_a_bare_call_behind_json_without_an_end_is_a_call(before, cut):
 def test_calls_of_a_message_that_a_model_wrote_out_are_calls(written, said, cut):
     """Small models imitate the whole answer of an API, or a step of former agents."""
     text = json.dumps({"role": "assistant", "content": None, **written})
-    assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == (
+    assert run(in_pieces(text, cut)) == (
         said,
         [("add", CALL["arguments"])],
     )
@@ -221,7 +226,7 @@ MESSAGE = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 @pytest.mark.parametrize("cut", [1, 5, 1000])
 def test_messages_that_are_shown_call_nothing(text, cut):
     """An example of an API in a code block, or a document that has parts."""
-    assert run([text[i : i + cut] for i in range(0, len(text), cut)]) == (text, [])
+    assert run(in_pieces(text, cut)) == (text, [])
 
 
 @pytest.mark.parametrize(
@@ -238,7 +243,7 @@ def test_other_messages_flow_on_at_once(begun):
 def test_nothing_of_another_object_with_calls_is_lost(beside, cut):
     """What is no message stays, and what it says of calls is called."""
     text = json.dumps({"role": "assistant", **beside, "tool_calls": [CALL]})
-    told, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
+    told, calls = run(in_pieces(text, cut))
     assert told.startswith('{"role": "assistant", ')
     assert calls[0] == ("add", CALL["arguments"])
 
@@ -254,7 +259,7 @@ def test_a_call_may_take_what_a_definition_has(properties):
 def test_a_call_in_a_tag_of_calls_is_one_within_other_json(cut):
     """The tag says that it is meant."""
     text = f'<tool_call>\n{{"action": {TEXT}}}\n</tool_call>'
-    _, calls = run([text[i : i + cut] for i in range(0, len(text), cut)])
+    _, calls = run(in_pieces(text, cut))
     assert calls == [("add", CALL["arguments"])]
 
 
@@ -262,7 +267,7 @@ def test_a_call_in_a_tag_of_calls_is_one_within_other_json(cut):
 def test_text_before_calls_stays_and_calls_may_follow_each_other(cut):
     """A sentence, then two calls."""
     text = f"I will add.\n\n```json\n{TEXT}\n```\n{TEXT}\n"
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == ("I will add.", [("add", CALL["arguments"])] * 2)
 
 
@@ -340,7 +345,7 @@ def test_no_text_is_ever_lost(pieces):
 def test_braces_are_read_leniently_and_none_stays(wrapping, written, cut):
     """Doubled, missing or one too many, in every wrapping: the call, and nothing of it as text."""
     text = wrapping.replace("{}", written)
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == ("", [("add", CALL["arguments"])])
 
 
@@ -348,7 +353,7 @@ def test_braces_are_read_leniently_and_none_stays(wrapping, written, cut):
 def test_text_around_a_lenient_call_stays(cut):
     """A sentence before and one behind, without the braces in between."""
     text = f"I will add. {DOUBLED}}}}}\nDone."
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == ("I will add.Done.", [("add", CALL["arguments"])])
 
 
@@ -392,7 +397,7 @@ def test_any_arguments_survive_any_braces(arguments, wrapping, more, doubled, cu
     written = f"{{{inner}}}" if doubled else inner
     written = written[:more] if more < 0 else written + "}" * more
     text = wrapping.replace("{}", written, 1)
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == ("", [("add", arguments)])
 
 
@@ -401,7 +406,7 @@ def test_any_arguments_survive_any_braces(arguments, wrapping, more, doubled, cu
 def test_brackets_before_a_tag_are_text(before, cut):
     """The last of them may be the tag's own."""
     text = f'{before}[TOOL_CALLS]{{"name": "add", "arguments": {{"a": 1}}}}'
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    pieces = in_pieces(text, cut)
     assert run(pieces) == (before.rstrip(), [("add", {"a": 1})])
 
 
